@@ -14,8 +14,7 @@ from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.first_steps import FirstSteps
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.parameter_writes import Overwritten
-from deconv_cli.gradients.reruns import Repetition, Response
+from deconv_cli.gradients.reruns import Overwritten, Repetition, Response
 from deconv_cli.gradients.stray_weights import Unregistered
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from

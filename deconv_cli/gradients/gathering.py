@@ -18,11 +18,16 @@ from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.fix_trial import find_failing_fixes
 from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
-from deconv_cli.gradients.non_finite_sources import find_non_finite_sources
 from deconv_cli.gradients.other_batches import find_reached_by_others
-from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
-from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
+from deconv_cli.gradients.reruns import (
+    describe_randomness,
+    find_moved_from_outside,
+    find_non_finite_sources,
+    find_overwritten,
+    measure_responses,
+    repeat,
+)
 from deconv_cli.gradients.stray_weights import find_unregistered
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import norm_of

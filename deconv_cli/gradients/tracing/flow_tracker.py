@@ -27,7 +27,6 @@ from deconv_cli.gradients.tracing.forward_trace import (
     TensorHook,
     TracedTensor,
 )
-from deconv_cli.gradients.tracing.non_finite_origins import record_origin
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
     FILLING,
@@ -322,3 +321,21 @@ class FlowTracker:
 
 def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+
+
+def record_origin(
+    log: OperationLog, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
+) -> None:
+    """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
+    if _are_finite(inputs) and not _are_finite(outputs):
+        log.origins.append(operation)
+    elif _hold_nan(outputs) and not _hold_nan(inputs):
+        log.nan_origins.append(operation)
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
+
+
+def _hold_nan(tensors: list[torch.Tensor]) -> bool:
+    return any(bool(tensor.isnan().any()) for tensor in tensors if tensor.is_floating_point())

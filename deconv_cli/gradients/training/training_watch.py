@@ -25,8 +25,7 @@ from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.called_module import reached_by_other_data, try_batch_of
-from deconv_cli.gradients.training.carried_graph import CarriedGraph
-from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
+from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
 from deconv_cli.gradients.training.training_events import (
