@@ -122,6 +122,10 @@ class Evidence:
         found = self.comparison(name)
         return found.outcome if found is not None else None
 
+    def differs(self, name: str) -> bool:
+        """Return whether a gradient differs from finite differences."""
+        return self.outcome(name) is Outcome.DIFFERS
+
     def second_comparison(self, name: str) -> Comparison | None:
         """Return how a second derivative compares with finite differences, None where it was not compared."""
         return self.double.second.get(name) if self.double is not None else None
@@ -161,5 +165,5 @@ class Evidence:
         second = self.second_comparison(name)
         is_curved_wrongly = second is not None and second.outcome is Outcome.DIFFERS
         is_compared = name in self.double.results
-        is_wrong = self.outcome(name) is Outcome.DIFFERS or bool(self.wrong_inputs_before(name))
+        is_wrong = self.differs(name) or bool(self.wrong_inputs_before(name))
         return is_compared and not is_wrong and not is_curved_wrongly

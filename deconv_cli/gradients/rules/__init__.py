@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from deconv_cli.gradients.rules.wrong import describe_difference
 from deconv_cli.registry import Part, Registry
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "zero-by-construction": f"{_HERE}.zero_gradient:find_zero_by_construction",
         "zero-at-start": f"{_HERE}.vanishing:find_zero_at_start",
         "zero": f"{_HERE}.zero_gradient:find_zero",
-        "noisy": f"{_HERE}.noisy:find_noisy",
-        "wrong-function": f"{_HERE}.wrong_function:find_wrong_function",
+        "noisy": f"{_HERE}.compared:find_noisy",
+        "wrong-function": f"{_HERE}.wrong:find_wrong_function",
         "substituted": f"{_HERE}.substituted:find_substituted",
         "renormed": f"{_HERE}.substituted:find_renormed",
         "limited-by-hook": f"{_HERE}.substituted:find_limited_by_hook",
@@ -82,8 +81,8 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
         "loss-input": f"{_HERE}.loss_input:find_loss_input",
         "exploding-through-time": f"{_HERE}.vanishing:find_exploding_through_time",
         "in-place": f"{_HERE}.in_place:find_in_place_in_model",
-        "noisy": f"{_HERE}.noisy:find_noisy_model",
-        "wrong-function": f"{_HERE}.wrong_function:find_wrong_function_in_model",
+        "noisy": f"{_HERE}.compared:find_noisy_model",
+        "wrong-function": f"{_HERE}.wrong:find_wrong_function_in_model",
         "detached-on-purpose": f"{_HERE}.detached:find_detached_on_purpose",
         "batch-leak": f"{_HERE}.batch_leak:find_batch_leak",
     },
@@ -117,7 +116,7 @@ def find_for_parameter(evidence: Evidence, name: str) -> Finding:
     for rule in GRADIENT_RULES:
         found = GRADIENT_RULES[rule](evidence, name)
         # Where autograd and finite differences differ, what is no fault has to say why.
-        if found is not None and (found.is_fault or found.detail or not describe_difference(evidence, name)):
+        if found is not None and (found.is_fault or found.detail or not evidence.differs(name)):
             return found
     raise LookupError(f"no rule finds anything for '{name}'")
 

@@ -20,11 +20,11 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.findings import Verdict, first_line
 from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.other_batches import reached_by_other_data, try_batch_of
 from deconv_cli.gradients.stray_weights import ids_past_registration
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
-from deconv_cli.gradients.training.called_module import reached_by_other_data, try_batch_of
 from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
