@@ -25,7 +25,7 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
 
 def _beside(evidence: Evidence, name: str) -> str:
     """Write the numbers that differ beside the reason why that proves nothing."""
-    return ": ".join(filter(None, (_NO_JUDGE, describe_difference(evidence, name))))
+    return ": ".join(filter(None, (_NO_JUDGE, describe_difference(evidence, name).replace("are wrong", "differ"))))
 
 
 def _cause(item: WrongInput) -> Cause:

@@ -192,13 +192,17 @@ class Tape(TorchFunctionMode):
         bare = name.strip("_")
         if name in MADE_OF_VALUES:
             self._made_of_values[result] = self._count
-        elif name == "grad" or (name in PAST_AUTOGRAD and any(own in self._gradients for own in inputs)):
+        elif name == "grad" and not self._locator.runs_library():
+            self._gradients[result] = 1
+        elif not len(self._gradients):
+            return
+        elif name in PAST_AUTOGRAD and inputs[0] in self._gradients:
             self._gradients[result] = 1
         elif bare in _SQUARES and all(own in self._gradients for own in inputs):
             self._gradients[result] = 2
         elif any(self._gradients.get(own) == 2 for own in inputs) and inputs[-1].shape == result.shape:
             self._gradients[result] = 2
-            if bare in ("add", "iadd") and not self._locator.runs_library():
+            if bare in ("add", "iadd"):
                 self.adds_squares = self.adds_squares or self._locator.here()
 
     def was_made_of_values(self, tensor: torch.Tensor) -> int:

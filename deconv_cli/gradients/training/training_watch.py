@@ -334,9 +334,11 @@ class TrainingWatch:
 
     def _is_waiting_for_gradients(self) -> bool:
         """Tell whether a weight that nothing uses in the pass that was checked may still be used in a later one."""
+        held = frozenset().union(*self.events.held.values())
+        waited_for = held - self.events.reached - self.events.reached_by_others
         return any(
             found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
-            and id(checked.subject.parameters[found.name]) not in self.events.reached | self.events.reached_by_others
+            and id(checked.subject.parameters[found.name]) in waited_for
             for checked in self.passes
             for found in checked.report.parameters
         )
