@@ -84,7 +84,7 @@ def test_a_sound_script_is_not_accused(name, mode, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "mode"), marked([pair for pair in SOUND if pair[1] == RUN], QUICK_SOUND))
+@pytest.mark.parametrize(("name", "mode"), marked([pair for pair in SOUND if pair[1] == RUN], ("dcgan",)))
 def test_watching_changes_nothing(name, mode, tmp_path):
     """The loss of the last turn is the same to the bit, and random numbers go on as they would have."""
     path = tmp_path / "train.py"

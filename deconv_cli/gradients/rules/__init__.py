@@ -1,7 +1,8 @@
 """The rules of the gradient checker, in order of precedence.
 
-The first rule that finds something for a parameter decides. Each is a function of its own file: evidence and the name
-of a parameter in, a finding with its suggestion out, or None. Rules that a caller registers are asked first::
+The first rule that finds something for a parameter decides. Each is a function: evidence and the name of a parameter
+in, a finding with its suggestion out, or None. Rules that share a cause share a file. Rules that a caller registers are
+asked first::
 
     deconv_cli.GRADIENT_RULES.register("too-large", find_too_large)
 """

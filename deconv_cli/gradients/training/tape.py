@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deconv_cli.gradients.subject import untouched_generators
 from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
@@ -180,7 +181,7 @@ class Tape(TorchFunctionMode):
         """Write to a weight while a module runs, and try whether writing once more would change it further."""
         before, result, once = weight.detach().clone(), write(), weight.detach().clone()
         if not torch.equal(before, once):
-            with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError):
+            with untouched_generators(), contextlib.suppress(RuntimeError):
                 write()
             if not torch.equal(weight.detach(), once):
                 self.changed_inside[weight] = self._locator.here()
