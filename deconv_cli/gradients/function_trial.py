@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors_in import real
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
@@ -193,7 +193,7 @@ class _Collecting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run one function."""
         result = func(*args, **(kwargs or {}))
-        self.tensors += [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]
+        self.tensors += real(result)
         return result
 
 
@@ -244,11 +244,6 @@ def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:
     return {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in positions}
-
-
-def real(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401  whatever a Function gives
-    """List the floating-point tensors among outputs."""
-    return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
 def differentiate(

@@ -20,6 +20,11 @@ def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that
     return tensors
 
 
+def real(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
+    """List the floating-point tensors in what holds tensors."""
+    return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+
+
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """Convert a tensor to double precision, complex where it is complex; sparse ones are made dense."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()

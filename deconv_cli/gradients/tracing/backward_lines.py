@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from deconv_cli.gradients.tensors_in import real
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 
 
@@ -88,7 +89,9 @@ class BackwardSource:
         part = self._stacked_part(block) if block else None
         behind = _slice(assigned, [part] if part is not None else goals)
         cleared = _slice(assigned, [self._returned(position) for position in right])
-        computing = {line: found for line, found in values.items() if line not in self._aliases()}
+        nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.Assign)]
+        renaming = {node.lineno for node in nodes if isinstance(node.value, ast.Name)}
+        computing = {line: found for line, found in values.items() if line not in renaming}
         for line, names, read in assigned:
             found, is_updated = values.get(line, []), _is_updated(names, assigned)
             others = [other[-1] for n, other in computing.items() if n != line and line in computing]
@@ -116,8 +119,8 @@ class BackwardSource:
             if frame.f_code is not code:
                 return None
             if event in ("line", "return"):
-                found = [frame.f_locals.get(name) for name in names.get(last, ())]
-                values.setdefault(last, []).extend(v.detach().clone() for v in found if isinstance(v, torch.Tensor))
+                found = real([frame.f_locals.get(name) for name in names.get(last, ())])
+                values.setdefault(last, []).extend(value.detach().clone() for value in found)
                 last = frame.f_lineno - shift
             return trace
 
@@ -128,13 +131,6 @@ class BackwardSource:
         finally:
             sys.settrace(kept)
         return {line: found for line, found in values.items() if found}
-
-    def _aliases(self) -> set[int]:
-        """List the lines that give another name to a value."""
-        plain = (
-            node for node in ast.walk(self._tree) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)
-        )
-        return {node.lineno for node in plain}
 
     def _stacked_part(self, block: tuple[int, int]) -> ast.expr | None:
         """Find what is stacked as one of several blocks."""

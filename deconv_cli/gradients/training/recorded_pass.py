@@ -56,7 +56,7 @@ class RecordedPass(nn.Module):
         self._first_values = tape.first_values
         # No dictionary, which would be taken for a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
-        last_made = max(map(tape.was_made_of_values, self._constants.values()), default=-1)
+        last_made = max((tape.made_of_values.get(constant, -1) for constant in self._constants.values()), default=-1)
         self.returned = frozenset(str(entry.location) for entry in tape.numbers if entry.order < last_made)
         self.read_elsewhere = {
             name: tape.last_use[parameter] for name, parameter in self.named_parameters() if parameter in tape.last_use

@@ -100,6 +100,7 @@ class Tape(TorchFunctionMode):
         suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
         last_use: where each leaf was read last while gradients were on.
         written_inside: where weights, or their `.data`, may have been written to while a module ran.
+        made_of_values: the order in which tensors were made of plain numbers or arrays.
         adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
         changed_inside: where a module changed weights in this pass, by a line that changes them further each time.
         numbers: recent operations at which a tensor became a plain number.
@@ -117,7 +118,7 @@ class Tape(TorchFunctionMode):
         self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._known = WeakIdKeyDictionary()
         self._weights: dict[int, tuple[StorageWeakRef, weakref.ref[torch.Tensor]]] = {}
-        self._made_of_values = WeakIdKeyDictionary()
+        self.made_of_values = WeakIdKeyDictionary()
         self._gradients = WeakIdKeyDictionary()
         self.adds_squares: CodeLocation | None = None
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
@@ -192,7 +193,7 @@ class Tape(TorchFunctionMode):
         """Note tensors made of plain numbers or an array, and where squares of gradients are added up."""
         bare = name.strip("_")
         if name in MADE_OF_VALUES:
-            self._made_of_values[result] = self._count
+            self.made_of_values[result] = self._count
         elif name == "grad" and not self._locator.runs_library():
             self._gradients[result] = 1
         elif not len(self._gradients):
@@ -205,10 +206,6 @@ class Tape(TorchFunctionMode):
             self._gradients[result] = 2
             if bare in ("add", "iadd"):
                 self.adds_squares = self.adds_squares or self._locator.here()
-
-    def was_made_of_values(self, tensor: torch.Tensor) -> int:
-        """Return the order in which a tensor was made of plain numbers or an array; -1 where it was not."""
-        return int(self._made_of_values.get(tensor, -1))
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor."""
