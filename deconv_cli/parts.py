@@ -120,7 +120,7 @@ SCHEDULERS: Registry[Any] = Registry(
     "scheduler",
     {
         "serial": "deconv_cli.schedulers.serial:SerialScheduler",
-        "threads": "deconv_cli.schedulers.thread_pool:ThreadPool",
+        "threads": "deconv_cli.schedulers.serial:ThreadPool",
         "processes": "deconv_cli.schedulers.process_pool:ProcessPool",
         "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
     },

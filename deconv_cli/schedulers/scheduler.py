@@ -10,8 +10,41 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from deconv_cli.errors import DeconvError, WorkerError
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.errors import DeconvError, UsageError, WorkerError
+from deconv_cli.parts import SCHEDULERS
+
+
+@dataclass(frozen=True)
+class WorkSettings:
+    """Processes of this machine, a cluster of its own, or one that is running; by default this process alone.
+
+    Attributes:
+        jobs: processes of this machine; one is this process.
+        cluster: a cluster that lasts as long as the run, as `local:4`.
+        scheduler: address of a running cluster, as `tcp://host:8786`, or the file that its scheduler wrote it to.
+        threads: of this process, each of which does a piece by itself; one is this process as it is.
+        device: type of the device of the arithmetic; each process of this machine has a GPU to itself.
+
+    Raises:
+        UsageError: more than one of the first four is given.
+    """
+
+    jobs: int | None = None
+    cluster: str | None = None
+    scheduler: str | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("jobs", "cluster", "scheduler", "threads") if getattr(self, name) is not None]
+        if len(given) > 1:
+            named = " and ".join(f"{name}={getattr(self, name)}" for name in given)
+            raise UsageError(f"{named} each say who does the work; give one of them.")
+        for name in ("jobs", "threads"):
+            n = getattr(self, name)
+            if n is not None and n < 1:
+                raise UsageError(f"{name} must be a positive whole number, but is {n}.")
+
 
 Result = TypeVar("Result")
 
@@ -131,3 +164,17 @@ def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]
         cause = failure if error is None else error
         return Finished(number, error=RuntimeError(f"{type(cause).__name__}: {cause}"))
     return finished
+
+
+def start_scheduler(settings: WorkSettings) -> Scheduler:
+    """Start the first registered scheduler that covers the settings.
+
+    Raises:
+        UsageError: none does, or a package is missing.
+        WorkerError: there is no cluster where the settings say.
+    """
+    for name in SCHEDULERS:
+        kind: type[Scheduler] = SCHEDULERS[name]
+        if kind.covers(settings):
+            return kind.open(settings)
+    raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
