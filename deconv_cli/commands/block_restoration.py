@@ -191,7 +191,7 @@ class BlockRestoration:
     ) -> BlockReconstruction:
         """Restore the blocks that this run is for, and say how far it is."""
         from deconv_cli.report.block_record import describe_block_run
-        from deconv_cli.schedulers.job_array import JobShare
+        from deconv_cli.schedulers.scheduler import JobShare
 
         share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
         n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks

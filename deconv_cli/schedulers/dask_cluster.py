@@ -25,8 +25,7 @@ from typing import Any, Generic, Self
 
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
 from deconv_cli.schedulers.dask_piece import Piece
-from deconv_cli.schedulers.machine_share import MachineShare
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, WorkSettings
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, MachineShare, Result, Scheduler, WorkSettings
 
 SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""

@@ -1,17 +1,73 @@
-"""What every scheduler does: call a task with each of many numbers, in any order, anywhere."""
+"""What every scheduler does: call a task with each of many numbers, in any order, anywhere.
+
+`WorkSettings` is what a person may choose, `MachineShare` what one of several workers takes of its machine.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from deconv_cli.errors import DeconvError, UsageError, WorkerError
 from deconv_cli.parts import SCHEDULERS
+from deconv_cli.vocabulary import shortened
+
+
+@dataclass(frozen=True)
+class MachineShare:
+    """What each of several workers of a machine takes.
+
+    Attributes:
+        n_threads: of its arithmetic.
+        has_gpu: whether it computes on a GPU of its own.
+    """
+
+    n_threads: int
+    has_gpu: bool = False
+
+    @classmethod
+    def of(cls, n_workers: int, device: str) -> MachineShare:
+        """Divide this machine: the threads that torch takes here, and its GPUs.
+
+        Raises:
+            UsageError: the arithmetic runs on GPUs, of which there are fewer than workers.
+        """
+        import torch
+
+        n_threads = max(1, torch.get_num_threads() // n_workers)
+        if device != "cuda":
+            return cls(n_threads)
+        n_gpus = torch.cuda.device_count()
+        if n_workers > n_gpus:
+            raise UsageError(
+                f"each process has a GPU to itself, but there are {n_workers} processes and {n_gpus} GPUs; start "
+                f'{n_gpus} at most, or compute with device="cpu".'
+            )
+        return cls(n_threads, has_gpu=True)
+
+    def take(self, place: int) -> None:
+        """Make the calling thread, and libraries that are not loaded yet, take no more.
+
+        Args:
+            place: which worker of the machine this is.
+        """
+        os.environ["OMP_NUM_THREADS"] = str(self.n_threads)
+        if self.has_gpu:
+            import torch
+
+            torch.cuda.set_device(place)
+        if "torch" in sys.modules:  # else it reads the variable when it is loaded, which a short task need not do
+            import torch
+
+            torch.set_num_threads(self.n_threads)
 
 
 @dataclass(frozen=True)
@@ -178,3 +234,39 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
         if kind.covers(settings):
             return kind.open(settings)
     raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+
+
+@dataclass(frozen=True)
+class JobShare:
+    """One of N jobs that each do their share of the same pieces of work.
+
+    Attributes:
+        job: which one, from 1 to `n_jobs`.
+        n_jobs: how many there are.
+    """
+
+    job: int
+    n_jobs: int
+
+    @classmethod
+    def parse(cls, text: str) -> JobShare:
+        """Read `i/N`.
+
+        Raises:
+            UsageError: it is something else, or i is not from 1 to N.
+        """
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(
+                f"block_range must be i/N, the job i of N jobs with i from 1 to N, but is '{shortened(text)}'; number "
+                "the jobs of an array from 1."
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def of(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Give the numbers of this job: neighbors, which read the same parts of a file, as many as every other job."""
+        first, end = ((job * len(numbers)) // self.n_jobs for job in (self.job - 1, self.job))
+        return numbers[first:end]
+
+    def __str__(self) -> str:
+        return f"{self.job}/{self.n_jobs}"

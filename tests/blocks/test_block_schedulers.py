@@ -26,9 +26,8 @@ from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
-from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.process_pool import ProcessPool
-from deconv_cli.schedulers.scheduler import WorkSettings
+from deconv_cli.schedulers.scheduler import JobShare, WorkSettings
 from deconv_cli.schedulers.serial import SerialScheduler, ThreadPool
 from deconv_cli.settings import ReconstructionSettings
 

@@ -4,9 +4,8 @@ import pytest
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.process_pool import ProcessPool
-from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
+from deconv_cli.schedulers.scheduler import JobShare, WorkSettings, start_scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
 
 
