@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.report.drawing import data_uri
-from deconv_cli.report.png_encoder import encode_png
 
 # Longest side of a picture in pixels: at most, and at least.
 MAX_SIDE = 1024
@@ -131,3 +132,37 @@ def encode_hatching(mask: Tensor, side: int, period: int | None = None) -> bytes
     stripe = (torch.arange(height)[:, None] + torch.arange(width)) % period < (period + 2) // 3
     palette = torch.tensor([[0, 0, 0], [230, 159, 0]], dtype=torch.uint8)
     return encode_png((masked & stripe).to(torch.uint8), palette, bytes([0, 255]))
+
+
+GRAY, RGB, PALETTE = 0, 2, 3
+FILTER_UP = 2
+
+
+def encode_png(samples: Tensor, palette: Tensor | None = None, alpha: bytes = b"") -> bytes:
+    """Encode samples of 8 bits.
+
+    Args:
+        samples: uint8, shape `(H, W)` or `(H, W, 3)`.
+        palette: uint8, shape `(n, 3)`: the colors that `(H, W)` samples stand for.
+        alpha: opacity of the first colors of the palette, a byte each.
+
+    Returns:
+        The whole file (Portable Network Graphics Specification, third edition, 2025).
+    """
+    height, width = samples.shape[:2]
+    color_type = RGB if samples.ndim == 3 else GRAY if palette is None else PALETTE
+    lines = samples.contiguous().reshape(height, -1)
+    if color_type != PALETTE:
+        # The difference to the line above is what compresses in a photograph; numbers of colors have none.
+        lines = torch.cat([lines[:1], lines[1:] - lines[:-1]])
+    kind = torch.full((height, 1), 0 if color_type == PALETTE else FILTER_UP, dtype=torch.uint8)
+    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0))]
+    if palette is not None:
+        chunks.append(_chunk(b"PLTE", bytes(palette.flatten().tolist())))
+        chunks += [_chunk(b"tRNS", alpha)] if alpha else []
+    body = zlib.compress(torch.cat([kind, lines], dim=1).numpy().tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
