@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from deconv_cli.report.display_range import display_range
-from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.report.page_pictures import ScaledImage, display_range
 from deconv_cli.report.run import InvertRun
 from deconv_cli.workflows.diagnose import Diagnosis
 
