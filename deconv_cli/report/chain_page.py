@@ -10,9 +10,8 @@ from torch import Tensor
 from deconv_cli.report.chain_record import ChainRun, describe_chain_run
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.key_numbers import Row
-from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures
+from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures, signals_plot
 from deconv_cli.report.page_template import fill_template
-from deconv_cli.report.signal_plots import signals_plot
 from deconv_cli.vocabulary import counted, format_percent
 
 if TYPE_CHECKING:

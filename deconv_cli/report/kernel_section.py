@@ -10,9 +10,8 @@ from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_center
-from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures
+from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures, taps_plot
 from deconv_cli.report.run import KernelInput
-from deconv_cli.report.signal_plots import taps_plot
 from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:

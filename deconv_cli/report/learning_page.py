@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.learning_record import LearningRun, describe_learning
-from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
+from deconv_cli.report.page_pictures import ScaledImage, draw_pictures, taps_plot
 from deconv_cli.report.page_template import fill_template
-from deconv_cli.report.signal_plots import taps_plot
 from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:

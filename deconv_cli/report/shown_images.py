@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from deconv_cli.report.comparison import Comparison, draw_comparison
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
-from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures
-from deconv_cli.report.signal_plots import signals_plot
+from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures, signals_plot
 
 
 @dataclass(frozen=True, eq=False)
