@@ -19,7 +19,6 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import N_CHANNELS
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.report.comparison import Comparison, draw_comparison, draw_views
 from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import PageContents, draw_plots, fill_page
@@ -31,7 +30,7 @@ from deconv_cli.report.reconstruction_record import describe_predicted_error
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
-from deconv_cli.report.shown_images import show_images
+from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, show_images
 from deconv_cli.vocabulary import InputKind, counted, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.predicted_error import ExpectedError
-from deconv_cli.report.comparison import draw_views
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
@@ -23,7 +22,7 @@ from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.record import Record
 from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
-from deconv_cli.report.shown_images import ShownImages, show_images
+from deconv_cli.report.shown_images import ShownImages, draw_views, show_images
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
