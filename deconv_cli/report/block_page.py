@@ -23,14 +23,13 @@ from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import PageContents, draw_plots, fill_page
 from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust
-from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.plan_section import describe_plan_section
 from deconv_cli.report.reconstruction_record import describe_predicted_error
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
-from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, show_images
+from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, images_to_show, show_images
 from deconv_cli.vocabulary import InputKind, counted, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
 

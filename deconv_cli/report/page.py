@@ -14,7 +14,6 @@ from deconv_cli.report.error_plots import border_plot, correlation_plot, error_p
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import Row, key_numbers
 from deconv_cli.report.page_header import PageHeader, write_header
-from deconv_cli.report.page_images import images_to_show
 from deconv_cli.report.page_pictures import PagePicture
 from deconv_cli.report.page_template import fill_template, read_source, source_hash
 from deconv_cli.report.plan_section import PlanSection
@@ -22,7 +21,7 @@ from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.record import Record
 from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
-from deconv_cli.report.shown_images import ShownImages, draw_views, show_images
+from deconv_cli.report.shown_images import ShownImages, draw_views, images_to_show, show_images
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
