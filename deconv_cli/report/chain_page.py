@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.key_numbers import Row
+from deconv_cli.report.page import fill_template
 from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures, signals_plot
-from deconv_cli.report.page_template import fill_template
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Environment, InputFile, OutputFile
 from deconv_cli.report.run_record import describe_environment

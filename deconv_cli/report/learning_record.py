@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.key_numbers import Row
+from deconv_cli.report.page import fill_template
 from deconv_cli.report.page_pictures import ScaledImage, draw_pictures, taps_plot
-from deconv_cli.report.page_template import fill_template
 from deconv_cli.report.record import SCHEMA, Record, finite_or_none
 from deconv_cli.report.run_record import describe_versions
 from deconv_cli.vocabulary import counted, format_percent, format_size

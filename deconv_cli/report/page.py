@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +15,9 @@ from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
-from deconv_cli.report.key_numbers import Row, key_numbers
+from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
 from deconv_cli.report.page_header import PageHeader, write_header
 from deconv_cli.report.page_pictures import PagePicture
-from deconv_cli.report.page_template import fill_template, read_source, source_hash
 from deconv_cli.report.plan_section import PlanSection
 from deconv_cli.report.problem_plots import gain_plot, lambda_plot, picard_plot
 from deconv_cli.report.record import Record
@@ -24,6 +26,35 @@ from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import ShownImages, draw_views, images_to_show, show_images
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def fill_template(name: str, record: Record, **contents: Any) -> str:  # noqa: ANN401  whatever a template shows
+    """Fill a template of this package, with every number of a record; a value that it lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    sheet = read_source("page.css")
+    return environment.get_template(name).render(
+        numbers=all_numbers(record),
+        versions=record["versions"],
+        sheet=sheet,
+        sheet_hash=source_hash(sheet),
+        **contents,
+    )
+
+
+def read_source(name: str) -> str:
+    """Read a script or a style sheet."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def source_hash(source: str) -> str:
+    """Name a script or a style sheet to the browser, so that it runs no other one."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
 @dataclass(frozen=True, eq=False)
