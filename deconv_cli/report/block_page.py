@@ -21,8 +21,15 @@ from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
-from deconv_cli.report.page import PageContents, draw_plots, fill_page
-from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust
+from deconv_cli.report.page import (
+    PageContents,
+    PageHeader,
+    as_sentence,
+    describe_lambda,
+    describe_trust,
+    draw_plots,
+    fill_page,
+)
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.plan_section import describe_plan_section
 from deconv_cli.report.reconstruction_record import describe_predicted_error

@@ -20,7 +20,7 @@ from deconv_cli.report import page as page_module
 from deconv_cli.report.drawing import DARK, LIGHT
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
-from deconv_cli.report.page_header import as_sentence
+from deconv_cli.report.page import as_sentence
 from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import draw_comparison, draw_views, show_images
