@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.drawing import Plot
-from deconv_cli.report.error_plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
+from deconv_cli.report.plots import border_plot, correlation_plot, error_parts_plot, histogram_plot
 from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
 from deconv_cli.report.page_pictures import PagePicture

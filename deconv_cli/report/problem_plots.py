@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.picard import Picard
-from deconv_cli.report.centered_fields import CenteredField, FieldScale, draw_fields, n_panels
 from deconv_cli.report.drawing import UNIT, Plot, Theme, draw_plot, legend, style
+from deconv_cli.report.plots import CenteredField, FieldScale, draw_fields, n_panels
 from deconv_cli.vocabulary import format_percent
 
 if TYPE_CHECKING:
