@@ -13,7 +13,7 @@ from deconv_cli.registry import Registry
 BOUNDARIES: Registry[Any] = Registry(
     "boundary",
     {
-        "zero": "deconv_cli.operators.boundaries.zero:ZERO",
+        "zero": "deconv_cli.operators.boundaries.rule:ZERO",
         "circular": "deconv_cli.operators.boundaries.circular:CIRCULAR",
         "reflect": "deconv_cli.operators.boundaries.reflect:REFLECT",
         "symmetric": "deconv_cli.operators.boundaries.symmetric:SYMMETRIC",

@@ -103,3 +103,14 @@ def as_rule(boundary: str | BoundaryRule) -> BoundaryRule:
         return boundary
     rule: BoundaryRule = BOUNDARIES[boundary]
     return rule
+
+
+class ZeroBoundary(BoundaryRule):
+    """All pixels outside are zero: `0 0 | a b c | 0 0`."""
+
+    name = "zero"
+    description = "zeros were taken to lie outside"
+    is_zero = True
+
+
+ZERO = ZeroBoundary()
