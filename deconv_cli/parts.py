@@ -14,7 +14,7 @@ BOUNDARIES: Registry[Any] = Registry(
     "boundary",
     {
         "zero": "deconv_cli.operators.boundaries.rule:ZERO",
-        "circular": "deconv_cli.operators.boundaries.circular:CIRCULAR",
+        "circular": "deconv_cli.operators.boundaries.rule:CIRCULAR",
         "reflect": "deconv_cli.operators.boundaries.reflect:REFLECT",
         "symmetric": "deconv_cli.operators.boundaries.symmetric:SYMMETRIC",
         "replicate": "deconv_cli.operators.boundaries.replicate:REPLICATE",

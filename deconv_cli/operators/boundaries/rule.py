@@ -114,3 +114,22 @@ class ZeroBoundary(BoundaryRule):
 
 
 ZERO = ZeroBoundary()
+
+
+class CircularBoundary(BoundaryRule):
+    """The image repeats itself: `b c | a b c | a b`."""
+
+    name = "circular"
+    description = "the image was taken to repeat itself"
+    is_periodic = True
+
+    def reach(self, length: int) -> int:
+        """Reach as far as the line is long."""
+        return length
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Count on from the other end."""
+        return position % length
+
+
+CIRCULAR = CircularBoundary()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.boundaries.circular import CIRCULAR
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundaries.rule import CIRCULAR, BoundaryRule
 
 
 class WrappedBoundary(BoundaryRule):
