@@ -16,7 +16,7 @@ BOUNDARIES: Registry[Any] = Registry(
         "zero": "deconv_cli.operators.boundaries.rule:ZERO",
         "circular": "deconv_cli.operators.boundaries.rule:CIRCULAR",
         "reflect": "deconv_cli.operators.boundaries.rule:REFLECT",
-        "symmetric": "deconv_cli.operators.boundaries.symmetric:SYMMETRIC",
+        "symmetric": "deconv_cli.operators.boundaries.rule:SYMMETRIC",
         "replicate": "deconv_cli.operators.boundaries.replicate:REPLICATE",
         "unknown": "deconv_cli.operators.boundaries.unknown:UNKNOWN",
     },
