@@ -17,7 +17,7 @@ BOUNDARIES: Registry[Any] = Registry(
         "circular": "deconv_cli.operators.boundaries.rule:CIRCULAR",
         "reflect": "deconv_cli.operators.boundaries.rule:REFLECT",
         "symmetric": "deconv_cli.operators.boundaries.rule:SYMMETRIC",
-        "replicate": "deconv_cli.operators.boundaries.replicate:REPLICATE",
+        "replicate": "deconv_cli.operators.boundaries.rule:REPLICATE",
         "unknown": "deconv_cli.operators.boundaries.unknown:UNKNOWN",
     },
 )
