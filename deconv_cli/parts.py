@@ -18,7 +18,7 @@ BOUNDARIES: Registry[Any] = Registry(
         "reflect": "deconv_cli.operators.boundaries.rule:REFLECT",
         "symmetric": "deconv_cli.operators.boundaries.rule:SYMMETRIC",
         "replicate": "deconv_cli.operators.boundaries.rule:REPLICATE",
-        "unknown": "deconv_cli.operators.boundaries.unknown:UNKNOWN",
+        "unknown": "deconv_cli.operators.boundaries.rule:UNKNOWN",
     },
 )
 """What lies outside the image."""

@@ -184,3 +184,14 @@ class ReplicateBoundary(BoundaryRule):
 
 
 REPLICATE = ReplicateBoundary()
+
+
+class UnknownBoundary(BoundaryRule):
+    """Nothing is assumed: the pixels outside are estimated like those inside, and cropped: `? ? | a b c | ? ?`."""
+
+    name = "unknown"
+    description = "nothing was assumed about what lies outside the frame"
+    is_unknown = True
+
+
+UNKNOWN = UnknownBoundary()
