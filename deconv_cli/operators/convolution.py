@@ -11,8 +11,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, masked, space_axes
-from deconv_cli.operators.boundaries.rule import CIRCULAR, BoundaryRule, as_rule
-from deconv_cli.operators.boundaries.wrapped import WrappedBoundary
+from deconv_cli.operators.boundaries.rule import CIRCULAR, BoundaryRule, WrappedBoundary, as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.correlation import ValidCorrelation
 from deconv_cli.operators.extension import Extension
