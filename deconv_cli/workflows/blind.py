@@ -19,7 +19,7 @@ from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.dense_tensor import check_tensor
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
 
