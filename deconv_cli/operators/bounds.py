@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from deconv_cli.operators import synchronize
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +40,203 @@ class Bounds:
     def to(self, dtype: torch.dtype) -> Bounds:
         """Give the same in another precision."""
         return Bounds(self.lower.to(dtype), self.upper.to(dtype))
+
+
+Elementwise = Callable[[Tensor], Tensor]
+
+N_BISECTIONS = 60
+TINY = 1e-37
+"""The smallest normal number of float32, or so."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An increasing function and its inverse on the range between two values.
+
+    Attributes:
+        inverse: of values from `low` to `high`.
+        low: from this value down the input is only known to be at most `inverse(low)`.
+        high: from this value up the input is only known to be at least `inverse(high)`.
+        ends: of the values that the function can have; beyond them no input gives the value.
+        is_monotone: whether the function has no other inputs with values below `low`.
+    """
+
+    inverse: Elementwise
+    low: float = -math.inf
+    high: float = math.inf
+    ends: tuple[float, float] = (-math.inf, math.inf)
+    is_monotone: bool = True
+
+    def undo(self, bounds: Bounds, slack: float = 0.0) -> Bounds:
+        """Turn bounds of values into bounds of inputs.
+
+        Args:
+            bounds: of the values.
+            slack: how far values may be off that are near an end: they count as at it.
+        """
+        lower, upper = (self.inverse(value.clamp(self.low, self.high)) for value in (bounds.lower, bounds.upper))
+        lower = torch.where(bounds.lower <= self.low + slack, -math.inf, lower)
+        upper = torch.where(bounds.upper >= self.high - slack, math.inf, upper)
+        return Bounds(lower, upper)
+
+    def says_all(self, bounds: Bounds) -> bool:
+        """Return whether the bounds of the inputs say all that those of the values do."""
+        return self.is_monotone or synchronize.holds_everywhere(bounds.lower >= self.low)
+
+    def n_impossible(self, bounds: Bounds) -> int:
+        """Count the values that no input gives."""
+        low, high = self.ends
+        return synchronize.as_index(((bounds.upper < low) | (bounds.lower > high)).sum())
+
+
+@dataclass(frozen=True)
+class FoldedActivation(Activation):
+    """A PReLU with slopes below zero, where two inputs of opposite sign give the same value, or of zero.
+
+    Attributes:
+        slopes: one for each channel, or one for all.
+    """
+
+    slopes: Tensor = field(kw_only=True)
+
+    def undo(self, bounds: Bounds, slack: float = 0.0) -> Bounds:
+        """Turn bounds of values into bounds of inputs: between the two that give the value, where there are two."""
+        slopes, plain = _along_channels(self.slopes, bounds.lower), super().undo(bounds, slack)
+        largest = bounds.upper.clamp_min(0)
+        lower = torch.where(slopes < 0, largest / slopes.clamp_max(-TINY), plain.lower)
+        # A slope of zero is a ReLU's.
+        lower = torch.where((slopes == 0) & (bounds.lower <= slack), -math.inf, lower)
+        return Bounds(lower, torch.where(slopes < 0, largest, plain.upper))
+
+    def says_all(self, bounds: Bounds) -> bool:
+        """Return that they do not, since one of the two inputs is the right one."""
+        return False
+
+
+def activation_of(module: nn.Module, eps: float) -> Activation | None:
+    """Give the inverse of an activation of torch; `None` for other modules, and for those that do not increase.
+
+    Args:
+        module: a layer in evaluation mode.
+        eps: the relative distance of neighboring numbers in the type of the data.
+    """
+    make = _ACTIVATIONS.get(type(module))
+    return None if make is None else make(module, eps)
+
+
+def _relu(module: nn.Module, eps: float) -> Activation:
+    return Activation(lambda y: y, low=0.0, ends=(0.0, math.inf))
+
+
+def _hardtanh(module: nn.Module, eps: float) -> Activation:
+    assert isinstance(module, nn.Hardtanh)
+    low, high = float(module.min_val), float(module.max_val)
+    return Activation(lambda y: y, low, high, (low, high))
+
+
+def _hardsigmoid(module: nn.Module, eps: float) -> Activation:
+    return Activation(lambda y: 6 * y - 3, 0.0, 1.0, (0.0, 1.0))
+
+
+def _leaky(slope: float) -> Activation | None:
+    return Activation(lambda y: torch.where(y >= 0, y, y / slope)) if slope > 0 else None
+
+
+def _leaky_relu(module: nn.Module, eps: float) -> Activation | None:
+    assert isinstance(module, nn.LeakyReLU)
+    return _leaky(module.negative_slope)
+
+
+def _prelu(module: nn.Module, eps: float) -> Activation | None:
+    assert isinstance(module, nn.PReLU)
+    slopes = module.weight.detach()
+
+    def inverse(y: Tensor) -> Tensor:
+        return torch.where(y >= 0, y, y / _along_channels(slopes, y).clamp_min(TINY))
+
+    if synchronize.holds_anywhere(slopes <= 0):
+        return FoldedActivation(inverse, is_monotone=False, slopes=slopes)
+    return Activation(inverse)
+
+
+def _along_channels(slopes: Tensor, like: Tensor) -> Tensor:
+    """Shape one number for each channel to multiply an image `(C, *size)` by."""
+    return slopes.to(like).reshape(-1, *[1] * (like.ndim - 1)) if len(slopes) > 1 else slopes.to(like)
+
+
+def _elu(alpha: float, scale: float, rate: float, eps: float) -> Activation | None:
+    """Invert scale · (x, or alpha·(exp(x / rate) − 1) below zero)."""
+    if alpha <= 0:
+        return None
+    low = -alpha * scale
+
+    def inverse(y: Tensor) -> Tensor:
+        return torch.where(y >= 0, y / scale, rate * torch.log1p(y.clamp_max(0) / (alpha * scale)))
+
+    return Activation(inverse, low=low * (1 - eps), ends=(low, math.inf))
+
+
+def _tanh(module: nn.Module, eps: float) -> Activation:
+    return Activation(torch.atanh, eps - 1, 1 - eps, (-1.0, 1.0))
+
+
+def _sigmoid(module: nn.Module, eps: float) -> Activation:
+    return Activation(torch.logit, TINY, 1 - eps, (0.0, 1.0))
+
+
+def _softsign(module: nn.Module, eps: float) -> Activation:
+    return Activation(lambda y: y / (1 - y.abs()), eps - 1, 1 - eps, (-1.0, 1.0))
+
+
+def _softplus(module: nn.Module, eps: float) -> Activation:
+    assert isinstance(module, nn.Softplus)
+    beta, threshold = float(module.beta), float(module.threshold)
+
+    def inverse(y: Tensor) -> Tensor:
+        scaled = beta * y
+        return torch.where(scaled > threshold, y, (scaled + torch.log(-torch.expm1(-scaled))) / beta)
+
+    return Activation(inverse, low=TINY, ends=(0.0, math.inf))
+
+
+def _log_sigmoid(module: nn.Module, eps: float) -> Activation:
+    return Activation(lambda y: y - torch.log(-torch.expm1(y)), high=-TINY, ends=(-math.inf, 0.0))
+
+
+def _gate(least: float) -> Callable[[nn.Module, float], Activation]:
+    """Invert x·gate(x) from zero upwards, where the gate is at least a half, by bisection between y and 2y."""
+
+    def make(module: nn.Module, eps: float) -> Activation:
+        def inverse(y: Tensor) -> Tensor:
+            low, high = y, 2 * y
+            for _ in range(N_BISECTIONS):
+                middle = 0.5 * (low + high)
+                is_below = module(middle.clone()) < y
+                low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+            return 0.5 * (low + high)
+
+        return Activation(inverse, low=0.0, ends=(least, math.inf), is_monotone=False)
+
+    return make
+
+
+_ACTIVATIONS: dict[type, Callable[..., Activation | None]] = {
+    nn.ReLU: _relu,
+    nn.ReLU6: _hardtanh,
+    nn.Hardtanh: _hardtanh,
+    nn.Hardsigmoid: _hardsigmoid,
+    nn.LeakyReLU: _leaky_relu,
+    nn.PReLU: _prelu,
+    nn.ELU: lambda module, eps: _elu(module.alpha, 1.0, 1.0, eps),
+    nn.CELU: lambda module, eps: _elu(module.alpha, 1.0, module.alpha, eps),
+    nn.SELU: lambda module, eps: _elu(1.6732632423543772, 1.0507009873554805, 1.0, eps),
+    nn.Tanh: _tanh,
+    nn.Sigmoid: _sigmoid,
+    nn.Softsign: _softsign,
+    nn.Softplus: _softplus,
+    nn.LogSigmoid: _log_sigmoid,
+    nn.SiLU: _gate(-0.2785),
+    nn.GELU: _gate(-0.1701),
+    nn.Mish: _gate(-0.3089),
+    nn.Hardswish: _gate(-0.375),
+}
