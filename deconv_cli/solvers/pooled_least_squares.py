@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.bounds import Bounds
+from deconv_cli.operators.bounds import Bounds, PooledInputs
 from deconv_cli.operators.linear_operator import InPrecision
 from deconv_cli.operators.linearization import Function, Linearization
-from deconv_cli.operators.max_pooling import PooledInputs
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import IterationLog

@@ -6,8 +6,7 @@ import torch
 from cases import random
 from torch import nn
 
-from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.max_pooling import PooledInputs
+from deconv_cli.operators.bounds import Bounds, PooledInputs
 from deconv_cli.solvers import pooled_least_squares
 from deconv_cli.solvers.iteration_log import IterationLog, StoppingRule
 from deconv_cli.solvers.pooled_least_squares import solve_pooled
