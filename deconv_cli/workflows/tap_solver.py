@@ -16,8 +16,13 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.operators.tap_convolution import TapConvolution, TapLinearization, spread_out
-from deconv_cli.operators.taps import check_elementwise, name_of
+from deconv_cli.operators.tap_convolution import (
+    TapConvolution,
+    TapLinearization,
+    check_elementwise,
+    name_of,
+    spread_out,
+)
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.fourier import SingularSystemError
