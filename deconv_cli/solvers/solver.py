@@ -11,8 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import prefers_fft
+from deconv_cli.operators.convolution import Convolution, prefers_fft
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import StoppingRule

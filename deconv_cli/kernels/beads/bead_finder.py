@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.correlation import CONVOLUTIONS
+from deconv_cli.operators.convolution import CONVOLUTIONS
 from deconv_cli.vocabulary import Size
 
 THRESHOLD = 8.0
