@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
+from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.page import fill_template
