@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
 from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
-from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
+from deconv_cli.kernels.fit.ridge import Ridge, solve_constrained, solve_ridge, variance_under_sum
 from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
