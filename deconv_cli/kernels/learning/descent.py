@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deconv_cli.kernels.learning.learned_kernel import LearnedKernel
-from deconv_cli.kernels.learning.objective import Objective, Stripe
+from deconv_cli.kernels.learning.loss_functions import Objective, Stripe
 
 LEARNING_RATE = 0.1
 """Of the Newton step that one stripe asks for."""

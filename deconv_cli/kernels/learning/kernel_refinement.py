@@ -16,7 +16,7 @@ import torch
 from torch.optim import LBFGS, SGD, Optimizer
 
 from deconv_cli.kernels.learning.learned_kernel import LearnedKernel
-from deconv_cli.kernels.learning.objective import Objective, Stripe
+from deconv_cli.kernels.learning.loss_functions import Objective, Stripe
 
 STEPS_A_ROUND, HISTORY = 10, 20
 LONGER = 4.0
