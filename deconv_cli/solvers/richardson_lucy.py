@@ -26,10 +26,9 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, held_out
 from deconv_cli.solvers.richardson_lucy_stopping import (
     Discrepancy,
     FixedIterations,

@@ -12,8 +12,13 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype
-from deconv_cli.solvers.poisson import MAX_EXPECTED_DEVIANCE, divergence, expected_deviance
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, per_image
+from deconv_cli.solvers.richardson_lucy_steps import (
+    MAX_EXPECTED_DEVIANCE,
+    RichardsonLucySteps,
+    divergence,
+    expected_deviance,
+    per_image,
+)
 from deconv_cli.solvers.solution import Status
 
 # The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
