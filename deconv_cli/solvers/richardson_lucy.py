@@ -28,13 +28,14 @@ from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, held_out
-from deconv_cli.solvers.richardson_lucy_stopping import (
+from deconv_cli.solvers.richardson_lucy_steps import (
     Discrepancy,
     FixedIterations,
     HeldOut,
     NoiseLevel,
+    RichardsonLucySteps,
     StoppingCriterion,
+    held_out,
     run_until,
 )
 from deconv_cli.solvers.solution import Solution, Status
