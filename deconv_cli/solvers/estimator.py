@@ -20,9 +20,8 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.iteration_log import Progress
-from deconv_cli.solvers.memory import check_memory
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import Cost, check_memory
 from deconv_cli.vocabulary import Size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.

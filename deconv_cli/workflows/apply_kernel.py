@@ -16,7 +16,7 @@ from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.solvers.memory import free_memory
+from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_size
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype

@@ -29,9 +29,9 @@ from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear, undetermined_share
 from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
 from deconv_cli.solvers.iterative import TorusPreconditioner
-from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.tap_model import TapModel
 
