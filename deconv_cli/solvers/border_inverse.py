@@ -14,9 +14,8 @@ from torch import Tensor
 
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
-from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 
 # A distance is taken to be so many times as long as it comes out. Solved to 1e-2 of the gradient it came out up to
