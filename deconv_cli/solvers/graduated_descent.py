@@ -29,7 +29,7 @@ N_TOGETHER = 20
 """Steps whose gain is looked at together."""
 MAX_SMOOTH_STEPS = 100
 MAX_TRUE_STEPS = 400
-LEAST_GAIN = 0.03
+LEAST_DESCENT = 0.03
 """A function is left when the steps that are looked at together lower the residual by less than this part."""
 SMALL = 1e-4
 """From this relative residual down linearized problems are the quicker way."""
@@ -103,7 +103,7 @@ class _Descent:
                 break
             optimizer.step(evaluate)
             before, left = left, min(self._log.history[begun:])
-            if not SMALL < left <= (1 - LEAST_GAIN) * before:
+            if not SMALL < left <= (1 - LEAST_DESCENT) * before:
                 break
         found = x.detach()
         return found if synchronize.are_finite(found) else start
