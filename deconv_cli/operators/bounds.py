@@ -1,4 +1,9 @@
-"""What the outputs of activations and max poolings say of their inputs: bounds, known or unknown."""
+"""Bounds on the inputs of activations and max poolings, from bounds on their outputs.
+
+A ReLU that gives zero had an input of at most zero. A tanh that rounds to one had an input of at least the value where
+it does so. Between its ends each activation has one inverse. SiLU, GELU, Mish and hard swish have one from zero upwards
+only, because two inputs give the same value below.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a kernel reaches outside the image, and the sizes of convolutions and layers; nothing here allocates memory."""
+"""How far a kernel reaches outside the image, and the sizes of convolutions and layers; no memory is allocated."""
 
 from __future__ import annotations
 

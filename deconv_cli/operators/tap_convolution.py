@@ -24,7 +24,7 @@ from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.vocabulary import Size
 
 Tap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""φ(pixel, weight), element by element on tensors that broadcast."""
+"""φ(pixel, weight), a function of the user or of this package, element by element on tensors that broadcast."""
 
 ADVICE = (
     "it takes tensors (pixel, weight) that broadcast, and gives a tensor of their common shape by torch's functions"

@@ -1,6 +1,6 @@
 """An inverse by an iteration on what lies along the border, refined to the last digit.
 
-What completes the border's unknowns (`strip_system.py`, `slab_system.py`) is solved with any right-hand side: with that
+What completes the border's unknowns (`strip.py`, `slab_system.py`) is solved with any right-hand side: with that
 of the data at first, and then with what is left over of the normal equations.
 """
 

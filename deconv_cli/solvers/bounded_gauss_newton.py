@@ -2,8 +2,11 @@
 
 Levenberg–Marquardt steps: the linearized problem, which is one of `bounded_least_squares.py`, is solved with a damping
 that follows how well the last step was predicted (Nocedal and Wright, Numerical Optimization, 2006, section 10.3).
-Functions with kinks are first descended under smooth stand-ins (`graduated_descent.py`); the steps then find the last
-digits, where that has come near the data.
+Functions with kinks, as networks of ReLUs and max pooling, have many local minima there. So the residual is first
+lowered under smooth stand-ins that become ever sharper (`smoothing.py`), and then under the true function, by
+limited-memory quasi-Newton steps with a line search (Liu and Nocedal, On the limited memory BFGS method for large scale
+optimization, Mathematical Programming 45, 1989). Such a step costs one pass forwards and one back, where a linearized
+problem takes dozens of both. The Levenberg–Marquardt steps then find the last digits.
 """
 
 from __future__ import annotations

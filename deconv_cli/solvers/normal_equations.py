@@ -2,6 +2,13 @@
 
 Aᴴ is applied to the residual y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two large
 gradients. A right-hand side without data comes with y = 0.
+
+Recurrences drift from the truth in the last digits, and a solver may run in less precision than its answer needs. So
+every solver is run again on what its own answer leaves over, until that is small enough or no longer falls (iterative
+refinement; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
+
+A small gradient g is not yet a small error: that is ‖H⁻¹g‖, with H = AᴴA + μLᴴL. Where a solver can bound it, the
+refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
 """
 
 from __future__ import annotations

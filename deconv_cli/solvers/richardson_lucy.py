@@ -6,7 +6,7 @@ sensitivity Aᴴ1 under the true border stands in the denominator (Bertero and B
 of boundary effects in the Richardson–Lucy approach to image deconvolution, Astronomy & Astrophysics 437, 2005): without
 it pixels that few outputs depend on grow without end.
 
-`richardson_lucy_steps.py` has the iteration, `richardson_lucy_stopping.py` decides when it ends.
+`richardson_lucy_steps.py` has the iteration, and decides when it ends.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
 """The multiplicative iteration of Richardson and Lucy, with momentum as long as the likelihood rises.
 
-A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood, and then goes on along
-the way from where the step before came to, by a share of it that grows with the steps (Wang and Miller, Scaled
-heavy-ball acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image
-Processing 23, 2014). Where that would leave x less likely than it was, it is not gone, and the shares
-begin again (O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, Foundations of Computational
-Mathematics 15, 2015). So a step takes one product with A and one with Aᴴ, and another with A where momentum fails.
+A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood. Then it adds momentum:
+a share, which grows with the steps, of the way from the last step's result (Wang and Miller, Scaled heavy-ball
+acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image Processing
+23, 2014). If momentum makes x less likely, it is left out, and the shares begin again (O'Donoghue and Candès, Adaptive
+restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015). So a step takes one
+product with A and one with Aᴴ, and another with A where momentum fails.
 
 A share taken from the last two gains (Biggs and Andrews, Acceleration of iterative image restoration algorithms,
-Applied Optics 36, 1997) needs less than half of the steps, but carries noise along: of stars, and of stacks of few
-counts, the best estimates on its way were half a decibel to two worse than those without momentum. Of the shares that
-grow they are as good.
+Applied Optics 36, 1997) needs less than half of the steps, but carries noise along. For stars, and for stacks of few
+counts, its best estimates were half a decibel to two worse than those without momentum. Growing shares lose nothing.
 
-Multiplied by the one number that gives the estimate the light of the data, it is the more likely: the factor alone
-keeps the light, what is added to it does not.
+Momentum changes the light of the estimate. So each step scales it to the light of the data, which makes it likelier.
 
-Both that number and the decision whether momentum fails are taken over the whole image. Where parts of an image are to
-come to what the whole comes to, steps are local: neither is taken, and a pixel depends on what its kernel reaches.
+Both the scale and the decision whether momentum fails are taken over the whole image. In local steps neither is taken,
+and a pixel depends only on what its kernel reaches: parts of an image come to what the whole comes to.
 """
 
 from __future__ import annotations

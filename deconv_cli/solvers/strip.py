@@ -1,4 +1,11 @@
-"""The exact answer under any boundary, at any size: an iteration on the border's unknowns alone (`strip_system.py`)."""
+"""The exact answer under any boundary, at any size: an iteration on the border's unknowns alone.
+
+The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and a band by itself is
+solved exactly by FFTs along it (`band_solver.py`). So the rows are eliminated exactly, and the iteration runs on what
+is left of the columns, with the closed band of columns as its preconditioner. Only the crossing of the two bands is
+left for it to settle, and the number of iterations does not grow with the image. The system is positive definite where
+only outputs and differences are unknown (conjugate gradients), indefinite where pixels are tied as well (GMRES).
+"""
 
 from __future__ import annotations
 

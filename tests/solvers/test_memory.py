@@ -8,7 +8,7 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.solvers import strip_system
+from deconv_cli.solvers import strip
 from deconv_cli.solvers.choice import find_solver
 from deconv_cli.solvers.krylov import solve_indefinite
 from deconv_cli.solvers.solver import KrylovBasis
@@ -154,7 +154,7 @@ def test_the_basis_of_gmres_is_in_the_estimate(monkeypatch, dtype, method, bound
         kept.append((n_vectors + 1) * right.numel() * right.itemsize)
         return solve_indefinite(apply, precondition, right, watch, n_vectors)
 
-    monkeypatch.setattr(strip_system, "solve_indefinite", solve)
+    monkeypatch.setattr(strip, "solve_indefinite", solve)
     inverse.solve(random((n_images, 2, 17, 14)).to(dtype))
     estimate = find_solver(inverse.choice.method).cost(inverse.problem)
     basis = estimate.n_bytes(n_images) - estimate.n_bytes_built - n_images * estimate.n_bytes_per_image

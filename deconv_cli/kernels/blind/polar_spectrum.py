@@ -213,7 +213,10 @@ _LOST, _WHOLE = -1.5, -0.75
 
 
 def jpeg_reliance(stored: PolarSpectrum, table: Tensor) -> Tensor:
-    """Tell how far each cell of a spectrum can be relied on.
+    """Tell how far each cell of a spectrum still holds what the scene put there.
+
+    A JPEG divides the coefficients of a cosine transform of 8 × 8 blocks by a table and rounds them. Where the power of
+    the picture is far below the square of the divisor, only zeros and a few wrong ones remain (ISO/IEC 10918-1).
 
     Args:
         stored: spectrum of the luma as it is stored, in code values from 0 to 255.

@@ -34,11 +34,16 @@ _TERMS = (
     (0.4, 0.9),  # vertical edges
     (0.3, 0.8),  # horizontal edges
 )
-"""Mean and standard deviation of each coefficient."""
+"""Mean and standard deviation of each coefficient, from sharp photographs in linear light."""
 
 
 def scene_basis(grid: PolarGrid) -> Tensor:
-    """Give the functions of frequency and direction in each cell, shape `(n, 11)`."""
+    """Give the functions of frequency and direction in each cell, shape `(n, 11)`.
+
+    The logarithm of a scene's power is linear in them: a power law, with what varies from scene to scene (Field,
+    "Relations between the statistics of natural images and the response properties of cortical cells", Journal of the
+    Optical Society of America A 4, 1987).
+    """
     f, direction = grid.frequency, grid.direction
     u = (f / _SLOPE_PIVOT).log()
     c2, s2 = (2 * direction).cos(), (2 * direction).sin()

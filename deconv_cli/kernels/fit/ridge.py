@@ -112,7 +112,11 @@ TOLERANCE = 1e-12
 
 
 def solve_constrained(hessian: Tensor, right: Tensor, *, nonnegative: bool, total: float | None) -> Tensor:
-    """Minimize ½kᵀHk − bᵀk.
+    """Minimize ½kᵀHk − bᵀk over taps that are not negative, or that add up to one.
+
+    Block pivoting, which falls back to one tap at a time and so ends (Portugal, Júdice and Vicente, A comparison of
+    block pivoting and interior-point algorithms for linear least squares problems with nonnegative variables,
+    Mathematics of Computation 63, 1994). A multiplier keeps the sum.
 
     Args:
         hessian: H, positive definite, shape `(N, N)`.

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent over stripes in a random order, until what is held out is predicted no better.
+"""Stochastic gradient descent over stripes until held-out data are predicted no better; then on to the minimum.
 
 The learning rate is halved after every epoch that did not help (Robbins and Monro, A stochastic approximation method,
 Annals of Mathematical Statistics 22, 1951, is why it has to fall at all).
@@ -148,7 +148,12 @@ PATIENCE, NEARER = 4, 0.7
 
 
 class Refinement:
-    """Runs rounds; all that the next one depends on is in `state_dict`.
+    """Descends over all stripes at once to the minimum, in rounds; `state_dict` holds all that the next one needs.
+
+    Without a constraint by L-BFGS (Liu and Nocedal, On the limited memory BFGS method for large scale optimization,
+    Mathematical Programming 45, 1989). With one by projected steps, which are halved where one would lead uphill
+    (Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method, IEEE Transactions on Automatic Control 21,
+    1976).
 
     Args:
         model: the kernel.

@@ -1,4 +1,4 @@
-"""Losses of a prediction against data, sample by sample; those of the caller may give their mean."""
+"""Losses of a prediction against data, and what learning minimizes: the mean loss over stripes, plus the penalty."""
 
 from __future__ import annotations
 
