@@ -8,8 +8,8 @@ from torch import nn
 
 from deconv_cli.operators.bounds import Bounds, PooledInputs
 from deconv_cli.solvers import pooled_least_squares
+from deconv_cli.solvers.bounded_least_squares import solve_pooled
 from deconv_cli.solvers.iteration_log import IterationLog, StoppingRule
-from deconv_cli.solvers.pooled_least_squares import solve_pooled
 
 
 def relative_misfit(monkeypatch, n_projections: int) -> float:
