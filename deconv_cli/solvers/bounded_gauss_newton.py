@@ -19,8 +19,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.linear_operator import InPrecision, LinearOperator
-from deconv_cli.operators.linearization import Function, Linearization
+from deconv_cli.operators.linear_operator import Function, InPrecision, Linearization, LinearOperator
 from deconv_cli.operators.smoothing import Smoothed
 from deconv_cli.solvers.bounded_least_squares import solve_bounded
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule

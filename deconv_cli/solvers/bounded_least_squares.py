@@ -19,8 +19,14 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds, PooledInputs
-from deconv_cli.operators.linear_operator import Composed, Identity, InPrecision, LinearOperator
-from deconv_cli.operators.linearization import Function, Linearization
+from deconv_cli.operators.linear_operator import (
+    Composed,
+    Function,
+    Identity,
+    InPrecision,
+    Linearization,
+    LinearOperator,
+)
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations

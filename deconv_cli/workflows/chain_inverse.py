@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from deconv_cli.diagnostics.determined_share import DeterminedShare, determined_share
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.bounds import Bounds, MaxPooling, PooledInputs
-from deconv_cli.operators.linearization import Function, Linearization
+from deconv_cli.operators.linear_operator import Function, Linearization
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
 from deconv_cli.solvers.bounded_least_squares import MAX_DENSE_ENTRIES, solve_bounded, solve_pooled
