@@ -14,8 +14,7 @@ from torch import Tensor
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.fit.pair_equations import Pair, gather, misfit
-from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
+from deconv_cli.kernels.fit.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
 from deconv_cli.kernels.learning.learned_kernel import LearnedKernel, convolve
 from deconv_cli.kernels.learning.loss_functions import (
     Loss,
