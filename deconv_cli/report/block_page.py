@@ -31,7 +31,7 @@ from deconv_cli.report.page import (
     fill_page,
 )
 from deconv_cli.report.page_pictures import ScaledImage
-from deconv_cli.report.plan_section import describe_plan_section
+from deconv_cli.report.page_sections import describe_plan_section
 from deconv_cli.report.reconstruction_record import describe_predicted_error
 from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run

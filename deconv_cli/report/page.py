@@ -15,10 +15,9 @@ from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.drawing import Plot
-from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
 from deconv_cli.report.page_pictures import PagePicture
-from deconv_cli.report.plan_section import PlanSection
+from deconv_cli.report.page_sections import PlanSection, describe_kernel_section
 from deconv_cli.report.plots import (
     border_plot,
     correlation_plot,
