@@ -131,27 +131,16 @@ def activation_of(module: nn.Module, eps: float) -> Activation | None:
     return None if make is None else make(module, eps)
 
 
-def _relu(module: nn.Module, eps: float) -> Activation:
-    return Activation(lambda y: y, low=0.0, ends=(0.0, math.inf))
-
-
 def _hardtanh(module: nn.Module, eps: float) -> Activation:
     assert isinstance(module, nn.Hardtanh)
     low, high = float(module.min_val), float(module.max_val)
     return Activation(lambda y: y, low, high, (low, high))
 
 
-def _hardsigmoid(module: nn.Module, eps: float) -> Activation:
-    return Activation(lambda y: 6 * y - 3, 0.0, 1.0, (0.0, 1.0))
-
-
-def _leaky(slope: float) -> Activation | None:
-    return Activation(lambda y: torch.where(y >= 0, y, y / slope)) if slope > 0 else None
-
-
 def _leaky_relu(module: nn.Module, eps: float) -> Activation | None:
     assert isinstance(module, nn.LeakyReLU)
-    return _leaky(module.negative_slope)
+    slope = module.negative_slope
+    return Activation(lambda y: torch.where(y >= 0, y, y / slope)) if slope > 0 else None
 
 
 def _prelu(module: nn.Module, eps: float) -> Activation | None:
@@ -183,18 +172,6 @@ def _elu(alpha: float, scale: float, rate: float, eps: float) -> Activation | No
     return Activation(inverse, low=low * (1 - eps), ends=(low, math.inf))
 
 
-def _tanh(module: nn.Module, eps: float) -> Activation:
-    return Activation(torch.atanh, eps - 1, 1 - eps, (-1.0, 1.0))
-
-
-def _sigmoid(module: nn.Module, eps: float) -> Activation:
-    return Activation(torch.logit, TINY, 1 - eps, (0.0, 1.0))
-
-
-def _softsign(module: nn.Module, eps: float) -> Activation:
-    return Activation(lambda y: y / (1 - y.abs()), eps - 1, 1 - eps, (-1.0, 1.0))
-
-
 def _softplus(module: nn.Module, eps: float) -> Activation:
     assert isinstance(module, nn.Softplus)
     beta, threshold = float(module.beta), float(module.threshold)
@@ -204,10 +181,6 @@ def _softplus(module: nn.Module, eps: float) -> Activation:
         return torch.where(scaled > threshold, y, (scaled + torch.log(-torch.expm1(-scaled))) / beta)
 
     return Activation(inverse, low=TINY, ends=(0.0, math.inf))
-
-
-def _log_sigmoid(module: nn.Module, eps: float) -> Activation:
-    return Activation(lambda y: y - torch.log(-torch.expm1(y)), high=-TINY, ends=(-math.inf, 0.0))
 
 
 def _gate(least: float) -> Callable[[nn.Module, float], Activation]:
@@ -228,20 +201,22 @@ def _gate(least: float) -> Callable[[nn.Module, float], Activation]:
 
 
 _ACTIVATIONS: dict[type, Callable[..., Activation | None]] = {
-    nn.ReLU: _relu,
+    nn.ReLU: lambda module, eps: Activation(lambda y: y, low=0.0, ends=(0.0, math.inf)),
     nn.ReLU6: _hardtanh,
     nn.Hardtanh: _hardtanh,
-    nn.Hardsigmoid: _hardsigmoid,
+    nn.Hardsigmoid: lambda module, eps: Activation(lambda y: 6 * y - 3, 0.0, 1.0, (0.0, 1.0)),
     nn.LeakyReLU: _leaky_relu,
     nn.PReLU: _prelu,
     nn.ELU: lambda module, eps: _elu(module.alpha, 1.0, 1.0, eps),
     nn.CELU: lambda module, eps: _elu(module.alpha, 1.0, module.alpha, eps),
     nn.SELU: lambda module, eps: _elu(1.6732632423543772, 1.0507009873554805, 1.0, eps),
-    nn.Tanh: _tanh,
-    nn.Sigmoid: _sigmoid,
-    nn.Softsign: _softsign,
+    nn.Tanh: lambda module, eps: Activation(torch.atanh, eps - 1, 1 - eps, (-1.0, 1.0)),
+    nn.Sigmoid: lambda module, eps: Activation(torch.logit, TINY, 1 - eps, (0.0, 1.0)),
+    nn.Softsign: lambda module, eps: Activation(lambda y: y / (1 - y.abs()), eps - 1, 1 - eps, (-1.0, 1.0)),
     nn.Softplus: _softplus,
-    nn.LogSigmoid: _log_sigmoid,
+    nn.LogSigmoid: lambda module, eps: Activation(
+        lambda y: y - torch.log(-torch.expm1(y)), high=-TINY, ends=(-math.inf, 0.0)
+    ),
     nn.SiLU: _gate(-0.2785),
     nn.GELU: _gate(-0.1701),
     nn.Mish: _gate(-0.3089),

@@ -1,4 +1,4 @@
-"""The linear operator: what every blur, boundary rule, penalty and preconditioner is."""
+"""Linear operators: what every blur, boundary rule, penalty and preconditioner is; and the derivative of a function."""
 
 from __future__ import annotations
 
@@ -281,6 +281,10 @@ class _Graph:
 
 class Linearization(LinearOperator):
     """The derivative J of a function f at one point: f(x + d) ≈ f(x) + Jd, exactly where f is affine.
+
+    The products with J and Jᵀ come from one graph: Jᵀu is linear in u, so that its own derivative in the direction d is
+    Jd (Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994, applied to the first
+    derivative). Only backward formulas are needed, which every layer of torch has.
 
     Args:
         function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself. A

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +23,6 @@ from deconv_cli.vocabulary import format_percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
 
 # Singular values below this part of the largest are drawn as this part.
 LOWEST = 1e-9
@@ -102,13 +100,8 @@ def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
     shown = [("largest", gains[0]), ("smallest", gains[1])] if has_channels else [("singular value", gains[0])]
     floor = max(float(gains.min()) / sigma_max, 1e-6)
 
-    fields = [CenteredField(name, (values / sigma_max).clamp_min(floor).log10()) for name, values in shown]
-    lowest = min(math.log10(floor), -0.01)
-    scale = FieldScale(0.5, "cycles per pixel", lowest, 0.0, "viridis", "log₁₀ σ / σmax")
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        draw_fields(figure, theme, fields, scale)
-
+    fields = {name: (values / sigma_max).clamp_min(floor).log10() for name, values in shown}
+    limits = (min(math.log10(floor), -0.01), 0.0)
     weak = float((gains[1] < 0.01 * sigma_max).double().mean())
     alt = (
         f"The largest singular value is {sigma_max:.4g}, the smallest shown {float(gains.min()):.3g}; {100 * weak:.2g} "
@@ -118,85 +111,62 @@ def gain_plot(gains: Tensor, sigma_max: float, *, has_channels: bool) -> Plot:
         "How strongly waves of each direction and fineness come through the kernel: coarse ones in the middle, the "
         "finest at the rim. What is dark has to be guessed."
     )
-    return draw_plot("What the kernel lets through", caption, alt, draw, (6.0, 3.6 if n_panels(fields) == 1 else 2.9))
+    texts = ("What the kernel lets through", caption, alt)
+    return _fields_plot(texts, fields, 0.5, "cycles per pixel", limits, "viridis", "log₁₀ σ / σmax")
 
 
-N_PLANES = 2
-"""Of a field of three axes: the one of rows and columns, and the one of planes and columns."""
+def _fields_plot(
+    texts: tuple[str, str, str],
+    fields: dict[str, Tensor],
+    reach: float,
+    unit: str,
+    limits: tuple[float, float],
+    color_map: str,
+    label: str,
+) -> Plot:
+    """Draw fields about a center: of one axis as lines, of two as pictures, of three as two planes through it.
 
-
-@dataclass(frozen=True, eq=False)
-class CenteredField:
-    """Values about a center, shape `(n, ...)` with one to three axes, and what each field is called."""
-
-    name: str
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class FieldScale:
-    """How fields are drawn.
-
-    Attributes:
+    Args:
+        texts: heading, caption and description of the plot.
+        fields: by name, all of one shape `(n, ...)` with one to three axes.
         reach: from the center to either end of an axis, in its unit.
-        unit: of the axes, after their direction.
-        low: the value that the darkest shade stands for.
-        high: likewise, the lightest.
+        unit: of the axes.
+        limits: the values of the darkest and the lightest shade.
         color_map: of matplotlib.
         label: what the values are.
     """
+    panels = [panel for name, values in fields.items() for panel in _planes(name, values)]
+    is_signal = panels[0][2].ndim == 1
 
-    reach: float
-    unit: str
-    low: float
-    high: float
-    color_map: str
-    label: str
+    def draw_lines(figure: Figure, theme: Theme) -> None:
+        axes = figure.add_subplot()
+        for (name, values), color in zip(fields.items(), (theme.first, theme.second), strict=False):
+            places = torch.linspace(-reach, reach, len(values) + 1)
+            axes.plot((places[:-1] + places[1:]).numpy() / 2, values.numpy(), color=color, label=name)
+        style(axes, theme, unit, label)
 
+    def draw_planes(figure: Figure, theme: Theme) -> None:
+        for number, (name, direction, values) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), number)
+            is_labeled = number == 1 or direction != panels[number - 2][1]
+            style(axes, theme, f"across, {unit}", f"{direction}, {unit}" if is_labeled else "")
+            extent, (low, high) = (-reach, reach, reach, -reach), limits
+            image = axes.imshow(values.numpy(), cmap=color_map, vmin=low, vmax=high, extent=extent, aspect="auto")
+            axes.set_box_aspect(1)
+            axes.grid(visible=False)
+            if len(fields) > 1:
+                axes.set_title(name, color=theme.ink, fontsize=10)
+        color_bar(figure, image, theme, label)
 
-def n_panels(fields: Sequence[CenteredField]) -> int:
-    """Count the panels that some fields take, side by side."""
-    return len(fields) * (N_PLANES if fields[0].values.ndim == 3 else 1)
-
-
-def draw_fields(figure: Figure, theme: Theme, fields: Sequence[CenteredField], scale: FieldScale) -> None:
-    """Draw fields of one size side by side on an empty figure."""
-    if fields[0].values.ndim == 1:
-        _draw_lines(figure, theme, fields, scale)
-        return
-    panels = [panel for field in fields for panel in _planes(field)]
-    for number, (name, direction, values) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), number)
-        is_labeled = number == 1 or direction != panels[number - 2][1]
-        style(axes, theme, f"across, {scale.unit}", f"{direction}, {scale.unit}" if is_labeled else "")
-        extent = (-scale.reach, scale.reach, scale.reach, -scale.reach)
-        image = axes.imshow(
-            values.numpy(), cmap=scale.color_map, vmin=scale.low, vmax=scale.high, extent=extent, aspect="auto"
-        )
-        axes.set_box_aspect(1)
-        axes.grid(visible=False)
-        if len(fields) > 1:
-            axes.set_title(name, color=theme.ink, fontsize=10)
-    color_bar(figure, image, theme, scale.label)
+    size = (6.0, 3.6 if len(panels) == 1 else 2.9)
+    return draw_plot(*texts, draw_lines if is_signal else draw_planes, size)
 
 
-def _draw_lines(figure: Figure, theme: Theme, fields: Sequence[CenteredField], scale: FieldScale) -> None:
-    axes = figure.add_subplot()
-    for field, color in zip(fields, (theme.first, theme.second), strict=False):
-        places = torch.linspace(-scale.reach, scale.reach, len(field.values) + 1)
-        axes.plot((places[:-1] + places[1:]).numpy() / 2, field.values.numpy(), color=color, label=field.name)
-    style(axes, theme, scale.unit, scale.label)
-
-
-def _planes(field: CenteredField) -> list[tuple[str, str, Tensor]]:
-    """Give planes through the center, with the field's name, and the direction of their rows."""
-    values = field.values
-    if values.ndim == 2:
-        return [(field.name, "down", values)]
-    return [
-        (field.name, "down", values[values.shape[0] // 2]),
-        (field.name, "deep", values[:, values.shape[1] // 2]),
-    ]
+def _planes(name: str, values: Tensor) -> list[tuple[str, str, Tensor]]:
+    """Give a field, or two planes through the center of one of three axes, with the direction of their rows."""
+    if values.ndim < 3:
+        return [(name, "down", values)]
+    return [(name, "down", values[values.shape[0] // 2]), (name, "deep", values[:, values.shape[1] // 2])]
 
 
 def border_plot(bands: Sequence[BorderBand], errors: Sequence[ErrorBand] | None) -> Plot:
@@ -287,12 +257,6 @@ def correlation_plot(whiteness: Whiteness) -> Plot:
     correlation = whiteness.autocorrelation.cpu().clone()
     correlation[(lag,) * correlation.ndim] = math.nan
     span = max(whiteness.largest, 0.05)
-    fields = [CenteredField("correlation", correlation)]
-    scale = FieldScale(lag + 0.5, "lag in pixels", -span, span, "cividis", "correlation")
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        draw_fields(figure, theme, fields, scale)
-
     alt = (
         f"Neighbors in the residual correlate by up to {whiteness.largest:.2g}; Q = {whiteness.statistic:.4g} over "
         f"{whiteness.n_lags} lags is {whiteness.z_score:.3g} standard deviations from white noise."
@@ -301,7 +265,8 @@ def correlation_plot(whiteness: Whiteness) -> Plot:
         "How the residual at one pixel correlates with that some pixels away. Noise that nothing was taken from gives "
         "an even field about zero; what the estimate has taken up leaves a pattern."
     )
-    return draw_plot("The residual's neighbors", caption, alt, draw, (6.0, 3.6 if n_panels(fields) == 1 else 2.9))
+    texts, fields = ("The residual's neighbors", caption, alt), {"correlation": correlation}
+    return _fields_plot(texts, fields, lag + 0.5, "lag in pixels", (-span, span), "cividis", "correlation")
 
 
 def _draw_noise(axes: Axes, theme: Theme, tests: ResidualTests) -> None:

@@ -175,7 +175,16 @@ LEAST_GAIN = 0.02
 
 
 def solve_pooled(function: Function, quick: Function, inputs: PooledInputs, start: Tensor, log: IterationLog) -> Tensor:
-    """Find an x whose affine image comes as near as may be to what the outputs of a max pooling allow.
+    """Find an x whose affine image Ax + b comes as near as may be to what the outputs of a max pooling P allow.
+
+    The problem is min ½‖P(Ax + b) − s‖² over x and over all s within bounds. If the largest input of each window were
+    known, it would be bounded least squares, which is convex; to find these inputs is a search. Two sets are easy to
+    project onto: the inputs Ax + b of the pooling, and those that it turns into outputs within the bounds with its
+    present largest inputs. The iteration of Douglas and Rachford, z ← z + P_A(2P_B(z) − z) − P_B(z), finds a point near
+    both where alternating projections and descents stop at local minima (Bauschke, Combettes and Luke, Phase retrieval,
+    error reduction algorithm, and Fienup variants, Journal of the Optical Society of America A 19, 2002; Elser,
+    Rankenburg and Thibault, Searching with iterated maps, PNAS 104, 2007). From there convex problems are solved, each
+    with the largest inputs that the one before has found.
 
     Args:
         function: x → Ax + b, on batches. Its first outputs are the inputs of the pooling; those after them are to be

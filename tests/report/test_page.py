@@ -18,10 +18,10 @@ from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Paramet
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report import page as page_module
 from deconv_cli.report.drawing import DARK, LIGHT
-from deconv_cli.report.page_sections import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
 from deconv_cli.report.page import as_sentence
 from deconv_cli.report.page_pictures import draw_pictures
+from deconv_cli.report.page_sections import describe_kernel_section
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import draw_comparison, draw_views, show_images
 from deconv_cli.solvers.solution import Status

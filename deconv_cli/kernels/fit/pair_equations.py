@@ -211,7 +211,12 @@ class Ridge:
 def solve_ridge(
     equations: PairEquations, penalty: Tensor, look: Callable[[Tensor], Misfit], lam: float | None = None
 ) -> Ridge:
-    """Solve for the taps.
+    """Solve for the taps, with an error bar for every tap.
+
+    Taps are taken for Gaussian of precision λLᵀL/σ², the noise for white of standard deviation σ. λ and σ are those
+    under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992, section 4). The
+    error bars are the standard deviations of the taps given the data. In coordinates in which both quadratic forms are
+    diagonal all of it is sums over taps.
 
     Args:
         equations: of the data.
