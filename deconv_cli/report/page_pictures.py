@@ -45,6 +45,13 @@ class ScaledImage:
     color_map: str | None = None
     mask: Tensor | None = None
 
+    @property
+    def summary(self) -> str:
+        """The range and the mean of the values, and the caption."""
+        found = (self.values.min(), self.values.max(), self.values.double().mean())
+        low, high, mean = (f"{float(value):.4g}" for value in found)
+        return f"values from {low} to {high}, mean {mean} {self.unit}. {self.caption}"
+
 
 @dataclass(frozen=True, eq=False)
 class PagePicture:
@@ -78,7 +85,11 @@ def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
 
 def _reduced(values: Tensor, side: int) -> Tensor:
     """Average pixels so that the longer side has no more than `side`: `(*, H, W)` to `(*, h, w)`."""
-    size = _reduced_size(values, side)
+    return averaged(values, _reduced_size(values, side))
+
+
+def averaged(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average planes `(*, H, W)` down to a size."""
     if size == tuple(values.shape[-2:]):
         return values.double()
     planes = values.double().reshape(1, -1, *values.shape[-2:])
@@ -102,12 +113,10 @@ def encode_shades(image: ScaledImage, side: int) -> bytes:
 
 
 def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
-    values = image.values
-    height, width = _reduced_size(values, side)
-    low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.double().mean()))
+    height, width = _reduced_size(image.values, side)
     return PagePicture(
         image=image,
-        alt=f"{image.name}: values from {low} to {high}, mean {mean} {image.unit}. {image.caption}",
+        alt=f"{image.name}: {image.summary}",
         uri=data_uri(content, "image/png"),
         width=width,
         height=height,
