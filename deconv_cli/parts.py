@@ -112,6 +112,7 @@ CODECS: Registry[Any] = Registry(
         "npy": "deconv_cli.io.codecs.npy:NPY",
         "npz": "deconv_cli.io.codecs.npz:NPZ",
         "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
+        "fits": "deconv_cli.io.codecs.fits:FITS",
     },
 )
 """File formats, for images and tensors."""

@@ -14,6 +14,7 @@ PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
     *("allocator", "argument_types", "errors", "vocabulary", "registry", "thread_warnings"),
+    "measured_light",
     *("parts", "noise_model", "layer_options", "settings", "input_defaults"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
@@ -26,6 +27,7 @@ ALLOWED = {
     "allocator": set(),
     "argument_types": {"errors"},
     "thread_warnings": set(),
+    "measured_light": set(),
     "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
     "noise_model": {"errors"},
@@ -68,7 +70,7 @@ ALLOWED = {
     | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
     "__main__": {"commands"},
 }
-CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr"}
+CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
 DRAWING = {"matplotlib", "jinja2"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}

@@ -16,9 +16,10 @@ from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart, ch
 from deconv_cli.diagnostics.edge_bands import edge_distance
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import from_images
+from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.records import samples_digest
+from deconv_cli.io.regions.region_source import Region, RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.operators.axes import crop
@@ -70,12 +71,14 @@ class ExtraNumbers:
         trusted_share: part of its pixels that are trusted.
         squared_error: of the real one; `None` where no truth is known.
         thumbnails: its parts of them.
+        digests: of what it wrote into each file.
     """
 
     squared_predicted: float | None = None
     trusted_share: float = 0.0
     squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +136,13 @@ class ExtraWork:
         """
         curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
         predicted: Tensor | None = None
-        trusted_share = 0.0
+        trusted_share, digests = 0.0, list[str]()
         if self.error is not None:
             acted_on = image if curve is None else curve.to_light(image, n_axes)
             predicted, is_outweighed = self._squared_prediction(block, acted_on)
             is_trusted = self._is_trusted(block, self.error.trusted_depth) & ~is_outweighed.cpu()
             trusted_share = float(is_trusted.double().mean())
-            self._write(block, predicted, is_trusted)
+            digests = self._write(block, predicted, is_trusted)
         core = self.problem.crop(image, block.data, block.core)
         error = None
         if self.extras.truth is not None:
@@ -151,6 +154,7 @@ class ExtraWork:
             trusted_share=trusted_share,
             squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
+            digests=tuple(digests),
         )
 
     def _squared_prediction(self, block: Block, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,11 +173,13 @@ class ExtraWork:
         size = tuple(stop - start for start, stop in block.core)
         return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
 
-    def _write(self, block: Block, predicted: Tensor, is_trusted: Tensor) -> None:
+    def _write(self, block: Block, predicted: Tensor, is_trusted: Tensor) -> list[str]:
+        digests = []
         if self.extras.error_map is not None:
-            _write_part(self.extras.error_map, block, predicted.sqrt().float())
+            digests.append(write_block(self.extras.error_map, block, predicted.sqrt().float().cpu().numpy()))
         if self.extras.trust_mask is not None:
-            self._write_mask(block, is_trusted)
+            digests.append(self._write_mask(block, is_trusted))
+        return digests
 
     def _is_trusted(self, block: Block, depth: int | None) -> Tensor:
         """Find the pixels of a block from a distance from the frame on; none if that is `None`."""
@@ -184,10 +190,10 @@ class ExtraWork:
         """Trust no pixel of a block that was written."""
         self._write_mask(block, self._is_trusted(block, None))
 
-    def _write_mask(self, block: Block, is_trusted: Tensor) -> None:
+    def _write_mask(self, block: Block, is_trusted: Tensor) -> str:
         assert self.extras.trust_mask is not None
         whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
-        _write_part(self.extras.trust_mask, block, whole)
+        return write_block(self.extras.trust_mask, block, whole.cpu().numpy())
 
     def _thumbnails(
         self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
@@ -224,9 +230,16 @@ def thumbnails_of(problem: BlockProblem) -> tuple[Thumbnail, Thumbnail]:
     return Thumbnail(problem.image_size, steps), Thumbnail(problem.data_size, steps)
 
 
-def _write_part(target: RegionTarget, block: Block, images: Tensor) -> None:
-    """Write pixels of shape `(B, C, *core)`."""
+def region_of(target: RegionTarget, block: Block) -> Region:
+    """Give the part of a file that a block writes."""
     layout = Layout(target.axes, target.shape, len(block.core))
-    region = layout.region(block.batch, [slice(*interval) for interval in block.core])
-    sizes = tuple(part.stop - part.start for part in region)
-    target.write(region, from_images(replace(layout, sizes=sizes), images.cpu().numpy()))
+    return layout.region(block.batch, [slice(*interval) for interval in block.core])
+
+
+def write_block(target: RegionTarget, block: Block, images: Array) -> str:
+    """Write pixels of shape `(B, C, *core)`; gives their digest."""
+    region = region_of(target, block)
+    layout = Layout(target.axes, tuple(part.stop - part.start for part in region), len(block.core))
+    samples = from_images(layout, images)
+    target.write(region, samples)
+    return samples_digest(samples)

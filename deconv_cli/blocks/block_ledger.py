@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
-import json
 import os
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import FileAccessError
-from deconv_cli.io.folders import address_of
+from deconv_cli.io.folders import address_of, remove
 from deconv_cli.io.hidden_names import process_name
+from deconv_cli.io.records import open_sealed, seal_record
 from deconv_cli.io.regions.partial_file import refusing_to_write
+from deconv_cli.io.sources import read_lines
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class BlockLedger:
     """A folder beside the result: the plan, and one file of lines for each process that writes blocks.
 
     A line is added after the samples of its block are in the file, by one call, so that a process that ends in between
-    leaves a block that is done again, and at worst half a line, which is none.
+    leaves a block that is done again, and at worst half a line, which is none. The plan and each line end with their
+    digests.
 
     Attributes:
         folder: where it is.
@@ -39,20 +41,22 @@ class BlockLedger:
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
-        """Read the plan that an earlier run made; `None` without one.
+        """Read the plan that an earlier run made; `None` where none was begun.
 
         Raises:
-            FileAccessError: there is one, but it cannot be read, without which blocks that are done are of no use.
+            FileAccessError: it cannot be read, or is gone, without which blocks that are done are of no use.
         """
-        path = self.folder / "plan.json"
+        path, n_done = self.folder / "plan.json", len(self.results())  # before the plan, which other jobs write first
         try:
-            return BlockPlan.of_record(json.loads(path.read_text(encoding="ascii")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if self.folder.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link")
+            return BlockPlan.of_record(open_sealed(read_lines(path)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, FileNotFoundError) and not n_done:
+                return None
             raise FileAccessError(
-                f"'{path}', the plan of an earlier run of which {len(self.results())} blocks are done, cannot be read: "
-                "it is damaged, of another version, or not permitted; force=True starts over."
+                f"'{path}', the plan of an earlier run of which {n_done} blocks are done, cannot be read: it is gone, "
+                "damaged, of another version, or not permitted; force=True starts over."
             ) from error
 
     def write_plan(self, plan: BlockPlan) -> BlockPlan:
@@ -61,7 +65,7 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        content = json.dumps(plan.as_record())
+        content = seal_record(plan.as_record())
         with refusing_to_write(self.folder):
             self.folder.mkdir(exist_ok=True)
             own = self.folder / f"plan-{process_name()}.json"
@@ -77,7 +81,7 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        line = json.dumps(result.as_record()) + "\n"
+        line = seal_record(result.as_record()) + "\n"
         with refusing_to_write(self.folder):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self.folder / f"done-{process_name()}.jsonl", flags, 0o666)
@@ -90,10 +94,11 @@ class BlockLedger:
         """List the blocks that are done, by their numbers; those whose lines are damaged are not."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
-            for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    result = BlockResult.of_record(json.loads(line))
-                    found[result.number] = result
+            with contextlib.suppress(OSError):
+                for line in read_lines(path).splitlines():
+                    with contextlib.suppress(ValueError, TypeError, KeyError):
+                        result = BlockResult.of_record(open_sealed(line))
+                        found[result.number] = result
         return found
 
     def is_first_to_finish(self) -> bool:
@@ -116,14 +121,11 @@ class BlockLedger:
 
     def forget(self, fingerprint: str | None) -> None:
         """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun anew."""
-        has_blocks = bool(self.results())  # before the plan, which other jobs write first
-        try:
+        with contextlib.suppress(FileAccessError):
             plan = self.read_plan()
-            is_meant = has_blocks if plan is None else plan.fingerprint == fingerprint
-        except FileAccessError:
-            is_meant = True
-        if is_meant:
-            self.remove()
+            if plan is None or plan.fingerprint != fingerprint:
+                return
+        self.remove()
 
     def remove(self) -> None:
         """Remove the folder, at once for all who look for it."""
@@ -131,4 +133,5 @@ class BlockLedger:
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(aside)
         for removed in self.folder.parent.glob(f"{glob.escape(self.folder.name)}-*"):  # those of killed runs too
-            shutil.rmtree(removed, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(removed)

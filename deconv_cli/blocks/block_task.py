@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork, region_of, write_block
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_memory import arithmetic_dtype
 from deconv_cli.blocks.block_plan import BlockPlan
@@ -18,8 +20,9 @@ from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE, BlocksDisagreeError
 from deconv_cli.blocks.seam_places import corner_of
 from deconv_cli.blocks.thumbnail import ThumbnailPart
-from deconv_cli.io.codec import from_images
+from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sample_conversion import convert_samples
 from deconv_cli.operators.axes import space_axes
@@ -49,6 +52,8 @@ class BlockResult:
         squared_error: of the real one; `None` where no truth is known.
         n_estimated: samples of the estimate.
         thumbnails: its parts of small pictures of the whole.
+        digests: of what it wrote into each file, in the order of `BlockTask.targets`.
+        data_digest: of its data.
     """
 
     number: int
@@ -68,6 +73,8 @@ class BlockResult:
     squared_error: float | None = None
     n_estimated: int = 0
     thumbnails: tuple[ThumbnailPart, ...] = ()
+    digests: tuple[str, ...] = ()
+    data_digest: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Give the numbers as JSON can hold them."""
@@ -76,7 +83,8 @@ class BlockResult:
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> BlockResult:
         """Read what `as_record` gave."""
-        return cls(**record | {"thumbnails": tuple(ThumbnailPart(**part) for part in record["thumbnails"])})
+        parts, digests = (ThumbnailPart(**part) for part in record["thumbnails"]), record["digests"]
+        return cls(**record | {"thumbnails": tuple(parts), "digests": tuple(digests)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +122,24 @@ class BlockTask:
     def extra_work(self) -> ExtraWork:
         """What is done to a block besides."""
         return ExtraWork(self.problem, self.extras, self.plan.error)
+
+    def check_data(self, done: BlockResult) -> None:
+        """Refuse by `UsageError` to go on with an input whose samples have changed since a block was restored."""
+        block = self.grid.block(done.number)
+        # A file can be replaced by one of the same size and time, so its samples alone tell.
+        if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
+            raise UsageError(
+                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
+                "begun; bring the earlier file back, or give force=True to start over."
+            )
+
+    def holds(self, done: BlockResult) -> bool:
+        """Tell whether all files still hold what a block wrote."""
+        block = self.grid.block(done.number)
+        with contextlib.suppress(DeconvError):
+            found = [samples_digest(target.read(region_of(target, block))) for target in self.targets]
+            return found == list(done.digests)
+        return False
 
     def trust_nothing(self) -> None:
         """Write the mask of a result that is doubted."""
@@ -168,8 +194,7 @@ class BlockTask:
         result = self.problem.restore(values, block.data, pipeline)
         core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
-        sizes = tuple(part.stop - part.start for part in block.region)
-        self.target.write(block.region, from_images(replace(self.layout, sizes=sizes), converted.samples))
+        digest = write_block(self.target, block, converted.samples)
         residual = result.residual
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())
@@ -193,6 +218,8 @@ class BlockTask:
             squared_error=extra.squared_error,
             n_estimated=core.numel(),
             thumbnails=extra.thumbnails,
+            digests=(*extra.digests, digest),
+            data_digest=_digest_of(values),
         )
         return done, core
 
@@ -222,6 +249,10 @@ class BlockTask:
         if bounds is not None:
             difference = difference.masked_fill(self.problem.crop(bounds, data, shared), 0)
         return float(difference.max())
+
+
+def _digest_of(values: Tensor) -> str:
+    return samples_digest(values.cpu().contiguous().view(torch.uint8).numpy())
 
 
 class _Pipelines(threading.local):

@@ -26,7 +26,7 @@ class BlocksCompleteError(UsageError):
         self.record = record | {"output": record["output"] | {"path": target.spelled_path}}
         super().__init__(
             f"'{target.spelled_path}' is complete already: an earlier run made it of this input, with this kernel and "
-            "these settings; remove it to have it made again."
+            "these settings; give force=True in place of resume=True to have it made again."
         )
 
 
@@ -53,8 +53,12 @@ def find_earlier(
         if not force:
             refuse_to_forget(paths, ledger)
         return None
-    unplanned = _left_of(paths, ledger) if ledger.results() else []  # before the plan, which other jobs write first
-    known = _read_plan(ledger, force=force)
+    try:
+        known = ledger.read_plan()
+    except FileAccessError:
+        if not force:
+            raise
+        known = None
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be gone on with; "
@@ -64,11 +68,6 @@ def find_earlier(
     if known is None and records[-1] is not None and None not in records:
         ledger.remove()  # of which a run may have left a part that was ended as it removed it
         raise BlocksCompleteError(targets[-1], records[-1])
-    if known is None and unplanned and not force:
-        raise UsageError(
-            f"an earlier run for '{targets[-1].path}' left {' and '.join(unplanned)}, but no plan, so it cannot be "
-            "gone on with; force=True starts over."
-        )
     for target, record in zip(targets, records, strict=True):
         if record is None:
             check_output_path(target.path, source, force=force, is_folder=True)
@@ -89,16 +88,6 @@ def record_of(path: Path, fingerprint: str | None = None) -> dict[str, Any] | No
     plan = record.get("plan")
     is_meant = isinstance(plan, dict) and fingerprint in (None, plan.get("fingerprint"))
     return record if is_meant else None
-
-
-def _read_plan(ledger: BlockLedger, *, force: bool) -> BlockPlan | None:
-    """Read the plan of an earlier run; one that cannot be read is none where `force` allows it to be forgotten."""
-    try:
-        return ledger.read_plan()
-    except FileAccessError:
-        if force:
-            return None
-        raise
 
 
 def _left_of(targets: Sequence[Path], ledger: BlockLedger) -> list[str]:

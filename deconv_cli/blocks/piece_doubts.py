@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import DoubtReason
 
-OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA)
+OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
 """Reasons that hold for a picture where they hold for its pieces; solvers and samples are looked at in every block."""
 
 
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
-    """Doubt a picture where at least half of its pieces have no λ, or a residual that contradicts kernel or boundary.
+    """Doubt a picture where at least half of its pieces have no λ, show mostly noise, or contradict the kernel.
 
     Args:
         found: pieces that were restored, those with the most contrast first.

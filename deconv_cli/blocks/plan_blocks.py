@@ -122,13 +122,15 @@ def with_memory(problem: BlockProblem, max_memory: int) -> BlockProblem:
 
 def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOptions) -> str:
     """Hash all that decides what is written."""
-    settings = {name: repr(value) for name, value in sorted(vars(problem.settings).items())}
+    curve = problem.resolution.tone_curve
+    tensors = {"kernel": problem.kernel, "bias": problem.bias, "light": None if curve is None else curve.light}
     settled = {
         "version": package_version("deconv-cli"),
         "source": problem.source.fingerprint(),
         "axes": problem.layout.axes,
-        "kernel": hashlib.sha256(problem.kernel.detach().double().numpy().tobytes()).hexdigest(),
-        "settings": settings,
+        "tensors": {name: None if t is None else [list(t.shape), t.tolist()] for name, t in tensors.items()},
+        "settings": repr(problem.settings),
+        "resolved": repr(problem.resolution.settings),
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
         "block_size": options.block_size,
     }

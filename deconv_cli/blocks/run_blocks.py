@@ -10,8 +10,6 @@ from typing import Any
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.thumbnail import ThumbnailPart
-from deconv_cli.errors import FileAccessError
-from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.scheduler import Scheduler
 
 BlockListener = Callable[[int, int], None]
@@ -122,17 +120,15 @@ def run_blocks(
         numbers: the blocks that this run is for; `None` for all.
 
     Returns:
-        What came of them; `None` where blocks are left that this run is not for.
+        What came of them; `None` where blocks are left, or were lost, that this run is not for.
 
     Raises:
         BlocksDisagreeError: a seam was measured that is above what was planned for.
-        DeconvError: a block failed; those that are done are noted. Or what they were written into is gone.
+        DeconvError: a block failed; those that are done are noted. Or the input is another one by now.
     """
-    done = ledger.results()
     numbers = task.grid.order() if numbers is None else numbers
-    waiting = [number for number in numbers if number not in done]
-    if waiting:
-        _make_room(task.targets, has_begun=bool(done))
+    held = _held_blocks(task, ledger, numbers)
+    waiting = [number for number in numbers if number not in held]
     if progress is not None:
         progress(len(numbers) - len(waiting), len(numbers))
     n_done = len(numbers) - len(waiting)
@@ -149,17 +145,22 @@ def run_blocks(
     if failures:
         raise failures[0]
     results = ledger.results()
-    if len(results) < task.grid.n_blocks:
+    every = range(task.grid.n_blocks)
+    if set(every) - results.keys() or not all(task.holds(results[n]) for n in set(every) - set(numbers)):
         return None
-    return BlockSummary.of([results[number] for number in sorted(results)], len(waiting))
+    return BlockSummary.of([results[number] for number in every], len(waiting))
 
 
-def _make_room(targets: Sequence[RegionTarget], *, has_begun: bool) -> None:
-    """Make the files that blocks are written into; where blocks are done, these have to be there."""
-    for target in targets:
-        if has_begun and not target.is_begun():
-            raise FileAccessError(
-                f"the file that blocks of '{target.spelled_path}' were written into is gone, and they with it; "
-                "force=True starts over."
-            )
-        target.create()
+def _held_blocks(task: BlockTask, ledger: BlockLedger, numbers: Sequence[int]) -> set[int]:
+    """Find the blocks that are done and that the files hold unchanged; make room for the others."""
+    results = ledger.results()
+    done = {number: results[number] for number in numbers if number in results}
+    for result in done.values():
+        task.check_data(result)
+    are_kept = [target.create() for target in task.targets if target.is_begun()]
+    held = {number for number, result in done.items() if all(are_kept) and task.holds(result)}
+    if len(held) == len(numbers):
+        return held
+    # A file that is gone, or in its place already, is made anew, and then holds no block.
+    were_there = [target.create() for target in task.targets]
+    return held if all(were_there) else set()

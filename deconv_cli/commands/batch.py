@@ -203,6 +203,8 @@ class Batch:
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
         """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
+        from deconv_cli.io.formats import codec_named
+
         printed = self._printed
         if not printed.quiet and (is_only or printed.verbose):
             outcome.print_summary()
@@ -212,6 +214,9 @@ class Batch:
                 print_warning(of_which + with_options(doubt))
             for warning in outcome.warnings:
                 self._print_once(job, warning, print_warning)
+            codec, light = codec_named(job.source), outcome.record.get("light_reason")
+            if light and not is_only and codec is not None and codec.is_picture:
+                self._print_once(job, f"restored {light}", print_note)
             for note in outcome.record["notes"]:
                 self._print_once(job, note, print_note)
         if printed.show:

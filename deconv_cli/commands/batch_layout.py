@@ -63,22 +63,37 @@ def _outside(files: list[FoundFile], folder: Path) -> list[FoundFile]:
     return kept or files
 
 
-def refuse_to_replace(kernels: list[Path], targets: list[Path]) -> None:
-    """Refuse, even under --force, outputs that would be written over the kernels or the factor of the run.
+def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:
+    """Refuse by `UsageError`, even under --force, to write over a file that the run reads or writes too.
 
-    Raises:
-        UsageError: one would.
+    Args:
+        jobs: their inputs are read, their outputs written.
+        read: files that are read besides, and
+        written: files that are written besides; `None` for what was not asked for.
     """
-    for target in targets:
-        if any(_is_same_file(target, kernel) for kernel in kernels):
-            raise UsageError(f"the output '{target}' is what this run inverts by; choose another name.")
+    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.records import beside
+
+    taken: dict[object, str] = {}
+    for path in filter(None, [*(job.source for job in jobs), *read]):
+        for own in (path, beside(path)):
+            taken[_identity(own)] = f"'{own}', which this run reads"
+    for path in filter(None, [*(job.target for job in jobs), *written]):
+        codec = codec_named(path)
+        for own in [path] if codec is None or codec.record_inside else [path, beside(path)]:
+            identity = _identity(own)
+            if identity in taken:
+                raise UsageError(f"'{own}' would be written over {taken[identity]}; choose another name.")
+            taken[identity] = f"'{own}', which this run writes too"
 
 
-def _is_same_file(first: Path, second: Path) -> bool:
+def _identity(path: Path) -> object:
+    """Give what all names of a file have in common: its number on the disk, or its full path if it does not exist."""
     try:
-        return first.samefile(second)
+        found = path.stat()
     except OSError:
-        return False
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def _check_collisions(targets: list[Path]) -> None:
@@ -96,7 +111,7 @@ def _beside(source: Path, ending: str) -> Path:
     from deconv_cli.io.formats import codec_named
 
     lower = source.name.lower()
-    for double in (".ome.tif", ".ome.tiff", ".ome.zarr"):
+    for double in (".ome.tif", ".ome.tiff", ".ome.zarr", ".fits.gz", ".fits.fz"):
         if lower.endswith(double):
             return source.with_name(source.name[: -len(double)] + ending + double)
     suffix = ".tif" if codec_named(source) is None else source.suffix

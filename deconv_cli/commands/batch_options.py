@@ -82,8 +82,13 @@ def settings_of(invocation: typer.Context) -> dict[str, Any]:
 
     typed = {name: invocation.params[name] for name in sorted(typed_options(invocation) - _NOT_SETTINGS)}
     settings = {name: _as_json(value) for name, value in typed.items()}
-    files = [path for value in settings.values() for path in _files_in(value)]
-    return settings | {"files": {str(path): fingerprint(path) for path in files}}
+    return settings | {"files": {str(path): fingerprint(path) for path in files_read(invocation)}}
+
+
+def files_read(invocation: typer.Context) -> list[Path]:
+    """List the files besides the inputs that the options name and that are read."""
+    names = sorted(typed_options(invocation) - _NOT_SETTINGS - {"error_map", "trust_mask"})
+    return [path for name in names for path in _files_in(_as_json(invocation.params[name]))]
 
 
 def _as_json(value: object) -> object:

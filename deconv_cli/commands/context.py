@@ -91,9 +91,7 @@ class Context:
     def notes(self, loaded: LoadedInput, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
         """Gather what was done on the way, in order."""
         of_picture = self.loaded.picture_notes if loaded.image.is_picture else ()
-        made_by = (loaded.image.record or {}).get("kernel")
-        if isinstance(made_by, dict) and made_by.get("sha256") == self.loaded.source.sha256 is not None:
-            of_picture = ()  # deconv forward read the same kernel the same way
+        of_picture = () if self.loaded.is_kernel_of(loaded.image) else of_picture
         doubts = _spacing_notes(self.loaded.spacing, loaded.image.spacing)
         return (*self.loaded.notes, *of_picture, *doubts, *loaded.image.notes, *more, *prepared.notes)
 

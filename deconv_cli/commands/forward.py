@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_layout import lay_out
-from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
+from deconv_cli.commands.batch_options import BatchOptions, files_read
 from deconv_cli.commands.forward_work import AddedNoise, ForwardWork, TypedConvolution
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -104,5 +104,6 @@ def forward(
     )
     many.check(force=files.force)
     jobs = lay_out(inputs, output, ending="_forward")
+    refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(kernel, kernel_options, convolution, added, files, device, jobs[0].source)
     Batch("forward", files, printed, many, workers, invocation).run(jobs, work)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_layout import lay_out, refuse_to_replace
-from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
+from deconv_cli.commands.batch_options import BatchOptions, files_read
 from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
@@ -135,7 +135,7 @@ def invert(
     large.check(is_possible=is_single_kernel, is_one=is_one)
     goes_on = is_one and (many.resume or large.block_range is not None)  # with pages of its own, as is seen in time
     extra.check(jobs, force=files.force or goes_on)
-    refuse_to_replace([factor] if factor is not None else kernel or [], [job.target for job in jobs] + extra.paths)
+    refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), truth], [*extra.paths, many.manifest])
     if is_single_kernel and is_one:
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
         is_wanted = large.is_cut_anyway or (many.resume and _has_earlier(jobs[0].target))

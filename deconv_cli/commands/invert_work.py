@@ -155,7 +155,8 @@ class InvertWork(Work):
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernels of the optics that it names."""
-        loaded = load_microscope(str(self.kernels[0]), source.image, self.settings.get("dimensions"))
+        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
+        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing)
         context = Context("invert", loaded, self.files, pick(self.device))
         own = self.settings | {"dimensions": loaded.kernel.n_axes}
         return Restoration(context, own, self.extra, self.printed).restore(job, source, progress)

@@ -50,7 +50,7 @@ def from_beads(
         typer.Option(
             "--size",
             metavar="[D,]H,W",
-            help="Samples along each axis, odd. Default: five times its width.",
+            help="Samples along each axis, odd. Default: those that stand out of the noise.",
             show_default=False,
         ),
     ] = None,
@@ -151,7 +151,8 @@ def _describe(found: BeadPsf) -> dict[str, Any]:
             "unlike_the_others": found.n_unlike,
         },
         "background": found.background,
-        "negative_share": found.negative,
+        "light_share": found.share,
+        "outermost_plane": found.outermost,
     }
 
 
@@ -170,8 +171,8 @@ def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, st
     return [
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
+        ("light", f"{format_percent(found.share)} of what of a bead stands out of the noise"),
         ("background", f"{found.background:.5g}, subtracted"),
-        ("set to zero", f"{format_percent(found.negative)} of the light, which noise had left below zero"),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deconv_cli.commands.batch_layout import refuse_clashes
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import expand
@@ -116,6 +117,7 @@ def learn(
     from deconv_cli.report.learning_record import describe_learning
 
     _check_files(inputs[0], learning, output, printed)
+    refuse_clashes([], [*inputs, *(learning.kernel or [])], [output, learning.report, learning.checkpoint])
     with (
         running_user_code(is_silent=True) as (_, caught),
         WorkProgress(verbose=False, is_silent=printed.quiet).shown() as progress,

@@ -59,16 +59,20 @@ def microscope(
     size: Annotated[
         str | None,
         typer.Option(
-            "--size", metavar="[D,]H,W", help="Samples along each axis, odd. Default: what holds most of the light."
+            "--size",
+            metavar="D|[D,]H,W",
+            help="Samples along each axis, odd, or planes alone. Default: 2D − 1 planes of a wide field for the D "
+            "planes of --image, or 63, as wide as the cone of light; of other modes what holds most of the light.",
+            show_default=False,
         ),
     ] = None,
     channel: Annotated[
         int, typer.Option("--channel", metavar="N", min=0, help="Which channel of several, from 0.")
     ] = 0,
 ) -> None:
-    """Compute a point-spread function from the optics; needs the extra microscope, the package psf-generator."""
+    """Compute a point-spread function from the optics."""
     from deconv_cli.io import read_image
-    from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
+    from deconv_cli.kernels.optics.microscope import MAX_SIDE, microscope_psf, sampling_notes
 
     if output is not None:
         check_psf_output(output, image or Path.cwd(), force=printed.force)
@@ -81,9 +85,13 @@ def microscope(
         raise UsageError(f"--channel must be from 0 to {len(optics.microscopes) - 1} here, but is {channel}.")
     chosen = optics.microscopes[channel]
     n_axes = len(chosen.spacing)
-    psf = microscope_psf(chosen, None if size is None else parse_numbers(size, "--size", (n_axes,), int))
-    image_size = None if read is None else tuple(read.values.shape[2:])
-    notes = [*optics.assumed, *sampling_notes([chosen], [tuple(psf.shape)], image_size)]
+    wanted = chosen.psf_size(None if read is None else tuple(read.values.shape[2:]))
+    if size is not None:
+        wanted = parse_numbers(size, "--size", (1, 3) if n_axes == 3 else (2,), int)
+    if len(wanted) < n_axes:
+        wanted = (*wanted, *chosen.psf_size((wanted[0] // 2 + 1, MAX_SIDE, MAX_SIDE))[1:])
+    psf = microscope_psf(chosen, wanted)
+    notes = [*optics.assumed, *sampling_notes([chosen], [psf])]
     record: dict[str, Any] = {
         "schema": 1,
         "command": "kernel microscope",

@@ -12,7 +12,7 @@ from deconv_cli.commands.option_groups import KernelOptions, OptionValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, check_padding, nearest_name
+from deconv_cli.vocabulary import Convention, Size, check_padding, format_size, nearest_name
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,7 @@ class LoadedKernel:
         bias: what a layer adds to each output channel, shape `(C_out,)`.
         notes: what was done on reading, a sentence each.
         picture_notes: what to know besides, if the input is a picture.
+        refusal: why no picture is restored with it.
         options: the options that would read the same again.
         recorded: what the file says of the convolution that the kernel belongs to; `None` where it says nothing.
         inverse: what was built before; `None` for a kernel by itself.
@@ -54,6 +55,7 @@ class LoadedKernel:
     notes: tuple[str, ...]
     options: OptionValues
     picture_notes: tuple[str, ...] = ()
+    refusal: str | None = None
     recorded: RecordedConvolution | None = None
     inverse: PseudoInverse | None = None
     factor: FactorInput | None = None
@@ -64,6 +66,32 @@ class LoadedKernel:
     def kernel(self) -> Kernel:
         """The canonical kernel."""
         return self.source.kernel
+
+    def is_kernel_of(self, image: ImageFile) -> bool:
+        """Tell whether `deconv forward` made an image with this kernel, read the same way."""
+        made_by = (image.record or {}).get("kernel")
+        return isinstance(made_by, dict) and made_by.get("sha256") == self.source.sha256 is not None
+
+    def refuse_for(self, image: ImageFile, size: Size) -> None:
+        """Refuse what can only spoil a picture: a kernel with a flaw, or one that is far larger than the picture.
+
+        Args:
+            image: the input, or a corner of it.
+            size: samples of the input along the axes of space.
+
+        Raises:
+            UsageError: it is refused.
+        """
+        if not image.is_picture:
+            return
+        if self.refusal is not None and not self.is_kernel_of(image):
+            raise UsageError(self.refusal)
+        seen = size[-self.kernel.n_axes :]
+        if any(k > 2 * n for k, n in zip(self.kernel.size, seen, strict=True)):
+            raise UsageError(
+                f"the kernel of {format_size(self.kernel.size)} taps is more than twice as large as the picture of "
+                f"{format_size(seen)}; give a smaller one, or a larger picture."
+            )
 
     @property
     def image_dimensions(self) -> int | None:
@@ -149,6 +177,7 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
         picture_notes=tuple(
             f"{path}: {note}" for path, one in zip(paths, loaded, strict=True) for note in one.picture_notes
         ),
+        refusal=next((one.refusal for one in loaded if one.refusal), None),
         options={**loaded[0].options, "--kernel": paths, **options.as_options()},
         spacing=loaded[0].spacing,
     )
@@ -235,6 +264,7 @@ def load_kernel(
         read.notes,
         again,
         read.picture_notes,
+        read.refusal,
         recorded_by_model(read.geometry) if read.geometry else None,
         is_ambiguous=read.is_ambiguous,
         spacing=read.spacing,

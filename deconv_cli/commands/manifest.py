@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ BEGUN, DONE, DOUBTED, FAILED = "begun", "done", "doubted", "failed"
 class Manifest:
     """Takes down how each file ended as soon as it has ended, so that a run that is killed can be resumed.
 
-    When it is closed there is one line for each file, the latest.
+    When it is closed there is one line for each file, the latest. Each line ends with its digest.
 
     Args:
         path: the file, one JSON object a line.
@@ -31,8 +30,8 @@ class Manifest:
         force: whether an existing file may be replaced.
 
     Raises:
-        UsageError: the file exists already, without `resume` or `force`.
-        MalformedInputError: the file to resume is no manifest.
+        UsageError: the file exists already, without `resume` or `force`, or is a pipe or a device.
+        MalformedInputError: the file to resume is no manifest, or a line is damaged.
         FileAccessError: it cannot be read or written.
     """
 
@@ -142,8 +141,10 @@ def _fingerprint(path: Path) -> str | None:
 
 
 def _encoded(line: Line) -> str:
+    from deconv_cli.io.records import seal_record
+
     # In ASCII, since a file name may hold bytes that are no UTF-8.
-    return json.dumps(line) + "\n"
+    return seal_record(line) + "\n"
 
 
 def _write(path: Path, text: str) -> None:
@@ -151,19 +152,24 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Line]:
-    """Read the latest line for each output; a last line that was cut off is left out."""
+    """Read the latest line for each output; a last line that was cut off is left out, but not the only one."""
+    from deconv_cli.io.records import SEALED, open_sealed
+    from deconv_cli.io.sources import read_lines
+
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        *encoded, rest = read_lines(path).split("\n")
+    except OSError as error:
         raise FileAccessError(f"the manifest '{path}' cannot be read.") from error
+    if rest and (not encoded or SEALED.match(rest)):
+        encoded.append(rest)
     lines: dict[str, Line] = {}
-    for number, encoded in enumerate(text.split("\n")[:-1], start=1):
+    for number, one in enumerate(encoded, start=1):
         try:
-            line = json.loads(encoded)
-            lines[line["output"]] = {"input": line["input"], "status": line["status"], **line}
+            line = open_sealed(one)
+            lines[line["output"]] = line | {"input": line["input"], "status": line["status"]}
         except (ValueError, TypeError, KeyError) as error:
             raise MalformedInputError(
-                f"line {number} of '{path}' should be a JSON object with input, output and status, as deconv writes "
-                "them, but is not; choose another file for the manifest."
+                f"line {number} of '{path}' is not as this version of deconv writes it: it is damaged, or the file is "
+                "no manifest; remove the line, or choose another file for the manifest."
             ) from error
     return lines

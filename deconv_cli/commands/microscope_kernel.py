@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import KernelOptions
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Convention, Size, shortened
+from deconv_cli.vocabulary import Convention, Size, format_spacing, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
     Raises:
         UsageError: there are other kernels too, or options that read one.
     """
-    named = [k for k in kernels if str(k).partition(":")[0] == MICROSCOPE and not k.exists()]
+    named = [k for k in kernels if str(k).partition(":")[0].lower() == MICROSCOPE and not k.exists()]
     if not named:
         return False
     given = [name for name, value in options.as_options().items() if value is not None]
@@ -70,14 +70,14 @@ def read_words(text: str) -> Values:
     _, _, rest = text.partition(":")
     found: Values = {}
     for part in filter(None, rest.split(",")):
-        word, equals, value = part.partition("=")
-        if word.strip() not in WORDS or not equals or not value:
+        word, equals, value = (each.strip().lower() for each in part.partition("="))
+        if word not in WORDS or not equals or not value:
             known = ", ".join(WORDS)
             raise UsageError(
                 f"a microscope is described by {known}, each followed by an equals sign and a value, but one word is "
                 f"'{shortened(word)}'."
             )
-        found[WORDS[word.strip()]] = tuple(value.split("+"))
+        found[WORDS[word]] = tuple(value.split("+"))
     return found
 
 
@@ -108,7 +108,10 @@ def describe_optics(
     found = OpticsMetadata() if image is None else read_optics(image)
     steps = spacing or (None if image is None else image.spacing)
     if steps is None:
-        raise UsageError("the distance of the samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX.")
+        raise UsageError(
+            "the distance of the samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX to deconv invert "
+            "or to deconv kernel microscope, which writes a file for --kernel."
+        )
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
     assumed: list[str] = []
@@ -234,7 +237,11 @@ def _of_channel(values: dict[str, list[object]], channel: int, n_channels: int) 
 
 
 def load_microscope(
-    text: str, image: ImageFile, dimensions: int | None = None, whole: Size | None = None
+    text: str,
+    image: ImageFile,
+    dimensions: int | None = None,
+    whole: Size | None = None,
+    spacing: tuple[float, ...] | None = None,
 ) -> LoadedKernel:
     """Compute the kernel of each channel of an image.
 
@@ -243,6 +250,7 @@ def load_microscope(
         image: the file.
         dimensions: axes of space that the kernel spans, where that was given.
         whole: samples along Z, Y and X, where `image` is but a corner of the file.
+        spacing: distances of the samples in µm, for a file that does not say them.
     """
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
@@ -250,24 +258,20 @@ def load_microscope(
 
     n_axes = dimensions or image.named_dimensions or image.dimensions
     spanned = image.spanned_by(n_axes)
-    optics = describe_optics(spanned, read_words(text))
+    if spanned.spacing is None and spacing is not None and len(spacing) != n_axes:
+        raise UsageError(f"spacing must hold a distance in µm for each of {n_axes} axes, but holds {len(spacing)}.")
+    optics = describe_optics(spanned, read_words(text), spanned.spacing or spacing)
     image_size = tuple(spanned.values.shape[2:]) if whole is None else whole[-n_axes:]
-    sizes = [_fitting(microscope.natural_size, image_size) for microscope in optics.microscopes]
-    made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
+    made = [microscope_psf(microscope, microscope.psf_size(image_size)) for microscope in optics.microscopes]
     taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
     taps = taps.flip(tuple(range(-n_axes, 0)))
     kernel = Kernel.of_any(taps, dimensions=n_axes)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     again = {"--kernel": text, "--dimensions": n_axes}
-    shown, notes = _shown(optics.microscopes), sampling_notes(optics.microscopes, sizes, image_size)
+    shown, notes = _shown(optics.microscopes), sampling_notes(optics.microscopes, made)
     return LoadedKernel(
         source, taps, None, (shown, *optics.assumed, *notes), again, spacing=optics.microscopes[0].spacing
     )
-
-
-def _fitting(size: Size, image_size: Size) -> Size:
-    """Cut a kernel to what an image of this size can feel of it: less than twice its length."""
-    return tuple(min(k, 2 * n - 1) for k, n in zip(size, image_size, strict=True))
 
 
 def _shown(microscopes: tuple[Microscope, ...]) -> str:
@@ -276,5 +280,5 @@ def _shown(microscopes: tuple[Microscope, ...]) -> str:
     modes = ", ".join(dict.fromkeys(microscope.mode for microscope in microscopes))
     return (
         f"kernels computed for numerical aperture {first.numerical_aperture:g}, immersion {first.immersion_index:g}, "
-        f"emission {seen} nm, {modes}"
+        f"emission {seen} nm, {modes}, samples {format_spacing(first.spacing)} apart"
     )

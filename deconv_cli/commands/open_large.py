@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,10 @@ from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
-from deconv_cli.commands.restoration import recorded_convolution, with_spacing
+from deconv_cli.commands.restoration import choose_kind, recorded_convolution, with_spacing
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import InputKind
 
 if TYPE_CHECKING:
     from deconv_cli.io.image import ImageFile
@@ -76,14 +76,16 @@ def _lay_out(
     source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions, given: SettingValues
 ) -> LargeInput:
     from deconv_cli.blocks.invert_blocks import lay_out_problem
+    from deconv_cli.io.regions.spread_pieces import read_spread
 
+    whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
     if is_microscope(kernels, options):
-        whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
-        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole)
+        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole, given.get("spacing"))
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
     corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
-    kind = InputKind.PICTURE if source.is_picture else InputKind.TENSOR
+    loaded.refuse_for(corner, whole)
+    kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)
     recorded, notes = recorded_convolution(corner, loaded.source.sha256)
     problem = lay_out_problem(
@@ -96,4 +98,4 @@ def _lay_out(
     )
     if "spacing" not in given:
         problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
-    return LargeInput(source, corner, loaded, problem, notes)
+    return LargeInput(source, corner, loaded, problem, (*why, *notes))

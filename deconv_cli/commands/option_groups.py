@@ -80,13 +80,15 @@ class KernelOptions(KernelReading):
     ] = None
 
     clean_kernel: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--clean-kernel",
-            help="Subtract the background of a measured point-spread function, crop its empty margin, and center it.",
+            "--clean-kernel/--no-clean-kernel",
+            help="Subtract the background of a measured point-spread function, crop its empty margin, and center it; "
+            "or take it as it is. Default: as it is, but one that would spoil a picture is refused.",
+            show_default=False,
             rich_help_panel=KERNEL,
         ),
-    ] = False
+    ] = None
 
     bias = True
     """Whether the bias of a layer is taken too."""
@@ -98,8 +100,8 @@ class KernelOptions(KernelReading):
             given["--normalize" if self.normalize else "--no-normalize"] = True
         if not self.bias:
             given["--no-bias"] = True
-        if self.clean_kernel:
-            given["--clean-kernel"] = True
+        if self.clean_kernel is not None:
+            given["--clean-kernel" if self.clean_kernel else "--no-clean-kernel"] = True
         return given
 
 

@@ -57,8 +57,7 @@ class ExtraOutputs:
         """Make sure that one input owns these files and that the page can be written, before anything is computed.
 
         Raises:
-            UsageError: there are several inputs, two outputs would be the same file, or one cannot hold what goes
-                into it.
+            UsageError: there are several inputs, or one of the files cannot hold what goes into it.
             FileAccessError: no permission.
         """
         from deconv_cli.io.formats import codec_of_suffix
@@ -67,8 +66,6 @@ class ExtraOutputs:
         given = [option for option, path in named.items() if path is not None]
         if given and len(jobs) != 1:
             raise UsageError(f"{given[0]} belongs to one input, but there are {len(jobs)}; restore them one by one.")
-        if given:
-            self._check_paths(jobs[0])
         if self.error_map is not None and codec_of_suffix(self.error_map).holds_whole_numbers_only:
             raise UsageError(
                 f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
@@ -82,21 +79,6 @@ class ExtraOutputs:
             from deconv_cli.io.pages import check_page_path
 
             check_page_path(self.page, jobs[0].source, force=force)
-
-    def _check_paths(self, job: Job) -> None:
-        """Refuse files that are the same as another one of this run, by whatever name, even under --force."""
-        named = {"--error-map": self.error_map, "--trust-mask": self.trust_mask, "--report": self.page}
-        taken = {job.source.resolve(): "the input", job.target.resolve(): "the output already"}
-        if self.truth is not None:
-            taken[self.truth.resolve()] = "the truth"
-            if job.target.resolve() == self.truth.resolve():
-                raise UsageError(f"the output '{job.target}' is the truth; choose another name.")
-        for option, path in named.items():
-            if path is None:
-                continue
-            if path.resolve() in taken:
-                raise UsageError(f"{option} '{path}' is {taken[path.resolve()]}; choose another name.")
-            taken[path.resolve()] = f"the same file as {option}"
 
     def plan(self, loaded: LoadedInput, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
         """Read the truth, and refuse what cannot be written before anything is computed.

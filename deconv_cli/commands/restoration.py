@@ -26,6 +26,8 @@ from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_paddin
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import InvertRun
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 N_ALIGNED = 3
 """The kernel is held against so many inputs, the first of a run: looking takes longer than to restore a picture."""
+NOTABLE_NOISE = 1e-3
+"""Part of the spread of an array from which on noise spoils what is restored under the λ of tensors."""
 
 
 class Restoration:
@@ -61,8 +65,11 @@ class Restoration:
         """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
         context = self._context
         loaded = context.load(source)
-        pipeline = self._pipeline(loaded.image)
+        context.loaded.refuse_for(loaded.image, tuple(loaded.values.shape[2:]))
+        kind, notes = choose_kind(loaded.image, lambda: loaded.values, context.loaded, self._settings)
+        pipeline = self._pipeline(kind)
         resolution = self._resolve(pipeline, loaded.image)
+        resolution = replace(resolution, notes=(*notes, *resolution.notes))
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
             n_channels = context.loaded.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
@@ -149,14 +156,14 @@ class Restoration:
             output=describe_output(job.target, prepared),
             notes=context.notes(loaded, prepared, *result.notes, *doubts),
             environment=environment_of(context.device, result.image.dtype, loaded.started),
-            rerun=context.rerun(job, prepared, self._options(result)),
+            rerun=context.rerun(job, prepared, self._options(result, loaded.image)),
             reconstruction=result,
             diagnosis=diagnosis,
             factor=context.loaded.factor,
             lambda_views=views,
         )
 
-    def _options(self, result: Reconstruction) -> OptionValues:
+    def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
         """Give the options that make the same estimate again: what was resolved, not what was left open."""
         settings = result.settings
         options = settings.as_options()
@@ -167,7 +174,8 @@ class Restoration:
             of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
             kept |= {name: options.get(name) for name in of_noise if is_kept}
             return kept | self._extra.as_options()
-        dropped = {"--dimensions", "--defaults", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+        dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
+        dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
@@ -190,11 +198,11 @@ class Restoration:
         predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
         return options | layer_options(settings, self._settings) | predicts | self._extra.as_options()
 
-    def _pipeline(self, image: ImageFile) -> Pipeline:
-        """Give the pipeline of a picture or of a tensor."""
+    def _pipeline(self, kind: InputKind) -> Pipeline:
+        """Give the pipeline of pictures or of tensors."""
         from deconv_cli.workflows.pipeline import Pipeline
 
-        kind, loaded = InputKind.PICTURE if image.is_picture else InputKind.TENSOR, self._context.loaded
+        loaded = self._context.loaded
         with self._making:
             if kind not in self._pipelines:
                 settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
@@ -202,6 +210,34 @@ class Restoration:
                     settings = replace(settings, dimensions=loaded.kernel.n_axes)
                 self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
             return self._pipelines[kind]
+
+
+def choose_kind(
+    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
+) -> tuple[InputKind, tuple[str, ...]]:
+    """Choose the defaults of pictures or of tensors; says so where the samples decide, and not the format.
+
+    Args:
+        image: the file.
+        samples: gives its samples or parts of them, shape `(*batch, *size)`.
+        loaded: the kernel.
+        given: the settings that were typed.
+    """
+    if image.is_picture:
+        return InputKind.PICTURE, ()
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None and loaded.inverse is None
+    is_decided = not {"defaults", "lam", "rcond"}.isdisjoint(given)
+    if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
+        return InputKind.TENSOR, ()
+    from deconv_cli.diagnostics.hann_window import FadedImages
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+
+    values = samples().float()
+    noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
+    if noise is None or noise < NOTABLE_NOISE * values.std():
+        return InputKind.TENSOR, ()
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula of optics"
+    return InputKind.PICTURE, (f'the array was taken for a picture, {why}; defaults="tensor" takes it for a tensor',)
 
 
 def _as_it_is(result: Reconstruction) -> Reconstruction:

@@ -40,6 +40,8 @@ TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
 N_BINS = 61
+# An estimate shows mostly noise where noise is more than this part of its variance.
+MOSTLY_NOISE = 0.5
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,39 @@ def check_residual(
     return ResidualTests(
         finding, level, noise, interior_rms, edge_ratio, residual, data.images, bands, kernel_size, implausible
     )
+
+
+def measure_noise_ratio(
+    residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
+) -> float | None:
+    """Compare the noise in a linear estimate that shows mostly noise with the contrast of the data.
+
+    The noise is found twice: where the data are lowest, and in the residual, which holds a known part of it. Exact data
+    may look noisy in one of the two ways, but not in both.
+
+    Args:
+        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
+        data: y, less the bias if there is one; of the same shape but for a single axis of batch.
+        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
+        estimate: x̂, shape `(*batch, C_in, *space)`.
+        noise: what kind of noise the data have, and how large it is, where that is known.
+
+    Returns:
+        How many times as large the noise is; `None` where it is less, or not most of what the estimate shows.
+    """
+    level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
+    if level is None:
+        return None
+    modes, by_mode = bands.modes, noise_by_mode(noise, bands.modes)
+    left = bands.mean(by_mode.flatten() * bands.lost)
+    # The residual holds all noise that no image explains: of kernels with more outputs than inputs.
+    part = modes.sigma.shape[-1] / modes.u.shape[-2]
+    share = part * sum(left) / len(left) + 1 - part
+    amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * bands.noise_gain(by_mode)
+    # The least contrast of an image that the kernel could turn into such data.
+    contrast = _contrast(data) / synchronize.as_number(bands.sigma.max())
+    is_most = amplified**2 > MOSTLY_NOISE * _contrast(FadedImages.of(estimate, data.n_axes)) ** 2
+    return amplified / contrast if is_most and amplified > contrast > 0 else None
 
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:

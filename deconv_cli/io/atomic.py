@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError
-from deconv_cli.io.folders import address_of, remove
+from deconv_cli.io.folders import address_of, refuse_special, remove
 from deconv_cli.io.hidden_names import PARTIAL, REPLACED, hidden_name, left_of
 from deconv_cli.io.sources import reason_of
 
@@ -21,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     `check` raises if that file is not what was meant.
 
     Raises:
+        UsageError: the path is a pipe or a device.
         FileAccessError: disk full, no permission, or the file does not read back.
     """
     if address_of(path):
@@ -30,6 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     final = path.resolve() if path.is_symlink() else path
     temporary = hidden_name(final, PARTIAL)
     try:
+        refuse_special(final)
         remove_left(final, PARTIAL)
         _checked(path, temporary, write, check)
         put_in_place(temporary, final)
@@ -45,8 +47,10 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
 def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
     """Write the line that describes a file beside it: it waits, written, until `write_file` has put that in place.
 
-    So neither of them is there for long alone.
+    So neither of them is there for long alone. A link in its place, which nobody named, is replaced itself.
     """
+    if path.is_symlink():
+        path.unlink()
     write_atomically(
         path,
         lambda temporary: _write_line(temporary, line),

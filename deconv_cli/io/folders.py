@@ -50,6 +50,12 @@ def is_there(path: Path) -> bool:
     return path.exists() if address_of(path) is None else mark_of(path) is not None
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse by `UsageError` to put a file in the place of a pipe or a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"'{path}' is a pipe or a device, and no file replaces it; choose another name.")
+
+
 def spelled(path: Path) -> str:
     """Write a path as it was typed: an address with both of its slashes."""
     return address_of(path) or str(path)
@@ -91,7 +97,7 @@ def remove(path: Path) -> None:
         with reaching(path) as (system, place):
             if system.exists(place):
                 system.rm(place, recursive=True)
-    elif path.is_dir():
+    elif path.is_dir() and not path.is_symlink():
         import shutil
 
         shutil.rmtree(path)

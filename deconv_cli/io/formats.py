@@ -26,7 +26,7 @@ def all_codecs() -> Iterator[Codec]:
 
 def codec_named(path: Path) -> Codec | None:
     """Find the codec whose suffix a name has, or None."""
-    return next((codec for codec in all_codecs() if path.suffix.lower() in codec.suffixes), None)
+    return next((codec for codec in all_codecs() if path.name.lower().endswith(codec.suffixes)), None)
 
 
 def codec_of_suffix(path: Path) -> Codec:

@@ -102,12 +102,12 @@ class Layout:
     def with_channels(self, n_channels: int) -> Layout:
         """Give the layout of a result with another number of channels.
 
-        Colors cease to be colors: S becomes C, and a single channel has no axis at all.
+        Colors cease to be colors: S becomes C. A single channel keeps the axis C if there is one already.
         """
         if n_channels == self.n_channels:
             return self
         kept = [(a, n) for a, n in zip(self.axes, self.sizes, strict=True) if a not in "CS"]
-        if n_channels > 1:
+        if n_channels > 1 or "C" in self.axes:
             place = self.axes.index("C") if "C" in self.axes else min(self.axes.index(letter) for letter in self.space)
             place -= int("S" in self.axes[:place])
             kept.insert(place, ("C", n_channels))

@@ -64,7 +64,9 @@ def plan_output(
     return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
 
 
-def check_output_files(path: Path, codec: Codec, source: Path, *, force: bool, make_folder: bool = False) -> None:
+def check_output_files(
+    path: Path, codec: Codec, source: Path, *, force: bool | None, make_folder: bool = False
+) -> None:
     """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does."""
     check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
     if not codec.record_inside:

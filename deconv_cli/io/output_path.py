@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
-from deconv_cli.io.folders import address_of, mark_of
+from deconv_cli.io.folders import address_of, mark_of, refuse_special
 from deconv_cli.io.sources import reason_of
 
 
@@ -15,12 +15,12 @@ def check_output_path(
 ) -> None:
     """Refuse a path where no file can be, or where one is that may not be replaced.
 
-    Where `force` is `None` the caller will find out what is there. With `make_folder` a missing folder is made when the
-    file is written. `source` is what the output is made from. Where `is_folder`, files of the format are folders
-    themselves.
+    Where `force` is `None` the caller will find out what is there. `force` never allows to replace the input, a pipe or
+    a device. With `make_folder` a missing folder is made when the file is written. `source` is what the output is made
+    from. Where `is_folder`, files of the format are folders themselves.
 
     Raises:
-        UsageError: no such folder, or an existing file without `force`.
+        UsageError: no such folder, an existing file without `force`, the input itself, a pipe or a device.
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
     if address_of(path):
@@ -34,10 +34,11 @@ def check_output_path(
             raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
         if path.is_dir() and not (is_folder and mark_of(path)):
             raise UsageError(f"output '{path}' should be a file, but is a folder.")
+        refuse_special(path)
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"output '{path}' is the input itself, which is never replaced; choose another name.")
         if force is False and path.exists():
-            is_input = path.samefile(source) if source.exists() else False
-            what = "is the input itself" if is_input else "exists already"
-            raise UsageError(f"output '{path}' {what}; choose another name, or force=True to replace it.")
+            raise UsageError(f"output '{path}' exists already; choose another name, or force=True to replace it.")
     except OSError as error:
         raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
     if not os.access(folder, os.W_OK):

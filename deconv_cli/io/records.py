@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -30,6 +31,8 @@ _SHORT = (
 )
 """What was done, among the members of a record."""
 _MAX_CHARACTERS = 16 * 2**20
+SEALED = re.compile(r'(.*), "digest": "([0-9a-f]{32})"\}', re.DOTALL)
+"""A line of a file that later runs go on with: its last member is the digest of all that comes before."""
 
 
 def complete_record(
@@ -96,6 +99,26 @@ def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (
 def encode_record(record: dict[str, Any]) -> str:
     """Write a record as one line of ASCII JSON; NaN and Inf, which JSON does not know, are a `ValueError`."""
     return json.dumps(record, allow_nan=False, ensure_ascii=True)
+
+
+def seal_record(record: dict[str, Any]) -> str:
+    """Write a record that is not empty as one line of ASCII JSON whose last member is the digest of the others."""
+    start = json.dumps(record)[:-1]
+    return f'{start}, "digest": "{_digest(start)}"}}'
+
+
+def open_sealed(line: str) -> dict[str, Any]:
+    """Read a line of `seal_record`; raises `ValueError` if any character has changed since."""
+    found = SEALED.fullmatch(line)
+    record = decode_record(line) if found is not None and _digest(found[1]) == found[2] else None
+    if record is None:
+        raise ValueError("the digest is missing or does not match")
+    del record["digest"]
+    return record
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 def decode_record(text: object) -> dict[str, Any] | None:

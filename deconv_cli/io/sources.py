@@ -34,6 +34,13 @@ def fingerprint(path: Path) -> str:
         raise FileAccessError(f"'{path}' cannot be read: {reason_of(error)}.") from error
 
 
+def read_lines(path: Path) -> str:
+    """Read the ASCII text of an earlier run; raises `OSError` for a pipe or a device, whose reading may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    return path.read_text(encoding="ascii", errors="replace")
+
+
 def read_head(path: Path) -> bytes:
     """Read the first 32 bytes of an input file, fewer if it is shorter; for a folder that is one file see `FOLDER`.
 

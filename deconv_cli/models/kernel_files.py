@@ -30,7 +30,7 @@ from deconv_cli.models.kernel_notes import (
     sums_of_taps,
 )
 from deconv_cli.models.layers import Layer, read_layer
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Convention
 
 
@@ -45,6 +45,7 @@ class KernelFile:
         layer: the layer of a model that the kernel was taken from.
         convention: what the file held.
         picture_notes: what to know besides if it is a picture that the kernel is applied to, or undone in.
+        refusal: why a picture is not restored with it, unless `clean` said what to do.
         places: the rows and the columns of a kernel field, in parts of the frame; `None` of other kernels.
         dimensions: axes of space that the taps span, `k`.
         is_ambiguous: a tensor of three axes, which may be one kernel for each channel, for a stack, or a layer's for
@@ -61,6 +62,7 @@ class KernelFile:
     sha256: str
     notes: tuple[str, ...]
     picture_notes: tuple[str, ...] = ()
+    refusal: str | None = None
     places: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     dimensions: int = 2
     is_ambiguous: bool = False
@@ -75,7 +77,7 @@ def read_kernel(
     bias: bool = True,
     convention: Convention | None = None,
     normalize: bool | None = None,
-    clean: bool = False,
+    clean: bool | None = None,
     dimensions: int | None = None,
 ) -> KernelFile:
     """Read a kernel from a file of any format understood.
@@ -87,7 +89,8 @@ def read_kernel(
         convention: what the file holds; None for a convolution in pictures and a correlation in tensor files.
         normalize: divide by the sum of the taps (for each channel; each output channel, if there are four axes); None
             divides pictures alone, and those of fractions only where their sum is far from 1.
-        clean: subtract the background of a point-spread function, crop its empty margin, and center it.
+        clean: subtract the background of a point-spread function, crop its empty margin, and center it; `None` looks
+            whether that is needed.
         dimensions: axes of space of what the kernel is for, 1, 2 or 3; a kernel of fewer axes spans the last ones.
             `None` takes a stack of pages for three, and of a tensor what its number of axes tells: one is a signal's,
             five are a layer's for stacks, two to four are for pictures.
@@ -142,6 +145,7 @@ def read_kernel(
         *geometry_notes(found.layer.geometry),
         *bias_notes(found.layer, bias),
     )
+    is_measured = codec.is_picture and clean is None
     of_picture = () if found.layer.geometry or is_layer(taps, n_axes) else describe_flaws(taps, n_axes)
     if convention is None:
         of_picture += orientation_notes(taps, held, n_axes)
@@ -156,6 +160,7 @@ def read_kernel(
         sha256=sha256,
         notes=notes,
         picture_notes=of_picture,
+        refusal=refusal_of(taps, n_axes) if is_measured else None,
         dimensions=n_axes,
         is_ambiguous=found.is_ambiguous,
         spacing=found.spacing,

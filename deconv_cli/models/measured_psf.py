@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.measured_light import above_noise, shift, smooth
 from deconv_cli.vocabulary import Size, format_size
 
 MIN_SIDE = 7
@@ -19,12 +20,14 @@ FAINT = 0.2
 """A background is at most this part of the peak."""
 LEAST_SHARE = 0.02
 """A background is worth a note if it is this part of the sum of all taps."""
-NOISE_LEVEL = 5.0
-"""Standard deviations of a background below which a tap holds nothing but noise."""
 FILLED = 0.7
 """Part of the taps, along every axis, up to which those that hold anything leave an empty margin."""
+N_FINE = 2
+"""Scales at which light is told from a background that is not known well yet."""
 OFF_CENTER = 0.75
 """Pixels off the middle; the middle of an even number of taps is half a pixel off along each axis by itself."""
+SPOILS, FAR_OFF = 0.1, 2.0
+"""A background of a larger part of the sum, or a center more pixels off, is refused if nobody decided on cleaning."""
 NEGATIVE = 0.05
 """Taps with negative ones of this part of the largest are a filter, and no measurement of light."""
 
@@ -40,12 +43,11 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
     if bool(channels.min() < -NEGATIVE * channels.max()):
         return ()
     flaws = []
-    levels = [_background(channel)[0] for channel in channels]
-    if any(levels):
-        light = sum(level * channel.numel() for level, channel in zip(levels, channels, strict=True))
+    share = _background_share(channels)
+    if share:
         flaws.append(
-            f"the outermost taps of the kernel show a background, which makes {100 * light / float(channels.sum()):.0f}"
-            " % of its sum and takes contrast from the estimate; clean_kernel=True subtracts it"
+            f"the outermost taps of the kernel show a background, which makes {100 * share:.0f} % of its sum and takes "
+            "contrast from the estimate; clean_kernel=True subtracts it"
         )
     signal = _signal(channels)
     size = tuple(channels.shape[1:])
@@ -64,10 +66,34 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
     return tuple(flaws)
 
 
-def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
-    """Subtract the background of a measured point-spread function, crop its margin, and center it to a pixel.
+def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
+    """Say why a measured point-spread function spoils every estimate, `None` where it does not."""
+    channels = _channels(taps, n_axes)
+    if bool(channels.min() < -NEGATIVE * channels.max()):
+        return None
+    share, signal = _background_share(channels), _signal(channels)
+    distance = math.dist(_center(signal), _middle(tuple(channels.shape[1:])))
+    found = [f"background makes {100 * share:.0f} % of its sum"] if share > SPOILS else []
+    found += [f"its center lies {distance:.1f} pixels off its middle"] if distance > FAR_OFF else []
+    if not found:
+        return None
+    return (
+        f"the kernel would spoil the estimate, since {' and '.join(found)}; clean_kernel=True corrects that, and "
+        "clean_kernel=False takes the kernel as it is."
+    )
 
-    Kernels of several channels are cropped and centered together, so that shifts between them stay.
+
+def _background_share(channels: Tensor) -> float:
+    """Give the part of the sum of all taps that is background."""
+    light = sum(_background(channel)[0] * channel.numel() for channel in channels)
+    return light / float(channels.sum())
+
+
+def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
+    """Subtract the background of a measured point-spread function, crop its margin, and center it.
+
+    One that has noise is centered by parts of a pixel, another by whole pixels, which keeps its edges. Kernels of
+    several channels are cropped and centered together, so that shifts between them stay.
 
     Args:
         taps: as `conv2d` and its like apply them, shape `(*k)` or `(C, *k)`.
@@ -91,15 +117,21 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
         raise UsageError(
             "nothing of the kernel stands out of its background; take another picture, or do not clean it."
         )
-    extent, center = _extent(signal), [round(place) for place in _center(signal)]
+    extent, center = _extent(signal), _center(signal)
+    middles = [round(place) for place in center]
     # As far to both sides as the farther side needs, so that the center is the middle tap.
-    reach = [max(at - start, stop - 1 - at) for at, (start, stop) in zip(center, extent, strict=True)]
+    reach = [max(at - start, stop - 1 - at) for at, (start, stop) in zip(middles, extent, strict=True)]
     cleaned = torch.zeros(len(channels), *(2 * n + 1 for n in reach), dtype=torch.float64)
     held = tuple(stop - start for start, stop in extent)
     starts = tuple(start for start, _ in extent)
-    places = tuple(start - at + n for start, at, n in zip(starts, center, reach, strict=True))
+    places = tuple(start - at + n for start, at, n in zip(starts, middles, reach, strict=True))
     cleaned[_box(places, held)] = signal[_box(starts, held)]
-    levels = ", ".join(f"{_background(channel)[0]:g}" for channel in channels)
+    if any(_background(channel)[1] for channel in channels):
+        rest = torch.tensor([[at - place for at, place in zip(middles, center, strict=True)]], dtype=torch.float64)
+        cleaned = shift(cleaned, rest.expand(len(cleaned), -1)).clamp_min(0)
+    else:
+        center = [float(at) for at in middles]
+    levels = ", ".join(f"{_background(channel)[0]:.3g}" for channel in channels)
     note = (
         f"the kernel was cleaned: a background of {levels} was subtracted, its {format_size(size)} taps were cropped "
         f"to {format_size(tuple(cleaned.shape[1:]))}, and its center was moved by "
@@ -123,22 +155,29 @@ def _background(taps: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     is_outermost = torch.ones_like(taps, dtype=torch.bool)
     is_outermost[(slice(1, -1),) * taps.ndim] = False
-    outermost = taps[is_outermost]
-    low, level, high = (float(value) for value in outermost.quantile(outermost.new_tensor([0.25, 0.5, 0.75])))
+    quartiles = taps.new_tensor([0.25, 0.5, 0.75])
+    # Smoothed, so that noise is not taken for tails.
+    low, level, high = (float(value) for value in smooth(taps)[is_outermost].quantile(quartiles))
     is_flat = high - low <= FLAT * level and level <= FAINT * float(taps.max())
     if level <= 0 or not is_flat or level * taps.numel() < LEAST_SHARE * float(taps.sum()):
         return 0.0, 0.0
-    return level, (high - low) / 1.349  # the quartiles of a normal distribution
+    low, level, high = (float(value) for value in taps[is_outermost].quantile(quartiles))
+    sigma = (high - low) / 1.349  # the quartiles of a normal distribution
+    # All that does not stand out tells the level better than the outermost taps alone.
+    rest = taps - taps[is_outermost].clamp(level - 3 * sigma, level + 3 * sigma).mean()
+    is_dark = above_noise(rest, torch.full_like(taps, sigma), N_FINE) == 0
+    return float(taps[is_dark].mean()) if sigma else level, sigma
 
 
 def _signal(channels: Tensor) -> Tensor:
     """Take the background away, and what noise leaves of it."""
-    signal = []
-    for channel in channels:
-        level, sigma = _background(channel)
-        rest = channel - level
-        signal.append(torch.where(rest > NOISE_LEVEL * sigma, rest, 0.0))
-    return torch.stack(signal)
+    found = [_background(channel) for channel in channels]
+    return torch.stack(
+        [
+            above_noise(channel - level, torch.full_like(channel, sigma))
+            for channel, (level, sigma) in zip(channels, found, strict=True)
+        ]
+    )
 
 
 def _extent(signal: Tensor) -> list[tuple[int, int]]:

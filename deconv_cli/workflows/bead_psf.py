@@ -10,22 +10,34 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UntrustworthyResultError, UsageError
-from deconv_cli.kernels.beads.bead_average import average_beads, full_widths, take_off_size
+from deconv_cli.kernels.beads.bead_average import (
+    BeadAverage,
+    average_beads,
+    fit_beads,
+    full_widths,
+    resized,
+    take_off_size,
+)
 from deconv_cli.kernels.beads.bead_finder import (
     BeadCensus,
+    background_of,
     clipped_mean,
     cut_windows,
     find_maxima,
-    local_backgrounds,
-    smooth,
+    near_places,
     take_census,
 )
+from deconv_cli.measured_light import above_noise, smooth
 from deconv_cli.sample_range import white_of
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.arithmetic import check_image
 
 WIDTHS = 5.0
-"""A window takes so many times the full width at half maximum, if nobody says how large it is to be."""
+"""Beads are found and aligned in windows of so many times their full width at half maximum."""
+MOST_ACROSS = 127
+"""Samples along an axis up to which the light of a bead is looked for."""
+LEFT_OUT = 0.005
+"""Part of that light that may lie outside of the point-spread function along each axis."""
 LEAST_SIDE, FIRST_SIDE = 9, 15
 SEEN_OF_A_BEAD = 0.8
 """A ball that is seen without any blur is wider than this part of its diameter, at half of its maximum."""
@@ -43,8 +55,9 @@ class BeadPsf:
         n_used: beads that were averaged.
         census: those that were left out, and why.
         n_unlike: beads that were left out because they do not look like the others.
-        background: mean of what was subtracted.
-        negative: share of the light that noise had left below zero, and that was set to zero.
+        background: of the image, without the light of any bead.
+        share: part of a bead's light, as far as it stands out of the noise, that the size holds.
+        outermost: light of the outer planes of a stack, in that of the middle one; `None` for a picture.
     """
 
     psf: Tensor
@@ -54,7 +67,8 @@ class BeadPsf:
     census: BeadCensus
     n_unlike: int
     background: float
-    negative: float
+    share: float
+    outermost: float | None
 
     @property
     def kernel(self) -> Tensor:
@@ -74,7 +88,7 @@ def psf_from_beads(
 
     Args:
         image: beads on an even background, shape `(H, W)` or `(D, H, W)`.
-        size: of the point-spread function in samples, odd; `None` takes five times its width.
+        size: of the point-spread function in samples, odd; `None` takes those that stand out of the noise.
         bead_diameter: of the beads, in the unit of the spacing; its blur is taken off. 0 for points.
         spacing: distance of neighboring samples along each axis; `None` for 1.
         white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers.
@@ -99,17 +113,21 @@ def psf_from_beads(
         raise UsageError(f"spacing must hold a positive number for each of {samples.ndim} axes, but is {spacing}.")
     if not 0 <= bead_diameter < math.inf:
         raise UsageError(f"bead_diameter must be zero or a positive number, but is {bead_diameter}.")
-    window = _window_of(samples) if size is None else _checked(size, samples.ndim)
+    wanted = None if size is None else _checked(size, tuple(samples.shape))
+    window = _window_of(samples)
     census = take_census(samples, window, white)
     if not len(census.used):
         raise UntrustworthyResultError(
             f"no bead is fit to be measured within {format_size(window)} samples: {describe_census(census)}; "
-            "take a picture with single beads, or a smaller size."
+            "take a picture with single beads."
         )
-    backgrounds = local_backgrounds(samples, census, window)
-    windows = cut_windows(samples, census.used, window) - backgrounds.reshape(-1, *[1] * samples.ndim)
-    average = average_beads(windows)
-    psf = average.template
+    windows = cut_windows(samples, census.used, window)
+    local = windows.flatten(1).median(1).values.reshape(-1, *[1] * samples.ndim)
+    average = average_beads(windows - local)
+    background = background_of(samples, census)
+    whole = _light_of(samples - background, census, average, window)
+    psf = resized(whole, wanted or _holding(whole))
+    share = float(psf.sum() / whole.sum())
     if bead_diameter > 0:
         seen = [float(width) * length for width, length in zip(full_widths(psf[None])[0], step, strict=True)]
         if SEEN_OF_A_BEAD * bead_diameter > min(seen):
@@ -119,7 +137,6 @@ def psf_from_beads(
                 "unit."
             )
         psf = take_off_size(psf, bead_diameter, step)
-    negative = float(-psf.clamp_max(0).sum())
     psf = psf.clamp_min(0)
     widths = full_widths(average.aligned[average.is_used])
     return BeadPsf(
@@ -129,9 +146,37 @@ def psf_from_beads(
         n_used=int(average.is_used.sum()),
         census=census,
         n_unlike=int((~average.is_used).sum()),
-        background=float(backgrounds.mean()),
-        negative=negative,
+        background=background,
+        share=share,
+        outermost=_outermost(psf),
     )
+
+
+def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: Size) -> Tensor:
+    """Measure what the used beads have in common as far as it stands out, beside the tails of the others."""
+    places = torch.cat([census.used + average.shifts, census.others.double()])
+    light = average.heights[average.is_used] / census.heights[average.is_used]
+    heights = torch.cat([average.heights, census.other_heights * light.median()])
+    unlike = torch.cat([census.used[~average.is_used], census.others])
+    weights = (~near_places(unlike, window, image.shape)).to(image.dtype)
+    size = tuple(min(n - 1 + n % 2, MOST_ACROSS) for n in image.shape)
+    return above_noise(*fit_beads(image, places, heights, weights, size, average.template))
+
+
+def _holding(light: Tensor) -> Size:
+    """Give the size around the middle that holds all but `LEFT_OUT` of the light along each axis."""
+    size = []
+    for axis, n in enumerate(light.shape):
+        line = light.sum([other for other in range(light.ndim) if other != axis])
+        folded = torch.cat([line[n // 2 : n // 2 + 1], line[n // 2 + 1 :] + line[: n // 2].flip(0)]).cumsum(0)
+        half = int((folded < (1 - LEFT_OUT) * folded[-1]).sum())
+        size.append(2 * min(max(half, LEAST_SIDE // 2), n // 2) + 1)
+    return tuple(size)
+
+
+def _outermost(psf: Tensor) -> float | None:
+    planes = psf.sum((-2, -1))
+    return float(0.5 * (planes[0] + planes[-1]) / planes[len(planes) // 2]) if psf.ndim == 3 else None
 
 
 def describe_census(census: BeadCensus) -> str:
@@ -145,7 +190,8 @@ def describe_census(census: BeadCensus) -> str:
     return ", ".join(said) if said else "none stands out of the background"
 
 
-def _checked(size: Size, n_axes: int) -> Size:
+def _checked(size: Size, image_size: Size) -> Size:
+    n_axes = len(image_size)
     if len(size) != n_axes or not all(isinstance(n, int) and n > 2 and n % 2 for n in size):
         raise UsageError(
             f"size must hold an odd number of samples, 3 or more, for each of {n_axes} axes, but is {size}."

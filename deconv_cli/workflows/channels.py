@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -47,8 +48,16 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
 
 
 def _notes(parts: Sequence[Reconstruction]) -> list[str]:
-    """Say of which channels the notes are."""
-    return [f"channel {number}: {note}" for number, part in enumerate(parts, start=1) for note in part.notes]
+    """Say of which channels the notes are: those that differ in numbers alone once, as the first channel has it."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for number, part in enumerate(parts, start=1):
+        for note in part.notes:
+            found.setdefault(re.sub(r"\d[\d.e+-]*", "", note), []).append((number, note))
+    likewise = [", ".join(str(number) for number, _ in others) for _, *others in found.values()]
+    return [
+        f"channel {first[0]}{f' (likewise {others})' if others else ''}: {first[1]}"
+        for (first, *_), others in zip(found.values(), likewise, strict=True)
+    ]
 
 
 def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:

@@ -148,7 +148,7 @@ def check_residual_of(
     return check_residual(
         residual,
         data,
-        _bands_of(inverse),
+        bands_of(inverse),
         kernel_size=inverse.kernel.size,
         border=border,
         noise=noise,
@@ -157,7 +157,7 @@ def check_residual_of(
     )
 
 
-def _bands_of(inverse: PseudoInverse) -> ModeBands:
+def bands_of(inverse: PseudoInverse) -> ModeBands:
     """Give the modes of the kernel on the torus of the data; once for each inverse, however often it is applied."""
     found = _BANDS.get(inverse)
     if found is None:

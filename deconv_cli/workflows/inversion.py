@@ -148,8 +148,8 @@ class Inversion:
             return None
         geometry = kernel.geometry_of_output(tuple(data.shape[-kernel.n_axes :]), "valid", None)
         with contextlib.suppress(DeconvError):
-            inverse = PseudoInverse(kernel, geometry.image_size, replace(settings, noise=None))
-            other = replace(resolution, settings=settings)
+            inverse = self._found(kernel, geometry.image_size, settings)
+            other = replace(resolution, settings=settings, is_tested=False)
             solved = self._solve(inverse, data, other, None, None, 0.0, inverse.tolerance, as_listener(None))
             scale = solved.measure().scale
             if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:

@@ -31,6 +31,7 @@ from deconv_cli.workflows.trust import (
     doubt_clipping,
     doubt_lambda,
     doubt_layer,
+    doubt_noise,
     doubt_residual,
     doubt_solver,
 )
@@ -62,6 +63,7 @@ class Reconstruction:
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
+        noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
         light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
@@ -86,6 +88,7 @@ class Reconstruction:
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
+    noise_ratio: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     explained_by: str | None = None
@@ -130,6 +133,8 @@ class Reconstruction:
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
+        if self.noise_ratio is not None:
+            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
         return tuple(found)
@@ -149,7 +154,8 @@ class Reconstruction:
         """What may have gone wrong, though the result is not doubted for it, a sentence each."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, tests = part.lambda_choice, part.residual_tests
+            choice, reasons = part.lambda_choice, {doubt.reason for doubt in part.doubts}
+            tests = None if DoubtReason.NOISE in reasons else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):

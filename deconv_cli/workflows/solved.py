@@ -12,7 +12,7 @@ from deconv_cli.diagnostics.conditioning import LostDirections, count_lost_direc
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
-from deconv_cli.diagnostics.residual_tests import ResidualTests
+from deconv_cli.diagnostics.residual_tests import ResidualTests, measure_noise_ratio
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -22,7 +22,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, format_percent
-from deconv_cli.workflows.diagnose import check_residual_of
+from deconv_cli.workflows.diagnose import bands_of, check_residual_of
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.layer_settings import describe_undetermined
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -95,6 +95,7 @@ class Solved:
             lost_directions=self._lost() if is_tested else None,
             lambda_choice=self.choice,
             residual_tests=self._test(unexplained, faded, settings, border) if is_tested else None,
+            noise_ratio=self._noise_ratio(unexplained, faded, settings) if is_tested else None,
             notes=(*self.resolution.notes, *self._notes()),
         )
 
@@ -105,9 +106,7 @@ class Solved:
         estimator = self.estimator
         is_picture = settings.defaults is InputKind.PICTURE
         is_looked_at = is_picture or settings.predict
-        if not isinstance(estimator, PseudoInverse) or not is_looked_at:
-            return None
-        if estimator.kernel.field is not None or estimator.operator.is_layer:
+        if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator) or not is_looked_at:
             return None
         least = max(self.step, 0.0 if self.choice is None else self.choice.sigma)
         return check_residual_of(
@@ -123,6 +122,14 @@ class Solved:
         found = count_lost_directions(estimator)
         return found if found.n_lost > 0 else None
 
+    def _noise_ratio(self, unexplained: Tensor, faded: FadedImages, settings: ReconstructionSettings) -> float | None:
+        """Compare the noise with the contrast of the data where a linear estimate shows mostly noise."""
+        estimator = self.estimator
+        if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator):
+            return None
+        noise = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
+        return measure_noise_ratio(unexplained, faded, bands_of(estimator), self.solution.value.detach(), noise)
+
     def _notes(self) -> tuple[str, ...]:
         """Tell which samples were taken for bounds, and what a layer does not see."""
         notes: tuple[str, ...] = ()
@@ -134,6 +141,11 @@ class Solved:
         if isinstance(operator, LayerConvolution):
             notes += tuple(describe_undetermined(operator, self.resolution.settings.lam))
         return notes
+
+
+def _has_modes(inverse: PseudoInverse) -> bool:
+    """Return whether the kernel is the same everywhere and has no stride, so that frequencies are its modes."""
+    return inverse.kernel.field is None and not inverse.operator.is_layer
 
 
 def model_of(settings: ReconstructionSettings) -> NoiseModel:

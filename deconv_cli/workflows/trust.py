@@ -60,6 +60,7 @@ class DoubtReason(StrEnum):
     RESIDUAL_TESTS = "residual tests"
     CLIPPING = "clipping"
     LAMBDA = "lambda"
+    NOISE = "noise"
 
 
 WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
@@ -264,6 +265,13 @@ def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]
     """
     is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
     return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+
+
+def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
+    """Doubt an estimate that shows mostly noise, so many times as strong as the contrast of the data."""
+    found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of the data"
+    advice = "a larger λ or another kernel" if is_lambda_chosen else 'a larger λ; lam="auto" chooses it from the data'
+    return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

@@ -2,20 +2,23 @@
 
 import contextlib
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from block_cases import blurred, describe, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks.earlier_run import BlocksCompleteError
 from deconv_cli.blocks.plan_extras import ExtraFiles
-from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, UsageError
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.folders import remove
+from deconv_cli.io.regions import tiff_target
 from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 
@@ -99,14 +102,8 @@ def test_what_is_left_of_a_plan_that_was_being_written_holds_no_run_up(folder):
     assert go_on(folder).summary.n_redone == 4
 
 
-def test_blocks_whose_file_is_gone_are_none_and_a_run_that_is_ended_as_it_concludes_goes_on_there(folder):
+def test_a_run_that_is_ended_as_it_concludes_goes_on_there(folder):
     begin(folder)
-    hidden, aside = folder / ".out.npy.partial", folder / "aside"
-    hidden.rename(aside)
-    with pytest.raises(FileAccessError, match="were written into is gone, and they with it; force=True starts over"):
-        go_on(folder)
-    assert not (folder / "out.npy").exists()
-    aside.rename(hidden)
 
     def is_ended(found):
         raise KeyboardInterrupt
@@ -120,6 +117,224 @@ def test_blocks_whose_file_is_gone_are_none_and_a_run_that_is_ended_as_it_conclu
     assert len(concluded) == 1
     assert (folder / "out.npy").read_bytes() == written
     assert names_in(folder) == ["in.npy", "out.npy", "out.npy.json"]
+
+
+@dataclass
+class Begun:
+    """A run whose first half is done, which is put back as often as a test damages it."""
+
+    folder: Path
+    aside: Path
+    result: Path
+    expected: bytes
+
+    def put_back(self):
+        for path in self.folder.iterdir():
+            if path.name != "in.npy":
+                remove(path)
+        for path in self.aside.iterdir():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, self.folder / path.name)
+
+    @property
+    def hidden(self):
+        return self.folder / f".{self.result.name}.partial"
+
+    @property
+    def ledger(self):
+        return self.folder / f".{self.result.name}.blocks"
+
+    def go_on(self, **options):
+        return go_on(self.folder, name=self.result.name, **options).summary.n_redone
+
+
+def begun_in(folder, name):
+    blurred(folder, scene(100, 90)[None], KERNEL, "unknown")
+    result = folder / name
+    planned(folder, KERNEL, name=name).finish(SerialScheduler(), describe)
+    expected = content_of(result)
+    for path in result, result.with_name(f"{name}.json"):
+        remove(path)
+    begin(folder, name=name)
+    aside = folder.with_name(f"{folder.name}-aside")
+    shutil.copytree(folder, aside)
+    (aside / "in.npy").unlink()
+    return Begun(folder, aside, result, expected)
+
+
+@pytest.fixture(scope="module")
+def npy_begun(tmp_path_factory):
+    return begun_in(tmp_path_factory.mktemp("npy"), "out.npy")
+
+
+@pytest.fixture
+def begun(npy_begun):
+    npy_begun.put_back()
+    return npy_begun
+
+
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def in_place_of(make):
+    """Put something else where a file is, which has its content if it is a file."""
+
+    def damage(path, aside):
+        path.rename(aside)
+        make(path, aside)
+
+    return damage
+
+
+DAMAGES = {
+    "truncated": (lambda path, aside: os.truncate(path, 20_000), 4),
+    "emptied": (lambda path, aside: path.write_bytes(b""), 4),
+    "replaced": (lambda path, aside: path.write_bytes(path.read_bytes()[:128].ljust(36128, b"\0")), 4),
+    "one bit of a block": (lambda path, aside: flipped(path, -1), 3),
+    "one bit of the header": (lambda path, aside: flipped(path, 8 * 100), 4),
+    "gone": (lambda path, aside: path.unlink(), 4),
+    "symbolic link": (in_place_of(Path.symlink_to), 4),
+    "hard link": (in_place_of(Path.hardlink_to), 4),
+    "dangling link": (lambda path, aside: path.unlink() or path.symlink_to(aside), 4),
+    "pipe": (lambda path, aside: path.unlink() or os.mkfifo(path), 4),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_blocks_that_the_file_does_not_hold_any_more_are_restored_again(begun, damage, tmp_path):
+    change, n_redone = DAMAGES[damage]
+    aside = tmp_path / "somebody's"
+    before = begun.hidden.read_bytes()
+    change(begun.hidden, aside)
+    assert begun.go_on() == n_redone
+    assert content_of(begun.result) == begun.expected
+    assert not aside.exists() or aside.read_bytes() == before
+
+
+def test_a_job_that_finds_the_blocks_of_another_lost_does_not_finish(begun):
+    begun.hidden.write_bytes(b"")
+    other = planned(begun.folder, KERNEL, resume=True).finish(SerialScheduler(), describe, share=JobShare(2, 2))
+    assert other.summary is None
+    assert not begun.result.exists()
+    assert begun.go_on() == 2
+    assert content_of(begun.result) == begun.expected
+
+
+@pytest.mark.exhaustive
+def test_chunks_that_were_damaged_are_restored_again(tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    monkeypatch.setattr("deconv_cli.io.codecs.zarr_folder._CHUNKS", {"YX": 32})  # several blocks in a small picture
+    (tmp_path / "run").mkdir()
+    begun, victim = begun_in(tmp_path / "run", "out.ome.zarr"), tmp_path / "victim"
+    for damage, n_redone in (
+        (lambda: os.truncate(max(begun.hidden.rglob("c/*/*/*")), 10), 3),
+        (lambda: max(begun.hidden.rglob("c/*/*/*")).unlink(), 3),
+        (lambda: flipped(begun.hidden / "plan.json", 800), 4),
+        (lambda: begun.hidden.rename(victim).touch() or begun.hidden.symlink_to(victim), 4),
+    ):
+        begun.put_back()
+        damage()
+        assert begun.go_on() == n_redone
+        assert content_of(begun.result) == begun.expected
+    assert len([*victim.rglob("c/*/*/*")]) == 6  # those that were there
+
+
+def test_a_link_in_place_of_the_record_is_replaced_and_its_file_kept(begun, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (begun.folder / "out.npy.json").symlink_to(tmp_path / "mine")
+    begun.go_on()
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert content_of(begun.result) == begun.expected
+
+
+def test_an_input_that_was_replaced_but_kept_size_and_time_is_noticed(begun):
+    path, before = begun.folder / "in.npy", (begun.folder / "in.npy").read_bytes()
+    found = path.stat()
+    np.save(path, np.load(path)[:, ::-1])
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    try:
+        with pytest.raises(UsageError, match=r"in\.npy' has other samples than when '.*out\.npy' was begun"):
+            begun.go_on()
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def test_a_kernel_of_the_same_taps_in_another_shape_is_another_one(begun):
+    with pytest.raises(UsageError, match="another input, kernel or settings"):
+        planned(begun.folder, KERNEL.reshape(121, 1), resume=True)
+
+
+def plan_of(begun):
+    return begun.ledger / "plan.json"
+
+
+def lines_of(begun):
+    return next(begun.ledger.glob("done-*.jsonl"))
+
+
+@pytest.mark.parametrize("change", [("0.01", "0.02"), ('"n_threads": 1', '"n_threads": 1000000'), ("[1, 50", "[1, 60")])
+def test_a_plan_that_was_changed_is_refused(begun, change):
+    text = plan_of(begun).read_text()
+    assert change[0] in text
+    plan_of(begun).write_text(text.replace(*change, 1))
+    with pytest.raises(FileAccessError, match=r"plan\.json', the plan of .* 2 blocks are done, cannot be read"):
+        begun.go_on()
+
+
+def test_a_block_that_is_noted_under_the_number_of_another_is_restored(begun):
+    text = lines_of(begun).read_text()
+    number = int(text.split(",")[0].partition(": ")[2])
+    lines_of(begun).write_text(text.replace(f'"number": {number}', f'"number": {(number + 2) % 4}', 1))
+    assert begun.go_on() == 3
+    assert content_of(begun.result) == begun.expected
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("file_of", [plan_of, lines_of], ids=["plan", "lines"])
+def test_a_pipe_or_a_folder_in_place_of_notes_is_not_read(begun, make, file_of):
+    path = file_of(begun)
+    path.unlink()
+    make(path if file_of is plan_of else path.with_name("done-other-1.jsonl"))
+    if file_of is lines_of:
+        assert begun.go_on() == 4
+        assert content_of(begun.result) == begun.expected
+    else:
+        with pytest.raises(FileAccessError, match="force=True starts over"):
+            begun.go_on()
+
+
+def test_a_link_in_place_of_the_notes_is_not_followed(begun, tmp_path):
+    begun.ledger.rename(tmp_path / "notes")
+    begun.ledger.symlink_to(tmp_path / "notes")
+    (tmp_path / "notes" / "finishing").write_text("precious")
+    with pytest.raises(FileAccessError, match="force=True starts over"):
+        begun.go_on()
+    begun.go_on(force=True)
+    assert content_of(begun.result) == begun.expected
+    assert (tmp_path / "notes" / "finishing").read_text() == "precious"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["out.npy", "out.tif"])
+@pytest.mark.parametrize("file_of", [plan_of, lines_of, lambda begun: begun.hidden], ids=["plan", "lines", "partial"])
+def test_one_bit_that_is_flipped_never_gives_another_result(tmp_path, monkeypatch, file_of, name):
+    monkeypatch.setattr(tiff_target, "TILE", 32)  # so that a small picture has several blocks
+    (tmp_path / "run").mkdir()
+    begun = begun_in(tmp_path / "run", name)
+    draw, n_refused = np.random.default_rng(0), 0
+    for _ in range(500):
+        begun.put_back()
+        path = file_of(begun)
+        flipped(path, int(draw.integers(8 * path.stat().st_size)))
+        try:
+            begun.go_on()
+        except (FileAccessError, UsageError, InputRefusedError):  # whose exit codes are 1, 2 and 5
+            n_refused += 1
+        assert not begun.result.exists() or content_of(begun.result) == begun.expected
+    assert n_refused == (500 if file_of is plan_of else 0)
 
 
 class Ended(BaseException):
@@ -156,8 +371,11 @@ def ends():
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["out.npy", "out.tif", "out.ome.zarr"])
-def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, ends, name):
+def test_at_whatever_step_a_run_is_ended_the_next_one_comes_to_the_same(folder, ends, name, monkeypatch):
     pytest.importorskip("zarr")
+    monkeypatch.setattr(
+        hidden_names, "_may_be_written", lambda path: False
+    )  # as if the process that wrote it had ended
     files = {"extra": ExtraFiles(error_map=folder / f"map_{name}", trust_mask=folder / f"mask_{name}"), "name": name}
     outputs = [folder / name, folder / f"map_{name}", folder / f"mask_{name}"]
     run = planned(folder, KERNEL, predict=True, **files)

@@ -262,8 +262,7 @@ def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
     assert again.summary is not None
     assert again.summary.n_redone == again.summary.n_blocks - 3
     resumed = np.load(tmp_path / "out.npy")
-    (tmp_path / "out.npy").unlink()
-    planned(tmp_path, kernel).finish(SerialScheduler(), describe)
+    planned(tmp_path, kernel, force=True).finish(SerialScheduler(), describe)
     assert np.array_equal(np.load(tmp_path / "out.npy"), resumed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "out.npy", "out.npy.json"]
 

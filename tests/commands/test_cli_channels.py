@@ -133,6 +133,24 @@ def test_a_measured_kernel_is_cleaned(deconv, refuses, gray, tmp_path):
     refuses(*formula, code=ExitCode.USAGE, says=says)
 
 
+def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_at(deconv, refuses, gray, tmp_path):
+    places = np.arange(64) - 31
+    bead = 4000 * np.exp(-((places[:, None] - 4) ** 2 + (places - 3) ** 2) / 8) + 60
+    tifffile.imwrite(tmp_path / "bead.tif", bead.round().astype("uint16"))
+    output = tmp_path / "out.tif"
+    output.touch()
+    words = ["invert", gray, "-o", output, "--lambda", "0.1", "--kernel"]
+    says = (
+        "background makes 71 % of its sum and its center lies 3.6 pixels off its middle; --clean-kernel corrects that"
+    )
+    refuses(*words, tmp_path / "bead.tif", code=ExitCode.USAGE, says=says)
+    refuses(*words, "disk:900", code=ExitCode.USAGE, says="more than twice as large as the picture")
+    for choice in ("--clean-kernel", "--no-clean-kernel"):
+        run = deconv(*words, tmp_path / "bead.tif", choice, "--force", "--json",
+                     expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))  # fmt: skip
+        assert choice in run.report["rerun"]
+
+
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
     says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
     refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)

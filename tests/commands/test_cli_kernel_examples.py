@@ -33,8 +33,6 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_the_example_runs_and_is_in_the_help(deconv, command, samples_folder, tmp_path, monkeypatch):
-    if command == "microscope":
-        pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     shutil.copytree(samples_folder, tmp_path / "sample_images")
     beads = scene((120, 120), (1.6, 1.6), 40, counts=1500).numpy().astype(np.uint16)
     tifffile.imwrite(tmp_path / "beads.tif", beads)

@@ -95,6 +95,8 @@ def test_refusals(deconv, refuses, pair, tmp_path):
     refuses(*learn, "--checkpoint", tmp_path / "c.npy", code=ExitCode.USAGE, says="end it in .pt")
     refuses(*learn, "--report", tmp_path / "c.txt", code=ExitCode.USAGE, says="should end in .html")
     refuses(*learn, "--loss", "l3", code=ExitCode.USAGE, says="loss must be one of squared")
+    for more in (["-o", y], ["-o", tmp_path / "a.pt", "--checkpoint", tmp_path / "." / "a.pt"]):
+        refuses(*learn, *more, "--force", code=ExitCode.USAGE, says="would be written over")
     torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
     refuses(*learn, "--checkpoint", tmp_path / "other.pt", code=ExitCode.INPUT_REFUSED, says="is another file")
     said = refuses(*learn, "--loss", f"{bad_losses.__file__}:detached", code=ExitCode.FAULT_FOUND, says="DETACHED")

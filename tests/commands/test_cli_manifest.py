@@ -1,6 +1,7 @@
 """Runs over many files that are taken down, resumed, and that leave out what is there."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 from deconv_cli.commands import restoration
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.manifest import Manifest
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import PreparedOutput, fingerprint, read_image
-from deconv_cli.io.records import samples_digest
+from deconv_cli.io.records import samples_digest, seal_record
 
 
 @pytest.fixture
@@ -133,7 +136,9 @@ def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     _, lines = run(expect=ExitCode.SUCCESS)
     # The second was written, but not taken down; the third was taken down in part.
     begun = [{"input": line["input"], "output": line["output"], "status": "begun"} for line in lines]
-    kept = [json.dumps(line) for line in (lines[0], begun[1], begun[2], lines[2])]
+    for line in lines:
+        del line["digest"]
+    kept = [seal_record(line) for line in (lines[0], begun[1], begun[2], lines[2])]
     kept[-1] = kept[-1][:50]
     (tmp_path / "run.jsonl").write_text("\n".join(kept))
     (tmp_path / "out" / "10.npy").unlink()
@@ -177,6 +182,78 @@ def test_a_manifest_that_is_there_is_kept(run, frames, refuses, gentle, tmp_path
     refuses(*words, code=ExitCode.USAGE, says=["exists already", "--resume"])
     (tmp_path / "run.jsonl").write_text("no manifest\n")
     refuses(*words, "--resume", code=ExitCode.INPUT_REFUSED, says="line 1 of")
+
+
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_a_manifest_that_is_damaged_or_is_none_is_refused_and_kept(run, frames, refuses, gentle, tmp_path):
+    run()
+    manifest = tmp_path / "run.jsonl"
+    words = ["invert", frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", manifest, "--resume"]
+    whole = manifest.read_bytes()
+    n_lines = whole.count(b"\n")
+    damages = {
+        b"[" * 100_000 + b"\n": 1,
+        b"my only line": 1,
+        b'{"input": "a", "output": "b", "status": "done"}\n': 1,
+        whole.replace(b'"status": "done"', b'"status": "dona"', 1): 1,
+        whole[:-1] + b"J": n_lines,
+    }
+    for content, number in damages.items():
+        manifest.write_bytes(content)
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=[f"line {number} of '{manifest}'", "damaged"])
+    manifest.write_bytes(whole[:-1])
+    assert run("--resume")[1][0] == json.loads(whole.splitlines()[0])
+
+
+@pytest.mark.exhaustive
+def test_one_bit_that_is_flipped_is_noticed(run, tmp_path):
+    run()
+    path, draw = tmp_path / "run.jsonl", np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(500):
+        path.write_bytes(whole)
+        flipped(path, int(draw.integers(8 * len(whole))))
+        damaged = path.read_bytes()
+        with pytest.raises(MalformedInputError):
+            Manifest(path, {}, resume=True, force=False)
+        assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("more", [["--force"], ["--resume"]])
+def test_a_manifest_is_never_written_over_a_file_of_the_run(refuses, frames, gentle, tmp_path, more):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(frames / "1.npy")
+    (tmp_path / "same.jsonl").hardlink_to(frames / "1.npy")
+    made = tmp_path / "out" / "1.npy"
+    own = [frames / "1.npy", frames / ".." / "frames" / "1.npy", tmp_path / "link.jsonl", tmp_path / "same.jsonl"]
+    for path in (*own, gentle, made, made.with_name("1.npy.json")):
+        for command in ("forward", "invert"):
+            words = [command, frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", path, *more]
+            refuses(*words, code=ExitCode.USAGE, says=[f"'{path}' would be written over", "which this run"])
+
+
+def test_an_output_over_an_input_is_refused_whatever_is_forced(refuses, frames, gentle, tmp_path):
+    mend(frames)
+    for output in (frames / "1.npy", frames / ".." / "frames" / "1.npy"):
+        words = ["invert", frames / "1.npy", "-k", gentle, "-o", output, "--force"]
+        refuses(*words, code=ExitCode.USAGE, says="which this run reads")
+    refuses("forward", frames, "-k", gentle, "-o", frames, "--force", code=ExitCode.USAGE, says="which this run reads")
+
+
+@pytest.mark.parametrize("option", ["-o", "--manifest", "--report", "--error-map", "--trust-mask"])
+def test_a_pipe_is_never_replaced(refuses, frames, gentle, tmp_path, option):
+    pipe = tmp_path / {"--report": "pipe.html", "--manifest": "pipe.jsonl"}.get(option, "pipe.npy")
+    os.mkfifo(pipe)
+    words = ["invert", frames / "1.npy", "-k", gentle, "-o", tmp_path / "x.npy", option, pipe, "--force"]
+    refuses(*words, code=ExitCode.USAGE, says=f"'{pipe}' is a pipe or a device")
+    assert pipe.is_fifo()
+    if option == "--manifest":
+        refuses(*words, "--resume", code=ExitCode.FAILURE, says="cannot be read")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ FLUORESCENT = [(676.0, 659.0), (509.0, 488.0)]
 
 
 def test_a_file_of_bio_formats(deconv, tmp_path):
-    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     source = bio_formats(tmp_path / "cells.ome.tif", FLUORESCENT)
     done = deconv("forward", source, "-k", "microscope", "-o", tmp_path / "seen.ome.tif", "--json").report
     assert done["kernel"]["shape"][0] == 2
@@ -100,7 +99,6 @@ def test_a_channel_of_transmitted_light_is_named(deconv, refuses, tmp_path):
 
 def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):
     """What programs write that keep no optics: distances and names."""
-    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     samples = np.random.default_rng(0).integers(100, 1000, (3, 20, 21)).astype(np.uint16)
     metadata = {"axes": "CYX", "PhysicalSizeX": 0.12, "PhysicalSizeY": 0.12}
     metadata["Channel"] = {"Name": ["AF647", "Alexa Fluor 488", "DAPI"]}
@@ -188,7 +186,6 @@ def test_what_a_file_says_of_its_optics(stack):
 
 
 def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, stack, tmp_path):
-    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     target = tmp_path / "sharp.ome.tif"
     options = ["--lambda", "1e-2", "--boundary", "circular"]
     done = deconv("invert", stack, "--kernel", "microscope", "-o", target, "--json", *options,
@@ -208,7 +205,6 @@ def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, st
 
 
 def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
-    pytest.importorskip("psf_generator", reason="the extra microscope is not installed")
     words = "na=1.1,emission=520,immersion=1.333"
     done = deconv("kernel", "microscope", words, "--spacing", "0.25,0.1,0.1", "--size", "7,9,9", "-o",
                   tmp_path / "psf.tif", "--json", "--show")  # fmt: skip
@@ -221,6 +217,26 @@ def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
     assert np.abs(tifffile.imread(tmp_path / "again.tif") - psf).max() < 1e-7
     red = deconv("kernel", "microscope", "--image", stack, "--channel", 1, "--json").report
     assert red["microscope"]["emission"] == 610
+
+
+def test_spacing_is_that_of_a_file_without_metadata_and_words_may_be_capitals(deconv, refuses, tmp_path):
+    plain = tmp_path / "plain.tif"
+    samples = np.random.default_rng(0).integers(100, 1000, (4, 20, 21)).astype(np.uint16)
+    tifffile.imwrite(plain, samples, photometric="minisblack")
+    words = ["--kernel", "microscope:NA=1.1,Emission=520,immersion=1.333", "--dimensions", "3", "--lambda", "0.1"]
+    done = deconv("invert", plain, *words, "--spacing", "0.25,0.1,0.1", "-o", tmp_path / "x.tif", "--json",
+                  expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))  # fmt: skip
+    assert done.report["kernel"]["shape"] == [7, 39, 41]
+    assert any("0.25 × 0.1 × 0.1 µm apart" in note for note in done.report["notes"])
+    assert any("outermost of the kernel's 7 planes keeps" in note for note in done.report["notes"])
+    refuses("invert", plain, *words, "--spacing", "0.1,0.1", "-o", tmp_path / "y.tif", code=ExitCode.USAGE,
+            says="must hold a distance in µm for each of 3 axes")  # fmt: skip
+
+
+def test_planes_alone_may_be_given(deconv):
+    words = "na=1.1,emission=520,immersion=1.333"
+    done = deconv("kernel", "microscope", words, "--spacing", "0.25,0.1,0.1", "--size", "5", "--json")
+    assert done.report["shape"] == [5, 39, 39]
 
 
 def test_refusals(refuses, stack, gray, gentle, tmp_path):

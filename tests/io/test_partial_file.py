@@ -35,10 +35,10 @@ def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
 
 def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path):
     path = tmp_path / "a.bin"
-    make_partial(path, 3, lambda: False, lambda own: own.write_bytes(b"old") and None)
-    make_partial(path, 3, lambda: True, lambda own: own.write_bytes(b"new") and None)
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    make_partial(path, 3, lambda new: [], lambda own: own.write_bytes(b"new") and None)
     assert partial_path(path).read_bytes() == b"old"
-    make_partial(path, 3, lambda: False, lambda own: own.write_bytes(b"new") and None)
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"new") and None)
     assert partial_path(path).read_bytes() == b"new"
 
     def fail(own):
@@ -46,7 +46,8 @@ def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        make_partial(path, 3, lambda: False, fail)
-    assert list(tmp_path.iterdir()) == []
+        make_partial(path, 3, lambda new: [(0, 3)], fail)
+    assert list(tmp_path.iterdir()) == [partial_path(path)]
     with pytest.raises(FileAccessError, match="has room for"):
-        make_partial(path, 2**70, lambda: False, fail)
+        make_partial(path, 2**70, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    assert list(tmp_path.iterdir()) == []

@@ -247,8 +247,8 @@ def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_p
     assert not hidden.exists()
 
 
-def test_a_finished_run_can_be_finished_again(tmp_path, monkeypatch):
-    """As when a run is killed between its record and its name."""
+def test_a_file_with_a_record_that_got_no_name_is_begun_anew(tmp_path, monkeypatch):
+    """As when a run is killed between the two."""
     from deconv_cli.io.regions import tiff_target
 
     tifffile.imwrite(tmp_path / "a.tif", STACK, ome=True, **TZYX)
@@ -259,7 +259,8 @@ def test_a_finished_run_can_be_finished_again(tmp_path, monkeypatch):
         patched.setattr(tiff_target, "put_in_place", lambda path: None)
         target.finish({"command": "first", "long": "x" * 2000})
     assert not (tmp_path / "out.tif").exists()
-    target.create()
+    assert not target.create()
+    write_all(target, STACK)
     target.finish({"command": "second"})
     assert read_image(tmp_path / "out.tif").record["command"] == "second"
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK)

@@ -119,3 +119,11 @@ def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
 def test_units_that_say_nothing_are_refused(text, spacing, says):
     with pytest.raises(UsageError, match=says):
         make_kernel(text, spacing=spacing)
+
+
+def test_pixels_and_degrees_may_be_written():
+    assert torch.equal(make_kernel("motion:13px@25deg"), make_kernel("motion:13@25"))
+    assert torch.equal(make_kernel("gaussian:2px"), make_kernel("gaussian:2"))
+    for text, says in (("motion:13deg@25", "LENGTH is given in 'deg'"), ("moffat:3@2.5px", "BETA is given in 'px'")):
+        with pytest.raises(UsageError, match=says):
+            make_kernel(text)

@@ -7,7 +7,7 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.models.kernel_files import read_kernel
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
 
 
 def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
@@ -60,6 +60,24 @@ def test_cleaning_finds_the_spot_again(offset):
     assert divmod(int(cleaned.argmax()), cleaned.shape[1]) == middle
     assert float(cleaned.sum()) == pytest.approx(float(spot(64).sum()), rel=0.03)
     assert "a background of 100 was subtracted, its 64×64 taps were cropped" in note
+
+
+def test_tails_and_the_place_between_pixels_are_kept():
+    """Measured on a spot with a halo: all but 5 % of the light, and the center to a tenth of a pixel."""
+    truth = spot(64, 1.5, 2.5, -3.4) + spot(64, 6.0, 2.5, -3.4, peak=120)
+    cleaned, _ = clean_psf(torch.poisson(truth + 40, generator=torch.Generator().manual_seed(2)))
+    assert float(cleaned.sum() / truth.sum()) == pytest.approx(1, abs=0.05)
+    for axis in (0, 1):
+        line = cleaned.sum(1 - axis)
+        center = float((line * torch.arange(len(line))).sum() / line.sum())
+        assert center == pytest.approx(len(line) // 2, abs=0.1)
+
+
+def test_a_kernel_that_spoils_is_refused_and_others_are_not():
+    assert "background makes 79 %" in str(refusal_of(spot(64, 2.0) + 90))
+    assert "5.0 pixels off" in str(refusal_of(spot(31, 2.0, row=5)))
+    assert refusal_of(spot(15, row=1.5) + 2) is None
+    assert all(refusal_of(make_kernel(formula)) is None for formula in FORMULAS)
 
 
 def test_channels_are_centered_together():

@@ -31,6 +31,23 @@ def test_the_psf_comes_back_within_three_percent(name):
     assert torch.equal(found.kernel.flip(tuple(range(len(size)))), found.psf)
 
 
+def test_tails_of_a_wide_field_are_kept_and_no_background():
+    """Beads whose light fills the stack: a cone, of which every plane carries as much."""
+    depth, rows = torch.arange(31.0, dtype=torch.float64) - 15, torch.arange(95.0, dtype=torch.float64) - 47
+    width = (1.3**2 + (1.2 * depth[:, None, None]) ** 2).sqrt()
+    cone = (-(rows[:, None] ** 2 + rows**2) / (2 * width**2)).exp() / width**2
+    light = torch.full((25, 80, 80), 100.0, dtype=torch.float64)
+    for z, y, x in ((11, 20, 22), (12, 24, 58), (13, 60, 19), (12, 57, 61)):
+        part = cone[max(15 - z, 0) : 40 - z, max(47 - y, 0) : 127 - y, max(47 - x, 0) : 127 - x]
+        start = (max(z - 15, 0), max(y - 47, 0), max(x - 47, 0))
+        light[tuple(slice(s, s + n) for s, n in zip(start, part.shape, strict=True))] += 3000 * part
+    found = deconv_cli.psf_from_beads(torch.poisson(light, generator=torch.Generator().manual_seed(1)))
+    assert found.psf.shape[0] == 25
+    assert min(found.psf.shape[1:]) > 40
+    assert found.background == pytest.approx(100, abs=4)
+    assert found.outermost > 0.3
+
+
 def test_a_given_size_and_an_asymmetric_psf():
     """A comet: its tail points down in the picture, so that the kernel of the correlation is turned."""
     generator = torch.Generator().manual_seed(0)

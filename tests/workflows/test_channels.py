@@ -1,6 +1,7 @@
 """Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.workflows.channels import _notes
 from deconv_cli.workflows.trust import Clipping, DoubtReason
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
@@ -139,3 +141,10 @@ def test_an_estimate_that_its_file_cannot_hold_is_doubted(images):
     assert DoubtReason.CLIPPING not in {doubt.reason for doubt in found.doubts}
     clipped = replace(found, clipping=Clipping(0.0, 255.0, 0.5))
     assert DoubtReason.CLIPPING in {doubt.reason for doubt in clipped.doubts}
+
+
+def test_a_note_of_several_channels_is_given_once():
+    parts = [
+        SimpleNamespace(notes=(f"{share} % of the samples are full", *more)) for share, more in ((4, ()), (5, ("b",)))
+    ]
+    assert _notes(parts) == ["channel 1 (likewise 2): 4 % of the samples are full", "channel 2: b"]

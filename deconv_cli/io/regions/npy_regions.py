@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -103,11 +101,12 @@ class NpyTarget(PartialFile):
     def _make(self, own: Path) -> None:
         np.lib.format.open_memmap(own, "w+", np.dtype(self.dtype).newbyteorder("<"), self.shape)
 
-    def _is_there(self) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            found = np.lib.format.open_memmap(partial_path(self.path), "r")
-            return found.shape == self.shape and found.dtype == np.dtype(self.dtype)
-        return False
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        return [(0, new.stat().st_size - self.n_bytes)]
+
+    def read(self, region: Region) -> Array:
+        """Read a part that was written."""
+        return NpySource.open(self._written).read(region)
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part."""
@@ -128,8 +127,6 @@ class NpyTarget(PartialFile):
         # The record first: as long as the hidden file is there, a run that is gone on with does both again.
         write_line_beside(records.beside(self.path), records.encode_record(complete), lambda: None)
         with refusing_to_write(self.path):
-            with partial_path(self.path).open("rb+") as stream:
-                os.fsync(stream.fileno())
             put_in_place(self.path)
 
     def _digest(self) -> str:

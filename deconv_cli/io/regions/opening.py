@@ -11,8 +11,7 @@ from deconv_cli.io.codec import Codec, WriteRequest
 from deconv_cli.io.formats import codec_of_content, codec_of_suffix
 from deconv_cli.io.image import choose_member
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.output import check_levels, choose_dtype
-from deconv_cli.io.output_path import check_output_path
+from deconv_cli.io.output import check_levels, check_output_files, choose_dtype
 from deconv_cli.io.regions.region_format import RegionFormat
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -94,7 +93,7 @@ def plan_regions(
             f"'{path}' cannot be written by parts, since {codec.name} files are written as a whole; choose a name for "
             f"{_listed(codec for codec, part in _formats() if not part.is_read_only)}."
         )
-    check_output_path(path, source.path, force=force, is_folder=codec.is_folder)
+    check_output_files(path, codec, source.path, force=force)
     check_levels(path, codec, n_levels)
     request = WriteRequest(
         path=path,

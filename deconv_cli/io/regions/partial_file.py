@@ -7,6 +7,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sources import reason_of
 
+PartsOf = Callable[[Path], list[tuple[int, int]]]
+
 
 def check_room(path: Path, n_bytes: int) -> None:
     """Refuse by `FileAccessError` what the disk of `path` has no room for."""
@@ -29,37 +32,59 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-def make_partial(path: Path, n_bytes: int, is_right: Callable[[], bool], make: Callable[[Path], None]) -> None:
-    """Make the hidden file, unless an earlier run or another process made it.
+def make_partial(path: Path, n_bytes: int, parts_of: PartsOf, make: Callable[[Path], None]) -> bool:
+    """Make the hidden file, unless an earlier run or another process did; gives whether it was there already.
 
     Args:
         path: where the result will be.
         n_bytes: that it will take.
-        is_right: tells whether the hidden file that is there is what this run would make; else it is removed.
-        make: makes it, of its final size, under another name.
+        parts_of: lists the parts of a new file, first byte and end, that hold no samples. A hidden file that differs
+            from a new one there is removed, and so is a link, a pipe or a device.
+        make: makes a new one, of its final size, under another name.
 
     Raises:
         FileAccessError: the disk has too little room.
     """
     partial = partial_path(path)
-    # A file of this name was whole from the start, so that one which is not right is of another run.
-    if partial.exists():
-        if is_right():
-            return
-        partial.unlink()
-    check_room(path, n_bytes)
     own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
     try:
         make(own)
-        # Of several processes the first one wins: the others may have written into its file already.
-        with contextlib.suppress(FileExistsError):
-            os.link(own, partial)
+        # A file of this name was whole from the start, so that one which is not right is of another run.
+        if _has_no_other_name(partial) and _is_like(partial, own, parts_of(own)):
+            return True
+        partial.unlink(missing_ok=True)
+        check_room(path, n_bytes)
+        os.link(own, partial)
+    except FileExistsError:
+        return True  # of several processes the first one wins, and may have written into its file already
     finally:
         own.unlink(missing_ok=True)
     # A map of a file without room on the disk ends a process.
     if hasattr(os, "posix_fallocate"):
         with partial.open("rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+    return False
+
+
+def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
+    """Tell whether two files are of one size and alike in some parts."""
+    with found.open("rb") as one, new.open("rb") as other:
+        return found.stat().st_size == new.stat().st_size and all(
+            one.seek(start) == other.seek(start) and one.read(stop - start) == other.read(stop - start)
+            for start, stop in parts
+        )
+
+
+def _has_no_other_name(partial: Path) -> bool:
+    """Tell whether the hidden file is an ordinary one, known by its name alone or by that under which it is made."""
+    if not os.path.lexists(partial):
+        return False
+    inodes = []
+    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            inodes.append(name.lstat().st_ino)
+    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
 
 
 def remove_partial(path: Path) -> None:
@@ -95,10 +120,10 @@ def refusing_to_write(path: Path) -> Iterator[None]:
 class PartialFile(RegionTarget):
     """An array in one file in the making, whose writers change its samples alone."""
 
-    def create(self) -> None:
+    def create(self) -> bool:
         """Make the hidden file, with all the room that it will need."""
         with refusing_to_write(self.path):
-            make_partial(self.path, self.n_bytes, self._is_there, self._make)
+            return make_partial(self.path, self.n_bytes, self._without_samples, self._make)
 
     def is_begun(self) -> bool:
         """Look for the hidden file."""
@@ -114,5 +139,10 @@ class PartialFile(RegionTarget):
         """Make the file, of its final size, under a name."""
 
     @abstractmethod
-    def _is_there(self) -> bool:
-        """Tell whether the file in the making is the one that is meant."""
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        """List the parts of a new file, first byte and end, that hold no samples."""
+
+    @property
+    def _written(self) -> Path:
+        """The file in the making, or the result where that is in its place."""
+        return partial_path(self.path) if self.is_begun() else self.path

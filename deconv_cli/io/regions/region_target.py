@@ -49,8 +49,10 @@ class RegionTarget(ABC):
         return spelled(self.path)
 
     @abstractmethod
-    def create(self) -> None:
-        """Make room for the result beside `path`; where there is room from an earlier run already, keep it.
+    def create(self) -> bool:
+        """Make room for the result beside `path`, unless it is there already; gives whether it was.
+
+        What differs from new room in more than its samples is replaced.
 
         Raises:
             FileAccessError: no permission, or the disk has too little room.
@@ -67,6 +69,10 @@ class RegionTarget(ABC):
         Raises:
             FileAccessError: it cannot be written.
         """
+
+    @abstractmethod
+    def read(self, region: Region) -> Array:
+        """Read a part of the result in the making, or of that in its place; raises `DeconvError` if it is damaged."""
 
     def check_units(self, region: Region) -> None:
         """Hold a writer to whole units: two that share one would overwrite each other's samples without an error.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import InputRefusedError
 from deconv_cli.io import records
+from deconv_cli.io.atomic import synchronize
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.hidden_names import partial_path
@@ -19,6 +18,7 @@ from deconv_cli.io.regions.overlap import overlap
 from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.tiff_grid import TiffGrid
+from deconv_cli.io.regions.tiff_source import open_tiff
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
@@ -44,22 +44,20 @@ class TiffTarget(PartialFile):
         rows, columns = (tile_side(self.shape[self.axes.index(letter)]) for letter in "YX")
         return rows, columns
 
-    def _is_there(self) -> bool:
-        with contextlib.suppress(OSError, InputRefusedError):
-            image, _ = self._headers()
-            return (image.shape, image.dtype, image.axes) == (self.shape, self.dtype, self.axes)
-        return False
+    def _without_samples(self, new: Path) -> list[tuple[int, int]]:
+        _, grid = _headers_of(new)
+        tiles = sorted(zip(grid.offsets.flat, (grid.offsets + grid.sizes).flat, strict=True))
+        starts, stops = zip(*tiles, strict=True)
+        return [*zip((0, *stops), (*starts, new.stat().st_size), strict=True)]
 
-    def _headers(self) -> tuple[StoredImage, TiffGrid]:
-        partial = partial_path(self.path)
-        with refusing_damage(partial, f"a {TIFF.name} file"):
-            found = partial.stat()
-            return _headers(partial, found.st_ino, found.st_size)
+    def read(self, region: Region) -> Array:
+        """Read a part that was written."""
+        return open_tiff(self._written, None).read(region)
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part, tile by tile."""
         self.check_units(region)
-        _, grid = self._headers()
+        _, grid = _headers_of(partial_path(self.path))
         outer, inner = grid.in_planes(region)
         parts = samples.astype(self.dtype, copy=False).reshape([part.stop - part.start for part in (*outer, *inner)])
         with refusing_to_write(self.path), partial_path(self.path).open("rb+") as stream:
@@ -76,8 +74,15 @@ class TiffTarget(PartialFile):
 
         complete = TIFF.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
         with refusing_to_write(self.path):
+            synchronize(partial_path(self.path))  # which takes long: where the record was added, no run goes on
             write_record(partial_path(self.path), self.metadata, complete)
             put_in_place(self.path)
+
+
+def _headers_of(path: Path) -> tuple[StoredImage, TiffGrid]:
+    with refusing_damage(path, f"a {TIFF.name} file"):
+        found = path.stat()
+        return _headers(path, found.st_ino, found.st_size)
 
 
 def tile_side(length: int) -> int:

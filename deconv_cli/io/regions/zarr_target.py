@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array
@@ -14,11 +16,12 @@ from deconv_cli.io.codecs.zarr_description import HALF_WRITTEN, count_missing
 from deconv_cli.io.codecs.zarr_folder import ZARR, channel_windows, write_descriptions
 from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, open_described
 from deconv_cli.io.codecs.zarr_pyramid import build_levels
-from deconv_cli.io.folders import address_of, is_member, list_members, read_member, remove, write_member
+from deconv_cli.io.folders import address_of, is_member, list_members, read_member, refuse_special, remove, write_member
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.regions.partial_file import put_in_place, refusing_to_write
 from deconv_cli.io.regions.region_source import Region
 from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
 _PLAN = "plan.json"
@@ -44,16 +47,28 @@ class ZarrTarget(RegionTarget):
         """Where the chunks are."""
         return self.path if address_of(self.path) else partial_path(self.path)
 
-    def create(self) -> None:
+    def create(self) -> bool:
         """Say what will be there; chunks of an earlier run stay where they were to become the same."""
         plan = json.dumps(self.documents).encode()
         with refusing_to_write(self.path):
-            before = read_member(self.folder / _PLAN)
-            # Without a plan there is nothing yet, or something whole; what another process has begun has this plan.
-            if before not in (None, plan) or is_member(self.folder / FORMAT_FILE):
+            if self.folder.is_symlink():
                 remove(self.folder)
-            if before != plan:
-                write_member(self.folder / _PLAN, plan)
+            refuse_special(self.folder / _PLAN)
+            before = read_member(self.folder / _PLAN) if self.is_begun() else None
+            if before == plan:
+                return True
+            # Without a plan there is nothing yet, or something whole; what another process has begun has this plan.
+            if before is not None or is_member(self.folder / FORMAT_FILE):
+                remove(self.folder)
+            write_member(self.folder / _PLAN, plan)
+            return False
+
+    def read(self, region: Region) -> Array:
+        """Read chunks that were written."""
+        with refusing_damage(self.path, f"a {ZARR.name}"):
+            folder = self.folder if self.is_begun() else self.path
+            found: Array = np.asarray(open_described(folder, dict(self.documents), self.specs[0].member)[region])
+            return found
 
     def is_begun(self) -> bool:
         """Look for what the chunks are to become."""

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from deconv_cli.kernels.beads.bead_finder import near_places
+from deconv_cli.measured_light import shift, smooth
 from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
 
 N_ROUNDS = 12
@@ -25,6 +29,10 @@ LEAST_MISFIT = 0.03
 """And no bead is that differs by less than this part of itself."""
 FINE = 8
 """Points a pixel at which profiles are read."""
+N_STEPS, FITTED = 30, 1e-2
+"""Conjugate gradients end when the gradient is so much smaller than at first."""
+SEEN = 0.05
+"""Samples of a template are measured where at least this part of the beads' light, squared, shows them."""
 NOISE_SHARE = 1e-3
 """Part of the square of the transform at zero below which a bead's transform is not divided by."""
 
@@ -37,11 +45,15 @@ class BeadAverage:
         template: shape `(*size)`, of sum 1, its center on the middle sample.
         aligned: each bead by itself, moved and scaled likewise, shape `(n, *size)`.
         is_used: beads that look like the others, shape `(n,)`.
+        shifts: from the middle sample of each window to its bead, shape `(n, n_axes)`.
+        heights: light of each bead, in that of the template, shape `(n,)`.
     """
 
     template: Tensor
     aligned: Tensor
     is_used: Tensor
+    shifts: Tensor
+    heights: Tensor
 
 
 def average_beads(windows: Tensor) -> BeadAverage:
@@ -73,7 +85,7 @@ def average_beads(windows: Tensor) -> BeadAverage:
     scales = aligned.flatten(1).sum(1)
     aligned = shift(aligned, -offset.expand(len(aligned), -1)) / scales.reshape(-1, *[1] * n_axes)
     template = _centered(mean)
-    return BeadAverage(template / template.sum(), aligned, is_used)
+    return BeadAverage(template / template.sum(), aligned, is_used, shifts + offset, fitted[0])
 
 
 def _look_alike(rest: Tensor, heights: Tensor, template: Tensor) -> Tensor:
@@ -84,18 +96,6 @@ def _look_alike(rest: Tensor, heights: Tensor, template: Tensor) -> Tensor:
     misfit = rest / heights.clamp_min(1e-300)
     share = misfit / heights.clamp_min(1e-300) / template.square().sum()
     return (misfit <= OUTLIER * misfit.median()) | (share <= LEAST_MISFIT**2)
-
-
-def shift(windows: Tensor, by: Tensor) -> Tensor:
-    """Move windows `(n, *size)` by parts of a pixel, `(n, n_axes)`, around the torus of the window."""
-    size = tuple(windows.shape[1:])
-    axes = space_axes(len(size))
-    phase = torch.zeros((), dtype=windows.dtype)
-    for axis, n in zip(axes, size, strict=True):
-        frequencies = torch.fft.fftfreq(n, dtype=windows.dtype).reshape(-1, *[1] * (-1 - axis))
-        phase = phase + by[:, axis].reshape(-1, *[1] * len(size)) * frequencies
-    moved = torch.fft.fftn(windows, dim=axes) * torch.polar(torch.ones_like(phase), -2 * math.pi * phase)
-    return torch.fft.ifftn(moved, dim=axes).real
 
 
 def _slope(template: Tensor, axis: int) -> Tensor:
@@ -118,6 +118,86 @@ def _centered(template: Tensor) -> Tensor:
     for _ in range(3):
         template = shift(template[None], -_center_of(template)[None])[0]
     return template
+
+
+def fit_beads(
+    image: Tensor, places: Tensor, heights: Tensor, weights: Tensor, size: Size, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fit the light around a bead to all of an image at once, so that beads may lie within each other's tails.
+
+    The image is `Σ a·T(x − s)`, linear in `T`: least squares by conjugate gradients (Björck, Numerical methods for
+    least squares problems, 1996, algorithm 7.4.1). Outside of the window `T` is smooth, and takes up little noise.
+
+    Args:
+        image: without its background, shape `(*n)`.
+        places: of the beads, by parts of a sample, shape `(n_beads, n_axes)`.
+        heights: of the beads, shape `(n_beads,)`.
+        weights: 1 for samples that are explained, 0 for those that are not looked at, shape `(*n)`.
+        size: of the template, odd.
+        start: the template within a window; tails are found from here on, so that no bead is taken for another's tail.
+
+    Returns:
+        The template, its center on the middle sample, and the standard deviation of its samples, `inf` where none was
+        seen, both of shape `(*size)`.
+    """
+    axes = space_axes(image.ndim)
+    wide = tuple(next_fast_size(n + k - 1) for n, k in zip(image.shape, size, strict=True))
+    frame, box = (tuple(slice(n) for n in each) for each in (image.shape, size))
+    middle = torch.tensor([k // 2 for k in size])
+    spectrum = _points(places - middle, heights, wide)
+    is_near = near_places(middle[None], tuple(start.shape), size)
+
+    def blurred(values: Tensor) -> Tensor:
+        return smooth(smooth(values, 1, "constant"), 2, "constant")
+
+    def gathered(values: Tensor, by: Tensor) -> Tensor:
+        return torch.fft.irfftn(torch.fft.rfftn(values, wide, axes) * by.conj(), wide, axes)[box]
+
+    def seen(template: Tensor) -> Tensor:
+        return weights * torch.fft.irfftn(torch.fft.rfftn(template, wide, axes) * spectrum, wide, axes)[frame]
+
+    def slope_of(values: Tensor) -> Tensor:
+        slope = gathered(weights * values, spectrum)
+        return torch.where(is_near, slope, blurred(slope))
+
+    template = resized(start, size)
+    rest = weights * image - seen(template)
+    slope = way = slope_of(rest)
+    first = power = slope.square().sum()
+    for _ in range(N_STEPS):
+        taken = torch.where(is_near, way, 0.0) + blurred(torch.where(is_near, 0.0, way))
+        change = seen(taken)
+        step = power / change.square().sum()
+        template, rest = template + step * taken, rest - step * change
+        slope, before = slope_of(rest), power
+        power = slope.square().sum()
+        if power <= FITTED**2 * first:
+            break
+        way = slope + power / before * way
+    noise = (image.diff(dim=-1).abs().median() / (0.6745 * math.sqrt(2))).clamp_min(1e-300)
+    coverage = gathered(weights, _points((places - middle).round(), heights.square(), wide))
+    is_seen = coverage > SEEN * heights.square().sum()
+    return template, torch.where(is_seen, noise * coverage.clamp_min(1e-300).rsqrt(), math.inf)
+
+
+def resized(light: Tensor, size: Size) -> Tensor:
+    """Crop to a size around the middle, or fill up with zeros to it."""
+    margins = [(k - n) // 2 for k, n in zip(size, light.shape, strict=True)]
+    return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
+
+
+def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:
+    """Give the half spectrum of points on a torus of a size."""
+    total = torch.zeros(*size[:-1], size[-1] // 2 + 1, dtype=torch.complex128)
+    n_axes = len(size)
+    for place, height in zip(places, heights, strict=True):
+        wave = height.to(total.dtype)
+        for axis, n in enumerate(size):
+            frequencies = (torch.fft.rfftfreq if axis == n_axes - 1 else torch.fft.fftfreq)(n, dtype=places.dtype)
+            turns = torch.exp(-2j * math.pi * place[axis] * frequencies)
+            wave = wave * turns.reshape(-1, *[1] * (n_axes - 1 - axis))
+        total += wave
+    return total
 
 
 def take_off_size(template: Tensor, diameter: float, spacing: tuple[float, ...]) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deconv_cli.measured_light import smooth
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.convolution import CONVOLUTIONS
 from deconv_cli.vocabulary import Size
 
 THRESHOLD = 8.0
@@ -17,6 +17,8 @@ THRESHOLD = 8.0
 RING = 0.2
 """A maximum beside one that is so much brighter is a ring of it, and no bead."""
 CLIP, N_CLIPS = 3.0, 8
+TAILS = 0.2
+"""Tails fill a stack whose darkest place, smoothed, is so many standard deviations below the rest."""
 NEAR = 1.25
 """Beads are too close to one another within so many half widths of the window."""
 
@@ -27,6 +29,9 @@ class BeadCensus:
 
     Attributes:
         used: places of the beads that are fit, shape `(n, n_axes)`, whole numbers.
+        others: places of the beads that are not.
+        heights: of the used beads, smoothed, above the background.
+        other_heights: of the others.
         n_crowded: beads with another one too close.
         n_saturated: beads with a sample that is full.
         n_at_edge: beads whose window reaches out of the picture.
@@ -34,6 +39,9 @@ class BeadCensus:
     """
 
     used: Tensor
+    others: Tensor
+    heights: Tensor
+    other_heights: Tensor
     n_crowded: int
     n_saturated: int
     n_at_edge: int
@@ -50,18 +58,6 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
             break
         kept = kept[inside]
     return float(kept.mean()), float(kept.std()) if len(kept) > 1 else 0.0
-
-
-def smooth(image: Tensor) -> Tensor:
-    """Smooth by (1, 4, 6, 4, 1)/16 along each axis, with mirrored edges."""
-    taps = image.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    found = image
-    for axis in range(image.ndim):
-        lines = found.movedim(axis, -1)
-        flat = lines.reshape(-1, 1, lines.shape[-1])
-        wide = functional.pad(flat, (2, 2), mode="replicate")
-        found = CONVOLUTIONS[1](wide, taps[None, None]).reshape(lines.shape).movedim(-1, axis)
-    return found
 
 
 def find_maxima(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,10 +97,13 @@ def take_census(image: Tensor, size: Size, white: float | None) -> BeadCensus:
     is_used = ~(is_ring | is_crowded | is_full | is_at_edge)
     return BeadCensus(
         used=places[is_used],
+        others=places[~is_used & ~is_ring],
+        heights=heights[is_used],
+        other_heights=heights[~is_used & ~is_ring],
         n_crowded=int((is_crowded & ~is_full).sum()),
         n_saturated=int(is_full.sum()),
         n_at_edge=int((is_at_edge & ~is_crowded & ~is_full).sum()),
-        is_background=_far_from(places, half, image),
+        is_background=~near_places(places, size, image.shape),
     )
 
 
@@ -112,24 +111,24 @@ def _around(image: Tensor, place: Tensor, half: Tensor) -> Tensor:
     return image[tuple(slice(max(int(p - h), 0), int(p + h) + 1) for p, h in zip(place, half, strict=True))]
 
 
-def _far_from(places: Tensor, half: Tensor, image: Tensor) -> Tensor:
-    is_far = torch.ones(image.shape, dtype=torch.bool)
+def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
+    """Mark the samples that lie within a window of a size around any of some places, shape `image_size`."""
+    is_near = torch.zeros(image_size, dtype=torch.bool)
     for place in places:
-        is_far[tuple(slice(max(int(p - h), 0), int(p + h) + 1) for p, h in zip(place, half, strict=True))] = False
-    return is_far
+        is_near[
+            tuple(slice(max(int(p) - n // 2, 0), int(p) + n // 2 + 1) for p, n in zip(place, size, strict=True))
+        ] = True
+    return is_near
 
 
-def local_backgrounds(image: Tensor, census: BeadCensus, size: Size) -> Tensor:
-    """Estimate the background of each bead from the samples around its window that belong to no bead, shape `(n,)`."""
+def background_of(image: Tensor, census: BeadCensus) -> float:
+    """Estimate the background far from all beads, or in the darkest place where their tails fill the image."""
     everywhere = image[census.is_background]
-    level = clipped_mean(everywhere)[0] if len(everywhere) else float(image.min())
-    least = max(64, max(size) ** 2 // 4)
-    found = []
-    for place in census.used:
-        half = torch.tensor([3 * (n // 2) for n in size])
-        near = _around(image, place, half)[_around(census.is_background, place, half)]
-        found.append(clipped_mean(near)[0] if len(near) >= least else level)
-    return torch.tensor(found, dtype=image.dtype)
+    if not len(everywhere):
+        return float(image.min())
+    level, noise = clipped_mean(everywhere)
+    darkest = float(smooth(smooth(smooth(image), 2), 4).min())
+    return darkest if image.ndim == 3 and level - darkest > TAILS * noise else level
 
 
 def cut_windows(image: Tensor, places: Tensor, size: Size) -> Tensor:

@@ -13,13 +13,18 @@ from torch.nn import functional
 
 from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
+from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity, focus_planes
 from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.disk import disk_kernel
-from deconv_cli.vocabulary import Size, check_name
+from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")
-MAX_SIDE = 255
+MAX_SIDE = 511
+"""Samples across, of a kernel that is made for no image; more are rarely felt, and cost memory."""
+N_PLANES = 32
+"""Of the stack for which a kernel is made, if nobody says how deep it is."""
+SHEET_REACH = 1.3
+"""Full widths at half maximum from the middle of a light sheet to where it holds 1 % of its brightness."""
 WAVELENGTHS = (100.0, 3000.0)
 """Of light that microscopes see, in nm."""
 DISTANCES = (0.001, 20.0)
@@ -129,18 +134,28 @@ class Microscope:
         found = (0.5 / axial, 0.5 / lateral, 0.5 / lateral)
         return found[-len(self.spacing) :]
 
-    @property
-    def natural_size(self) -> Size:
-        """Samples that hold most of the light: four dark rings across, and as many axial widths along."""
+    def psf_size(self, image_size: Size | None = None) -> Size:
+        """Choose how many samples the point-spread function needs along each axis, odd.
+
+        Across, four dark rings hold most of the light in focus. Along, four axial widths do in a confocal microscope.
+        In a wide field every plane carries the same light, so a stack of D planes needs 2D − 1 of them, and a light
+        sheet those that it lights; both need the width of the cone of light in the outermost plane.
+
+        Args:
+            image_size: of what it is to restore; `None` for a stack of `N_PLANES`.
+        """
         seen = self.objective(self.emission)
         side = 4 * 0.61 * seen.wavelength / self.numerical_aperture
         along = 4 * seen.wavelength * self.immersion_index / self.numerical_aperture**2
-        if len(self.spacing) == 3 and self.mode == "widefield":
-            side += 0.5 * along * math.tan(seen.half_angle)
+        if len(self.spacing) == 3:
+            whole = ((N_PLANES if image_size is None else image_size[0]) - 1) * self.spacing[0]
+            reach = {"widefield": whole, "light-sheet": SHEET_REACH * (self.sheet or 0.0)}.get(self.mode)
+            along = min(along if reach is None else reach, whole)
+            side += 0.0 if reach is None else along * math.tan(seen.half_angle)
         lengths = (along, side, side)[-len(self.spacing) :]
-        return tuple(
-            min(MAX_SIDE, 2 * math.ceil(length / step) + 1) for length, step in zip(lengths, self.spacing, strict=True)
-        )
+        needed = [2 * math.ceil(length / step - 1e-6) + 1 for length, step in zip(lengths, self.spacing, strict=True)]
+        felt = (2 * N_PLANES - 1, MAX_SIDE, MAX_SIDE) if image_size is None else tuple(2 * n - 1 for n in image_size)
+        return tuple(map(min, needed, felt[-len(needed) :]))
 
 
 def _range(ends: tuple[float, float]) -> str:
@@ -156,17 +171,17 @@ def microscope_psf(microscope: Microscope, size: Size | None = None) -> Tensor:
 
     Args:
         microscope: the optics.
-        size: samples along each axis, odd; `None` for `microscope.natural_size`.
+        size: samples along each axis, odd; `None` for `microscope.psf_size()`.
 
     Returns:
         Shape `(n, n)` or `(n_planes, n, n)`, float64, of sum 1; later planes are focused deeper. It is symmetric across
         the axis, and along it where the sample has no depth: then it is a kernel of a cross-correlation too.
 
     Raises:
-        UsageError: a size that cannot be, or the package that computes it is not there.
+        UsageError: a size that cannot be.
     """
     check_type(microscope, Microscope, "the microscope")
-    size = microscope.natural_size if size is None else size
+    size = microscope.psf_size() if size is None else size
     n_axes = len(microscope.spacing)
     is_size = isinstance(size, tuple | list) and len(size) == n_axes
     if not is_size or not all(isinstance(n, int) and n > 0 and n % 2 for n in size):
@@ -212,24 +227,22 @@ def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, pla
     """Integrate the intensity over the pixels of a camera: a product of sincs in frequency."""
     finest = objective.wavelength / (4 * objective.numerical_aperture)
     fine = 2 * (math.ceil(pixel / finest) // 2) + 1
-    intensity = focus_intensity(objective, side * fine, pixel / fine, n_planes, plane)
     n = side * fine
-    frequencies = torch.fft.fftfreq(n, dtype=intensity.dtype) * fine
-    box = torch.sinc(frequencies)
-    spectrum = torch.fft.fft2(intensity) * box[:, None] * box
-    blurred = torch.fft.ifft2(spectrum).real.clamp_min(0)
-    return blurred[:, fine // 2 :: fine, fine // 2 :: fine]
+    box = torch.sinc(torch.fft.fftfreq(n, dtype=torch.float64) * fine)
+    box = box[:, None] * box[: n // 2 + 1]
+    seen = []
+    for intensity in focus_planes(objective, n, pixel / fine, n_planes, plane):
+        blurred = torch.fft.irfft2(torch.fft.rfft2(intensity) * box, s=(n, n)).clamp_min(0)
+        seen.append(blurred[fine // 2 :: fine, fine // 2 :: fine])
+    return torch.stack(seen)
 
 
-def sampling_notes(
-    microscopes: Sequence[Microscope], sizes: Sequence[Size], image_size: Size | None = None
-) -> tuple[str, ...]:
-    """Say where samples are coarser than Nyquist's, and where the point-spread function is longer than the stack.
+def sampling_notes(microscopes: Sequence[Microscope], psfs: Sequence[Tensor]) -> tuple[str, ...]:
+    """Say where samples are coarser than Nyquist's, and how much light the outermost plane of a wide field keeps.
 
     Args:
         microscopes: that of each channel, all with the same distances of samples.
-        sizes: of their point-spread functions.
-        image_size: of what they are to restore.
+        psfs: their point-spread functions.
     """
     notes = []
     spacing = microscopes[0].spacing
@@ -241,10 +254,11 @@ def sampling_notes(
                 f"{name} of {spacing[axis]:g} µm are coarser than the {', '.join(missed)} µm that the optics resolve: "
                 "finer detail is folded into what is seen, and is not restored"
             )
-    longest = max(size[0] for size in sizes)
-    if image_size is not None and len(spacing) == 3 and longest > image_size[0]:
+    lights = [psf.sum((-2, -1)) for psf, each in zip(psfs, microscopes, strict=True) if each.mode == "widefield"]
+    kept = [float(min(light[0], light[-1]) / light[len(light) // 2]) for light in lights if light.ndim]
+    if kept:
         notes.append(
-            f"the point-spread function of {longest} planes is longer than the stack of {image_size[0]}: light of what "
-            "lies above and below the stack is in it"
+            f"every plane of a wide field carries the same light; the outermost of the kernel's {len(psfs[0])} planes "
+            f"keeps {format_percent(min(kept))} of it within {format_size(psfs[0].shape[1:])} pixels"
         )
     return tuple(notes)

@@ -1,26 +1,25 @@
 """The light around the focus of an objective, by the vectorial integrals of Richards and Wolf.
 
-Richards and Wolf, Electromagnetic diffraction in optical systems II, Proceedings of the Royal Society A 253, 1959. The
-integrals are those of the package psf-generator. A sample of another refractive index than the immersion adds the phase
-of Gibson and Lanni (Experimental test of an analytical model of aberration in an oil-immersion objective lens, Journal
-of the Optical Society of America A 8, 1991, for an objective that is used as designed), focused anew.
+Richards and Wolf, Electromagnetic diffraction in optical systems II, Proceedings of the Royal Society A 253, 1959,
+section 3. A sample of another refractive index than the immersion adds the phase of Gibson and Lanni (Experimental test
+of an analytical model of aberration in an oil-immersion objective lens, Journal of the Optical Society of America A 8,
+1991, for an objective that is used as designed), focused anew.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.special import bessel_j0, bessel_j1
 
-from deconv_cli.errors import UsageError
-
-UNIT = 1e6
-"""Lengths are given to the package in picometers: it rounds the ends of a stack to whole units."""
 MIN_ANGLES, ANGLES_PER_TURN = 257, 12
+N_RADII_AT_ONCE = 1024
+FINE = 32
+"""Radii between two of Nyquist's, where intensities are interpolated."""
 FOCUS_STEP = 0.01
 """In µm, between the depths at which the focus is looked for."""
 
@@ -50,6 +49,11 @@ class Objective:
 
 
 def focus_intensity(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Tensor:
+    """Compute the planes of `focus_planes` at once, shape `(n_planes, n_pixels, n_pixels)`."""
+    return torch.stack([*focus_planes(objective, n_pixels, pixel, n_planes, plane)])
+
+
+def focus_planes(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Iterator[Tensor]:
     """Compute the intensity around the focus, of unpolarized light.
 
     Args:
@@ -60,58 +64,60 @@ def focus_intensity(objective: Objective, n_pixels: int, pixel: float, n_planes:
         plane: their distance, in µm.
 
     Returns:
-        Shape `(n_planes, n_pixels, n_pixels)`, float64, of maximum 1 or a little less.
-
-    Raises:
-        UsageError: the package is not there.
+        Each plane, shape `(n_pixels, n_pixels)`, float64; the maximum of all is 1 or a little less.
     """
-    propagator = _propagator_class()
     reach = n_pixels * pixel / math.sqrt(2) * objective.numerical_aperture
     reach += n_planes * plane * objective.immersion_index * (1 - math.cos(objective.half_angle))
     reach += objective.depth * abs(objective.sample_index - objective.immersion_index)
     n_angles = 2 * (max(MIN_ANGLES, int(ANGLES_PER_TURN * reach / objective.wavelength)) // 2) + 1
-    total = torch.zeros(n_planes, n_pixels, n_pixels, dtype=torch.float64)
-    for polarization in ((1.0, 0.0), (0.0, 1.0)):
-        made = propagator(
-            n_pix_pupil=n_angles,
-            n_pix_psf=n_pixels,
-            wavelength=objective.wavelength * UNIT,
-            na=objective.numerical_aperture,
-            # The package spreads n samples over n pixels, ends included, and planes likewise.
-            pix_size=pixel * UNIT * (n_pixels - 1) / n_pixels,
-            defocus_step=plane * UNIT * (n_planes - 1) / n_planes,
-            n_defocus=n_planes,
-            apod_factor=True,
-            e0x=polarization[0],
-            e0y=polarization[1],
-            n_i=objective.immersion_index,
-            n_i0=objective.immersion_index,
-        )
-        made.correction_factor = made.correction_factor * _aberration(objective, made.thetas.double()).conj()
-        filters = made.defocus_filters
-        for i in range(n_planes):  # one at a time: all at once would hold every plane's integrands
-            made.defocus_filters = filters[i : i + 1]
-            total[i] += made.compute_focus_field()[0].abs().double().square().sum(0)
-    return total / total.max()
+    angles = torch.linspace(0, objective.half_angle, n_angles, dtype=torch.float64)
+    k = 2 * math.pi * objective.immersion_index / objective.wavelength
+    heights = (torch.arange(n_planes, dtype=torch.float64) - n_planes // 2) * plane
+    waves = torch.exp(-1j * k * heights[:, None] * angles.cos()) * _aberration(objective, angles)
+    waves = waves * angles.cos().sqrt() * angles.sin() * _simpson_weights(n_angles)
+    offsets = (torch.arange(n_pixels) - n_pixels // 2).square()
+    squares, places = (offsets[:, None] + offsets).unique(return_inverse=True)
+    radii = squares.double().sqrt() * pixel
+    step = objective.wavelength / (4 * objective.numerical_aperture * FINE)
+    nodes = (
+        radii if len(radii) < radii[-1] / step else step * torch.arange(int(radii[-1] / step) + 3, dtype=radii.dtype)
+    )
+    intensity = torch.cat([_at_radii(waves, angles, k * part) for part in nodes.split(N_RADII_AT_ONCE)], 1)
+    intensity = intensity / intensity.max()
+    if nodes is not radii:
+        low = (radii / step).long()
+        intensity = torch.lerp(intensity[:, low], intensity[:, low + 1], radii / step - low)
+    return (each[places] for each in intensity)
 
 
-def _propagator_class() -> Any:  # noqa: ANN401  (the package has no types)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from psf_generator import VectorialSphericalPropagator
-    except ImportError as error:
-        raise UsageError(
-            "the kernel of a microscope is computed by the package psf-generator, which is not there; install it with "
-            "pip install 'deconv-cli[microscope]'."
-        ) from error
-    return VectorialSphericalPropagator
+def _at_radii(waves: Tensor, angles: Tensor, radii: Tensor) -> Tensor:
+    """Compute |I₀|² + 2|I₁|² + |I₂|², the intensity of unpolarized light, shape `(n_planes, n_radii)`.
+
+    Args:
+        waves: light of each plane and angle, with the weights of the integral, shape `(n_planes, n_angles)`, complex.
+        angles: shape `(n_angles,)`.
+        radii: distances from the axis times the wave number.
+    """
+    argument = radii * angles.sin()[:, None]
+    j0, j1 = bessel_j0(argument), bessel_j1(argument)
+    j2 = torch.where(argument > 1e-6, 2 * j1 / argument, 0.0) - j0.where(argument > 1e-6, 0.0)
+    cosines = angles.cos()[:, None]
+    terms = (j0 * (1 + cosines), math.sqrt(2) * j1 * angles.sin()[:, None], j2 * (1 - cosines))
+    return sum(((waves.real @ t).square() + (waves.imag @ t).square() for t in terms), start=torch.zeros(()))
+
+
+def _simpson_weights(n: int) -> Tensor:
+    """Give the weights of Simpson's rule on an odd number of points, but for their distance."""
+    weights = torch.full((n,), 2.0, dtype=torch.float64)
+    weights[1::2] = 4
+    weights[0] = weights[-1] = 1
+    return weights
 
 
 def _aberration(objective: Objective, angles: Tensor) -> Tensor:
     """Give the factor by which the sample changes the light of each angle in the immersion medium, shape `(n,)`."""
     if objective.depth == 0 or objective.sample_index == objective.immersion_index:
-        return torch.ones_like(angles).to(torch.complex64)
+        return torch.ones_like(angles)
     k = 2 * math.pi / objective.wavelength
     across = objective.immersion_index * angles.sin()
     # Light beyond the critical angle fades with the depth.
@@ -124,4 +130,4 @@ def _aberration(objective: Objective, angles: Tensor) -> Tensor:
     phases = objective.depth * in_sample - (nominal + offsets[:, None]) * along
     on_axis = (weights * torch.exp(1j * k * phases)).sum(1).abs()
     best = nominal + float(offsets[on_axis.argmax()])
-    return torch.exp(1j * k * (objective.depth * in_sample - best * along)).to(torch.complex64)
+    return torch.exp(1j * k * (objective.depth * in_sample - best * along))

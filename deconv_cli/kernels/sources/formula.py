@@ -17,7 +17,7 @@ from deconv_cli.vocabulary import Size, shortened
 
 MICROMETERS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1e3}
 """Length of each unit."""
-_NUMBER = re.compile(r"(.*?)(nm|um|µm|μm|mm)?")
+_NUMBER = re.compile(r"(.*?)(nm|um|µm|μm|mm|px|deg|°)?")
 _SAME = 0.01
 """Rows and columns are equally far apart up to this share."""
 
@@ -86,10 +86,23 @@ def _read_factor(text: str, spacing: tuple[float, ...] | None) -> ContinuousKern
     along = source.along or (None,) * len(numbers)
     units = [part[2] for part in parts if part is not None]
     samples = (
-        number if unit is None else number * MICROMETERS[unit] / _distance(axis, parameter, spacing)
+        number if _is_plain(unit, axis, parameter) else number * MICROMETERS[unit] / _distance(axis, parameter, spacing)
         for number, unit, axis, parameter in zip(numbers, units, along, source.parameters, strict=True)
     )
     return source.make(*samples)
+
+
+def _is_plain(unit: str | None, axis: int | None, parameter: str) -> bool:
+    """Tell whether a number means the same without its unit: pixels of a length, degrees of an angle, or none.
+
+    Raises:
+        UsageError: pixels of an angle or a ratio, or degrees of anything but an angle.
+    """
+    if unit is None or unit in MICROMETERS:
+        return unit is None
+    if (axis is None) if unit == "px" else (parameter != "ANGLE"):
+        raise UsageError(f"{parameter} is given in '{unit}', which is no unit of it; give a plain number.")
+    return True
 
 
 def _floats(texts: list[str]) -> tuple[float, ...]:

@@ -1,0 +1,123 @@
+"""FITS, as telescopes write it: images and cubes with their headers (FITS Standard 4.0, IAU, 2018)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.io import limits, records
+from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
+from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.thread_warnings import warnings_here
+
+_GZIP = b"\x1f\x8b"
+_HEADER, _LOST_PLACE = "FITS header", "world coordinates (the frame has another size)"
+_OF_STORAGE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|DATAMIN|DATAMAX|EXTNAME"
+    r"|EXTVER|INHERIT|NEXTEND|DECONV"
+)
+"""Keywords that describe how the samples were stored, and hold of no others."""
+_OF_PLACE = re.compile(r"WCSAXES|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d|(CD|PC|PV)\d+_\d|[AB]P?_(\d_\d|ORDER)")
+
+
+class Fits(Codec):
+    """The first image of a file, or the one of `series`, and what gzip or fpack made of such files.
+
+    The rows stay in the order of the file, which counts them from below.
+    """
+
+    name = "FITS"
+    suffixes = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
+    magic = (b"SIMPLE  =", _GZIP)
+    dtypes = ("uint8", "uint16", "float32", "float64")
+    record_inside = True
+    selects = "series"
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read an image with its header; BSCALE and BZERO are applied, and blank pixels become NaN."""
+        fits = _imported(path)
+        with path.open("rb") as raw, warnings_here("ignore"):  # many headers depart a little from the standard
+            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
+            units = fits.open(stream, memmap=False)
+            images = {n: unit for n, unit in enumerate(units) if unit.is_image and unit.shape and all(unit.shape)}
+            number = int(member) if member is not None else next(iter(images), 0)
+            if number not in images:
+                raise MalformedInputError(
+                    f"'{path}' should hold an image in HDU {number}, but has images in {list(images) or 'none'}."
+                )
+            chosen = images[number]
+            n_bytes = limits.array_bytes(chosen.shape, abs(chosen.header["BITPIX"]) // 8)
+            limits.check_expansion(path, n_bytes, path.stat().st_size)
+            samples, header = np.asarray(chosen.data), chosen.header.copy()
+            if number:
+                header.extend(units[0].header, unique=True)
+        kept = fits.Header([card for card in header.cards if not _OF_STORAGE.fullmatch(card.keyword)])
+        others = [f"{n} {unit.name}".strip() for n, unit in enumerate(units) if n != number and (n or 0 in images)]
+        note = f"the image of HDU {number} {chosen.name} was read; other HDUs are left out: {', '.join(others)}"
+        return StoredImage(
+            samples.astype(samples.dtype.newbyteorder("="), copy=False),
+            ("Q" * samples.ndim + "YX")[-samples.ndim :],
+            Metadata(native={_HEADER: kept.tostring(sep="\n")} if kept else {}),
+            records.decode_record(header.get(records.KEYWORD)),
+            notes=(note,) if others else (),
+        )
+
+    def check(self, request: WriteRequest) -> None:
+        """Refuse to compute what cannot be written without the package."""
+        _imported(request.path)
+
+    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+        """Put the channels before the axes of space."""
+        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
+        layout = layout.ordered(f"CS{layout.space}")
+        return StoredImage(from_images(layout, samples), layout.axes)
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata: the header, without world coordinates where the frame has another size."""
+        kept, lost = super().carry(request, image)
+        lines = kept.native.get(_HEADER, "").split("\n")
+        others = [line for line in lines if not _OF_PLACE.match(line)]
+        sizes = dict(zip(image.axes, image.shape, strict=True))
+        if others != lines and request.layout.resized_space([sizes[a] for a in request.layout.space]) != request.layout:
+            kept, lost = replace(kept, native={_HEADER: "\n".join(others)}), [*lost, _LOST_PLACE]
+        return replace(kept, flavor=request.path.suffix.lower()), lost
+
+    def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Choose what may be passed on with an image: what was done, and by which kernel."""
+        return records.short_record(record)
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write one image with its header and the record."""
+        fits, packed = _imported(path), io.BytesIO()
+        header = fits.Header.fromstring(image.metadata.native.get(_HEADER, ""), sep="\n")
+        header[records.KEYWORD] = records.encode_record(image.record or {})
+        unit, options = fits.PrimaryHDU, {}
+        if image.metadata.flavor == ".fz":
+            unit, options = fits.CompImageHDU, {"compression_type": "GZIP_2", "quantize_level": 0}
+        with warnings_here("ignore"):
+            unit(np.ascontiguousarray(image.samples), header, **options).writeto(
+                packed, output_verify="silentfix+ignore"
+            )
+        content = packed.getvalue()
+        path.write_bytes(gzip.compress(content, mtime=0) if image.metadata.flavor == ".gz" else content)
+
+
+FITS = Fits()
+
+
+def _imported(path: Path) -> Any:  # noqa: ANN401 (the module)
+    """Give the module for FITS; refuse by `UsageError` where its package is not installed."""
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise UsageError(
+            f"'{path}' is a FITS file, for which the package astropy is missing: pip install 'deconv-cli[fits]'."
+        ) from error
+    return fits
