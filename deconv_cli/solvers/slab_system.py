@@ -23,13 +23,12 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.closed_slab import ClosedSlab, SlabPlanes
+from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes, SlabPlanes
 from deconv_cli.solvers.completions import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.iteration_log import GradientLog
 from deconv_cli.solvers.krylov import dot, solve_definite
 from deconv_cli.solvers.norms import relative
-from deconv_cli.solvers.outside_box import OutsideBox, OutsideBoxes
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.vocabulary import Size
 
