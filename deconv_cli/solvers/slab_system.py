@@ -1,7 +1,7 @@
 """The system on what a torus lacks, in any number of dimensions, solved by conjugate gradients on that alone.
 
 On the torus of `embedding.py`, enlarged to lengths that the FFT is fast at, what is missing lies outside of boxes
-(`outside_box.py`): in a slab across each axis. A slab by itself is solved by FFTs along it (`closed_slab.py`). The sum
+(`closed_slab.py`): in a slab across each axis. A slab by itself is solved by FFTs along it. The sum
 of these solutions preconditions the whole system (additive Schwarz; Smith, Bjørstad and Gropp, Domain Decomposition,
 1996, chapter 1), so that nothing but the edges in which slabs meet is left to the iteration: the number of iterations
 does not grow with the image.
