@@ -21,7 +21,7 @@ from deconv_cli.vocabulary import Size
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds of each output: tensors of one shape; -inf and inf where nothing is known, equal where the output is."""
+    """Bounds of each output, of one shape: -inf and inf where nothing is known, equal where the output is known."""
 
     lower: Tensor
     upper: Tensor
@@ -79,7 +79,7 @@ class Activation:
 
         Args:
             bounds: of the values.
-            slack: how far values may be off that are near an end: they count as at it.
+            slack: values this near to an end count as at it.
         """
         lower, upper = (self.inverse(value.clamp(self.low, self.high)) for value in (bounds.lower, bounds.upper))
         lower = torch.where(bounds.lower <= self.low + slack, -math.inf, lower)
@@ -230,9 +230,9 @@ MaxPooling = nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d
 class PooledInputs:
     """The inputs of a max pooling whose outputs lie within bounds.
 
-    No input is larger than the least of the upper bounds of its windows. In each window that has a lower bound one
-    input is at least that large; which one is not known, but it is none whose upper bound is below, and where windows
-    that overlap have one and the same output it is one that they share.
+    No input is larger than the least upper bound of its windows. In each window with a lower bound, one input is at
+    least that large. Which one is unknown, but its upper bound is not below. Where overlapping windows have the same
+    output, they share that input.
 
     Args:
         pooling: the layer.
@@ -260,7 +260,7 @@ class PooledInputs:
         self._may_be_largest = may_be_largest & (n_equal == n_equal.amax(-1, keepdim=True))
 
     def bounds_at(self, z: Tensor) -> Bounds:
-        """Bound all inputs, taking the largest one that may be it in each window of `z` for the one that is.
+        """Bound all inputs, assuming that the largest candidate of each window in `z` is its largest input.
 
         Args:
             z: an estimate of the inputs, shape `(C, *size)` or flat.

@@ -58,7 +58,7 @@ class BlockInvertRun(Run):
 
 
 def describe_block_run(run: BlockInvertRun) -> Record:
-    """Write a run as a JSON object; of a file of any size the samples have no hash."""
+    """Write a run as a JSON object; the samples have no hash, since the file may be of any size."""
     return {
         "schema": SCHEMA,
         "command": "invert",
@@ -74,7 +74,7 @@ def describe_block_run(run: BlockInvertRun) -> Record:
 
 
 def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
-    """Write what would be done as a JSON object; or of a share of it, of which so many blocks are done."""
+    """Write the plan of a run as a JSON object, or of a share of it, of which `n_done` blocks are done."""
     lams = run.task.plan.choices.lams
     return {
         "schema": SCHEMA,
@@ -91,14 +91,14 @@ def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
 
 
 def _describe_error(expected: SampledError | None) -> Record | None:
-    """Describe the error to be expected, and what it was found on."""
+    """Describe the expected error, and the pieces that it was measured on."""
     if expected is None:
         return None
     return {**describe_predicted_error(expected), "sampled_from": expected.pieces}
 
 
 def _describe_source(task: BlockTask) -> dict[str, Any]:
-    """Describe the input; all of its bytes were not read for a hash."""
+    """Describe the input, without a hash of all its bytes."""
     source = task.problem.source
     return {
         "path": source.spelled_path,
@@ -197,7 +197,7 @@ def _omission(run: BlockInvertRun) -> str | None:
 
 
 def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece) -> Comparison | None:
-    """Lay a piece of the estimate over that of the data; of a stack a plane in its middle."""
+    """Lay a piece of the estimate over the data; of a stack, its middle plane."""
     result = _shown_as(piece.result, piece.result.image, None)
     images, _ = images_to_show(_as_run(run, result), examined.diagnosis, piece.values, None)
     place = _place(piece.data)
@@ -206,12 +206,12 @@ def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece
         images = [plane_of(image, middle) for image in images]
         place = f"plane {piece.data[0][0] + middle + 1} of {place}"
     found = draw_comparison(images) if len(piece.data) > 1 else None
-    # What is seen of a piece is no part of what is seen of the others.
+    # A piece shows nothing of the other pieces.
     return found and replace(found, caption=f"Pixel by pixel: {place}.", is_whole=False)
 
 
 def _shown_as(result: Reconstruction, image: Tensor, predicted: PredictedError | None) -> Reconstruction:
-    """Give a reconstruction with another image, which is doubted only if all of the result is."""
+    """Replace the image of a reconstruction; it is doubted only if the whole result is."""
     return replace(result, image=image, predicted_error=predicted, residual_tests=None, clipping=None, channels=())
 
 

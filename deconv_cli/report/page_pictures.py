@@ -55,7 +55,7 @@ class ScaledImage:
 
 @dataclass(frozen=True, eq=False)
 class PagePicture:
-    """The same as a page shows it: content in words, all shades in a row, and stripes to lay over it."""
+    """An image as a page shows it: with its content in words, its scale of shades, and stripes to lay over it."""
 
     image: ScaledImage
     alt: str
@@ -184,7 +184,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 N_SAMPLES = 2**20
-"""Of a larger image every second, third, ... sample is looked at."""
+"""Of a larger image only every second, third, ... sample is used."""
 CLIPPED = 0.001
 """The share of the samples beyond either end of the range."""
 

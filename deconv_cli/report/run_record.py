@@ -83,7 +83,7 @@ def _details(run: ImageRun) -> Record:
 
 
 def _describe_light(light: str, reason: str, curve: ToneCurve | None) -> Record:
-    """Describe in what a convolution acted; the curve so that it is found again by its name."""
+    """Describe the light that a convolution acted in, with the name of the tone curve."""
     described = None if curve is None else {"name": curve.name, "white": curve.white}
     return {"light": str(light), "light_reason": reason, "tone_curve": described}
 
@@ -201,7 +201,7 @@ def describe_found(estimate: KernelEstimate) -> str:
 
 
 def describe_free(form: FreeForm) -> dict[str, Any]:
-    """Describe a kernel of free form, but for its taps, which are written into a file."""
+    """Describe a kernel of free form without its taps, which are in a file."""
     return {
         "shape": list(form.taps.shape),
         "noise_sigma": form.noise_sigma,

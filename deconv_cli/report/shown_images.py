@@ -16,7 +16,7 @@ from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView, find_detail
 
 N_CHANNELS = 3
-"""Channels of an image that is no color picture that are shown."""
+"""How many channels are shown of an image that is not a color picture."""
 
 
 def images_to_show(
@@ -42,7 +42,7 @@ def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> 
     is_picture, predicted = run.source.is_picture, run.reconstruction.predicted_error
     inputs, estimates = _channels(run, data), _channels(run, run.reconstruction.image)
     truths = [] if truth is None else _channels(run, truth)
-    # A photograph and its restoration are of one kind; what a layer gives is not of the kind that it takes.
+    # A photograph and its restoration share a scale; the input and the output of a layer do not.
     low, high = display_range(*estimates, *truths, *(inputs if is_picture else []))
     if is_picture and np.issubdtype(run.source.dtype, np.integer):
         low, high = _within_limits(low, high, np.iinfo(run.source.dtype))

@@ -54,7 +54,7 @@ class MachineShare:
         return cls(n_threads, has_gpu=True)
 
     def take(self, place: int) -> None:
-        """Make the calling thread, and libraries that are not loaded yet, take no more.
+        """Limit the calling thread, and libraries that are loaded later, to this share.
 
         Args:
             place: which worker of the machine this is.
@@ -72,7 +72,7 @@ class MachineShare:
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """Processes of this machine, a cluster of its own, or one that is running; by default this process alone.
+    """Who does the work: processes of this machine, a new cluster or a running one; by default this process alone.
 
     Attributes:
         jobs: processes of this machine; one is this process.
@@ -105,7 +105,7 @@ class WorkSettings:
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""How often a piece of work is tried again whose worker died, or that a file or the network failed."""
+"""How often a piece is tried again after its worker died, or after an error of a file or the network."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Finished(Generic[Result]):
 
     @property
     def may_pass(self) -> bool:
-        """Whether it failed by what another trial may do without, such as a file server that did not answer."""
+        """Whether another trial may succeed, as after a file server that did not answer."""
         return isinstance(self.error, OSError | WorkerError)
 
 
@@ -163,17 +163,17 @@ class Scheduler(ABC):
         """Give the bytes that one piece may take.
 
         Args:
-            given: what was said of all workers of this machine together, or of each one elsewhere.
-            free: what may be taken here where nothing was said.
+            given: the limit for all workers of this machine together, or for each one elsewhere; `None` for none.
+            free: the bytes that may be used here without a limit.
         """
         return (free if given is None else given) // self.n_sharing
 
     @abstractmethod
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Give each piece of work as it is done; few more than there are workers are under way at any time.
+        """Yield each piece of work when it is done; only a few more pieces than workers are under way.
 
-        An error that a task raises is given with its number, and the others go on. Errors of files and of the network
-        come after `RETRIES` further trials.
+        An error that a task raises comes with its number, and the other pieces go on. Errors of files and of the
+        network come after `RETRIES` further trials.
 
         Raises:
             WorkerError: there is nobody left to do the work.
@@ -192,7 +192,7 @@ class Scheduler(ABC):
 
 
 def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task once, and give what came of it."""
+    """Call a task once, and return its result or its error."""
     try:
         return Finished(number, task(number))
     except Exception as error:  # noqa: BLE001  the caller decides what a failure means
@@ -200,7 +200,7 @@ def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
 
 
 def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task, and again where that may help; gives what came of the last trial."""
+    """Call a task, and again where that may help; return the outcome of the last trial."""
     for _ in range(1 + RETRIES):
         finished = attempt(task, number)
         if not finished.may_pass:
@@ -209,7 +209,7 @@ def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
 
 
 def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task once, where what came of it has to be sent to whoever waits for it."""
+    """Call a task once, and return an outcome that can be sent to another process."""
     finished = attempt(task, number)
     error = finished.error
     if error is not None and not isinstance(error, DeconvError):
@@ -264,7 +264,7 @@ class JobShare:
         return cls(int(found[1]), int(found[2]))
 
     def of(self, numbers: Sequence[int]) -> Sequence[int]:
-        """Give the numbers of this job: neighbors, which read the same parts of a file, as many as every other job."""
+        """Give the numbers of this job: neighbors, which read the same parts of a file, about as many as other jobs."""
         first, end = ((job * len(numbers)) // self.n_jobs for job in (self.job - 1, self.job))
         return numbers[first:end]
 

@@ -22,7 +22,7 @@ class SerialScheduler(Scheduler):
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Cover settings that ask for nobody else."""
+        """Cover settings that name no other workers."""
         nobody = settings.cluster is None and settings.scheduler is None
         return nobody and settings.jobs in (None, 1) and settings.threads in (None, 1)
 
@@ -38,7 +38,7 @@ class SerialScheduler(Scheduler):
 
 
 class ThreadPool(Scheduler):
-    """Works in several threads of this process; for tasks that share nothing that they change.
+    """Works in several threads of this process; for tasks that change nothing that they share.
 
     Args:
         n_workers: how many threads.

@@ -200,8 +200,8 @@ UNKNOWN = UnknownBoundary()
 class WrappedBoundary(BoundaryRule):
     """A rule along some axes, and `circular` along the others: that of a block which is cut out along the latter.
 
-    What it says of itself is what the rule does, of the axes along which the image ends. Where pixels outside come from
-    differs from axis to axis, and is asked of `along`.
+    Its own attributes are those of the rule, which holds where the image ends. The sources of pixels outside differ
+    from axis to axis: ask the rule that `along` returns.
 
     Args:
         rule: what lies beyond the ends.
@@ -229,7 +229,7 @@ class WrappedBoundary(BoundaryRule):
 
 
 def wrap(rule: BoundaryRule, wraps: tuple[bool, ...]) -> BoundaryRule:
-    """Let images go around along some axes, and end as a rule says along the others.
+    """Let images go around along some axes, and apply a rule at their ends along the others.
 
     Args:
         rule: the rule.
