@@ -46,6 +46,14 @@ class TooLargeError(InputRefusedError):
     """An input is larger than the memory, or than its header may honestly promise."""
 
 
+def as_too_large(error: BaseException) -> TooLargeError | None:
+    """Recognize that memory could not be had, which torch tells by its message alone."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if not is_of_torch and not isinstance(error, MemoryError):
+        return None
+    return TooLargeError("the system has no memory left for this; crop or split the input, or lower max_memory.")
+
+
 class UnsafeInputError(InputRefusedError):
     """Opening an input could run code that it carries."""
 

@@ -96,7 +96,7 @@ def save_pseudo_inverse(inverse: PseudoInverse, path: str | os.PathLike[str], *,
     """
     check_type(inverse, PseudoInverse, "the inverse")
     path = as_path(path)
-    check_state_path(path, path, force=force)
+    check_state_path(path, path.parent, force=force)
     write_inverse(path, SavedInverse(inverse))
 
 
@@ -153,6 +153,8 @@ def read_inverse(path: Path, device: torch.device, max_memory: int | None = None
         return _assemble(path, found, device, max_memory)
     except MalformedInputError as error:
         raise MalformedInputError(f"'{path}' does not hold an inverse that can be used: {error}") from error
+    except ArithmeticError as error:
+        raise MalformedInputError(f"'{path}' is no inverse: a number of its record is out of range.") from error
 
 
 def _assemble(path: Path, found: SavedState, device: torch.device, max_memory: int | None) -> SavedInverse:

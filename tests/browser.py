@@ -91,12 +91,12 @@ class Browser:
         os.close(self._out)
         os.close(self._in)
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=120)
 
     def open(self, path: Path) -> None:
         """Open a file as a double click does, and wait until it has loaded and settled."""
         self._ask("Page.navigate", url=path.as_uri())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "Page.loadEventFired" not in self._seen:
             assert time.monotonic() < deadline, "the page did not load"
             self._take(0.5)
@@ -127,7 +127,7 @@ class Browser:
         if session:
             question["sessionId"] = self._session
         os.write(self._out, json.dumps(question).encode() + b"\0")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             for event in self._take(0.5):
                 if event.get("id") == question["id"]:

@@ -31,7 +31,7 @@ else:
 
 def faults(how, thread):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how, thread], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", SCRIPT, how, thread], capture_output=True, text=True, check=True, timeout=300
     )
     return [int(number) for number in done.stdout.split()]
 

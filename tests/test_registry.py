@@ -25,7 +25,7 @@ def test_names_are_known_without_importing_any_part():
         "import sys, deconv_cli; assert list(deconv_cli.BOUNDARIES) and list(deconv_cli.CODECS);"
         "assert not {'torch', 'numpy', 'deconv_cli.operators', 'deconv_cli.io'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 def test_parts_come_and_go():

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import numpy
 import pytest
@@ -35,7 +34,7 @@ def environment(**changes):
 
 def python(*args, **changes):
     return subprocess.run(
-        [sys.executable, *args], capture_output=True, env=environment(**changes), timeout=60, check=False
+        [sys.executable, *args], capture_output=True, env=environment(**changes), timeout=300, check=False
     )
 
 
@@ -163,7 +162,7 @@ def on_a_terminal(*args, **changes):
             stderr=theirs,
             env=environment(TERM="xterm", **changes),
         ) as process:
-            process.wait(timeout=60)
+            process.wait(timeout=300)
         return os.read(ours, 65536)
     finally:
         os.close(ours)
@@ -175,16 +174,17 @@ def test_a_terminal_shows_errors_in_color():
     assert b"\x1b[" in on_a_terminal("forward", "missing.png", "--kernel", "missing.npy")
 
 
-def test_help_answers_within_four_tenths_of_a_second():
-    """Counted in processor time, so that a busy machine does not fail it; the best of five."""
+def test_help_costs_little_more_than_loading_what_writes_it():
+    """In processor time, the least of five in turns, so that neither a busy nor a slow machine fails it."""
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    costs = []
-    for _ in range(5):
-        before, started = spent(), time.perf_counter()
-        assert deconv("--help").returncode == 0
-        costs.append(min(spent() - before, time.perf_counter() - started))
-    assert min(costs) < 0.4
+    def cost(*args):
+        before = spent()
+        assert python(*args).returncode == 0
+        return spent() - before
+
+    costs = [(cost("-m", "deconv_cli", "--help"), cost("-c", "import typer.core, rich.table")) for _ in range(5)]
+    assert min(help_ for help_, _ in costs) < 8 * min(least for _, least in costs)

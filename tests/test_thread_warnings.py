@@ -99,7 +99,7 @@ def test_what_tifffile_logs_of_damage_stops_the_thread_that_reads_alone(tmp_path
 
 def test_threads_that_read_at_once_all_hear_of_damage_though_logging_is_switched_off(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((4, 5), np.uint8))
-    log, both_read, first_out = logging.getLogger("tifffile"), threading.Barrier(2, timeout=10), threading.Event()
+    log, both_read, first_out = logging.getLogger("tifffile"), threading.Barrier(2, timeout=120), threading.Event()
 
     def read():
         with opened_tiff(tmp_path / "x.tif"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -27,26 +27,41 @@ from deconv_cli.commands import (
     kernel_make,
     kernel_microscope,
 )
-from deconv_cli.commands.console import print_error
+from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
 from deconv_cli.commands.prompt_sentences import with_options
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, as_too_large
 
 
 class ErrorBoundary(TyperGroup):
     """A command group that reports its own errors in one sentence, and lets a bug keep its traceback."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Read the command line, and print the help or the version where it asks for them."""
+        with _reported():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # noqa: ANN401
         """Run the subcommand."""
-        try:
+        with _reported():
             return super().invoke(ctx)
-        except DeconvError as error:
-            print_error(with_options(str(error)))
-            raise typer.Exit(exit_code_for(error)) from error
-        except KeyboardInterrupt as error:
-            print_error("interrupted; files that are not finished were not written.")
-            raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn an error into its sentence and its exit code."""
+    try:
+        yield
+    except (DeconvError, MemoryError, RuntimeError) as error:
+        found = error if isinstance(error, DeconvError) else as_too_large(error)
+        if found is None:
+            raise
+        print_error(with_options(str(found)))
+        raise typer.Exit(exit_code_for(found)) from error
+    except KeyboardInterrupt as error:
+        print_error("interrupted; files that are not finished were not written.")
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 app = typer.Typer(
@@ -99,7 +114,5 @@ def main() -> None:
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files are bytes: those that are no UTF-8 go out as they came in.
-        sys.stdout.reconfigure(errors="surrogateescape")
+    prepare_streams()
     app(prog_name="deconv")

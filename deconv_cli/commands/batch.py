@@ -16,7 +16,7 @@ import typer
 
 from deconv_cli.commands.batch_options import BatchOptions
 from deconv_cli.commands.batch_task import done_by
-from deconv_cli.commands.console import print_document, print_error, print_note, print_warning
+from deconv_cli.commands.console import print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
@@ -224,7 +224,7 @@ class Batch:
         if printed.as_json:
             self._records[job.number] = outcome.record
         else:
-            typer.echo(outcome.record["output"]["path"])
+            print_answer(outcome.record["output"]["path"])
         self._n_done += 1
         self._n_doubted += not outcome.is_trusted
 

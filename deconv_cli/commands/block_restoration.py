@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
-from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import command_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
@@ -351,7 +351,7 @@ def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOp
     if printed.as_json:
         print_document(record)
     else:
-        typer.echo(record["output"]["path"])
+        print_answer(record["output"]["path"])
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.console import print_document, print_note, print_warning
+from deconv_cli.commands.console import print_answer, print_document, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
 from deconv_cli.commands.gradient_case import Case, open_case
@@ -174,7 +174,7 @@ def _announce(record: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bo
     if as_json:
         print_document(record)
     elif quiet:
-        typer.echo(record["conclusion"])
+        print_answer(record["conclusion"])
     else:
         print_findings(record, verbose=verbose)
     if not quiet:

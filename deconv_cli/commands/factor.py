@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.console import print_document
+from deconv_cli.commands.console import print_answer, print_document
 from deconv_cli.commands.context import command_line, environment_of, pick
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
 from deconv_cli.commands.option_groups import (
@@ -137,7 +137,7 @@ def factor(
     if as_json:
         print_document(record)
     else:
-        typer.echo(str(output))
+        print_answer(str(output))
 
 
 def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> OptionValues:

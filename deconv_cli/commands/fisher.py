@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
@@ -72,7 +72,7 @@ def fisher(
     if as_json:
         print_document(record)
     else:
-        typer.echo(str(output) if quiet else _describe(record))
+        print_answer(str(output) if quiet else _describe(record))
     for note in [] if quiet else record["notes"]:
         print_note(note)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from deconv_cli.commands.console import print_answer, printable, table_console
 from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
@@ -20,15 +19,14 @@ _MANY = 40
 
 def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     """Print the report on stdout, which is the answer of this command."""
-    from rich.console import Console
     from rich.text import Text
 
     from deconv_cli.gradients.report_text import name_some
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = table_console(stderr=False)
 
     def line(text: str, style: str = "") -> None:
-        console.print(Text(_clean(text), style=style), soft_wrap=True)
+        console.print(Text(printable(text), style=style), soft_wrap=True)
 
     parameters = record["parameters"]
     shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
@@ -52,7 +50,7 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
             line(sentence)
     for series in record["recurrent"]:
         line(_describe_series(series))
-    typer.echo(record["conclusion"])
+    print_answer(record["conclusion"])
 
 
 def _is_worth_a_row(finding: dict[str, Any]) -> bool:
@@ -86,7 +84,7 @@ def _table(parameters: list[dict[str, Any]], noun: str) -> Table:
     for heading in ("verdict", noun, "shape", "‖gradient‖", "ratio", "against finite differences"):
         table.add_column(heading, overflow="fold")
     for finding in parameters:
-        table.add_row(*(Text(_clean(cell)) for cell in _row(finding)))
+        table.add_row(*(Text(printable(cell)) for cell in _row(finding)))
     return table
 
 
@@ -134,8 +132,3 @@ def _describe_series(series: dict[str, Any]) -> str:
     chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)] if len(norms) > 8 else norms
     shown = " ".join(f"{norm:.2g}" for norm in chosen)
     return f"through the steps of {series['name']} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {shown}"
-
-
-def _clean(text: str) -> str:
-    """Drop what could steer a terminal: names come from files."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -40,7 +40,8 @@ def expand(argument: Path) -> list[FoundFile]:
     Raises:
         UsageError: nothing is there, or nothing that can be read.
     """
-    missing = UsageError(f"the input '{argument}' does not exist; check the path.")
+    what = "is a link to a file that does not exist" if argument.is_symlink() else "does not exist"
+    missing = UsageError(f"the input '{argument}' {what}; check the path.")
     if not argument.exists() and not is_pattern(argument) and ":" not in str(argument):
         raise missing  # neither a file nor an address; said before torch is loaded, which takes seconds
     from deconv_cli.io.folders import is_one_file
@@ -95,15 +96,21 @@ def _below(folder: Path, base: Path) -> list[FoundFile]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """Go through all files below a folder but the hidden ones; a folder that is one file is not entered."""
+    """Go through all files below a folder but the hidden ones; a folder that is one file is not entered.
+
+    A link to nothing counts as a file, so that reading it says so.
+    """
     from deconv_cli.io.folders import is_one_file
 
-    if is_one_file(path):
+    def is_file(path: Path) -> bool:
+        return is_one_file(path) or (path.is_symlink() and not path.exists())
+
+    if is_file(path):
         yield path
         return
     for root, folders, files in os.walk(path):
         shown = [Path(root, name) for name in (*folders, *files) if not name.startswith(".")]
-        whole = [one for one in shown if is_one_file(one)]
+        whole = [one for one in shown if is_file(one)]
         folders[:] = [one.name for one in shown if one.name in folders and one not in whole]
         yield from whole
 

@@ -112,6 +112,6 @@ def _notes(stored: ModelFile, layer: ModelLayer) -> tuple[str, ...]:
         return stored.notes
     return (
         *stored.notes,
-        "the file holds nothing but weights: stride, padding, dilation and groups are not known; --model names the "
-        "class that knows them",
+        "the file holds weights alone: it does not say stride, padding, dilation and groups; name the class of the "
+        "model here with --model to record them, or give --stride, --padding and the others to forward and invert",
     )

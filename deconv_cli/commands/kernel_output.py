@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_document
+from deconv_cli.commands.console import print_answer, print_document
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import shortened
@@ -157,7 +157,7 @@ def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None
     if printed.as_json:
         print_document(record)
     elif answer is not None:
-        typer.echo(str(answer))
+        print_answer(str(answer))
 
 
 def _show_taps(taps: Tensor) -> None:

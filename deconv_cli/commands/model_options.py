@@ -101,8 +101,8 @@ def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text}'.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text[:80]}'.") from error
     if not isinstance(found, dict | list):
-        raise UsageError(f"--init must be a JSON object or a list, but is '{text}'.")
+        raise UsageError(f"--init must be a JSON object or a list, but is '{text[:80]}'.")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
@@ -30,8 +29,10 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
         if path.suffix:
             raise UsageError(f"the file of noise '{text}' does not exist; check the name and the folder.")
         return text
+    from deconv_cli.io.records import unsealed
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
+        found = unsealed(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
     except OSError as error:
         raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError):  # no JSON, or brackets nested without end
@@ -39,8 +40,8 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
     records = found.get("noise_model") if isinstance(found, dict) else None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UsageError(
-            f"'{text}' has no list noise_model, as the JSON of deconv invert has; write one with --json, or with an "
-            "output file in .npy."
+            f"'{text}' has no list noise_model, as the JSON of deconv invert has, or does not fit its crc32; write one "
+            "with --json, or with an output file in .npy."
         )
     light = found.get("light") if isinstance(found, dict) else None
     light = light if light in tuple(Light) else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from deconv_cli.commands.job import Done, Job, Process, Read, Source
 from deconv_cli.commands.large_files import is_large
 from deconv_cli.commands.shared_cores import SharedCores
+from deconv_cli.errors import as_too_large
 
 if TYPE_CHECKING:
     from deconv_cli.commands.progress import WorkProgress
@@ -95,7 +96,7 @@ def _done(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend:
             outcome = process(job, source, progress_of(job))()
     except Exception as error:  # noqa: BLE001  the others go on, and whoever counts them decides what it means
         traceback.clear_frames(error.__traceback__)  # of their images, while an earlier job is waited for
-        return Done(job, time.perf_counter() - started, error=error)
+        return Done(job, time.perf_counter() - started, error=as_too_large(error) or error)
     return Done(job, time.perf_counter() - started, outcome)
 
 

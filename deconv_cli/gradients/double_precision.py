@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.canceled_gradients import canceled_alike, is_constant
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
@@ -72,7 +72,7 @@ def gather_double(subject: Subject, plan: ComparisonPlan) -> DoubleEvidence | No
     except DeconvError:
         raise
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if as_too_large(error) is not None:
             raise
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
         note = (

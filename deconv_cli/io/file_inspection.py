@@ -35,6 +35,8 @@ MAX_WHOLE_BYTES = 256 * 2**20
 
 _MOST_BYTES_A_SAMPLE = 16
 _MAX_LISTED = 4
+_MAX_READ = 1000
+"""Of the tensors of a file."""
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 """Of XML, whose elements are not shown."""
 
@@ -101,6 +103,9 @@ def inspect_file(
     if isinstance(codec, TensorCodec):
         opened = open_file(path, codec)
         names = list(opened.shapes) if tensor is None else [opened.find(tensor, f"{tensor}.weight")]
+        if len(names) > _MAX_READ:
+            notes += (f"the first {_MAX_READ} of {len(names)} tensors were read; tensor=NAME chooses another",)
+            del names[_MAX_READ:]
         is_only = len(opened.shapes) == 1
         entries = tuple(
             _pieces_of(opened, name, is_whole=is_whole) or _entry(opened, name, is_only=is_only) for name in names

@@ -73,7 +73,7 @@ def read_member(path: Path) -> bytes | None:
     """Read a file of such a folder; `None` where there is none."""
     try:
         if address_of(path) is None:
-            return path.read_bytes()
+            return path.read_bytes() if path.is_file() else None  # a pipe would be waited for
         with reaching(path) as (system, place):
             content: bytes = system.cat_file(place)
             return content
@@ -119,6 +119,8 @@ def list_members(path: Path) -> Iterator[tuple[str, int, str]]:
     """List all files below a folder with sizes and times; of an address that lists nothing, those that mark it."""
     if address_of(path) is None:
         for file in path.rglob("*"):
+            if not file.is_file() and not file.is_dir():
+                raise FileAccessError(f"'{file}' should be a file, but is a pipe, a device or a link to nothing.")
             if file.is_file():
                 found = file.stat()
                 yield file.relative_to(path).as_posix(), found.st_size, str(found.st_mtime_ns)

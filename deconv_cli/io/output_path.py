@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def check_output_path(
             folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not folder.is_dir():
             raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
+        with contextlib.suppress(FileNotFoundError):
+            (folder / path.name).lstat()  # where the folder is missing, the name may still be too long
         if path.is_dir() and not (is_folder and mark_of(path)):
             raise UsageError(f"output '{path}' should be a file, but is a folder.")
         refuse_special(path)

@@ -33,7 +33,7 @@ def write_with_record(
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    encoded = records.encode_record(record)
+    encoded = records.sealed(record)
 
     def write_samples() -> None:
         write_atomically(path, lambda temporary: codec.write(temporary, image), check)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.stored_image import StoredImage
 
 KEYWORD = "deconv"
@@ -30,6 +33,7 @@ _SHORT = (
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
 """What was done, among the members of a record."""
+_CHECKSUM = "crc32"
 _MAX_CHARACTERS = 16 * 2**20
 SEALED = re.compile(r'(.*), "digest": "([0-9a-f]{32})"\}', re.DOTALL)
 """A line of a file that later runs go on with: its last member is the digest of all that comes before."""
@@ -97,8 +101,17 @@ def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (
 
 
 def encode_record(record: dict[str, Any]) -> str:
-    """Write a record as one line of ASCII JSON; NaN and Inf, which JSON does not know, are a `ValueError`."""
-    return json.dumps(record, allow_nan=False, ensure_ascii=True)
+    """Write a record as one line of ASCII JSON; NaN, which would be a mistake, is a `ValueError`."""
+    return json.dumps(finite(record), allow_nan=False, ensure_ascii=True)
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 (as JSON has it)
+    """Replace Inf, which JSON does not know, by `None`: squares of samples may leave the range of numbers."""
+    if isinstance(value, dict):
+        return {name: finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def seal_record(record: dict[str, Any]) -> str:
@@ -155,14 +168,36 @@ def beside(path: Path) -> Path:
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a file, or None without one."""
+    """Read the record beside a file, or None without one.
+
+    Raises:
+        MalformedInputError: it is no JSON, or not as it was written, so that nothing says how the file was made.
+    """
     sidecar = beside(path)
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
-        return decode_record(sidecar.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return unsealed(sidecar.read_text(encoding="utf-8"))
+    except OSError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise MalformedInputError(
+            f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
+        ) from error
+
+
+def sealed(record: dict[str, Any]) -> str:
+    """Write a record for a file of its own, with a checksum."""
+    return encode_record({**record, _CHECKSUM: zlib.crc32(encode_record(record).encode())})
+
+
+def unsealed(text: str) -> dict[str, Any] | None:
+    """Read what `sealed` wrote, or JSON without a checksum; `None` if it is no object. Damage is a `ValueError`."""
+    found = json.loads(text)
+    checksum = found.pop(_CHECKSUM, None) if isinstance(found, dict) else None
+    if checksum is not None and checksum != zlib.crc32(encode_record(found).encode()):
+        raise ValueError("it does not fit its checksum")
+    return found if isinstance(found, dict) else None
 
 
 def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> dict[str, Any] | None:

@@ -61,7 +61,8 @@ def read_head(path: Path) -> bytes:
                 "file in it."
             )
         if not path.exists():
-            raise UsageError(f"'{path}' does not exist; check the name and the folder.")
+            what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+            raise UsageError(f"'{path}' {what}; check the name and the folder.")
         if not path.is_file():
             raise UsageError(f"'{path}' should be an ordinary file, but is a pipe or a device.")
         with path.open("rb") as stream:

@@ -113,7 +113,8 @@ def read_kernel(
         return _field_file(path, field, sha256, notes, convention or Convention.CORRELATION, normalize=bool(normalize))
     if isinstance(codec, TensorCodec):
         layer_found = read_layer(path, codec, head, layer)
-        if layer_found.geometry and dimensions is None:  # the taps of a layer have two axes of channels
+        is_known_layer = bool(layer_found.geometry) or layer_found.bias is not None
+        if is_known_layer and dimensions is None:  # the taps of a layer have two axes of channels
             dimensions = layer_found.weight.ndim - 2
         n_axes = _axes_of_space(path, layer_found.weight, dimensions)
         found = _Taps(layer_found, n_axes, is_ambiguous=layer_found.weight.ndim == 3 and dimensions is None)

@@ -60,6 +60,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
             f"kernel '{path}' should be of shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), or have one to three "
             f"axes of space likewise, but is {tuple(weight.shape)}."
         )
+    geometry = geometry if weight.ndim >= 3 else {}  # that of the layer says nothing of its bias
     bias_name = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
     has_bias = weight.ndim >= 3 and name.endswith("weight") and bias_name in opened.shapes
     bias = _read_bias(opened, bias_name, weight, geometry) if has_bias else None
@@ -98,7 +99,8 @@ def _find(opened: TensorFile, layer: str) -> str:
 
 
 def _only_kernel(opened: TensorFile) -> str:
-    candidates = [name for name, shape in opened.shapes.items() if len(shape) == 4]
+    is_weight = {name: len(shape) in (3, 5) and name.endswith("weight") for name, shape in opened.shapes.items()}
+    candidates = [name for name, shape in opened.shapes.items() if len(shape) == 4 or is_weight[name]]
     if len(opened.shapes) == 1:
         candidates = list(opened.shapes)
     if len(candidates) == 1:

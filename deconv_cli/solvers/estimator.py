@@ -173,8 +173,10 @@ def common_unit(data: Tensor) -> float:
 
 
 def check_finite(y: Tensor) -> None:
-    """Refuse outputs that hold NaN or infinite values."""
-    if not synchronize.are_finite(y):
+    """Refuse outputs that hold NaN or infinite values, or such whose squares are beyond double precision."""
+    size = sum(abs(end) for end in synchronize.as_numbers(torch.stack(y.detach().aminmax()))) if y.numel() else 0.0
+    if not math.isfinite(size * size):
         raise MalformedInputError(
-            "the output to invert holds values that are NaN or infinite; replace them first, since one spoils all."
+            "the output to invert holds values that are NaN or infinite, or whose squares are infinite; replace them "
+            "first, since one spoils all."
         )

@@ -17,6 +17,7 @@ from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.parts import BOUNDARIES
+from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.vocabulary import PaddingLike, Size
 
 
@@ -95,6 +96,8 @@ def inspect_samples(samples: Tensor) -> SampleStatistics:
     if len(finite) == 0:
         return SampleStatistics(samples.numel(), n_nan, n_infinite, None, None, None, None)
     wide = to_float64(finite)
+    unit = common_unit(wide)
+    wide = wide / unit
     mean = wide.mean()
     return SampleStatistics(
         n_samples=samples.numel(),
@@ -102,8 +105,8 @@ def inspect_samples(samples: Tensor) -> SampleStatistics:
         n_infinite=n_infinite,
         minimum=synchronize.as_number(finite.min()),
         maximum=synchronize.as_number(finite.max()),
-        mean=synchronize.as_number(mean),
-        standard_deviation=synchronize.as_number((wide - mean).square().mean().sqrt()),
+        mean=unit * synchronize.as_number(mean),
+        standard_deviation=unit * synchronize.as_number((wide - mean).square().mean().sqrt()),
     )
 
 

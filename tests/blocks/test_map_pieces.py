@@ -25,7 +25,7 @@ class Steps(ProgressListener):
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_pieces_come_in_order_and_as_many_at_once_as_there_are_workers(n_workers):
-    together, progress = threading.Barrier(n_workers, timeout=20), Steps()
+    together, progress = threading.Barrier(n_workers, timeout=120), Steps()
 
     def look_at(window, listener):
         together.wait()

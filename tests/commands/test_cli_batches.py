@@ -295,7 +295,7 @@ class TestProcess:
             [sys.executable, "-W", "error", "-m", "deconv_cli", *map(str, words)],
             capture_output=True,
             cwd=cwd,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 

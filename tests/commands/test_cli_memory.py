@@ -19,6 +19,19 @@ def test_a_memory_limit_is_obeyed_and_recorded(deconv, gray, gentle, tmp_path):
     assert "must be like 8GiB" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_the_system_does_not_give_is_said_in_a_sentence(
+    refuses, gray, gentle, tmp_path, monkeypatch, error
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("deconv_cli.commands.input_files.expand", fails)
+    monkeypatch.setattr("deconv_cli.workflows.pipeline.Pipeline.__init__", fails)
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says="no memory left for this")
+
+
 @pytest.mark.parametrize(
     ("suffix", "settings", "is_advised"),
     [("png", [], True), ("png", ["--boundary", "circular", "--rcond", "0.1"], False), ("tif", [], False)],

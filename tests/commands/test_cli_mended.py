@@ -45,7 +45,7 @@ def test_no_color_is_heeded_on_a_terminal(heeds):
             stdout=subprocess.DEVNULL,
             stderr=theirs,
             env=environment | {"TERM": "xterm"} | ({"NO_COLOR": "1"} if heeds else {}),
-            timeout=60,
+            timeout=300,
             check=False,
         )
         written = os.read(ours, 65536)
@@ -103,6 +103,15 @@ def test_a_record_beside_another_file_is_not_believed(deconv, save, gentle, tmp_
     assert deconv(*words).report["boundary"] == "zero"
 
 
+@pytest.mark.parametrize("change", [lambda text: text.replace("circular", "reflect"), lambda text: text[:-20]])
+def test_a_record_that_was_damaged_is_refused(deconv, refuses, save, gentle, tmp_path, change):
+    made, record = tmp_path / "made.npy", tmp_path / "made.npy.json"
+    deconv("forward", save("x", np.ones((12, 14))), "-k", gentle, "--boundary", "circular", "-o", made)
+    record.write_text(change(record.read_text()))
+    words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["made.npy.json'", "is damaged; restore it"])
+
+
 def test_alpha_stays_wherever_the_size_does(deconv, gentle, save, tmp_path):
     from PIL import Image
 
@@ -144,3 +153,23 @@ def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gent
 def test_a_file_of_noise_that_is_not_there_is_named(refuses, gray, gentle, tmp_path):
     words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", tmp_path / "nosuch.json"]
     refuses(*words, code=ExitCode.USAGE, says=["nosuch.json' does not exist"])
+
+
+def test_samples_whose_squares_float32_does_not_hold_are_restored_and_those_beyond_float64_refused(
+    deconv, refuses, save, gentle, tmp_path
+):
+    samples = np.random.default_rng(0).random((12, 14))
+    for dtype, size in (("float32", 1e36), ("float64", 1e302)):
+        source = save("huge", (samples * size).astype(dtype))
+        assert "mean 5.3" in deconv("inspect", source).stdout
+        words = ["invert", source, "-k", gentle, "-o", tmp_path / f"{dtype}.npy", "--lambda", "1e-9", "--json"]
+        words += ["--error-map", tmp_path / "e.npy", "--force"]
+        if dtype == "float32":
+            assert deconv(*words).report["command"] == "invert"
+        else:
+            refuses(*words, code=ExitCode.INPUT_REFUSED, says="whose squares are infinite")
+
+
+def test_arguments_that_nest_without_end_are_refused(refuses, save):
+    words = ["kernel", "extract", save("k", np.ones((3, 3))), "--model", "net.py:Net", "--init", "[" * 100_000]
+    refuses(*words, code=ExitCode.USAGE, says="--init must be JSON")

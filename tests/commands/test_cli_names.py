@@ -1,13 +1,16 @@
-"""Names of files that are no text, or longer than the file system allows, at the prompt."""
+"""Names of files and streams as no one expects them: bytes that are no text, too long, closed, full, no terminal."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from deconv_cli.commands.exit_codes import ExitCode
 
 
 @pytest.fixture
@@ -16,10 +19,12 @@ def run_strictly(tmp_path):
     Image.fromarray(np.arange(256, dtype="uint8").reshape(16, 16)).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
     np.save(tmp_path / "k.npy", np.array([[0.0, 0.1, 0], [0.1, 0.6, 0.1], [0, 0.1, 0]], "float32"))
 
-    def run(*words):
-        environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    def run(*words, stdout=subprocess.PIPE, encoding="utf-8:strict"):
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        environment["PYTHONIOENCODING"] = encoding
         command = [sys.executable, "-m", "deconv_cli", *words]
-        return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+        streams = {"stdout": stdout, "stderr": subprocess.PIPE}
+        return subprocess.run(command, **streams, cwd=tmp_path, env=environment, timeout=300)
 
     return run
 
@@ -44,3 +49,41 @@ def test_a_name_that_the_file_system_refuses(run_strictly, long):
     assert done.stdout == b""
     assert b"File name too long." in done.stderr.splitlines()[-1]
     assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_of_stdout_that_leaves_does_not_fail_the_run(run_strictly, tmp_path):
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    done = run_strictly("forward", b"caf\xe9.png", "-k", "k.npy", "-o", "o.tif", "--boundary", "zero", stdout=ours)
+    os.close(ours)
+    assert done.returncode == ExitCode.SUCCESS, done.stderr
+    assert (tmp_path / "o.tif").exists()
+
+
+def test_a_name_whose_record_has_none_is_refused_before_anything_is_computed(refuses, gray, gentle, tmp_path):
+    """The name has 255 bytes, that of its record five more; the folder is made later."""
+    source = gray.rename(gray.with_name("x" * 251 + ".npy"))
+    words = ["invert", source, "-k", gentle, "-o", f"{tmp_path / 'new'}/"]
+    refuses(*words, code=ExitCode.FAILURE, says=".npy.json' cannot be written: File name too long")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("words", [["inspect", b"caf\xe9.png", "--json"], ["--version"]])
+def test_a_full_stdout_is_said_in_a_sentence(run_strictly, words):
+    with Path("/dev/full").open("wb") as full:
+        done = run_strictly(*words, stdout=full)
+    assert done.returncode == ExitCode.FAILURE
+    assert done.stderr == b"error: the answer cannot be written to stdout: No space left on device.\n"
+
+
+def test_a_name_steers_no_terminal_breaks_no_table_in_a_pipe_and_fits_json_in_any_locale(run_strictly, tmp_path):
+    folder = tmp_path / ("a long name " * 15)
+    folder.mkdir()
+    name = f"{folder.name}/\x1b]0;title\a\nerror: forged.png"
+    Image.fromarray(np.zeros((8, 8), "uint8")).save(tmp_path / name)
+    done = run_strictly("forward", name, "-k", "k.npy", "-o", "λ.tif", "--json", encoding="latin-1:strict")
+    assert json.loads(done.stdout)["output"]["path"] == "λ.tif"
+    lines = done.stderr.decode("latin-1").splitlines()
+    assert b"\x1b" not in done.stderr
+    assert not any(line.startswith("error:") for line in lines)
+    assert any(f"{folder.name}/\\x1b]0;title\\x07\\nerror: forged.png" in line for line in lines)

@@ -8,6 +8,7 @@ import pytest
 from deconv_cli.commands.batch_layout import lay_out
 from deconv_cli.commands.input_files import expand
 from deconv_cli.errors import UsageError
+from deconv_cli.io.sources import read_head
 
 
 @pytest.fixture
@@ -50,6 +51,16 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(scans):
 def test_what_matches_nothing_is_refused(scans, argument):
     with pytest.raises(UsageError, match=r"no picture|does not exist"):
         expand(Path(argument))
+
+
+def test_a_link_to_nothing_is_an_input_that_cannot_be_read(scans):
+    Path("day10/gone.tif").symlink_to("nowhere.tif")
+    link = ("day10/gone.tif", "gone.tif")
+    assert link in listed("day10")
+    assert link in listed("day10/*.tif")
+    for reads in (expand, read_head):
+        with pytest.raises(UsageError, match=r"gone\.tif' is a link to a file that does not exist"):
+            reads(Path("day10/gone.tif"))
 
 
 def jobs(inputs, output):

@@ -115,7 +115,7 @@ def test_a_real_terminal_gets_blocks(tmp_path):
             if not part:
                 break
             parts.append(part)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     os.close(ours)
     lines = [line for line in b"".join(parts).decode().splitlines() if HALF_BLOCK in line]
     assert len(lines) == 11

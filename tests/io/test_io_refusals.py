@@ -31,7 +31,10 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.io import limits, read_image
+from deconv_cli.io.codecs.torch_file import TORCH
+from deconv_cli.io.file_inspection import inspect_file
 from deconv_cli.io.sources import reason_of, refusing_damage
+from deconv_cli.io.stored_image import StoredImage
 from deconv_cli.models.kernel_files import read_kernel
 
 
@@ -188,11 +191,11 @@ def test_header_lies_are_refused_quickly_and_cheaply(tmp_path):
     read_image(tmp_path / "warm.png"), read_image(tmp_path / "warm.tif")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in names:
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(InputRefusedError) as caught:
             read_image(tmp_path / name)
         assert_one_sentence(caught.value, tmp_path / name)
-        assert time.monotonic() - start < 1, name
+        assert time.process_time() - start < 1, name
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, name
 
 
@@ -339,6 +342,53 @@ def test_checksums_are_compared(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(MalformedInputError, match="checksum"):
         read_image(tmp_path / "a.png")
+    torch.save({"image": torch.full((8, 8), 0.5)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(struct.pack("<f", 0.5) * 8)] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    for read in (read_image, read_kernel):
+        with pytest.raises(MalformedInputError, match="checksum of its entry"):
+            read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
+    whole = np.random.default_rng(0).integers(0, 256, (13, 11, 3), dtype="uint8")
+    adam7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    passes = [whole[y::down, x::across] for x, y, across, down in adam7] if is_interlaced else [whole]
+    rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
+    for n_bytes in (len(rows), len(rows) - 1, len(rows) // 2):
+        content = bytearray(png(11, 13, 8, 2, zlib.compress(rows[:n_bytes])))
+        content[28] = is_interlaced
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        (tmp_path / "x.png").write_bytes(content)
+        if n_bytes == len(rows):
+            assert torch.equal(read_image(tmp_path / "x.png").values[0].movedim(0, -1), torch.from_numpy(whole))
+        else:
+            with pytest.raises(MalformedInputError, match="lacks some of its rows"):
+                read_image(tmp_path / "x.png")
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    for name in ("a.pt", "other.pt"):
+        TORCH.write(tmp_path / name, StoredImage(np.arange(6.0)))
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix):
+    path, n = tmp_path / f"many{suffix}", 4000
+    if suffix == ".npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(n):
+                archive.writestr(f"{number}.npy", npy("(1,)"))
+    else:
+        save_file({str(number): torch.zeros(1) for number in range(n)}, path)
+    started = time.process_time()
+    found = inspect_file(path)
+    assert time.process_time() - started < 5
+    assert len(found.entries) == 1000
+    assert "first 1000 of 4000 tensors" in found.notes[0]
 
 
 REASONS = {

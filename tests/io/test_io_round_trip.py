@@ -12,6 +12,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import read_image
 from deconv_cli.vocabulary import OutputDType
 
@@ -375,7 +376,8 @@ def test_a_record_of_another_shape_is_not_believed(tmp_path, rng, rewrite):
     np.save(tmp_path / "out.npy", np.zeros((8, 8)))
     assert read_image(tmp_path / "out.npy").record is None
     (tmp_path / "out.npy.json").write_text("not json")
-    assert read_image(tmp_path / "out.npy").record is None
+    with pytest.raises(MalformedInputError, match=r"out\.npy\.json' .* is damaged"):
+        read_image(tmp_path / "out.npy")
 
 
 def test_long_records_fit_wherever_they_are_kept(tmp_path, rng, rewrite):

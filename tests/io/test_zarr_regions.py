@@ -1,6 +1,8 @@
 """Zarr by parts: as the package zarr itself reads and writes it, and never half-written under the name of a result."""
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from region_cases import planned, some_regions, units, write_all
 
-from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.errors import FileAccessError, MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.io.folders import address_of
 from deconv_cli.io.layout import Layout
@@ -234,6 +236,33 @@ def test_damage_is_told_in_one_sentence(tmp_path):
             open_regions(path)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "error", "says"),
+    [
+        (((2000, 2000), (1, 1)), TooLargeError, "cut into 4e+06 chunks of 1 bytes"),
+        (((200_000, 2), (10, 10)), TooLargeError, "promises 20000 files of samples, but holds 0"),
+        (((64 * 10**8, 64 * 10**8), (64, 64)), TooLargeError, "promises 1e+16 files"),
+        (((2**62, 2**62), (64, 64)), TooLargeError, "files of samples, but holds 0"),
+        (((10, 10), (8200, 8200)), TooLargeError, "decompression bomb"),
+        (((32, 32), (16, 16)), MalformedInputError, "file of samples that is empty"),
+        (((32, 48), (16, 16)), FileAccessError, "is a pipe"),
+    ],
+)
+def test_a_small_zarr_that_lies_is_refused_before_it_is_read(tmp_path, sizes, error, says):
+    shape, chunks = sizes
+    path = tmp_path / "x.zarr"
+    array = zarr.create_array(path, shape=shape, chunks=chunks, dtype="uint8", config={"write_empty_chunks": True})
+    if shape[0] < 2000:
+        array[:10, :10] = 0
+    if says == "is a pipe":
+        os.mkfifo(path / "c" / "1")
+    elif "is empty" in says:
+        (path / "c" / "0" / "0").write_bytes(b"")
+    for read in (read_image, lambda path: open_regions(path).fingerprint()):
+        with pytest.raises(error, match=re.escape(says)):
+            read(path)
+
+
 def test_a_filter_that_opens_pickles_is_refused_before_a_chunk_is_read(tmp_path):
     path = tmp_path / "a.zarr"
     zarr.create_array(store=path, shape=(4, 4), dtype="float32", chunks=(4, 4), zarr_format=2)
@@ -248,11 +277,9 @@ def test_a_filter_that_opens_pickles_is_refused_before_a_chunk_is_read(tmp_path)
 
 def test_an_array_that_promises_more_than_the_memory_is_read_by_parts_alone(tmp_path):
     path = tmp_path / "large.zarr"
-    zarr.create_array(store=path, shape=(2**20, 2**20, 4), dtype="float32", chunks=(256, 256, 4))
+    zarr.create_array(store=path, shape=(2**20, 2**20, 4), dtype="float32", chunks=(2**14, 2**14, 4))
     source = open_regions(path, axes="yxc")
     assert source.read((slice(2**20 - 3, 2**20), slice(0, 2), slice(0, 4))).shape == (3, 2, 4)
-    from deconv_cli.errors import TooLargeError
-
     with pytest.raises(TooLargeError):
         read_image(path)
     zarr.create_array(store=tmp_path / "lie.zarr", shape=(2**20, 2**20), dtype="float32", chunks=(2**20, 2**20))

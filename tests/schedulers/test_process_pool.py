@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from itertools import count
 from pathlib import Path
 
@@ -98,7 +97,7 @@ from deconv_cli.schedulers.process_pool import ProcessPool
 
 def sleep(number):
     print(number, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests behind has it ignored
@@ -116,12 +115,10 @@ def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
     script.write_text(INTERRUPTED)
     root = str(Path(__file__).parents[2])
     command = [sys.executable, str(script)]
-    started = time.monotonic()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={"PYTHONPATH": root, "PATH": ""},
     ) as run:  # fmt: skip
         assert {run.stdout.readline(), run.stdout.readline()} == {"0\n", "1\n"}
         subprocess.os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-        assert run.communicate(timeout=50) == ("ended\n", "")
-    assert time.monotonic() - started < 55
+        assert run.communicate(timeout=300) == ("ended\n", "")

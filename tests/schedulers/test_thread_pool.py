@@ -11,7 +11,7 @@ from deconv_cli.schedulers.serial import ThreadPool
 
 
 def test_as_many_pieces_as_there_are_threads_go_on_at_once():
-    all_here = threading.Barrier(3, timeout=30)
+    all_here = threading.Barrier(3, timeout=120)
 
     def meet(number):
         all_here.wait()

@@ -182,7 +182,7 @@ def test_another_process_finds_the_same(tmp_path):
         "print(torch.equal(P(expected['y']), expected['x']))"
     )
     words = [sys.executable, "-c", script, str(path), str(tmp_path / "expected.pt")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "True\n"
 
 
@@ -257,6 +257,9 @@ RECORDS = {
     "no σmax": ("fft", {"sigma_max": -2.0}, "sigma_max is -2.0"),
     "an impossible tolerance": ("fft", {"tolerance": 7.0}, "tolerance must be a number between"),
     "no iterations": ("strip", {"max_iterations": 0}, "max_iterations is 0"),
+    "a σmax beyond all squares": ("fft", {"sigma_max": 1e300}, "a number of its record is out of range"),
+    "a λ beyond all numbers": ("fft", {"lambda": 10**400}, "a number of its record is out of range"),
+    "iterations beyond all numbers": ("fft", {"max_iterations": 10**400}, "a number of its record is out of range"),
     "no pixels": ("fft", {"image_size": [0, 8]}, "image_size is 0"),
     "three sizes": ("fft", {"image_size": [9, 8, 7]}, "not as it was written"),
     "a flag that is none": ("fft", {"is_shared": "no"}, "is_shared is 'no'"),

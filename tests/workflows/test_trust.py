@@ -38,12 +38,13 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("channels", [(4, 4), (4, 8), (1, 1)])
+CHANNELS = [(4, 4), (4, 8), (1, 1)]
+FITTING = [(kind, channels) for kind in LAYERS for channels in CHANNELS if (kind, channels) != ("transposed", (4, 8))]
+
+
+@pytest.mark.parametrize(("kind", "channels"), FITTING)
 def test_a_layer_of_another_kind_is_doubted(kind, channels):
     n_inputs, n_outputs = channels
-    if kind == "transposed" and n_inputs != n_outputs:
-        pytest.skip("its channels do not fit")
     weight = random((n_outputs, n_inputs, 3, 3), seed=1)
     y = LAYERS[kind](random((2, n_inputs, 32, 32)), weight)
     result = deconv_cli.invert(y, weight, max_iterations=300)

@@ -27,15 +27,15 @@ class Npz(TensorCodec):
         """Read the header of every array."""
         shapes = {}
         entries = check_zip(path)
-        with zipfile.ZipFile(path) as archive:
-            for entry in entries:
-                if entry.endswith(_ENTRY):
-                    with archive.open(entry) as stream:
-                        n_bytes = archive.getinfo(entry).file_size
-                        shapes[entry.removesuffix(_ENTRY)] = read_header(path, stream, n_bytes)
+        archive = zipfile.ZipFile(path)  # once: the directory of thousands of entries takes long to read
+        for entry in entries:
+            if entry.endswith(_ENTRY):
+                with archive.open(entry) as stream:
+                    n_bytes = archive.getinfo(entry).file_size
+                    shapes[entry.removesuffix(_ENTRY)] = read_header(path, stream, n_bytes)
 
         def read(name: str) -> Array:
-            with zipfile.ZipFile(path) as archive, archive.open(name + _ENTRY) as stream:
+            with archive.open(name + _ENTRY) as stream:
                 found = read_array(stream)
                 # Only reading on to the end compares the checksum of the entry.
                 stream.read()

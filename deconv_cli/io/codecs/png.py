@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,8 @@ _UNDERSTOOD = (
     *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
     *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
 )
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of each pass of an interlaced picture its first column and row, and the steps to the next ones."""
 _SAMPLES_PER_PIXEL = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
 """By color type; a palette stands for four."""
 _TEXT, _CHUNK = "text ", "PNG chunk "
@@ -50,6 +53,7 @@ class Png(PictureCodec):
         with path.open("rb") as stream:
             chunks = list(_read_chunks(stream))
         bit_depth, color_type = _check_header(path, chunks[0])
+        _check_rows(chunks)
         with opened_picture(path, PngImageFile) as image:
             samples, notes = _sixteen_bits(path) if bit_depth == 16 else plain_samples(path, image)
             if color_type == 0 and bit_depth in (2, 4):
@@ -116,6 +120,19 @@ def _sixteen_bits(path: Path) -> tuple[Array, tuple[str, ...]]:
     import imagecodecs
 
     return imagecodecs.png_decode(path.read_bytes()), ()
+
+
+def _check_rows(chunks: list[tuple[bytes, bytes]]) -> None:
+    """Refuse fewer rows than the header promises, of which Pillow would make black ones."""
+    width, height, bit_depth, color_type, *_, is_interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
+    n_bits = bit_depth * (1 if color_type == 3 else _SAMPLES_PER_PIXEL[color_type])
+    n_bytes = 0
+    for x, y, across, down in _ADAM7 if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        n_bytes += rows * (1 + -(-columns * n_bits // 8)) if columns > 0 else 0
+    packed = b"".join(content for name, content in chunks if name == b"IDAT")
+    if len(zlib.decompressobj().decompress(packed, n_bytes)) < n_bytes:
+        raise EOFError("it lacks some of its rows")
 
 
 def _check_header(path: Path, chunk: tuple[bytes, bytes]) -> tuple[int, int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +32,18 @@ class Safetensors(TensorCodec):
 
     def list_header(self, path: Path) -> TensorFile:
         """List the tensors of a file that may be larger than the memory."""
-        with opened_safetensors(path) as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
+        opened = opened_safetensors(path)  # once: a header of thousands of tensors takes long to read
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
         def read(name: str) -> torch.Tensor:
-            with opened_safetensors(path) as again:
-                tensor: torch.Tensor = again.get_tensor(name)
-                return tensor.clone()
+            tensor: torch.Tensor = opened.get_tensor(name)
+            return tensor.clone()
 
         def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
-            with opened_safetensors(path) as again:
-                tensor: torch.Tensor = again.get_slice(name)[start:stop]
-                return tensor.clone()
+            tensor: torch.Tensor = opened.get_slice(name)[start:stop]
+            return tensor.clone()
 
-        record = records.decode_record(metadata.get(records.KEYWORD))
+        record = records.decode_record((opened.metadata() or {}).get(records.KEYWORD))
         return TensorFile(path, shapes, read, record, read_rows)
 
     def write(self, path: Path, image: StoredImage) -> None:
@@ -59,18 +54,16 @@ class Safetensors(TensorCodec):
 SAFETENSORS = Safetensors()
 
 
-@contextmanager
-def opened_safetensors(path: Path) -> Iterator[Any]:
+def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
     """Open a file by its library, whose handle has no type of its own; the tensors are mapped into memory."""
     from safetensors import safe_open
 
-    with ExitStack() as stack:
-        named = path
-        if "\ufffd" in str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"):
-            # The library opens no name that is not UTF-8.
-            named = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "link.safetensors"
-            named.symlink_to(path.absolute())
-        yield stack.enter_context(safe_open(named, framework="pt"))
+    if "\ufffd" not in str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"):
+        return safe_open(path, framework="pt")
+    with tempfile.TemporaryDirectory() as folder:  # the library opens no name that is not UTF-8
+        link = Path(folder) / "link.safetensors"
+        link.symlink_to(path.absolute())
+        return safe_open(link, framework="pt")
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:

@@ -41,8 +41,9 @@ class TorchFile(TensorCodec):
         return TensorFile(path, shapes, lambda name: _unfolded(path, name, tensors[name]))
 
     def write(self, path: Path, image: StoredImage) -> None:
-        """Write the bare tensor."""
-        torch.save(torch.from_numpy(np.ascontiguousarray(image.samples)), path)
+        """Write the bare tensor; into a stream, since torch writes the name of a file into it."""
+        with path.open("wb") as stream:
+            torch.save(torch.from_numpy(np.ascontiguousarray(image.samples)), stream)
 
 
 TORCH = TorchFile()

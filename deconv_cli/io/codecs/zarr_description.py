@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.folders import address_of, list_members, read_member
@@ -21,6 +21,10 @@ _MAX_BYTES = 64 * 2**20
 _LAYOUT = "bioformats2raw.layout"
 """Says that a group holds several images, called 0, 1, ..."""
 _MAX_SERIES = 4096
+_MAX_TINY, _TINY_BYTES = 32768, 1024
+"""Chunks smaller than this are read in seconds if there are no more, also within a shard."""
+_MAX_MISSING = 10_000
+"""Of the files of samples of a small Zarr; looking for each takes its time."""
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
 """Files of an array that hold no samples."""
 
@@ -39,6 +43,7 @@ class ZarrDescription:
         metadata: what else is said.
         record: what an earlier run wrote into it.
         notes: what is to be known of how it is read.
+        n_stored: bytes of the files of samples; at an address, which may not list them, those of the samples.
     """
 
     member: str
@@ -50,6 +55,7 @@ class ZarrDescription:
     metadata: Metadata
     record: dict[str, Any] | None
     notes: tuple[str, ...]
+    n_stored: int
 
 
 HALF_WRITTEN = ".partial"
@@ -87,16 +93,39 @@ def describe_zarr(path: Path, series: int | None) -> ZarrDescription:
 
 def count_missing(folder: Path, shape: tuple[int, ...], unit: tuple[int, ...]) -> tuple[int, int]:
     """Count the files of samples that the folder of an array lacks, and those that it should have."""
-    n_files = math.prod(-(-size // step) for size, step in zip(shape, unit, strict=True))
-    names = [name for name, *_ in list_members(folder) if not name.endswith(HALF_WRITTEN)]
-    n_found = sum(PurePosixPath(name).name not in _DESCRIPTIONS for name in names)
-    return max(n_files - n_found, 0), n_files
+    n_files = _n_files(shape, unit)
+    return max(n_files - len(_sizes_of_files(folder)), 0), n_files
 
 
-def _missing_notes(path: Path, shape: tuple[int, ...], unit: tuple[int, ...]) -> tuple[str, ...]:
-    """Say so where a Zarr on the disk has fewer files of samples than it may have; it may be sparse, or half a copy."""
-    n_missing, n_files = (0, 0) if address_of(path) else count_missing(path, shape, unit)
-    if not n_missing:
+def _n_files(shape: tuple[int, ...], unit: tuple[int, ...]) -> int:
+    return math.prod(-(-size // step) for size, step in zip(shape, unit, strict=True))
+
+
+def _sizes_of_files(folder: Path) -> list[int]:
+    """List the bytes of each file of samples in the folder of an array."""
+    members = [(name, size) for name, size, _ in list_members(folder) if not name.endswith(HALF_WRITTEN)]
+    return [size for name, size in members if PurePosixPath(name).name not in _DESCRIPTIONS]
+
+
+def _check_files(
+    path: Path, shape: tuple[int, ...], unit: tuple[int, ...], itemsize: int, sizes: list[int]
+) -> tuple[str, ...]:
+    """Compare what a Zarr promises with its files of samples; it may be sparse, or half a copy, so say what is missing.
+
+    Raises:
+        MalformedInputError: an empty file.
+        TooLargeError: files that unfold as only a decompression bomb does, or far fewer than promised.
+    """
+    if 0 in sizes:
+        raise MalformedInputError(f"'{path}' holds a file of samples that is empty; copy or export it again.")
+    limits.check_expansion(path, limits.array_bytes((len(sizes), *unit), itemsize), sum(sizes), by_parts=True)
+    n_files = _n_files(shape, unit)
+    n_missing = n_files - len(sizes)
+    if n_missing > _MAX_MISSING + limits.MAX_RATIO * len(sizes):
+        raise TooLargeError(
+            f"'{path}' promises {n_files:.6g} files of samples, but holds {len(sizes)}; save it again in larger chunks."
+        )
+    if n_missing <= 0:
         return ()
     return (f"{n_missing} of {n_files} files of samples are missing; their samples are the fill value of the array",)
 
@@ -176,9 +205,19 @@ def _described(
         raise MalformedInputError(f"'{path}' names {len(axes)} axes of an array of shape {shape}.")
     chunk, shard = _chunks(array)
     dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
-    limits.check_budget(path, limits.array_bytes(chunk, max(np.dtype(kind).itemsize, 1)))
-    notes += _missing_notes(path / member, shape, shard or chunk)
-    return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes)
+    itemsize = max(np.dtype(kind).itemsize, 1)
+    chunk_bytes, n_chunks = limits.array_bytes(chunk, itemsize), _n_files(shape, chunk)
+    limits.check_budget(path, chunk_bytes)
+    if n_chunks > _MAX_TINY and chunk_bytes < _TINY_BYTES:
+        raise TooLargeError(
+            f"'{path}' is cut into {n_chunks:.6g} chunks of {chunk_bytes} bytes; save it in larger ones."
+        )
+    n_stored = limits.array_bytes(shape, itemsize)
+    if not address_of(path):
+        sizes = _sizes_of_files(path / member)
+        notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
+        n_stored = sum(sizes)
+    return ZarrDescription(member, shape, dtype, axes, chunk, shard, metadata, record, notes, n_stored)
 
 
 def _chunks(array: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:

@@ -48,7 +48,7 @@ class Zarr(Codec):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read an array, or the full resolution of an image."""
         found = describe_zarr(path, None if member is None else int(member))
-        limits.check_budget(path, limits.array_bytes(found.shape, np.dtype(found.dtype).itemsize))
+        limits.check_expansion(path, limits.array_bytes(found.shape, np.dtype(found.dtype).itemsize), found.n_stored)
         samples = np.asarray(open_stored(path, found.member)[...])
         return StoredImage(
             samples=samples.astype(samples.dtype.newbyteorder("="), copy=False),
