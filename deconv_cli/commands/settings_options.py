@@ -297,8 +297,8 @@ SETTINGS_OPTIONS = dict(
             "tolerance",
             float,
             SOLVER,
-            "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-4 and 1e-6 for "
-            "prior tv, 1e-5 for richardson-lucy.",
+            "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-5 for "
+            "richardson-lucy; for prior tv 1e-2, once a step changes the estimate by less than 0.05 % of its contrast.",
         ),
         _setting("max_iterations", int, SOLVER, "Iterations at most. Default: 2000.", min=1),
         _setting(

@@ -183,6 +183,7 @@ class Continuation:
             penalty=self.penalty.name,
             spacing=self.penalty.spacing,
             tolerance=_TOLERANCE,
+            max_iterations=_RULE.max_iterations,
             max_memory=self.max_memory,
         )
         self._latest = (lam, PseudoInverse(self.kernel, geometry.image_size, settings))

@@ -30,6 +30,14 @@ SPOILS, FAR_OFF = 0.1, 2.0
 """A background of a larger part of the sum, or a center more pixels off, is refused if nobody decided on cleaning."""
 NEGATIVE = 0.05
 """Taps with negative ones of this part of the largest are a filter, and no measurement of light."""
+PHOTOGRAPH_SIDE = 32
+"""Taps along every axis from which on a picture may be a photograph."""
+COMPACT = 20.0
+"""The largest tap of a point-spread function in so large a frame is more than so many times their mean."""
+AT_RIM = 0.4
+"""The outermost taps of a disk that just fits its frame have a quarter of the mean of all."""
+UNIFORM = 0.05
+"""Taps of a box differ by no more than this part of their mean."""
 
 
 def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
@@ -68,6 +76,11 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
 
 def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
     """Say why a measured point-spread function spoils every estimate, `None` where it does not."""
+    if looks_like_photograph(taps, n_axes):
+        return (
+            "a kernel shows what became of a single point, but this one looks like a photograph, bright up to its "
+            "edges; give another kernel, or clean_kernel=False if these taps are meant."
+        )
     channels = _channels(taps, n_axes)
     if bool(channels.min() < -NEGATIVE * channels.max()):
         return None
@@ -81,6 +94,16 @@ def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
         f"the kernel would spoil the estimate, since {' and '.join(found)}; clean_kernel=True corrects that, and "
         "clean_kernel=False takes the kernel as it is."
     )
+
+
+def looks_like_photograph(taps: Tensor, n_axes: int = 2) -> bool:
+    """Tell whether taps, shape `(*k)` or `(C, *k)`, show a scene: large, bright up to the rim, and without a peak."""
+    if taps.ndim > n_axes + 1 or min(taps.shape[-n_axes:]) < PHOTOGRAPH_SIDE:
+        return False
+    light = _channels(taps, n_axes).sum(dim=0)
+    mean = light.mean()
+    has_light = bool(light.min() >= 0) and bool(light.std() > UNIFORM * mean)
+    return has_light and bool(light.max() < COMPACT * mean) and bool(_outermost(light).mean() > AT_RIM * mean)
 
 
 def _background_share(channels: Tensor) -> float:
@@ -153,20 +176,26 @@ def _background(taps: Tensor) -> tuple[float, float]:
     """Estimate the background from the outermost taps: its level, 0 if there is none, and its standard deviation."""
     if min(taps.shape) < MIN_SIDE:
         return 0.0, 0.0
-    is_outermost = torch.ones_like(taps, dtype=torch.bool)
-    is_outermost[(slice(1, -1),) * taps.ndim] = False
+    outermost = _outermost(taps)
     quartiles = taps.new_tensor([0.25, 0.5, 0.75])
     # Smoothed, so that noise is not taken for tails.
-    low, level, high = (float(value) for value in smooth(taps)[is_outermost].quantile(quartiles))
+    low, level, high = (float(value) for value in _outermost(smooth(taps)).quantile(quartiles))
     is_flat = high - low <= FLAT * level and level <= FAINT * float(taps.max())
     if level <= 0 or not is_flat or level * taps.numel() < LEAST_SHARE * float(taps.sum()):
         return 0.0, 0.0
-    low, level, high = (float(value) for value in taps[is_outermost].quantile(quartiles))
+    low, level, high = (float(value) for value in outermost.quantile(quartiles))
     sigma = (high - low) / 1.349  # the quartiles of a normal distribution
     # All that does not stand out tells the level better than the outermost taps alone.
-    rest = taps - taps[is_outermost].clamp(level - 3 * sigma, level + 3 * sigma).mean()
+    rest = taps - outermost.clamp(level - 3 * sigma, level + 3 * sigma).mean()
     is_dark = above_noise(rest, torch.full_like(taps, sigma), N_FINE) == 0
     return float(taps[is_dark].mean()) if sigma else level, sigma
+
+
+def _outermost(taps: Tensor) -> Tensor:
+    """Take the taps at the rim, shape `(n,)`."""
+    is_outermost = torch.ones_like(taps, dtype=torch.bool)
+    is_outermost[(slice(1, -1),) * taps.ndim] = False
+    return taps[is_outermost]
 
 
 def _signal(channels: Tensor) -> Tensor:

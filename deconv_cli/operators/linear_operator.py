@@ -17,6 +17,9 @@ from deconv_cli.vocabulary import is_whole
 
 Shape = tuple[int, ...]
 
+# Columns of a matrix that are written out at once.
+MAX_COLUMNS = 32
+
 
 def as_shape(shape: Sequence[int]) -> Shape:
     """Give a shape as a tuple.
@@ -174,7 +177,9 @@ class LinearOperator(ABC):
         n_inputs = math.prod(self.input_shape)
         basis = torch.eye(n_inputs, dtype=self.dtype or torch.float64, device=self.device)
         basis = basis.reshape(n_inputs, *self.input_shape)
-        return self.forward(basis).reshape(n_inputs, -1).T
+        # Some at a time: a large kernel may extend each image by far more than that holds.
+        columns = [self.forward(images).reshape(len(images), -1) for images in basis.split(MAX_COLUMNS)]
+        return torch.cat(columns).T
 
 
 class Composed(LinearOperator):

@@ -33,6 +33,8 @@ START_LAMBDA = 1e-3
 FIRST_BALANCE = 10
 MIN_MISMATCH = 1.5
 MAX_MISMATCH = 10.0
+# A step is compared with the contrast of the estimate, and with this part of its norm, which rounding may move.
+CONTRAST_FLOOR = 1e-2
 # Differences below this part of the samples may be rounding.
 MIN_EDGE = 1e-6
 # The parts of ‖Aᴴy‖ and of w·Σ|x| that are added to the scales of the certificate: rounding is a part of them.
@@ -100,15 +102,21 @@ class Admm:
         adapted = weight / spread if spread > 0 else self._sigma_max**2
         self._set_rho(adapted if self._given_rho is None else self._given_rho)
 
-    def step(self, weight: float) -> None:
-        """Take one step."""
+    def step(self, weight: float) -> float:
+        """Take one step; gives by how much it changes the estimate, relative to the contrast of that."""
+        before, n_dims = self.x, self._n_dims
         self._improve()
+        axes = image_axes(n_dims - 1)
+        contrast = norm(self.x - self.x.mean(dim=axes, keepdim=True), n_dims)
+        moved = relative(norm(self.x - before, n_dims), contrast + CONTRAST_FLOOR * norm(self.x, n_dims))
+        del before
         whole = torch.lerp(self._z, self._edges, RELAXATION).mul_(self.rho).add_(self._p)
         self._p = self._within(whole, weight)
         shrunk = whole.sub_(self._p).div_(self.rho)
         if self._given_rho is None:
             self._change = shrunk - self._z
         self._z = shrunk
+        return synchronize.as_number(moved.max())
 
     def balance(self) -> None:
         """Change ρ where one of the two relative residuals is much larger than the other, unless it was given."""
@@ -175,10 +183,12 @@ class AdmmRun:
     Attributes:
         admm: the variables.
         log: the steps, with the certificate after each.
+        largest_change: how far the last step may change the estimate, as `Admm.step` gives it.
     """
 
     admm: Admm
     log: IterationLog
+    largest_change: float = math.inf
 
     def take(self, weight: float, n_steps: int) -> Status:
         """Take so many steps, whatever certificate they lead to."""
@@ -194,11 +204,11 @@ class AdmmRun:
         lowest, n_since = math.inf, 0
         n_steps, next_balance = 0, FIRST_BALANCE
         while not self.log.is_spent:
-            self.admm.step(weight)
+            change = self.admm.step(weight)
             n_steps += 1
             certificate = synchronize.as_number(self.admm.certificate(weight).max())
             self.log.record(certificate)
-            if certificate <= tolerance:
+            if certificate <= tolerance and change <= self.largest_change:
                 return Status.CONVERGED
             lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
             if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:

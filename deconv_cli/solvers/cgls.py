@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.norms import as_factor, inner, safe_ratio
-from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.solution import Solution
 
 # A gradient so many times as large as it was before shows that the recurrence has lost the truth to rounding.
 DIVERGED = 1e4
+# A probe is solved until less than this part is left of what random numbers hold of one mode.
+PROBE_ACCURACY = 0.1
+MAX_PROBE_ITERATIONS = 2000
 
 
 def conjugate_gradients(
@@ -36,15 +40,20 @@ def conjugate_gradients(
     progress: Progress | None = None,
 ) -> Solution:
     """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
+    ritz = RitzValues(
+        preconditioner,
+        1.0 if is_inverse else math.inf,
+        least=lambda: problem.weight / problem.lam / problem.condition,
+        determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
+    )
     return iterate(
         NormalEquations.of_data(problem, y),
         rule,
         start=start,
         preconditioner=preconditioner,
-        is_inverse=is_inverse,
         progress=progress,
         bounds_distance=problem.weight > 0,
-        least=lambda: problem.weight / problem.lam / problem.condition,
+        ritz=ritz,
     )
 
 
@@ -54,10 +63,9 @@ def iterate(
     *,
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
-    is_inverse: bool = False,
     progress: Progress | None = None,
     bounds_distance: bool = False,
-    least: Callable[[], float] | None = None,
+    ritz: RitzValues | None = None,
 ) -> Solution:
     """Solve normal equations.
 
@@ -68,14 +76,12 @@ def iterate(
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
-        is_inverse: the preconditioner is that inverse but for rounding and corners, so that a distance may be estimated
-            by it alone.
         progress: called after every iteration.
         bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
             near.
-        least: estimates the smallest eigenvalue of AᴴA + μLᴴL, for a start that is good enough as it is.
+        ritz: what is known of the eigenvalues beforehand; by default nothing.
     """
-    ritz = RitzValues(preconditioner, 1.0 if is_inverse else math.inf, least)
+    ritz = ritz or RitzValues(preconditioner, math.inf)
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
@@ -92,17 +98,30 @@ class RitzValues:
     tr T⁻¹ = Σ α_k s_k with s_0 = 1, s_(k+1) = 1 + β_k s_k, and 1 / tr T⁻¹ is a lower bound of the smallest Ritz value.
     That itself is not below the smallest eigenvalue: what follows from it is an estimate.
 
+    Args:
+        preconditioner: M; `None` for the identity.
+        at_first: stands for tr T⁻¹ before the first round: 1 if M is the inverse of H but for rounding and corners.
+        least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
+        determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
+            distance is estimated, since data hardly show what they leave undetermined.
+
     Attributes:
         inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that
             was given stands for it.
     """
 
     def __init__(
-        self, preconditioner: LinearOperator | None, at_first: float, least: Callable[[], float] | None = None
+        self,
+        preconditioner: LinearOperator | None,
+        at_first: float,
+        least: Callable[[], float] | None = None,
+        determined: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._preconditioner = preconditioner
         self._at_first = at_first
         self._least = least
+        self._determined = determined
+        self._gain = 0.0
         self.inverse_trace: Tensor | None = None
 
     def add(self, inverse_trace: Tensor) -> None:
@@ -119,11 +138,28 @@ class RitzValues:
         """
         if equations.least_curvature is not None:
             return equations.distance(gradient, equations.least_curvature)
+        if self._determined is not None:
+            self._probe(equations, self._determined)
+            self._determined = None
         if self.inverse_trace is None and self._least is not None and self._at_first == math.inf:
             return equations.distance(gradient, self._least())
         moved = gradient if self._preconditioner is None else self._preconditioner.forward(gradient)
-        size, trace = equations.norm(moved), self.inverse_trace
+        size = equations.norm(moved) + self._gain * torch.finfo(gradient.dtype).eps * equations.scale
+        trace = self.inverse_trace
         return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)
+
+    def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
+        """Solve for random numbers, until what they hold of any single mode is resolved."""
+        wide = equations.in_float64() or equations
+        shape = wide.operator.input_shape
+        right = determined(synchronize.normal_numbers(wide.y, tuple(shape), seed=0))
+        probe = replace(wide, y=wide.y.new_zeros(wide.operator.output_shape), g=right)
+        log = GradientLog(StoppingRule(PROBE_ACCURACY / math.prod(shape) ** 0.5, MAX_PROBE_ITERATIONS), probe.scale)
+        x = _run(probe, probe.zero(), right, self._preconditioner, log, self)
+        is_resolved = probe.norm(determined(probe.remaining(x, probe.residual(x)))) <= 2 * log.goal
+        moved = right if self._preconditioner is None else self._preconditioner.forward(right)
+        gain = synchronize.as_number(probe.norm(moved) / probe.norm(right))
+        self._gain = gain if synchronize.holds_everywhere(is_resolved) else math.inf
 
 
 def _run(

@@ -88,6 +88,11 @@ class CircularInverse(ClosedFormInverse):
             lambda: largest_singular_value(taps, torus)[0],
             overwrite=True,
         )
+        # Constants that nothing determines have a gain by rounding alone, and would take the digits of all else.
+        of_constants = blocks[(0,) * len(torus)]
+        for constant in problem.null_space_constants:
+            line = constant.flatten().to(blocks.dtype)
+            of_constants -= torch.outer(line, line @ of_constants)
         return blocks.to(taps.dtype.to_complex())
 
     def factors(self) -> dict[str, Tensor]:
@@ -113,11 +118,22 @@ class CircularInverse(ClosedFormInverse):
         """Bound what rounding may do to x = By, relative to ‖x‖: (1 + √log₂ N) units in the last place of ‖B‖‖y‖.
 
         The FFTs' part is Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 24.1, for errors that
-        are independent of one another.
+        are independent of one another. Those of the symbol itself, in double precision, a small λ enlarges once more.
         """
         n_dims = self.problem.n_dims
         ulps = torch.finfo(x.dtype).eps * (1 + math.sqrt(math.log2(max(2, math.prod(x.shape[1 - n_dims :])))))
-        return synchronize.as_number((ulps * self._norm * relative(norm(y, n_dims), norm(x, n_dims))).max())
+        gain = ulps * self._norm
+        if x.dtype == torch.float64 and self.problem.lam < MIN_LAMBDA_IN_FLOAT32:
+            taps = self.problem.operator.kernel
+            gain += torch.finfo(x.dtype).eps * synchronize.as_number(taps.abs().sum()) * self._gram_norm
+        return synchronize.as_number((gain * relative(norm(y, n_dims), norm(x, n_dims))).max())
+
+    @cached_property
+    def _gram_norm(self) -> float:
+        """‖(KᴴK + μ|l|²)⁺‖, by the largest block's Frobenius norm; for λ = 0 it is ‖B‖²."""
+        if self.problem.lam == 0:
+            return self._norm**2
+        return synchronize.as_number(block_norms(self._gram_inverse.blocks.matrices).max())
 
     @cached_property
     def _norm(self) -> float:

@@ -106,6 +106,7 @@ class DenseSystem:
         weight: μ ≥ 0.
         rcond: singular values up to this fraction of the largest count as zero.
         factors: those of an equal system, which are then not computed.
+        excluded: constants of A's input that count as annihilated, though rounding of the taps leaves them a gain.
 
     Attributes:
         input_shape: of what A takes.
@@ -122,11 +123,12 @@ class DenseSystem:
         *,
         rcond: float,
         factors: Factors | None = None,
+        excluded: tuple[Tensor, ...] = (),
     ) -> None:
         whole = operator.layer if isinstance(operator, GroupedLayer) else operator
         self.input_shape, self.output_shape = tuple(whole.input_shape), tuple(whole.output_shape)
         self._u, self._s, self._v = (
-            _decompose(operator, penalty, weight, rcond) if factors is None else _restored(factors, operator)
+            _decompose(operator, penalty, weight, rcond, excluded) if factors is None else _restored(factors, operator)
         )
         kept = self._s[self._s > 0]
         self.rank = len(kept)
@@ -159,7 +161,11 @@ class DenseSystem:
 
 
 def _decompose(
-    operator: LinearOperator, penalty: LinearOperator | None, weight: float, rcond: float
+    operator: LinearOperator,
+    penalty: LinearOperator | None,
+    weight: float,
+    rcond: float,
+    excluded: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     matrices = to_float64(operator.as_matrices() if isinstance(operator, GroupedLayer) else operator.as_matrix()[None])
     n_outputs = matrices.shape[1]
@@ -167,6 +173,9 @@ def _decompose(
         assert penalty is not None
         below = weight**0.5 * penalty.as_matrix().to(matrices)
         matrices = torch.cat([matrices, below.expand(len(matrices), *below.shape)], dim=1)
+    for constant in excluded:
+        line = to_float64(constant).expand(operator.input_shape).flatten()
+        matrices = matrices - (matrices @ line)[..., None] * line / (line @ line)
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     kept = s > rcond * s.amax()
     rank = synchronize.as_index(kept.sum(dim=1).amax())
@@ -200,7 +209,8 @@ class DenseInverse(ClosedFormInverse):
         wide = problem.operator.in_float64()
         operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
         penalty = find_penalty(problem.penalty).operator(operator.input_shape, periodic=wide.boundary.is_periodic)
-        self._system = DenseSystem(operator, penalty, problem.weight, rcond=rcond, factors=factors)
+        excluded = () if operator is not wide else problem.null_space_constants
+        self._system = DenseSystem(operator, penalty, problem.weight, rcond=rcond, factors=factors, excluded=excluded)
         self.rank = self._system.rank if problem.lam == 0 else None
 
     def factors(self) -> dict[str, Tensor]:

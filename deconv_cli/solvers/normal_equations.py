@@ -202,6 +202,8 @@ def refine_equations(
     if found.x.dtype != dtype:
         found, lost = refinement.round(found, dtype)
         bound = None if bound is None else bound + lost
+    if bound is not None and not synchronize.holds_everywhere(torch.isfinite(bound)):
+        bound = None
     value = found.x.contiguous()  # a zero that was never improved takes no memory of its own
     return Solution(
         value,

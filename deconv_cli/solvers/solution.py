@@ -80,8 +80,9 @@ class Solution:
             number; `None` for others.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
-            do. With other penalties it is an estimate, from the smallest Ritz value of the iteration. `None` where
-            nothing is known, as for λ = 0 of plain convolutions under other boundaries than `circular`.
+            do. With other penalties it is an estimate, from the smallest Ritz value of the iteration, for λ below 1e-4
+            also of one for random numbers. `None` where nothing is known, as for λ = 0 of plain convolutions under
+            other boundaries than `circular`.
         left_over: `value` as the solver found it, and y − Ax of that, where the solver had it at its end.
     """
 

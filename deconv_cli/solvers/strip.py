@@ -21,14 +21,14 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_inverse import BorderInverse
 from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
-from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import GradientLog, StoppingRule
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solver import Cost, KrylovBasis, Solver, general_refusal, transform_operations
+from deconv_cli.solvers.solver import Cost, KrylovBasis, Solver, general_refusal, symbol_bytes, transform_operations
 
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**21
@@ -208,6 +208,12 @@ def _narrow_blocks(
     return narrow
 
 
+BYTES_PER_NUMBER = 16
+# The matrices across a wide border grow with its cube: beyond so many symbols' memory, FFTs of the whole do better.
+MAX_BAND_SYMBOLS = 8
+MIN_BAND_BYTES = 2**26
+
+
 class StripSolver(Solver):
     """An iteration on the unknowns along the border, in two dimensions."""
 
@@ -229,6 +235,8 @@ class StripSolver(Solver):
             is_covered = problem.has_full_rank_by_shape and not (
                 is_square and any(n_outputs == n_pixels and k > 1 for n_outputs, n_pixels, k in sizes)
             )
+        if is_covered and _band_bytes(problem) > max(MIN_BAND_BYTES, MAX_BAND_SYMBOLS * symbol_bytes(problem)):
+            return "is for borders that are narrow beside the image, and this kernel reaches too far for it"
         if not is_covered:
             return (
                 "does not cover this problem (λ = 0 with an output of unchanged size, a periodic penalty, or "
@@ -242,7 +250,8 @@ class StripSolver(Solver):
         # takes as long as ten.
         digits = min(6.0, math.log10(problem.condition))
         n_operations = 4 * transform_operations(problem) * (10 + digits**2)
-        return Cost.of_transforms(problem, n_operations, basis=krylov_basis(problem))
+        n_bytes = symbol_bytes(problem) + _band_bytes(problem)
+        return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, basis=krylov_basis(problem))
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name what is diagonal, and what is iterated."""
@@ -257,3 +266,14 @@ class StripSolver(Solver):
 
 
 STRIP = StripSolver()
+
+
+def _band_bytes(problem: TikhonovProblem) -> int:
+    """Estimate the memory of the band solvers: a matrix across the border at each frequency along it."""
+    layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
+    widths = [
+        problem.n_outputs * (n - n_outputs) + problem.n_inputs * (n - n_pixels)
+        for n, n_outputs, n_pixels in zip(layout.torus, layout.output_size, layout.image_size, strict=True)
+    ]
+    lines = zip(widths, reversed(layout.torus), strict=True)
+    return sum(BYTES_PER_NUMBER * (n // 2 + 1) * width**2 for width, n in lines)

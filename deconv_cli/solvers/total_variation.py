@@ -34,6 +34,10 @@ from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
+# The default: a certificate, and how far a step may change the estimate, relative to its contrast. Chosen on a gray
+# photograph under two blurs and two noises, which lost 0.04 dB at most by it; judged on others.
+DEFAULT_TOLERANCE = 1e-2
+DEFAULT_CHANGE = 5e-4
 # The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.
 SEARCH_TOLERANCE = 1e-3
 SEARCH_ACCURACY = 0.01
@@ -80,9 +84,10 @@ class TotalVariationEstimator(Estimator):
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
         image_size: size of the images that are wanted back.
-        settings: padding, boundary, tolerance (by default 1e-4 in float32, 1e-6 in float64), iterations and memory.
-            So many `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data
-            near it alone.
+        settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends where a step
+            changes the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. So many
+            `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data near it
+            alone.
         weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is what the
             noise makes (Morozov's discrepancy principle), which fails where noise is taken for too small.
         noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
@@ -106,8 +111,7 @@ class TotalVariationEstimator(Estimator):
         _check(self.operator, settings, weight, noise)
         self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
-        default = 1e-6 if kernel.taps.dtype == torch.float64 else 1e-4
-        self.tolerance = default if settings.tolerance is None else settings.tolerance
+        self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
@@ -138,7 +142,7 @@ class TotalVariationEstimator(Estimator):
             check_noise(data, self.noise)
         admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        run = AdmmRun(admm, log)
+        run = AdmmRun(admm, log, DEFAULT_CHANGE if self.settings.tolerance is None else math.inf)
         weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
         status = self._finish(run, weight) if explains_noise else Status.NOISE_NOT_REACHED
         certificate = synchronize.as_number(admm.certificate(weight).max())

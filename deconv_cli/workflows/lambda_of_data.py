@@ -8,10 +8,11 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.vocabulary import LambdaRule
+from deconv_cli.vocabulary import LambdaRule, format_size
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
 from deconv_cli.workflows.solved import model_of
@@ -35,6 +36,9 @@ def choose_lambda_of_data(
         least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
         is_clipped: which samples are no more than lower bounds, of the shape of `y`; a layer takes them for more.
         is_noise_even: it is taken to be as large in the dark as in the light.
+
+    Raises:
+        UsageError: the kernel is larger than the data along every axis.
     """
     if kernel.field is not None:
         return choose_lambda_of_field(
@@ -48,9 +52,15 @@ def choose_lambda_of_data(
         )
     if not kernel.layer.is_plain:
         return choose_lambda_of_layer(kernel, y, settings, least_sigma)
+    size = tuple(y.shape[-kernel.n_axes :])
+    if all(n_taps > n for n_taps, n in zip(kernel.size, size, strict=True)):
+        raise UsageError(
+            f"λ cannot be chosen from {format_size(size)} samples, since the kernel of {format_size(kernel.size)} "
+            "taps is larger; give one, such as lam=1e-3."
+        )
     continuation = Continuation(
         replace(kernel, taps=kernel.taps.detach()),
-        tuple(y.shape[-kernel.n_axes :]),
+        size,
         boundary=settings.boundary,
         penalty=spaced_penalty(settings.penalty, settings.spacing),
         max_memory=settings.max_memory,

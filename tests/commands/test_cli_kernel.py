@@ -175,6 +175,7 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         (["kernel", "align", str(SAMPLES / "camera.png"), "-k", "microscope"], "check the name and the folder"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "-k", "disk:3"], "disk:3 is of no use"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "--clean-kernel"], "--clean-kernel is of no use"),
+        (["invert", str(SAMPLES / "camera.png"), "-k", str(SAMPLES / "camera.png")], "or --no-clean-kernel if"),
     ],
 )
 def test_refusals(deconv, arguments, words):

@@ -1,5 +1,7 @@
 """Measured point-spread functions: what is noticed of them, and what cleaning leaves."""
 
+from pathlib import Path
+
 import pytest
 import tifffile
 import torch
@@ -7,7 +9,9 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.models.kernel_files import read_kernel
-from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
+from deconv_cli.models.measured_psf import clean_psf, describe_flaws, looks_like_photograph, refusal_of
+
+SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
 def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
@@ -17,6 +21,18 @@ def spot(side=31, sigma=2.0, row=0.0, column=0.0, peak=4000.0):
 
 
 FORMULAS = ["gaussian:1", "gaussian:4", "disk:3", "disk:6.4", "box:5", "box:9", "motion:9@30", "motion:21@75"]
+
+
+@pytest.mark.parametrize("name", ["camera.png", "astronaut.png"])
+def test_a_photograph_is_no_point_spread_function(name):
+    assert looks_like_photograph(read_kernel(SAMPLES / name).kernel)
+
+
+@pytest.mark.parametrize("formula", ["gaussian:8", "disk:30", "box:41", "motion:61@75", "moffat:3.3@2.5"])
+def test_a_wide_point_spread_function_is_no_photograph(formula):
+    taps = make_kernel(formula)
+    assert not looks_like_photograph(taps)
+    assert not looks_like_photograph(spot(side=101) + 5)  # 80 % of it are background
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

@@ -83,6 +83,13 @@ def test_unknown_boundary_restores_the_frame_of_a_larger_scene():
     assert (wrong.image - truth).norm() > 10 * (result.image - truth).norm()
 
 
+def test_a_kernel_larger_than_the_data_needs_a_lambda():
+    y, kernel = random((1, 12, 10)), random((31, 31)).abs()
+    with pytest.raises(deconv_cli.UsageError, match=r"cannot be chosen from 12×10 samples, .* lam=1e-3"):
+        deconv_cli.invert(y, kernel, boundary="unknown", lam="auto")
+    assert deconv_cli.invert(y, kernel, boundary="unknown", lam=1e-3).is_trusted
+
+
 def test_residual_numbers_are_those_of_the_residual():
     x, kernel = random((2, 3, 14, 13)), random((2, 3, 3, 3))
     y = deconv_cli.forward(x, kernel) + 0.1 * random((2, 2, 14, 13), seed=5)
