@@ -16,10 +16,8 @@ from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Target, column, number, ratio, seconds, table, times
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.schedulers.scheduler import Scheduler
+from deconv_cli.schedulers.scheduler import Scheduler, WorkSettings, start_scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.schedulers.start_scheduler import start_scheduler
-from deconv_cli.schedulers.work_settings import WorkSettings
 
 WORKERS = {"processes": WorkSettings(jobs=2), "Dask": WorkSettings(cluster="local:2")}
 N_ROUNDS = 3

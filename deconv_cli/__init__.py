@@ -62,8 +62,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
-    from deconv_cli.operators.linear_operator import Identity, LinearOperator
-    from deconv_cli.operators.linearization import Linearization
+    from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
@@ -196,8 +195,7 @@ _NAMES = {
     "kernels.sources.formula": ("make_kernel",),
     "operators.convolution": ("Convolution",),
     "operators.differences": ("Gradient", "Laplacian"),
-    "operators.linear_operator": ("Identity", "LinearOperator"),
-    "operators.linearization": ("Linearization",),
+    "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
     "operators.varying_convolution": ("VaryingConvolution",),
     "saved_fields": ("load_kernel_field", "save_kernel_field"),
     "saved_inverses": ("load_pseudo_inverse", "save_pseudo_inverse"),

@@ -13,12 +13,12 @@ from deconv_cli.registry import Registry
 BOUNDARIES: Registry[Any] = Registry(
     "boundary",
     {
-        "zero": "deconv_cli.operators.boundaries.zero:ZERO",
-        "circular": "deconv_cli.operators.boundaries.circular:CIRCULAR",
-        "reflect": "deconv_cli.operators.boundaries.reflect:REFLECT",
-        "symmetric": "deconv_cli.operators.boundaries.symmetric:SYMMETRIC",
-        "replicate": "deconv_cli.operators.boundaries.replicate:REPLICATE",
-        "unknown": "deconv_cli.operators.boundaries.unknown:UNKNOWN",
+        "zero": "deconv_cli.operators.boundaries.rule:ZERO",
+        "circular": "deconv_cli.operators.boundaries.rule:CIRCULAR",
+        "reflect": "deconv_cli.operators.boundaries.rule:REFLECT",
+        "symmetric": "deconv_cli.operators.boundaries.rule:SYMMETRIC",
+        "replicate": "deconv_cli.operators.boundaries.rule:REPLICATE",
+        "unknown": "deconv_cli.operators.boundaries.rule:UNKNOWN",
     },
 )
 """What lies outside the image."""
@@ -122,7 +122,7 @@ SCHEDULERS: Registry[Any] = Registry(
     "scheduler",
     {
         "serial": "deconv_cli.schedulers.serial:SerialScheduler",
-        "threads": "deconv_cli.schedulers.thread_pool:ThreadPool",
+        "threads": "deconv_cli.schedulers.serial:ThreadPool",
         "processes": "deconv_cli.schedulers.process_pool:ProcessPool",
         "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
     },

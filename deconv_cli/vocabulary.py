@@ -317,6 +317,9 @@ def format_lambda(lam: float | tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in (lam if isinstance(lam, tuple) else (lam,)))
 
 
+LONG = 64
+"""Taps along an axis from which on a kernel that is larger than the data is refused; shorter ones take no time."""
+
 ROUNDING_NOISE = 12**-0.5
 """Standard deviation of what rounding to whole numbers takes off."""
 

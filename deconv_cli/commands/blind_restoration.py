@@ -71,7 +71,7 @@ class BlindRestoration:
         Raises:
             UntrustworthyResultError: the picture is not blurred, as far as can be told.
         """
-        from deconv_cli.report.kernel_record import describe_found
+        from deconv_cli.report.run_record import describe_found
 
         progress.begin("finding the kernel")
         light = light_of(source.image, self._settings.get("light") or "auto")
@@ -91,8 +91,8 @@ class BlindRestoration:
 
 def _loaded(found: KernelEstimate) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
-    from deconv_cli.report.kernel_record import describe_found
     from deconv_cli.report.run import KernelInput
+    from deconv_cli.report.run_record import describe_found
 
     taps = found.taps()
     source = KernelInput(

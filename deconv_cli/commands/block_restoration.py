@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
-    from deconv_cli.report.block_record import BlockInvertRun
+    from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
     from deconv_cli.vocabulary import Size
@@ -122,7 +122,7 @@ class BlockRestoration:
 
     def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, goes_on: bool) -> None:
         from deconv_cli.io.pages import check_page_path
-        from deconv_cli.report.block_record import describe_block_plan, describe_block_run
+        from deconv_cli.report.block_page import describe_block_plan, describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
         with self._workers.start(self._device.type, threads=self._n_threads()) as scheduler:
@@ -153,7 +153,7 @@ class BlockRestoration:
         """Plan, restore and write one of several inputs."""
         from deconv_cli.blocks.earlier_run import BlocksCompleteError
         from deconv_cli.io.output_path import make_parents
-        from deconv_cli.report.block_record import describe_block_run
+        from deconv_cli.report.block_page import describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
         if job.make_folder:
@@ -190,8 +190,8 @@ class BlockRestoration:
         printed: PrintOptions,
     ) -> BlockReconstruction:
         """Restore the blocks that this run is for, and say how far it is."""
-        from deconv_cli.report.block_record import describe_block_run
-        from deconv_cli.schedulers.job_array import JobShare
+        from deconv_cli.report.block_page import describe_block_run
+        from deconv_cli.schedulers.scheduler import JobShare
 
         share = None if self._large.block_range is None else JobShare.parse(self._large.block_range)
         n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
@@ -299,7 +299,7 @@ class BlockRestoration:
     ) -> BlockInvertRun:
         from deconv_cli.blocks.block_memory import arithmetic_dtype
         from deconv_cli.commands.context import environment_of
-        from deconv_cli.report.block_record import BlockInvertRun
+        from deconv_cli.report.block_page import BlockInvertRun
 
         target = found.task.target
         return BlockInvertRun(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
     from deconv_cli.io.regions.region_target import RegionTarget
-    from deconv_cli.report.block_record import BlockInvertRun
+    from deconv_cli.report.block_page import BlockInvertRun
 
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deconv_cli.io import OutputPlan
-    from deconv_cli.report.chain_record import ModelInput
+    from deconv_cli.report.chain_page import ModelInput
     from deconv_cli.workflows.chain import ChainInversion
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -125,7 +125,7 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
         InputRefusedError: a file that is unsafe, damaged or no model.
     """
     from deconv_cli.models.chains import choose_layers
-    from deconv_cli.report.chain_record import ModelInput
+    from deconv_cli.report.chain_page import ModelInput
     from deconv_cli.workflows.chain_order import check_order
 
     stored, built = open_module(chain.path, chain.model)
@@ -216,7 +216,7 @@ class ChainRestoration:
         shows: bool,
     ) -> Outcome:
         """Write what came of one input, and describe it."""
-        from deconv_cli.report.chain_record import ChainRun, describe_chain_run
+        from deconv_cli.report.chain_page import ChainRun, describe_chain_run
 
         values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
         prepared = plan.prepare(values)

@@ -34,6 +34,7 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     line(f"{record['model']['name']}: {counted(len(parameters), record['by'])}, {_describe_run(record)}")
     if shown:
         console.print(_table(shown, record["by"]))
+        line(f"ratio: ‖gradient‖ / ‖{record['by']}‖")
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
     details = {p["name"]: p["detail"] for p in parameters if p["detail"]}

@@ -151,7 +151,7 @@ class _Reader:
 
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
         from deconv_cli.io.file_inspection import as_image, as_kernel
-        from deconv_cli.report.inspection_record import describe_samples
+        from deconv_cli.report.reconstruction_record import describe_samples
         from deconv_cli.workflows.inspection import inspect_samples
 
         if self._taken_for is not None and not _is_field(found):  # whose tensors are no kernel each
@@ -183,7 +183,7 @@ class _Reader:
 
     def _describe_kernel(self, path: Path, entry: Entry) -> dict[str, Any]:
         from deconv_cli.models.kernel_files import read_kernel
-        from deconv_cli.report.inspection_record import describe_kernel_properties
+        from deconv_cli.report.reconstruction_record import describe_kernel_properties
         from deconv_cli.workflows.inspection import inspect_kernel
 
         read = read_kernel(

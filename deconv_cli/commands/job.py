@@ -111,7 +111,7 @@ class Work(ABC):
         """Give the bytes that inputs which are worked on at once may take together: half of what is free."""
         import torch
 
-        from deconv_cli.solvers.memory import free_memory
+        from deconv_cli.solvers.solver import free_memory
 
         return free_memory(torch.device(self.device_type)) // 2
 

@@ -87,7 +87,7 @@ def estimate(
 ) -> None:
     """Find the kernel that blurred a picture, from the picture alone, with an error bar."""
     from deconv_cli.io import read_image
-    from deconv_cli.report.kernel_record import describe_estimate, describe_found, describe_free, describe_map
+    from deconv_cli.report.run_record import describe_estimate, describe_found, describe_free, describe_map
 
     if free and output is None:
         raise UsageError("--free finds a kernel that no formula gives, so that it needs --output to be written to.")

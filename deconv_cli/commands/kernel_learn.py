@@ -129,7 +129,7 @@ def learn(
         write_kernel(output, run.learned.taps, without_paths(record) | named)
     if learning.report is not None:
         from deconv_cli.io.pages import write_page
-        from deconv_cli.report.learning_page import render_learning
+        from deconv_cli.report.learning_record import render_learning
 
         write_page(learning.report, render_learning(run))
     if not printed.quiet:

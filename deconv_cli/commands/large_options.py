@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deconv_cli.errors import UsageError
-from deconv_cli.schedulers.job_array import JobShare
+from deconv_cli.schedulers.scheduler import JobShare
 
 LARGE = "Large inputs"
 

@@ -12,7 +12,7 @@ from deconv_cli.commands.option_groups import KernelOptions, OptionValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import Convention, Size, check_padding, format_size, nearest_name
+from deconv_cli.vocabulary import LONG, Convention, Size, check_padding, format_size, nearest_name
 
 if TYPE_CHECKING:
     import torch
@@ -80,15 +80,16 @@ class LoadedKernel:
             size: samples of the input along the axes of space.
 
         Raises:
-            UsageError: it is refused.
+            UsageError: the kernel has a flaw.
+            ShapeError: the kernel is too large.
         """
         if not image.is_picture:
             return
         if self.refusal is not None and not self.is_kernel_of(image):
             raise UsageError(self.refusal)
         seen = size[-self.kernel.n_axes :]
-        if any(k > 2 * n for k, n in zip(self.kernel.size, seen, strict=True)):
-            raise UsageError(
+        if any(k > max(2 * n, LONG) for k, n in zip(self.kernel.size, seen, strict=True)):
+            raise ShapeError(
                 f"the kernel of {format_size(self.kernel.size)} taps is more than twice as large as the picture of "
                 f"{format_size(seen)}; give a smaller one, or a larger picture."
             )

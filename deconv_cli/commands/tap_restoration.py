@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import OutputPlan
-    from deconv_cli.operators.taps import Tap
+    from deconv_cli.operators.tap_convolution import Tap
     from deconv_cli.workflows.custom_taps import TapReconstruction
 
 TapOption = Annotated[

@@ -32,7 +32,7 @@ def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
     if not console.is_terminal:
         print_note("--show draws on a terminal, and stderr is none here, so nothing was drawn")
         return
-    from deconv_cli.report.display_range import display_range
+    from deconv_cli.report.page_pictures import display_range
 
     first = image.detach().cpu()
     first = first if first.ndim == n_axes + 1 else first[0]

@@ -69,8 +69,7 @@ class WorkOptions:
             UsageError: options that contradict one another or what is there, or a package is missing.
             WorkerError: there is no cluster at the address.
         """
-        from deconv_cli.schedulers.start_scheduler import start_scheduler
-        from deconv_cli.schedulers.work_settings import WorkSettings
+        from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
 
         threads = None if self.are_given else threads
         return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, threads, device))

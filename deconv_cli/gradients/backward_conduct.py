@@ -10,7 +10,8 @@ from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.backward_mistakes import Mistake
-from deconv_cli.gradients.function_trial import FunctionTrial, Gradients, differentiate, real
+from deconv_cli.gradients.function_trial import FunctionTrial, Gradients, differentiate
+from deconv_cli.gradients.tensors_in import real
 
 _TOLERANCE = 1e-6
 

@@ -83,7 +83,7 @@ class Mistake(Enum):
 def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
     """Tell which mistake makes the gradient of one input wrong, with a number: of samples, or of an axis."""
     hand = trial.given[index]
-    if hand is None:
+    if hand is None or not bool(hand.any()):
         return None
     twice = trial.gradients([2 * weight for weight in trial.weights])[index]
     if twice is not None and not _same(twice, 2 * hand):
@@ -120,12 +120,12 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
     """Try one slice along an axis, and two: where one is right and two are not, the slices are not put together."""
     for axis in _AXES:
         one, two = trial.narrowed(axis, 1), trial.narrowed(axis, 2)
-        if one is None or two is None or one.given[index] is None or compare_input(one, index) is not None:
+        if one is None or two is None or not _tells(one, index) or compare_input(one, index) is not None:
             continue
         error = compare_input(two, index)
         if error is None:
             continue
-        ratio, n = error.comparison.ratio, max(tensor.shape[axis] for tensor in _along(trial, axis))
+        ratio, n = error.comparison.ratio, _n_samples(trial, index, axis)
         if ratio is not None and error.is_one_factor and abs(ratio - 0.5) < 1e-3:
             return Mistake.MEAN_FOR_SUM, n
         if ratio is not None and error.is_one_factor and abs(ratio - 2) < 1e-3:
@@ -136,8 +136,19 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
     return None
 
 
-def _along(trial: FunctionTrial, axis: int) -> list[torch.Tensor]:
-    return [leaf for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > axis]
+def _tells(trial: FunctionTrial, index: int) -> bool:
+    """Return whether a right gradient says something: it has several elements, and most are not zero."""
+    given = trial.given[index]
+    return given is not None and given.numel() > 1 and int((given != 0).sum()) > given.numel() / 2
+
+
+def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
+    """Count the samples that a mean is taken over, by the factor that is missing where autograd tells it."""
+    hand, expected = trial.given[index], None if trial.expected is None else trial.expected[index]
+    if hand is not None and expected is not None and bool((hand != 0).any()):
+        return round(float((expected / hand)[hand != 0].median()))
+    leaves = [leaf for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > axis]
+    return max(leaf.shape[axis] for leaf in leaves)
 
 
 def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:

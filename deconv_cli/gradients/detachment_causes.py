@@ -70,14 +70,23 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = "stay with floating point; cast only what serves as an index"
     elif found.by_mode:
         why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
-        label, suggestion = "no_grad", _switching_on(found)
+        if found.is_draw:
+            why = ".sample() draws numbers without a gradient, so that none reaches the parameters of the distribution."
+        label, suggestion = ".sample()" if found.is_draw else "no_grad", _switching_on(found)
     elif name.endswith(".apply") and found.is_hidden:
         why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
         suggestion = "hand the parameter to apply, and return its gradient from backward"
     elif name.endswith(".apply"):
         why = f"{label.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
         suggestion = "return a gradient for every input from backward"
-    return Cause(label, found.location, why, suggestion)
+    return Cause(label, _where(found), why, suggestion)
+
+
+def _where(found: Detachment) -> CodeLocation:
+    """Find the line to change: where gradients are switched off around a call, that line and not one of the model's."""
+    switch = found.switch
+    is_outside = switch is not None and switch.code.startswith("with ") and switch.function != found.location.function
+    return switch if switch is not None and is_outside else found.location
 
 
 def _instead_of_comparing(code: str) -> str:
@@ -104,7 +113,8 @@ def _switching_on(found: Detachment) -> str:
     if found.by_library:
         return "the library that this line calls switches gradients off itself; use another function of it"
     if line.startswith("with ") or found.switch is None:
-        return "move this line out of the torch.no_grad() block; what is not to be trained is better frozen"
+        what = "this line" if _where(found) is found.location else "the call"
+        return f"move {what} out of the torch.no_grad() block; what is not to be trained is better frozen"
     if "set_grad_enabled" in line or "no_grad" in line:
         return (
             f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"

@@ -1,25 +1,30 @@
-"""The comparison with finite differences, in double precision where the model runs in it."""
+"""The comparison with finite differences, of first and second derivatives, in double precision where that works."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
-from deconv_cli.gradients.canceled_gradients import canceled_alike, is_constant
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, compare_along
+from deconv_cli.gradients.finite_differences.directional import (
+    N_ERROR_BARS,
+    TOLERANCE,
+    Comparison,
+    Outcome,
+    compare_along,
+)
 from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 from deconv_cli.gradients.finite_differences.search import MAX_RESOLUTION, compare_tensors
 from deconv_cli.gradients.recurrence.time_series import TimeSeries, has_loops, series_of_loops
 from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
-from deconv_cli.gradients.second_order import compare_second_derivatives
-from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -191,3 +196,92 @@ def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module.weight is parameter and module.padding_idx is not None
     )
+
+
+_CANCELED = 1e-10
+"""A gradient so many times smaller than what comes up to its parameter has canceled."""
+
+
+def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
+    """Measure the largest gradient that comes up to what reads a parameter."""
+    nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
+    return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
+
+
+def is_constant(
+    parameter: nn.Parameter, gradient: torch.Tensor, backward: BackwardTrace, function: ScalarFunction
+) -> bool:
+    """Return whether a bias cannot matter: gradients come up to it and cancel, and the loss does not move with it."""
+    readers, arriving = backward.readers_of(parameter), _arriving(parameter, backward)
+    if parameter.ndim > 1 or not arriving or float(gradient.abs().max()) > _CANCELED * arriving:
+        return False
+    if any("Mul" in type(node).__name__ for node, _ in readers):
+        return False
+    moved = TensorGradient("", parameter, gradient)
+    generator = torch.Generator().manual_seed(0)
+    values = [function.at([Direction.random(moved, generator)], step) for step in (0.1, 1.0)]
+    return all(abs(value - function.base) <= 1e-9 * abs(function.base) + 4 * function.noise for value in values)
+
+
+def canceled_alike(
+    tensors: list[TensorGradient], results: Mapping[str, Comparison | None], backward: BackwardTrace
+) -> dict[str, Comparison]:
+    """Find gradients that cancel, though not by construction, and finite differences that are as small.
+
+    There is no relative error of nothing; beside what comes up to the parameter, both are nothing.
+    """
+    settled = {}
+    for moved in tensors:
+        found = results.get(moved.name)
+        size = _arriving(moved.tensor, backward) * moved.scale * math.sqrt(moved.tensor.numel())
+        if found is None or found.outcome is not Outcome.UNSURE or not size:
+            continue
+        resolution = (abs(found.autograd) + abs(found.numeric) + N_ERROR_BARS * found.error_bar) / size
+        if resolution <= TOLERANCE:
+            settled[moved.name] = replace(found, outcome=Outcome.AGREES, resolution=resolution)
+    return settled
+
+
+def compare_second_derivatives(
+    subject: Subject, names: list[str], epsilon: float, budget: float
+) -> tuple[dict[str, Comparison | None], list[str]]:
+    """Compare the Hessian along a random vector with finite differences of the gradient along it, in `budget` seconds.
+
+    `epsilon` is the relative precision of the loss.
+
+    Returns:
+        The comparisons by name, and sentences on what could not be compared.
+    """
+    if not names:
+        return {}, []
+    parameters = [subject.parameters[name] for name in names]
+    generator = torch.Generator().manual_seed(subject.seed + 2)
+    along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def slope(*, keep_graph: bool) -> torch.Tensor:
+        loss = as_scalar(subject.run()[1])
+        gradients = torch.autograd.grad(loss, parameters, create_graph=keep_graph, allow_unused=True)
+        terms = [(g * v).sum() for g, v in zip(gradients, along, strict=True) if g is not None]
+        return torch.stack(terms).sum()
+
+    try:
+        value = slope(keep_graph=True)
+        second = (
+            torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(names)
+        )
+    except RuntimeError as error:
+        return {}, [f"second derivatives: autograd cannot differentiate twice here ({first_line(error)})"]
+    tensors = [
+        TensorGradient(name, parameter, torch.zeros_like(parameter) if gradient is None else gradient)
+        for name, parameter, gradient in zip(names, parameters, second, strict=True)
+    ]
+    function = ScalarFunction(lambda: float(slope(keep_graph=False)), epsilon, time.monotonic() + budget)
+    results = compare_tensors(function, tensors, seed=subject.seed + 3)
+    unclear = [name for name, found in results.items() if found is None or not _is_clear(found)]
+    return results, [f"{name}: its second derivative could not be compared sharply" for name in unclear]
+
+
+def _is_clear(found: Comparison) -> bool:
+    """Return whether there is an outcome, or zero on both sides, of which there is no relative error."""
+    is_flat = found.autograd == 0 and not math.isfinite(found.resolution)
+    return found.outcome is not Outcome.UNSURE or (is_flat and abs(found.numeric) <= 5 * found.error_bar)

@@ -14,8 +14,7 @@ from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
 from deconv_cli.gradients.first_steps import FirstSteps
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.parameter_writes import Overwritten
-from deconv_cli.gradients.reruns import Repetition, Response
+from deconv_cli.gradients.reruns import Overwritten, Repetition, Response
 from deconv_cli.gradients.stray_weights import Unregistered
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.autograd_graph import distances_from
@@ -123,6 +122,10 @@ class Evidence:
         found = self.comparison(name)
         return found.outcome if found is not None else None
 
+    def differs(self, name: str) -> bool:
+        """Return whether a gradient differs from finite differences."""
+        return self.outcome(name) is Outcome.DIFFERS
+
     def second_comparison(self, name: str) -> Comparison | None:
         """Return how a second derivative compares with finite differences, None where it was not compared."""
         return self.double.second.get(name) if self.double is not None else None
@@ -162,5 +165,5 @@ class Evidence:
         second = self.second_comparison(name)
         is_curved_wrongly = second is not None and second.outcome is Outcome.DIFFERS
         is_compared = name in self.double.results
-        is_wrong = self.outcome(name) is Outcome.DIFFERS or bool(self.wrong_inputs_before(name))
+        is_wrong = self.differs(name) or bool(self.wrong_inputs_before(name))
         return is_compared and not is_wrong and not is_curved_wrongly

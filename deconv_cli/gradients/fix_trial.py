@@ -6,7 +6,8 @@ import contextlib
 import gc
 import linecache
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType
 
 import torch
@@ -17,11 +18,10 @@ from deconv_cli.gradients.automatic_fix import (
     line_without_detachment,
     line_without_wrapper,
 )
-from deconv_cli.gradients.in_place_writes import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace
+from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, InPlaceWrite
 from deconv_cli.gradients.tracing.operations import WRAPPING
 
 _MAX_LINES = 4
@@ -136,3 +136,32 @@ def _same_code(module: CodeType, wanted: CodeType) -> CodeType:
             return code
         waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     raise LookupError(wanted.co_name)
+
+
+_MESSAGE = re.compile(
+    r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
+)
+"""What torch says of the tensor: its shape, the node that made it, and how often it was written."""
+
+
+def writes_at_fault(error: Exception | None, writes: Sequence[InPlaceWrite]) -> list[InPlaceWrite] | None:
+    """List the writes that fit what torch says of the tensor; None where it says nothing of the kind."""
+    found = _MESSAGE.search(str(error)) if error is not None else None
+    if found is None:
+        return None
+    shape = tuple(int(size) for size in found[1].split(",") if size.strip())
+    node, actual, expected = found[2], int(found[3]), int(found[4])
+    fitting = [write for write in writes if write.shape == shape and expected < write.version <= actual]
+    exact = [write for write in fitting if node is None or write.node == node]
+    return exact or fitting or list(writes)
+
+
+def line_out_of_place(source: str) -> str | None:
+    """Write a line so that it makes a new tensor; None where that is not certain."""
+    augmented = re.fullmatch(r"([\w.\[\]]+)\s*([-+*/@])=\s*(.+)", source)
+    if augmented and "[" not in augmented[1]:
+        return f"{augmented[1]} = {augmented[1]} {augmented[2]} {augmented[3]}"
+    method = re.fullmatch(r"(?:([\w.]+)\s*=\s*)?([\w.]+)\.(\w+)_\((.*)\)", source)
+    if method:
+        return f"{method[1] or method[2]} = {method[2]}.{method[3]}({method[4]})"
+    return None

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch.autograd.function import FunctionCtx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors_in import real
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
+from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -72,7 +74,8 @@ class FunctionTrial:
 
     def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
         """Differentiate by the hand-written backward, for incoming gradients."""
-        return differentiate(self.outputs(), list(self.tensors.values()), weights or self.weights)
+        own = [weight.clone() for weight in weights or self.weights]  # backward may write to what it is given
+        return differentiate(self.outputs(), list(self.tensors.values()), own)
 
     @cached_property
     def given(self) -> Gradients:
@@ -93,6 +96,38 @@ class FunctionTrial:
         has_setup = self.function.setup_context is not torch.autograd.Function.setup_context
         context = () if has_setup else (_Context(),)
         return real(self.function.forward(*context, *self.arguments()))
+
+    def known_values(self) -> list[torch.Tensor]:
+        """List what forward computes and takes, and the gradients by all of that, as autograd gives them."""
+        with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
+            outputs = self.pieces()
+            found = [*self.tensors.values(), *mode.tensors]
+            gradients = differentiate(outputs, [tensor for tensor in found if tensor.requires_grad], self.weights)
+            return [*(g for g in gradients if g is not None), *(tensor.detach() for tensor in found)]
+        return []
+
+    def proof_of_surrogate(self, index: int) -> str:
+        """Say what proves that a gradient is a surrogate for that of a step; empty where nothing does."""
+        given = self.given[index]
+        for is_limited_before in (False, True):
+            mode = StepsPassedThrough(is_limited_before=is_limited_before)
+            with contextlib.suppress(Exception), torch.enable_grad(), mode:
+                outputs = self.pieces()
+                passed = differentiate(outputs, list(self.tensors.values()), self.weights)[index]
+                if mode.steps and given is not None and passed is not None and torch.allclose(given, passed, rtol=1e-6):
+                    return f"it is the derivative of forward with {' and '.join(mode.steps)} passed straight through"
+        return "forward stays the same where this input moves a little, and changes in steps" * self._is_step(index)
+
+    def _is_step(self, index: int) -> bool:
+        """Return whether the outputs stay the same, to the bit, under small changes of an input and not under large."""
+        position, tensor = list(self.tensors.items())[index]
+        generator = torch.Generator().manual_seed(2)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.detach().abs().mean()
+        with torch.no_grad():
+            before = self.outputs()
+            moved = {size: self._with({position: tensor.detach() + size * noise}).outputs() for size in (1e-7, 1.0)}
+        is_same = {size: all(map(torch.equal, before, outputs)) for size, outputs in moved.items()}
+        return is_same[1e-7] and not is_same[1.0]
 
     def moved(self) -> FunctionTrial:
         """Change all numbers that it is differentiated by."""
@@ -148,6 +183,47 @@ class FunctionTrial:
             yield {j: 0 for j, other in sizes.items() if other and other[0] == shape[axis]} | like
 
 
+class _Collecting(TorchFunctionMode):
+    """Collects all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run one function."""
+        result = func(*args, **(kwargs or {}))
+        self.tensors += real(result)
+        return result
+
+
+class StepsPassedThrough(TorchFunctionMode):
+    """Lets gradients pass rounding and signs as if these were not there, and notes them as `steps`.
+
+    A limit of what was rounded is, with `is_limited_before`, that of what goes into the rounding.
+    """
+
+    def __init__(self, *, is_limited_before: bool) -> None:
+        super().__init__()
+        self.steps: dict[str, None] = {}
+        self._is_limited_before = is_limited_before
+        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run one function."""
+        result, name = func(*args, **(kwargs or {})), plain_name(func).strip("_")
+        if name in STEPS and len(args) == 1:
+            self.steps[name] = None
+            passed = args[0] + (result - args[0]).detach()
+            self._before[id(passed)] = args[0], passed
+            return passed
+        known = self._before.get(id(args[0])) if args and self._is_limited_before else None
+        if known is not None and name in ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"):
+            limited = func(known[0], *args[1:], **(kwargs or {}))
+            return limited + (result - limited).detach()
+        return result
+
+
 class _Context(FunctionCtx):
     """The context of a forward that autograd itself differentiates."""
 
@@ -168,11 +244,6 @@ def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:
     return {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in positions}
-
-
-def real(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401  whatever a Function gives
-    """List the floating-point tensors among outputs."""
-    return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
 def differentiate(

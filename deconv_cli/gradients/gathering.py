@@ -18,11 +18,16 @@ from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.first_steps import is_uneven, take_first_steps
 from deconv_cli.gradients.fix_trial import find_failing_fixes
 from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
-from deconv_cli.gradients.non_finite_sources import find_non_finite_sources
 from deconv_cli.gradients.other_batches import find_reached_by_others
-from deconv_cli.gradients.parameter_writes import find_overwritten
 from deconv_cli.gradients.plain_containers import describe_plain_containers
-from deconv_cli.gradients.reruns import describe_randomness, find_moved_from_outside, measure_responses, repeat
+from deconv_cli.gradients.reruns import (
+    describe_randomness,
+    find_moved_from_outside,
+    find_non_finite_sources,
+    find_overwritten,
+    measure_responses,
+    repeat,
+)
 from deconv_cli.gradients.stray_weights import find_unregistered
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors_in import norm_of
@@ -51,10 +56,22 @@ def gather_evidence(
     Raises:
         UsageError: the model cannot be run on these inputs.
     """
+    with contextlib.ExitStack() as stack:
+        return _gather(subject, stack, budget, second_order=second_order, on_progress=on_progress)
+
+
+def _gather(
+    subject: Subject,
+    stack: contextlib.ExitStack,
+    budget: float,
+    *,
+    second_order: bool,
+    on_progress: Callable[[str], None],
+) -> Evidence:
     _shape_lazy_layers(subject)
     weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
     on_progress("watching forward and backward")
-    forward = _first_forward(subject)
+    forward = _first_forward(subject, stack)
     started = time.monotonic()
     repetition = repeat(subject, forward)
     # Passes that are warm: the first one of a process also loads and compiles.
@@ -138,11 +155,20 @@ def _explaining() -> Iterator[None]:
         ) from error
 
 
-def _first_forward(subject: Subject) -> ForwardTrace:
-    """Run forward for the first time, and settle which parameters it writes to, which later runs put back."""
+def _first_forward(subject: Subject, stack: contextlib.ExitStack) -> ForwardTrace:
+    """Run forward for the first time, and settle which parameters it writes to, which later runs put back.
+
+    Parameters that the first pass alone writes to are initialized by it: they keep these values until `stack` ends.
+    """
     subject.written = frozenset(subject.parameters)
-    with _explaining():
-        forward = trace_forward(subject)
+    with contextlib.ExitStack() as own, _explaining():
+        own.enter_context(subject.untouched_state())
+        with subject.starting():
+            forward = trace_forward(subject)
+            later = trace_forward(subject) if forward.log.parameter_writes else forward
+        if later.log.parameter_writes.keys() < forward.log.parameter_writes.keys():
+            forward = later
+            stack.push(own.pop_all())
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
     return forward
 

@@ -24,14 +24,24 @@ class GradientError:
 
     Attributes:
         rows: first and last wrong row of the first axis, whose length is `n_rows`.
-        is_step: the forward is a step, whose true derivative is zero: a surrogate gradient.
+        surrogate: what proves that the gradient stands in the place of a derivative that is zero; empty without proof.
     """
 
     comparison: Comparison
     rows: tuple[int, int]
     n_rows: int
-    is_step: bool
     reference: str
+    surrogate: str = ""
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Which of three or four stacked blocks, as those of gates, holds all wrong rows; None where no one does."""
+        first, last = self.rows
+        for n_blocks in (4, 3):
+            size = self.n_rows // n_blocks
+            if size > 1 and self.n_rows % n_blocks == 0 and first // size == last // size:
+                return first // size, n_blocks
+        return None
 
     @property
     def is_one_factor(self) -> bool:
@@ -67,11 +77,11 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
         if outcome in (Outcome.AGREES, Outcome.KINK):
             return None
         if compare_along(function, [Direction(by_autograd, 0, direction)]).outcome is Outcome.AGREES:
-            return _error_by_autograd(hand, expected, off)
+            return replace(_error_by_autograd(hand, expected, off), surrogate=trial.proof_of_surrogate(index))
     found = compare_tensors(function, [moved])["input"]
     if found is None or found.outcome is not Outcome.DIFFERS:
         return None
-    return _error_by_differences(found, tensor)
+    return replace(_error_by_differences(found, tensor), surrogate=trial.proof_of_surrogate(index))
 
 
 def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
@@ -83,7 +93,6 @@ def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientEr
         replace(found, n_wrong=n_wrong, n_tried=tensor.numel()),
         rows=(0, tensor.shape[0] - 1) if is_everywhere and tensor.ndim else (row, row),
         n_rows=tensor.shape[0] if tensor.ndim else 1,
-        is_step=abs(found.numeric) <= 10 * found.error_bar and abs(found.autograd) > 1e-3,
         reference="finite differences",
     )
 
@@ -113,6 +122,5 @@ def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Te
         comparison,
         rows=(int(rows[0]), int(rows[-1])),
         n_rows=hand.shape[0] if hand.ndim else 1,
-        is_step=not bool(expected.any()),
         reference="autograd of the same forward",
     )

@@ -5,6 +5,8 @@ Random numbers are drawn as they are in single precision, so that a layer left o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.operations import plain_name
-from deconv_cli.gradients.wide_kernels import wide_kernel
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _WIDE: dict[object, object] = dict.fromkeys(_NARROW, torch.float64)
@@ -61,3 +62,36 @@ def _to_float64(value: Any) -> Any:  # noqa: ANN401  anything that a function of
     if not isinstance(value, torch.Tensor) or value.dtype not in _WIDE:
         return value
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _multiply_groups(
+    rows: torch.Tensor,
+    matrices: torch.Tensor,
+    *,
+    offs: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Multiply each group of rows, shape (rows, n), by its own matrix, shape (groups, n, m), as experts do.
+
+    Args:
+        rows: group after group.
+        matrices: one for each group.
+        offs: where each group ends; rows after the last one count for nothing.
+        bias: added to all products.
+        out_dtype: of the result, where it is another one.
+    """
+    ends = [0, *offs.tolist()]
+    groups = zip(pairwise(ends), matrices, strict=True)
+    products = [rows[first:end] @ matrix for (first, end), matrix in groups]
+    product = torch.cat([*products, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
+    return (product if bias is None else product + bias).to(out_dtype or product.dtype)
+
+
+def wide_kernel(name: str, arguments: Any) -> Callable[..., torch.Tensor] | None:  # noqa: ANN401  torch's own
+    """Return what computes the same in float64 where torch does not, None where it does."""
+    if name not in ("grouped_mm", "_grouped_mm"):
+        return None
+    is_double = all(isinstance(a, torch.Tensor) and a.dtype is torch.float64 for a in arguments[:2])
+    is_of_groups = is_double and [a.ndim for a in arguments[:2]] == [2, 3]
+    return _multiply_groups if is_of_groups else None

@@ -1,16 +1,21 @@
-"""Whether other data reach a parameter that this batch does not, as they do with experts and with layers left out."""
+"""Other data for a model or a module: whether they reach a parameter that this batch does not, and mix samples."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.batch_independence import BatchIndependence, try_batch
+from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 
 _POWERS = (6.0, 1 / 6, 3.0, 1 / 3, 2.0, 1 / 2)
 """How far the same data are moved apart or together, where a model takes them in no other order."""
@@ -101,3 +106,33 @@ def _moved_apart(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or an
     share = (leaf - low) / (high - low).clamp_min(torch.finfo(leaf.dtype).tiny)
     above, below = share**power, (1 - share) ** power
     return low + (high - low) * above / (above + below)
+
+
+def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
+    """Name the parameters of a module that get no gradient from its last arguments, and do from other data."""
+    try:
+        given = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, arguments)
+        subject = Subject(copy.deepcopy(module), given, {}, None, projection)
+        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
+    except Exception:  # noqa: BLE001  a module may not be made to be copied, or to take other data
+        return frozenset()
+
+
+def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:
+    """Try the one module of a pass on its last arguments; nothing is found where it has no single batch for an input.
+
+    Args:
+        modules: those that the script called itself in the pass.
+        arguments: what they were called with last, by the id of the module.
+    """
+    given: tuple[Any, ...] = arguments.get(id(modules[0]), ()) if len(modules) == 1 else ()
+    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
+        return BatchIndependence(None)
+    try:
+        # The script goes on with its own module, which may keep something of each call.
+        module = copy.deepcopy(modules[0])
+        subject = Subject(module, (given[0].detach().clone(),), {}, None, projection)
+        with subject.in_double():
+            return try_batch(subject)
+    except Exception as error:  # noqa: BLE001  a module may not be made to be copied, or to run in evaluation mode
+        return BatchIndependence(0, doubt=str(error))

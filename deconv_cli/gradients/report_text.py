@@ -24,6 +24,7 @@ _OF_ALL = {
     "IN-PLACE": "what backward needs is overwritten",
     "BATCH-LEAK": "samples leak into one another",
     "EXPLODING": "gradients explode through time",
+    "DETACHED": "a draw carries no gradient",
     "WRONG": "a hand-written backward is wrong",
 }
 """Findings of the model as a whole, in plain words."""

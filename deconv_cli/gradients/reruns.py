@@ -1,4 +1,4 @@
-"""The loss computed again: whether it is the same, and whether it changes with a parameter."""
+"""The loss computed again: whether it is the same, whether it changes with a parameter, and what forward writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 
 
@@ -96,6 +98,11 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
             behind = 0
             for use in uses:
                 behind |= use.lost
+            returned = getattr(subject.model, "returned", None)
+            if returned is not None:  # a recorded pass does not compute with plain values again
+                moved[lines] = not returned.isdisjoint(lines)
+                found |= {name} if moved[lines] else set()
+                continue
             names = [other for other in subject.trainable if forward.bit(other) & behind]
             moved[lines] = any(_loss_changes_with(subject, other, _LARGE_CHANGES) for other in names)
         if moved[lines]:
@@ -123,3 +130,62 @@ def _loss_changes_with(subject: Subject, name: str, sizes: tuple[float, ...]) ->
     finally:
         parameter.data.copy_(kept)
     return False
+
+
+_MAX_SOURCES = 3
+
+
+def find_non_finite_sources(subject: Subject) -> tuple[str, ...]:
+    """Describe the parameters, buffers, inputs and targets that are not finite, a few words each."""
+    given = tensors_in((subject.arguments, subject.keywords))
+    named: list[tuple[str, torch.Tensor]] = [
+        *((f"the parameter '{name}'", parameter) for name, parameter in subject.parameters.items()),
+        *((f"the buffer '{name}'", buffer) for name, buffer in subject.model.named_buffers()),
+        *((f"an input of shape {tuple(tensor.shape)}", tensor) for tensor in given),
+        *(("the target", tensor) for tensor in tensors_in(subject.target)),
+    ]
+    found = [words for words, tensor in named if not bool(tensor.detach().isfinite().all())]
+    return tuple(dict.fromkeys(found))[:_MAX_SOURCES]
+
+
+@dataclass(frozen=True)
+class Overwritten:
+    """A parameter that is written to: whether any change of it is `lost`, else each pass changes it further."""
+
+    location: CodeLocation
+    is_lost: bool
+
+
+def find_overwritten(subject: Subject, written: dict[str, CodeLocation]) -> dict[str, Overwritten]:
+    """Try the parameters that forward wrote to on the given lines.
+
+    A projection, such as a clamp or a limit of the norm, keeps what lies within its limits and does nothing the second
+    time: it is sound.
+    """
+    found = {}
+    for name, location in written.items():
+        parameter = subject.parameters[name]
+        if not parameter.requires_grad:
+            continue
+        own = parameter.data
+        before = own.clone()
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(before.shape, generator=generator).to(before) * before.abs().mean().clamp_min(0.1) * 1e-2
+        once = _after_a_pass(subject, name, before)
+        moved = _after_a_pass(subject, name, once / 2 + noise)
+        twice = _after_a_pass(subject, name, once)
+        parameter.data = own
+        if torch.equal(once, moved):
+            found[name] = Overwritten(location, is_lost=True)
+        elif not torch.allclose(twice, once, rtol=1e-6):
+            found[name] = Overwritten(location, is_lost=False)
+    return found
+
+
+def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Tensor:
+    """Return what a pass leaves of a parameter."""
+    parameter = subject.parameters[name]
+    parameter.data = start.clone()
+    with subject.keeping_writes_to(name):
+        subject.run()
+    return parameter.data.clone()

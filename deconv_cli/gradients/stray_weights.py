@@ -41,7 +41,7 @@ def find_unregistered(subject: Subject, forward: ForwardTrace) -> tuple[Unregist
     known = {id(parameter) for parameter in (*subject.parameters.values(), *_parameters_of(subject.loss))}
     known |= {id(weight) for module in subject.model.modules() for weight in module._parameters.values()}
     known |= {id(tensor) for tensor in tensors_in((subject.arguments, subject.keywords, subject.target))}
-    known |= {id(tensor) for tensor in forward.log.differentiated_by}
+    known |= {id(tensor) for tensor in (*forward.log.differentiated_by, *forward.log.wrapped)}
     owners = dict(_owners(subject.model, known))
     found: dict[str, Unregistered] = {}
     above: dict[Node, Node] = {}
@@ -91,7 +91,10 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
         for member, buffer in module._buffers.items():
             if buffer is not None and buffer.requires_grad and buffer.is_leaf:
                 yield id(buffer), (f"self.{member}{inside}", "buffer")
-        for member, value in vars(module).items():
+        derived = {
+            name: buffer for name, buffer in module._buffers.items() if buffer is not None and not buffer.is_leaf
+        }
+        for member, value in (*derived.items(), *vars(module).items()):
             if member in REGISTERED or member.endswith("_hooks"):
                 continue
             owner = f"self.{member}{inside}"

@@ -45,6 +45,7 @@ class Subject:
     """By name, each once."""
     _held: HeldConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
+    _is_starting: bool = field(default=False, init=False)
     written: frozenset[str] = field(default=frozenset(), init=False)
     """Parameters that forward itself writes to, which are put back after every run."""
 
@@ -81,7 +82,8 @@ class Subject:
     def _watched_run(self) -> Iterator[None]:
         """Run as this subject is set up to: in double precision, with values held constant, buffers put back after."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._untouched_buffers())
+            if not self._is_starting:
+                stack.enter_context(self.untouched_state())
             if self._is_in_double:
                 stack.enter_context(LiftedCasts())
             if self._held is not None:
@@ -89,8 +91,8 @@ class Subject:
             yield
 
     @contextlib.contextmanager
-    def _untouched_buffers(self) -> Iterator[None]:
-        """Keep running statistics and the like as they are; a module may also replace a buffer by another tensor."""
+    def untouched_state(self) -> Iterator[None]:
+        """Put back buffers, and the parameters that are written to; a module may also replace a buffer by another."""
         # What watches the run is to see neither the copies nor that they are put back.
         with torch._C.DisableTorchFunction():
             kept = [
@@ -111,6 +113,15 @@ class Subject:
                     module._buffers[name] = buffer
                     if not torch.equal(buffer, values):
                         buffer.data.copy_(values)
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Leave for a while all that forward writes, as in the first passes of a training."""
+        self._is_starting = True
+        try:
+            yield
+        finally:
+            self._is_starting = False
 
     @contextlib.contextmanager
     def keeping_writes_to(self, name: str) -> Iterator[None]:
@@ -242,6 +253,20 @@ class Subject:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextlib.contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the random numbers of torch, Python and NumPy back to where they were."""
+    numpy = sys.modules.get("numpy")
+    kept, kept_numpy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(kept)
+        if numpy:
+            numpy.random.set_state(kept_numpy)
 
 
 def seed_everything(seed: int) -> None:

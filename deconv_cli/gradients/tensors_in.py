@@ -20,6 +20,11 @@ def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that
     return tensors
 
 
+def real(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
+    """List the floating-point tensors in what holds tensors."""
+    return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+
+
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """Convert a tensor to double precision, complex where it is complex; sparse ones are made dense."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
@@ -29,3 +34,11 @@ def to_float64(tensor: torch.Tensor) -> torch.Tensor:
 def norm_of(tensor: torch.Tensor) -> float:
     """Compute the Euclidean norm, of complex numbers by their magnitudes."""
     return float(to_float64(tensor).norm())
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a key of the memory of a tensor, the same for its views; of one without any a key of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return -id(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deconv_cli.gradients.cures import straight_through
+from deconv_cli.gradients.cure_trial import straight_through
 from deconv_cli.gradients.tracing.operations import STEPS, words
 
 SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"

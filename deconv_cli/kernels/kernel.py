@@ -14,9 +14,8 @@ from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.geometry import Geometry, Padding
+from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.layer_geometry import LayerGeometry, pick_input_size
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.vocabulary import AXES_BY_SHAPE, Size
 

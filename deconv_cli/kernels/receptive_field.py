@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.taps import Tap, product_of_the_others
+from deconv_cli.operators.tap_convolution import Tap, product_of_the_others
 from deconv_cli.vocabulary import is_whole
 
 Slopes: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

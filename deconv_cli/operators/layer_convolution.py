@@ -16,11 +16,9 @@ from deconv_cli.layer_options import AxisOptions, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64, torus_symbol
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import CONVOLUTIONS, full_precision_convolutions
+from deconv_cli.operators.convolution import CONVOLUTIONS, Convolution, full_precision_convolutions
 from deconv_cli.operators.extension import Extension
-from deconv_cli.operators.geometry import Geometry, Padding, Pads
-from deconv_cli.operators.layer_geometry import GridAxis, LayerGeometry
+from deconv_cli.operators.geometry import Geometry, GridAxis, LayerGeometry, Padding, Pads
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.operators.phases import rearranged_taps, transposed_taps
 from deconv_cli.operators.spectrum import (

@@ -1,10 +1,11 @@
-"""The linear operator: what every blur, boundary rule, penalty and preconditioner is."""
+"""Linear operators: what every blur, boundary rule, penalty and preconditioner is; and the derivative of a function."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -225,3 +226,123 @@ class Identity(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return `y` as it is."""
         return y
+
+
+class InPrecision(LinearOperator):
+    """The same operator for images of another dtype, which are converted on the way in and on the way out.
+
+    Args:
+        operator: computes in its own dtype.
+        dtype: of the images.
+    """
+
+    def __init__(self, operator: LinearOperator, dtype: torch.dtype) -> None:
+        self._operator, self.dtype, self.device = operator, dtype, operator.device
+        self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
+        return self._operator.forward(x.to(self._operator.dtype)).to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the adjoint to `y` of shape `(*batch, *output_shape)`."""
+        return self._operator.adjoint(y.to(self._operator.dtype)).to(y.dtype)
+
+
+def check_tensor(found: object, role: str) -> None:
+    """Refuse what is no dense tensor of torch.
+
+    Args:
+        found: what was given.
+        role: what it is called in the message.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(found, Tensor):
+        what = f"a {type(found).__name__}; torch.as_tensor makes one."
+    elif found.layout != torch.strided:
+        what = f"one of layout {found.layout}; to_dense makes one."
+    elif found.is_meta:
+        what = "one without values, on the device meta."
+    else:
+        return
+    raise UsageError(f"{role} must be a dense torch.Tensor, but is {what}")
+
+
+Function = Callable[[Tensor], Tensor]
+"""A function of a batch: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """The graph of f and of Jᵀu: `x` and `y` of shape `(B, ...)`, a dummy `u` of the shape of `y`, and Jᵀu."""
+
+    x: Tensor
+    y: Tensor
+    u: Tensor
+    pulled: Tensor
+
+
+class Linearization(LinearOperator):
+    """The derivative J of a function f at one point: f(x + d) ≈ f(x) + Jd, exactly where f is affine.
+
+    The products with J and Jᵀ come from one graph: Jᵀu is linear in u, so that its own derivative in the direction d is
+    Jd (Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994, applied to the first
+    derivative). Only backward formulas are needed, which every layer of torch has.
+
+    Args:
+        function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself. A
+            `torch.nn.Module` in evaluation mode is one.
+        at: the point, shape `input_shape`; its dtype and device are those of the arithmetic.
+
+    Attributes:
+        value: f at the point, shape `output_shape`; for an affine function f(x) = Ax + b at zero that is b.
+
+    Raises:
+        UsageError: f does not depend on its input, or not in a way that torch differentiates.
+    """
+
+    def __init__(self, function: Function, at: Tensor) -> None:
+        if not callable(function):
+            raise UsageError(f"the function must be callable, but is of type {type(function).__name__}.")
+        check_type(at, Tensor, "the point")
+        self._function, self._at = function, at.detach()
+        self.input_shape = tuple(at.shape)
+        self.dtype, self.device = at.dtype, at.device
+        self._graph = self._trace(1)
+        self.value = self._graph.y.detach()[0]
+        self.output_shape = tuple(self.value.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute Jd for a direction of shape `(*batch, *input_shape)`."""
+        d = x.reshape(-1, *self.input_shape)
+        graph = self._of_batch(len(d))
+        (image,) = torch.autograd.grad(graph.pulled, graph.u, d, retain_graph=True)
+        return image.reshape(*x.shape[: x.ndim - len(self.input_shape)], *self.output_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Compute Jᵀu for `u` of shape `(*batch, *output_shape)`."""
+        u = y.reshape(-1, *self.output_shape)
+        graph = self._of_batch(len(u))
+        (pulled,) = torch.autograd.grad(graph.y, graph.x, u, retain_graph=True)
+        return pulled.reshape(*y.shape[: y.ndim - len(self.output_shape)], *self.input_shape)
+
+    def _of_batch(self, n: int) -> _Graph:
+        """Give the graph for a batch of `n`; the last one is kept, since an iteration asks for the same again."""
+        if len(self._graph.x) != n:
+            self._graph = self._trace(n)
+        return self._graph
+
+    def _trace(self, n: int) -> _Graph:
+        with torch.enable_grad():
+            x = self._at.expand(n, *self._at.shape).clone().requires_grad_()
+            y = self._function(x.clone())  # a layer may work in place, which a leaf of the graph does not allow
+            if not y.requires_grad:
+                raise UsageError(
+                    "the function should depend on its input in a way that torch differentiates, but its output does "
+                    "not; check that it neither detaches nor rounds it."
+                )
+            u = torch.zeros_like(y, requires_grad=True)
+            (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+        return _Graph(x, y, u, pulled)

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators.boundaries.rule import BoundaryRule
-from deconv_cli.operators.geometry import Pads
-from deconv_cli.operators.layer_geometry import GridAxis
+from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 
 NOTHING = -1

@@ -23,8 +23,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Padding
 from deconv_cli.operators.linear_operator import LinearOperator

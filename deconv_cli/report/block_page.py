@@ -1,32 +1,118 @@
-"""The page of a picture that was restored in blocks: the whole as a thumbnail, and some pieces pixel by pixel."""
+"""A run over blocks, as JSON and as a page: the whole as a thumbnail, and some pieces pixel by pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_extras import thumbnails_of
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+from deconv_cli.blocks.block_run import BlockRun
+from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.examined_pieces import ExaminedPiece, ExaminedPieces
+from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import N_CHANNELS
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.report.block_record import BlockInvertRun, describe_block_run
-from deconv_cli.report.comparison import Comparison, draw_comparison, draw_views
 from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
-from deconv_cli.report.page import PageContents, draw_plots, fill_page
-from deconv_cli.report.page_header import PageHeader, as_sentence, describe_lambda, describe_trust
-from deconv_cli.report.page_images import images_to_show
+from deconv_cli.report.page import (
+    PageContents,
+    PageHeader,
+    as_sentence,
+    describe_lambda,
+    describe_trust,
+    draw_plots,
+    fill_page,
+)
 from deconv_cli.report.page_pictures import ScaledImage
-from deconv_cli.report.plan_section import describe_plan_section
-from deconv_cli.report.run import InputFile, InvertRun, OutputFile
-from deconv_cli.report.shown_images import show_images
+from deconv_cli.report.page_sections import describe_plan_section
+from deconv_cli.report.reconstruction_record import describe_predicted_error
+from deconv_cli.report.record import SCHEMA, Record
+from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
+from deconv_cli.report.run_record import describe_environment, describe_kernel
+from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, images_to_show, show_images
 from deconv_cli.vocabulary import InputKind, counted, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True, eq=False)
+class BlockInvertRun(Run):
+    """A finished run of `deconv invert` over blocks.
+
+    `spacing` holds the distances of neighboring samples along the axes of space, in micrometers, where they are known.
+    """
+
+    reconstruction: BlockReconstruction
+    spacing: tuple[float, ...] | None = None
+
+    @property
+    def task(self) -> BlockTask:
+        """What was done to each block: it knows the input and the output."""
+        return self.reconstruction.task
+
+
+def describe_block_run(run: BlockInvertRun) -> Record:
+    """Write a run as a JSON object; the samples have no hash, since the file may be of any size."""
+    return {
+        "schema": SCHEMA,
+        "command": "invert",
+        "inputs": [_describe_source(run.task)],
+        "kernel": describe_kernel(run.kernel),
+        **run.reconstruction.record,
+        "predicted_error": _describe_error(run.reconstruction.expected_error),
+        "output": _describe_target(run.task),
+        "notes": list(run.notes),
+        **describe_environment(run.environment),
+        "rerun": run.rerun,
+    }
+
+
+def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
+    """Write the plan of a run as a JSON object, or of a share of it, of which `n_done` blocks are done."""
+    lams = run.task.plan.choices.lams
+    return {
+        "schema": SCHEMA,
+        "command": "invert",
+        "dry_run": n_done is None,
+        "n_done": n_done or 0,
+        "inputs": [_describe_source(run.task)],
+        "lambda": lams[0] if len(lams) == 1 else list(lams) or None,
+        "weight": run.task.plan.choices.weight,
+        "iterations": run.task.plan.choices.iterations,
+        "plan": run.task.as_record(),
+        "output": {**_describe_target(run.task), "bytes": run.task.target.n_bytes},
+    }
+
+
+def _describe_error(expected: SampledError | None) -> Record | None:
+    """Describe the expected error, and the pieces that it was measured on."""
+    if expected is None:
+        return None
+    return {**describe_predicted_error(expected), "sampled_from": expected.pieces}
+
+
+def _describe_source(task: BlockTask) -> dict[str, Any]:
+    """Describe the input, without a hash of all its bytes."""
+    source = task.problem.source
+    return {
+        "path": source.spelled_path,
+        "shape": list(source.shape),
+        "axes": task.problem.layout.axes,
+        "dtype": source.dtype,
+        "sha256": None,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def _describe_target(task: BlockTask) -> dict[str, Any]:
+    target = task.target
+    return {"path": target.spelled_path, "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
 
 
 def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
@@ -111,7 +197,7 @@ def _omission(run: BlockInvertRun) -> str | None:
 
 
 def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece) -> Comparison | None:
-    """Lay a piece of the estimate over that of the data; of a stack a plane in its middle."""
+    """Lay a piece of the estimate over the data; of a stack, its middle plane."""
     result = _shown_as(piece.result, piece.result.image, None)
     images, _ = images_to_show(_as_run(run, result), examined.diagnosis, piece.values, None)
     place = _place(piece.data)
@@ -120,12 +206,12 @@ def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece
         images = [plane_of(image, middle) for image in images]
         place = f"plane {piece.data[0][0] + middle + 1} of {place}"
     found = draw_comparison(images) if len(piece.data) > 1 else None
-    # What is seen of a piece is no part of what is seen of the others.
+    # A piece shows nothing of the other pieces.
     return found and replace(found, caption=f"Pixel by pixel: {place}.", is_whole=False)
 
 
 def _shown_as(result: Reconstruction, image: Tensor, predicted: PredictedError | None) -> Reconstruction:
-    """Give a reconstruction with another image, which is doubted only if all of the result is."""
+    """Replace the image of a reconstruction; it is doubted only if the whole result is."""
     return replace(result, image=image, predicted_error=predicted, residual_tests=None, clipping=None, channels=())
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from deconv_cli.operators.axes import crop, unravel
 from deconv_cli.report.drawing import data_uri
-from deconv_cli.report.page_pictures import ScaledImage, encode_hatching, encode_scale, encode_shades
+from deconv_cli.report.page_pictures import ScaledImage, averaged, encode_hatching, encode_scale, encode_shades
 from deconv_cli.vocabulary import Size, format_size, format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
@@ -171,32 +171,22 @@ def _draw(image: ScaledImage, geometry: CutGeometry, side: int) -> CutPicture:
     height, width = (max(round(n * scale), 1) for n in own[1:])
 
     def cuts(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shown = _averaged(values[..., depths, :, :], (height, width))
-        right = _averaged(values[..., column].transpose(-2, -1), (height, own[0]))
-        below = _averaged(values[..., row, :], (own[0], width))
+        shown = averaged(values[..., depths, :, :], (height, width))
+        right = averaged(values[..., column].transpose(-2, -1), (height, own[0]))
+        below = averaged(values[..., row, :], (own[0], width))
         return shown.flatten(-3, -2), right, below
 
     pictures = [_encoded(replace(image, values=values, mask=None)) for values in cuts(image.values)]
     hatchings = None if image.mask is None else [_hatched(mask) for mask in cuts(image.mask)]
-    values = image.values.double()
-    low, high, mean = (f"{float(value):.4g}" for value in (values.min(), values.max(), values.mean()))
     return CutPicture(
         image=image,
-        alt=f"{image.name}, a stack: values from {low} to {high}, mean {mean} {image.unit}. {image.caption}",
+        alt=f"{image.name}, a stack: {image.summary}",
         planes_uri=pictures[0],
         right_uri=pictures[1],
         below_uri=pictures[2],
         hatchings=None if hatchings is None else (hatchings[0], hatchings[1], hatchings[2]),
         scale_uri=data_uri(encode_scale(image.color_map), "image/png"),
     )
-
-
-def _averaged(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average planes `(*, H, W)` down to a size."""
-    if tuple(values.shape[-2:]) == size:
-        return values.double()
-    planes = values.double().reshape(1, -1, *values.shape[-2:])
-    return functional.adaptive_avg_pool2d(planes, size).reshape(*values.shape[:-2], *size)
 
 
 def _encoded(image: ScaledImage) -> str:

@@ -1,15 +1,215 @@
-"""The images of a page as it shows them: compared, side by side, as cuts of stacks, or as lines."""
+"""The images of a page: which are shown, on which scale, and how: compared, side by side, as cuts, or as lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from deconv_cli.report.comparison import Comparison, draw_comparison
+import numpy as np
+from torch import Tensor
+
 from deconv_cli.report.drawing import Plot
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
-from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures
-from deconv_cli.report.signal_plots import signals_plot
+from deconv_cli.report.page_pictures import PagePicture, ScaledImage, display_range, draw_pictures, signals_plot
+from deconv_cli.report.run import InvertRun
+from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.lambda_series import LambdaView, find_detail
+
+N_CHANNELS = 3
+"""How many channels are shown of an image that is not a color picture."""
+
+
+def images_to_show(
+    run: InvertRun, diagnosis: Diagnosis, data: Tensor, truth: Tensor | None
+) -> tuple[list[ScaledImage], str | None]:
+    """Choose the images of a page, for data of shape `(C_out, *size)` or `(B, C_out, *size)`.
+
+    Returns:
+        The images, which are stacks where the kernel spans three axes, and a sentence on what is left out; `None` where
+        nothing is.
+    """
+    unit = f"in units of the {run.source.dtype} samples"
+    estimate = run.reconstruction.image
+    curve = run.reconstruction.tone_curve
+    of_light = unit if curve is None else f"in units of {run.reconstruction.unit}"
+    errors = _errors(run, truth, of_light)
+    images = [*_pictures(run, data, truth, unit), _residual(diagnosis, of_light, run.kernel.kernel.n_axes), *errors]
+    return images, _omission(run, data, estimate)
+
+
+def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> list[ScaledImage]:
+    """Show the data, the estimate, and the truth."""
+    is_picture, predicted = run.source.is_picture, run.reconstruction.predicted_error
+    inputs, estimates = _channels(run, data), _channels(run, run.reconstruction.image)
+    truths = [] if truth is None else _channels(run, truth)
+    # A photograph and its restoration share a scale; the input and the output of a layer do not.
+    low, high = display_range(*estimates, *truths, *(inputs if is_picture else []))
+    if is_picture and np.issubdtype(run.source.dtype, np.integer):
+        low, high = _within_limits(low, high, np.iinfo(run.source.dtype))
+    of_data = (low, high) if is_picture else display_range(*inputs)
+    together = "" if truth is None else ", as the truth has"
+    scale = f"The estimate has the same scale{together}." if is_picture else "It has a scale of its own."
+    mask = None if predicted is None else ~predicted.trusted.detach().cpu()
+    text = "What was restored." if mask is None else "What was restored; hatched where it is not to be trusted."
+    return [
+        *(ScaledImage(name, x, *of_data, f"As it came. {scale}", unit) for name, x in _named("Input", inputs)),
+        *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
+        *(ScaledImage(name, x, low, high, "What was to be found.", unit) for name, x in _named("Truth", truths)),
+    ]
+
+
+def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, float]:
+    """Narrow a range: what overshoots that of the samples is neither darker than black nor lighter than white."""
+    darkest, lightest = float(limits.min), float(limits.max)
+    low, high = max(low, darkest), min(high, lightest)
+    return (low, high) if low < high else (darkest, lightest)
+
+
+def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage]:
+    """Show the predicted error and the actual one, on one scale."""
+    errors, n_axes = [], run.kernel.kernel.n_axes
+    if run.reconstruction.predicted_error is not None:
+        size = _root_mean_square(_first(run.reconstruction.predicted_error.map, n_axes))
+        errors.append(("Predicted error", size, "The error to be expected, root mean square."))
+    if truth is not None:
+        image, curve = _first(run.reconstruction.image, n_axes), run.reconstruction.tone_curve
+        true_image = _first(truth, n_axes).to(image)
+        if curve is not None:
+            image, true_image = curve.to_light(image), curve.to_light(true_image)
+        difference = image - true_image
+        errors.append(("Actual error", _root_mean_square(difference), "Estimate less truth, by size."))
+    top = max((display_range(values)[1] for _, values, _ in errors), default=1.0)
+    return [ScaledImage(name, values, 0.0, top, text, unit, "viridis") for name, values, text in errors]
+
+
+def _residual(diagnosis: Diagnosis, unit: str, n_axes: int) -> ScaledImage:
+    residual = _first(diagnosis.residual, n_axes)
+    name, text = "Residual", "Input less what the kernel makes of the estimate"
+    if residual.shape[0] == 1:
+        low, high = display_range(residual[0])
+        limit = max(-low, high)
+        return ScaledImage(name, residual[0], -limit, limit, f"{text}.", unit, "cividis")
+    values = _root_mean_square(residual)
+    return ScaledImage(name, values, 0.0, display_range(values)[1], f"{text}, over all channels.", unit, "cividis")
+
+
+def _first(images: Tensor, n_axes: int) -> Tensor:
+    """Take the first image of a batch, shape `(C, *size)`."""
+    whole = images.detach().cpu()
+    return whole if whole.ndim == n_axes + 1 else whole[0]
+
+
+def _root_mean_square(image: Tensor) -> Tensor:
+    return image.double().square().mean(dim=0).sqrt()
+
+
+def _channels(run: InvertRun, images: Tensor) -> list[Tensor]:
+    """Take the colors of the first image where it has some, else its first channels one by one."""
+    first = _first(images, run.kernel.kernel.n_axes)
+    return [first] if run.source.is_picture and first.shape[0] == 3 else list(first[:N_CHANNELS])
+
+
+def _named(name: str, channels: list[Tensor]) -> list[tuple[str, Tensor]]:
+    if len(channels) == 1:
+        return [(name, channels[0])]
+    return [(f"{name}, channel {number}", values) for number, values in enumerate(channels, start=1)]
+
+
+def _omission(run: InvertRun, data: Tensor, estimate: Tensor) -> str | None:
+    channels, is_picture = run.kernel.kernel.channel_axis, run.source.is_picture
+    n_images = data.shape[0] if data.ndim > -channels else 1
+    counts = {data.shape[channels], estimate.shape[channels]}
+    parts = [f"the first of {n_images} images"] if n_images > 1 else []
+    if max(counts) > N_CHANNELS and not (is_picture and counts == {3}):
+        parts.append(f"the first {N_CHANNELS} of {max(counts)} channels")
+    return f"Shown: {', '.join(parts)}." if parts else None
+
+
+MAX_SIDE = 512
+"""Longest side of a picture that is compared as a whole, in pixels; of a larger one it is a detail of this size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The data and the estimate, pixel on pixel.
+
+    Attributes:
+        before: the data.
+        after: the estimate.
+        caption: which part of them it is, and on which scale.
+        is_whole: they are shown from edge to edge, and with every pixel.
+    """
+
+    before: PagePicture
+    after: PagePicture
+    caption: str
+    is_whole: bool
+
+
+def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
+    """Draw the pair of the images of a page; `None` where data and estimate are not of one size and scale."""
+    named = {image.name: image for image in images}
+    if not named.keys() >= {"Input", "Estimate"}:
+        return None
+    before, after = named["Input"], named["Estimate"]
+    size = tuple(before.values.shape[-2:])
+    if before.values.shape != after.values.shape or (before.low, before.high) != (after.low, after.high):
+        return None
+    part = find_detail(before.values, MAX_SIDE, MAX_SIDE)
+    (left, right), side = draw_pictures([_cut(image, part) for image in (before, after)])
+    rows, columns = (p.stop - p.start for p in part)
+    is_whole = (rows, columns) == size
+    is_exact = side >= max(rows, columns)
+    caption = (
+        "The whole picture" if is_whole else f"The {rows}×{columns} pixels of {size[0]}×{size[1]} with most detail"
+    )
+    caption += "." if is_exact else f", averaged down to at most {side} a side."
+    return Comparison(left, right, caption, is_whole and is_exact)
+
+
+def draw_views(
+    views: Sequence[LambdaView], images: Sequence[ScaledImage], n_axes: int = 2
+) -> list[tuple[PagePicture, bool]]:
+    """Draw the detail under each λ on the scale of the estimate.
+
+    Args:
+        views: the details.
+        images: those of the page, the estimate among them.
+        n_axes: axes of space of these.
+
+    Returns:
+        The pictures, each with whether its λ is the one that was taken.
+    """
+    if not views:
+        return []
+    estimate = next(image for image in images if image.name.startswith("Estimate"))
+    is_color = estimate.values.ndim > n_axes
+    shown = [
+        ScaledImage(
+            name=_times(view.ratio),
+            values=view.image.cpu() if is_color else view.image[0].cpu(),
+            low=estimate.low,
+            high=estimate.high,
+            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}.",
+            unit=estimate.unit,
+        )
+        for view in views
+    ]
+    pictures, _ = draw_pictures(shown)
+    return [(picture, view.ratio == 1) for picture, view in zip(pictures, views, strict=True)]
+
+
+def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
+    def cut(values: Tensor) -> Tensor:
+        return values[..., part[0], part[1]]
+
+    return replace(image, values=cut(image.values), mask=None if image.mask is None else cut(image.mask))
+
+
+def _times(ratio: float) -> str:
+    if ratio == 1:
+        return "λ, as taken"
+    return f"λ × {ratio:g}" if ratio > 1 else f"λ / {1 / ratio:g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,16 +25,14 @@ from typing import Any, Generic, Self
 
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
 from deconv_cli.schedulers.dask_piece import Piece
-from deconv_cli.schedulers.machine_share import MachineShare
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.schedulers.scheduler import RETRIES, Finished, MachineShare, Result, Scheduler, WorkSettings
 
 SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""
 SECONDS_TO_MISS = 5
-"""How long no piece may be done until it is looked whether there are workers."""
+"""After so long without a finished piece, the workers are counted."""
 ALLOWED_FAILURES = 0
-"""Workers that may die of a piece before a scheduler started here gives it back, to be tried again by itself."""
+"""How many workers may die of a piece before it is set aside, to be tried again alone."""
 UNDER_WAY = 2
 """Pieces that each worker is given at once, so that none waits for the network."""
 
@@ -48,9 +46,9 @@ Ctrl-C reaches them too, but it is the run that ends them; and memory is kept on
 """
 
 SECONDS_TO_BE_LOST = 0.5
-"""How long a piece whose result was lost with its worker is not looked at again."""
+"""How long to wait before looking again at a piece whose result was lost with its worker."""
 LOST = ("lost", "pending")
-"""What Dask calls pieces that it has done again."""
+"""States of pieces that Dask computes again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
 WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deconv_cli.errors import UsageError
-from deconv_cli.schedulers.machine_share import MachineShare
-from deconv_cli.schedulers.scheduler import Finished, attempt_away
+from deconv_cli.schedulers.scheduler import Finished, MachineShare, attempt_away
 from deconv_cli.vocabulary import package_version
 
 _ONE_AT_A_TIME = threading.Lock()

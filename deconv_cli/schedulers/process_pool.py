@@ -18,9 +18,15 @@ from typing import Any, Self
 
 from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.errors import WorkerError
-from deconv_cli.schedulers.machine_share import MachineShare
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, Result, Scheduler, attempt_away
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.schedulers.scheduler import (
+    RETRIES,
+    Finished,
+    MachineShare,
+    Result,
+    Scheduler,
+    WorkSettings,
+    attempt_away,
+)
 
 SECONDS_TO_END = 5.0
 """How long a process that has nothing left to do may take to end."""

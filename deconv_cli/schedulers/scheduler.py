@@ -1,22 +1,111 @@
-"""What every scheduler does: call a task with each of many numbers, in any order, anywhere."""
+"""What every scheduler does: call a task with each of many numbers, in any order, anywhere.
+
+`WorkSettings` is what a person may choose, `MachineShare` what one of several workers takes of its machine.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from deconv_cli.errors import DeconvError, WorkerError
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.errors import DeconvError, UsageError, WorkerError
+from deconv_cli.parts import SCHEDULERS
+from deconv_cli.vocabulary import shortened
+
+
+@dataclass(frozen=True)
+class MachineShare:
+    """What each of several workers of a machine takes.
+
+    Attributes:
+        n_threads: of its arithmetic.
+        has_gpu: whether it computes on a GPU of its own.
+    """
+
+    n_threads: int
+    has_gpu: bool = False
+
+    @classmethod
+    def of(cls, n_workers: int, device: str) -> MachineShare:
+        """Divide this machine: the threads that torch takes here, and its GPUs.
+
+        Raises:
+            UsageError: the arithmetic runs on GPUs, of which there are fewer than workers.
+        """
+        import torch
+
+        n_threads = max(1, torch.get_num_threads() // n_workers)
+        if device != "cuda":
+            return cls(n_threads)
+        n_gpus = torch.cuda.device_count()
+        if n_workers > n_gpus:
+            raise UsageError(
+                f"each process has a GPU to itself, but there are {n_workers} processes and {n_gpus} GPUs; start "
+                f'{n_gpus} at most, or compute with device="cpu".'
+            )
+        return cls(n_threads, has_gpu=True)
+
+    def take(self, place: int) -> None:
+        """Limit the calling thread, and libraries that are loaded later, to this share.
+
+        Args:
+            place: which worker of the machine this is.
+        """
+        os.environ["OMP_NUM_THREADS"] = str(self.n_threads)
+        if self.has_gpu:
+            import torch
+
+            torch.cuda.set_device(place)
+        if "torch" in sys.modules:  # else it reads the variable when it is loaded, which a short task need not do
+            import torch
+
+            torch.set_num_threads(self.n_threads)
+
+
+@dataclass(frozen=True)
+class WorkSettings:
+    """Who does the work: processes of this machine, a new cluster or a running one; by default this process alone.
+
+    Attributes:
+        jobs: processes of this machine; one is this process.
+        cluster: a cluster that lasts as long as the run, as `local:4`.
+        scheduler: address of a running cluster, as `tcp://host:8786`, or the file that its scheduler wrote it to.
+        threads: of this process, each of which does a piece by itself; one is this process as it is.
+        device: type of the device of the arithmetic; each process of this machine has a GPU to itself.
+
+    Raises:
+        UsageError: more than one of the first four is given.
+    """
+
+    jobs: int | None = None
+    cluster: str | None = None
+    scheduler: str | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("jobs", "cluster", "scheduler", "threads") if getattr(self, name) is not None]
+        if len(given) > 1:
+            named = " and ".join(f"{name}={getattr(self, name)}" for name in given)
+            raise UsageError(f"{named} each say who does the work; give one of them.")
+        for name in ("jobs", "threads"):
+            n = getattr(self, name)
+            if n is not None and n < 1:
+                raise UsageError(f"{name} must be a positive whole number, but is {n}.")
+
 
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""How often a piece of work is tried again whose worker died, or that a file or the network failed."""
+"""How often a piece is tried again after its worker died, or after an error of a file or the network."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +124,7 @@ class Finished(Generic[Result]):
 
     @property
     def may_pass(self) -> bool:
-        """Whether it failed by what another trial may do without, such as a file server that did not answer."""
+        """Whether another trial may succeed, as after a file server that did not answer."""
         return isinstance(self.error, OSError | WorkerError)
 
 
@@ -74,17 +163,17 @@ class Scheduler(ABC):
         """Give the bytes that one piece may take.
 
         Args:
-            given: what was said of all workers of this machine together, or of each one elsewhere.
-            free: what may be taken here where nothing was said.
+            given: the limit for all workers of this machine together, or for each one elsewhere; `None` for none.
+            free: the bytes that may be used here without a limit.
         """
         return (free if given is None else given) // self.n_sharing
 
     @abstractmethod
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Give each piece of work as it is done; few more than there are workers are under way at any time.
+        """Yield each piece of work when it is done; only a few more pieces than workers are under way.
 
-        An error that a task raises is given with its number, and the others go on. Errors of files and of the network
-        come after `RETRIES` further trials.
+        An error that a task raises comes with its number, and the other pieces go on. Errors of files and of the
+        network come after `RETRIES` further trials.
 
         Raises:
             WorkerError: there is nobody left to do the work.
@@ -103,7 +192,7 @@ class Scheduler(ABC):
 
 
 def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task once, and give what came of it."""
+    """Call a task once, and return its result or its error."""
     try:
         return Finished(number, task(number))
     except Exception as error:  # noqa: BLE001  the caller decides what a failure means
@@ -111,7 +200,7 @@ def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
 
 
 def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task, and again where that may help; gives what came of the last trial."""
+    """Call a task, and again where that may help; return the outcome of the last trial."""
     for _ in range(1 + RETRIES):
         finished = attempt(task, number)
         if not finished.may_pass:
@@ -120,7 +209,7 @@ def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
 
 
 def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task once, where what came of it has to be sent to whoever waits for it."""
+    """Call a task once, and return an outcome that can be sent to another process."""
     finished = attempt(task, number)
     error = finished.error
     if error is not None and not isinstance(error, DeconvError):
@@ -131,3 +220,53 @@ def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]
         cause = failure if error is None else error
         return Finished(number, error=RuntimeError(f"{type(cause).__name__}: {cause}"))
     return finished
+
+
+def start_scheduler(settings: WorkSettings) -> Scheduler:
+    """Start the first registered scheduler that covers the settings.
+
+    Raises:
+        UsageError: none does, or a package is missing.
+        WorkerError: there is no cluster where the settings say.
+    """
+    for name in SCHEDULERS:
+        kind: type[Scheduler] = SCHEDULERS[name]
+        if kind.covers(settings):
+            return kind.open(settings)
+    raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+
+
+@dataclass(frozen=True)
+class JobShare:
+    """One of N jobs that each do their share of the same pieces of work.
+
+    Attributes:
+        job: which one, from 1 to `n_jobs`.
+        n_jobs: how many there are.
+    """
+
+    job: int
+    n_jobs: int
+
+    @classmethod
+    def parse(cls, text: str) -> JobShare:
+        """Read `i/N`.
+
+        Raises:
+            UsageError: it is something else, or i is not from 1 to N.
+        """
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(
+                f"block_range must be i/N, the job i of N jobs with i from 1 to N, but is '{shortened(text)}'; number "
+                "the jobs of an array from 1."
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def of(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Give the numbers of this job: neighbors, which read the same parts of a file, about as many as other jobs."""
+        first, end = ((job * len(numbers)) // self.n_jobs for job in (self.job - 1, self.job))
+        return numbers[first:end]
+
+    def __str__(self) -> str:
+        return f"{self.job}/{self.n_jobs}"

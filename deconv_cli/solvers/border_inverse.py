@@ -1,6 +1,6 @@
 """An inverse by an iteration on what lies along the border, refined to the last digit.
 
-What completes the border's unknowns (`strip_system.py`, `slab_system.py`) is solved with any right-hand side: with that
+What completes the border's unknowns (`strip.py`, `slab_system.py`) is solved with any right-hand side: with that
 of the data at first, and then with what is left over of the normal equations.
 """
 
@@ -15,9 +15,8 @@ from torch import Tensor
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
-from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
-from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 
 # A distance is taken to be so many times as long as it comes out. Solved to 1e-2 of the gradient it came out up to

@@ -10,9 +10,8 @@ from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import StoppingRule
-from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solver import Cost, Solver
+from deconv_cli.solvers.solver import Cost, Solver, free_memory
 from deconv_cli.vocabulary import format_memory
 
 # A solver may take this part of the memory that is free.

@@ -43,15 +43,17 @@ class Completion(ABC):
     """
 
     n_channels: int
+    _blocks: list[FrequencyBlocks]
+    """M of `MissingOutputs`, N of the others, for each part of the frequencies."""
 
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
         self._symbol = symbol.to(dtype.to_complex())
         self._torus = torus
         self._scale = lam if lam > 0 else 1.0
 
-    @abstractmethod
     def apply(self, number: int, unknowns: Tensor) -> Tensor:
-        """Multiply by H."""
+        """Multiply by H, which is M or N unless a subclass says otherwise."""
+        return self._blocks[number].multiply(unknowns)
 
     @abstractmethod
     def read(self, number: int, inputs: Tensor) -> Tensor:
@@ -61,9 +63,9 @@ class Completion(ABC):
     def image(self, number: int, unknowns: Tensor) -> Tensor:
         """Compute the image that unknowns add."""
 
-    @abstractmethod
     def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
         """Compute Ng."""
+        return self._blocks[number].multiply(inputs)
 
     @abstractmethod
     def outputs(self, number: int, inputs: Tensor) -> Tensor:
@@ -77,9 +79,10 @@ class Completion(ABC):
     def gradient(self, number: int, residual: Tensor) -> Tensor:
         """Compute the gradient of the normal equations, but for its sign, that a residual of the system leaves."""
 
-    @abstractmethod
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return H among the channels of some kinds of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
+        del kinds
+        return torch.cat([channels_first(part.matrices) for part in self._blocks], dim=3)
 
     def _kernel(self, number: int) -> FrequencyBlocks:
         """Evaluate K at a part of the frequencies, each time anew: it is needed a few times, and would take memory."""
@@ -97,10 +100,6 @@ class MissingOutputs(Completion):
         super().__init__(symbol, torus, lam, dtype)
         self.n_channels = symbol.n_outputs
         self._blocks = [_outputs_block(channels_last(symbol.at(part)), lam, dtype) for part in torus.parts]
-
-    def apply(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute Mu."""
-        return self._blocks[number].multiply(unknowns)
 
     def read(self, number: int, inputs: Tensor) -> Tensor:
         """Compute Pᴴg = MKg/s."""
@@ -127,11 +126,6 @@ class MissingOutputs(Completion):
     def gradient(self, number: int, residual: Tensor) -> Tensor:
         """Compute Kᴴr."""
         return self._kernel(number).multiply(residual, adjoint=True)
-
-    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
-        """Return M."""
-        del kinds
-        return _join(self._blocks)
 
 
 class MissingDifferences(Completion):
@@ -178,10 +172,6 @@ class MissingDifferences(Completion):
     def image(self, number: int, unknowns: Tensor) -> Tensor:
         """Compute NAᴴq."""
         return self._blocks[number].multiply(self.gradient(number, unknowns))
-
-    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute Ng."""
-        return self._blocks[number].multiply(inputs)
 
     def outputs(self, number: int, inputs: Tensor) -> Tensor:
         """Compute KNg."""
@@ -251,10 +241,6 @@ class TiedPixels(Completion):
         self.n_channels = symbol.n_inputs
         self._blocks = [_inputs_block(channels_last(symbol.at(part)), lam, None, dtype) for part in torus.parts]
 
-    def apply(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute Nν."""
-        return self._blocks[number].multiply(unknowns)
-
     def inputs(self, number: int, data: Tensor) -> Tensor:
         """Compute Kᴴy, the gradient that data lead to."""
         return self._kernel(number).multiply(data, adjoint=True)
@@ -275,19 +261,10 @@ class TiedPixels(Completion):
         """Compute −Nν."""
         return self.apply(number, unknowns).neg_()
 
-    def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute Ng."""
-        return self.apply(number, inputs)
-
     def gradient(self, number: int, residual: Tensor) -> Tensor:
         """Compute KᴴKr, r being what the pixels outside are not, which ought to be zero."""
         kernel = self._kernel(number)
         return kernel.multiply(kernel.multiply(residual), adjoint=True)
-
-    def symbol_of(self, kinds: Sequence[int]) -> Tensor:
-        """Return N."""
-        del kinds
-        return _join(self._blocks)
 
 
 def _outputs_block(kernel: Tensor, lam: float, dtype: torch.dtype) -> FrequencyBlocks:
@@ -318,8 +295,3 @@ def _power(kernel: Tensor) -> Tensor:
 def _narrow(blocks: Tensor, dtype: torch.dtype) -> FrequencyBlocks:
     """Keep blocks in another precision; Hermitian blocks of one entry are real."""
     return FrequencyBlocks(blocks.real.to(dtype) if blocks.shape[-1] == 1 else blocks.to(dtype.to_complex()))
-
-
-def _join(parts: list[FrequencyBlocks]) -> Tensor:
-    """Put the blocks of all parts together: `(C, C, *half spectrum)`."""
-    return torch.cat([channels_first(part.matrices) for part in parts], dim=3)

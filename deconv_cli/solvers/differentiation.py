@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.correlation import full_precision_convolutions
+from deconv_cli.operators.convolution import full_precision_convolutions
 from deconv_cli.operators.spectrum import Spectrum, peak_gain
 from deconv_cli.solvers.inverse import Inverse
 

@@ -24,10 +24,9 @@ from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
-from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
-from deconv_cli.solvers.refinement import refine_equations
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem

@@ -14,16 +14,14 @@ from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
-from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.boundaries.wrapped import wrap
-from deconv_cli.operators.dense_tensor import check_tensor
+from deconv_cli.operators.boundaries.rule import as_rule, wrap
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.iteration_log import Progress
-from deconv_cli.solvers.memory import check_memory
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import Cost
+from deconv_cli.solvers.solver import Cost, check_memory
 from deconv_cli.vocabulary import Size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.

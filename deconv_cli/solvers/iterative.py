@@ -26,8 +26,7 @@ from deconv_cli.solvers.norms import as_factor, inner, norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
-from deconv_cli.solvers.strip import STRIP
-from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
+from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
 # Room around the image on the preconditioner's torus, so that opposite edges do not influence each other.
 TORUS_MARGIN = 16

@@ -26,8 +26,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, half_spectrum, space_axes
 from deconv_cli.operators.circulant import multiply_lines, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import GridAxis
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
-from deconv_cli.operators.layer_geometry import GridAxis
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_layer
 from deconv_cli.regularizers import find_penalty

@@ -2,21 +2,32 @@
 
 Aᴴ is applied to the residual y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two large
 gradients. A right-hand side without data comes with y = 0.
+
+Recurrences drift from the truth in the last digits, and a solver may run in less precision than its answer needs. So
+every solver is run again on what its own answer leaves over, until that is small enough or no longer falls (iterative
+refinement; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
+
+A small gradient g is not yet a small error: that is ‖H⁻¹g‖, with H = AᴴA + μLᴴL. Where a solver can bound it, the
+refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.norms import inner, norm, relative
+from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
+from deconv_cli.solvers.norms import as_factor, inner, norm, relative
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, TikhonovProblem
+from deconv_cli.solvers.solution import Solution, Status
 
 
 @dataclass(frozen=True)
@@ -142,3 +153,169 @@ def _penalty(problem: TikhonovProblem) -> tuple[LinearOperator | None, float, bo
         return None, 0.0, False
     is_heavy = problem.lam > MAX_LAMBDA_IN_FLOAT32 and find_penalty(problem.penalty).takes_differences
     return problem.penalty_operator, problem.weight, is_heavy
+
+
+MAX_ROUNDS = 8
+# How far an estimate may be from the minimizer, relative to its norm, to count as accurate.
+MAX_DISTANCE = 0.01
+# The gradient is brought to this part of what that asks for.
+SAFETY = 0.5
+
+Improve = Callable[[NormalEquations, Tensor, Tensor, GradientLog], Tensor]
+"""Takes the equations, an estimate, the negative gradient there and the log, and gives a better estimate."""
+Distance = Callable[[NormalEquations, Tensor], Tensor]
+"""Bounds ‖x − x*‖, shape `(*batch,)`, given the equations and the negative gradient at x."""
+
+
+def refine_equations(
+    equations: NormalEquations,
+    start: Tensor | None,
+    rule: StoppingRule,
+    improve: Improve,
+    progress: Progress | None = None,
+    distance: Distance | None = None,
+) -> Solution:
+    """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
+
+    Args:
+        equations: what to solve.
+        start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
+        rule: when to stop.
+        improve: gives a better estimate.
+        progress: called after every iteration.
+        distance: bounds or estimates the distance from the minimizer; `None` where nothing is known of it.
+    """
+    dtype = equations.y.dtype
+    if equations.needs_float64:
+        equations = equations.in_float64() or equations
+        start = None if start is None else start.to(equations.y.dtype)
+    first = _Estimate(equations.zero(), equations.right_side) if start is None else _Estimate.of(equations, start)
+    refinement = _Refinement(equations, GradientLog(rule, equations.scale, progress), improve, distance)
+    found = refinement.repeat(first)
+    log, bound = refinement.log, refinement.relative_distance(found)
+    status = Status.CONVERGED
+    if not synchronize.holds_everywhere(refinement.is_reached(found) & torch.isfinite(log.scale)):
+        status = Status.MAX_ITERATIONS if log.is_spent else Status.STAGNATED
+    elif bound is not None and not _is_near(bound):
+        refinement, found, bound = refinement.approach(found)
+        status = Status.CONVERGED if _is_near(bound) else Status.INACCURATE
+    if found.x.dtype != dtype:
+        found, lost = refinement.round(found, dtype)
+        bound = None if bound is None else bound + lost
+    if bound is not None and not synchronize.holds_everywhere(torch.isfinite(bound)):
+        bound = None
+    value = found.x.contiguous()  # a zero that was never improved takes no memory of its own
+    return Solution(
+        value,
+        status,
+        len(log.history),
+        synchronize.as_number(relative(equations.norm(found.gradient), log.scale).max()),
+        tuple(log.history),
+        distance_bound=None if bound is None else synchronize.as_number(bound.max()),
+        left_over=None if found.residual is None else (value, found.residual),
+    )
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """An estimate x and the negative gradient there, both of shape `(*batch, *operator.input_shape)`.
+
+    Of the last one the residual y − Ax is kept, too, if it is as good for all images.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    residual: Tensor | None = None
+
+    @classmethod
+    def of(cls, equations: NormalEquations, x: Tensor) -> _Estimate:
+        residual = equations.residual(x)
+        return cls(x, equations.remaining(x, residual), residual)
+
+
+@dataclass(frozen=True)
+class _Refinement:
+    equations: NormalEquations
+    log: GradientLog
+    improve: Improve
+    distance: Distance | None
+
+    def repeat(self, found: _Estimate) -> _Estimate:
+        """Improve an estimate round by round; gives the best one of each image."""
+        equations, goal = self.equations, self.log.goal
+        best = equations.norm(found.gradient)
+        for _ in range(MAX_ROUNDS):
+            if self.log.is_spent or synchronize.holds_everywhere(self.is_reached(found)):
+                break
+            found = _Estimate(found.x, found.gradient)  # the memory of the residual is for the next round
+            better = _Estimate.of(equations, self.improve(equations, found.x, found.gradient, self.log))
+            reached = equations.norm(better.gradient)
+            is_better = reached < best
+            if synchronize.holds_everywhere(is_better):
+                found = better
+            else:
+                keeps = as_factor(is_better, is_better, equations.n_dims)
+                x = torch.where(keeps, better.x, found.x)
+                found = _Estimate(x, torch.where(keeps, better.gradient, found.gradient))
+            # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
+            gains = (reached <= 0.5 * best) & (reached > goal)
+            best = torch.minimum(reached, best)
+            if not synchronize.holds_anywhere(gains):
+                break
+        return found
+
+    def is_reached(self, found: _Estimate) -> Tensor:
+        """Return which images have a gradient as small as the goal, shape `(*batch,)`.
+
+        Under a heavy penalty on differences rounding of the penalty leaves more than that. Then an estimate will do
+        that is as near to the minimizer as the tolerance.
+        """
+        is_small = self.equations.norm(found.gradient) <= self.log.goal
+        if self.equations.least_curvature is not None or synchronize.holds_everywhere(is_small):
+            return is_small
+        bound = self.relative_distance(found)
+        return is_small if bound is None else is_small | (bound <= self.log.rule.tolerance)
+
+    def relative_distance(self, found: _Estimate) -> Tensor | None:
+        """Bound ‖x − x*‖ / ‖x‖, shape `(*batch,)`."""
+        if self.distance is None:
+            return None
+        return relative(self.distance(self.equations, found.gradient), self.equations.norm(found.x))
+
+    def approach(self, found: _Estimate) -> tuple[_Refinement, _Estimate, Tensor]:
+        """Go on until the minimizer is near, with residuals in double precision where those of the data do not suffice.
+
+        Returns:
+            In the precision of the last residual: the refinement, the estimate, and its distance.
+        """
+        found = self._go_on(found)
+        bound, wide = self.relative_distance(found), self.equations.in_float64()
+        assert bound is not None
+        if wide is None or _is_near(bound):
+            return self, found, bound
+        x = found.x.double()
+        precise = replace(self, equations=wide)
+        found = precise._go_on(_Estimate.of(wide, x))
+        bound = precise.relative_distance(found)
+        assert bound is not None
+        return precise, found, bound
+
+    def _go_on(self, found: _Estimate) -> _Estimate:
+        """Lower the goal as far as the distance requires, and iterate towards it if rounding leaves it within reach."""
+        bound, log = self.relative_distance(found), self.log
+        assert bound is not None
+        wanted = SAFETY * MAX_DISTANCE * self.equations.norm(found.gradient) / bound.clamp_min(MAX_DISTANCE)
+        log.goal = torch.where(bound > MAX_DISTANCE, torch.minimum(log.goal, wanted), log.goal)
+        is_lost = log.goal < torch.finfo(found.x.dtype).eps * log.scale
+        return found if synchronize.holds_anywhere(is_lost) else self.repeat(found)
+
+    def round(self, found: _Estimate, dtype: torch.dtype) -> tuple[_Estimate, Tensor]:
+        """Round an estimate to a dtype; gives it with its gradient in double precision, and the relative change."""
+        equations, x = self.equations, found.x.to(dtype)
+        again = x.to(found.x.dtype)
+        lost = relative(equations.norm(again - found.x), equations.norm(found.x))
+        return _Estimate(x, equations.remaining(again, equations.residual(again))), lost
+
+
+def _is_near(bound: Tensor) -> bool:
+    return synchronize.holds_everywhere(bound <= MAX_DISTANCE)

@@ -6,7 +6,7 @@ sensitivity Aᴴ1 under the true border stands in the denominator (Bertero and B
 of boundary effects in the Richardson–Lucy approach to image deconvolution, Astronomy & Astrophysics 437, 2005): without
 it pixels that few outputs depend on grow without end.
 
-`richardson_lucy_steps.py` has the iteration, `richardson_lucy_stopping.py` decides when it ends.
+`richardson_lucy_steps.py` has the iteration, and decides when it ends.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.poisson import held_out
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
-from deconv_cli.solvers.richardson_lucy_stopping import (
+from deconv_cli.solvers.richardson_lucy_steps import (
     Discrepancy,
     FixedIterations,
     HeldOut,
     NoiseLevel,
+    RichardsonLucySteps,
     StoppingCriterion,
+    held_out,
     run_until,
 )
 from deconv_cli.solvers.solution import Solution, Status

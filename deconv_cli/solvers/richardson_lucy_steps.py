@@ -1,27 +1,28 @@
 """The multiplicative iteration of Richardson and Lucy, with momentum as long as the likelihood rises.
 
-A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood, and then goes on along
-the way from where the step before came to, by a share of it that grows with the steps (Wang and Miller, Scaled
-heavy-ball acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image
-Processing 23, 2014). Where that would leave x less likely than it was, it is not gone, and the shares
-begin again (O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, Foundations of Computational
-Mathematics 15, 2015). So a step takes one product with A and one with Aᴴ, and another with A where momentum fails.
+A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood. Then it adds momentum:
+a share, which grows with the steps, of the way from the last step's result (Wang and Miller, Scaled heavy-ball
+acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image Processing
+23, 2014). If momentum makes x less likely, it is left out, and the shares begin again (O'Donoghue and Candès, Adaptive
+restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015). So a step takes one
+product with A and one with Aᴴ, and another with A where momentum fails.
 
 A share taken from the last two gains (Biggs and Andrews, Acceleration of iterative image restoration algorithms,
-Applied Optics 36, 1997) needs less than half of the steps, but carries noise along: of stars, and of stacks of few
-counts, the best estimates on its way were half a decibel to two worse than those without momentum. Of the shares that
-grow they are as good.
+Applied Optics 36, 1997) needs less than half of the steps, but carries noise along. For stars, and for stacks of few
+counts, its best estimates were half a decibel to two worse than those without momentum. Growing shares lose nothing.
 
-Multiplied by the one number that gives the estimate the light of the data, it is the more likely: the factor alone
-keeps the light, what is added to it does not.
+Momentum changes the light of the estimate. So each step scales it to the light of the data, which makes it likelier.
 
-Both that number and the decision whether momentum fails are taken over the whole image. Where parts of an image are to
-come to what the whole comes to, steps are local: neither is taken, and a pixel depends on what its kernel reaches.
+Both the scale and the decision whether momentum fails are taken over the whole image. In local steps neither is taken,
+and a pixel depends only on what its kernel reaches: parts of an image come to what the whole comes to.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -29,7 +30,73 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes, planes_of, slabs
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.solvers.iteration_log import IterationLog
 from deconv_cli.solvers.norms import accumulation_dtype, relative
+from deconv_cli.solvers.solution import Status
+
+# Above this mean the expected deviance is 1 + 1/(6m) to three digits; below it is tabulated.
+MAX_TABULATED_MEAN = 30.0
+N_TABULATED = 400
+# No expected deviance is above this one, which is that of about 1.4 counts.
+MAX_EXPECTED_DEVIANCE = 1.2
+# Counts beyond this one have no weight for any tabulated mean.
+MAX_COUNT = 100
+# Steps of the lattice of held-out samples, along the channels, planes, rows and columns.
+LATTICE = (5, 7, 4, 1)
+
+
+def divergence(y: Tensor, mean: Tensor) -> Tensor:
+    """Compute y·log(y/m) − y + m sample by sample: half the deviance of counts `y` under means `mean` > 0.
+
+    Its sum is, but for a constant, the negative logarithm of the likelihood of `y` (Csiszár, Why least squares and
+    maximum entropy?, Annals of Statistics 19, 1991). Every sample's part is at least zero.
+    """
+    wide = accumulation_dtype(y)
+    y, mean = y.to(wide), mean.to(wide)
+    return torch.xlogy(y, y / mean) - y + mean
+
+
+def expected_deviance(mean: Tensor) -> Tensor:
+    """Compute the expectation of 2·(k·log(k/m) − k + m) for counts k of mean m: near 1 for many, near 0 for few.
+
+    That it is 1 is the discrepancy principle of Bertero, Boccacci, Talenti, Zanella and Zanni, A discrepancy principle
+    for Poisson data, Inverse Problems 26, 2010. For fewer than about five counts it is not, and its true value, a sum
+    over all counts, takes its place.
+
+    Args:
+        mean: m ≥ 0, of any shape.
+    """
+    roots = torch.linspace(0, MAX_TABULATED_MEAN**0.5, N_TABULATED, dtype=mean.dtype, device=mean.device)
+    m = roots.square()[1:, None]
+    k = torch.arange(MAX_COUNT + 1, dtype=mean.dtype, device=mean.device)
+    chances = torch.exp(torch.xlogy(k, m) - m - torch.lgamma(k + 1))
+    table = torch.cat([m.new_zeros(1), (chances * 2 * (torch.xlogy(k, k / m) - k + m)).sum(dim=-1)])
+    # The roots are spaced evenly, since the deviance rises steeply from zero.
+    place = mean.clamp(0, MAX_TABULATED_MEAN).sqrt() / roots[1]
+    below = place.floor().clamp_max(N_TABULATED - 2)
+    index = below.long()
+    tabulated = torch.lerp(table[index], table[index + 1], place - below)
+    return torch.where(mean < MAX_TABULATED_MEAN, tabulated, 1 + 1 / (6 * mean.clamp_min(1.0)))
+
+
+def held_out(y: Tensor, n_dims: int) -> Tensor:
+    """Pick about one sample in nineteen, to compare an estimate with that was made without them.
+
+    They lie on a slanted lattice, so that every row, column and channel has its share, without any chance.
+
+    Args:
+        y: shape `(*batch, C, *size)`.
+        n_dims: axes of one image, its channels among them: at most four.
+
+    Returns:
+        Booleans, shape `(C, *size)`.
+    """
+    number = torch.zeros((), dtype=torch.int64, device=y.device)
+    steps = (LATTICE[0], *LATTICE[-(n_dims - 1) :])
+    for step, n in zip(steps, y.shape[y.ndim - n_dims :], strict=True):
+        number = number[..., None] + step * torch.arange(n, device=y.device)
+    return number % 19 == 0
+
 
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
@@ -177,3 +244,106 @@ class RichardsonLucySteps:
 def per_image(a: Tensor) -> Tensor:
     """Sum over all but the first axis, shape `(B,)`."""
     return a.sum(dim=tuple(range(1, a.ndim)), dtype=accumulation_dtype(a))
+
+
+# The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
+PATIENCE = 0.5
+MIN_PATIENCE = 10
+
+
+class StoppingCriterion(ABC):
+    """Decides which images have come as far as the noise lets them."""
+
+    @abstractmethod
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Decide after so many steps, shape `(B,)`."""
+
+
+@dataclass
+class Discrepancy(StoppingCriterion):
+    """Ends where the divergence is what Poisson noise makes of the estimate."""
+
+    gain: float
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare the deviance with its expectation."""
+        del n_steps
+        deviance, n_samples = 2 * steps.divergence / self.gain, steps.blurred[0].numel()
+        if not synchronize.holds_anywhere(deviance <= MAX_EXPECTED_DEVIANCE * n_samples):
+            return torch.zeros_like(steps.is_moving)
+        mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / self.gain
+        return deviance <= per_image(expected_deviance(mean))
+
+
+@dataclass
+class NoiseLevel(StoppingCriterion):
+    """Ends where the residual is as large as noise of a known size; `sigma` is its standard deviation."""
+
+    sigma: float
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare mean squares."""
+        del n_steps
+        squares = (steps.y - steps.blurred).to(accumulation_dtype(steps.y)).square()
+        return per_image(squares) <= self.sigma**2 * per_image(torch.ones_like(squares))
+
+
+class HeldOut(StoppingCriterion):
+    """Ends where samples that are held out have not been predicted better for a while."""
+
+    def __init__(self, used: Tensor) -> None:
+        places = torch.unravel_index(synchronize.places(~used.flatten()), used.shape)
+        self._held_out: tuple[EllipsisType | Tensor, ...] = (Ellipsis, *places)
+        self._lowest: Tensor | None = None
+        self.best = used.new_zeros((), dtype=torch.float32)
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Compare with the best prediction so far."""
+        found = per_image(divergence(steps.y[self._held_out], steps.blurred[self._held_out]))
+        if self._lowest is None:
+            self._lowest, self.best = found, torch.full_like(found, n_steps)
+        self.best = torch.where(found < self._lowest, n_steps, self.best)
+        self._lowest = torch.minimum(found, self._lowest)
+        return n_steps >= self.best * (1 + PATIENCE) + MIN_PATIENCE
+
+
+@dataclass
+class FixedIterations(StoppingCriterion):
+    """Ends each image after its own number of steps, shape `(B,)`."""
+
+    wanted: Tensor
+
+    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+        """Count."""
+        del steps
+        return n_steps >= self.wanted
+
+
+def run_until(
+    steps: RichardsonLucySteps, criterion: StoppingCriterion, log: IterationLog, share: float = 1.0
+) -> Status:
+    """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
+
+    Args:
+        steps: what takes them.
+        criterion: decides which images have ended.
+        log: the steps so far, and how many more may be taken.
+        share: the part of the steps that are left which may be spent.
+    """
+    limit = int(share * (log.rule.max_iterations - len(log.history)))
+    n_steps = 0
+    ended = criterion.ends(steps, n_steps)
+    certificate = steps.certificate()
+    while True:
+        going = ~(ended | (certificate <= log.rule.tolerance))
+        if not synchronize.holds_anywhere(going):
+            return Status.STOPPED_AT_NOISE if synchronize.holds_anywhere(ended) else Status.CONVERGED
+        if n_steps >= limit:
+            return Status.MAX_ITERATIONS
+        steps.step(going)
+        n_steps += 1
+        certificate = steps.certificate()
+        log.record(synchronize.as_number(certificate.max()))
+        ended = ended | criterion.ends(steps, n_steps)
+        if not synchronize.holds_anywhere(steps.is_moving):
+            return Status.STAGNATED

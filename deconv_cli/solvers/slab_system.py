@@ -1,7 +1,7 @@
 """The system on what a torus lacks, in any number of dimensions, solved by conjugate gradients on that alone.
 
 On the torus of `embedding.py`, enlarged to lengths that the FFT is fast at, what is missing lies outside of boxes
-(`outside_box.py`): in a slab across each axis. A slab by itself is solved by FFTs along it (`closed_slab.py`). The sum
+(`closed_slab.py`): in a slab across each axis. A slab by itself is solved by FFTs along it. The sum
 of these solutions preconditions the whole system (additive Schwarz; Smith, Bjørstad and Gropp, Domain Decomposition,
 1996, chapter 1), so that nothing but the edges in which slabs meet is left to the iteration: the number of iterations
 does not grow with the image.
@@ -23,13 +23,12 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.closed_slab import ClosedSlab, SlabPlanes
+from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes, SlabPlanes
 from deconv_cli.solvers.completions import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.iteration_log import GradientLog
 from deconv_cli.solvers.krylov import dot, solve_definite
 from deconv_cli.solvers.norms import relative
-from deconv_cli.solvers.outside_box import OutsideBox, OutsideBoxes
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.vocabulary import Size
 

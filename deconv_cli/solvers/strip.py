@@ -1,18 +1,212 @@
-"""The exact answer under any boundary, at any size: an iteration on the border's unknowns alone (`strip_system.py`)."""
+"""The exact answer under any boundary, at any size: an iteration on the border's unknowns alone.
+
+The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and a band by itself is
+solved exactly by FFTs along it (`band_solver.py`). So the rows are eliminated exactly, and the iteration runs on what
+is left of the columns, with the closed band of columns as its preconditioner. Only the crossing of the two bands is
+left for it to settle, and the number of iterations does not grow with the image. The system is positive definite where
+only outputs and differences are unknown (conjugate gradients), indefinite where pixels are tied as well (GMRES).
+"""
 
 from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import to_float64, torus_symbol
+from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.band_solver import BandSolver
 from deconv_cli.solvers.border_inverse import BorderInverse
-from deconv_cli.solvers.embedding import TorusLayout
+from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.iteration_log import GradientLog, StoppingRule
+from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
-from deconv_cli.solvers.strip_system import StripSystem, krylov_basis
+from deconv_cli.solvers.solver import Cost, KrylovBasis, Solver, general_refusal, symbol_bytes, transform_operations
+
+# Entries of a symbol that are factored in double precision at a time.
+MAX_ENTRIES_AT_ONCE = 2**21
+
+
+def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
+    """Describe the vectors that GMRES stores; `None` where conjugate gradients run, which store no basis."""
+    n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
+    itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
+    return KrylovBasis(n_numbers, itemsize) if n_numbers else None
+
+
+class StripSystem:
+    """The border's system with its rows eliminated, and what leads from there to the image.
+
+    All is scaled to σmax = 1: then the residual of the system is in the units of the data, and σmax times its norm
+    estimates what remains of the gradient.
+    """
+
+    def __init__(self, problem: TikhonovProblem) -> None:
+        operator = problem.operator
+        taps = operator.kernel
+        wide = to_float64(taps)
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._torus = places.torus
+        self._input_shape = operator.input_shape
+        self._runs_on = not operator.boundary.is_zero
+        self._dtype = taps.dtype if problem.runs_in_own_precision else wide.dtype
+        symbol = torus_symbol(wide, places.torus, places.origin)
+        self._sigma = (
+            problem.sigma_max if problem.lam > 0 else synchronize.as_number(torch.linalg.matrix_norm(symbol).max())
+        )
+        symbol /= self._sigma
+        penalty = find_penalty(problem.penalty).symbol(places.torus, wide.dtype, taps.device)
+        blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
+        self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
+        if system.groups:
+            self._rows = BandSolver(system, blocks, axis=0)
+            self._columns = BandSolver(system, blocks, axis=1)
+
+    def solve(
+        self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
+    ) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the log's goal is reached by the system's own residual.
+
+        Args:
+            residual: shape `(*batch, C_out, H_y, W_y)`; `None` for zero.
+            gradient: shape `(*batch, C_in, H, W)`; `None` for zero.
+            log: when to stop.
+            closes: begin with outputs that run on smoothly around the torus: what was not observed is unknown anyway,
+                and a photograph leaves the iteration less to do.
+
+        Returns:
+            Shape `(*batch, C_in, H, W)`, in the dtype of the right-hand side.
+        """
+        given = residual if residual is not None else gradient
+        assert given is not None
+        if residual is not None and closes and self._runs_on:
+            residual = close_smoothly(residual, self._torus)
+        outputs = None if residual is None else self._transform(residual)
+        residual = None
+        inputs = None if gradient is None else self._transform(gradient / self._sigma)
+        if self._system.groups:  # else the torus is all there is
+            outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], log)
+        image = self._to_image(self._system.image(outputs, inputs))
+        return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
+
+    def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
+        """Compute A(AᴴA + μLᴴL)⁺g, the outputs that stand behind `solve`: Pᴴ(g − Wν) − Mu on the observed ones.
+
+        Args:
+            g: shape `(*batch, C_in, H, W)`.
+            log: when to stop.
+
+        Returns:
+            Shape `(*batch, C_out, H_y, W_y)`.
+        """
+        outputs: Tensor | None = None
+        inputs: Tensor | None = self._transform(g)
+        if self._system.groups:
+            outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], log)
+        field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
+        height, width = self._places.output_size
+        return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
+
+    def _complete(
+        self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
+        right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
+        first_rows = self._rows.solve(right_rows)
+        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
+        columns = self._iterate(self._pack(right_columns) - self._pack(from_rows), batch, log)
+        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
+        rows = [first - second for first, second in zip(first_rows, coupled, strict=True)]
+        added = self._system.spectra(rows, columns)
+        return _add(outputs, added[0]), _add(inputs, added[1])
+
+    def _iterate(self, right: Tensor, batch: tuple[int, ...], log: GradientLog) -> Part:
+        """Solve for the columns, with the rows eliminated."""
+        system = self._system
+        is_definite = system.is_definite
+        sign = -1.0 if is_definite and system.ties is not None else 1.0
+
+        def apply(vector: Tensor) -> Tensor:
+            columns = self._unpack(vector)
+            own = system.spectra(None, columns)
+            rows = self._rows.solve(system.read_rows(*own))
+            through = system.spectra(rows, None)
+            outputs, inputs = _add(own[0], through[0], -1.0), _add(own[1], through[1], -1.0)
+            return sign * self._pack(system.read_columns(outputs, inputs, columns))
+
+        def precondition(vector: Tensor) -> Tensor:
+            whole = [
+                torch.nn.functional.pad(part, (0, 0, 0, self._torus[0] - part.shape[-2]))
+                for part in self._unpack(vector)
+            ]
+            solved = self._columns.solve(whole)
+            parts = [part[..., : group.rows.first, :] for part, group in zip(solved, system.groups, strict=True)]
+            return sign * self._pack(parts)
+
+        def goes_on(remaining: Tensor) -> bool:
+            remaining = (self._sigma * remaining).reshape(batch)
+            log.add(remaining)
+            return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
+
+        watch: Watch = goes_on
+        if right.shape[-1] == 0 or log.is_spent:
+            return self._unpack(torch.zeros_like(right))
+        if is_definite:
+            return self._unpack(solve_definite(apply, precondition, sign * right, watch))
+        return self._unpack(solve_indefinite(apply, precondition, right, watch, KrylovBasis.n_vectors(right.numel())))
+
+    def _transform(self, field: Tensor) -> Tensor:
+        """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""
+        flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
+        return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
+
+    def _to_image(self, spectrum: Tensor) -> Tensor:
+        return self._places.crop_image(torch.fft.irfft2(spectrum, s=self._torus)) / self._sigma
+
+    def _pack(self, columns: Part) -> Tensor:
+        return torch.cat([part.flatten(-3) for part in columns], dim=-1)
+
+    def _unpack(self, vector: Tensor) -> Part:
+        groups = self._system.groups
+        parts = vector.split([group.n_columns_unknowns for group in groups], dim=-1)
+        return [
+            part.unflatten(-1, (group.n_channels, group.rows.first, group.columns.width))
+            for part, group in zip(parts, groups, strict=True)
+        ]
+
+
+def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | None:
+    """Add a multiple of b to a in place: spectra are as large as images, and these are needed once."""
+    if b is None:
+        return a
+    return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
+
+
+def _narrow_blocks(
+    symbol: Tensor, weight: float, penalty: Tensor, dtype: torch.dtype, *, covers_inputs: bool
+) -> TorusBlocks:
+    """Factor in double precision, some frequencies at a time, and keep the result in the dtype of the arithmetic."""
+    n_outputs, n_inputs = symbol.shape[-2:]
+
+    def empty(n_to: int, n_from: int) -> Tensor:
+        return symbol.new_empty(*symbol.shape[:2], n_to, n_from, dtype=dtype.to_complex())
+
+    narrow = TorusBlocks(empty(n_inputs, n_outputs), empty(n_outputs, n_outputs), empty(n_inputs, n_inputs))
+    n_rows = max(1, MAX_ENTRIES_AT_ONCE // symbol[0].numel())
+    for first in range(0, len(symbol), n_rows):
+        part = slice(first, first + n_rows)
+        blocks = torus_blocks(symbol[part], weight, penalty[part], covers_inputs=covers_inputs)
+        narrow.estimate[part], narrow.outputs[part] = blocks.estimate, blocks.outputs
+        narrow.inputs[part] = blocks.inputs
+    return narrow
+
 
 BYTES_PER_NUMBER = 16
 # The matrices across a wide border grow with its cube: beyond so many symbols' memory, FFTs of the whole do better.

@@ -13,10 +13,10 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
-from deconv_cli.operators.dense_tensor import check_tensor
 from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.solvers.memory import free_memory
+from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_size
 from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype

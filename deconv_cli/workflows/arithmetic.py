@@ -9,7 +9,7 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.dense_tensor import check_tensor
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole, parse_word
 
 

@@ -15,11 +15,10 @@ from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
-from deconv_cli.kernels.blind.jpeg_reliance import jpeg_reliance
-from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, measure_spectrum
+from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_reliance, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.dense_tensor import check_tensor
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.sample_range import white_of
 from deconv_cli.tone_curve import ToneCurve
 

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from deconv_cli.errors import TooLargeError
-from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solver import free_memory
 
 MAX_INVERSES = 8
 MEMORY_SHARE = 0.125

@@ -21,15 +21,13 @@ from torch import Tensor, nn
 
 from deconv_cli.diagnostics.determined_share import DeterminedShare, determined_share
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.linearization import Function, Linearization
-from deconv_cli.operators.max_pooling import MaxPooling, PooledInputs
+from deconv_cli.operators.bounds import Bounds, MaxPooling, PooledInputs
+from deconv_cli.operators.linear_operator import Function, Linearization
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.bounded_gauss_newton import OBJECTIVE, solve_bounded_nonlinear
-from deconv_cli.solvers.bounded_least_squares import MAX_DENSE_ENTRIES, solve_bounded
+from deconv_cli.solvers.bounded_least_squares import MAX_DENSE_ENTRIES, solve_bounded, solve_pooled
 from deconv_cli.solvers.iteration_log import IterationLog, StoppingRule
 from deconv_cli.solvers.norms import relative
-from deconv_cli.solvers.pooled_least_squares import solve_pooled
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solve import largest_singular_value_of
 from deconv_cli.workflows.chain_parts import Part, PartKind, compose, pools_first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.activations import Activation, activation_of
+from deconv_cli.operators.bounds import Activation, activation_of
 from deconv_cli.vocabulary import Size
 
 Named = tuple[str, nn.Module]

@@ -16,7 +16,7 @@ from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
 from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.taps import Tap, check_elementwise
+from deconv_cli.operators.tap_convolution import Tap, check_elementwise
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Light, PaddingLike, Size, check_dimensions, format_percent

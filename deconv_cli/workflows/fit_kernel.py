@@ -11,10 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
-from deconv_cli.kernels.fit.pair_equations import Misfit, Pair, PairEquations, gather, misfit
-from deconv_cli.kernels.fit.raised_detail import describe_raised, raised_detail
-from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
+from deconv_cli.kernels.fit.pair_equations import (
+    Misfit,
+    Pair,
+    PairEquations,
+    Ridge,
+    gather,
+    misfit,
+    solve_constrained,
+    solve_ridge,
+    variance_under_sum,
+)
+from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty

@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.vocabulary import LambdaRule, format_size
+from deconv_cli.vocabulary import LONG, LambdaRule, format_size
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
 from deconv_cli.workflows.solved import model_of
@@ -53,7 +53,7 @@ def choose_lambda_of_data(
     if not kernel.layer.is_plain:
         return choose_lambda_of_layer(kernel, y, settings, least_sigma)
     size = tuple(y.shape[-kernel.n_axes :])
-    if all(n_taps > n for n_taps, n in zip(kernel.size, size, strict=True)):
+    if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):
         raise UsageError(
             f"λ cannot be chosen from {format_size(size)} samples, since the kernel of {format_size(kernel.size)} "
             "taps is larger; give one, such as lam=1e-3."

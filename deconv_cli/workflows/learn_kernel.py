@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.learning.descent import CurvePoint, Descent
-from deconv_cli.kernels.learning.kernel_refinement import Refinement
+from deconv_cli.kernels.learning.descent import CurvePoint, Descent, Refinement
 from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.image_pairs import arrange_taps
 from deconv_cli.workflows.learning_problem import LearningProblem

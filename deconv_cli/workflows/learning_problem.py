@@ -14,11 +14,19 @@ from torch import Tensor
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.fit.pair_equations import Pair, gather, misfit
-from deconv_cli.kernels.fit.ridge import Ridge, solve_ridge
+from deconv_cli.kernels.fit.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
 from deconv_cli.kernels.learning.learned_kernel import LearnedKernel, convolve
-from deconv_cli.kernels.learning.loss_functions import Loss, find_loss, mean_loss, squared
-from deconv_cli.kernels.learning.objective import Objective, Slopes, Stripe, cut_stripes, measure_slopes
+from deconv_cli.kernels.learning.loss_functions import (
+    Loss,
+    Objective,
+    Slopes,
+    Stripe,
+    cut_stripes,
+    find_loss,
+    mean_loss,
+    measure_slopes,
+    squared,
+)
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.fit_kernel import penalty_gram

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators.dense_tensor import check_tensor
+from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve

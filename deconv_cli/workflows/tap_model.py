@@ -14,8 +14,7 @@ from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.tap_convolution import TapConvolution, spread_out
-from deconv_cli.operators.taps import Tap
+from deconv_cli.operators.tap_convolution import Tap, TapConvolution, spread_out
 from deconv_cli.parts import TAPS
 from deconv_cli.vocabulary import PaddingLike, Size, format_size
 

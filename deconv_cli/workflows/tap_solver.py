@@ -16,17 +16,22 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import kernel_spectrum
-from deconv_cli.operators.tap_convolution import TapConvolution, TapLinearization, spread_out
-from deconv_cli.operators.taps import check_elementwise, name_of
+from deconv_cli.operators.tap_convolution import (
+    TapConvolution,
+    TapLinearization,
+    check_elementwise,
+    name_of,
+    spread_out,
+)
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear, undetermined_share
 from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
 from deconv_cli.solvers.iterative import TorusPreconditioner
-from deconv_cli.solvers.memory import free_memory
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, format_memory
 from deconv_cli.workflows.tap_model import TapModel
 

@@ -26,11 +26,9 @@ from deconv_cli.blocks.run_blocks import run_blocks
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
-from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.process_pool import ProcessPool
-from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.schedulers.thread_pool import ThreadPool
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.schedulers.scheduler import JobShare, WorkSettings
+from deconv_cli.schedulers.serial import SerialScheduler, ThreadPool
 from deconv_cli.settings import ReconstructionSettings
 
 SETTINGS = ReconstructionSettings(defaults="picture", lam=0.01)
@@ -147,8 +145,8 @@ BEGINS = """
 import pickle, sys
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.run_blocks import run_blocks
-from deconv_cli.schedulers.start_scheduler import start_scheduler
-from deconv_cli.schedulers.work_settings import WorkSettings
+from deconv_cli.schedulers.scheduler import start_scheduler
+from deconv_cli.schedulers.scheduler import WorkSettings
 
 if __name__ == "__main__":
     task, settings = pickle.loads(open(sys.argv[1], "rb").read())

@@ -19,7 +19,7 @@ from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, U
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.folders import remove
 from deconv_cli.io.regions import tiff_target
-from deconv_cli.schedulers.job_array import JobShare
+from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 
 KERNEL = deconv_cli.make_kernel("gaussian:1")

@@ -24,7 +24,7 @@ from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
-from deconv_cli.schedulers.job_array import JobShare
+from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.workflows import solved
 from deconv_cli.workflows.pipeline import Pipeline

@@ -151,7 +151,7 @@ class TestKernels:
         refuses(*words, code=ExitCode.INPUT_REFUSED, says=["99×99", "32×36"])
 
     def test_colored_picture_as_kernel(self, refuses, gray, photograph, tmp_path, command):
-        words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif"]
+        words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif", "--no-clean-kernel"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says="one for each of 3 channels, but the image of shape")
 
     def test_several_layers_need_a_choice(self, refuses, gray, tmp_path, command):

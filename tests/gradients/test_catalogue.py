@@ -29,7 +29,6 @@ MISTAKES = {
     "not_marked_dirty": "without ctx.mark_dirty",
     "differentiated_twice": "second derivative by way of 'a' is wrong",
     "NothingForWeight": "returns None",
-    "OnlyItsOwn": "leaves out what they give each other",
     "WithoutTheSpread": "leaves out what they give each other",
     "KernelNotFlipped": "leaves out what they give each other",
     "KeptInTheClass": "that of a later call",

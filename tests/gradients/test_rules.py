@@ -67,6 +67,11 @@ class TestOwnRules:
         assert (found["spare.weight"], found["spare.bias"]) == ("OK", "UNUSED")
         assert GRADIENT_RULES.names[0] == "nothing"
 
+    def test_what_is_no_fault_says_why_where_numbers_differ(self, add_rule):
+        add_rule("excused", lambda evidence, name: Finding(Verdict.OK))
+        found = verdicts(checked(detached.PartDetach(), 5, 4))
+        assert (found["body.weight"], found["head.weight"]) == ("DETACHED", "OK")
+
     def test_a_name_that_is_taken(self):
         with pytest.raises(UsageError, match="gradient rule 'non-finite' is registered already"):
             GRADIENT_RULES.register("non-finite", find_large)

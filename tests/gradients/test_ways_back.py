@@ -113,7 +113,7 @@ class Impossible(TooFew):
 
 
 @pytest.mark.parametrize(
-    ("function", "text"), [(TooFew, "def backward"), (TooShort, "def backward"), (Impossible, "return grad @")]
+    ("function", "text"), [(TooFew, "def backward"), (TooShort, "return grad * w, ("), (Impossible, "return grad @")]
 )
 def test_an_error_of_backward_is_blamed_on_the_line_in_it(function, text):
     model = wrong.DoubledNet(n=5)

@@ -10,9 +10,14 @@ from cases import random
 from torch.nn import functional
 
 from deconv_cli import ShapeError
-from deconv_cli.kernels.fit.constrained import solve_constrained, variance_under_sum
-from deconv_cli.kernels.fit.pair_equations import Pair, gather, misfit
-from deconv_cli.kernels.fit.ridge import solve_ridge
+from deconv_cli.kernels.fit.pair_equations import (
+    Pair,
+    gather,
+    misfit,
+    solve_constrained,
+    solve_ridge,
+    variance_under_sum,
+)
 from deconv_cli.operators.boundaries.rule import as_rule
 
 SIZE = (3, 2)

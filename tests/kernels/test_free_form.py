@@ -7,9 +7,8 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.blind.free_form import free_form
-from deconv_cli.kernels.blind.kernel_pyramid import balanced, boxed, pyramid, resampled
-from deconv_cli.kernels.blind.unit_simplex import least_squares_kernel, nearest_kernel
+from deconv_cli.kernels.blind.free_form import balanced, boxed, free_form, pyramid, resampled
+from deconv_cli.kernels.nonnegative_taps import least_squares_kernel, nearest_kernel
 
 FLAT = torch.full((3, 3), 1 / 9)
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deconv_cli.operators.activations import activation_of
-from deconv_cli.operators.bounds import Bounds
+from deconv_cli.operators.bounds import Bounds, activation_of
 
 EPS = torch.finfo(torch.float64).eps
 INCREASING = [

@@ -7,8 +7,7 @@ from properties import adjoint_defect, backward_defect, linearity_defect, matrix
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.geometry import Geometry
 
 

@@ -15,8 +15,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators import axes
 from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, slabs, space_axes, unravel
 from deconv_cli.operators.circulant import BlockCirculant, FrequencyBlocks, torus_symbol
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry, Pads, resolve_padding
 from deconv_cli.operators.spectrum import kernel_spectrum, largest_singular_value, peak_gain

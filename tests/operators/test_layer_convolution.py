@@ -13,8 +13,8 @@ import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.convolution import Convolution
+from deconv_cli.operators.geometry import pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
-from deconv_cli.operators.layer_geometry import pick_input_size
 from deconv_cli.operators.phases import plain_pads, split_layer
 
 EXHAUSTIVE = [pytest.param(number, marks=pytest.mark.exhaustive) for number in range(N_QUICK, N_CASES)]

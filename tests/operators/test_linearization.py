@@ -8,7 +8,7 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.linearization import Linearization
+from deconv_cli.operators.linear_operator import Linearization
 
 
 def affine():

@@ -5,8 +5,7 @@ import torch
 from cases import random
 from torch import nn
 
-from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.max_pooling import PooledInputs
+from deconv_cli.operators.bounds import Bounds, PooledInputs
 
 POOLINGS = {
     "overlapping": (nn.MaxPool2d(3, 2, 1), (9, 8)),

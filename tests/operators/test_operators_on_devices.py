@@ -10,8 +10,7 @@ from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_num
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
-from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.correlation import ValidCorrelation
+from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.differences import Differences, first_differences, second_differences
 from deconv_cli.operators.extension import Extension, close_smoothly
 from deconv_cli.operators.geometry import Geometry

@@ -4,7 +4,7 @@ import torch
 from cases import random
 
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.precision import InPrecision
+from deconv_cli.operators.linear_operator import InPrecision
 
 
 def test_images_keep_their_precision_and_the_operator_its_own():

@@ -10,8 +10,7 @@ from cases import random
 from properties import adjoint_defect, linearity_defect
 
 from deconv_cli import UsageError
-from deconv_cli.operators.tap_convolution import TapConvolution, spread_out
-from deconv_cli.operators.taps import check_elementwise
+from deconv_cli.operators.tap_convolution import TapConvolution, check_elementwise, spread_out
 from deconv_cli.parts import BOUNDARIES
 
 CASES = [

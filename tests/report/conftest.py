@@ -13,10 +13,9 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.report.page import render_page
-from deconv_cli.report.page_header import write_header
-from deconv_cli.report.page_images import images_to_show
+from deconv_cli.report.page import render_page, write_header
 from deconv_cli.report.run import Environment, InputFile, InvertRun, KernelInput, OutputFile
+from deconv_cli.report.shown_images import images_to_show
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.vocabulary import Convention, LambdaRule
 from deconv_cli.workflows.diagnose import diagnose

@@ -17,14 +17,13 @@ from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report import page as page_module
-from deconv_cli.report.comparison import draw_comparison, draw_views
 from deconv_cli.report.drawing import DARK, LIGHT
-from deconv_cli.report.kernel_section import describe_kernel_section
 from deconv_cli.report.key_numbers import all_numbers
-from deconv_cli.report.page_header import as_sentence
+from deconv_cli.report.page import as_sentence
 from deconv_cli.report.page_pictures import draw_pictures
+from deconv_cli.report.page_sections import describe_kernel_section
 from deconv_cli.report.run_record import describe_run
-from deconv_cli.report.shown_images import show_images
+from deconv_cli.report.shown_images import draw_comparison, draw_views, show_images
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.lambda_series import RATIOS, LambdaView, find_detail
@@ -277,7 +276,7 @@ def test_a_picture_is_compared_with_its_estimate_pixel_by_pixel(contents):
 
 
 def test_of_a_picture_that_is_larger_a_detail_is_compared_and_the_whole_shown_too(full_contents, monkeypatch):
-    monkeypatch.setattr("deconv_cli.report.comparison.MAX_SIDE", 40)
+    monkeypatch.setattr("deconv_cli.report.shown_images.MAX_SIDE", 40)
     given = full_contents()
     comparison = draw_comparison(given.images()[0])
     assert (comparison.after.width, comparison.after.height, comparison.is_whole) == (40, 40, False)

@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 from deconv_cli.report import page_pictures
-from deconv_cli.report.display_range import display_range
-from deconv_cli.report.page_pictures import ScaledImage, draw_pictures
-from deconv_cli.report.png_encoder import encode_png
+from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures, encode_png
 
 
 def read(content):

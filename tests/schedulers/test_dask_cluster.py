@@ -13,9 +13,8 @@ from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, a_file, check_failure
 from deconv_cli.errors import UsageError, WorkerError
 from deconv_cli.schedulers import dask_cluster, dask_piece
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
-from deconv_cli.schedulers.scheduler import RETRIES
+from deconv_cli.schedulers.scheduler import RETRIES, WorkSettings
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.schedulers.work_settings import WorkSettings
 
 pytest.importorskip("distributed")
 

@@ -4,11 +4,9 @@ import pytest
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.schedulers.job_array import JobShare
 from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.scheduler import JobShare, WorkSettings, start_scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.schedulers.start_scheduler import start_scheduler
-from deconv_cli.schedulers.work_settings import WorkSettings
 
 
 def test_this_process_works_alone_unless_told_otherwise():

@@ -8,7 +8,7 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.solvers import strip_system
+from deconv_cli.solvers import strip
 from deconv_cli.solvers.choice import find_solver
 from deconv_cli.solvers.krylov import solve_indefinite
 from deconv_cli.solvers.solver import KrylovBasis
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(method, boundary, a
 
 
 def test_free_memory_bounds_what_is_built(monkeypatch):
-    monkeypatch.setattr("deconv_cli.solvers.memory.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("deconv_cli.solvers.solver.free_memory", lambda device: 10_000)
     with pytest.raises(deconv_cli.TooLargeError, match=r"more than the 9.766 KiB that are free"):
         deconv_cli.pseudo_inverse(random((3, 3)), input_size=(64, 60), boundary="circular")
 
@@ -154,7 +154,7 @@ def test_the_basis_of_gmres_is_in_the_estimate(monkeypatch, dtype, method, bound
         kept.append((n_vectors + 1) * right.numel() * right.itemsize)
         return solve_indefinite(apply, precondition, right, watch, n_vectors)
 
-    monkeypatch.setattr(strip_system, "solve_indefinite", solve)
+    monkeypatch.setattr(strip, "solve_indefinite", solve)
     inverse.solve(random((n_images, 2, 17, 14)).to(dtype))
     estimate = find_solver(inverse.choice.method).cost(inverse.problem)
     basis = estimate.n_bytes(n_images) - estimate.n_bytes_built - n_images * estimate.n_bytes_per_image

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.solvers.outside_box import OutsideBox, OutsideBoxes
+from deconv_cli.solvers.closed_slab import OutsideBox, OutsideBoxes
 
 BOXES = [((3, 4), (5, 7)), ((1, 4), (1, 7)), ((2, 3, 4), (4, 5, 5)), ((2, 3, 4), (2, 5, 5)), ((2, 3, 4), (3, 3, 6))]
 

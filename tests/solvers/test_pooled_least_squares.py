@@ -6,11 +6,10 @@ import torch
 from cases import random
 from torch import nn
 
-from deconv_cli.operators.bounds import Bounds
-from deconv_cli.operators.max_pooling import PooledInputs
-from deconv_cli.solvers import pooled_least_squares
+from deconv_cli.operators.bounds import Bounds, PooledInputs
+from deconv_cli.solvers import bounded_least_squares
+from deconv_cli.solvers.bounded_least_squares import solve_pooled
 from deconv_cli.solvers.iteration_log import IterationLog, StoppingRule
-from deconv_cli.solvers.pooled_least_squares import solve_pooled
 
 
 def relative_misfit(monkeypatch, n_projections: int) -> float:
@@ -19,7 +18,7 @@ def relative_misfit(monkeypatch, n_projections: int) -> float:
     x = random((2, 12, 12), 1)
     y = pooling(front(x[None]))[0]
     inputs = PooledInputs(pooling, Bounds(torch.where(y > 0, y, -torch.inf), y.clamp_min(0)), (12, 12))
-    monkeypatch.setattr(pooled_least_squares, "MAX_PROJECTIONS", n_projections)
+    monkeypatch.setattr(bounded_least_squares, "MAX_PROJECTIONS", n_projections)
     log = IterationLog(StoppingRule(1e-8, 20000))
     found = solve_pooled(front, copy.deepcopy(front).float(), inputs, torch.zeros_like(x), log)
     made = pooling(front(found[None]))[0].clamp_min(0)

@@ -6,9 +6,8 @@ import torch
 from cases import Case, random
 
 from deconv_cli.solvers.iteration_log import StoppingRule
-from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.normal_equations import MAX_ROUNDS, NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.refinement import MAX_ROUNDS, refine_equations
 from deconv_cli.solvers.solution import Status
 
 OPERATOR = Case("zero", "same", (1, 1, 1, 1), (7, 6)).operator()

@@ -13,9 +13,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.poisson import divergence, expected_deviance, held_out
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
+from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps, divergence, expected_deviance, held_out
 from deconv_cli.solvers.solution import Status
 
 SIZE = (40, 36)

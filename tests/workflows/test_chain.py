@@ -9,7 +9,7 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.operators.linearization import Linearization
+from deconv_cli.operators.linear_operator import Linearization
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers import bounded_least_squares
 from deconv_cli.solvers.solution import Status

@@ -84,7 +84,7 @@ def test_unknown_boundary_restores_the_frame_of_a_larger_scene():
 
 
 def test_a_kernel_larger_than_the_data_needs_a_lambda():
-    y, kernel = random((1, 12, 10)), random((31, 31)).abs()
+    y, kernel = random((1, 12, 10)), random((71, 71)).abs()
     with pytest.raises(deconv_cli.UsageError, match=r"cannot be chosen from 12×10 samples, .* lam=1e-3"):
         deconv_cli.invert(y, kernel, boundary="unknown", lam="auto")
     assert deconv_cli.invert(y, kernel, boundary="unknown", lam=1e-3).is_trusted

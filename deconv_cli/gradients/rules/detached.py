@@ -1,4 +1,4 @@
-"""DETACHED: the parameter's value reaches the loss, but an operation cuts its gradient off, wholly or on some paths."""
+"""DETACHED, PARTLY DETACHED: the value reaches the loss, and its gradient does not, wholly or on some paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
     forward, bit = evidence.forward, evidence.forward.bit(name)
     if evidence.is_reached(name) and evidence.backward is not None:
         origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-        return Finding(Verdict.DETACHED, unique_causes(_returning_none(origin, evidence) for origin in origins))
+        return Finding(Verdict.DETACHED, unique_causes(returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
         return Finding(Verdict.DETACHED, _causes(evidence, (forward.log.detachments[index] for index in lost)))
@@ -41,9 +41,10 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
         return None
     if forward.reached and name not in evidence.moved_from_outside:
         return None
+    cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.log.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
-    return Finding(Verdict.DETACHED, _causes(evidence, before or uses))
+    return Finding(Verdict.DETACHED, _causes(evidence, cutting or before or uses))
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
@@ -58,7 +59,9 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    outside = [use for use in uses_outside(forward, bit) if use.name != "__bool__"]
+    returned = getattr(evidence.model, "returned", None)  # of a recorded pass, which lines a constant was made of
+    uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
+    outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
         return None
     detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
@@ -76,10 +79,52 @@ def _tried(cause: Cause) -> Cause:
     return replace(cause, suggestion=instead_of_call(cause.location.code) or NOT_ENOUGH)
 
 
-def _returning_none(operation: Operation, evidence: Evidence) -> Cause:
+def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
     missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)
     location = next(missing, operation.location)
     why = f"the backward of {name} returns None for an input that has a gradient."
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")
+
+
+_MAX_LINES = 3
+_DISCRETE = ("multinomial", "bernoulli", "poisson")
+
+
+def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
+    """Find `.detach()` and `no_grad` in the user's own code, a finding for each line."""
+    forward = evidence.forward
+    trained = sum(forward.bit(name) for name in evidence.magnitudes)
+    lines: dict[str, Detachment] = {}
+    for index in sorted(forward.flow.detachments):
+        found = forward.log.detachments[index]
+        is_plain = found.is_deliberate and not found.by_library and found.location.file
+        if is_plain and found.lost & trained:
+            lines.setdefault(str(found.location), found)
+    return [*_drawn(evidence, trained), *(_intended(evidence, found) for found in list(lines.values())[:_MAX_LINES])]
+
+
+def _drawn(evidence: Evidence, trained: int) -> list[Finding]:
+    """Find continuous draws without a gradient that a layer goes on with, and that no log_prob is taken of."""
+    log, flow = evidence.forward.log, evidence.forward.flow
+    is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in log.random}
+    cuts = (log.detachments[index] for index in sorted(flow.detachments) if index in log.read_on)
+    lines = {
+        str(found.location): explain_detachment(found)
+        for found in cuts
+        if found.is_draw and found.lost & trained and not is_discrete.get(str(found.location), True)
+    }
+    return [] if log.takes_likelihood else [Finding(Verdict.DETACHED, (cause,)) for cause in lines.values()]
+
+
+def _intended(evidence: Evidence, found: Detachment) -> Finding:
+    names = [name for name in evidence.magnitudes if evidence.forward.bit(name) & found.lost]
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    label = "no_grad" if found.by_mode else found.label
+    why = (
+        f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
+        "was held constant in finite differences."
+    )
+    suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
+    return Finding(Verdict.PARTLY_DETACHED, (Cause(label, found.location, why, suggestion),))

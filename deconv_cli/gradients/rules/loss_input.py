@@ -40,9 +40,14 @@ def _explain(call: LossCall) -> tuple[str, str]:
         )
     if call.misuse is Misuse.OTHER_AXIS:
         return (
-            f"{call.name} takes classes along axis 1 of {first}, but log_softmax was taken along another axis: the "
+            f"{call.name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
             "probabilities of the classes of a sample do not add up to 1.",
             "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
+        )
+    if call.misuse is Misuse.MIXED:
+        return (
+            f"a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
+            "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
         )
     if call.misuse is Misuse.NOT_LOG:
         return (

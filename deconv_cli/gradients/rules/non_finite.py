@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deconv_cli.gradients.cures import ADVICE, SINGULAR, harmless_input
+from deconv_cli.gradients.cure_trial import ADVICE, SINGULAR, harmless_input
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation

@@ -1,12 +1,13 @@
-"""OPTIMIZER: it does not hold the weights that get gradients, or its step does not change them."""
+"""OPTIMIZER: it does not hold the weights that get gradients, its step does not change them, or it is made anew."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.rules.gradient_lost import find_gradient_lost
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import OptimizerStep
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import OptimizerStep, TrainingEvidence
 
 _FEW = 4
 _FEW_PASSES = 2
@@ -50,7 +51,8 @@ def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
     """Find that there is neither an optimizer nor a line that changes a weight."""
     events = evidence.events
     is_whole = events.failure is None and not events.is_cut_short
-    is_training = events.n_backward > _FEW_PASSES and is_whole and not events.differentiates_inputs
+    is_for_weights = not events.differentiates_inputs and events.adds_squares is None
+    is_training = events.n_backward > _FEW_PASSES and is_whole and is_for_weights
     if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
         return []
     why = (
@@ -102,3 +104,27 @@ def _never(evidence: TrainingEvidence) -> list[Cause]:
     shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     why = f"an optimizer holds {shown}, but takes no step in {events.n_backward} backward passes."
     return [Cause("no optimizer.step()", CodeLocation(), why, "call optimizer.step() after loss.backward()")]
+
+
+_LEAST_STEPS = 3
+
+
+def find_rebuilt_optimizer(evidence: TrainingEvidence) -> list[Finding]:
+    """Find a line at which optimizers of the same weights take one step each, and none goes on from another's state.
+
+    One for each epoch takes more steps; where the weights too are put back for every step, that is on purpose.
+    """
+    steps, restored = evidence.events.steps, evidence.events.overwritten.keys()
+    n_steps = Counter(step.optimizer for step in steps)
+    single = [step for step in steps if step.begins_state and n_steps[step.optimizer] == 1]
+    alike = Counter((step.name, step.location, step.held) for step in single if step.held.isdisjoint(restored))
+    suggestion = "make the optimizer once, before the loop; a scheduler changes its learning rate"
+    return [
+        Finding(Verdict.OPTIMIZER, (Cause("optimizer.step()", location, _why_rebuilt(name, n), suggestion),))
+        for (name, location, _), n in alike.items()
+        if n >= _LEAST_STEPS
+    ]
+
+
+def _why_rebuilt(name: str, n: int) -> str:
+    return f"a new {name} takes each of {n} steps: what it keeps from one to the next, such as momentum, is lost."

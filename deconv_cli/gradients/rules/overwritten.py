@@ -5,9 +5,11 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import TrainingEvidence
 
 _LOST = "forward sets this parameter to the same values whatever they were, so that an optimizer's step is lost."
+_DRIFTS = "each pass of forward changes this parameter further, beside the optimizer."
+_A_COPY = "compute with a changed copy and leave the parameter as it is"
 _SET_ONCE = "set it once in __init__; what is computed in each pass is no parameter but a local variable"
 
 
@@ -19,8 +21,7 @@ def find_overwritten(evidence: Evidence, name: str) -> Finding | None:
     if found.is_lost:
         why, suggestion = _LOST, _SET_ONCE
     else:
-        why = "each pass of forward changes this parameter further, beside the optimizer."
-        suggestion = "compute with a changed copy and leave the parameter as it is"
+        why, suggestion = _DRIFTS, _A_COPY
     return Finding(Verdict.OVERWRITTEN, (Cause("a write to a parameter", found.location, why, suggestion),))
 
 
@@ -28,7 +29,10 @@ def find_overwritten_in_training(evidence: TrainingEvidence) -> list[Finding]:
     """Find weights that were, in the next pass, what they had been before a step changed them; once for each line."""
     names = {id(weight): name for name, weight in evidence.weights.items()}
     lines = {location: names[key] for key, location in evidence.events.overwritten.items() if key in names}
-    return [Finding(Verdict.OVERWRITTEN, (_set_back(name, location),)) for location, name in lines.items()]
+    drifting = {line: names[key] for key, line in evidence.events.drifting.items() if key in names}
+    causes = [_set_back(name, location) for location, name in lines.items()]
+    causes += [Cause(f"a write to {name}", line, _DRIFTS, _A_COPY) for line, name in drifting.items()]
+    return [Finding(Verdict.OVERWRITTEN, (cause,)) for cause in causes]
 
 
 def _set_back(name: str, location: CodeLocation) -> Cause:

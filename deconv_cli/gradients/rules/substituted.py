@@ -8,6 +8,7 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences.directional import Outcome
 from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.rules.wrong import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 
 _NOTHING = "nothing, if that is meant; take the Function out to compare the rest"
@@ -19,7 +20,12 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
     meant = [item for item in evidence.wrong_inputs_before(name) if item.is_on_purpose]
     if not meant or evidence.gradient(name) is None:
         return None
-    return Finding(Verdict.SUBSTITUTED, unique_causes(map(_cause, meant)), _NO_JUDGE)
+    return Finding(Verdict.SUBSTITUTED, unique_causes(map(_cause, meant)), _beside(evidence, name))
+
+
+def _beside(evidence: Evidence, name: str) -> str:
+    """Write the numbers that differ beside the reason why that proves nothing."""
+    return ": ".join(filter(None, (_NO_JUDGE, describe_difference(evidence, name).replace("are wrong", "differ"))))
 
 
 def _cause(item: WrongInput) -> Cause:
@@ -30,7 +36,8 @@ def _cause(item: WrongInput) -> Cause:
         )
     else:
         why = (
-            f"{operation} gives a surrogate for '{item.name}': the forward is a step, and its true derivative is zero."
+            f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: "
+            f"{item.error.surrogate if item.error else ''}."
         )
     return Cause(operation, item.location, why, _NOTHING)
 
@@ -44,7 +51,7 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
         return None
     why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
     cause = Cause("max_norm", evidence.module_of(name), why, "nothing, if that is meant")
-    return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
+    return Finding(Verdict.SUBSTITUTED, (cause,), _beside(evidence, name))
 
 
 def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
@@ -59,4 +66,4 @@ def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
     why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
     locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
     causes = [Cause("a gradient hook", location, why, "nothing, if that is meant") for location in locations]
-    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _NO_JUDGE)
+    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _beside(evidence, name))

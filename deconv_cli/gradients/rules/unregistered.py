@@ -1,10 +1,11 @@
-"""UNREGISTERED: the loss depends on a weight that the model does not know."""
+"""UNREGISTERED, NOTHING TRAINS: a weight that the model does not know, or no parameter that is free to move."""
 
 from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.stray_weights import Unregistered
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 _EXPLANATIONS = {
     "member": (
@@ -39,3 +40,16 @@ def _cause(found: Unregistered) -> Cause:
     fact, suggestion = _EXPLANATIONS[found.kind]
     why = f"{found.owner or 'what this line reads'} {fact}: an optimizer made of parameters() never moves it."
     return Cause(found.owner or "a weight", found.location, why, suggestion)
+
+
+def find_nothing_trains(evidence: Evidence) -> list[Finding]:
+    """Find that no parameter requires a gradient."""
+    if any(parameter.requires_grad and parameter.numel() for parameter in evidence.parameters.values()):
+        return []
+    if any(parameter.requires_grad for parameter in evidence.parameters.values()):
+        why = "no parameter that requires a gradient has any elements, so that no step changes anything."
+        cause = Cause("no elements", CodeLocation(), why, "give the layers a width above 0")
+        return [Finding(Verdict.NOTHING_TRAINS, (cause,))]
+    why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so that no step changes anything."
+    suggestion = "call requires_grad_() on what is to be trained, after what is to stay was frozen"
+    return [Finding(Verdict.NOTHING_TRAINS, (Cause("requires_grad_(False)", CodeLocation(), why, suggestion),))]

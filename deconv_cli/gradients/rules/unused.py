@@ -1,4 +1,4 @@
-"""FROZEN, UNUSED, NOT-LOSS, and what has no elements: parameters that take no part in training."""
+"""FROZEN, UNUSED, NOT-LOSS, NOT REACHED, and what has no elements: parameters that take no part in training."""
 
 from __future__ import annotations
 
@@ -43,3 +43,18 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
     why = "forward uses this parameter here, but its value does not reach the loss."
     suggestion = "return what this line computes and add it to the loss, or leave the line out"
     return Finding(Verdict.NOT_LOSS, (Cause("used, but not in the loss", location, why, suggestion),))
+
+
+def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter that gets no gradient from this batch and gets one from another, where others get one here."""
+    is_any_given = any(magnitude.largest for magnitude in evidence.magnitudes.values())
+    if name not in evidence.reached_by_others or not is_any_given:
+        return None
+    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
+
+
+def used_by_other_data(name: str) -> Cause:
+    """Explain a parameter that this batch does not use."""
+    why = "whether this parameter is used depends on the data or on chance: others than these give it a gradient."
+    suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
+    return Cause("not reached by this batch", CodeLocation(module=name.rpartition(".")[0]), why, suggestion)

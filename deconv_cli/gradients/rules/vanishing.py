@@ -7,10 +7,15 @@ gradients may well be smaller; there the limit is the square.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+
+import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.recurrence.time_series import TimeSeries
+from deconv_cli.gradients.rules.zero_gradient import find_zero
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 COLLAPSE = 1e-6
@@ -65,3 +70,69 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
     location = forward.log.last_use.get(forward.bit(far)) or CodeLocation()
     detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
     return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
+
+
+def find_exploding_through_time(evidence: Evidence) -> list[Finding]:
+    """Find a recurrence whose early steps rule the gradient."""
+    series = evidence.double.series if evidence.double is not None else ()
+    return [Finding(Verdict.EXPLODING, (_of_series(found),)) for found in series if found.trend == "explodes"]
+
+
+def _of_series(found: TimeSeries) -> Cause:
+    late = next((norm for norm in reversed(found.norms) if norm), 1.0)
+    why = (
+        f"‖∂loss/∂{found.name}‖ grows from {late:.2g} at the last of {len(found.norms)} steps to "
+        f"{max(found.norms):.2g} at step {found.step}: a small step of training moves the loss out of bounds."
+    )
+    suggestion = "start recurrent weights orthogonal and small, use an LSTM or GRU, or shorten the steps; and clip"
+    return Cause(f"the steps of {found.name}", found.location, why, suggestion)
+
+
+_SAME = 1e-5
+_UNIT_AXES = (0, 1)
+"""Of weights of shape (outputs, inputs), as in nn.Linear, and (inputs, outputs)."""
+
+
+def find_symmetric(evidence: Evidence, name: str) -> Finding | None:
+    """Find a weight that was filled with one number, and whose gradient has one value for all units."""
+    gradient, weight = evidence.sharpest_gradient(name), evidence.parameters[name].detach()
+    if gradient is None or weight.ndim < 2 or gradient.is_sparse or not (weight.any() and gradient.any()):
+        return None
+    if not any(_are_alike(weight, axis) and _are_alike(gradient, axis) for axis in _UNIT_AXES):
+        return None
+    why = "all units of this layer start with the same weights and get the same gradient: they stay one and the same."
+    suggestion = "start from random weights, as with torch.nn.init.kaiming_uniform_"
+    return Finding(Verdict.SYMMETRIC, (Cause("equal weights", evidence.module_of(name), why, suggestion),))
+
+
+def _are_alike(values: torch.Tensor, axis: int) -> bool:
+    first = values.narrow(axis, 0, 1)
+    return values.shape[axis] > 1 and bool((values - first).abs().max() <= _SAME * values.abs().max())
+
+
+_USUAL_START = "nothing: such a start is usual for the last layer of a branch, and training goes on from it"
+
+
+def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
+    """Find a zero gradient that a step or two set free, as behind a layer that starts at zero."""
+    found = find_zero(evidence, name) if evidence.first_steps is not None else None
+    if found is None or evidence.first_steps is None:
+        return None
+    return _at_start(Verdict.ZERO_AT_START, found, evidence.first_steps.steps_until_given(name))
+
+
+def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
+    """Find a tiny gradient that a step or two make usual, as behind a layer scale."""
+    found = find_vanishing(evidence, name) if evidence.first_steps is not None else None
+    if found is None or evidence.first_steps is None:
+        return None
+    n_steps = evidence.first_steps.steps_until_above(name, evidence.layers[0].name, COLLAPSE)
+    return _at_start(Verdict.VANISHING_AT_START, found, n_steps)
+
+
+def _at_start(verdict: Verdict, found: Finding, n_steps: int | None) -> Finding | None:
+    if n_steps is None:
+        return None
+    after = "an optimizer step" if n_steps == 1 else f"{n_steps} optimizer steps"
+    detail = f"at the start only: after {after} the gradient is there"
+    return Finding(verdict, tuple(replace(cause, suggestion=_USUAL_START) for cause in found.causes), detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
@@ -64,6 +65,9 @@ def _describe_underflow(evidence: Evidence, name: str) -> str:
 
 
 def _cause(evidence: Evidence, operation: Operation) -> Cause:
+    name = operation.bare_name.removesuffix(".apply")
+    if any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
+        return returning_none(operation, evidence)
     why, suggestion = reason_for_zero(operation.bare_name)
     if operation.bare_name in STEPS and str(operation.location) in evidence.failing_fixes:
         suggestion = _SMOOTH
@@ -100,7 +104,7 @@ def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
         return None
     follower = _follower(evidence, name, double.backward)
     why = f"{follower} takes away whatever this parameter adds, so the loss does not depend on it."
-    suggestion = "leave it out (bias=False); it costs memory and does nothing"
+    suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause(follower, evidence.module_of(name), why, suggestion),))
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
+from deconv_cli.gradients.tensors_in import real
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 
 
@@ -20,11 +24,12 @@ class BackwardSource:
         self._whole = location_of_backward(function)
         self._tree: ast.AST = ast.Module([], [])
         self._shift = 0
+        self._code: CodeType | None = None
         with contextlib.suppress(OSError, TypeError, SyntaxError):
             code = inspect.unwrap(getattr(function, method)).__code__
             lines, first = inspect.getsourcelines(code)
             self._tree = ast.parse(textwrap.dedent("".join(lines)))
-            self._file, self._shift = code.co_filename, first - 1
+            self._file, self._shift, self._code = code.co_filename, first - 1, code
 
     def of_gradient(self, positions: Sequence[int]) -> CodeLocation:
         """Find where the gradient of one input is computed, or, of several, what all of them are computed from."""
@@ -32,7 +37,7 @@ class BackwardSource:
         if any(expression is None for expression in returned) or not returned:
             return self._whole
         shared = set.intersection(*({name.id for name in _names(found)} for found in returned if found is not None))
-        lines = [line for name, line in self._assignments() if name in shared]
+        lines = [line for line, names, _ in self._assigned if names & shared]
         if lines and (len(positions) > 1 or isinstance(returned[0], ast.Name)):
             return self._at(max(lines))
         return self._at(returned[0].lineno if returned[0] is not None else 0)
@@ -54,7 +59,87 @@ class BackwardSource:
         """Find the first line that gives a new value to an incoming gradient; None where there is none."""
         function = next((node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)), None)
         incoming = {argument.arg for argument in function.args.args[1:]} if function is not None else set()
-        return next((self._at(line) for name, line in self._assignments() if name in incoming), None)
+        return next((self._at(line) for line, names, _ in self._assigned if names & incoming), None)
+
+    def of_return(self, position: int) -> CodeLocation:
+        """Find where the gradient of an input is returned."""
+        returned = self._returned(position)
+        return self._whole if returned is None else self._at(returned.lineno)
+
+    def of_first_mistake(
+        self,
+        run: Callable[[], object],
+        known: Sequence[torch.Tensor],
+        wrong: Sequence[int],
+        right: Sequence[int],
+        block: tuple[int, int] | None,
+    ) -> CodeLocation | None:
+        """Find the first line whose value is none that the chain rule has there, by the values that a run assigns.
+
+        Args:
+            run: calls backward.
+            known: the values of forward, and the gradients by them, as autograd gives them.
+            wrong: positions of the inputs with a wrong gradient.
+            right: positions of those with a right one.
+            block: which of how many stacked blocks the whole mistake lies in, None where it is none.
+        """
+        assigned = self._assigned
+        values = self._values_assigned(run, {line: names for line, names, _ in assigned})
+        goals = [self._returned(position) for position in wrong]
+        part = self._stacked_part(block) if block else None
+        behind = _slice(assigned, [part] if part is not None else goals)
+        cleared = _slice(assigned, [self._returned(position) for position in right])
+        nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.Assign)]
+        renaming = {node.lineno for node in nodes if isinstance(node.value, ast.Name)}
+        computing = {line: found for line, found in values.items() if line not in renaming}
+        for line, names, read in assigned:
+            found, is_updated = values.get(line, []), _is_updated(names, assigned)
+            others = [other[-1] for n, other in computing.items() if n != line and line in computing]
+            if not _is_known(found, known, is_updated=is_updated):
+                continue
+            if not any(bool(value.any()) for value in found):
+                cleared.add(line)  # zero is right, and tells nothing of what it was computed from
+            elif not _is_known(found[-1:], others, is_updated=True):
+                # A value that two lines compute belongs to one of them: which, their followers tell.
+                cleared |= {line} | _slice(assigned, [], read)
+        started = {line for line, names, read in assigned if _is_updated(names, assigned) and not names & read}
+        suspects = [line for line in values if line in behind - cleared - started]
+        if part is not None and not suspects:
+            suspects = [line for line, names, _ in reversed(assigned) if names & {n.id for n in _names(part)}]
+        return self._at(suspects[0]) if suspects else None
+
+    def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
+        """Note what each line assigns, in the order in which the lines run first."""
+        code, shift = self._code, self._shift
+        values: dict[int, list[torch.Tensor]] = {}
+        last = 0
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:  # noqa: ANN401  Python's own signature
+            nonlocal last
+            if frame.f_code is not code:
+                return None
+            if event in ("line", "return"):
+                found = real([frame.f_locals.get(name) for name in names.get(last, ())])
+                values.setdefault(last, []).extend(value.detach().clone() for value in found)
+                last = frame.f_lineno - shift
+            return trace
+
+        kept = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            run()
+        finally:
+            sys.settrace(kept)
+        return {line: found for line, found in values.items() if found}
+
+    def _stacked_part(self, block: tuple[int, int]) -> ast.expr | None:
+        """Find what is stacked as one of several blocks."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.List | ast.Tuple):
+                elements = node.args[0].elts
+                if len(elements) == block[1]:
+                    return elements[block[0]]
+        return None
 
     def _at(self, line: int) -> CodeLocation:
         return CodeLocation(self._file, self._shift + line, self._whole.function)
@@ -69,13 +154,57 @@ class BackwardSource:
             return value.elts[position] if position < len(value.elts) else None
         return value
 
-    def _assignments(self) -> Iterator[tuple[str, int]]:
-        """List the names that are given a value, each with its line, but for what was saved."""
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Assign) and "saved_tensors" not in ast.unparse(node.value):
-                yield from ((name.id, node.lineno) for target in node.targets for name in _names(target))
-            elif isinstance(node, ast.AugAssign):
-                yield from ((name.id, node.lineno) for name in _names(node.target))
+    @property
+    def _assigned(self) -> list[_Assignment]:
+        """List what gives values to names, but for what was saved."""
+        return [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
+
+
+_Assignment = tuple[int, set[str], set[str]]
+"""A line, the names that it gives a value, and those that it reads."""
+
+
+def _assigned(node: ast.AST) -> _Assignment | None:
+    """Describe a statement that gives values to names, or writes into them."""
+    if isinstance(node, ast.Assign):
+        if "saved_tensors" in ast.unparse(node.value):
+            return None
+        written = {
+            name.id for target in node.targets for name in _names(target) if not isinstance(target, ast.Subscript)
+        }
+        into = {name.id for t in node.targets if isinstance(t, ast.Subscript) for name in _names(t.value)}
+        return node.lineno, written | into, {name.id for name in _names(node.value)} | into
+    if isinstance(node, ast.AugAssign):
+        target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
+        into = {name.id for name in _names(target)}
+        return node.lineno, into, into | {name.id for name in _names(node.value)}
+    return None
+
+
+def _slice(assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], names: Iterable[str] = ()) -> set[int]:
+    """List the lines that expressions, or names, are computed from."""
+    wanted = {name.id for goal in goals if goal is not None for name in _names(goal)} | set(names)
+    lines: set[int] = set()
+    while True:
+        new = {line for line, written, _ in assigned if written & wanted} - lines
+        if not new:
+            return lines
+        lines |= new
+        wanted |= {name for line, _, read in assigned if line in new for name in read}
+
+
+def _is_updated(names: set[str], assigned: Sequence[_Assignment]) -> bool:
+    """Return whether a name is filled by several lines, or by one that runs again and again."""
+    return any(names & written & read for _, written, read in assigned)
+
+
+def _is_known(values: Sequence[torch.Tensor], known: Sequence[torch.Tensor], *, is_updated: bool) -> bool:
+    """Return whether all values that a line assigns, or the last one of what is filled, are known ones."""
+    chosen = values[-1:] if is_updated else values
+    return bool(chosen) and all(
+        any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known)
+        for v in chosen
+    )
 
 
 def _names(tree: ast.AST) -> Iterator[ast.Name]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors_in import storage_key, tensors_in
 from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import (
@@ -27,7 +27,6 @@ from deconv_cli.gradients.tracing.forward_trace import (
     TensorHook,
     TracedTensor,
 )
-from deconv_cli.gradients.tracing.non_finite_origins import record_origin
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
     FILLING,
@@ -39,7 +38,6 @@ from deconv_cli.gradients.tracing.operations import (
     label_of,
     reads_values,
 )
-from deconv_cli.gradients.tracing.storage_key import storage_key
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -154,6 +152,7 @@ class FlowTracker:
                 Detachment("nn.Parameter", label, self.locator.here(), lost, n_elements=data.numel())
             )
             self._keep(parameter, flow)
+            self.log.wrapped.append(parameter)
 
     def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
         """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""
@@ -186,6 +185,9 @@ class FlowTracker:
         self._read_inside = outside
         inputs.flow.sources |= hidden
         location, outputs = self.locator.here(), tensors_in(result)
+        if inputs.flow.detachments and any(id(tensor) in self.bits for tensor in tensors):
+            self.log.read_on |= inputs.flow.detachments.keys()
+        self.log.takes_likelihood |= "log_prob(" in location.code if outputs and inputs.flow.detachments else False
         operation = Operation(label_of(name, outputs[0] if outputs else None), location)
         if inputs.are_read:
             self._mark_used(tensors, location)
@@ -227,7 +229,14 @@ class FlowTracker:
             before = tuple(sorted(step.flow.detachments))
             operation = step.operation
             self.log.outside_uses.append(
-                Detachment(step.name, operation.label, operation.location, step.flow.sources, before=before)
+                Detachment(
+                    step.name,
+                    operation.label,
+                    operation.location,
+                    step.flow.sources,
+                    reached=step.reachable,
+                    before=before,
+                )
             )
         for index, output in enumerate(outputs):
             self._record_output(self._without_shifts(output, step) if is_derivative else step, output, index)
@@ -312,3 +321,21 @@ class FlowTracker:
 
 def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
+
+
+def record_origin(
+    log: OperationLog, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
+) -> None:
+    """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
+    if _are_finite(inputs) and not _are_finite(outputs):
+        log.origins.append(operation)
+    elif _hold_nan(outputs) and not _hold_nan(inputs):
+        log.nan_origins.append(operation)
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
+
+
+def _hold_nan(tensors: list[torch.Tensor]) -> bool:
+    return any(bool(tensor.isnan().any()) for tensor in tensors if tensor.is_floating_point())

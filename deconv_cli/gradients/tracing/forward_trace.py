@@ -37,6 +37,7 @@ class Detachment:
         by_mode: gradients were switched off around it (`no_grad`, `inference_mode`), at `switch` where that was seen.
         by_library: an installed library does it, and not the user's own code.
         n_elements: of what was cut off.
+        reached: of an operation that gives a plain value, the parameters that autograd reached from its input.
         before: detachments that lie on the way to this one, by their index.
         is_hidden: the parameters are read inside a Function without being among its arguments.
     """
@@ -47,10 +48,16 @@ class Detachment:
     lost: int
     by_mode: bool = False
     n_elements: int = 0
+    reached: int = 0
     before: tuple[int, ...] = ()
     is_hidden: bool = False
     switch: CodeLocation | None = None
     by_library: bool = False
+
+    @property
+    def is_draw(self) -> bool:
+        """Whether a distribution of torch draws here, which detaches by design."""
+        return self.by_mode and self.by_library and ".sample(" in self.location.code
 
     @property
     def is_deliberate(self) -> bool:
@@ -149,12 +156,15 @@ class OperationLog:
         used: parameters that some operation read, `last_use` where each was read last.
         detachments: operations that gradients do not leave.
         detaches_again: something was detached on purpose that something else had cut off already, at least in part.
+        read_on: those of `detachments`, by their index, whose values a layer with weights of its own reads.
+        takes_likelihood: the log_prob of something drawn is taken, as for a policy gradient.
         outside_uses: those at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
         shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
             line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
             in steps.
         differentiated_by: leaves that torch.autograd.grad was given to differentiate by.
+        wrapped: leaves that forward made of the values of other tensors.
         names: of the operations that gave a tensor with a gradient.
         tensors: all tensors that were made, where they are kept; `differentiable` those that carry a gradient, until
             they are let go of.
@@ -170,12 +180,15 @@ class OperationLog:
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
     detaches_again: bool = False
+    read_on: set[int] = field(default_factory=set)
+    takes_likelihood: bool = False
     outside_uses: list[Detachment] = field(default_factory=list)
     writes: list[InPlaceWrite] = field(default_factory=list)
     calls: list[FunctionCall] = field(default_factory=list)
     hooks: list[TensorHook] = field(default_factory=list)
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
+    wrapped: list[torch.Tensor] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     tensors: list[TracedTensor] = field(default_factory=list)
     differentiable: list[TracedTensor] = field(default_factory=list)

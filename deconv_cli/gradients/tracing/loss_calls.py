@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,7 @@ class Misuse(StrEnum):
     ONE_CLASS = "one class"
     BROADCAST = "broadcast"
     OTHER_AXIS = "normalized along another axis"
+    MIXED = "classes taken apart by a view"
     NOT_SIGNS = "0 and 1 for -1 and 1"
 
 
@@ -33,6 +35,7 @@ class LossCall:
 
 
 _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+_OF_CLASSES = ("cross_entropy", "nll_loss")
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
@@ -69,13 +72,35 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.BROADCAST if _broadcasts_by_accident(given, target) else None
     if name == "cross_entropy" and given.ndim >= 2 and given.shape[1] == 1:
         return Misuse.ONE_CLASS
+    if name in _OF_CLASSES and _mixes_classes(given):
+        return Misuse.MIXED
     if name in _OF_LOGITS:
         is_given = _maker(given) in _PROBABILITIES or (name == "cross_entropy" and _sums_to_one(given))
         return Misuse.PROBABILITIES if is_given else None
     if _maker(given) in _PROBABILITIES or bool((given.detach() > _ROUNDING).any()):
         return Misuse.NOT_LOG
-    is_normalized = name == "nll_loss" and _maker(given) == "LogSoftmaxBackward0"
+    is_normalized = name == "nll_loss" and _maker(given) in ("LogSoftmaxBackward0", "LogBackward0")
     return Misuse.OTHER_AXIS if is_normalized and not _sums_to_one(given.exp()) else None
+
+
+def _mixes_classes(given: torch.Tensor) -> bool:
+    """Return whether a view reads numbers of several places as the classes of one.
+
+    It does where its classes lie along axis 1 with another stride than the one axis of that size has in what is viewed,
+    and inside of no other axis.
+    """
+    node, n_classes = given.grad_fn, given.shape[1] if given.ndim > 1 else 0
+    before = getattr(node, "_saved_self_sym_sizes", ())
+    if (
+        n_classes < 2
+        or not type(node).__name__.startswith(("View", "UnsafeView", "Reshape"))
+        or n_classes not in before[1:]
+    ):
+        return False
+    stride = math.prod(given.shape[2:])
+    strides = [math.prod(before[axis + 1 :]) for axis in range(len(before))]
+    pairs = zip(strides, before, strict=True)
+    return not any(stride % own == 0 and (own * size) % (stride * n_classes) == 0 for own, size in pairs)
 
 
 def _are_zeros_and_ones(target: torch.Tensor) -> bool:

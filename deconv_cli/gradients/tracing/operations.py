@@ -34,6 +34,9 @@ DETACHING = frozenset({"detach", "detach_"})
 WRAPPING = frozenset({"Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor"})
 """What makes a new leaf of the values of a tensor."""
 
+MADE_OF_VALUES = words("torch.tensor torch.as_tensor from_numpy")
+"""What makes a tensor of plain numbers or an array."""
+
 PAST_AUTOGRAD = frozenset({"data", "detach"})
 """What gives the same memory without a history, so that writing to it is not seen by autograd."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tracing.autograd_graph import Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
@@ -34,12 +35,13 @@ class OptimizerWatch:
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._begun: dict[int, tuple[int, bool]] = {}
-        self._cleared_at: CodeLocation | None = None
+        self.cleared_at: CodeLocation | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
         self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
         self._stepped: set[int] = set()
+        self._changed: set[int] = set()
         self._at_backward: dict[int, tuple[float, float]] = {}
         self._n_steps_before = 0
         self.last_backward = CodeLocation()
@@ -87,8 +89,16 @@ class OptimizerWatch:
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
                 self.events.accumulated_by_hand = location
 
-    def compare_written(self, written: Mapping[torch.Tensor, CodeLocation]) -> None:
-        """Look whether weights are back at what they were before the last step; modules have `written` to some."""
+    def compare_written(
+        self, written: Mapping[torch.Tensor, CodeLocation], changed: Mapping[torch.Tensor, CodeLocation]
+    ) -> None:
+        """Look whether weights are back at what they were before the last step; modules have `written` to some.
+
+        Those in `changed` are changed further by each write: a fault from the second pass on, before which it may have
+        been a start.
+        """
+        self.events.drifting |= {id(w): line for w, line in changed.items() if id(w) in self._changed}
+        self._changed |= {id(weight) for weight in changed}
         for weight in {id(weight): weight for weight in (*self._weights, *written)}.values():
             now = fingerprint(weight)
             if id(weight) in self._stepped and self._at_backward.get(id(weight)) == now:
@@ -102,7 +112,7 @@ class OptimizerWatch:
         weights |= {id(w): w for optimizer in self._known.values() for w in weights_of(optimizer)}
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
-        self._cleared_at = None
+        self.cleared_at = None
         self._n_steps_before = len(self.events.steps)
         self.clipping.after_backward()
 
@@ -139,7 +149,7 @@ class OptimizerWatch:
                 n_given=len(before),
                 n_changed=len(changed),
                 learning_rate=max(rates, default=None),
-                cleared_at=self._cleared_at,
+                cleared_at=self.cleared_at,
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
@@ -166,8 +176,8 @@ class OptimizerWatch:
         """Note where gradients are cleared."""
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self._cleared_at = running_line()
-            self._note_wasted(self._cleared_at)
+            self.cleared_at = running_line()
+            self._note_wasted(self.cleared_at)
             clear(*args, **keywords)
 
         return watched
@@ -200,3 +210,37 @@ def _has_state(optimizer: torch.optim.Optimizer) -> bool:
 def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
     """Keep the optimizers whose weights have gradients now."""
     return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
+
+
+class CarriedGraph:
+    """Remembers, for each line that calls backward, its newest node and how many steps had been taken."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str | None, int | None], tuple[int, int]] = {}
+        self._first: int | None = None
+
+    def begin(self) -> None:
+        """Leave out what was made before the first pass, as a member that is computed from a weight once."""
+        if self._first is None:
+            self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+    def reaches_back(self, tensors: Any, line: tuple[str | None, int | None], n_steps: int) -> bool:  # noqa: ANN401
+        """Return whether nodes from before the last pass of a line are below, though steps were taken since then."""
+        starts = [t.grad_fn for t in tensors_in(tensors) if t.grad_fn is not None]
+        numbers = {number for number in _sequence_numbers(starts) if number >= (self._first or 0)}
+        newest, n_before = self._last.get(line, (-1, n_steps))
+        self._last[line] = max(numbers, default=newest), n_steps
+        return n_steps > n_before and any(number <= newest for number in numbers)
+
+
+def _sequence_numbers(starts: list[Node]) -> Iterator[int]:
+    """List the numbers by which torch counts the nodes below some, leaves left out."""
+    seen, waiting = set(starts), starts
+    while waiting:
+        node = waiting.pop()
+        if not hasattr(node, "variable"):
+            yield node._sequence_nr()
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.storage_key import storage_key
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 
 
@@ -29,6 +29,7 @@ class RecordedPass(nn.Module):
 
     Attributes:
         running_location, running_in_library: where the operation that runs stands in the script.
+        returned: lines where tensors became plain values, after which a constant was made of such values.
         read_elsewhere: where weights were read last, by name, also past the loss.
     """
 
@@ -55,6 +56,8 @@ class RecordedPass(nn.Module):
         self._first_values = tape.first_values
         # No dictionary, which would be taken for a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
+        last_made = max((tape.made_of_values.get(constant, -1) for constant in self._constants.values()), default=-1)
+        self.returned = frozenset(str(entry.location) for entry in tape.numbers if entry.order < last_made)
         self.read_elsewhere = {
             name: tape.last_use[parameter] for name, parameter in self.named_parameters() if parameter in tape.last_use
         }

@@ -1,11 +1,14 @@
-"""Runs a script as `__main__` until enough of its training was seen."""
+"""Runs a script, or a notebook cell by cell, as `__main__` until enough of its training was seen."""
 
 from __future__ import annotations
 
+import json
+import linecache
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -13,9 +16,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
-from deconv_cli.gradients.training.notebook import run_notebook
-from deconv_cli.gradients.training.training_events import Failure
+from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.training.training_report import report_training
 from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
 
@@ -57,9 +58,7 @@ def check_script(
     except Exception as error:
         if not watch.passes:
             raise _failing(path, error) from error
-        watch.events.failure = Failure(
-            location_of_error(error) or CodeLocation(), type(error).__name__, first_line(error)
-        )
+        watch.note_failure(error)
     finally:
         sys.argv, sys.path[:] = kept_arguments, kept_path
     return report_training(watch)
@@ -70,4 +69,39 @@ def _failing(path: Path, error: Exception) -> Exception:
         return error
     location = location_of_error(error)
     where = f" at {location}" if location else ""
-    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}).")
+    reads_none = location is not None and ".grad" in location.code and "NoneType" in str(error)
+    hint = "; .grad is None until backward() has run" if reads_none else ""
+    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}){hint}.")
+
+
+_MAGIC = ("%", "!", "?")
+"""Lines for the notebook itself and not for Python, which are left out."""
+
+
+def run_notebook(path: Path) -> None:
+    """Run the code of a notebook as `__main__`.
+
+    Raises:
+        UsageError: the file is no notebook.
+    """
+    cells = _code_cells(path)
+    module, kept = ModuleType("__main__"), sys.modules["__main__"]
+    module.__dict__["__file__"] = str(path)
+    sys.modules["__main__"] = module
+    try:
+        for number, source in enumerate(cells, start=1):
+            name = f"{path} cell {number}"
+            # Without a time of change, the lines are kept though there is no such file.
+            linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+            exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user asks for it to be run
+    finally:
+        sys.modules["__main__"] = kept
+
+
+def _code_cells(path: Path) -> list[str]:
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"'{path}' should be a notebook, but holds no cells of one.") from error
+    return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]

@@ -6,6 +6,8 @@ graph: what the script drops is dropped here too. Operations without a parameter
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,16 +16,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deconv_cli.gradients.subject import untouched_generators
+from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
-from deconv_cli.gradients.tracing.operations import OUTSIDE_USES, plain_name, reads_values
-from deconv_cli.gradients.tracing.storage_key import storage_key
+from deconv_cli.gradients.tracing.operations import (
+    MADE_OF_VALUES,
+    OUTSIDE_USES,
+    PAST_AUTOGRAD,
+    plain_name,
+    reads_values,
+)
 
 _MAX_NUMBERS = 64
 _DEVICES = ("cpu", "cuda")
+_SQUARES = ("pow", "square", "mul")
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,9 @@ class Tape(TorchFunctionMode):
         suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
         last_use: where each leaf was read last while gradients were on.
         written_inside: where weights, or their `.data`, may have been written to while a module ran.
+        made_of_values: the order in which tensors were made of plain numbers or arrays.
+        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
+        changed_inside: where a module changed weights in this pass, by a line that changes them further each time.
         numbers: recent operations at which a tensor became a plain number.
         first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
     """
@@ -99,11 +113,15 @@ class Tape(TorchFunctionMode):
         self.modules: list[int] = []
         self.last_use = WeakIdKeyDictionary()
         self.written_inside = WeakIdKeyDictionary()
+        self.changed_inside = WeakIdKeyDictionary()
         self.numbers: deque[Entry] = deque(maxlen=_MAX_NUMBERS)
         self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._known = WeakIdKeyDictionary()
+        self._weights: dict[int, tuple[StorageWeakRef, weakref.ref[torch.Tensor]]] = {}
+        self.made_of_values = WeakIdKeyDictionary()
+        self._gradients = WeakIdKeyDictionary()
+        self.adds_squares: CodeLocation | None = None
         self._writers: dict[int, tuple[StorageWeakRef, list[Entry]]] = {}
-        self._scalars: dict[int, tuple[StorageWeakRef, _Known]] = {}
         self._count = 0
         self._locator = Locator(nn.Module())
         self._switch: CodeLocation | None = None
@@ -132,12 +150,18 @@ class Tape(TorchFunctionMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         is_writing = _is_writing(name, keywords)
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
-        # Optimizers and initializers write to weights; the pass is run again with the weights as they are.
-        is_of_weights = is_writing and (not torch.is_grad_enabled() or _is_weight(written))
+        # Optimizers and initializers write to weights, also by `.data`; the pass is run again with them as they are.
+        weight = self._weight_in(written) if is_writing else None
         if self.modules and (is_writing or name == "data") and _is_weight(tensors[0] if tensors else None):
             self.written_inside[tensors[0]] = self._locator.here()
+        if weight is not None and self.modules:
+            return self._write_inside(lambda: function(*args, **keywords), weight)
+        is_of_weights = is_writing and (not torch.is_grad_enabled() or weight is not None)
         if is_of_weights or not self._matters(name, function, tensors):
-            return function(*args, **keywords)
+            result = function(*args, **keywords)
+            if isinstance(result, torch.Tensor):
+                self._note_kind(result, name, tensors)
+            return result
         if isinstance(written, torch.Tensor):
             self._keep_first_values(written)
         entry = self._entry(later or function, leaves, spec)
@@ -147,29 +171,59 @@ class Tape(TorchFunctionMode):
         self._finish(entry, name, tensors, result, written)
         return result
 
+    def _weight_in(self, tensor: Any) -> torch.Tensor | None:  # noqa: ANN401  any argument
+        """Find the weight that a tensor is, or shares its memory with."""
+        if not isinstance(tensor, torch.Tensor) or _is_weight(tensor):
+            return tensor
+        found = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
+        return None if found is None or found[0].expired() else found[1]()
+
+    def _write_inside(self, write: Callable[[], Any], weight: torch.Tensor) -> Any:  # noqa: ANN401  as the write
+        """Write to a weight while a module runs, and try whether writing once more would change it further."""
+        before, result, once = weight.detach().clone(), write(), weight.detach().clone()
+        if not torch.equal(before, once):
+            with untouched_generators(), contextlib.suppress(RuntimeError):
+                write()
+            if not torch.equal(weight.detach(), once):
+                self.changed_inside[weight] = self._locator.here()
+                weight.data.copy_(once)
+        return result
+
+    def _note_kind(self, result: torch.Tensor, name: str, inputs: list[torch.Tensor]) -> None:
+        """Note tensors made of plain numbers or an array, and where squares of gradients are added up."""
+        bare = name.strip("_")
+        if name in MADE_OF_VALUES:
+            self.made_of_values[result] = self._count
+        elif name == "grad" and not self._locator.runs_library():
+            self._gradients[result] = 1
+        elif not len(self._gradients):
+            return
+        elif name in PAST_AUTOGRAD and inputs[0] in self._gradients:
+            self._gradients[result] = 1
+        elif bare in _SQUARES and all(own in self._gradients for own in inputs):
+            self._gradients[result] = 2
+        elif any(self._gradients.get(own) == 2 for own in inputs) and inputs[-1].shape == result.shape:
+            self._gradients[result] = 2
+            if bare in ("add", "iadd"):
+                self.adds_squares = self.adds_squares or self._locator.here()
+
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
-        """Find the operation that made a tensor; a scalar in the memory of a recorded one wraps it again."""
+        """Find the operation that made a tensor."""
         known = self._known.get(tensor)
-        if known is None:
-            alias = self._scalars.get(storage_key(tensor))
-            if alias is None or alias[0].expired():
-                return None
-            original = alias[1]
-            entry = self._entry(_wrap_again, [Slot(original.handle)], pytree.tree_flatten(((0,), {}))[1])
-            entry.parents, entry.outputs = [original.entry], [self._next_handle()]
-            entry.location = original.entry.location  # the line that wraps it is not seen, but rarely far
-            return entry.outputs[0] or 0, entry
-        return known.handle, known.entry
+        return None if known is None else (known.handle, known.entry)
 
     def forget(self) -> None:
         """Drop what only the pass before the last step needed."""
         self.numbers.clear()
+        self.changed_inside.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
 
     def _matters(self, name: str, function: Any, tensors: list[torch.Tensor]) -> bool:  # noqa: ANN401
         if not reads_values(function, name) and name not in ("register_hook", "requires_grad_"):
             return False
+        if name == "CheckpointFunction.apply":  # reads weights that are not among its arguments
+            return True
         return any(t.requires_grad or t in self._known or storage_key(t) in self._writers for t in tensors)
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
@@ -193,7 +247,8 @@ class Tape(TorchFunctionMode):
                 known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
                 entry.parents += [known.entry] if known is not None else []
                 entry.parents += writers[1] if writers is not None else []
-                if _is_weight(leaf):
+                if _is_weight(leaf) and not is_lazy(leaf):
+                    self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
                     reads[id(leaf)] = leaf, _stamp(leaf)
                 if _is_weight(leaf) and torch.is_grad_enabled():
                     self.last_use[leaf] = location
@@ -221,10 +276,11 @@ class Tape(TorchFunctionMode):
             return
         leaves = pytree.tree_leaves(result)
         for leaf in leaves:
-            is_made = isinstance(leaf, torch.Tensor) and not _is_weight(leaf)
+            # A leaf that was not there before wraps what it is made of.
+            is_made = isinstance(leaf, torch.Tensor) and not (_is_weight(leaf) and any(leaf is own for own in inputs))
             entry.outputs.append(self._next_handle() if is_made else None)
             if entry.outputs[-1] is not None:
-                self._remember(leaf, _Known(entry.outputs[-1], entry))
+                self._known[leaf] = _Known(entry.outputs[-1], entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
@@ -232,12 +288,6 @@ class Tape(TorchFunctionMode):
                 entry.outputs = []
             storage = StorageWeakRef(written.untyped_storage())
             self._writers.setdefault(storage_key(written), (storage, []))[1].append(entry)
-
-    def _remember(self, tensor: torch.Tensor, known: _Known) -> None:
-        self._known[tensor] = known
-        if tensor.numel() == 1:
-            self._scalars = {key: found for key, found in self._scalars.items() if not found[0].expired()}
-            self._scalars[storage_key(tensor)] = (StorageWeakRef(tensor.untyped_storage()), known)
 
     def _keep_first_values(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)
@@ -306,8 +356,3 @@ def _autocast() -> tuple[str, torch.dtype] | None:
         if torch.is_autocast_enabled(device):
             return device, torch.get_autocast_dtype(device)
     return None
-
-
-def _wrap_again(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a leaf of the value of a tensor, as the script did."""
-    return torch.autograd.Variable(tensor, requires_grad=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
 
+from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.tensors_in import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
@@ -77,11 +78,21 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that ends a script after a pass of it was checked."""
+    """An error that ends a script after a pass of it was checked.
+
+    Attributes:
+        cleared_at: where gradients were cleared after the last backward pass, None where they were not.
+    """
 
     location: CodeLocation
     kind: str
     message: str
+    cleared_at: CodeLocation | None = None
+
+    @property
+    def reads_missing_gradient(self) -> bool:
+        """Whether the line reads a `.grad` that is None."""
+        return "NoneType" in self.message and ".grad" in self.location.code
 
 
 @dataclass
@@ -98,6 +109,9 @@ class TrainingEvents:
         carried: the line of a backward pass whose graph reaches back past a step, None where there is none.
         failure: what ended the script, None where it went on.
         overwritten: where modules set weights back to what they were before a step changed them, by their ids.
+        drifting: where modules change weights further in each pass, by their ids.
+        reached_by_others: ids of weights that a pass does not use, and would with other data.
+        adds_squares: where squared gradients are added up, as for a Fisher matrix.
         given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
         strays: weights that modules keep past registration, each with its fingerprint at a pass that was checked.
@@ -118,6 +132,9 @@ class TrainingEvents:
     carried: CodeLocation | None = None
     failure: Failure | None = None
     overwritten: dict[int, CodeLocation] = field(default_factory=dict)
+    drifting: dict[int, CodeLocation] = field(default_factory=dict)
+    reached_by_others: set[int] = field(default_factory=set)
+    adds_squares: CodeLocation | None = None
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
@@ -158,3 +175,32 @@ def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
     values = weight.detach().double() if not weight.is_complex() else torch.view_as_real(weight.detach()).double()
     signs = torch.arange(1, values.numel() + 1, dtype=torch.float64, device=values.device).sin()
     return float(values.sum()), float((values.reshape(-1) * signs).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingEvidence:
+    """All that was seen.
+
+    Attributes:
+        report: what was found for the passes themselves.
+        weights: the trainable ones of the passes, by name.
+        events: what happened afterwards.
+    """
+
+    report: GradientReport
+    weights: Mapping[str, torch.Tensor]
+    events: TrainingEvents
+
+    @property
+    def with_gradient(self) -> dict[str, torch.Tensor]:
+        """The weights to which a pass gives a gradient other than zero."""
+        given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
+        return {name: weight for name, weight in self.weights.items() if name in given}
+
+    @property
+    def first_steps(self) -> list[OptimizerStep]:
+        """The first step of each optimizer."""
+        first: dict[int, OptimizerStep] = {}
+        for step in self.events.steps:
+            first.setdefault(step.optimizer, step)
+        return list(first.values())

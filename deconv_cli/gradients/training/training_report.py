@@ -12,14 +12,18 @@ from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding, Verd
 from deconv_cli.gradients.gradient_report import GradientReport
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.batch_leak import describe_leak
+from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import TrainingEvents
-from deconv_cli.gradients.training.training_evidence import TrainingEvidence
+from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, TrainingWatch
 from deconv_cli.vocabulary import counted
 
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
 _ON_PURPOSE = ("no_grad", ".detach()")
+_SQUARES = (
+    "squared gradients are added up at {}; where that is to be a Fisher matrix, square the gradient of each sample by "
+    "itself: `deconv fisher` does so, and shows what the square of a batch's mean would have given"
+)
 _COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
 
 
@@ -34,11 +38,14 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     report, weights = _joined(watch.passes, watch.events)
     evidence = TrainingEvidence(report, weights, watch.events)
     parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
-    leaks = {found.causes: found for checked in watch.passes for found in describe_leak(checked.batch)}
+    # A module that changes its weights in each call gives other outputs for the same sample.
+    batches = [] if watch.events.drifting else [checked.batch for checked in watch.passes]
+    leaks = {found.causes: found for batch in batches for found in describe_leak(batch)}
     return replace(
         report,
         parameters=parameters,
         general=(*_without_trained_strays(report.general, watch.events), *leaks.values(), *find_in_training(evidence)),
+        notes=(*report.notes, *[_SQUARES.format(watch.events.adds_squares)] * bool(watch.events.adds_squares)),
         not_checked=(*report.not_checked, *watch.unchecked, *_missing_steps(watch.events)),
     )
 
@@ -146,9 +153,11 @@ def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
     """Excuse a weight that another pass gives a gradient, or that no optimizer seen to take a step is to train."""
-    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO):
-        return finding
+    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
+        return finding  # a part of a gradient is no gradient of another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
+    if key in events.reached_by_others:
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
     if events.is_starved(key):
         return finding
     stepping = {step.optimizer for step in evidence.first_steps}

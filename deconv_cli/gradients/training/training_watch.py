@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,17 +18,23 @@ from torch.optim import optimizer as optimizer_hooks
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.batch_independence import BatchIndependence
+from deconv_cli.gradients.findings import Verdict, first_line
 from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.other_batches import reached_by_other_data, try_batch_of
 from deconv_cli.gradients.stray_weights import ids_past_registration
-from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
+from deconv_cli.gradients.subject import Subject, untouched_generators
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
-from deconv_cli.gradients.training.called_module import try_batch_of
-from deconv_cli.gradients.training.carried_graph import CarriedGraph
-from deconv_cli.gradients.training.optimizer_watch import OptimizerWatch
+from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import RecordedPass
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
-from deconv_cli.gradients.training.training_events import TrainingEvents, fingerprint, living_optimizers, weights_of
+from deconv_cli.gradients.training.training_events import (
+    Failure,
+    TrainingEvents,
+    fingerprint,
+    living_optimizers,
+    weights_of,
+)
 from deconv_cli.gradients.training.weight_names import name_weights, own_frames
 
 Check = Callable[[Subject, float], GradientReport]
@@ -45,6 +52,9 @@ _MAX_BACKWARD = 20
 _MAX_WITHOUT_STEP = 256
 _MAX_WAIT_S = 30.0
 """How many backward passes the first step may take, as it adds up gradients, and how long."""
+
+_MAX_EXTRA_S = 5.0
+"""How long later passes are looked at for a weight that the first one does not use."""
 
 _SAME_LOSS = 1e-3
 
@@ -100,7 +110,13 @@ class TrainingWatch:
     @property
     def events(self) -> TrainingEvents:
         """What optimizers did after the pass that was checked."""
+        self._optimizers.events.adds_squares = self._tape.adds_squares
         return self._optimizers.events
+
+    def note_failure(self, error: Exception) -> None:
+        """Note what ends the script."""
+        location, cleared_at = location_of_error(error) or CodeLocation(), self._optimizers.cleared_at
+        self.events.failure = Failure(location, type(error).__name__, first_line(error), cleared_at)
 
     def __enter__(self) -> TrainingWatch:
         """Start watching."""
@@ -108,6 +124,9 @@ class TrainingWatch:
         self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
         clipping = self._optimizers.clipping
+        self._replace(nn.Parameter, "__new__", self._watched_parameter)
+        self._replace(type(torch.autograd.Variable), "__call__", self._watched_variable)
+        self._replace(torch, "from_numpy", self._watched_array)
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
         self._replace(torch.amp.GradScaler, "scale", clipping.watched_scaling)
         self._replace(torch.amp.GradScaler, "unscale_", clipping.watched_unscaling)
@@ -157,6 +176,34 @@ class TrainingWatch:
             return call(*args, **kwargs)
         return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, CallOfFunction(cls))
 
+    def _watched_parameter(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(cls: Any, data: Any = None, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
+            is_wrapped = isinstance(data, torch.Tensor) and data.grad_fn is not None
+            is_made_here = is_wrapped and (self._tape.modules or data.numel() == 1)
+            if not is_made_here or self._tape.suspended:
+                return make(cls, data, *args, **keywords)
+            return self._tape.record(
+                functools.partial(make, cls), "nn.Parameter", (data, *args), keywords, nn.Parameter
+            )
+
+        return watched
+
+    def _watched_variable(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
+            call = functools.partial(make, cls)
+            if self._tape.suspended:
+                return call(*args, **keywords)
+            return self._tape.record(call, "Variable", args, keywords, torch.autograd.Variable)
+
+        return watched
+
+    def _watched_array(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(array: Any) -> torch.Tensor:  # noqa: ANN401  a NumPy array
+            made: torch.Tensor = self._tape.record(make, "from_numpy", (array,), {})
+            return made
+
+        return watched
+
     @contextlib.contextmanager
     def _not_recording(self) -> Iterator[None]:
         self._tape.suspended += 1
@@ -186,7 +233,7 @@ class TrainingWatch:
         if self.n_backward == self._step or (self.passes and line not in self._lines):
             self._lines.add(line)
             if len(self.passes) < _MAX_PASSES:
-                self._take_over(_as_loss(tensors, weights), location)
+                self._take_over(self._as_loss(tensors, weights), location)
         elif self.passes:
             self._optimizers.note_late(self._called.values(), self._tape.last_use.__contains__)
         if self.passes:
@@ -194,7 +241,7 @@ class TrainingWatch:
                 if self._carried.reaches_back(tensors, line, len(self.events.steps)):
                     self.events.carried = self.events.carried or location
                 self._optimizers.before_backward(running_line())
-                self._optimizers.compare_written(self._tape.written_inside)
+                self._optimizers.compare_written(self._tape.written_inside, self._tape.changed_inside)
             self._end_if_seen()
         self._tape.forget()
 
@@ -204,7 +251,7 @@ class TrainingWatch:
         Raises:
             UsageError: it is the first one.
         """
-        with self._not_recording(), torch.enable_grad():
+        with self._not_recording(), untouched_generators(), torch.enable_grad():
             try:
                 subject = self._make_subject(loss)
                 report = self._check(subject, self._budget * (_LATER_SHARE if self.passes else 1.0))
@@ -214,10 +261,32 @@ class TrainingWatch:
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
             self._optimizers.watch(list(subject.trainable.values()))
+            self.events.reached_by_others |= self._reached_by_others(subject, report)
             self.events.differentiates_inputs |= any(tensor.requires_grad for tensor in subject.arguments)
             batch = try_batch_of(list(subject.model.children()), self._arguments)
             self.passes.append(CheckedPass(location, subject, report, batch))
             self._checked_at = time.monotonic()
+
+    def _reached_by_others(self, subject: Subject, report: GradientReport) -> set[int]:
+        """List by id the weights that the pass does not use and other data would."""
+        unused = {found.name for found in report.parameters if found.verdict == Verdict.UNUSED}
+        modules = dict(subject.model.named_children()) if unused else {}
+        found = {
+            f"{name}." * (name != "model") + own
+            for name, module in modules.items()
+            for own in reached_by_other_data(module, self._arguments.get(id(module), ()))
+        }
+        return {id(subject.parameters[name]) for name in found & unused}
+
+    def _as_loss(self, tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
+        """Add up what backward is called on, each with its weight."""
+        several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+        given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
+        if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
+            return several[0]
+        with torch._C.DisableTorchFunction():  # recorded once, whether or not backward is a method here
+            total: torch.Tensor = self._tape.record(_added_up, "sum", (several, given), {})
+        return total
 
     def _make_subject(self, loss: torch.Tensor) -> Subject:
         loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
@@ -255,11 +324,24 @@ class TrainingWatch:
     def _end_if_seen(self) -> None:
         if not self._is_ending or not self.passes:
             return
-        if self._optimizers.has_seen_enough or self.events.n_backward > self._n_awaited():
+        is_late = self.events.n_backward > self._n_awaited()
+        is_waiting = self._is_waiting_for_gradients() and time.monotonic() - self._checked_at < _MAX_EXTRA_S
+        if is_late or (self._optimizers.has_seen_enough and not is_waiting):
             raise EnoughSeenError
         if not self.events.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
             self.events.is_cut_short = True
             raise EnoughSeenError
+
+    def _is_waiting_for_gradients(self) -> bool:
+        """Tell whether a weight that nothing uses in the pass that was checked may still be used in a later one."""
+        held = frozenset().union(*self.events.held.values())
+        waited_for = held - self.events.reached - self.events.reached_by_others
+        return any(
+            found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
+            and id(checked.subject.parameters[found.name]) in waited_for
+            for checked in self.passes
+            for found in checked.report.parameters
+        )
 
     def _n_awaited(self) -> int:
         """Count the backward passes that are waited for, fewer once weights are known to move."""
@@ -275,17 +357,9 @@ def _is_of_unknown_making(constant: torch.Tensor) -> bool:
         return False
 
 
-def _as_loss(tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
-    """Add up what backward is called on, each with its weight."""
-    several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
-    given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
-    if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
-        return several[0]
-    terms = [
-        tensor.sum() if weight is None else (tensor * weight).sum()
-        for tensor, weight in zip(several, given, strict=True)
-    ]
-    return torch.stack(terms).sum()
+def _added_up(tensors: list[torch.Tensor], weights: list[torch.Tensor | None]) -> torch.Tensor:
+    pairs = zip(tensors, weights, strict=True)
+    return torch.stack([tensor.sum() if weight is None else (tensor * weight).sum() for tensor, weight in pairs]).sum()
 
 
 def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fft import irfft2, rfft2
 
-from deconv_cli.kernels.blind.unit_simplex import least_squares_kernel
+from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
 from deconv_cli.operators.circulant import next_fast_size
 
 _N_CONJUGATE = 20

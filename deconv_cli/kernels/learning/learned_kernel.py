@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deconv_cli.kernels.fit.constrained import solve_constrained
+from deconv_cli.kernels.fit.pair_equations import solve_constrained
 from deconv_cli.vocabulary import Size
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

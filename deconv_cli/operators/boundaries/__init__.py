@@ -1,1 +1,1 @@
-"""What may lie outside an image: one rule a file."""
+"""What may lie outside an image."""

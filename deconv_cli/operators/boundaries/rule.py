@@ -1,7 +1,8 @@
-"""The base class of the boundary rules: what lies outside an image along any one of its axes."""
+"""The boundary rules: what lies outside an image along any one of its axes."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
@@ -103,3 +104,142 @@ def as_rule(boundary: str | BoundaryRule) -> BoundaryRule:
         return boundary
     rule: BoundaryRule = BOUNDARIES[boundary]
     return rule
+
+
+class ZeroBoundary(BoundaryRule):
+    """All pixels outside are zero: `0 0 | a b c | 0 0`."""
+
+    name = "zero"
+    description = "zeros were taken to lie outside"
+    is_zero = True
+
+
+ZERO = ZeroBoundary()
+
+
+class CircularBoundary(BoundaryRule):
+    """The image repeats itself: `b c | a b c | a b`."""
+
+    name = "circular"
+    description = "the image was taken to repeat itself"
+    is_periodic = True
+
+    def reach(self, length: int) -> int:
+        """Reach as far as the line is long."""
+        return length
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Count on from the other end."""
+        return position % length
+
+
+CIRCULAR = CircularBoundary()
+
+
+class ReflectBoundary(BoundaryRule):
+    """A mirror image that does not repeat the outermost pixels: `c b | a b c | b a`."""
+
+    name = "reflect"
+    description = "its mirror image was taken to lie outside"
+
+    def reach(self, length: int) -> int:
+        """Reach up to the pixel at the other end."""
+        return length - 1
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Mirror about the centers of pixels 0 and `length - 1`."""
+        return torch.where(position < 0, -position, 2 * (length - 1) - position)
+
+
+REFLECT = ReflectBoundary()
+
+
+class SymmetricBoundary(BoundaryRule):
+    """A mirror image that repeats the outermost pixels: `b a | a b c | c b`."""
+
+    name = "symmetric"
+    description = "its mirror image, the edge repeated, was taken to lie outside"
+
+    def reach(self, length: int) -> int:
+        """Reach as far as the line is long."""
+        return length
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Mirror about the outer sides of pixels 0 and `length - 1`."""
+        return torch.where(position < 0, -position - 1, 2 * length - 1 - position)
+
+
+SYMMETRIC = SymmetricBoundary()
+
+
+class ReplicateBoundary(BoundaryRule):
+    """The outermost pixels go on outside: `a a | a b c | c c`."""
+
+    name = "replicate"
+    description = "its edge pixels were taken to go on outside"
+
+    def sources(self, position: Tensor, length: int) -> Tensor:
+        """Stop at the nearest pixel inside."""
+        return position.clamp(0, length - 1)
+
+
+REPLICATE = ReplicateBoundary()
+
+
+class UnknownBoundary(BoundaryRule):
+    """Nothing is assumed: the pixels outside are estimated like those inside, and cropped: `? ? | a b c | ? ?`."""
+
+    name = "unknown"
+    description = "nothing was assumed about what lies outside the frame"
+    is_unknown = True
+
+
+UNKNOWN = UnknownBoundary()
+
+
+class WrappedBoundary(BoundaryRule):
+    """A rule along some axes, and `circular` along the others: that of a block which is cut out along the latter.
+
+    Its own attributes are those of the rule, which holds where the image ends. The sources of pixels outside differ
+    from axis to axis: ask the rule that `along` returns.
+
+    Args:
+        rule: what lies beyond the ends.
+        wraps: for each axis of space whether the image goes around.
+
+    Attributes:
+        ends: the rule that was given.
+    """
+
+    is_mixed = True
+
+    def __init__(self, rule: BoundaryRule, wraps: tuple[bool, ...]) -> None:
+        self.name, self.description = rule.name, rule.description
+        self.is_zero, self.is_unknown = rule.is_zero, rule.is_unknown
+        self.ends, self._wraps = rule, wraps
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether copies are multiplied by factors."""
+        return self.ends.has_factors
+
+    def along(self, axis: int) -> BoundaryRule:
+        """Return the rule that holds along an axis of space."""
+        return CIRCULAR if self._wraps[axis] else self.ends
+
+
+def wrap(rule: BoundaryRule, wraps: tuple[bool, ...]) -> BoundaryRule:
+    """Let images go around along some axes, and apply a rule at their ends along the others.
+
+    Args:
+        rule: the rule.
+        wraps: for each axis of space whether images go around; empty for none.
+
+    Raises:
+        UsageError: a rule of one name holds along some axes already.
+    """
+    if rule.is_mixed:
+        raise UsageError("images go around along some axes already; give the rule that holds along the others.")
+    if all(wraps) and wraps:
+        return CIRCULAR
+    return WrappedBoundary(rule, wraps) if any(wraps) and not rule.is_periodic else rule
