@@ -3,7 +3,8 @@
 The judged photographs are those of Debian's package budgie-backgrounds (CC0), downloaded as the training downloads its
 own. Each is shrunk until its pixels are clean, cropped, and blurred in light by six kernels as a part of a larger
 scene. JPEG files have noise of 1 to 3 gray levels before they are compressed at a quality of 80 to 95, in turns; linear
-files have white noise of 0.4 % or 2 %. The constants of the prior were set on photographs of scikit-image and scikit-learn.
+files have white noise of 0.4 % or 2 %. The constants of the prior were set on photographs of scikit-image and
+scikit-learn.
 """
 
 from __future__ import annotations

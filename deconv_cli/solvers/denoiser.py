@@ -66,8 +66,8 @@ class Denoiser(nn.Module):
 
         Args:
             x: pictures of any range, shape `(B, 3, H, W)`.
-            levels: in the same unit, shape `(B, 2, H, W)`: the standard deviation of the noise, and how far the data are
-                from the last estimate nearby; zero where there is none.
+            levels: in the same unit, shape `(B, 2, H, W)`: the standard deviation of the noise, and how far the data
+                are from the last estimate nearby; zero where there is none.
 
         Returns:
             The pictures without noise, as `x`.

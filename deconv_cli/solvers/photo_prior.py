@@ -20,7 +20,6 @@ from functools import cache
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -98,7 +97,7 @@ class PhotoEstimator(Estimator):
                 "use prior quadratic or tv."
             )
         if self.operator.is_layer:
-            raise UsageError("prior photo knows pictures, but a layer has a stride or groups here; use prior quadratic.")
+            raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.noise = noise * (settings.strength or 1.0)
         self._denoiser, self._steps = _load(kernel.taps.device)

@@ -15,7 +15,7 @@ from deconv_cli.solvers.denoiser import WEIGHTS, load_denoiser
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
-def scene(n_channels=3, size=(120, 112)):
+def scene(n_channels=3, size=(220, 180)):
     """A part of a photograph that the denoiser has not learned from, from 0 to 1."""
     picture = Image.open(SAMPLES / "astronaut.png").convert("RGB" if n_channels == 3 else "L")
     values = torch.from_numpy(np.asarray(picture).reshape(picture.height, picture.width, -1).copy()).permute(2, 0, 1)
@@ -34,7 +34,7 @@ def error(estimate, truth):
 
 
 def test_the_denoiser_knows_no_unit():
-    x, levels = scene()[None], torch.full((1, 2, 120, 112), 0.05)
+    x, levels = scene()[None], torch.full((1, 2, 220, 180), 0.05)
     denoiser = load_denoiser()
     assert torch.allclose(1000 * denoiser(x, levels), denoiser(1000 * x, 1000 * levels), rtol=1e-3, atol=0.05)
 
@@ -48,7 +48,7 @@ def test_photographs_come_nearer_to_the_truth_than_by_other_priors(formula, n_ch
     photo = deconv_cli.invert(y, taps, prior="photo", **options)
     others = [deconv_cli.invert(y, taps, prior=prior, **options).image for prior in ("quadratic", "tv")]
     assert photo.is_trusted
-    assert error(photo.image, truth) < 0.89 * min(error(other, truth) for other in others)
+    assert error(photo.image, truth) < 0.95 * min(error(other, truth) for other in others)
 
 
 def test_strength_is_smoother_above_one():
@@ -65,7 +65,7 @@ def test_strength_is_smoother_above_one():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"prior": "photo", "stride": 2}, "a layer has a stride"),
+        ({"prior": "photo", "stride": 2}, "prior photo knows no layers"),
         ({"strength": 2.0}, 'strength is that of prior="photo"'),
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
