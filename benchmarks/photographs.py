@@ -123,6 +123,8 @@ def report(outcomes: dict[str, Figures]) -> Report:
         for case, figures in outcomes.items():
             if not case.startswith(kind):
                 continue
+            if "failed" in figures:
+                rows.append([case, str(figures["failed"]), *[""] * len(WAYS)])
             for formula in KERNELS:
                 if f"{formula}: photo" not in figures:
                     continue
