@@ -55,7 +55,7 @@ PRIORS: Registry[Any] = Registry(
         "nonnegative": "deconv_cli.solvers.nonnegative:NONNEGATIVE",
         "tv": "deconv_cli.solvers.total_variation:TOTAL_VARIATION",
         "richardson-lucy": "deconv_cli.solvers.richardson_lucy:RICHARDSON_LUCY",
-        "photo": "deconv_cli.solvers.photo_prior:PHOTO_PRIOR",
+        "photo": "deconv_cli.saved_denoiser:PHOTO_PRIOR",
     },
 )
 """Objectives other than a quadratic one, each with the solver that minimizes it."""

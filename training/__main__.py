@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deconv_cli.solvers.denoiser import WEIGHTS, Denoiser
+from deconv_cli.saved_denoiser import WEIGHTS
+from deconv_cli.solvers.denoiser import Denoiser
 from training import unrolled
 from training.degrade import degrade, draw_patches
 from training.photographs import shrunk

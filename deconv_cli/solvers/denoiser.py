@@ -8,14 +8,11 @@ neural networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of th
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-WEIGHTS = Path(__file__).with_name("denoiser.safetensors")
 SHUFFLE = 2
 CHANNELS = 3
 N_LEVELS = 2
@@ -103,14 +100,3 @@ def local_mean(picture: Tensor) -> Tensor:
 
 def _blocks(width: int, n: int) -> nn.Sequential:
     return nn.Sequential(*(Residual(width) for _ in range(n)))
-
-
-def load_denoiser(path: Path = WEIGHTS) -> Denoiser:
-    """Read weights from a file of safetensors, whose metadata tell the shape of the network."""
-    with safe_open(str(path), "pt") as file:
-        shape = file.metadata()
-        widths, depths = (tuple(int(n) for n in shape[key].split(",")) for key in ("widths", "depths"))
-        denoiser = Denoiser(widths, depths)
-        names = [name for name in file.keys() if name != "steps"]  # noqa: SIM118
-        denoiser.load_state_dict({name: file.get_tensor(name).float() for name in names})
-    return denoiser.eval().requires_grad_(False)

@@ -14,11 +14,10 @@ exact inverse that other estimates use. The number of steps is fixed: no objecti
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
@@ -26,7 +25,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, find_solver
-from deconv_cli.solvers.denoiser import CHANNELS, WEIGHTS, Denoiser, load_denoiser, local_mean
+from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, local_mean
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.prior import DataEstimate, Prior
@@ -40,8 +39,19 @@ N_IMAGES = 40
 """Images that the denoiser holds at once, besides those of the inverse."""
 
 
+Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
+"""Gives the denoiser on a device, and the levels and weights of the steps, shape `(2, n_steps)`."""
+
+
 class PhotoPrior(Prior):
-    """Images that look like photographs."""
+    """Images that look like photographs.
+
+    Args:
+        load: gives the denoiser and its steps.
+    """
+
+    def __init__(self, load: Weights) -> None:
+        self._load = load
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
         """Ask for the noise of every sample."""
@@ -58,18 +68,7 @@ class PhotoPrior(Prior):
         """Build the estimator for the noise of every sample."""
         if not isinstance(estimate, Tensor):
             raise UsageError("prior photo needs the noise of the data; give noise_sigma.")
-        return PhotoEstimator(kernel, image_size, settings, estimate)
-
-
-PHOTO_PRIOR = PhotoPrior()
-
-
-@cache
-def _load(device: torch.device) -> tuple[Denoiser, Tensor]:
-    """Read the denoiser, and the levels and weights of the steps, shape `(2, n_steps)`."""
-    with safe_open(str(WEIGHTS), "pt") as file:
-        steps = file.get_tensor("steps")
-    return load_denoiser().to(device), steps
+        return PhotoEstimator(kernel, image_size, settings, estimate, self._load)
 
 
 class PhotoEstimator(Estimator):
@@ -82,6 +81,7 @@ class PhotoEstimator(Estimator):
         image_size: size of the images that are wanted back.
         settings: padding, boundary, strength and memory.
         noise: standard deviation of the noise of every sample, of the shape of the data or one that broadcasts to it.
+        load: gives the denoiser and its steps.
 
     Raises:
         UsageError: a kernel of another number of axes, or data without noise.
@@ -89,7 +89,9 @@ class PhotoEstimator(Estimator):
         TooLargeError: it does not fit the memory.
     """
 
-    def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, noise: Tensor) -> None:
+    def __init__(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, noise: Tensor, load: Weights
+    ) -> None:
         super().__init__(kernel, image_size, settings)
         if kernel.n_axes != 2:
             raise UsageError(
@@ -100,7 +102,7 @@ class PhotoEstimator(Estimator):
             raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.noise = noise * (settings.strength or 1.0)
-        self._denoiser, self._steps = _load(kernel.taps.device)
+        self._denoiser, self._steps = load(kernel.taps.device)
         self._quadratic = replace(
             settings, prior="quadratic", penalty="identity", strength=None, noise=None, tolerance=self.tolerance
         )

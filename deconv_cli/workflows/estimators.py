@@ -14,6 +14,8 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.find_noise import find_noise_of_channels
+from deconv_cli.workflows.solved import model_of
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
 EVEN = 0.55
@@ -42,24 +44,28 @@ def build_estimator(
     """
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
-    estimate = _estimate(needed, kernel, image_size, settings, y)
-    if needed == "noise map" and estimate is not None:
-        return prior.build(kernel, image_size, settings, _noise_map(y.detach(), estimate, curve, kernel.n_axes))
-    return prior.build(kernel, image_size, settings, estimate)
+    if needed == "noise map":
+        return prior.build(kernel, image_size, settings, _noise_map(y.detach(), kernel, settings, curve))
+    return prior.build(kernel, image_size, settings, _estimate(needed, kernel, image_size, settings, y))
 
 
-def _noise_map(y: Tensor, sigma: float, curve: ToneCurve | None, n_axes: int) -> Tensor:
-    """Spread noise over samples of light: it is even in the stored values, and so follows the slope of their curve.
+def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
+    """Find the noise of each channel, and spread it: even stored values, in light, follow the slope of their curve.
 
     Returns:
-        The standard deviation, of root mean square `sigma`; of the shape of `y`, or a single number.
+        The standard deviation; of the shape of `y`, or one that broadcasts to it.
     """
+    axis, n_axes = kernel.channel_axis, kernel.n_axes
+    channels = y.split(1, axis) if kernel.shared else (y,)
+    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (model_of(settings),)
+    found = [model.sigma or estimate_noise(part, n_axes) for model, part in zip(models, channels, strict=True)]
+    sigmas = y.new_tensor(found if settings.noise_sigma is None else [settings.noise_sigma])
+    sigma = sigmas.reshape(-1, *[1] * n_axes)
     if curve is None:
-        return y.new_full((1,) * y.ndim, EVEN * sigma)
-    stored = curve.to_stored(y, n_axes)
-    step = curve.white / SLOPE_STEPS
+        return EVEN * sigma
+    stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS
     slope = curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)
-    return slope * (sigma / slope.square().mean().sqrt())
+    return sigma * slope / slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
 
 
 def _estimate(

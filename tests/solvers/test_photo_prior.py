@@ -10,7 +10,7 @@ from PIL import Image
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.solvers.denoiser import WEIGHTS, load_denoiser
+from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -35,7 +35,7 @@ def error(estimate, truth):
 
 def test_the_denoiser_knows_no_unit():
     x, levels = scene()[None], torch.full((1, 2, 220, 180), 0.05)
-    denoiser = load_denoiser()
+    denoiser, _ = load_denoiser(x.device)
     assert torch.allclose(1000 * denoiser(x, levels), denoiser(1000 * x, 1000 * levels), rtol=1e-3, atol=0.05)
 
 
