@@ -48,6 +48,7 @@ ALLOWED = {
     "schedulers": {"allocator", "errors", "vocabulary", "registry", "parts"},
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
+    "saved_denoiser": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "saved_layers": BELOW_OPERATORS | {"io", "models"},
     "saved_learning": BELOW_OPERATORS | {"io"},
