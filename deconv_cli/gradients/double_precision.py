@@ -42,6 +42,7 @@ class DoubleEvidence:
         results: gradients against finite differences, by parameter; None where the time was up.
         second: the same for second derivatives.
         constants: parameters with which the loss does not change, since gradients that come up to them cancel.
+        minima: parameters with a gradient of zero from which on the loss moves with the square of a step.
         series: gradients through time.
     """
 
@@ -51,6 +52,7 @@ class DoubleEvidence:
     results: Mapping[str, Comparison | None]
     second: Mapping[str, Comparison | None]
     constants: frozenset[str]
+    minima: frozenset[str]
     series: tuple[TimeSeries, ...]
     n_evaluations: int
     notes: tuple[str, ...]
@@ -106,7 +108,7 @@ def _compare(
     with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
-        constants, tensors = _sort(subject, plan.names, backward, function)
+        constants, minima, tensors = _sort(subject, plan.names, backward, function)
     settled = _agreeing_by_hooks(subject, forward, tensors, ScalarFunction(subject.value, epsilon, deadline))
     with holding():
         compared = compare_tensors(
@@ -128,6 +130,7 @@ def _compare(
         results=results,
         second=second,
         constants=constants,
+        minima=minima,
         series=tuple(series),
         n_evaluations=function.n_evaluations,
         notes=notes,
@@ -167,9 +170,9 @@ def _through_time(
 
 def _sort(
     subject: Subject, names: frozenset[str], backward: BackwardTrace, function: ScalarFunction
-) -> tuple[frozenset[str], list[TensorGradient]]:
-    """Sort the parameters into those that cannot matter, and those to compare with finite differences."""
-    constants, tensors = set(), []
+) -> tuple[frozenset[str], frozenset[str], list[TensorGradient]]:
+    """Sort the parameters: those that cannot matter, those at a minimum, those to compare with finite differences."""
+    constants, minima, tensors = set(), set(), []
     for name, gradient in backward.gradients.items():
         parameter = subject.parameters[name]
         dense = gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
@@ -186,7 +189,9 @@ def _sort(
             constants.add(name)
         elif name in names:
             tensors.append(TensorGradient(name, parameter, dense, _padding_rows(parameter, subject.model)))
-    return frozenset(constants), tensors
+        elif is_minimum(parameter, dense, function):
+            minima.add(name)
+    return frozenset(constants), frozenset(minima), tensors
 
 
 def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
@@ -221,6 +226,16 @@ def is_constant(
     generator = torch.Generator().manual_seed(0)
     values = [function.at([Direction.random(moved, generator)], step) for step in (0.1, 1.0)]
     return all(abs(value - function.base) <= 1e-9 * abs(function.base) + 4 * function.noise for value in values)
+
+
+def is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: ScalarFunction) -> bool:
+    """Return whether a gradient is zero since the loss has a minimum or a maximum: it moves with a step's square."""
+    way = Direction.random(TensorGradient("", parameter, gradient), torch.Generator().manual_seed(0))
+    for side in (1e-3, -1e-3):
+        far, near = (function.at([way], step) - function.base for step in (side, side / 2))
+        if abs(far) <= 100 * function.noise or not 0.2 < near / far < 0.3:
+            return False
+    return True
 
 
 def canceled_alike(

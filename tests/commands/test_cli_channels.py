@@ -144,7 +144,7 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
         "background makes 71 % of its sum and its center lies 3.6 pixels off its middle; --clean-kernel corrects that"
     )
     refuses(*words, tmp_path / "bead.tif", code=ExitCode.USAGE, says=says)
-    refuses(*words, "disk:900", code=ExitCode.USAGE, says="more than twice as large as the picture")
+    refuses(*words, "disk:900", code=ExitCode.INPUT_REFUSED, says="more than twice as large as the picture")
     for choice in ("--clean-kernel", "--no-clean-kernel"):
         run = deconv(*words, tmp_path / "bead.tif", choice, "--force", "--json",
                      expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))  # fmt: skip

@@ -197,3 +197,15 @@ def test_lines_that_call_a_library(tmp_path, monkeypatch):
     assert of_function.location.source == "return self.step(self.body(x))"
     (of_module,) = causes(checked(Net(library.Rounded()), 5, 6), "body.weight")
     assert (of_module.location.line, of_module.location.file) == (9, str(folder / "rounding.py"))
+
+
+@pytest.mark.parametrize(("rounded", "verdict"), [(False, "OK"), (True, "ZERO")])
+def test_a_minimum_is_no_fault_and_a_loss_of_steps_is_one(rounded, verdict):
+    model, x = nn.Linear(3, 1, bias=False), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    target = model(x).detach()
+
+    def loss(prediction, truth):
+        return ((prediction.round() if rounded else prediction) - truth).square().mean()
+
+    report = deconv_cli.check_gradients(model, x, loss=loss, target=target)
+    assert [str(finding.verdict) for finding in report.parameters] == [verdict]

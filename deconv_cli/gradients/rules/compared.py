@@ -10,6 +10,8 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is right."""
+    if evidence.double is not None and name in evidence.double.minima:
+        return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
     return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
 
 

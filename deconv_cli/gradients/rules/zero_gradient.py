@@ -22,6 +22,8 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero, and the operations at which it becomes so."""
     if evidence.backward is None or name not in evidence.magnitudes or not evidence.magnitudes[name].is_zero:
         return None
+    if evidence.double is not None and name in evidence.double.minima:
+        return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
     hooks = _hooks_that_zero(evidence, name, origins)
     if hooks:
