@@ -156,7 +156,8 @@ class InvertWork(Work):
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernels of the optics that it names."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
-        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing)
+        is_exact = self.settings.get("method") != "richardson-lucy"
+        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
         context = Context("invert", loaded, self.files, pick(self.device))
         own = self.settings | {"dimensions": loaded.kernel.n_axes}
         return Restoration(context, own, self.extra, self.printed).restore(job, source, progress)

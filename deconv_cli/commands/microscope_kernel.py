@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import KernelOptions
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Convention, Size, format_spacing, shortened
+from deconv_cli.vocabulary import Convention, Size, format_size, format_spacing, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -242,6 +242,8 @@ def load_microscope(
     dimensions: int | None = None,
     whole: Size | None = None,
     spacing: tuple[float, ...] | None = None,
+    *,
+    is_compact: bool = False,
 ) -> LoadedKernel:
     """Compute the kernel of each channel of an image.
 
@@ -251,6 +253,7 @@ def load_microscope(
         dimensions: axes of space that the kernel spans, where that was given.
         whole: samples along Z, Y and X, where `image` is but a corner of the file.
         spacing: distances of the samples in µm, for a file that does not say them.
+        is_compact: leave out what lies more than four axial widths out of focus.
     """
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
@@ -262,13 +265,20 @@ def load_microscope(
         raise UsageError(f"spacing must hold a distance in µm for each of {n_axes} axes, but holds {len(spacing)}.")
     optics = describe_optics(spanned, read_words(text), spanned.spacing or spacing)
     image_size = tuple(spanned.values.shape[2:]) if whole is None else whole[-n_axes:]
-    made = [microscope_psf(microscope, microscope.psf_size(image_size)) for microscope in optics.microscopes]
+    sizes = [microscope.psf_size(image_size, is_compact=is_compact) for microscope in optics.microscopes]
+    made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
     taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
     taps = taps.flip(tuple(range(-n_axes, 0)))
     kernel = Kernel.of_any(taps, dimensions=n_axes)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     again = {"--kernel": text, "--dimensions": n_axes}
     shown, notes = _shown(optics.microscopes), sampling_notes(optics.microscopes, made)
+    if sizes != [microscope.psf_size(image_size) for microscope in optics.microscopes]:
+        notes = (
+            *notes,
+            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse of all its light takes very long; "
+            'method="richardson-lucy" takes all of it, and comes nearer to a stack of a wide field',
+        )
     return LoadedKernel(
         source, taps, None, (shown, *optics.assumed, *notes), again, spacing=optics.microscopes[0].spacing
     )

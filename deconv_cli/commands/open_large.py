@@ -80,7 +80,8 @@ def _lay_out(
 
     whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
     if is_microscope(kernels, options):
-        loaded = load_microscope(str(kernels[0]), corner, given.get("dimensions"), whole, given.get("spacing"))
+        is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
+        loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
     corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)

@@ -134,7 +134,7 @@ class Microscope:
         found = (0.5 / axial, 0.5 / lateral, 0.5 / lateral)
         return found[-len(self.spacing) :]
 
-    def psf_size(self, image_size: Size | None = None) -> Size:
+    def psf_size(self, image_size: Size | None = None, *, is_compact: bool = False) -> Size:
         """Choose how many samples the point-spread function needs along each axis, odd.
 
         Across, four dark rings hold most of the light in focus. Along, four axial widths do in a confocal microscope.
@@ -143,6 +143,7 @@ class Microscope:
 
         Args:
             image_size: of what it is to restore; `None` for a stack of `N_PLANES`.
+            is_compact: four axial widths do in any mode.
         """
         seen = self.objective(self.emission)
         side = 4 * 0.61 * seen.wavelength / self.numerical_aperture
@@ -150,7 +151,7 @@ class Microscope:
         if len(self.spacing) == 3:
             whole = ((N_PLANES if image_size is None else image_size[0]) - 1) * self.spacing[0]
             reach = {"widefield": whole, "light-sheet": SHEET_REACH * (self.sheet or 0.0)}.get(self.mode)
-            along = min(along if reach is None else reach, whole)
+            along = min(along if reach is None or is_compact else reach, whole)
             side += 0.0 if reach is None else along * math.tan(seen.half_angle)
         lengths = (along, side, side)[-len(self.spacing) :]
         needed = [2 * math.ceil(length / step - 1e-6) + 1 for length, step in zip(lengths, self.spacing, strict=True)]
