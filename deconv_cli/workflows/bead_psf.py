@@ -34,6 +34,8 @@ from deconv_cli.workflows.arithmetic import check_image
 
 WIDTHS = 5.0
 """Beads are found and aligned in windows of so many times their full width at half maximum."""
+MOST_UNKNOWN = 0.05
+"""Samples of a template, in those of the image, for each bead."""
 MOST_ACROSS = 127
 """Samples along an axis up to which the light of a bead is looked for."""
 LEFT_OUT = 0.005
@@ -159,7 +161,12 @@ def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: S
     heights = torch.cat([average.heights, census.other_heights * light.median()])
     unlike = torch.cat([census.used[~average.is_used], census.others])
     weights = (~near_places(unlike, window, image.shape)).to(image.dtype)
-    size = tuple(min(n - 1 + n % 2, MOST_ACROSS) for n in image.shape)
+    # With as many unknowns as samples the fit would take up the noise far from the beads.
+    depth = math.prod(image.shape[:-2])
+    across = min(MOST_ACROSS, int(math.sqrt(MOST_UNKNOWN * len(heights) * image.numel() / depth)) // 2 * 2 + 1)
+    size = tuple(
+        min(n - 1 + n % 2, across if axis else MOST_ACROSS) for axis, n in enumerate(image.shape, image.ndim == 2)
+    )
     return above_noise(*fit_beads(image, places, heights, weights, size, average.template))
 
 
