@@ -59,7 +59,10 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
         raise MalformedInputError(
             f"'{path}' is a raw file of a camera, which is not developed here; develop it into a 16-bit TIFF first."
         )
-    found = [codec for codec in all_codecs() if codec.recognizes(head)]
+    promised = codec_named(path)
+    # Anything may be packed by gzip: its name tells what.
+    is_packed = head.startswith(b"\x1f\x8b")
+    found = [codec for codec in all_codecs() if codec.recognizes(head) and (codec is promised or not is_packed)]
     if not found:
         if head[4:12] in _HEIC:
             raise MalformedInputError(
@@ -67,7 +70,6 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
             )
         *names, last = (codec.name for codec in all_codecs())
         raise MalformedInputError(f"'{path}' is not one of the files understood here: {', '.join(names)} and {last}.")
-    promised = codec_named(path)
     return promised if promised is not None and promised in found else found[0]
 
 

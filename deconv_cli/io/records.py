@@ -168,19 +168,22 @@ def beside(path: Path) -> Path:
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a file, or None without one.
+    """Read the record beside a file, or None without one; JSON of other programs is none.
 
     Raises:
-        MalformedInputError: it is no JSON, or not as it was written, so that nothing says how the file was made.
+        MalformedInputError: it is not as it was written, so that nothing says how the file was made.
     """
-    sidecar = beside(path)
+    sidecar, text = beside(path), ""
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
-        return unsealed(sidecar.read_text(encoding="utf-8"))
+        text = sidecar.read_text(encoding="utf-8", errors="replace")
+        return unsealed(text)
     except OSError:
         return None
     except (ValueError, RecursionError) as error:
+        if not any(word in text for word in (_CHECKSUM, "schema", "command")):
+            return None
         raise MalformedInputError(
             f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
         ) from error

@@ -132,3 +132,16 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "astropy.io", None)
     with pytest.raises(UsageError, match=r"pip install 'deconv-cli\[fits\]'"):
         read_image(source)
+
+
+def test_other_packed_files_are_not_taken_for_fits(tmp_path):
+    path = tmp_path / "y.npy.gz"
+    path.write_bytes(gzip.compress(b"\x93NUMPY"))
+    with pytest.raises(MalformedInputError, match="is not one of the files understood here"):
+        read_image(path)
+
+
+def test_json_of_another_program_beside_an_array_is_left_alone(tmp_path):
+    np.save(tmp_path / "y.npy", np.ones((4, 4), np.float32))
+    (tmp_path / "y.npy.json").write_text('{"exposure": 1')
+    assert read_image(tmp_path / "y.npy").record is None
