@@ -375,7 +375,8 @@ def test_a_record_of_another_shape_is_not_believed(tmp_path, rng, rewrite):
     assert read_image(tmp_path / "out.npy").record is not None
     np.save(tmp_path / "out.npy", np.zeros((8, 8)))
     assert read_image(tmp_path / "out.npy").record is None
-    (tmp_path / "out.npy.json").write_text("not json")
+    beside = tmp_path / "out.npy.json"
+    beside.write_text(beside.read_text()[:-1])
     with pytest.raises(MalformedInputError, match=r"out\.npy\.json' .* is damaged"):
         read_image(tmp_path / "out.npy")
 
