@@ -147,7 +147,7 @@ def save(model: Restoration, path: Path) -> None:
 def main() -> None:
     """Train, and write the weights."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Train the prior for photographs.")
-    parser.add_argument("--folder", type=Path, default=Path("training/work"), help="photographs and checkpoints")
+    parser.add_argument("--folder", type=Path, default=Path("training/checkpoints"), help="photographs and checkpoints")
     parser.add_argument("--size", choices=SIZES, default="medium")
     parser.add_argument("--denoising-steps", type=int, default=7000)
     parser.add_argument("--restoring-steps", type=int, default=4000)
