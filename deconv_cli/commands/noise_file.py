@@ -29,10 +29,10 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
         if path.suffix:
             raise UsageError(f"the file of noise '{text}' does not exist; check the name and the folder.")
         return text
-    from deconv_cli.io.records import unsealed
+    from deconv_cli.io.records import decode_checked
 
     try:
-        found = unsealed(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
+        found = decode_checked(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
     except OSError as error:
         raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError):  # no JSON, or brackets nested without end

@@ -33,7 +33,7 @@ def write_with_record(
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    encoded = records.sealed(record)
+    encoded = records.encode_checked(record)
 
     def write_samples() -> None:
         write_atomically(path, lambda temporary: codec.write(temporary, image), check)

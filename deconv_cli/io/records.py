@@ -178,7 +178,7 @@ def read_beside(path: Path) -> dict[str, Any] | None:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
         text = sidecar.read_text(encoding="utf-8", errors="replace")
-        return unsealed(text)
+        return decode_checked(text)
     except OSError:
         return None
     except (ValueError, RecursionError) as error:
@@ -189,13 +189,13 @@ def read_beside(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def sealed(record: dict[str, Any]) -> str:
+def encode_checked(record: dict[str, Any]) -> str:
     """Write a record for a file of its own, with a checksum."""
     return encode_record({**record, _CHECKSUM: zlib.crc32(encode_record(record).encode())})
 
 
-def unsealed(text: str) -> dict[str, Any] | None:
-    """Read what `sealed` wrote, or JSON without a checksum; `None` if it is no object. Damage is a `ValueError`."""
+def decode_checked(text: str) -> dict[str, Any] | None:
+    """Read a text of `encode_checked`, or JSON without a checksum; `None` for no object, `ValueError` for damage."""
     found = json.loads(text)
     checksum = found.pop(_CHECKSUM, None) if isinstance(found, dict) else None
     if checksum is not None and checksum != zlib.crc32(encode_record(found).encode()):
