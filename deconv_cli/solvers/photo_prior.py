@@ -24,11 +24,12 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import Choice, find_solver
+from deconv_cli.solvers.choice import Choice, choose_method, find_solver
 from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, local_mean
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import Progress
 from deconv_cli.solvers.prior import DataEstimate, Prior
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.vocabulary import Size
@@ -106,9 +107,10 @@ class PhotoEstimator(Estimator):
         self._quadratic = replace(
             settings, prior="quadratic", penalty="identity", strength=None, noise=None, tolerance=self.tolerance
         )
-        first = self._inverse(float(self._steps[1, 0]))
-        self.choice = Choice(first.choice.method, f"{self._steps.shape[1]} steps invert by it")
-        cost = find_solver(first.choice.method).cost(first.problem)
+        problem = TikhonovProblem(self.operator, float(self._steps[1, 0]))
+        method = choose_method(problem, settings.method, settings.max_memory).method
+        self.choice = Choice(method, f"{self._steps.shape[1]} steps invert by it")
+        cost = find_solver(method).cost(problem)
         extra = N_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
         self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
         self.check_memory(self.cost)
