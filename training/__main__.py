@@ -51,6 +51,7 @@ class Stage:
         rate: the largest learning rate.
         limit: of the gradient's norm.
         fall: the last part of the steps, in which the rate falls to zero.
+        seed: of its patches and noise.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Stage:
     rate: float
     limit: float
     fall: float
+    seed: int = 0
 
 
 def train(
@@ -93,7 +95,7 @@ def train(
     losses: list[float] = []
     began = time.process_time()
     for step in range(first, stage.n_steps):
-        rng = np.random.default_rng([0, step])  # each step draws the same, interrupted or not
+        rng = np.random.default_rng([stage.seed, step])  # each step draws the same, interrupted or not
         loss = loss_of(model, draw_patches(pictures, stage.batch, SIDE, rng), rng)
         optimizer.zero_grad()
         loss.backward()
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("training/checkpoints"), help="photographs and checkpoints")
     parser.add_argument("--size", choices=SIZES, default="medium")
     parser.add_argument("--denoising-steps", type=int, default=7000)
-    parser.add_argument("--restoring-steps", type=int, default=4000)
+    parser.add_argument("--restoring-steps", type=int, default=12000)
     parser.add_argument("--restoration-steps", type=int, default=6, help="of the splitting")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     given = parser.parse_args()
@@ -158,11 +160,14 @@ def main() -> None:
     torch.manual_seed(0)
     given.folder.mkdir(parents=True, exist_ok=True)
     alone = Stage(given.size, given.denoising_steps, batch=16, rate=1.5e-3, limit=0.1, fall=0)
-    within = Stage(f"{given.size}_within", given.restoring_steps, batch=6, rate=4e-4, limit=20.0, fall=FALL)
+    first = Stage(f"{given.size}_within", 4000, batch=6, rate=4e-4, limit=20.0, fall=FALL)
+    second = Stage(f"{given.size}_again", given.restoring_steps, batch=6, rate=3e-4, limit=20.0, fall=FALL, seed=1)
     denoiser = Denoiser(*SIZES[given.size]).to(memory_format=torch.channels_last)
     denoiser = train(denoiser, alone, given.folder, _denoising_loss)
     model = Restoration(denoiser, given.restoration_steps)
-    save(train(model, within, given.folder, _restoring_loss), given.output)
+    for stage in (first, second):
+        model = train(model, stage, given.folder, _restoring_loss)
+    save(model, given.output)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,23 @@ from training.degrade import blur_gain, gaussian_gain
 MARGIN = 10
 """Pixels at the edge of a patch that do not count: the torus joins what does not belong together there."""
 START, TRUST = 20.0, 0.1
+EVEN = 0.55
+"""Part of the noise that the steps are told where it is white, as in `deconv_cli.workflows.estimators`."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch of blurred patches: data and truth in light, σ of the noise, the transforms of the kernels."""
+    """A batch of blurred patches: data and truth in light, σ of the noise, the transforms of the kernels.
+
+    Saturated samples of the data are lower bounds.
+    """
 
     data: Tensor
     truth: Tensor
     sigma: Tensor
     gain: Tensor
     is_stored: Tensor
+    is_saturated: Tensor
 
 
 class Restoration(nn.Module):
@@ -54,15 +60,15 @@ class Restoration(nn.Module):
 
     def forward(self, sample: Sample) -> Tensor:
         """Restore; the estimate in light, of the shape of the data."""
-        y, gain = torch.fft.rfft2(sample.data), sample.gain
-        z = sample.data
+        data, gain = sample.data, sample.gain
+        z = data
         for level, weight in zip(self.log_levels.exp(), self.log_weights.exp(), strict=True):
-            transform = torch.fft.rfft2(z)
-            x, blurred = (
-                torch.fft.irfft2(part, s=z.shape[-2:])
-                for part in ((gain * y + weight * transform) / (gain.square() + weight), gain * transform)
-            )
-            variance = local_mean((sample.data - blurred).square().mean(dim=1, keepdim=True))
+            blurred = torch.fft.irfft2(gain * torch.fft.rfft2(z), s=z.shape[-2:])
+            misfit = data - blurred
+            misfit = torch.where(sample.is_saturated, misfit.clamp(min=0), misfit)
+            step = gain / (gain.square() + weight) * torch.fft.rfft2(misfit)
+            x = z + torch.fft.irfft2(step, s=z.shape[-2:])
+            variance = local_mean(misfit.square().mean(dim=1, keepdim=True))
             levels = torch.cat([level * sample.sigma, (variance + 1e-12).sqrt()], dim=1)
             z = self.denoiser(x, levels)
         return z
@@ -71,7 +77,7 @@ class Restoration(nn.Module):
 def loss_of(estimate: Tensor, sample: Sample) -> Tensor:
     """Logarithm of the mean squared error, so that each sample counts by its decibels; of stored values for those."""
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    estimate, truth = estimate[inner], sample.truth[inner]
+    estimate, truth = (light[inner].clamp(max=1) for light in (estimate, sample.truth))
     error = torch.where(sample.is_stored, to_stored(estimate) - to_stored(truth), estimate - truth)
     return (error.square().mean(dim=(1, 2, 3)) + 1e-6).log().mean()
 
@@ -82,30 +88,32 @@ def draw_sample(stored: Tensor, rng: np.random.Generator) -> Sample:
     return Sample(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
 
-def _drawn(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    truth = to_light(stored) * rng.uniform(0.4, 1.0)
-    gain = blur_gain(stored.shape, rng)
+def _drawn(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    truth = to_light(stored) * (rng.uniform(0.4, 1.0) if rng.random() < 0.85 else rng.uniform(1.0, 2.0))
+    gain = blur_gain(stored.shape, rng, largest=8.0)
     if rng.random() < 0.25:
         gain = gain * blur_gain(stored.shape, rng, largest=2.5)
     blurred = torch.fft.irfft2(torch.fft.rfft2(truth) * gain, s=truth.shape[-2:])
     white = torch.from_numpy(rng.standard_normal(tuple(truth.shape), dtype=np.float32))
     is_gray = bool((stored[0] == stored[1]).all())
     white = white[:1].expand_as(white) if is_gray else white
-    is_stored = rng.random() < 0.65
+    is_stored = rng.random() < 0.6
     if is_stored:
         noisy = to_stored(blurred) + math.exp(rng.uniform(math.log(0.3), math.log(4))) / 255 * white
         noisy = _as_file(noisy, rng, is_gray=is_gray)
         data, local = to_light(noisy), (noisy + 0.02).clamp(0.02, 1) ** 1.2
     else:
-        data = blurred + math.exp(rng.uniform(math.log(0.001), math.log(0.05))) * white
+        data = (blurred + math.exp(rng.uniform(math.log(0.001), math.log(0.05))) * white).clamp(max=1)
         local = torch.ones_like(data)
-    real = (data - blurred).square().mean().sqrt()
-    told = real * math.exp(rng.uniform(*((-0.6, 0.3) if is_stored else (-0.15, 0.15))))
+    is_saturated = data > 0.999
+    error = (data - blurred).square() * ~is_saturated
+    real = (error.sum() / (~is_saturated).sum().clamp(min=1)).sqrt() + 1e-4
+    told = real * math.exp(rng.uniform(-0.6, 0.3)) if is_stored else EVEN * real * math.exp(rng.uniform(-0.15, 0.15))
     variance = local_mean(local.square().mean(dim=0, keepdim=True)[None])[0]
     sigma = (variance / variance.mean()).sqrt() * told
     if rng.random() < 0.3:  # a kernel that was estimated, a little too wide
         gain = gain * gaussian_gain(stored.shape, rng.uniform(0.1, 0.4))
-    return data, truth, sigma, gain[None].expand(3, -1, -1), torch.tensor(is_stored)[None, None, None]
+    return data, truth, sigma, gain[None].expand(3, -1, -1), torch.tensor(is_stored)[None, None, None], is_saturated
 
 
 def _as_file(stored: Tensor, rng: np.random.Generator, *, is_gray: bool) -> Tensor:

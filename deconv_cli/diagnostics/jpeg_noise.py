@@ -1,0 +1,83 @@
+"""The error that JPEG left in a picture, from the picture alone.
+
+JPEG rounds each frequency of each block of 8 × 8 to multiples of a step. Those steps show in the blocks' transform (Fan
+and de Queiroz, Identification of bitmap compression history: JPEG detection and quantizer estimation, IEEE TIP 2003).
+Where the step is large the rounding has removed the noise too, so what is left of the noise says little about the error.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BLOCK = 8
+LUMA = (0.299, 0.587, 0.114)
+CHANNEL_ERRORS = (1.5, 1.0, 1.6)
+"""Errors of red, green and blue in units of that of the luma: their steps are larger, and half of their samples are
+kept. Measured on five photographs of scikit-image and scikit-learn at qualities of 80 to 95."""
+LARGEST_STEP = 64
+MOST_BLOCKS = 4096
+FEWEST = 30
+"""Values other than zero that show a step."""
+LEAST_SCORE = 0.7
+FEWEST_STEPS = 5
+"""Frequencies that must show a step before a picture counts as JPEG."""
+
+
+def estimate_jpeg_noise(stored: Tensor) -> Tensor | None:
+    """Estimate the standard deviation of what JPEG changed.
+
+    Args:
+        stored: stored values from 0 to 255 whose first block starts at the first sample, shape `(C, H, W)`, C 1 or 3.
+
+    Returns:
+        One value a channel, shape `(C,)`; `None` where no trace of JPEG is seen.
+    """
+    if stored.shape[0] not in (1, 3) or min(stored.shape[1:]) < BLOCK:
+        return None
+    values = _frequencies(stored)
+    steps = torch.arange(2, LARGEST_STEP + 1, dtype=values.dtype, device=values.device)
+    error, n_found = 0.0, 0
+    for column in values.T[1:]:
+        step = _step_of(column, steps)
+        if step is not None:
+            n_found += 1
+            error += _rounding_error(column, step)
+    if n_found < FEWEST_STEPS:
+        return None
+    factors = stored.new_tensor(CHANNEL_ERRORS if stored.shape[0] > 1 else (1.0,))
+    return math.sqrt(error / BLOCK**2) * factors
+
+
+def _frequencies(stored: Tensor) -> Tensor:
+    """Transform the blocks of the luma by the orthonormal cosine transform; shape `(n_blocks, 64)`."""
+    luma = torch.einsum("c,chw->hw", stored.new_tensor(LUMA), stored) if stored.shape[0] > 1 else stored[0]
+    rows, columns = (n // BLOCK for n in luma.shape)
+    blocks = luma[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK).transpose(1, 2)
+    blocks = blocks.reshape(-1, BLOCK, BLOCK)
+    blocks = blocks[:: math.ceil(len(blocks) / MOST_BLOCKS)] - 128
+    n = torch.arange(BLOCK, dtype=stored.dtype, device=stored.device)
+    cosines = torch.cos(math.pi / BLOCK * (n + 0.5) * n[:, None]) * math.sqrt(2 / BLOCK)
+    cosines[0] /= math.sqrt(2)
+    return (cosines @ blocks @ cosines.T).flatten(1)
+
+
+def _step_of(values: Tensor, steps: Tensor) -> float | None:
+    """Find the largest step that nearly all values of one frequency are multiples of."""
+    beyond = values.abs() > steps[:, None] / 2
+    score = (torch.cos(2 * math.pi * values / steps[:, None]) * beyond).sum(dim=1)
+    n_beyond = beyond.sum(dim=1)
+    fits = (n_beyond >= FEWEST) & (score > LEAST_SCORE * n_beyond)
+    return float(steps[fits].max()) if bool(fits.any()) else None
+
+
+def _rounding_error(values: Tensor, step: float) -> float:
+    """Give the variance of what was rounded away, for values whose distribution falls exponentially."""
+    half = step / 2
+    share = float((values.abs() > half).double().mean())
+    scale = half / -math.log(min(share, 0.99))
+    kept = math.exp(-half / scale)
+    within = 2 * scale**2 - kept * (half**2 + 2 * half * scale + 2 * scale**2)
+    return within + share * step**2 / 12
