@@ -79,7 +79,8 @@ class ReconstructionSettings:
             all axes.
         rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
-        prior: `quadratic` for the penalty above, or another objective.
+        prior: `quadratic` for the penalty above, or another objective; `auto` takes `photo` for pictures of 8 bits with
+            a tone curve, unless a setting of the quadratic prior such as `lam` is given, and else `quadratic`.
         weight: of the total variation or of another prior, in units of the samples; `auto` or `None` takes it from the
             noise.
         strength: for the prior for photographs, how many times the noise is taken for what it is: smoother above 1,
@@ -120,7 +121,7 @@ class ReconstructionSettings:
     spacing: tuple[float, ...] | None = None
     rcond: float | None = None
     nonnegative: bool = False
-    prior: str = "quadratic"
+    prior: str = "auto"
     weight: float | Auto | None = None
     strength: float | None = None
     gain: float | Auto | None = None
@@ -170,7 +171,18 @@ class ReconstructionSettings:
         """The prior that decides what is minimized: `quadratic`, or the name of one in `PRIORS`."""
         if self.method == "richardson-lucy":
             return "richardson-lucy"
-        return "nonnegative" if self.nonnegative else self.prior
+        if self.nonnegative:
+            return "nonnegative"
+        if self.prior == "auto":
+            return "quadratic" if self.strength is None else "photo"
+        return self.prior
+
+    @property
+    def leaves_prior_open(self) -> bool:
+        """Whether the kind of the input may choose the prior: nothing was given that belongs to one of them."""
+        belonging = (self.lam, self.lambda_rule, self.penalty, self.rcond, self.spacing, self.noise)
+        is_open = self.prior == "auto" and self.objective == "quadratic" and not self.predict
+        return is_open and all(value is None for value in belonging)
 
     @property
     def is_linear(self) -> bool:
@@ -205,7 +217,7 @@ class ReconstructionSettings:
         if self.dtype is not None:
             word = str(self.dtype).removeprefix("torch.")
             self._set("dtype", parse_word(ArithmeticDType, word, "dtype"))
-        self._set("prior", check_name(prior_names(), self.prior, "prior"))
+        self._set("prior", check_name((*left_open, *prior_names()), self.prior, "prior"))
         self._set("method", check_name(method_names(), self.method, "method"))
         if self.padding is not None:
             self._set("padding", check_padding(self.padding))
@@ -295,10 +307,10 @@ class ReconstructionSettings:
             )
         if self.rho is not None and objective != "tv":
             raise UsageError('rho is that of the iteration of prior="tv"; use that prior, or leave rho out.')
-        if is_rl and (self.nonnegative or self.prior not in ("quadratic", "richardson-lucy")):
+        if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic", "richardson-lucy")):
             what = "nonnegative=True, which its estimates are anyway," if self.nonnegative else f"prior={self.prior}"
             raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
-        if self.nonnegative and self.prior not in ("quadratic", "nonnegative"):
+        if self.nonnegative and self.prior not in ("auto", "quadratic", "nonnegative"):
             raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
         if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
             raise UsageError(
@@ -382,6 +394,7 @@ class ResolvedSettings(ReconstructionSettings):
         light: in what the blur acts.
         lam: λ; 0 for the Moore–Penrose inverse.
         penalty: which L.
+        prior: what is minimized.
         wraps: for each axis of space whether the image goes around a torus, whatever the boundary: a block that is cut
             out of a larger picture does so along the axes that it is cut along; empty for no axis.
     """
@@ -396,6 +409,7 @@ class ResolvedSettings(ReconstructionSettings):
     light: Light = Light.STORED
     lam: float = 0.0
     penalty: str = "identity"
+    prior: str = "quadratic"
     wraps: tuple[bool, ...] = ()
 
     _is_resolved: ClassVar[bool] = True

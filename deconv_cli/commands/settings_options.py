@@ -248,10 +248,11 @@ SETTINGS_OPTIONS = dict(
             "prior",
             str,
             PRIOR,
-            f"What the image is like: {', '.join(prior_names())}. Default: quadratic, a small penalty; photo "
-            "learned from photographs; tv is for flat regions with sharp edges.",
+            f"What the image is like: {', '.join(prior_names())}. Default: auto, which takes photo, learned from "
+            "photographs, for 8-bit pictures with a tone curve, and else quadratic, a small penalty; tv is for flat "
+            "regions with sharp edges.",
             metavar="NAME",
-            autocompletion=lambda: list(prior_names()),
+            autocompletion=lambda: ["auto", *prior_names()],
         ),
         _setting(
             "weight",

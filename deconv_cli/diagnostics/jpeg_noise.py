@@ -40,7 +40,7 @@ def estimate_jpeg_noise(stored: Tensor) -> Tensor | None:
     values = _frequencies(stored)
     steps = torch.arange(2, LARGEST_STEP + 1, dtype=values.dtype, device=values.device)
     error, n_found = 0.0, 0
-    for column in values.T[1:]:
+    for column in values.T:
         step = _step_of(column, steps)
         if step is not None:
             n_found += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deconv_cli.diagnostics.gain import estimate_gain
+from deconv_cli.diagnostics.jpeg_noise import estimate_jpeg_noise
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
@@ -52,6 +53,8 @@ def build_estimator(
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
     """Find the noise of each channel, and spread it: even stored values, in light, follow the slope of their curve.
 
+    What JPEG rounded away is no noise that the data show: it counts as noise where its trace is seen.
+
     Returns:
         The standard deviation; of the shape of `y`, or one that broadcasts to it.
     """
@@ -64,8 +67,12 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
     if curve is None:
         return EVEN * sigma
     stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS
-    slope = curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)
-    return sigma * slope / slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
+    slope = (curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)) / (2 * step)
+    mean_slope = slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
+    rounded = estimate_jpeg_noise(stored) if settings.noise_sigma is None and stored.ndim == n_axes + 1 else None
+    if rounded is not None:
+        sigma = sigma.maximum(rounded.reshape(-1, *[1] * n_axes) * mean_slope)
+    return sigma * slope / mean_slope
 
 
 def _estimate(

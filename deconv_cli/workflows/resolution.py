@@ -18,6 +18,12 @@ from deconv_cli.workflows.kernel_fields import check_settings_of_field
 from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
+_WHITE_OF_8_BITS = 255
+_PHOTO = (
+    "the picture is restored as a photograph (prior photo): its finest detail is plausible, not measured; "
+    "prior=quadratic adds nothing to the data"
+)
+
 
 @dataclass(frozen=True)
 class RecordedConvolution:
@@ -131,6 +137,9 @@ def resolve(
         padding = "same" if recorded is None else recorded.padding
     light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
     _check_light_of_noise(settings, light.light)
+    is_photograph = _is_photograph(settings, kernel, light.curve)
+    if settings.prior == "auto":
+        settings = replace(settings, prior="photo" if is_photograph else settings.objective)
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # The channels of a picture that nobody made from one image are channels, and no views of one image.
@@ -164,8 +173,15 @@ def resolve(
         is_per_channel=is_per_channel,
         tone_curve=light.curve,
         known_curve=tone_curve if recorded is None else None,
-        notes=(_stacked(kernel),) if is_stacked and not kernel.is_per_channel else (),
+        notes=(*([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []), *([_PHOTO] if is_photograph else [])),
     )
+
+
+def _is_photograph(settings: ReconstructionSettings, kernel: Kernel, curve: ToneCurve | None) -> bool:
+    """Return whether the input is most likely a photograph, and nothing was given that belongs to another prior."""
+    is_picture = settings.defaults is InputKind.PICTURE and curve is not None and curve.white == _WHITE_OF_8_BITS
+    is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
+    return is_picture and is_plain and settings.leaves_prior_open
 
 
 def _recorded_size(layer: LayerOptions, recorded: RecordedConvolution | None) -> Size | None:
