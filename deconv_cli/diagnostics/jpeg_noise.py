@@ -1,8 +1,8 @@
 """The error that JPEG left in a picture, from the picture alone.
 
-JPEG rounds each frequency of each block of 8 × 8 to multiples of a step. Those steps show in the blocks' transform (Fan
-and de Queiroz, Identification of bitmap compression history: JPEG detection and quantizer estimation, IEEE TIP 2003).
-Where the step is large the rounding has removed the noise too, so what is left of the noise says little about the error.
+JPEG rounds each frequency of each block of 8 × 8 to multiples of a step. The steps show in the transform of the blocks
+(Fan and de Queiroz, Identification of bitmap compression history: JPEG detection and quantizer estimation, IEEE TIP
+2003). Large steps remove most of the noise, so the noise that is left says little about the error.
 """
 
 from __future__ import annotations

@@ -173,7 +173,10 @@ def resolve(
         is_per_channel=is_per_channel,
         tone_curve=light.curve,
         known_curve=tone_curve if recorded is None else None,
-        notes=(*([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []), *([_PHOTO] if is_photograph else [])),
+        notes=(
+            *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
+            *([_PHOTO] if is_photograph else []),
+        ),
     )
 
 
