@@ -12,18 +12,22 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SIGMAS = (0.003, 0.3)
 """Least and largest mean noise level, of white."""
+PRINT = 0.1
+"""Part of the patches that are no photographs."""
+LETTERS = "".join(chr(code) for code in range(33, 127)) + " " * 12
 
 
 def draw_patches(pictures: list[np.ndarray], n: int, side: int, rng: np.random.Generator) -> Tensor:
     """Cut square patches out of photographs, turned and flipped; large photographs give more of them.
 
     Returns:
-        Stored values in 0..1, shape `(n, 3, side, side)`; a part of them gray, with three equal channels.
+        Stored values in 0..1, shape `(n, 3, side, side)`; a part of them gray, with three equal channels, and a part
+        print: letters, lines and shapes.
     """
     areas = np.sqrt([float(p.shape[0] * p.shape[1]) for p in pictures])
     patches = []
@@ -34,10 +38,35 @@ def draw_patches(pictures: list[np.ndarray], n: int, side: int, rng: np.random.G
         cut = max((picture[i : i + side, j : j + side] for i, j in corners), key=lambda c: float(c[::3, ::3].std()))
         cut = np.rot90(cut, rng.integers(4))
         cut = cut[:, ::-1] if rng.random() < 0.5 else cut
+        cut = _print(side, rng) if rng.random() < PRINT else cut
         patches.append(torch.from_numpy(cut.copy()).permute(2, 0, 1))
     batch = torch.stack(patches).float() / 255
     is_gray = torch.from_numpy(rng.random(n) < 0.15)[:, None, None, None]
     return torch.where(is_gray, batch.mean(dim=1, keepdim=True).expand_as(batch), batch)
+
+
+def _print(side: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw letters, lines and shapes on an even ground, at twice the size, and shrink them."""
+    ground, *inks = (tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(4))
+    if rng.random() < 0.5:
+        ground, inks = (255, 255, 255), [(0, 0, 0), *inks]
+    picture = Image.new("RGB", (2 * side, 2 * side), ground)
+    canvas, top = ImageDraw.Draw(picture), int(rng.integers(-20, 20))
+    while top < 2 * side:
+        size, ink = int(rng.integers(14, 64)), inks[int(rng.integers(len(inks)))]
+        corners = [tuple(int(v) for v in corner) for corner in rng.integers(-side // 2, 5 * side // 2, (2, 2))]
+        kind = rng.random()
+        if kind < 0.7:
+            line = "".join(rng.choice(list(LETTERS), 40))
+            canvas.text((int(rng.integers(-60, 10)), top), line, fill=ink, font=ImageFont.load_default(size))
+        elif kind < 0.85:
+            canvas.line([*corners[0], *corners[1]], fill=ink, width=int(rng.integers(1, 9)))
+        else:
+            low, high = np.minimum(*corners), np.maximum(*corners)
+            draw = canvas.ellipse if rng.random() < 0.5 else canvas.rectangle
+            draw([*map(int, low), *map(int, high)], outline=ink, width=int(rng.integers(1, 9)))
+        top += size
+    return np.asarray(picture.rotate(float(rng.uniform(-8, 8)), fillcolor=ground).resize((side, side)))
 
 
 def degrade(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
