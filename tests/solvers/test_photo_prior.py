@@ -1,6 +1,7 @@
 """The prior for photographs: its denoiser knows no unit, and its estimates are nearer to the truth than others."""
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from PIL import Image
 
 import deconv_cli
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
+from deconv_cli.settings import ResolvedSettings
+from deconv_cli.workflows.estimators import build_estimator
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -66,7 +70,7 @@ def test_strength_is_smoother_above_one():
     ("options", "reason"),
     [
         ({"prior": "photo", "stride": 2}, "prior photo knows no layers"),
-        ({"strength": 2.0}, 'strength is that of prior="photo"'),
+        ({"strength": 2.0, "prior": "tv"}, 'strength is that of prior="photo"'),
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
     ],
@@ -74,6 +78,51 @@ def test_strength_is_smoother_above_one():
 def test_what_makes_no_sense_is_refused(options, reason):
     with pytest.raises(UsageError, match=reason):
         deconv_cli.invert(scene(1, (24, 24)), torch.ones(3, 3) / 9, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "prior"),
+    [
+        ({}, "photo"),
+        ({"strength": 2.0}, "photo"),
+        ({"noise_sigma": 2.0}, "photo"),
+        ({"prior": "quadratic"}, "quadratic"),
+        ({"lam": 0.01}, "quadratic"),
+        ({"penalty": "laplacian"}, "quadratic"),
+        ({"method": "richardson-lucy"}, "richardson-lucy"),
+        ({"nonnegative": True}, "nonnegative"),
+        ({"light": "stored"}, "quadratic"),
+        ({"defaults": "tensor", "light": "linear"}, "quadratic"),
+        ({"stride": 2, "input_size": (64, 64)}, "quadratic"),
+    ],
+)
+def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_says_otherwise(options, prior):
+    given = {"defaults": "picture"} | options
+    y = (255 * scene(3, (32, 32))).byte()
+    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
+    assert found.settings.objective == prior
+    assert any("as a photograph" in note for note in found.notes) == (prior == "photo" and "strength" not in options)
+
+
+@pytest.mark.parametrize("curve", [None, deconv_cli.ToneCurve.srgb(65535)])
+def test_measurements_keep_the_quadratic_prior(curve):
+    y = 65535 * scene(1, (32, 32))
+    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, defaults="picture", tone_curve=curve)
+    assert found.settings.objective == "quadratic"
+
+
+def test_what_jpeg_rounded_away_counts_as_noise():
+    """A short motion in a coarse JPEG: the data show a part of the error alone."""
+    taps, curve = deconv_cli.make_kernel("motion:9@70").float(), deconv_cli.ToneCurve.srgb(255)
+    blurred = deconv_cli.forward(curve.to_light(255 * scene()), taps, padding="valid")
+    noisy = curve.to_stored(blurred) + torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0))
+    file = io.BytesIO()
+    Image.fromarray(noisy.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
+    y = curve.to_light(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float())
+    settings = ResolvedSettings(prior="photo", boundary="unknown")
+    found = build_estimator(Kernel.of_any(taps), tuple(y.shape[1:]), settings, y, curve).noise
+    real = (y - blurred).square().mean().sqrt()
+    assert 0.85 * real < found.square().mean().sqrt() < 1.3 * real
 
 
 def test_stacks_and_signals_are_refused():
