@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("training/checkpoints"), help="photographs and checkpoints")
     parser.add_argument("--size", choices=SIZES, default="medium")
     parser.add_argument("--denoising-steps", type=int, default=7000)
-    parser.add_argument("--restoring-steps", type=int, default=10000)
+    parser.add_argument("--restoring-steps", type=int, default=7000)
     parser.add_argument("--restoration-steps", type=int, default=6, help="of the splitting")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     given = parser.parse_args()
