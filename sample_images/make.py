@@ -45,8 +45,21 @@ def gaussian(sigma: float, size: int) -> NDArray[np.float64]:
     return taps / taps.sum()
 
 
+def out_of_focus(path: Path) -> Image.Image:
+    """Take a photograph of a photograph: shrunk until its pixels are clean, and blurred in light by a disk."""
+    with Image.open(path) as opened:
+        scene = opened.convert("RGB").resize((1000, 562), Image.Resampling.HAMMING).crop((124, 104, 696, 516))
+    x = torch.from_numpy(np.array(scene)).permute(2, 0, 1).double()
+    curve = deconv_cli.ToneCurve.srgb(255)
+    y = deconv_cli.forward(x, deconv_cli.make_kernel("disk:3.3"), padding="valid", tone_curve=curve)
+    y = Noise(NoiseKind.GAUSSIAN, 1.0).add(y, seed=0)
+    return Image.fromarray(y.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
 def main() -> None:
     """Write every sample."""
+    photographs = Path("/usr/share/backgrounds/budgie")  # of Debian's package budgie-backgrounds
+    out_of_focus(photographs / "perched-osprey.jpg").save(HERE / "osprey.jpg", quality=90)
     motion = curved_motion(17)
     np.save(HERE / "motion.npy", motion)
     spread = gaussian(1.6, 11)
