@@ -71,7 +71,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def of_jpeg(name: str, number: int, size: tuple[int, int]) -> Figures:
-    """Restore JPEG files of one photograph, the kernel known, and found in the file."""
+    """Restore JPEG files of one photograph, the kernel known, and for half of them found in the file."""
     torch.set_num_threads(1)
     curve = ToneCurve.srgb(255.0)
     figures: Figures = {}
@@ -84,6 +84,8 @@ def of_jpeg(name: str, number: int, size: tuple[int, int]) -> Figures:
         y = _compressed(stored, quality)
         figures[f"{formula}: blurred"] = _psnr(y, truth)
         figures |= _restored(formula, y, taps, truth, {"tone_curve": curve})
+        if (number + column) % 2:
+            continue
         estimate = deconv_cli.estimate_kernel(y, tone_curve=curve)
         if estimate.found:
             taps = deconv_cli.make_kernel(estimate.candidates[0].text)

@@ -20,8 +20,8 @@ from deconv_cli.workflows.solved import model_of
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
 EVEN, CURVED = 0.45, 0.8
-"""Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on photographs of
-scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
+"""Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on
+photographs of scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
 SLOPE_STEPS = 50
 """The slope of a tone curve is that over this part of its range to either side."""
 
