@@ -414,6 +414,11 @@ class ResolvedSettings(ReconstructionSettings):
 
     _is_resolved: ClassVar[bool] = True
 
+    def as_options(self) -> dict[str, object]:
+        """Give the settings as options; λ, which is always among them, says that the prior is the quadratic one."""
+        options = super().as_options()
+        return {name: value for name, value in options.items() if (name, value) != ("--prior", "quadratic")}
+
     def _check_choice_of_lambda(self) -> None:
         """Nothing to refuse: λ has been chosen."""
 

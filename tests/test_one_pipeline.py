@@ -115,7 +115,7 @@ REFUSED = [
     {"nonnegative": True, "lam": 0.0},
     {"nonnegative": True, "prior": "tv"},
     {"prior": "nonsense"},
-    {"strength": 2.0},
+    {"strength": 2.0, "prior": "tv"},
     {"prior": "photo", "strength": 0.0},
     {"prior": "tv", "lam": 1e-2},
     {"prior": "tv", "lambda_rule": "gcv"},

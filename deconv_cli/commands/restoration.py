@@ -177,7 +177,6 @@ class Restoration:
         dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
-        dropped |= {"--prior"} if settings.prior == "quadratic" else set()  # the λ beside it says so
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
         if "defaults" not in self._settings and options.get("--noise") == DEFAULTS[settings.defaults].noise:

@@ -102,7 +102,8 @@ class PhotoEstimator(Estimator):
         if self.operator.is_layer:
             raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
-        self.noise = noise * (settings.strength or 1.0)
+        self._brightness = abs(float(kernel.taps.sum())) / kernel.taps.shape[0] or 1.0  # of the data, of an even image
+        self.noise = noise / self._brightness * (settings.strength or 1.0)
         self._denoiser, self._steps = load(kernel.taps.device)
         self._quadratic = replace(
             settings, prior="quadratic", penalty="identity", strength=None, noise=None, tolerance=self.tolerance
@@ -127,7 +128,7 @@ class PhotoEstimator(Estimator):
                 last, inverse = z, self._inverse(weight)
                 misfit = self.kernel.join(data - self.operator.forward(z))
                 x = z + inverse.solve(misfit).value
-                far = _fit(local_mean(_variance(misfit)), z.shape[-2:]).sqrt()
+                far = _fit(local_mean(_variance(misfit)), z.shape[-2:]).sqrt() / self._brightness
                 z = self._denoise(x, torch.cat([times * level.expand_as(far), far], dim=1))
                 changes.append(synchronize.as_number((z - last).norm() / last.norm().clamp_min(1e-30)))
                 if progress is not None:
@@ -142,7 +143,7 @@ class PhotoEstimator(Estimator):
         n_inputs, n_outputs = self.operator.input_shape[0], self.operator.output_shape[0]
         if n_inputs != n_outputs:
             data = data.mean(dim=-3, keepdim=True).expand(*data.shape[:-3], n_inputs, *data.shape[-2:])
-        return _fit(data, tuple(self.operator.input_shape[1:]))
+        return _fit(data, tuple(self.operator.input_shape[1:])) / self._brightness
 
     def _denoise(self, x: Tensor, levels: Tensor) -> Tensor:
         """Denoise images in the operators' arrangement: three channels as colors, others one by one."""

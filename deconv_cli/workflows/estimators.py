@@ -22,6 +22,8 @@ from deconv_cli.workflows.variation_weight import find_variation_weight
 EVEN, CURVED = 0.45, 0.8
 """Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on
 photographs of scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
+LEAST_SIDE = 3
+"""Pixels along each axis from which noise can be estimated."""
 SLOPE_STEPS = 50
 """The slope of a tone curve is that over this part of its range to either side."""
 
@@ -61,7 +63,11 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
     axis, n_axes = kernel.channel_axis, kernel.n_axes
     channels = y.split(1, axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (model_of(settings),)
-    found = [model.sigma or estimate_noise(part, n_axes) for model, part in zip(models, channels, strict=True)]
+    is_tiny = min(y.shape[-n_axes:]) < LEAST_SIDE
+    found = [
+        model.sigma or (0.0 if is_tiny else estimate_noise(part, n_axes))
+        for model, part in zip(models, channels, strict=True)
+    ]
     sigmas = y.new_tensor(found if settings.noise_sigma is None else [settings.noise_sigma])
     sigma = sigmas.reshape(-1, *[1] * n_axes)
     if curve is None:

@@ -19,6 +19,8 @@ from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 _WHITE_OF_8_BITS = 255
+_LEAST_LIGHT = 0.5
+"""The sum of a blur's taps, less than none of which takes light away, in parts of their sizes."""
 _PHOTO = (
     "the picture is restored as a photograph (prior photo): its finest detail is plausible, not measured; "
     "prior=quadratic adds nothing to the data"
@@ -181,10 +183,12 @@ def resolve(
 
 
 def _is_photograph(settings: ReconstructionSettings, kernel: Kernel, curve: ToneCurve | None) -> bool:
-    """Return whether the input is most likely a photograph, and nothing was given that belongs to another prior."""
+    """Return whether the input is most likely a blurred photograph, and no setting belongs to another prior."""
     is_picture = settings.defaults is InputKind.PICTURE and curve is not None and curve.white == _WHITE_OF_8_BITS
     is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
-    return is_picture and is_plain and settings.leaves_prior_open
+    if not (is_picture and is_plain and settings.leaves_prior_open):
+        return False
+    return float(kernel.taps.sum()) > _LEAST_LIGHT * float(kernel.taps.abs().sum())
 
 
 def _recorded_size(layer: LayerOptions, recorded: RecordedConvolution | None) -> Size | None:

@@ -318,6 +318,7 @@ class TestProcess:
 
     def test_an_untrustworthy_result(self, gray, samples_folder, tmp_path):
         words = ["invert", gray.name, "--kernel", samples_folder / "motion.npy", "--max-iterations", "1"]
+        words += ["--prior", "quadratic"]
         done = self.run(*words, "-o", "x.tif", cwd=tmp_path)
         assert done.returncode == ExitCode.UNTRUSTWORTHY
         assert (tmp_path / "x.tif").exists()

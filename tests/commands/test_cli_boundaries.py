@@ -106,7 +106,9 @@ def test_another_kernel_file_is_pointed_out(deconv, gray, gentle, save, tmp_path
 
 
 def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_path):
-    picture = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--json", "--force"]
+    assert deconv(*words).report["prior"] == "photo"
+    picture = deconv(*words, "--prior", "quadratic").report
     assert (picture["lambda_choice"]["rule"], picture["penalty"]) == ("gcv", "gradient")
     assert picture["lambda"] == picture["lambda_choice"]["lambda"]
     tensor = deconv("invert", save("y", np.eye(12)), "-k", gentle, "-o", tmp_path / "x.npy", "--json").report

@@ -262,7 +262,12 @@ def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     scene = torch.rand(2, 40, 44, generator=random) * torch.tensor([12.0, 200.0])[:, None, None] + 5
     y = deconv_cli.forward(scene, deconv_cli.make_kernel("gaussian:1"), boundary="circular").round().to(torch.uint8)
     result = deconv_cli.invert(
-        y, deconv_cli.make_kernel("gaussian:1"), defaults="picture", boundary="circular", tone_curve=SRGB
+        y,
+        deconv_cli.make_kernel("gaussian:1"),
+        defaults="picture",
+        prior="quadratic",
+        boundary="circular",
+        tone_curve=SRGB,
     )
     floors = [slope * 12**-0.5 for slope in SRGB.slopes(y)]
     sigmas = [channel.lambda_choice.sigma for channel in result.channels]

@@ -28,7 +28,7 @@ def jpeg(deconv, tmp_path):
 
 
 def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
-    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force"]
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--prior", "quadratic"]
     found = deconv(*words, "--json").report
     (noise,) = found["noise_model"]
     assert noise["sigma"] == pytest.approx(3, rel=0.25)
@@ -44,7 +44,7 @@ def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
 
 
 def test_the_noise_of_an_earlier_run_can_be_given(deconv, jpeg, tmp_path):
-    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--json"]
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--json", "--prior", "quadratic"]
     first = deconv(*words)
     (tmp_path / "run.json").write_text(first.stdout)
     again = deconv(*words, "--noise", tmp_path / "run.json").report

@@ -264,7 +264,7 @@ def test_forward_has_no_unknown_boundary(deconv, gray, gentle, tmp_path):
 def test_what_did_not_converge_is_written_but_not_trusted(deconv, gray, save, tmp_path, values):
     x = np.arange(9) - 4
     kernel = save("broad", np.exp(-(x[:, None] ** 2 + x**2) / 8))
-    words = ["invert", gray, "-k", kernel, "--max-iterations", "1"]
+    words = ["invert", gray, "-k", kernel, "--max-iterations", "1", "--prior", "quadratic"]
     done = deconv(*words, "-o", tmp_path / "x.tif", "--json", expect=ExitCode.UNTRUSTWORTHY)
     assert values(tmp_path / "x.tif").shape == (1, 1, 32, 36)
     assert done.report["solver"]["status"] == "max_iterations"
