@@ -55,6 +55,13 @@ def test_photographs_come_nearer_to_the_truth_than_by_other_priors(formula, n_ch
     assert error(photo.image, truth) < 0.95 * min(error(other, truth) for other in others)
 
 
+def test_the_sum_of_the_taps_does_not_matter():
+    taps, options = deconv_cli.make_kernel("disk:2").float(), {"defaults": "picture", "prior": "photo"}
+    y, _ = blurred(scene(3, (64, 64)), taps)
+    one, many = (deconv_cli.invert(n * y, n * taps, **options).image for n in (1, 24))
+    assert torch.allclose(one, many, atol=1e-3)
+
+
 def test_strength_is_smoother_above_one():
     taps = deconv_cli.make_kernel("disk:3")
     y, _ = blurred(scene(), taps)
@@ -92,16 +99,22 @@ def test_what_makes_no_sense_is_refused(options, reason):
         ({"method": "richardson-lucy"}, "richardson-lucy"),
         ({"nonnegative": True}, "nonnegative"),
         ({"light": "stored"}, "quadratic"),
+        ({"kernel": torch.tensor([[1.0, -1.0]])}, "quadratic"),
         ({"defaults": "tensor", "light": "linear"}, "quadratic"),
         ({"stride": 2, "input_size": (64, 64)}, "quadratic"),
     ],
 )
 def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_says_otherwise(options, prior):
-    given = {"defaults": "picture"} | options
+    given = {"defaults": "picture", "kernel": torch.ones(3, 3) / 9} | options
     y = (255 * scene(3, (32, 32))).byte()
-    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
+    found = deconv_cli.invert(y, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
     assert found.settings.objective == prior
     assert any("as a photograph" in note for note in found.notes) == (prior == "photo" and "strength" not in options)
+
+
+def test_a_picture_too_small_for_its_noise_is_restored():
+    found = deconv_cli.invert(torch.full((3, 1, 1), 7.0), torch.ones(3, 3) / 9, defaults="picture", prior="photo")
+    assert torch.allclose(found.image, torch.full((3, 1, 1), 7.0), atol=1.0)
 
 
 @pytest.mark.parametrize("curve", [None, deconv_cli.ToneCurve.srgb(65535)])
