@@ -172,7 +172,7 @@ def _judged(found: KernelEstimate, kernel: str) -> Figures:
 
 
 def _restored(y: Tensor, curve: ToneCurve, taps: Tensor, truth: Tensor) -> float:
-    result = deconv_cli.invert(y, taps.float(), defaults="picture", light="linear", tone_curve=curve)
+    result = deconv_cli.invert(y, taps.float(), defaults="picture", prior="quadratic", light="linear", tone_curve=curve)
     stored = curve.to_stored(truth * curve.white) / curve.white
     return problems.psnr(result.image.double().clamp(0, curve.white) / curve.white, stored)
 

@@ -95,7 +95,12 @@ def restored(name: str, kind: str, size: int) -> Figures:
             figures[f"{kernel}, {noise}: blurred"] = _psnr(y, truth, curve.white)
             for light in ("linear", "stored"):
                 result = deconv_cli.invert(
-                    y, deconv_cli.make_kernel(kernel), defaults="picture", light=light, tone_curve=curve
+                    y,
+                    deconv_cli.make_kernel(kernel),
+                    defaults="picture",
+                    prior="quadratic",
+                    light=light,
+                    tone_curve=curve,
                 )
                 figures[f"{kernel}, {noise}: {light}"] = _psnr(result.image, truth, curve.white)
     return figures
