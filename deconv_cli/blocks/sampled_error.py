@@ -53,7 +53,7 @@ class ErrorSample:
         profiles: by the distance from the edge, for each channel, or one where the kernel mixes them.
         bands: the same for people, over the pieces.
         sigma: standard deviation of the noise that was drawn.
-        exponent: of the images that were drawn.
+        exponent: of the images that were drawn; `None` where none were.
         n_probes: how many were drawn for each piece.
         seed: of the random numbers.
         n_pieces: how many pieces.
@@ -63,7 +63,7 @@ class ErrorSample:
     profiles: tuple[ErrorProfile, ...]
     bands: tuple[ErrorBand, ...]
     sigma: float
-    exponent: float
+    exponent: float | None
     n_probes: int
     seed: int
     n_pieces: int
@@ -120,8 +120,8 @@ class ErrorSample:
         noise, missing = (
             mean([value**2 for value in values])
             for values in (
-                [band.noise for band in self.bands],
-                [math.hypot(band.null_space, band.outside_frame) for band in self.bands],
+                [band.noise or 0.0 for band in self.bands],
+                [math.hypot(band.null_space or 0.0, band.outside_frame or 0.0) for band in self.bands],
             )
         )
         # The whole has more detail than the pieces, or less.
@@ -187,6 +187,6 @@ def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: 
 
 def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
     """Give a band with another number of pixels, and so many times the error that the data do not determine."""
-    null_space, outside = share * band.null_space, share * band.outside_frame
-    predicted = math.hypot(band.noise, null_space, outside)
+    null_space, outside = (share * (part or 0.0) for part in (band.null_space, band.outside_frame))
+    predicted = math.hypot(band.noise or 0.0, null_space, outside)
     return replace(band, n_pixels=n_pixels, predicted=predicted, null_space=null_space, outside_frame=outside)

@@ -29,7 +29,7 @@ from deconv_cli.workflows.diagnose import Diagnosis, diagnose
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
-from deconv_cli.workflows.predict import predict_for
+from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
@@ -118,9 +118,15 @@ class Inversion:
             result = solved.measure()
             if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
                 result = replace(result, explained_by=self._explanation(estimator, data, resolution))
-            if not settings.predict or not isinstance(estimator, PseudoInverse):
+            if not settings.predict:
                 return result
             listener.begin("predicting the error")
+            if not isinstance(estimator, PseudoInverse):
+                curve = resolution.tone_curve
+                predicted = predict_by_restoring_again(
+                    estimator, result, solved.data, curve, least_sigma=least_noise, truth=truth
+                )
+                return replace(result, predicted_error=predicted)
             inverse = self._framed(estimator, data, resolution)
             predicted = predict_for(
                 inverse,

@@ -189,7 +189,7 @@ class Pipeline:
             if curve is None:
                 return result
             predicted, image = result.predicted_error, result.image
-            if predicted is not None:
+            if predicted is not None and result.settings.is_linear:
                 ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
                 size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
                 predicted = replace(predicted, in_samples=size)
