@@ -137,13 +137,13 @@ def predict_by_restoring_again(
     samples, seen = stored(data), stored(kernel.join(estimator.operator.forward(value)))
     models = measure_noise_of_channels(data, kernel, settings)
     slopes = (1.0,) if curve is None else curve.slopes(samples, n_axes)
-    sizes = data.new_tensor([max(model.sigma or 0.0, least_sigma) for model in models]) / data.new_tensor(slopes)
+    sigmas = data.new_tensor([max(model.sigma or 0.0, least_sigma) for model in models])
     drawn = [
         draw_noise(model, part, seed + number, n_axes)
         for number, (model, part) in enumerate(zip(models, seen.chunk(len(models), axis), strict=True))
     ]
-    noised = seen + sizes.reshape(-1, *[1] * n_axes) * torch.cat(drawn, dim=axis)
-    noised = noised.clamp(*samples.aminmax())
+    sizes = (sigmas / data.new_tensor(slopes)).reshape(-1, *[1] * n_axes)
+    noised = (seen + sizes * torch.cat(drawn, dim=axis)).clamp(*samples.aminmax())
     again = estimator.solve(noised if curve is None else curve.to_light(noised, n_axes)).value
     image, other = (stored(estimator.frame(found)) for found in (value, again))
     bands, energy = bands_of(estimator), smoothed_energy(image, n_axes)
@@ -156,6 +156,8 @@ def predict_by_restoring_again(
     contrast = contrast_of(samples.reshape(-1, *samples.shape[-n_axes:]), result.spectrum.sigma_max)
     by_band = synchronize.as_numbers(missing * energy.mean())
     profile = replace(ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy), contrast=contrast)
+    # Of one sample of the error, what lies inwards of where it first is as small as deep inside is scatter.
+    profile = replace(profile, missing=tuple(by_band[-1] + more for more in profile.outside))
     depth, around = profile.trusted_depth, smoothed(squared, n_axes)
     outweighed = profile.outweighs(image, around, n_axes).reshape(-1, *image.shape[-n_axes:]).any(dim=0)
     return PredictedError(
@@ -163,7 +165,7 @@ def predict_by_restoring_again(
         bands=describe_bands(bands, squares),
         trusted=(bands.distance >= (depth if depth is not None else max(bands.distance.shape))) & ~outweighed,
         trusted_depth=depth,
-        sigma=synchronize.as_number(sizes.square().mean().sqrt()),
+        sigma=synchronize.as_number(sigmas.square().mean().sqrt()),
         exponent=None,
         n_probes=1,
         seed=seed,

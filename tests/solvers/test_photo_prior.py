@@ -9,8 +9,12 @@ import torch
 from PIL import Image
 
 import deconv_cli
+from deconv_cli.diagnostics.error_profile import smoothed
 from deconv_cli.errors import UsageError
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
+from deconv_cli.solvers.solution import Status
+from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows.trust import DoubtReason
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -79,6 +83,46 @@ def test_what_makes_no_sense_is_refused(options, reason):
 def test_stacks_and_signals_are_refused():
     with pytest.raises(UsageError, match="which have two axes"):
         deconv_cli.invert(torch.rand(1, 6, 8, 8), torch.ones(3, 3, 3) / 27, prior="photo", dimensions=3)
+
+
+CURVE = ToneCurve.srgb(255.0)
+
+
+def stored_picture(taps, noise):
+    """A part of a photograph of 8 bits, blurred in light, and the truth."""
+    light, truth = blurred(CURVE.to_light(255 * scene(size=(150, 130))), taps, noise=0.0)
+    drawn = noise * torch.randn(light.shape, generator=torch.Generator().manual_seed(1))
+    return (CURVE.to_stored(light) + drawn).round().clamp(0, 255).byte(), CURVE.to_stored(truth)
+
+
+def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
+    taps = deconv_cli.make_kernel("disk:3")
+    y, truth = stored_picture(taps, noise=2.0)
+    result = deconv_cli.invert(y, taps, prior="photo", defaults="picture", tone_curve=CURVE, truth=truth)
+    found = result.predicted_error
+    assert found.actual_root_mean_square == pytest.approx(error(result.image, truth), rel=1e-3)
+    for band in (found, found.bands[0], found.bands[-1]):
+        real, expected = (
+            (band.actual_root_mean_square, band.root_mean_square) if band is found else (band.actual, band.predicted)
+        )
+        assert real / 1.5 < expected < 1.5 * real
+    # Where more is wrong, more is expected.
+    squares = [smoothed(part.square(), 2).sqrt().flatten() for part in (found.map, result.image - truth)]
+    assert torch.corrcoef(torch.stack(squares))[0, 1] > 0.5
+    assert 0 < found.trusted_share < 1
+
+
+def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
+    right, wrong = (deconv_cli.make_kernel(f"motion:15@{angle}") for angle in (70, 110))
+    y, _ = stored_picture(right, noise=2.0)
+    by_right, by_wrong = (
+        deconv_cli.invert(y, taps, prior="photo", defaults="picture", tone_curve=CURVE) for taps in (right, wrong)
+    )
+    assert by_right.is_trusted
+    assert {DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS} & {doubt.reason for doubt in by_wrong.doubts}
+    assert by_right.solution.status is Status.FIXED_STEPS
+    assert 1 < by_right.finest < 8
+    assert f"finer than about {by_right.finest:.1f} pixels is plausible" in by_right.prior_sentence
 
 
 def test_the_weights_are_those_of_the_model_card():
