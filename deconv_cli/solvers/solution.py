@@ -51,7 +51,8 @@ class Status(StrEnum):
     @property
     def is_success(self) -> bool:
         """Whether the result solves the problem as it was set."""
-        return self in _SUCCESSES
+        ends = (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE, Status.ALL_ITERATIONS)
+        return self in ends or not self.has_certificate
 
     @property
     def has_certificate(self) -> bool:
@@ -59,13 +60,6 @@ class Status(StrEnum):
         return self is not Status.FIXED_STEPS
 
 
-_SUCCESSES = (
-    Status.CLOSED_FORM,
-    Status.CONVERGED,
-    Status.STOPPED_AT_NOISE,
-    Status.ALL_ITERATIONS,
-    Status.FIXED_STEPS,
-)
 _WITHOUT_LAMBDA = {
     Status.STAGNATED: 'use dtype="float64" or a larger tolerance',
     Status.MAX_ITERATIONS: "raise max_iterations or tolerance",

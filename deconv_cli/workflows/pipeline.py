@@ -185,7 +185,11 @@ class Pipeline:
                 result = replace(result, light_caution=found)
             limits = limits_of(y, resolution.sample_type) if is_looked_at else None
             if limits is not None:
-                result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
+                quadratic = result.quadratic
+                if quadratic is not None:
+                    quadratic = replace(quadratic, clipping=measure_clipping(quadratic.image, light, *limits))
+                clipping = measure_clipping(result.image.detach(), light, *limits)
+                result = replace(result, clipping=clipping, quadratic=quadratic)
             if curve is None:
                 return result
             predicted, image = result.predicted_error, result.image

@@ -67,7 +67,7 @@ class Reconstruction:
         noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
-        quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; `None` for other priors.
+        quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: pixels that the finest detail there spans: finer detail of the image comes from its prior.
         light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
         notes: what a user should know of how settings were resolved, a sentence each.
@@ -138,12 +138,16 @@ class Reconstruction:
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
-        if self.quadratic is not None:
-            found += [doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL]
         if self.noise_ratio is not None:
             found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
+        if self.quadratic is not None:
+            known = {doubt.reason for doubt in found}
+            wrong = [
+                doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
+            ]
+            found += [replace(doubt, sentence=f"under the quadratic prior {doubt.sentence}") for doubt in wrong]
         return tuple(found)
 
     @property

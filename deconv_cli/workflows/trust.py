@@ -63,7 +63,7 @@ class DoubtReason(StrEnum):
     NOISE = "noise"
 
 
-WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS)
+WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons that the quadratic prior gives for a kernel that is not that of a photograph."""
 WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
 """Reasons that a layer gives that is not what it was taken for."""

@@ -88,9 +88,9 @@ def test_stacks_and_signals_are_refused():
 CURVE = ToneCurve.srgb(255.0)
 
 
-def stored_picture(taps, noise):
+def stored_picture(taps, noise, size=(150, 130)):
     """A part of a photograph of 8 bits, blurred in light, and the truth."""
-    light, truth = blurred(CURVE.to_light(255 * scene(size=(150, 130))), taps, noise=0.0)
+    light, truth = blurred(CURVE.to_light(255 * scene(size=size)), taps, noise=0.0)
     drawn = noise * torch.randn(light.shape, generator=torch.Generator().manual_seed(1))
     return (CURVE.to_stored(light) + drawn).round().clamp(0, 255).byte(), CURVE.to_stored(truth)
 
@@ -114,12 +114,12 @@ def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
 
 def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     right, wrong = (deconv_cli.make_kernel(f"motion:15@{angle}") for angle in (70, 110))
-    y, _ = stored_picture(right, noise=2.0)
+    y, _ = stored_picture(right, noise=2.0, size=(220, 180))
     by_right, by_wrong = (
         deconv_cli.invert(y, taps, prior="photo", defaults="picture", tone_curve=CURVE) for taps in (right, wrong)
     )
     assert by_right.is_trusted
-    assert {DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS} & {doubt.reason for doubt in by_wrong.doubts}
+    assert DoubtReason.RESIDUAL_TESTS in {doubt.reason for doubt in by_wrong.doubts}
     assert by_right.solution.status is Status.FIXED_STEPS
     assert 1 < by_right.finest < 8
     assert f"finer than about {by_right.finest:.1f} pixels is plausible" in by_right.prior_sentence
