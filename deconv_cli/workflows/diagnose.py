@@ -126,11 +126,6 @@ def join_diagnoses(parts: Sequence[Diagnosis], n_axes: int) -> Diagnosis:
     )
 
 
-def resolution_of(inverse: PseudoInverse) -> float | None:
-    """Give the widest width at half height, in pixels, of what blur and inverse make of a bright pixel."""
-    return measure_resolution(inverse.operator.kernel, inverse.geometry.image_size, _as_filter(inverse)).widest
-
-
 def check_residual_of(
     inverse: PseudoInverse,
     residual: Tensor,

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.errors import DeconvError, ShapeError, TooLargeError, UsageError
+from deconv_cli.errors import DeconvError, ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
@@ -26,7 +25,7 @@ from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.clipped_filling import fill_clipped
-from deconv_cli.workflows.diagnose import Diagnosis, diagnose, resolution_of
+from deconv_cli.workflows.diagnose import Diagnosis, diagnose
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
@@ -39,8 +38,6 @@ from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER
 
 LEAST_LAMBDA = 1e-3
 """λ of the inverse that examines an estimate which is not linear in the data, where no λ was chosen from them."""
-TESTED_SIDE = 512
-"""Samples along each axis of the part of a photograph that tests the kernel."""
 EIGHT_BITS = 255
 """White of samples whose rounding and compression are no small part of the noise, and differ with the light."""
 
@@ -94,7 +91,7 @@ class Inversion:
         if truth is not None:
             axis = kernel.channel_axis
             check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
-        is_clipped, asked = find_bounds(data, kernel, resolution), resolution
+        is_clipped = find_bounds(data, kernel, resolution)
         if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
             # else it is for the tests of the residual alone
             resolution = self._with_noise(resolution, data, kernel, is_clipped)
@@ -123,10 +120,6 @@ class Inversion:
             result = solved.measure()
             if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
                 result = replace(result, explained_by=self._explanation(estimator, data, resolution))
-            if settings.objective == "photo" and resolution.is_tested:
-                listener.begin("testing the kernel")
-                quadratic, finest = self._test_kernel(solved.data, kernel, asked, steps)
-                result = replace(result, quadratic=quadratic, finest=finest)
             if not settings.predict:
                 return result
             listener.begin("predicting the error")
@@ -149,47 +142,6 @@ class Inversion:
             return replace(result, predicted_error=predicted)
 
         return finish
-
-    def _test_kernel(
-        self, data: Tensor, kernel: Kernel, resolution: Resolution, steps: Steps
-    ) -> tuple[Reconstruction | None, float | None]:
-        """Restore the middle of data with the quadratic prior too, whose residual tells a wrong kernel.
-
-        Args:
-            data: what was restored, without the bias; one channel stands for all that share a kernel.
-            kernel: what is tested.
-            resolution: as it was given.
-            steps: of each channel.
-
-        Returns:
-            The reconstruction and the width of its finest detail; `None` each where it tells nothing of the kernel.
-        """
-        settings, axis = resolution.settings, kernel.channel_axis
-        size = tuple(data.shape[-kernel.n_axes :])
-        window = tuple(min(n, TESTED_SIDE) for n in size)
-        if kernel.field is not None or settings.defaults is not InputKind.PICTURE:
-            return None, None
-        channel, noise = data.shape[axis] // 2, settings.noise
-        part = crop(data, tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True)), window)
-        part = part.narrow(axis, channel, 1) if kernel.shared else part
-        quadratic = replace(
-            settings,
-            prior="quadratic",
-            strength=None,
-            predict=False,
-            seed=None,
-            noise=noise[channel % len(noise)] if isinstance(noise, tuple) and kernel.shared else noise,
-        )
-        if window != size:
-            quadratic = replace(quadratic, boundary="unknown", padding="same", input_size=None)
-        alone = replace(resolution, settings=quadratic, chooses_lambda=True, lams=(), notes=(), frame=None)
-        steps = (steps[channel % len(steps)],) if kernel.shared else steps
-        inversion = Inversion(self._kernel, self._dimensions)
-        with contextlib.suppress(UsageError, TooLargeError):
-            result = inversion.begin(part, alone, steps, None, as_listener(None))()
-            assert inversion.inverse is not None
-            return result, resolution_of(inversion.inverse)
-        return None, None
 
     def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
         """Return the padding that explains data of a layer which the given one does not; `None` if there is none."""
