@@ -117,13 +117,8 @@ class ErrorSample:
         def mean(values: Sequence[float]) -> float:
             return sum(n * value for n, value in zip(counts, values, strict=True)) / n_pixels
 
-        noise, missing = (
-            mean([value**2 for value in values])
-            for values in (
-                [band.noise or 0.0 for band in self.bands],
-                [math.hypot(band.null_space or 0.0, band.outside_frame or 0.0) for band in self.bands],
-            )
-        )
+        noise = mean([(band.noise or 0.0) ** 2 for band in self.bands])
+        missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in self.bands])
         # The whole has more detail than the pieces, or less.
         share = math.sqrt(max(mean_square - noise, 0.0) / missing) if missing > 0 else 1.0
         return SampledError(
@@ -187,6 +182,8 @@ def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: 
 
 def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
     """Give a band with another number of pixels, and so many times the error that the data do not determine."""
-    null_space, outside = (share * (part or 0.0) for part in (band.null_space, band.outside_frame))
-    predicted = math.hypot(band.noise or 0.0, null_space, outside)
+    if band.noise is None or band.null_space is None or band.outside_frame is None:
+        return replace(band, n_pixels=n_pixels, predicted=share * band.predicted)
+    null_space, outside = share * band.null_space, share * band.outside_frame
+    predicted = math.hypot(band.noise, null_space, outside)
     return replace(band, n_pixels=n_pixels, predicted=predicted, null_space=null_space, outside_frame=outside)

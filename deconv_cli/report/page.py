@@ -91,7 +91,7 @@ def describe_trust(
     is_measured = diagnosis.resolution is not None and result.prior_sentence is None
     sentences += [_resolved(diagnosis.resolution.widest)] if is_measured and diagnosis.resolution else []
     if predicted is not None:
-        unit = "" if predicted.in_samples is None else f" of {result.unit},"
+        unit = "" if result.error_curve is None else f" of {result.unit},"
         sentences += _expected_error(predicted, unit, is_trusted=is_trusted)
     return " ".join([*sentences, _edges(result, diagnosis, is_predicted=predicted is not None)])
 
@@ -259,9 +259,8 @@ def draw_plots(result: Reconstruction, diagnosis: Diagnosis, predicted: Expected
     """Draw the problem, the residual and the error to be expected."""
     choice = result.lambda_choice
     gains = diagnosis.gain_map.cpu()
-    # The residual is of light, and an error without parts is in stored values.
     has_parts = predicted is not None and predicted.bands[0].noise is not None
-    bands = predicted.bands if predicted is not None and (has_parts or result.tone_curve is None) else None
+    bands = predicted.bands if predicted is not None and result.error_curve is result.tone_curve else None
     plots = [
         None if choice is None else lambda_plot(choice),
         picard_plot(diagnosis.picard),

@@ -12,7 +12,6 @@ from deconv_cli.report.drawing import Plot
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, display_range, draw_pictures, signals_plot
 from deconv_cli.report.run import InvertRun
-from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView, find_detail
 
@@ -33,9 +32,7 @@ def images_to_show(
     estimate = run.reconstruction.image
     curve = run.reconstruction.tone_curve
     of_light = unit if curve is None else f"in units of {run.reconstruction.unit}"
-    predicted = run.reconstruction.predicted_error
-    is_light = curve is not None and (predicted is None or predicted.in_samples is not None)
-    errors = _errors(run, truth, of_light if is_light else unit, curve if is_light else None)
+    errors = _errors(run, truth, unit if run.reconstruction.error_curve is None else of_light)
     images = [*_pictures(run, data, truth, unit), _residual(diagnosis, of_light, run.kernel.kernel.n_axes), *errors]
     return images, _omission(run, data, estimate)
 
@@ -68,14 +65,14 @@ def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, fl
     return (low, high) if low < high else (darkest, lightest)
 
 
-def _errors(run: InvertRun, truth: Tensor | None, unit: str, curve: ToneCurve | None) -> list[ScaledImage]:
-    """Show the predicted error and the actual one, on one scale, of light if there is a curve."""
+def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage]:
+    """Show the predicted error and the actual one, on one scale."""
     errors, n_axes = [], run.kernel.kernel.n_axes
     if run.reconstruction.predicted_error is not None:
         size = _root_mean_square(_first(run.reconstruction.predicted_error.map, n_axes))
         errors.append(("Predicted error", size, "The error to be expected, root mean square."))
     if truth is not None:
-        image = _first(run.reconstruction.image, n_axes)
+        image, curve = _first(run.reconstruction.image, n_axes), run.reconstruction.error_curve
         true_image = _first(truth, n_axes).to(image)
         if curve is not None:
             image, true_image = curve.to_light(image), curve.to_light(true_image)

@@ -169,6 +169,7 @@ def predict_by_restoring_again(
         exponent=None,
         n_probes=1,
         seed=seed,
+        profiles=(profile,),
     )
 
 

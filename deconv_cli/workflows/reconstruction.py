@@ -219,8 +219,13 @@ class Reconstruction:
         return self.settings.penalty if self.settings.has_lambda else None
 
     @property
+    def error_curve(self) -> ToneCurve | None:
+        """The curve that the predicted error is of light by; `None` where it is in stored values."""
+        return self.tone_curve if self.settings.is_linear else None
+
+    @property
     def unit(self) -> str:
-        """Of residual, noise and predicted error."""
+        """Of residual and noise, and of the predicted error of a linear estimate."""
         if self.tone_curve is None:
             return "the samples"
         return f"light, where {self.tone_curve.white:g} is white"
