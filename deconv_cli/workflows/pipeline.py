@@ -41,7 +41,7 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
 from deconv_cli.workflows.trust import measure_clipping
 
-TESTED_SIDE = 512
+TESTED_SIDE = 384
 """Samples along each axis of the part of a photograph that tests the kernel."""
 
 
