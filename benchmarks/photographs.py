@@ -3,8 +3,9 @@
 The judged photographs are those of Debian's package budgie-backgrounds (CC0), downloaded as the training downloads its
 own. Each is shrunk until its pixels are clean, cropped, and blurred in light by six kernels as a part of a larger
 scene. JPEG files have noise of 1 to 3 gray levels before they are compressed at a quality of 80 to 95, in turns; linear
-files have white noise of 0.4 % or 2 %. The constants of the prior were set on photographs of scikit-image and
-scikit-learn.
+files have white noise of 0.4 % or 2 %. Two kernels of each photograph also compare the expected error with the real
+one, in three bands of distance from the edge. The constants of the prior and of its expected error were set on
+photographs of scikit-image and scikit-learn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import deconv_cli
-from benchmarks import problems
+from benchmarks import choice, problems
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Table, Target
 from deconv_cli.tone_curve import ToneCurve
@@ -50,6 +51,8 @@ QUALITIES = (80, 85, 90, 95)
 LINEAR_NOISES = (0.004, 0.02)
 ESTIMATED = ", estimated"
 """After the kernel that made a file, where the one that was found in the file restores it."""
+ERROR_FACTOR = 1.5
+"""An expected error is right if it is within this factor of the real one."""
 WAYS: dict[str, dict[str, Any]] = {
     "photo": {"prior": "photo"},
     "quadratic": {"prior": "quadratic"},
@@ -84,6 +87,8 @@ def of_jpeg(name: str, number: int, size: tuple[int, int]) -> Figures:
         y = _compressed(stored, quality)
         figures[f"{formula}: blurred"] = _psnr(y, truth)
         figures |= _restored(formula, y, taps, truth, {"tone_curve": curve})
+        if (number + column) % 3 == 0:
+            figures |= _expected(formula, y, taps, truth, {"tone_curve": curve})
         if (number + column) % 2:
             continue
         estimate = deconv_cli.estimate_kernel(y, tone_curve=curve)
@@ -108,6 +113,8 @@ def of_linear(name: str, number: int, size: tuple[int, int]) -> Figures:
         figures[f"{formula}: blurred"] = _psnr(y, truth)
         ways = [way for way in WAYS if way != "Richardson–Lucy"]
         figures |= _restored(formula, y, taps, truth, {"light": "stored"}, ways)
+        if (number + column) % 3 == 0:
+            figures |= _expected(formula, y, taps, truth, {"light": "stored"})
     return figures
 
 
@@ -121,6 +128,17 @@ def _restored(
         figures[f"{formula}: {way}"] = _psnr(result.image, truth)
         figures[f"{formula}: {way}, processor_s"] = time.process_time() - began
     return figures
+
+
+def _expected(formula: str, y: Tensor, taps: Tensor, truth: Tensor, options: dict[str, Any]) -> Figures:
+    """Divide the expected error of the prior for photographs by the real one, in each band."""
+    result = deconv_cli.invert(y, taps, defaults="picture", prior="photo", truth=truth, **options)
+    assert result.predicted_error is not None
+    bands = result.predicted_error.bands
+    return {
+        f"{formula}: expected / real from {low} pixels": choice._error_ratio(bands, low, high)
+        for low, high in ((0, 4), (4, 16), (16, max(truth.shape)))
+    }
 
 
 def report(outcomes: dict[str, Figures]) -> Report:
@@ -157,6 +175,19 @@ def report(outcomes: dict[str, Figures]) -> Report:
         ]
         unit = "stored values" if kind == "JPEG" else "light"
         tables.append(Table(f"{what}: PSNR of {unit} in dB.", ["file", "blurred", *WAYS], rows))
+    ratios = [
+        float(value) for figures in outcomes.values() for name, value in figures.items() if "expected / real" in name
+    ]
+    share = 100 * sum(1 / ERROR_FACTOR <= ratio <= ERROR_FACTOR for ratio in ratios) / max(len(ratios), 1)
+    targets.append(
+        Target(
+            f"expected error within {ERROR_FACTOR} in % of {len(ratios)} bands",
+            85.0,
+            share if ratios else None,
+            is_floor=True,
+            unit=" %",
+        )
+    )
     return Report("Photographs", targets, tables)
 
 

@@ -329,10 +329,10 @@ class ReconstructionSettings:
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
-        if self.predict and not self.is_linear:
+        if self.predict and not (self.is_linear or objective == "photo"):
             raise UsageError(
-                "the error is predicted, and compared with a truth, where the estimate is linear in the data; that of "
-                f"{name} is not, so use one or the other."
+                "the error is predicted, and compared with a truth, of the priors quadratic and photo alone, not of "
+                f"{name}; use one or the other."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(

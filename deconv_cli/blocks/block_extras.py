@@ -134,7 +134,8 @@ class ExtraWork:
             values: its data, shape `(B, C_out, *data)`.
             image: the estimate from them, shape `(B, C_in, *image)`.
         """
-        curve, n_axes = self.problem.resolution.tone_curve, len(block.core)
+        settings, n_axes = self.problem.resolution.settings, len(block.core)
+        curve = self.problem.resolution.tone_curve if settings.is_linear else None  # other errors are in stored values
         predicted: Tensor | None = None
         trusted_share, digests = 0.0, list[str]()
         if self.error is not None:

@@ -53,7 +53,7 @@ class ErrorSample:
         profiles: by the distance from the edge, for each channel, or one where the kernel mixes them.
         bands: the same for people, over the pieces.
         sigma: standard deviation of the noise that was drawn.
-        exponent: of the images that were drawn.
+        exponent: of the images that were drawn; `None` where none were.
         n_probes: how many were drawn for each piece.
         seed: of the random numbers.
         n_pieces: how many pieces.
@@ -63,7 +63,7 @@ class ErrorSample:
     profiles: tuple[ErrorProfile, ...]
     bands: tuple[ErrorBand, ...]
     sigma: float
-    exponent: float
+    exponent: float | None
     n_probes: int
     seed: int
     n_pieces: int
@@ -117,13 +117,8 @@ class ErrorSample:
         def mean(values: Sequence[float]) -> float:
             return sum(n * value for n, value in zip(counts, values, strict=True)) / n_pixels
 
-        noise, missing = (
-            mean([value**2 for value in values])
-            for values in (
-                [band.noise for band in self.bands],
-                [math.hypot(band.null_space, band.outside_frame) for band in self.bands],
-            )
-        )
+        noise = mean([(band.noise or 0.0) ** 2 for band in self.bands])
+        missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in self.bands])
         # The whole has more detail than the pieces, or less.
         share = math.sqrt(max(mean_square - noise, 0.0) / missing) if missing > 0 else 1.0
         return SampledError(
@@ -187,6 +182,8 @@ def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: 
 
 def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
     """Give a band with another number of pixels, and so many times the error that the data do not determine."""
+    if band.noise is None or band.null_space is None or band.outside_frame is None:
+        return replace(band, n_pixels=n_pixels, predicted=share * band.predicted)
     null_space, outside = share * band.null_space, share * band.outside_frame
     predicted = math.hypot(band.noise, null_space, outside)
     return replace(band, n_pixels=n_pixels, predicted=predicted, null_space=null_space, outside_frame=outside)

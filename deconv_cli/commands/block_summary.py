@@ -91,7 +91,8 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     expected = found.expected_error
     if expected is None:
         return []
-    unit = "" if found.task.problem.resolution.tone_curve is None else " of light"
+    is_light = found.task.problem.resolution.tone_curve is not None and found.settings.is_linear
+    unit = " of light" if is_light else ""
     first, *others = error_rows(expected, unit, is_trusted=not found.doubts)
     return [first, ("", f"by {expected.pieces}"), *others]
 

@@ -213,17 +213,20 @@ def _cost(environment: Environment) -> str:
 def _lambda_rows(result: Reconstruction) -> Rows:
     if result.lam is not None:
         return [("λ", f"{format_lambda(result.lam)} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
-    return [("minimized", result.solution.objective)]
+    prior = result.prior_sentence
+    return [("minimized", result.solution.objective)] if prior is None else [("prior", f"photo: {prior}")]
 
 
 def _solver(result: Reconstruction) -> str:
     solution, status = result.solution, _status(result.solution)
     n = solution.n_iterations
     steps = "" if n == 0 else f" after {counted(n, 'iteration')}"
+    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
+    if not solution.status.has_certificate:
+        return f"{methods}, {counted(n, 'step')}: {solution.ending}"
     certificate = f"certificate {solution.certificate:.2g}"
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
-    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
     return f"{methods}, {status}{steps}, {certificate}{distance}"
 
 

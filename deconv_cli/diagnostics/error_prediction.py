@@ -26,6 +26,7 @@ from deconv_cli.diagnostics.probed_frame import with_smaller_frame
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, squared_gradient
 from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
@@ -65,8 +66,7 @@ class ErrorPredictor:
         seed: int = 0,
     ) -> None:
         self.seed = seed
-        depth, device = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(inverse.kernel.size)), inverse.kernel.taps.device
-        self._bands = EdgeBands(inverse.geometry.image_size, depth, device)
+        self._bands, device = bands_of(inverse), inverse.kernel.taps.device
         self._probed = with_smaller_frame(inverse, self._bands.depth)
         size, n_channels = self._probed.geometry.image_size, n_images * inverse.operator.input_shape[0]
         self._probed_bands = self._bands if self._probed is inverse else EdgeBands(size, self._bands.depth, device)
@@ -104,7 +104,7 @@ class ErrorPredictor:
         depth = profile.trusted_depth
         return PredictedError(
             map=squares["predicted"].expand(estimate.shape).sqrt(),
-            bands=self._error_bands(squares),
+            bands=describe_bands(bands, squares),
             trusted=(bands.distance >= (depth if depth is not None else max(bands.distance.shape)))
             & ~profile.outweighs(estimate, squares["predicted"], estimate.ndim - 1),
             trusted_depth=depth,
@@ -158,14 +158,21 @@ class ErrorPredictor:
         shape = self._probed.problem.operator.input_shape
         return torch.cat([self._probed.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
 
-    def _error_bands(self, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
-        """Pool squares, of the shape of the picture or of all its channels, over bands."""
-        n_pixels = synchronize.as_numbers(self._bands.count)
-        rms = {name: synchronize.as_numbers(self._bands.mean(values).sqrt()) for name, values in squares.items()}
-        return tuple(
-            ErrorBand(distance=k, n_pixels=round(n), **{name: found[k] for name, found in rms.items()})
-            for k, n in enumerate(n_pixels)
-        )
+
+def bands_of(estimator: Estimator) -> EdgeBands:
+    """Group the pixels of an estimator's images by their distance from the edge, as far as their errors are told."""
+    depth = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(estimator.kernel.size))
+    return EdgeBands(estimator.geometry.image_size, depth, estimator.kernel.taps.device)
+
+
+def describe_bands(bands: EdgeBands, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
+    """Pool squares over bands, by the names of `ErrorBand`; their shape is that of the picture or of its channels."""
+    n_pixels = synchronize.as_numbers(bands.count)
+    rms = {name: synchronize.as_numbers(bands.mean(values).sqrt()) for name, values in squares.items()}
+    return tuple(
+        ErrorBand(distance=k, n_pixels=round(n), **{name: found[k] for name, found in rms.items()})
+        for k, n in enumerate(n_pixels)
+    )
 
 
 def _enough_probes(size: Size, n_channels: int, n_pieces: int) -> int:

@@ -18,16 +18,16 @@ from deconv_cli.operators import synchronize
 class ErrorBand:
     """The error over the pixels at one distance from the nearest edge, as root mean squares in units of the samples.
 
-    The squares of the three parts add up to that of `predicted`.
+    The squares of the three parts add up to that of `predicted`; an estimate that is not linear in the data has none.
 
     Attributes:
         distance: pixels to the nearest edge; the last band gathers everything deeper.
         n_pixels: pixels of the band, of one channel.
         predicted: the error.
+        estimate: the estimate itself.
         noise: its part from the noise.
         null_space: its part from what the kernel took away and λ does not bring back, as in the interior.
         outside_frame: its part from what lies outside the frame: what is missing here beyond the interior's part.
-        estimate: the estimate itself.
         periodic: how far it is from the estimate that takes the picture to repeat itself; `None` where there is no such
             estimate, or where it is this one.
         actual: the real error, where the truth is known.
@@ -36,10 +36,10 @@ class ErrorBand:
     distance: int
     n_pixels: int
     predicted: float
-    noise: float
-    null_space: float
-    outside_frame: float
     estimate: float
+    noise: float | None = None
+    null_space: float | None = None
+    outside_frame: float | None = None
     periodic: float | None = None
     actual: float | None = None
 
@@ -52,7 +52,8 @@ class ExpectedError:
         bands: by distance from the edge.
         trusted_depth: from this distance on the border adds little; `None` where nothing is trusted.
         sigma: standard deviation of the noise that was drawn, in units of the samples.
-        exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`).
+        exponent: how fast the amplitudes of the images that were drawn fall with frequency (see `ImageModel`); `None`
+            where the estimate itself was blurred and restored again: all but `sigma` is then in stored values.
         n_probes: how many were drawn.
         seed: of the random numbers.
         in_samples: the predicted error of the whole image in stored values, where all else is of light; else `None`.
@@ -61,7 +62,7 @@ class ExpectedError:
     bands: tuple[ErrorBand, ...]
     trusted_depth: int | None
     sigma: float
-    exponent: float
+    exponent: float | None
     n_probes: int
     seed: int
     in_samples: float | None = field(default=None, kw_only=True)
@@ -121,7 +122,7 @@ def pool_errors(parts: Sequence[PredictedError], units: Sequence[float], shape: 
     Returns:
         The map of all; all else pooled, and trusted only what is trusted in each.
     """
-    depths = [part.trusted_depth for part in parts]
+    depths, exponents = [part.trusted_depth for part in parts], [part.exponent for part in parts]
     return replace(
         parts[0],
         map=torch.stack([unit * part.map for unit, part in zip(units, parts, strict=True)]).reshape(shape),
@@ -129,7 +130,7 @@ def pool_errors(parts: Sequence[PredictedError], units: Sequence[float], shape: 
         trusted=torch.stack([part.trusted for part in parts]).all(dim=0),
         trusted_depth=None if None in depths else max(depth or 0 for depth in depths),
         sigma=_pooled([part.sigma for part in parts], units),
-        exponent=sum(part.exponent for part in parts) / len(parts),
+        exponent=None if None in exponents else sum(value or 0.0 for value in exponents) / len(parts),
         profiles=tuple(
             profile.scaled(unit) for unit, part in zip(units, parts, strict=True) for profile in part.profiles
         ),

@@ -23,6 +23,8 @@ def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
 def _of_the_solution(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     solution, tests = result.solution, diagnosis.tests
     rows = [("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")]
+    if not solution.status.has_certificate:
+        rows = [("Steps", str(solution.n_iterations), solution.ending)]
     if solution.distance_bound is not None:
         rows.append(
             ("Distance", f"{solution.distance_bound:.2g}", "to the exact solution at most, in parts of the estimate")

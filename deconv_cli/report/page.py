@@ -61,6 +61,8 @@ def write_header(run: InvertRun, diagnosis: Diagnosis) -> PageHeader:
 
 def describe_lambda(result: Reconstruction) -> str:
     """Say which λ was taken, and why."""
+    if result.prior_sentence is not None:
+        return f"The prior is {result.prior_sentence}. {as_sentence(result.solution.ending)}"
     if result.lam is None:
         return f"There is no λ. Method {result.choice.method}: {result.choice.reason}."
     return f"λ = {format_lambda(result.lam)} (in units of σ²max, penalty {result.penalty}): {result.reasons.lam}."
@@ -83,10 +85,13 @@ def describe_trust(
     is_chosen = any(part.lambda_choice is not None for part in result.channels or (result,))
     is_warned = any(finding.sentence in warning for warning in result.warnings)
     is_left_out = is_warned or (finding is ResidualFinding.OVER_SMOOTHED and is_chosen)
+    is_of_lambda = finding in (ResidualFinding.OVER_SMOOTHED, ResidualFinding.NOISE_FITTED)
+    is_left_out |= is_of_lambda and result.lam is None
     sentences += [] if is_left_out else [as_sentence(finding.sentence)]
-    sentences += [] if diagnosis.resolution is None else [_resolved(diagnosis.resolution.widest)]
+    is_measured = diagnosis.resolution is not None and result.prior_sentence is None
+    sentences += [_resolved(diagnosis.resolution.widest)] if is_measured and diagnosis.resolution else []
     if predicted is not None:
-        unit = "" if result.tone_curve is None else f" of {result.unit},"
+        unit = "" if result.error_curve is None else f" of {result.unit},"
         sentences += _expected_error(predicted, unit, is_trusted=is_trusted)
     return " ".join([*sentences, _edges(result, diagnosis, is_predicted=predicted is not None)])
 
@@ -221,7 +226,10 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
 def _of_channels(result: Reconstruction, diagnosis: Diagnosis) -> str | None:
     """Say which channel numbers and plots are of, where channels were restored one by one."""
     if diagnosis.channel is None:
-        return None
+        of_kernel = (
+            "Numbers and plots of the kernel are those of the quadratic prior, under the λ that suits the middle."
+        )
+        return None if result.quadratic is None else of_kernel
     choices = [part.lambda_choice for part in result.channels]
     chosen = "and "
     if result.lambda_choice is not None:
@@ -251,12 +259,14 @@ def draw_plots(result: Reconstruction, diagnosis: Diagnosis, predicted: Expected
     """Draw the problem, the residual and the error to be expected."""
     choice = result.lambda_choice
     gains = diagnosis.gain_map.cpu()
+    has_parts = predicted is not None and predicted.bands[0].noise is not None
+    bands = predicted.bands if predicted is not None and result.error_curve is result.tone_curve else None
     plots = [
         None if choice is None else lambda_plot(choice),
         picard_plot(diagnosis.picard),
         gain_plot(gains, diagnosis.conditioning.sigma_max, has_channels=not torch.equal(gains[0], gains[1])),
-        border_plot(result.border, None if predicted is None else predicted.bands),
-        None if predicted is None else error_parts_plot(predicted.bands),
+        border_plot(result.border, bands),
+        error_parts_plot(predicted.bands) if predicted is not None and has_parts else None,
         histogram_plot(diagnosis.tests),
         correlation_plot(diagnosis.tests.whiteness),
     ]

@@ -32,7 +32,7 @@ def images_to_show(
     estimate = run.reconstruction.image
     curve = run.reconstruction.tone_curve
     of_light = unit if curve is None else f"in units of {run.reconstruction.unit}"
-    errors = _errors(run, truth, of_light)
+    errors = _errors(run, truth, unit if run.reconstruction.error_curve is None else of_light)
     images = [*_pictures(run, data, truth, unit), _residual(diagnosis, of_light, run.kernel.kernel.n_axes), *errors]
     return images, _omission(run, data, estimate)
 
@@ -72,7 +72,7 @@ def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage
         size = _root_mean_square(_first(run.reconstruction.predicted_error.map, n_axes))
         errors.append(("Predicted error", size, "The error to be expected, root mean square."))
     if truth is not None:
-        image, curve = _first(run.reconstruction.image, n_axes), run.reconstruction.tone_curve
+        image, curve = _first(run.reconstruction.image, n_axes), run.reconstruction.error_curve
         true_image = _first(truth, n_axes).to(image)
         if curve is not None:
             image, true_image = curve.to_light(image), curve.to_light(true_image)

@@ -75,7 +75,7 @@ class PhotoPrior(Prior):
 class PhotoEstimator(Estimator):
     """Estimates photographs.
 
-    No certificate says how near its solutions are to a minimum; theirs is the relative change of the last step.
+    There is no minimum for a certificate to tell of; theirs is the relative change of the last step.
 
     Args:
         kernel: canonical kernel of two axes; its dtype and device are those of the arithmetic.
@@ -133,7 +133,7 @@ class PhotoEstimator(Estimator):
                 changes.append(synchronize.as_number((z - last).norm() / last.norm().clamp_min(1e-30)))
                 if progress is not None:
                     progress(n, changes[-1])
-        return Solution(z, Status.ALL_ITERATIONS, len(changes), changes[-1], tuple(changes), OBJECTIVE)
+        return Solution(z, Status.FIXED_STEPS, len(changes), changes[-1], tuple(changes), OBJECTIVE)
 
     def _inverse(self, weight: float) -> PseudoInverse:
         return PseudoInverse(self.kernel, self.geometry.image_size, replace(self._quadratic, lam=weight))

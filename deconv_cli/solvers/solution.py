@@ -18,6 +18,7 @@ class Status(StrEnum):
     CONVERGED = "converged to the tolerance"
     STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
     ALL_ITERATIONS = "all iterations that were asked for were taken"
+    FIXED_STEPS = "a fixed number of steps was taken and no minimum is claimed; judge by the residual"
     INACCURATE = (
         "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
         'use dtype="float64", a larger λ or a larger max_iterations'
@@ -50,7 +51,13 @@ class Status(StrEnum):
     @property
     def is_success(self) -> bool:
         """Whether the result solves the problem as it was set."""
-        return self in (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE, Status.ALL_ITERATIONS)
+        ends = (Status.CLOSED_FORM, Status.CONVERGED, Status.STOPPED_AT_NOISE, Status.ALL_ITERATIONS)
+        return self in ends or not self.has_certificate
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether a minimum was looked for, so that the certificate says how near it is."""
+        return self is not Status.FIXED_STEPS
 
 
 _WITHOUT_LAMBDA = {

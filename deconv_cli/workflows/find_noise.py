@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.hann_window import FadedImages
+from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -84,6 +85,22 @@ def find_noise_of_channels(
     if all(model.is_white for model in found):
         return tuple(found)
     return tuple(fit(is_colored=True) if model.is_white else model for model, fit in zip(found, fits, strict=True))
+
+
+def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
+    """Find the noise of each channel with its size; one model where the kernel mixes channels.
+
+    Args:
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
+        kernel: what made them.
+        settings: what was resolved; their noise is a model.
+    """
+    channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
+    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
+    return tuple(
+        replace(model, sigma=settings.noise_sigma or model.sigma or estimate_noise(channel, kernel.n_axes))
+        for model, channel in zip(models, channels, strict=True)
+    )
 
 
 def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:

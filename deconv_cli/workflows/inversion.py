@@ -29,13 +29,15 @@ from deconv_cli.workflows.diagnose import Diagnosis, diagnose
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
-from deconv_cli.workflows.predict import predict_for
+from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 from deconv_cli.workflows.solved import Solved
 from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER
 
+LEAST_LAMBDA = 1e-3
+"""λ of the inverse that examines an estimate which is not linear in the data, where no λ was chosen from them."""
 EIGHT_BITS = 255
 """White of samples whose rounding and compression are no small part of the noise, and differ with the light."""
 
@@ -118,9 +120,15 @@ class Inversion:
             result = solved.measure()
             if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
                 result = replace(result, explained_by=self._explanation(estimator, data, resolution))
-            if not settings.predict or not isinstance(estimator, PseudoInverse):
+            if not settings.predict:
                 return result
             listener.begin("predicting the error")
+            if not isinstance(estimator, PseudoInverse):
+                curve = resolution.tone_curve
+                predicted = predict_by_restoring_again(
+                    estimator, result, solved.data, curve, least_sigma=least_noise, truth=truth
+                )
+                return replace(result, predicted_error=predicted)
             inverse = self._framed(estimator, data, resolution)
             predicted = predict_for(
                 inverse,
@@ -157,10 +165,20 @@ class Inversion:
         return None
 
     def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
-        """Examine what was estimated last, which was linear in the data `y`."""
-        assert self.inverse is not None
-        data = y.to(result.image.dtype)
-        return diagnose(self.inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+        """Examine what was estimated last from the data `y`.
+
+        An estimate that is not linear in them is examined as one of the inverse that tested its kernel, but for its own
+        residual.
+        """
+        data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
+        if inverse is None:
+            lam = LEAST_LAMBDA if quadratic is None else quadratic.settings.lam
+            settings = replace(result.settings, prior="quadratic", strength=None, predict=False, seed=None, lam=lam)
+            _, kernel, size = self._arranged(y, settings)
+            inverse = self._found(kernel, size, settings)
+        found = diagnose(inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+        tests = None if quadratic is None else quadratic.residual_tests
+        return found if tests is None else replace(found, tests=replace(found.tests, finding=tests.finding))
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""

@@ -15,11 +15,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.inverse_filter import InverseFilter
+from deconv_cli.diagnostics.spatial_resolution import measure_resolution
+from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.sample_range import limits_of, white_of
 from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind
@@ -34,6 +40,9 @@ from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
 from deconv_cli.workflows.trust import measure_clipping
+
+TESTED_SIDE = 384
+"""Samples along each axis of the part of a photograph that tests the kernel."""
 
 
 class Pipeline:
@@ -183,13 +192,16 @@ class Pipeline:
             if is_looked_at and resolution.chooses_lambda and resolution.known_curve is not None:
                 found = caution_light(y, kernel, resolution.known_curve, is_light=curve is not None)
                 result = replace(result, light_caution=found)
+            if is_looked_at and result.settings.objective == "photo" and kernel.field is None:
+                listener.begin("testing the kernel")
+                result = self._tested(result, y, resolution)
             limits = limits_of(y, resolution.sample_type) if is_looked_at else None
             if limits is not None:
                 result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
             if curve is None:
                 return result
             predicted, image = result.predicted_error, result.image
-            if predicted is not None:
+            if predicted is not None and result.settings.is_linear:
                 ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
                 size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
                 predicted = replace(predicted, in_samples=size)
@@ -197,6 +209,29 @@ class Pipeline:
             return replace(result, image=image, predicted_error=predicted, tone_curve=curve)
 
         return finish
+
+    def _tested(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
+        """Restore the middle of a photograph with the quadratic prior too, whose residual tells a wrong kernel."""
+        kernel, settings = (
+            self._canonical,
+            replace(resolution.settings, prior="quadratic", strength=None, predict=False, seed=None),
+        )
+        size = tuple(y.shape[-kernel.n_axes :])
+        window = tuple(min(n, TESTED_SIDE) for n in size)
+        if window != size:
+            settings = replace(settings, boundary="unknown", padding="same", input_size=None)
+        middle = crop(y, tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True)), window)
+        pipeline = Pipeline(self._kernel, settings, bias=self._bias)
+        try:
+            found = pipeline.reconstruct(middle, replace(resolution, settings=settings, chooses_lambda=True, notes=()))
+        except (UsageError, TooLargeError):
+            return result
+        lams = sorted(part.settings.lam for part in found.channels or (found,))
+        penalty = spaced_penalty(settings.penalty, settings.spacing)
+        weight, rcond = lams[len(lams) // 2] * found.spectrum.sigma_max**2, default_rcond(result.image.dtype)
+        taps = kernel.taps[:1] if resolution.is_per_channel else kernel.taps
+        finest = measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)).widest
+        return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
     def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:
         """Find samples of data with the axes of the kernel that are full, and so are bounds, as `reconstruct` does."""

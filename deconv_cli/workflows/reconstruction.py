@@ -23,6 +23,7 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike
 from deconv_cli.workflows.resolution import Reasons
 from deconv_cli.workflows.trust import (
+    WRONG_KERNEL,
     Clipping,
     Doubt,
     DoubtReason,
@@ -66,6 +67,8 @@ class Reconstruction:
         noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
+        quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
+        finest: pixels that the finest detail there spans: finer detail of the image comes from its prior.
         light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
         notes: what a user should know of how settings were resolved, a sentence each.
         channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
@@ -92,6 +95,8 @@ class Reconstruction:
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     explained_by: str | None = None
+    quadratic: Reconstruction | None = None
+    finest: float | None = None
     light_caution: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
@@ -137,7 +142,21 @@ class Reconstruction:
             found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         if self.clipping is not None:
             found += doubt_clipping(self.clipping)
+        if self.quadratic is not None:
+            known = {doubt.reason for doubt in found}
+            wrong = [
+                doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
+            ]
+            found += [replace(doubt, sentence=f"under the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found)
+
+    @property
+    def prior_sentence(self) -> str | None:
+        """Which prior filled in what the data do not show; `None` for one that learned nothing."""
+        if self.settings.objective != "photo":
+            return None
+        finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
+        return f"a denoiser that learned from photographs; detail {finest} is plausible rather than measured"
 
     @property
     def is_trusted(self) -> bool:
@@ -200,8 +219,13 @@ class Reconstruction:
         return self.settings.penalty if self.settings.has_lambda else None
 
     @property
+    def error_curve(self) -> ToneCurve | None:
+        """The curve that the predicted error is of light by; `None` where it is in stored values."""
+        return self.tone_curve if self.settings.is_linear else None
+
+    @property
     def unit(self) -> str:
-        """Of residual, noise and predicted error."""
+        """Of residual and noise, and of the predicted error of a linear estimate."""
         if self.tone_curve is None:
             return "the samples"
         return f"light, where {self.tone_curve.white:g} is white"

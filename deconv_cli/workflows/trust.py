@@ -63,6 +63,8 @@ class DoubtReason(StrEnum):
     NOISE = "noise"
 
 
+WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
+"""Reasons that the quadratic prior gives for a kernel that is not that of a photograph."""
 WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
 """Reasons that a layer gives that is not what it was taken for."""
 
@@ -280,5 +282,5 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
         return []
     ends = f"{clipping.lowest:g} to {clipping.highest:g}"
     found = f"{format_percent(clipping.share, 3)} of the samples come back far outside {ends}"
-    advice = "noise was amplified, or the kernel is wrong: use a larger λ or weight, or check the kernel"
+    advice = "noise was amplified, or the kernel is wrong: use a larger λ, weight or strength, or check the kernel"
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

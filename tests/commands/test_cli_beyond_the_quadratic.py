@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -137,3 +138,21 @@ def test_a_factor_is_not_made_for_richardson_lucy(deconv, files):
         expect=ExitCode.USAGE,
     )
     assert "is no linear inverse" in done.errors[0]
+
+
+def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = Path(__file__).parents[2] / "sample_images/astronaut_blurred.png"
+    Image.open(sample).crop((60, 20, 156, 100)).save("y.png")
+    options = ["--prior", "photo", "-o", "x.png", "--report", "x.html", "--error-map", "e.tif", "--json"]
+    run = deconv("invert", "y.png", "--kernel", "gaussian:1.5", *options, expect=FINISHED)
+    report, page = run.report, Path("x.html").read_text(encoding="utf-8")
+    assert report["prior"] == "photo"
+    assert report["solver"]["certificate"] is None
+    assert "certificate" not in run.stderr
+    for text in (run.stderr, page):
+        words = " ".join(text.split())
+        assert f"finer than about {report['finest_measured_detail']:.1f} pixels is plausible" in words
+        assert "no minimum is claimed; judge by the residual" in words
+    assert read_image(Path("e.tif")).values.shape == (1, 3, 80, 96)
+    assert report["predicted_error"]["root_mean_square"] == report["predicted_error"]["root_mean_square_in_samples"]

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 import deconv_cli
+from deconv_cli.diagnostics.error_profile import smoothed
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.solution import Status
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.estimators import CURVED, build_estimator
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -141,6 +144,43 @@ def test_what_jpeg_rounded_away_counts_as_noise():
 def test_stacks_and_signals_are_refused():
     with pytest.raises(UsageError, match="which have two axes"):
         deconv_cli.invert(torch.rand(1, 6, 8, 8), torch.ones(3, 3, 3) / 27, prior="photo", dimensions=3)
+
+
+CURVE = ToneCurve.srgb(255.0)
+
+
+def stored_picture(taps, noise, size=(150, 130)):
+    """A part of a photograph of 8 bits, blurred in light, and the truth."""
+    light, truth = blurred(CURVE.to_light(255 * scene(size=size)), taps, noise=0.0)
+    drawn = noise * torch.randn(light.shape, generator=torch.Generator().manual_seed(1))
+    return (CURVE.to_stored(light) + drawn).round().clamp(0, 255).byte(), CURVE.to_stored(truth)
+
+
+def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
+    taps = deconv_cli.make_kernel("disk:3")
+    y, truth = stored_picture(taps, noise=2.0)
+    result = deconv_cli.invert(y, taps, prior="photo", defaults="picture", tone_curve=CURVE, truth=truth)
+    found = result.predicted_error
+    assert found.actual_root_mean_square == pytest.approx(error(result.image, truth), rel=1e-3)
+    for band in (found, found.bands[0], found.bands[-1]):
+        real, expected = (
+            (band.actual_root_mean_square, band.root_mean_square) if band is found else (band.actual, band.predicted)
+        )
+        assert real / 1.5 < expected < 1.5 * real
+    # Where more is wrong, more is expected.
+    squares = [smoothed(part.square(), 2).sqrt().flatten() for part in (found.map, result.image - truth)]
+    assert torch.corrcoef(torch.stack(squares))[0, 1] > 0.5
+    assert 0 < found.trusted_share < 1
+
+
+def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
+    y, _ = stored_picture(deconv_cli.make_kernel("motion:15@70"), noise=2.0, size=(220, 180))
+    wrong = deconv_cli.make_kernel("motion:15@110")
+    result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
+    assert "under the quadratic prior, channel 1: the data hold what this kernel all but removes" in str(result.doubts)
+    assert result.solution.status is Status.FIXED_STEPS
+    assert 1 < result.finest < 12
+    assert f"finer than about {result.finest:.1f} pixels is plausible" in result.prior_sentence
 
 
 def test_the_weights_are_those_of_the_model_card():
