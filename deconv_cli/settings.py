@@ -181,7 +181,7 @@ class ReconstructionSettings:
     def leaves_prior_open(self) -> bool:
         """Whether the kind of the input may choose the prior: nothing was given that belongs to one of them."""
         belonging = (self.lam, self.lambda_rule, self.penalty, self.rcond, self.spacing, self.noise)
-        is_open = self.prior == "auto" and self.objective == "quadratic" and not self.predict
+        is_open = self.prior == "auto" and self.objective == "quadratic"
         return is_open and all(value is None for value in belonging)
 
     @property

@@ -15,15 +15,12 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.find_noise import find_noise_of_channels
-from deconv_cli.workflows.solved import model_of
+from deconv_cli.workflows.find_noise import measure_noise_of_channels
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
 EVEN, CURVED = 0.45, 0.8
 """Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on
 photographs of scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
-LEAST_SIDE = 3
-"""Pixels along each axis from which noise can be estimated."""
 SLOPE_STEPS = 50
 """The slope of a tone curve is that over this part of its range to either side."""
 
@@ -60,16 +57,9 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
     Returns:
         The standard deviation; of the shape of `y`, or one that broadcasts to it.
     """
-    axis, n_axes = kernel.channel_axis, kernel.n_axes
-    channels = y.split(1, axis) if kernel.shared else (y,)
-    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (model_of(settings),)
-    is_tiny = min(y.shape[-n_axes:]) < LEAST_SIDE
-    found = [
-        model.sigma or (0.0 if is_tiny else estimate_noise(part, n_axes))
-        for model, part in zip(models, channels, strict=True)
-    ]
-    sigmas = y.new_tensor(found if settings.noise_sigma is None else [settings.noise_sigma])
-    sigma = sigmas.reshape(-1, *[1] * n_axes)
+    n_axes = kernel.n_axes
+    models = measure_noise_of_channels(y, kernel, settings)
+    sigma = y.new_tensor([model.sigma for model in models]).reshape(-1, *[1] * n_axes)
     if curve is None:
         return EVEN * sigma
     stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS

@@ -20,6 +20,8 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 
+LEAST_SIDE = 3
+"""Pixels along each axis from which noise can be estimated."""
 _BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
 
 
@@ -88,7 +90,7 @@ def find_noise_of_channels(
 
 
 def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
-    """Find the noise of each channel with its size; one model where the kernel mixes channels.
+    """Find the noise of each channel with its size; one model where the kernel mixes channels. Tiny images have none.
 
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
@@ -97,9 +99,11 @@ def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSetti
     """
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
+    is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE
+    known = [settings.noise_sigma or model.sigma or (0.0 if is_tiny else None) for model in models]
     return tuple(
-        replace(model, sigma=settings.noise_sigma or model.sigma or estimate_noise(channel, kernel.n_axes))
-        for model, channel in zip(models, channels, strict=True)
+        replace(model, sigma=estimate_noise(channel, kernel.n_axes) if sigma is None else sigma)
+        for model, sigma, channel in zip(models, known, channels, strict=True)
     )
 
 

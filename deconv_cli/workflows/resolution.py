@@ -21,10 +21,7 @@ from deconv_cli.workflows.light import RECORDED, choose_light
 _WHITE_OF_8_BITS = 255
 _LEAST_LIGHT = 0.5
 """The sum of a blur's taps, less than none of which takes light away, in parts of their sizes."""
-_PHOTO = (
-    "the picture is restored as a photograph (prior photo): its finest detail is plausible, not measured; "
-    "prior=quadratic adds nothing to the data"
-)
+_PHOTO = "a picture of 8 bits is taken for a photograph; prior=quadratic adds nothing to what its samples say"
 
 
 @dataclass(frozen=True)
