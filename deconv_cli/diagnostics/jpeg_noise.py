@@ -17,6 +17,9 @@ LUMA = (0.299, 0.587, 0.114)
 CHANNEL_ERRORS = (1.5, 1.0, 1.6)
 """Errors of red, green and blue in units of that of the luma: their steps are larger, and half of their samples are
 kept. Measured on five photographs of scikit-image and scikit-learn at qualities of 80 to 95."""
+BESIDE, BESIDE_GRAY = (1.2, 0.8, 1.3), 0.5
+"""Errors in gray levels that the steps do not show: of colors that are shared by neighbors, of rounding, and of noise that
+was removed. Measured on the same photographs at qualities of 98 and 100, with noise of 0.5 before."""
 LARGEST_STEP = 64
 MOST_BLOCKS = 4096
 FEWEST = 30
@@ -47,8 +50,8 @@ def estimate_jpeg_noise(stored: Tensor) -> Tensor | None:
             error += _rounding_error(column, step)
     if n_found < FEWEST_STEPS:
         return None
-    factors = stored.new_tensor(CHANNEL_ERRORS if stored.shape[0] > 1 else (1.0,))
-    return math.sqrt(error / BLOCK**2) * factors
+    factors, beside = (CHANNEL_ERRORS, BESIDE) if stored.shape[0] > 1 else ((1.0,), (BESIDE_GRAY,))
+    return torch.hypot(math.sqrt(error / BLOCK**2) * stored.new_tensor(factors), stored.new_tensor(beside))
 
 
 def _frequencies(stored: Tensor) -> Tensor:
