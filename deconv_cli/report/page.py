@@ -93,7 +93,10 @@ def describe_trust(
     if predicted is not None:
         unit = "" if result.error_curve is None else f" of {result.unit},"
         sentences += _expected_error(predicted, unit, is_trusted=is_trusted)
-    return " ".join([*sentences, _edges(result, diagnosis, is_predicted=predicted is not None)])
+    # How strongly noise comes back, and how deep the border reaches, is told by λ.
+    is_told = result.prior_sentence is None
+    sentences += [_edges(result, diagnosis, is_predicted=predicted is not None)] if is_told else []
+    return " ".join(sentences)
 
 
 def _resolved(width: float | None) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.spatial_resolution import measure_resolution
-from deconv_cli.errors import TooLargeError, UsageError
+from deconv_cli.errors import DeconvError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
@@ -212,10 +212,8 @@ class Pipeline:
 
     def _tested(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
         """Restore the middle of a photograph with the quadratic prior too, whose residual tells a wrong kernel."""
-        kernel, settings = (
-            self._canonical,
-            replace(resolution.settings, prior="quadratic", strength=None, predict=False, seed=None),
-        )
+        kernel = self._canonical
+        settings = replace(resolution.settings, prior="quadratic", strength=None, predict=False, seed=None)
         size = tuple(y.shape[-kernel.n_axes :])
         window = tuple(min(n, TESTED_SIDE) for n in size)
         if window != size:
@@ -224,7 +222,7 @@ class Pipeline:
         pipeline = Pipeline(self._kernel, settings, bias=self._bias)
         try:
             found = pipeline.reconstruct(middle, replace(resolution, settings=settings, chooses_lambda=True, notes=()))
-        except (UsageError, TooLargeError):
+        except DeconvError:  # such as a kernel larger than the part
             return result
         lams = sorted(part.settings.lam for part in found.channels or (found,))
         penalty = spaced_penalty(settings.penalty, settings.spacing)
