@@ -1,17 +1,33 @@
-"""Data whose clipped samples are replaced by what a first estimate predicts, for a fit of the noise.
+"""Data whose clipped samples are replaced by what a first estimate predicts.
 
-Where light is cut off the data have creases, which no blur makes, and which look like noise.
+Where light is cut off the data have creases, which no blur makes: they look like noise, and become rings.
 """
 
 from __future__ import annotations
 
+from itertools import product
+
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.problem import TikhonovProblem
+
+TILE = 256
+"""Samples along each axis that are filled at once."""
+N_KERNELS = 2
+"""Kernels around a tile that it is estimated with."""
+LAMBDA, PENALTY = 1e-2, "gradient"
+RULE = StoppingRule(tolerance=1e-4, max_iterations=20)
+"""How tiles are estimated. Set on a bar of light in a photograph of scikit-image: penalty identity left it at white,
+and more iterations made it a little brighter for as much more time."""
 
 
 def fill_clipped(
@@ -39,3 +55,33 @@ def fill_clipped(
     )
     lam = choose_lambda(continuation, y, is_clipped).lam
     return continuation.fill(y, lam, is_clipped)
+
+
+def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor) -> Tensor:
+    """Replace clipped samples that a quadratic estimate exceeds, tile by tile: where none are clipped it costs nothing.
+
+    Args:
+        y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias, of the kernel's precision.
+        kernel: what made them, of two axes.
+        is_clipped: which samples are lower bounds, of the shape of `y`.
+
+    Returns:
+        Data of the shape of `y`.
+    """
+    data, bounds = (kernel.split(part, are_outputs=True) for part in (y, is_clipped.to(y.dtype)))
+    size, margins = data.shape[-2:], [N_KERNELS * n_taps for n_taps in kernel.size]
+    sides = tuple(min(n, TILE + 2 * margin) for n, margin in zip(size, margins, strict=True))
+    geometry = kernel.geometry_of_output(sides, "valid", None)
+    operator = kernel.detached().convolution(geometry, "unknown")
+    problem, filled = TikhonovProblem(operator, LAMBDA, penalty=PENALTY), data.clone()
+    for corner in product(*(range(0, n, TILE) for n in size)):
+        core = tuple(slice(at, at + TILE) for at in corner)
+        if not synchronize.holds_anywhere(bounds[..., *core] > 0):
+            continue
+        starts = [max(0, min(at - m, n - side)) for at, m, n, side in zip(corner, margins, size, sides, strict=True)]
+        window = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+        inner = tuple(slice(at - start, at - start + TILE) for at, start in zip(corner, starts, strict=True))
+        part, is_bound = data[..., *window], bounds[..., *window] > 0
+        predicted = operator.forward(solve_clipped(problem, part, is_bound, RULE).value)
+        filled[..., *core] = torch.where(is_bound, part.maximum(predicted), part)[..., *inner]
+    return kernel.join(filled)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -45,8 +49,27 @@ def build_estimator(
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
     if needed == "noise map":
-        return prior.build(kernel, image_size, settings, _noise_map(y.detach(), kernel, settings, curve))
+        settings, noise = _settled_noise(y.detach(), kernel, settings, curve)
+        return prior.build(kernel, image_size, settings, noise)
     return prior.build(kernel, image_size, settings, _estimate(needed, kernel, image_size, settings, y))
+
+
+def _settled_noise(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> tuple[ResolvedSettings, Tensor]:
+    """Find the noise of every sample; that of a block by its levels, which are found first if they are not known."""
+    if not settings.origin:
+        return settings, _noise_map(y, kernel, settings, curve)
+    n_axes, slope = kernel.n_axes, torch.ones_like(y)
+    if curve is not None:
+        stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS
+        slope = (curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)) / (2 * step)
+    if not settings.noise_levels:
+        axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
+        noise = _noise_map(y, kernel, settings, curve).expand_as(y)
+        levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
+        settings = replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
+    return settings, y.new_tensor(settings.noise_levels).reshape(-1, *[1] * n_axes) * slope
 
 
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from block_cases import BLOCKS, OPTIONS, blurred, describe, planned, scene
+from block_cases import BLOCKS, OPTIONS, blurred, describe, laid_out, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import cut_blocks, plan_blocks
@@ -74,6 +74,18 @@ def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatc
     restored = count_calls(monkeypatch, BlockProblem, "restore")
     planned(tmp_path, kernel)
     assert sum(values.numel() for _, values, *_ in restored) <= 8 * y.numel()
+
+
+def test_parts_of_a_photograph_agree_wherever_they_begin(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    y = blurred(tmp_path, scene(90, 150)[None], kernel, "unknown")
+    problem = laid_out(tmp_path, kernel, prior="photo", lam=None, noise_sigma=1.0)
+    pipeline, core, found = problem.pipeline(), ((0, 90), (100, 150)), []
+    for first in (0, 43):
+        data = ((0, 90), (first, 150))
+        image = problem.restore(problem.read((), data), data, pipeline).image
+        found.append(problem.crop(image, data, core))
+    assert float((found[1] - found[0]).abs().max()) < 1e-3 * float(y.max() - y.min())
 
 
 @pytest.mark.exhaustive

@@ -39,6 +39,31 @@ def test_the_denoiser_knows_no_unit():
     assert torch.allclose(1000 * denoiser(x, levels), denoiser(1000 * x, 1000 * levels), rtol=1e-3, atol=0.05)
 
 
+def test_tiles_give_what_the_whole_gives(monkeypatch):
+    x, levels = scene(size=(150, 170))[None], 0.1 * torch.rand(1, 2, 150, 170)
+    denoiser, _ = load_denoiser(x.device)
+    whole = denoiser(x, levels)
+    monkeypatch.setattr("deconv_cli.solvers.denoiser.TILE", 64)
+    assert torch.allclose(denoiser.in_tiles(x, levels), whole, atol=1e-5)
+    top, left = 3, 13  # the network does not treat all places alike
+    part = denoiser.in_tiles(x[..., top:, left:], levels[..., top:, left:], (top, left))
+    deep = (..., slice(denoiser.reach, None), slice(denoiser.reach, None))
+    assert torch.allclose(part[deep], whole[..., top:, left:][deep], atol=1e-5)
+
+
+def test_light_beyond_white_is_estimated():
+    truth = scene(size=(100, 90))
+    truth[:, 30:36, 20:70] = 3.0  # a lamp
+    taps = deconv_cli.make_kernel("disk:3")
+    y, truth = blurred(truth, taps)
+    stored, options = (255 * y).round().clamp(0, 255).byte(), {"defaults": "picture", "light": "stored"}
+    found = deconv_cli.invert(stored, taps, prior="photo", **options)
+    assert found.has_bounds
+    ignored = deconv_cli.invert(stored, taps, prior="photo", noise="white", **options)
+    assert not ignored.has_bounds
+    assert error(found.image / 255, truth) < 0.8 * error(ignored.image / 255, truth)
+
+
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("formula", ["disk:3", "motion:9@30"])
 def test_photographs_come_nearer_to_the_truth_than_by_other_priors(formula, n_channels):
