@@ -63,8 +63,8 @@ class FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
         others = (record[name] for name in ("rho", "has_bounds"))
-        levels = tuple(record["noise_levels"])
-        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others, levels)
+        found = cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others)
+        return replace(found, noise_levels=tuple(record["noise_levels"]))
 
     def settle(self, problem: BlockProblem) -> BlockProblem:
         """Settle what a problem left open."""

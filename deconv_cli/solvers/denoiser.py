@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deconv_cli.vocabulary import Size
+
 SHUFFLE = 2
 CHANNELS = 3
 N_LEVELS = 2
 WINDOW = 9
 """Pixels along each axis over which variances are averaged."""
+N_FEATURES = 9
+"""Feature maps of the finest resolution that are held at once."""
 TILE = 1024
 """Pixels along each axis that are denoised at once, without those around them: a large picture takes little memory."""
 
@@ -69,6 +73,11 @@ class Denoiser(nn.Module):
         reach = 2 + 2 * coarsest * 2 ** len(others) + sum(4 * n * 2**level for level, n in enumerate(others))
         return self.multiple * math.ceil(SHUFFLE * reach / self.multiple + 1)
 
+    def tile_bytes(self, size: Size) -> int:
+        """Estimate the memory that a tile of a picture takes."""
+        n_pixels = math.prod(min(n, TILE + 2 * self.reach) for n in size)
+        return N_FEATURES * 4 * n_pixels * self.widths[0] // SHUFFLE**2
+
     def in_tiles(self, x: Tensor, levels: Tensor, origin: Sequence[int] = (0, 0)) -> Tensor:
         """Remove noise tile by tile; gives what `forward` gives of the whole.
 
@@ -82,8 +91,8 @@ class Denoiser(nn.Module):
         top, left = (place % self.multiple for place in origin)
         if top or left:
             ahead = (left, 0, top, 0)
-            padded = (functional.pad(part, ahead, mode="replicate") for part in (x, levels))
-            return self.in_tiles(*padded)[..., top:, left:]
+            x, levels = (functional.pad(part, ahead, mode="replicate") for part in (x, levels))
+            return self.in_tiles(x, levels)[..., top:, left:]
         cleaned = torch.empty_like(x)
         step = self.multiple * math.ceil(TILE / self.multiple)
         for row, column in product(range(0, height, step), range(0, width, step)):

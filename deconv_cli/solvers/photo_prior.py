@@ -32,13 +32,14 @@ from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "a fixed number of steps between the data and a denoiser that learned from photographs"
 OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, where full samples are lower bounds"
 INNER_TOLERANCE = 1e-3
-N_IMAGES = 40
-"""Images that the denoiser holds at once, besides those of the inverse."""
+N_IMAGES = 8
+"""Images that are held at once, besides those of the inverse of one image, or of the denoiser in one tile."""
 
 
 Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
@@ -113,8 +114,9 @@ class PhotoEstimator(Estimator):
         method = choose_method(problem, settings.method, settings.max_memory).method
         self.choice = Choice(method, f"{self._steps.shape[1]} steps invert by it")
         cost = find_solver(method).cost(problem)
-        extra = N_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
-        self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
+        n_bytes = max(cost.n_bytes(), self._denoiser.tile_bytes(tuple(self.operator.input_shape[1:])))
+        image = kernel.taps.itemsize * math.prod(self.operator.input_shape)
+        self.cost = Cost(cost.n_operations, n_bytes, N_IMAGES * image)
         self.check_memory(self.cost)
 
     def solve(self, y: Tensor, progress: Progress | None = None, is_bound: Tensor | None = None) -> Solution:

@@ -14,6 +14,7 @@ from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
@@ -75,13 +76,14 @@ def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor) -> Tensor:
     operator = kernel.detached().convolution(geometry, "unknown")
     problem, filled = TikhonovProblem(operator, LAMBDA, penalty=PENALTY), data.clone()
     for corner in product(*(range(0, n, TILE) for n in size)):
-        core = tuple(slice(at, at + TILE) for at in corner)
-        if not synchronize.holds_anywhere(bounds[..., *core] > 0):
+        extent = tuple(min(TILE, n - at) for at, n in zip(corner, size, strict=True))
+        if not synchronize.holds_anywhere(crop(bounds, corner, extent) > 0):
             continue
-        starts = [max(0, min(at - m, n - side)) for at, m, n, side in zip(corner, margins, size, sides, strict=True)]
-        window = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
-        inner = tuple(slice(at - start, at - start + TILE) for at, start in zip(corner, starts, strict=True))
-        part, is_bound = data[..., *window], bounds[..., *window] > 0
+        axes = zip(corner, margins, size, sides, strict=True)
+        start = tuple(max(0, min(at - margin, n - side)) for at, margin, n, side in axes)
+        part, is_bound = crop(data, start, sides), crop(bounds, start, sides) > 0
         predicted = operator.forward(solve_clipped(problem, part, is_bound, RULE).value)
-        filled[..., *core] = torch.where(is_bound, part.maximum(predicted), part)[..., *inner]
+        found = torch.where(is_bound, part.maximum(predicted), part)
+        inner = tuple(at - first for at, first in zip(corner, start, strict=True))
+        crop(filled, corner, extent).copy_(crop(found, inner, extent))
     return kernel.join(filled)

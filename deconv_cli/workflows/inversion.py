@@ -106,6 +106,7 @@ class Inversion:
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
+        estimator: Estimator
         if settings.is_linear:
             estimator = self._linear(kernel, image_size, settings, is_of_these_data=choice is not None)
         else:
