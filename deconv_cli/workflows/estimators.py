@@ -60,16 +60,36 @@ def _settled_noise(
     """Find the noise of every sample; that of a block by its levels, which are found first if they are not known."""
     if not settings.origin:
         return settings, _noise_map(y, kernel, settings, curve)
-    n_axes, slope = kernel.n_axes, torch.ones_like(y)
-    if curve is not None:
-        stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS
-        slope = (curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)) / (2 * step)
     if not settings.noise_levels:
-        axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
-        noise = _noise_map(y, kernel, settings, curve).expand_as(y)
-        levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
-        settings = replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
-    return settings, y.new_tensor(settings.noise_levels).reshape(-1, *[1] * n_axes) * slope
+        settings = find_noise_levels(y, kernel, settings, curve)
+    levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
+    return settings, levels * _slope(y, kernel, curve)
+
+
+def find_noise_levels(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> ResolvedSettings:
+    """Find the noise of each channel of a picture in stored values, and settle it for its parts.
+
+    Args:
+        y: as for `build_estimator`, of the whole picture or of a piece that stands for it.
+        kernel: likewise.
+        settings: what was resolved; their noise is a model.
+        curve: the tone curve that was undone on the outputs; `None` where there is none.
+    """
+    axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
+    noise, slope = _noise_map(y, kernel, settings, curve).expand_as(y), _slope(y, kernel, curve)
+    levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
+    return replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
+
+
+def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
+    """Tell how far light moves with stored values at each sample."""
+    if curve is None:
+        return torch.ones_like(y)
+    stored, step = curve.to_stored(y, kernel.n_axes), curve.white / SLOPE_STEPS
+    ends = (curve.to_light(stored + sign * step, kernel.n_axes) for sign in (1, -1))
+    return (next(ends) - next(ends)) / (2 * step)
 
 
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
