@@ -31,6 +31,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "rcond": result.rcond,
         "objective": result.solution.objective,
         "weight": result.solution.weight,
+        "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
         "scale": dict(vars(result.scale)),
         "clipping": result.clipping and dict(vars(result.clipping)),

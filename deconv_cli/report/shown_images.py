@@ -213,7 +213,7 @@ def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
 
 
 def _times(view: LambdaView) -> str:
-    setting, ratio = "λ" if view.strength is None else "strength", view.ratio
+    setting, ratio = "λ" if view.strength is None else "Strength", view.ratio
     if ratio == 1:
         return f"{setting}, as taken"
     return f"{setting} × {ratio:g}" if ratio > 1 else f"{setting} / {1 / ratio:g}"

@@ -26,7 +26,7 @@ TILE = 256
 N_KERNELS = 2
 """Kernels around a tile that it is estimated with."""
 LAMBDA, PENALTY = 1e-2, "gradient"
-RULE = StoppingRule(tolerance=1e-4, max_iterations=20)
+RULE = StoppingRule(tolerance=1e-4, max_iterations=10)
 """How tiles are estimated. Set on a bar of light in a photograph of scikit-image: penalty identity left it at white,
 and more iterations made it a little brighter for as much more time."""
 
