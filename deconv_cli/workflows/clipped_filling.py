@@ -20,6 +20,7 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.vocabulary import Size
 
 TILE = 256
 """Samples along each axis that are filled at once."""
@@ -58,13 +59,14 @@ def fill_clipped(
     return continuation.fill(y, lam, is_clipped)
 
 
-def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor) -> Tensor:
+def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:
     """Replace clipped samples that a quadratic estimate exceeds, tile by tile: where none are clipped it costs nothing.
 
     Args:
         y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias, of the kernel's precision.
         kernel: what made them, of two axes.
         is_clipped: which samples are lower bounds, of the shape of `y`.
+        origin: of a block, its place in the picture: all blocks have the tiles of that.
 
     Returns:
         Data of the shape of `y`.
@@ -75,11 +77,13 @@ def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor) -> Tensor:
     geometry = kernel.geometry_of_output(sides, "valid", None)
     operator = kernel.detached().convolution(geometry, "unknown")
     problem, filled = TikhonovProblem(operator, LAMBDA, penalty=PENALTY), data.clone()
-    for corner in product(*(range(0, n, TILE) for n in size)):
-        extent = tuple(min(TILE, n - at) for at, n in zip(corner, size, strict=True))
+    places = zip(origin or (0, 0), size, strict=True)
+    for tile in product(*(range(-(place % TILE), n, TILE) for place, n in places)):
+        corner = tuple(max(at, 0) for at in tile)
+        extent = tuple(min(at + TILE, n) - first for at, first, n in zip(tile, corner, size, strict=True))
         if not synchronize.holds_anywhere(crop(bounds, corner, extent) > 0):
             continue
-        axes = zip(corner, margins, size, sides, strict=True)
+        axes = zip(tile, margins, size, sides, strict=True)
         start = tuple(max(0, min(at - margin, n - side)) for at, margin, n, side in axes)
         part, is_bound = crop(data, start, sides), crop(bounds, start, sides) > 0
         predicted = operator.forward(solve_clipped(problem, part, is_bound, RULE).value)

@@ -118,7 +118,8 @@ class Inversion:
         if is_clipped is not None and isinstance(estimator, PseudoInverse):
             tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
         listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
-        solved = self._solve(estimator, data, filled, resolution, is_clipped, choice, step, tolerance, listener)
+        full = None if is_clipped is None else (is_clipped, filled)
+        solved = self._solve(estimator, data, resolution, full, choice, step, tolerance, listener)
 
         def finish() -> Reconstruction:
             listener.begin("measuring the residual")
@@ -157,7 +158,7 @@ class Inversion:
         with contextlib.suppress(DeconvError):
             inverse = self._found(kernel, geometry.image_size, settings)
             other = replace(resolution, settings=settings, is_tested=False)
-            solved = self._solve(inverse, data, data, other, None, None, 0.0, inverse.tolerance, as_listener(None))
+            solved = self._solve(inverse, data, other, None, None, 0.0, inverse.tolerance, as_listener(None))
             scale = solved.measure().scale
             if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:
                 return 'padding="valid"'
@@ -195,7 +196,7 @@ class Inversion:
         settings = resolution.settings
         unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         if is_clipped is not None and settings.objective == "photo":
-            filled = fill_tiles(unbiased, kernel, is_clipped)
+            filled = fill_tiles(unbiased, kernel, is_clipped, settings.origin)
             share = synchronize.as_number((filled == unbiased).double().mean())
         else:
             filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
@@ -235,21 +236,19 @@ class Inversion:
         self,
         estimator: Estimator,
         data: Tensor,
-        filled: Tensor,
         resolution: Resolution,
-        is_clipped: Tensor | None,
+        full: tuple[Tensor, Tensor] | None,
         choice: LambdaChoice | None,
         step: float,
         tolerance: float,
         listener: ProgressListener,
     ) -> Solved:
-        """Apply an estimator; that of prior photo to data in which full samples are filled in."""
+        """Apply an estimator; `full` says which samples are full, and gives the data with those filled in."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
-        if is_clipped is not None:
-            is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
+        is_clipped = None if full is None else estimator.arrange(full[0].to(data.dtype)) > 0
         if isinstance(estimator, PhotoEstimator):
-            solution = estimator.solve(filled, listener, is_clipped)
+            solution = estimator.solve(unbiased if full is None else full[1], listener, is_clipped)
         elif is_clipped is None:
             solution = estimator.solve(unbiased, listener)
         else:
