@@ -190,6 +190,11 @@ class ReconstructionSettings:
         return self.objective == "quadratic"
 
     @property
+    def takes_bounds(self) -> bool:
+        """Whether full samples may count as lower bounds."""
+        return self.objective in ("quadratic", "photo")
+
+    @property
     def has_lambda(self) -> bool:
         """Whether there is a quadratic penalty, and so a λ."""
         return self.objective in ("quadratic", "nonnegative")
@@ -397,6 +402,9 @@ class ResolvedSettings(ReconstructionSettings):
         prior: what is minimized.
         wraps: for each axis of space whether the image goes around a torus, whatever the boundary: a block that is cut
             out of a larger picture does so along the axes that it is cut along; empty for no axis.
+        origin: of a block, the place of its first pixel in the picture along each axis of space; empty for a picture.
+        noise_levels: of prior photo, the noise of each channel in stored values, where it was found for a whole picture
+            whose blocks are to agree; else empty.
     """
 
     padding: PaddingLike = "same"
@@ -411,6 +419,8 @@ class ResolvedSettings(ReconstructionSettings):
     penalty: str = "identity"
     prior: str = "quadratic"
     wraps: tuple[bool, ...] = ()
+    origin: tuple[int, ...] = ()
+    noise_levels: tuple[float, ...] = ()
 
     _is_resolved: ClassVar[bool] = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -131,11 +132,15 @@ class ToneCurve:
         axis = -n_axes - 1
         self.check_channels(samples.shape[axis])
         tables = self.light.to(samples.device, samples.dtype)
-        sign = torch.where(samples < 0, -1.0, 1.0).to(samples.dtype)
-        sizes = samples * sign / self.white
-        parts = zip(tables, sizes.split(sizes.shape[axis] if len(tables) == 1 else 1, dim=axis), strict=True)
-        converted = torch.cat([convert(table, part) for table, part in parts], dim=axis)
-        return converted * sign * self.white if is_odd else converted
+
+        def converted(table: Tensor, part: Tensor) -> Tensor:
+            sign = torch.where(part < 0, -1.0, 1.0).to(part.dtype)
+            found = convert(table, part * sign / self.white)
+            return found * sign * self.white if is_odd else found
+
+        # One by one, since each takes several times its memory.
+        parts = zip(cycle(tables), samples.split(1, dim=axis), strict=False)
+        return torch.cat([converted(table, part) for table, part in parts], dim=axis)
 
     @staticmethod
     def _undone(table: Tensor, stored: Tensor) -> Tensor:

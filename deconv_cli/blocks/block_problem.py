@@ -155,6 +155,12 @@ class BlockProblem:
         """Settle how a part of the data is restored."""
         pads = tuple(cut.pads_of(interval) for cut, interval in zip(self.cuts, data, strict=True))
         settings = replace(self.resolution.settings, padding=pads, input_size=None)
+        is_unknown = BOUNDARIES[settings.boundary].is_unknown  # then an estimate begins outside the frame
+        origin = tuple(
+            start if is_unknown else cut.image_of((start, stop))[0]
+            for cut, (start, stop) in zip(self.cuts, data, strict=True)
+        )
+        settings = replace(settings, origin=origin)
         if not any(sum(sides) for sides in pads):
             settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
         return replace(self.resolution, settings=settings)

@@ -34,6 +34,7 @@ class FixedChoices:
         iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
         noise: a model, or one for each channel; empty where none was looked for.
         rho: of the steps of the total variation; `None` for other objectives.
+        noise_levels: of each channel, for prior photo; else empty.
         has_bounds: whether full samples are no more than bounds.
     """
 
@@ -43,6 +44,7 @@ class FixedChoices:
     noise: tuple[NoiseModel, ...] = ()
     rho: float | None = None
     has_bounds: bool = False
+    noise_levels: tuple[float, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
         """Give the choices as JSON can hold them."""
@@ -53,6 +55,7 @@ class FixedChoices:
             "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
             "rho": self.rho,
             "has_bounds": self.has_bounds,
+            "noise_levels": list(self.noise_levels),
         }
 
     @classmethod
@@ -60,14 +63,15 @@ class FixedChoices:
         """Read what `as_record` gave."""
         noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
         others = (record[name] for name in ("rho", "has_bounds"))
-        return cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others)
+        found = cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others)
+        return replace(found, noise_levels=tuple(record["noise_levels"]))
 
     def settle(self, problem: BlockProblem) -> BlockProblem:
         """Settle what a problem left open."""
         return replace(problem, resolution=self._apply(problem.resolution))
 
     def _apply(self, resolution: Resolution) -> Resolution:
-        settings, reasons = resolution.settings, resolution.reasons
+        settings, reasons = replace(resolution.settings, noise_levels=self.noise_levels), resolution.reasons
         if self.rho is not None:
             settings = replace(settings, rho=self.rho)
         if self.noise and settings.noise not in (None, "white"):  # full samples are measurements for those words alone
@@ -127,6 +131,7 @@ def fix_choices(
         noise=_noise(found, shares),
         rho=found[0].solution.rho,
         has_bounds=has_bounds,
+        noise_levels=_noise_levels(found, shares),
     )
     return choices, doubts
 
@@ -173,6 +178,11 @@ def _noise(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[No
         sigma = weighted_median([model.sigma or 0.0 for model in models], shares)
         chosen.append(min(models, key=lambda model: abs((model.sigma or 0.0) - sigma)))
     return tuple(chosen)
+
+
+def _noise_levels(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[float, ...]:
+    by_channel = zip(*(result.solution.noise_levels for result in found), strict=True)
+    return tuple(weighted_median(levels, shares) for levels in by_channel)
 
 
 def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:

@@ -18,8 +18,8 @@ CHANNEL_ERRORS = (1.5, 1.0, 1.6)
 """Errors of red, green and blue in units of that of the luma: their steps are larger, and half of their samples are
 kept. Measured on five photographs of scikit-image and scikit-learn at qualities of 80 to 95."""
 BESIDE, BESIDE_GRAY = (1.2, 0.8, 1.3), 0.5
-"""Errors in gray levels that the steps do not show: of colors that are shared by neighbors, of rounding, and of noise that
-was removed. Measured on the same photographs at qualities of 98 and 100, with noise of 0.5 before."""
+"""Errors in gray levels that the steps do not show: of colors that are shared by neighbors, of rounding, and of noise
+that was removed. Measured on the same photographs at qualities of 98 and 100, with noise of 0.5 before."""
 LARGEST_STEP = 64
 MOST_BLOCKS = 4096
 FEWEST = 30

@@ -141,6 +141,7 @@ def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
         plots=draw_plots(first.result, examined.diagnosis, run.reconstruction.expected_error),
         key_numbers=key_numbers(first.result, examined.diagnosis),
         spacing=run.spacing,
+        varied="strengths" if first.result.settings.objective == "photo" else "λ",
         numbers_of=f"Numbers and plots are of the first piece, {_place(first.data)}; those of the error of the whole.",
         plan=describe_plan_section(run.reconstruction, [piece.data for piece in examined.pieces]),
     )

@@ -180,9 +180,10 @@ class PageContents:
         title: name of the input.
         header: the first lines.
         shown: the images.
-        views: a detail under several λ, each with whether it is the one that was taken.
+        views: a detail under several λ or strengths, each with whether it is the one that was taken.
         plots: what is drawn beside.
         key_numbers: those that matter most.
+        varied: what differs between the views.
         numbers_of: what the key numbers and plots are of, where that is not all of the input.
         spacing: distances of the samples along the axes of space, where they are known.
         plan: how the input was cut; `None` where it was not.
@@ -195,6 +196,7 @@ class PageContents:
     plots: list[Plot]
     key_numbers: list[Row]
     spacing: tuple[float, ...] | None
+    varied: str = "λ"
     numbers_of: str | None = None
     plan: PlanSection | None = None
 
@@ -220,6 +222,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         views=draw_views(run.lambda_views, images, run.kernel.kernel.n_axes),
         plots=draw_plots(result, diagnosis, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
+        varied="strengths" if result.settings.objective == "photo" else "λ",
         numbers_of=_of_channels(result, diagnosis),
         spacing=source.spacing,
     )

@@ -34,6 +34,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "prior_sentence": result.prior_sentence,
         "finest_measured_detail": result.finest,
         "weight": result.solution.weight,
+        "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
         "scale": dict(vars(result.scale)),
         "clipping": result.clipping and dict(vars(result.clipping)),

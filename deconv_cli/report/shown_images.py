@@ -170,7 +170,7 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
 def draw_views(
     views: Sequence[LambdaView], images: Sequence[ScaledImage], n_axes: int = 2
 ) -> list[tuple[PagePicture, bool]]:
-    """Draw the detail under each λ on the scale of the estimate.
+    """Draw the detail under each λ, or at each strength, on the scale of the estimate.
 
     Args:
         views: the details.
@@ -178,7 +178,7 @@ def draw_views(
         n_axes: axes of space of these.
 
     Returns:
-        The pictures, each with whether its λ is the one that was taken.
+        The pictures, each with whether its λ or strength is the one that was taken.
     """
     if not views:
         return []
@@ -186,17 +186,23 @@ def draw_views(
     is_color = estimate.values.ndim > n_axes
     shown = [
         ScaledImage(
-            name=_times(view.ratio),
+            name=_times(view),
             values=view.image.cpu() if is_color else view.image[0].cpu(),
             low=estimate.low,
             high=estimate.high,
-            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}.",
+            caption=_setting(view),
             unit=estimate.unit,
         )
         for view in views
     ]
     pictures, _ = draw_pictures(shown)
     return [(picture, view.ratio == 1) for picture, view in zip(pictures, views, strict=True)]
+
+
+def _setting(view: LambdaView) -> str:
+    if view.strength is not None:
+        return f"Strength {view.strength:g}."
+    return f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
 
 
 def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
@@ -206,10 +212,11 @@ def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
     return replace(image, values=cut(image.values), mask=None if image.mask is None else cut(image.mask))
 
 
-def _times(ratio: float) -> str:
+def _times(view: LambdaView) -> str:
+    setting, ratio = "λ" if view.strength is None else "Strength", view.ratio
     if ratio == 1:
-        return "λ, as taken"
-    return f"λ × {ratio:g}" if ratio > 1 else f"λ / {1 / ratio:g}"
+        return f"{setting}, as taken"
+    return f"{setting} × {ratio:g}" if ratio > 1 else f"{setting} / {1 / ratio:g}"
 
 
 @dataclass(frozen=True, eq=False)

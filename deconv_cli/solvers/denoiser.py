@@ -7,17 +7,25 @@ neural networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of th
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from collections.abc import Sequence
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from deconv_cli.vocabulary import Size
 
 SHUFFLE = 2
 CHANNELS = 3
 N_LEVELS = 2
 WINDOW = 9
 """Pixels along each axis over which variances are averaged."""
+N_FEATURES = 9
+"""Feature maps of the finest resolution that are held at once."""
+TILE = 1024
+"""Pixels along each axis that are denoised at once, without those around them: a large picture takes little memory."""
 
 
 class Residual(nn.Module):
@@ -58,6 +66,43 @@ class Denoiser(nn.Module):
         """Sides of pictures are padded to a multiple of this."""
         return SHUFFLE << len(self.down)
 
+    @property
+    def reach(self) -> int:
+        """Pixels around a tile that decide what becomes of it, a multiple of `multiple`."""
+        *others, coarsest = self.depths
+        reach = 2 + 2 * coarsest * 2 ** len(others) + sum(4 * n * 2**level for level, n in enumerate(others))
+        return self.multiple * math.ceil(SHUFFLE * reach / self.multiple + 1)
+
+    def tile_bytes(self, size: Size) -> int:
+        """Estimate the memory that a tile of a picture takes."""
+        n_pixels = math.prod(min(n, TILE + 2 * self.reach) for n in size)
+        return N_FEATURES * 4 * n_pixels * self.widths[0] // SHUFFLE**2
+
+    def in_tiles(self, x: Tensor, levels: Tensor, origin: Sequence[int] = (0, 0)) -> Tensor:
+        """Remove noise tile by tile; gives what `forward` gives of the whole.
+
+        Args:
+            x: as for `forward`.
+            levels: likewise.
+            origin: the place of its first pixel in the picture that it is cut from. Places differ in what the network
+                makes of them, unless they are a multiple of `multiple` apart.
+        """
+        height, width = x.shape[-2:]
+        top, left = (place % self.multiple for place in origin)
+        if top or left:
+            ahead = (left, 0, top, 0)
+            x, levels = (functional.pad(part, ahead, mode="replicate") for part in (x, levels))
+            return self.in_tiles(x, levels)[..., top:, left:]
+        cleaned = torch.empty_like(x)
+        step = self.multiple * math.ceil(TILE / self.multiple)
+        for row, column in product(range(0, height, step), range(0, width, step)):
+            rows, columns = (slice(max(at - self.reach, 0), at + step + self.reach) for at in (row, column))
+            found = self(x[..., rows, columns], levels[..., rows, columns])[
+                ..., row - rows.start :, column - columns.start :
+            ]
+            cleaned[..., row : row + step, column : column + step] = found[..., :step, :step]
+        return cleaned
+
     def forward(self, x: Tensor, levels: Tensor) -> Tensor:
         """Remove noise.
 
@@ -95,7 +140,7 @@ class Denoiser(nn.Module):
 def local_mean(picture: Tensor) -> Tensor:
     """Average over a square window around each pixel; the outermost pixels are repeated. Shape `(B, C, H, W)`."""
     padded = functional.pad(picture, (WINDOW // 2,) * 4, mode="replicate")
-    return functional.avg_pool2d(padded, WINDOW, stride=1)
+    return functional.avg_pool2d(functional.avg_pool2d(padded, (WINDOW, 1), stride=1), (1, WINDOW), stride=1)
 
 
 def _blocks(width: int, n: int) -> nn.Sequential:

@@ -32,12 +32,14 @@ from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "a fixed number of steps between the data and a denoiser that learned from photographs"
+OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, where full samples are lower bounds"
 INNER_TOLERANCE = 1e-3
-N_IMAGES = 40
-"""Images that the denoiser holds at once, besides those of the inverse."""
+N_IMAGES = 8
+"""Images that are held at once, besides those of the inverse of one image, or of the denoiser in one tile."""
 
 
 Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
@@ -67,9 +69,10 @@ class PhotoPrior(Prior):
         estimate: float | Tensor | None = None,
     ) -> Estimator:
         """Build the estimator for the noise of every sample."""
-        if not isinstance(estimate, Tensor):
+        if estimate is None:
             raise UsageError("prior photo needs the noise of the data; give noise_sigma.")
-        return PhotoEstimator(kernel, image_size, settings, estimate, self._load)
+        noise = kernel.taps.new_tensor([[[estimate]]]) if isinstance(estimate, float) else estimate
+        return PhotoEstimator(kernel, image_size, settings, noise, self._load)
 
 
 class PhotoEstimator(Estimator):
@@ -103,7 +106,7 @@ class PhotoEstimator(Estimator):
             raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
         self._brightness = abs(float(kernel.taps.sum())) / kernel.taps.shape[0] or 1.0  # of the data, of an even image
-        self.noise = noise / self._brightness * (settings.strength or 1.0)
+        self._variance = local_mean(_mean_square(noise)) * ((settings.strength or 1.0) / self._brightness) ** 2
         self._denoiser, self._steps = load(kernel.taps.device)
         self._quadratic = replace(
             settings, prior="quadratic", penalty="identity", strength=None, noise=None, tolerance=self.tolerance
@@ -112,28 +115,54 @@ class PhotoEstimator(Estimator):
         method = choose_method(problem, settings.method, settings.max_memory).method
         self.choice = Choice(method, f"{self._steps.shape[1]} steps invert by it")
         cost = find_solver(method).cost(problem)
-        extra = N_IMAGES * kernel.taps.itemsize * math.prod(self.operator.input_shape)
-        self.cost = replace(cost, n_bytes_per_image=cost.n_bytes_per_image + extra)
+        n_bytes = max(cost.n_bytes(), self._denoiser.tile_bytes(tuple(self.operator.input_shape[1:])))
+        image = kernel.taps.itemsize * math.prod(self.operator.input_shape)
+        self.cost = Cost(cost.n_operations, n_bytes, N_IMAGES * image)
         self.check_memory(self.cost)
 
-    def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`."""
+    def solve(self, y: Tensor, progress: Progress | None = None, is_bound: Tensor | None = None) -> Solution:
+        """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
+
+        Args:
+            y: the data.
+            progress: called after every step.
+            is_bound: which samples are lower bounds, in the operators' arrangement. One that the last image exceeds
+                leaves no misfit: the data are projected on what the bounds allow. Six steps hardly go beyond a bound,
+                so it should be about as bright as what was cut off.
+        """
         data = self.data_of(y)
         self.check_memory(self.cost, self.n_images(data))
         changes = []
         with torch.no_grad():
             z = self._start(data)
-            level = _fit(local_mean(_variance(self.noise)), z.shape[-2:]).sqrt()
+            level = _fit(self._variance, z.shape[-2:]).sqrt()
             for n, (times, weight) in enumerate(self._steps.T.tolist(), start=1):
-                last, inverse = z, self._inverse(weight)
-                misfit = self.kernel.join(data - self.operator.forward(z))
-                x = z + inverse.solve(misfit).value
-                far = _fit(local_mean(_variance(misfit)), z.shape[-2:]).sqrt() / self._brightness
-                z = self._denoise(x, torch.cat([times * level.expand_as(far), far], dim=1))
-                changes.append(synchronize.as_number((z - last).norm() / last.norm().clamp_min(1e-30)))
+                misfit = data - self.operator.forward(z)
+                if is_bound is not None:
+                    misfit = torch.where(is_bound, misfit.clamp_min(0), misfit)
+                far = _fit(local_mean(_mean_square(misfit)), z.shape[-2:]).sqrt() / self._brightness
+                last, z = z, self._corrected(z, misfit, self._inverse(weight))
+                z = self._denoise(z, torch.cat([times * level.expand_as(far), far], dim=1))
+                changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
                 if progress is not None:
                     progress(n, changes[-1])
-        return Solution(z, Status.FIXED_STEPS, len(changes), changes[-1], tuple(changes), OBJECTIVE)
+        return Solution(
+            z,
+            Status.FIXED_STEPS,
+            len(changes),
+            changes[-1],
+            tuple(changes),
+            OBJECTIVE if is_bound is None else OBJECTIVE_WITH_BOUNDS,
+            noise_levels=self.settings.noise_levels,
+        )
+
+    def _corrected(self, z: Tensor, misfit: Tensor, inverse: PseudoInverse) -> Tensor:
+        """Add what the inverse makes of the misfit, image by image: the memory is that of one."""
+        corrected = torch.empty_like(z)
+        images = (part.reshape(-1, *part.shape[-3:]) for part in (corrected, z, misfit))
+        for found, image, missed in zip(*images, strict=True):
+            torch.add(image, inverse.solve(missed).value.reshape(image.shape), out=found)
+        return corrected
 
     def _inverse(self, weight: float) -> PseudoInverse:
         return PseudoInverse(self.kernel, self.geometry.image_size, replace(self._quadratic, lam=weight))
@@ -148,19 +177,21 @@ class PhotoEstimator(Estimator):
     def _denoise(self, x: Tensor, levels: Tensor) -> Tensor:
         """Denoise images in the operators' arrangement: three channels as colors, others one by one."""
         images = self.kernel.join(x)
-        if images.shape[-3] == CHANNELS:
-            stacked = images.reshape(-1, *images.shape[-3:])
-        else:
-            stacked = images.reshape(-1, 1, *images.shape[-2:]).expand(-1, CHANNELS, -1, -1)
-        cleaned = torch.cat([self._denoiser(image[None].float(), levels.float()) for image in stacked])
-        if images.shape[-3] != CHANNELS:
-            cleaned = cleaned.mean(dim=1)
-        return cleaned.reshape(x.shape).to(x.dtype)
+        is_color = images.shape[-3] == CHANNELS
+        stacked = images.reshape(-1, CHANNELS if is_color else 1, *images.shape[-2:]).float()
+        origin = self.settings.origin or (0, 0)
+        cleaned = [
+            self._denoiser.in_tiles(image[None].expand(-1, CHANNELS, -1, -1), levels.float(), origin)
+            for image in stacked
+        ]
+        parts = [part if is_color else part.mean(dim=1, keepdim=True) for part in cleaned]
+        return torch.cat(parts).reshape(x.shape).to(x.dtype)
 
 
-def _variance(samples: Tensor) -> Tensor:
+def _mean_square(samples: Tensor) -> Tensor:
     """Average squares over channels and images, shape `(1, 1, H, W)`."""
-    return samples.square().flatten(0, -3).mean(dim=0)[None, None]
+    images = samples.flatten(0, -3)
+    return (torch.linalg.vector_norm(images, dim=0).square() / len(images))[None, None]
 
 
 def _fit(samples: Tensor, size: Size) -> Tensor:

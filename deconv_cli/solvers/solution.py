@@ -85,6 +85,7 @@ class Solution:
         rho: the last ρ of an iteration by ADMM; `None` for others.
         n_steps: of an iteration that the noise ends, those that led to `value`, without the ones that looked for their
             number; `None` for others.
+        noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
             do. With other penalties it is an estimate, from the smallest Ritz value of the iteration, for λ below 1e-4
@@ -103,6 +104,7 @@ class Solution:
     distance_bound: float | None = None
     n_steps: int | None = None
     rho: float | None = None
+    noise_levels: tuple[float, ...] = ()
     left_over: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property

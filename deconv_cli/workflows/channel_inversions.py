@@ -79,9 +79,8 @@ class ChannelInversions:
         for c, inversion in enumerate(self._inversions[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam
             noise = noises[c % len(noises)] if isinstance(noises, tuple) else noises
-            alone = replace(
-                resolution, settings=replace(settings, lam=lam, noise=noise), lams=(), is_per_channel=False, notes=()
-            )
+            own = replace(settings, lam=lam, noise=noise, noise_levels=settings.noise_levels[c : c + 1])
+            alone = replace(resolution, settings=own, lams=(), is_per_channel=False, notes=())
             known = None if truth is None else truth.narrow(axis, c, 1)
             parts.append(inversion.begin(y.narrow(axis, c, 1), alone, (steps[c % len(steps)],), known, listener))
         return lambda: join_channels([measure() for measure in parts], resolution, kernel.n_axes)

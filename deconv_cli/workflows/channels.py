@@ -72,6 +72,7 @@ def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
         certificate=max(part.certificate for part in parts),
         residual_norms=max((part.residual_norms for part in parts), key=len),
         weight=weights.pop() if len(weights) == 1 else None,
+        noise_levels=tuple(level for part in parts for level in part.noise_levels),
         distance_bound=max(known) if len(known) == len(parts) else None,
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.gain import estimate_gain
@@ -9,6 +12,7 @@ from deconv_cli.diagnostics.jpeg_noise import estimate_jpeg_noise
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -45,8 +49,47 @@ def build_estimator(
     prior: Prior = PRIORS[settings.objective]
     needed = prior.needs(settings)
     if needed == "noise map":
-        return prior.build(kernel, image_size, settings, _noise_map(y.detach(), kernel, settings, curve))
+        settings, noise = _settled_noise(y.detach(), kernel, settings, curve)
+        return prior.build(kernel, image_size, settings, noise)
     return prior.build(kernel, image_size, settings, _estimate(needed, kernel, image_size, settings, y))
+
+
+def _settled_noise(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> tuple[ResolvedSettings, Tensor]:
+    """Find the noise of every sample; that of a block by its levels, which are found first if they are not known."""
+    if not settings.origin:
+        return settings, _noise_map(y, kernel, settings, curve)
+    if not settings.noise_levels:
+        settings = find_noise_levels(y, kernel, settings, curve)
+    levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
+    return settings, levels * _slope(y, kernel, curve)
+
+
+def find_noise_levels(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> ResolvedSettings:
+    """Find the noise of each channel of a picture in stored values, and settle it for its parts.
+
+    Args:
+        y: as for `build_estimator`, of the whole picture or of a piece that stands for it.
+        kernel: likewise.
+        settings: what was resolved; their noise is a model.
+        curve: the tone curve that was undone on the outputs; `None` where there is none.
+    """
+    axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
+    noise, slope = _noise_map(y, kernel, settings, curve).expand_as(y), _slope(y, kernel, curve)
+    levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
+    return replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
+
+
+def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
+    """Tell how far light moves with stored values at each sample."""
+    if curve is None:
+        return torch.ones_like(y)
+    stored, step = curve.to_stored(y, kernel.n_axes), curve.white / SLOPE_STEPS
+    ends = (curve.to_light(stored + sign * step, kernel.n_axes) for sign in (1, -1))
+    return (next(ends) - next(ends)) / (2 * step)
 
 
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
@@ -62,8 +105,7 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
     sigma = y.new_tensor([model.sigma for model in models]).reshape(-1, *[1] * n_axes)
     if curve is None:
         return EVEN * sigma
-    stored, step = curve.to_stored(y, n_axes), curve.white / SLOPE_STEPS
-    slope = (curve.to_light(stored + step, n_axes) - curve.to_light(stored - step, n_axes)) / (2 * step)
+    stored, slope = curve.to_stored(y, n_axes), _slope(y, kernel, curve)
     mean_slope = slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
     rounded = estimate_jpeg_noise(stored) if settings.noise_sigma is None and stored.ndim == n_axes + 1 else None
     if rounded is not None:

@@ -15,16 +15,18 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.errors import DeconvError, ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
-from deconv_cli.workflows.clipped_filling import fill_clipped
+from deconv_cli.workflows.clipped_filling import fill_clipped, fill_tiles
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise
@@ -91,10 +93,10 @@ class Inversion:
         if truth is not None:
             axis = kernel.channel_axis
             check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
-        is_clipped = find_bounds(data, kernel, resolution)
+        filled, is_clipped = data, find_bounds(data, kernel, resolution)
         if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
             # else it is for the tests of the residual alone
-            resolution = self._with_noise(resolution, data, kernel, is_clipped)
+            resolution, filled = self._with_noise(resolution, data, kernel, is_clipped)
         choice = None
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
@@ -106,14 +108,20 @@ class Inversion:
             resolution = _with_choice(resolution, choice)
         settings = resolution.settings
         listener.begin("building the inverse")
-        estimator = self._estimator(kernel, image_size, resolution, data, is_of_these_data=choice is not None)
-        if not isinstance(estimator, PseudoInverse) or estimator.problem.lam == 0:
+        estimator: Estimator
+        if settings.is_linear:
+            estimator = self._linear(kernel, image_size, settings, is_of_these_data=choice is not None)
+        else:
+            self.inverse = None
+            estimator = build_estimator(kernel, image_size, settings, filled, resolution.tone_curve)
+        if isinstance(estimator, PseudoInverse) and estimator.problem.lam == 0:
             is_clipped = None
         tolerance = estimator.tolerance
-        if is_clipped is not None:
+        if is_clipped is not None and isinstance(estimator, PseudoInverse):
             tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
         listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
-        solved = self._solve(estimator, data, resolution, is_clipped, choice, step, tolerance, listener)
+        full = None if is_clipped is None else (is_clipped, filled)
+        solved = self._solve(estimator, data, resolution, full, choice, step, tolerance, listener)
 
         def finish() -> Reconstruction:
             listener.begin("measuring the residual")
@@ -197,24 +205,29 @@ class Inversion:
 
     def _with_noise(
         self, resolution: Resolution, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
-    ) -> Resolution:
-        """Find out what kind of noise the data have, where the settings leave it open."""
+    ) -> tuple[Resolution, Tensor]:
+        """Find out what kind of noise the data have, where the settings leave it open.
+
+        Returns:
+            The resolution; and the data without the bias, where full samples were filled in, if they hid the noise.
+        """
         settings = resolution.settings
         unbiased = subtract_bias(data, self._bias, kernel.n_axes)
-        filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
+        if is_clipped is not None and settings.objective == "photo":
+            filled = fill_tiles(unbiased, kernel, is_clipped, settings.origin)
+            share = synchronize.as_number((filled == unbiased).double().mean())
+        else:
+            filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
         found = find_noise(filled, kernel, settings, observed_share=share)
-        return replace(resolution, settings=replace(settings, noise=found))
+        return replace(resolution, settings=replace(settings, noise=found)), filled
 
-    def _estimator(
-        self, kernel: Kernel, image_size: Size, resolution: Resolution, data: Tensor, *, is_of_these_data: bool
-    ) -> Estimator:
-        """Build what estimates the images, or take an inverse that was built before; none where λ is of these data."""
+    def _linear(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, *, is_of_these_data: bool
+    ) -> PseudoInverse:
+        """Build an inverse, or take one that was built before; none where λ is of these data."""
         if self._given is not None:
             return self._given
-        self.inverse, settings = None, resolution.settings  # where it is not kept, its memory first
-        if not settings.is_linear:
-            unbiased = subtract_bias(data, self._bias, kernel.n_axes)
-            return build_estimator(kernel, image_size, settings, unbiased, resolution.tone_curve)
+        self.inverse = None  # where it is not kept, its memory first
         if is_of_these_data:
             inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
         else:
@@ -242,20 +255,22 @@ class Inversion:
         estimator: Estimator,
         data: Tensor,
         resolution: Resolution,
-        is_clipped: Tensor | None,
+        full: tuple[Tensor, Tensor] | None,
         choice: LambdaChoice | None,
         step: float,
         tolerance: float,
         listener: ProgressListener,
     ) -> Solved:
-        """Apply an estimator."""
+        """Apply an estimator; `full` says which samples are full, and gives the data with those filled in."""
         estimator.arrange(data)  # a kernel that does not fit is refused before a bias that does not
         unbiased = subtract_bias(data, self._bias, estimator.kernel.n_axes)
-        if is_clipped is None:
+        is_clipped = None if full is None else estimator.arrange(full[0].to(data.dtype)) > 0
+        if isinstance(estimator, PhotoEstimator):
+            solution = estimator.solve(unbiased if full is None else full[1], listener, is_clipped)
+        elif is_clipped is None:
             solution = estimator.solve(unbiased, listener)
         else:
             assert isinstance(estimator, PseudoInverse)
-            is_clipped = estimator.arrange(is_clipped.to(data.dtype)) > 0
             rule = StoppingRule(tolerance, resolution.settings.max_iterations)
             solution = solve_clipped(estimator.problem, estimator.arrange(unbiased), is_clipped, rule, listener)
         return Solved(estimator, unbiased, resolution, solution, tolerance, choice, step, is_clipped)
@@ -265,7 +280,7 @@ def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor 
     """Find samples that are full, and so are bounds, where estimates take account of them."""
     if resolution.ceiling is None or resolution.has_bounds is False:
         return None
-    if not kernel.layer.is_plain or not resolution.settings.is_linear:
+    if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
         return None
     if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
         return None

@@ -1,4 +1,7 @@
-"""A detail of a picture, or of a plane of a stack, restored under weaker and stronger λ than the one that was taken."""
+"""A detail of a picture, or of a plane of a stack, restored under weaker and stronger λ than the one that was taken.
+
+A photograph whose prior was learned has no λ: its detail is restored at other strengths.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,17 @@ from deconv_cli.operators.axes import squared_gradient
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.apply_kernel import subtract_bias
+from deconv_cli.workflows.clipped_filling import fill_tiles
+from deconv_cli.workflows.estimators import build_estimator, find_noise_levels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """λ over the one that was taken."""
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Strengths of prior photo over the one that was taken."""
 SIDE = 192
 """Of the detail, in pixels, at most."""
 SIDE_IN_SPACE = 96
@@ -29,17 +37,59 @@ SIDE_IN_SPACE = 96
 
 @dataclass(frozen=True, eq=False)
 class LambdaView:
-    """The detail under one λ.
+    """The detail under one λ, or at one strength.
 
     Attributes:
-        ratio: λ over the one that was taken.
-        lams: λ of all channels, or of each.
+        ratio: λ or strength over the one that was taken.
+        lams: λ of all channels, or of each; empty where there is none.
         image: shape `(C, h, w)`, on the scale of the data as they were given.
+        strength: of prior photo; `None` for others.
     """
 
     ratio: float
     lams: tuple[float, ...]
     image: Tensor
+    strength: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Detail:
+    """A detail with a margin, beyond which nothing is assumed.
+
+    Attributes:
+        whole: the first image of the data, less the bias, in light where that is restored, shape `(C, *size)`.
+        outer: where the detail lies with its margin.
+        inner: where it lies in that.
+        is_clipped: which samples of `outer` are lower bounds; `None` where none are.
+        is_whole: whether nothing is cut off.
+    """
+
+    whole: Tensor
+    outer: tuple[slice, ...]
+    inner: tuple[slice, ...]
+    is_clipped: Tensor | None
+    is_whole: bool
+
+    @classmethod
+    def of(
+        cls, kernel: Kernel, result: Reconstruction, y: Tensor, bias: Tensor | None, ceiling: float | None
+    ) -> _Detail:
+        """Find the detail of the first image that has most contrast."""
+        n_axes, curve = kernel.n_axes, result.tone_curve
+        stored = (y if y.ndim == n_axes + 1 else y[0]).detach()
+        data = stored.to(result.image.dtype)
+        data = data if curve is None else curve.to_light(data)
+        is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
+        data = subtract_bias(data, bias, n_axes)
+        size = tuple(data.shape[1:])
+        # Farther away than two kernels little of what was cut off is left.
+        parts = [
+            _with_margin(part, 2 * n_taps, length)
+            for part, n_taps, length in zip(find_detail_in_space(stored), kernel.size, size, strict=True)
+        ]
+        outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
+        is_whole = tuple(data[outer].shape[1:]) == size and result.padding == "same"
+        return cls(data, outer, inner, None if is_clipped is None else is_clipped[outer], is_whole)
 
 
 def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
@@ -100,23 +150,9 @@ def restore_at_lambdas(
     kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
     if not kernels or not settings.is_linear or not settings.has_lambda or min(lams) == 0:
         return ()
-    stored, curve = (y if y.ndim == n_axes + 1 else y[0]).detach(), result.tone_curve
-    data = stored.to(result.image.dtype)
-    data = data if curve is None else curve.to_light(data)
-    is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
-    data = subtract_bias(data, bias, n_axes)
-    size = tuple(data.shape[1:])
-    # Farther away than two kernels little of what was cut off is left.
-    parts = [
-        _with_margin(part, 2 * n_taps, length)
-        for part, n_taps, length in zip(find_detail_in_space(stored), kernels[0].size, size, strict=True)
-    ]
-    outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
-    cut = data[outer]
-    is_whole = tuple(cut.shape[1:]) == size and result.padding == "same"
-    is_clipped = None if is_clipped is None else is_clipped[outer]
+    detail, curve = _Detail.of(kernel, result, y, bias, ceiling), result.tone_curve
     alike = ResolvedSettings(
-        boundary=result.boundary if is_whole else "unknown",
+        boundary=result.boundary if detail.is_whole else "unknown",
         penalty=settings.penalty,
         spacing=settings.spacing,
         tolerance=settings.tolerance,
@@ -125,10 +161,48 @@ def restore_at_lambdas(
     views = []
     for ratio in RATIOS:
         weights = tuple(ratio * lam for lam in lams)
-        image = _restore(kernels, weights, alike, cut, is_clipped)
-        image = image if curve is None else curve.to_stored(image)
-        detail = image[inner]
-        views.append(LambdaView(ratio, weights, detail if n_axes == 2 else detail[:, 0]))
+        image = _restore(kernels, weights, alike, detail.whole[detail.outer], detail.is_clipped)
+        image = (image if curve is None else curve.to_stored(image))[detail.inner]
+        views.append(LambdaView(ratio, weights, image if n_axes == 2 else image[:, 0]))
+    return tuple(views)
+
+
+def restore_at_strengths(
+    kernel: Kernel,
+    result: Reconstruction,
+    y: Tensor,
+    bias: Tensor | None = None,
+    ceiling: float | None = None,
+) -> tuple[LambdaView, ...]:
+    """Do what `restore_at_lambdas` does at strengths of prior photo, from a quarter to fourfold; see there.
+
+    The noise is that of the whole picture.
+    """
+    if result.channels or kernel.field is not None:
+        return ()
+    kernel = replace(kernel, taps=kernel.taps.detach().to(result.image))
+    detail, curve = _Detail.of(kernel, result, y, bias, ceiling), result.tone_curve
+    settings = result.settings
+    if not settings.noise_levels:
+        settings = find_noise_levels(detail.whole, kernel, settings, curve)
+    settings = replace(
+        settings,
+        padding="same",
+        boundary=result.boundary if detail.is_whole else "unknown",
+        origin=tuple(part.start or 0 for part in detail.outer[1:]),
+    )
+    data, bounds = detail.whole[detail.outer], detail.is_clipped
+    data = data if bounds is None else fill_tiles(data, kernel, bounds)
+    views = []
+    for ratio in STRENGTHS:
+        strength = ratio * (result.settings.strength or 1.0)
+        own = replace(settings, strength=strength)
+        estimator = build_estimator(kernel, tuple(data.shape[1:]), own, data, curve)
+        assert isinstance(estimator, PhotoEstimator)
+        is_bound = None if bounds is None else estimator.arrange(bounds.to(data)) > 0
+        image = estimator.frame(estimator.solve(data, None, is_bound).value)
+        image = (image if curve is None else curve.to_stored(image))[detail.inner]
+        views.append(LambdaView(ratio, (), image, strength))
     return tuple(views)
 
 

@@ -33,7 +33,7 @@ from deconv_cli.workflows.arithmetic import check_image, pick_dtype
 from deconv_cli.workflows.channel_inversions import ChannelInversions
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inversion import Inversion, Measure, Steps, find_bounds
-from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas
+from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas, restore_at_strengths
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
@@ -272,7 +272,8 @@ class Pipeline:
         if planes is not None:
             y = planes.split(y)
         ceiling = _ceiling(y, result.tone_curve, sample_type, kernel.n_axes)
-        return restore_at_lambdas(kernel, result, y, self._bias, ceiling)
+        restore = restore_at_strengths if result.settings.objective == "photo" else restore_at_lambdas
+        return restore(kernel, result, y, self._bias, ceiling)
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""

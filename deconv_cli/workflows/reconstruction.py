@@ -16,8 +16,8 @@ from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.clipped import OBJECTIVE
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike
@@ -108,7 +108,8 @@ class Reconstruction:
     @property
     def has_bounds(self) -> bool:
         """Whether full samples were taken for bounds, in any channel."""
-        return any(part.solution.objective == OBJECTIVE for part in self.channels or (self,))
+        with_bounds = (clipped.OBJECTIVE, photo_prior.OBJECTIVE_WITH_BOUNDS)
+        return any(part.solution.objective in with_bounds for part in self.channels or (self,))
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:

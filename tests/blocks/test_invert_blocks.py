@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from block_cases import BLOCKS, OPTIONS, blurred, describe, planned, scene
+from block_cases import BLOCKS, OPTIONS, blurred, describe, laid_out, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import cut_blocks, plan_blocks
@@ -26,7 +26,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.workflows import solved
+from deconv_cli.workflows import clipped_filling, solved
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
@@ -74,6 +74,26 @@ def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatc
     restored = count_calls(monkeypatch, BlockProblem, "restore")
     planned(tmp_path, kernel)
     assert sum(values.numel() for _, values, *_ in restored) <= 8 * y.numel()
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_parts_of_a_photograph_agree_wherever_they_begin(tmp_path, monkeypatch, is_full):
+    monkeypatch.setattr(clipped_filling, "TILE", 64)
+    kernel, picture = deconv_cli.make_kernel("gaussian:1"), scene(90, 220)
+    picture[30:36, 160:200] = 700
+    y = blurred(tmp_path, picture[None], kernel, "unknown")
+    if is_full:
+        np.save(tmp_path / "in.npy", y.clamp(0, 255).round().byte().numpy())
+    problem = laid_out(tmp_path, kernel, prior="photo", lam=None)
+    settings = replace(problem.resolution.settings, noise_levels=(1.0,))
+    problem = replace(problem, resolution=replace(problem.resolution, settings=settings))
+    pipeline, core, found = problem.pipeline(), ((0, 90), (140, 220)), []
+    for first in (0, 77):
+        data = ((0, 90), (first, 220))
+        result = problem.restore(problem.read((), data), data, pipeline)
+        assert result.has_bounds == is_full
+        found.append(problem.crop(result.image, data, core))
+    assert float((found[1] - found[0]).abs().max()) < 1e-3 * 255
 
 
 @pytest.mark.exhaustive

@@ -9,7 +9,7 @@ from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows import lambda_series
 from deconv_cli.workflows.apply_kernel import forward
-from deconv_cli.workflows.lambda_series import RATIOS, find_detail
+from deconv_cli.workflows.lambda_series import RATIOS, STRENGTHS, find_detail
 from deconv_cli.workflows.library import invert
 from deconv_cli.workflows.pipeline import Pipeline
 
@@ -38,6 +38,16 @@ def test_each_view_is_the_restoration_with_its_lambda(bright, boundary, curve):
     for view in views:
         assert view.lams == (pytest.approx(1e-2 * view.ratio),)
         whole = invert(bright, KERNEL, tone_curve=curve, lam=view.lams[0], **given).image
+        assert (view.image - whole).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("curve", [None, ToneCurve.srgb(255)])
+def test_each_view_of_a_photograph_is_the_restoration_at_its_strength(bright, curve):
+    given = {"prior": "photo", "light": "linear" if curve else "stored", "defaults": "picture"}
+    _, views = views_of(bright, KERNEL, curve, strength=1.5, **given)
+    assert tuple(view.strength for view in views) == tuple(1.5 * ratio for ratio in STRENGTHS)
+    for view in views[::2]:
+        whole = invert(bright, KERNEL, tone_curve=curve, strength=view.strength, **given).image
         assert (view.image - whole).abs().max() < 0.1
 
 
