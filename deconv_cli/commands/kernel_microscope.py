@@ -12,6 +12,7 @@ from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     check_psf_output,
     parse_numbers,
+    parse_size,
     print_kernel,
     without_paths,
     write_psf,
@@ -87,7 +88,7 @@ def microscope(
     n_axes = len(chosen.spacing)
     wanted = chosen.psf_size(None if read is None else tuple(read.values.shape[2:]))
     if size is not None:
-        wanted = parse_numbers(size, "--size", (1, 3) if n_axes == 3 else (2,), int)
+        wanted = parse_size(size, n_axes)
     if len(wanted) < n_axes:
         wanted = (*wanted, *chosen.psf_size((wanted[0] // 2 + 1, MAX_SIDE, MAX_SIDE))[1:])
     psf = microscope_psf(chosen, wanted)

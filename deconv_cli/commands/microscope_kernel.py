@@ -183,7 +183,7 @@ def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str
     Returns:
         None for a channel that is not known; empty where none is.
     """
-    from deconv_cli.kernels.optics.dyes import emission_of_dye
+    from deconv_cli.io.optics_metadata import emission_of_dye
 
     names = () if image is None else image.channel_names
     n_channels = max(map(len, (names, found.dyes, found.emissions)))

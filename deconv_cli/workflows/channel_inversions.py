@@ -15,9 +15,8 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.workflows.apply_kernel import as_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
 from deconv_cli.workflows.channels import join_channels
-from deconv_cli.workflows.clipped_filling import fill_clipped
 from deconv_cli.workflows.diagnose import Diagnosis, join_diagnoses
-from deconv_cli.workflows.find_noise import find_noise_of_channels
+from deconv_cli.workflows.find_noise import fill_clipped, find_noise_of_channels
 from deconv_cli.workflows.inversion import Inversion, Measure, Steps, check_truth, find_bounds
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction

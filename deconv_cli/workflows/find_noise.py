@@ -9,13 +9,15 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.continuation import affordable_window
+from deconv_cli.diagnostics.continuation import Continuation, affordable_window
 from deconv_cli.diagnostics.hann_window import FadedImages
+from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
+from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 
@@ -103,3 +105,32 @@ def _middle(y: Tensor, kernel: Kernel) -> Tensor:
     window = affordable_window(tuple(outputs.shape[2:]))
     start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
     return crop(outputs, start, window)
+
+
+def fill_clipped(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, is_clipped: Tensor | None
+) -> tuple[Tensor, float]:
+    """Replace clipped samples that an estimate exceeds, its λ chosen as for white noise.
+
+    Where light is cut off the data have creases, which no blur makes, and which look like noise.
+
+    Args:
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision, without a graph.
+        kernel: what made them.
+        settings: what was resolved.
+        is_clipped: which samples are lower bounds, of the shape of `y`; none where it is left out.
+
+    Returns:
+        Data of the shape of `y`, filled in the middle, which is looked at; and the part of that that is as it was.
+    """
+    if is_clipped is None or kernel.field is not None:
+        return y, 1.0
+    continuation = Continuation(
+        kernel,
+        tuple(y.shape[-kernel.n_axes :]),
+        boundary="unknown",
+        penalty=spaced_penalty(settings.penalty, settings.spacing),
+        max_memory=settings.max_memory,
+    )
+    lam = choose_lambda(continuation, y, is_clipped).lam
+    return continuation.fill(y, lam, is_clipped)

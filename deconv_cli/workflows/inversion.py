@@ -24,10 +24,9 @@ from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.arithmetic import as_any_kernel, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
-from deconv_cli.workflows.clipped_filling import fill_clipped
 from deconv_cli.workflows.diagnose import Diagnosis, diagnose
 from deconv_cli.workflows.estimators import build_estimator
-from deconv_cli.workflows.find_noise import find_noise
+from deconv_cli.workflows.find_noise import fill_clipped, find_noise
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.predict import predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener

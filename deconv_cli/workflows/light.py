@@ -84,8 +84,8 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     if found[light] <= _CLEARLY * found[other]:
         return None
     places = {Light.STORED: "on the samples as they are stored", Light.LINEAR: "in linear light"}
-    whiter = f"the residual is {found[light] / found[other]:.2g} times as white if the kernel acts {places[other]}"
-    return f'{whiter}: the blur was probably made there; try light="{other}"'
+    whiter = f"if the kernel acts {places[other]}, the residual is {found[light] / found[other]:.2g} times whiter"
+    return f'{whiter}: the blur probably acted there; try light="{other}"'
 
 
 def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:

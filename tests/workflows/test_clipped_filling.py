@@ -13,7 +13,7 @@ import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.workflows.clipped_filling import fill_clipped
+from deconv_cli.workflows.find_noise import fill_clipped
 
 PHOTOGRAPH = Path(__file__).parents[2] / "sample_images" / "astronaut.png"
 SIZE, CLIPPED, WHITE, NOISE = 88, 0.2, 65535, 0.004
