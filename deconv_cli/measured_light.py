@@ -54,6 +54,16 @@ def above_noise(light: Tensor, sigma: Tensor, n_scales: int = N_SCALES) -> Tenso
     return kept
 
 
+def connected(light: Tensor) -> Tensor:
+    """Set to zero what is not connected to the middle sample by samples above zero, diagonal neighbors included."""
+    is_light, pool = light > 0, (functional.max_pool2d, functional.max_pool3d)[light.ndim - 2]
+    grown, n_before = torch.zeros_like(light), 0
+    grown[tuple(n // 2 for n in light.shape)] = 1
+    while n_before != (n_before := int(grown.sum())):
+        grown = pool(grown[None, None], 3, stride=1, padding=1)[0, 0] * is_light
+    return light * grown
+
+
 def shift(windows: Tensor, by: Tensor) -> Tensor:
     """Move windows `(n, *size)` by parts of a pixel, `(n, n_axes)`, around the torus of the window."""
     size = windows.shape[1:]

@@ -121,14 +121,17 @@ def with_memory(problem: BlockProblem, max_memory: int) -> BlockProblem:
 
 
 def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOptions) -> str:
-    """Hash all that decides what is written."""
+    """Hash all that decides what is written.
+
+    Tensors are rounded to single precision: threads that share a sum change the last digits of a computed kernel.
+    """
     curve = problem.resolution.tone_curve
     tensors = {"kernel": problem.kernel, "bias": problem.bias, "light": None if curve is None else curve.light}
     settled = {
         "version": package_version("deconv-cli"),
         "source": problem.source.fingerprint(),
         "axes": problem.layout.axes,
-        "tensors": {name: None if t is None else [list(t.shape), t.tolist()] for name, t in tensors.items()},
+        "tensors": {name: None if t is None else [list(t.shape), t.float().tolist()] for name, t in tensors.items()},
         "settings": repr(problem.settings),
         "resolved": repr(problem.resolution.settings),
         "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],

@@ -13,6 +13,7 @@ from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     check_psf_output,
     parse_numbers,
+    parse_size,
     print_kernel,
     without_paths,
     write_psf,
@@ -49,8 +50,8 @@ def from_beads(
         str | None,
         typer.Option(
             "--size",
-            metavar="[D,]H,W",
-            help="Samples along each axis, odd. Default: those that stand out of the noise.",
+            metavar="D|[D,]H,W",
+            help="Samples along each axis, odd, or planes alone. Default: those that stand out of the noise.",
             show_default=False,
         ),
     ] = None,
@@ -82,20 +83,23 @@ def from_beads(
 ) -> None:
     """Measure a point-spread function on a picture of beads: average those that stand alone."""
     from deconv_cli.io import read_image
+    from deconv_cli.sample_range import limits_of
     from deconv_cli.workflows.bead_psf import psf_from_beads
 
     if output is not None:
         check_psf_output(output, beads, force=printed.force)
     image = read_image(beads, axes=axes)
+    image = image if image.values.shape[0] == 1 else image.spanned_by(3)
     samples, known = _one_channel(image, channel)
     given = parse_numbers(spacing, "--spacing", (samples.ndim,), float) if spacing is not None else None
     steps = given or known
+    limits = limits_of(samples, image.dtype)
     found = psf_from_beads(
         samples,
-        size=None if size is None else parse_numbers(size, "--size", (samples.ndim,), int),
+        size=None if size is None else parse_size(size, samples.ndim),
         bead_diameter=bead_diameter,
         spacing=steps,
-        white=_white(image),
+        white=limits and limits[1],
     )
     record = {
         "schema": 1,
@@ -117,8 +121,7 @@ def from_beads(
 
 def _one_channel(image: ImageFile, channel: int | None) -> tuple[Tensor, tuple[float, ...] | None]:
     """Give the samples of one channel, `(H, W)` or `(D, H, W)`, and their spacing in µm where it is known."""
-    stack = image if image.values.shape[0] == 1 else image.spanned_by(3)
-    values = stack.values
+    values = image.values
     if len(values) > 1:
         raise UsageError(f"'{image.path}' holds {len(values)} stacks; give one, or name its axes with --axes.")
     n_channels = values.shape[1]
@@ -126,15 +129,7 @@ def _one_channel(image: ImageFile, channel: int | None) -> tuple[Tensor, tuple[f
         raise UsageError(f"'{image.path}' holds {n_channels} channels; choose one with --channel N.")
     if channel is not None and channel >= n_channels:
         raise UsageError(f"--channel must be from 0 to {n_channels - 1} here, but is {channel}.")
-    return values[0, channel or 0], stack.spacing
-
-
-def _white(image: ImageFile) -> float | None:
-    """Give the value of a full sample, by the type in the file."""
-    import numpy as np
-
-    kind = np.dtype(image.dtype)
-    return float(np.iinfo(kind).max) if np.issubdtype(kind, np.integer) else None
+    return values[0, channel or 0], image.spacing
 
 
 def _describe(found: BeadPsf) -> dict[str, Any]:
@@ -159,7 +154,7 @@ def _describe(found: BeadPsf) -> dict[str, Any]:
 def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:
     from deconv_cli.workflows.bead_psf import describe_census
 
-    left_out = [describe_census(found.census)] if _any_left_out(found) else []
+    left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
     rows = [("beads", f"{found.n_used} averaged" + (f"; left out: {', '.join(left_out)}" if left_out else ""))]
     names = AXIS_NAMES[-found.psf.ndim :]
@@ -171,11 +166,6 @@ def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, st
     return [
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
-        ("light", f"{format_percent(found.share)} of what of a bead stands out of the noise"),
+        ("light", f"{format_percent(found.share)} of the light of a bead that stands out of the noise"),
         ("background", f"{found.background:.5g}, subtracted"),
     ]
-
-
-def _any_left_out(found: BeadPsf) -> bool:
-    census = found.census
-    return bool(census.n_crowded or census.n_saturated or census.n_at_edge)

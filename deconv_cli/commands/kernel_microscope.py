@@ -12,6 +12,7 @@ from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     check_psf_output,
     parse_numbers,
+    parse_size,
     print_kernel,
     without_paths,
     write_psf,
@@ -80,18 +81,18 @@ def microscope(
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)
     steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
-    optics = describe_optics(read, read_words(f"microscope:{words}"), steps)
-    if channel >= len(optics.microscopes):
-        raise UsageError(f"--channel must be from 0 to {len(optics.microscopes) - 1} here, but is {channel}.")
-    chosen = optics.microscopes[channel]
+    microscopes, assumed = describe_optics(read, read_words(f"microscope:{words}"), steps)
+    if channel >= len(microscopes):
+        raise UsageError(f"--channel must be from 0 to {len(microscopes) - 1} here, but is {channel}.")
+    chosen = microscopes[channel]
     n_axes = len(chosen.spacing)
     wanted = chosen.psf_size(None if read is None else tuple(read.values.shape[2:]))
     if size is not None:
-        wanted = parse_numbers(size, "--size", (1, 3) if n_axes == 3 else (2,), int)
+        wanted = parse_size(size, n_axes)
     if len(wanted) < n_axes:
         wanted = (*wanted, *chosen.psf_size((wanted[0] // 2 + 1, MAX_SIDE, MAX_SIDE))[1:])
     psf = microscope_psf(chosen, wanted)
-    notes = [*optics.assumed, *sampling_notes([chosen], [psf])]
+    notes = [*assumed, *sampling_notes([chosen], [psf])]
     record: dict[str, Any] = {
         "schema": 1,
         "command": "kernel microscope",

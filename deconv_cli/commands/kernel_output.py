@@ -70,6 +70,11 @@ def parse_numbers(text: str, option: str, counts: tuple[int, ...], kind: type[An
     return found
 
 
+def parse_size(text: str, n_axes: int) -> tuple[int, ...]:
+    """Read `--size` of a point-spread function: a number for each axis, or the planes of a stack alone."""
+    return parse_numbers(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
+
+
 def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
     """Refuse what a kernel cannot be written to, before anything is computed."""
     from deconv_cli.io.formats import codec_named

@@ -6,7 +6,6 @@ plus, are those of the channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,23 +80,18 @@ def read_words(text: str) -> Values:
     return found
 
 
-@dataclass(frozen=True)
-class DescribedOptics:
-    """The microscope of each channel, and what was assumed of it, a sentence each."""
-
-    microscopes: tuple[Microscope, ...]
-    assumed: tuple[str, ...]
-
-
 def describe_optics(
     image: ImageFile | None, given: Values, spacing: tuple[float, ...] | None = None
-) -> DescribedOptics:
+) -> tuple[tuple[Microscope, ...], tuple[str, ...]]:
     """Put together what was given, what the file says, and what has to be assumed.
 
     Args:
         image: the file, arranged as the kernel spans it; `None` where there is none.
         given: what was typed.
         spacing: distance of samples in µm, where it was given.
+
+    Returns:
+        The microscope of each channel, and a sentence for each assumption.
 
     Raises:
         UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value cannot be.
@@ -147,7 +141,7 @@ def describe_optics(
         assumed.append(f"a pinhole of one Airy unit{why}")
     microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
     made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
-    return DescribedOptics(made, tuple(f"assumed: {sentence}" for sentence in assumed))
+    return made, tuple(f"assumed: {sentence}" for sentence in assumed)
 
 
 def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[object]:
@@ -183,7 +177,7 @@ def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str
     Returns:
         None for a channel that is not known; empty where none is.
     """
-    from deconv_cli.kernels.optics.dyes import emission_of_dye
+    from deconv_cli.io.optics_metadata import emission_of_dye
 
     names = () if image is None else image.channel_names
     n_channels = max(map(len, (names, found.dyes, found.emissions)))
@@ -263,29 +257,27 @@ def load_microscope(
     spanned = image.spanned_by(n_axes)
     if spanned.spacing is None and spacing is not None and len(spacing) != n_axes:
         raise UsageError(f"spacing must hold a distance in µm for each of {n_axes} axes, but holds {len(spacing)}.")
-    optics = describe_optics(spanned, read_words(text), spanned.spacing or spacing)
+    microscopes, assumed = describe_optics(spanned, read_words(text), spanned.spacing or spacing)
     image_size = tuple(spanned.values.shape[2:]) if whole is None else whole[-n_axes:]
-    sizes = [microscope.psf_size(image_size, is_compact=is_compact) for microscope in optics.microscopes]
-    made = [microscope_psf(microscope, size) for microscope, size in zip(optics.microscopes, sizes, strict=True)]
+    sizes = [microscope.psf_size(image_size, is_compact=is_compact) for microscope in microscopes]
+    made = [microscope_psf(microscope, size) for microscope, size in zip(microscopes, sizes, strict=True)]
     taps: Tensor = made[0] if len(made) == 1 else stack_kernels(made)
     taps = taps.flip(tuple(range(-n_axes, 0)))
     kernel = Kernel.of_any(taps, dimensions=n_axes)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     again = {"--kernel": text, "--dimensions": n_axes}
-    shown, notes = _shown(optics.microscopes), sampling_notes(optics.microscopes, made)
-    if sizes != [microscope.psf_size(image_size) for microscope in optics.microscopes]:
+    shown, notes = _shown(microscopes), sampling_notes(microscopes, made)
+    if sizes != [microscope.psf_size(image_size) for microscope in microscopes]:
         notes = (
             *notes,
             f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse of all its light takes very long; "
             'method="richardson-lucy" takes all of it, and comes nearer to a stack of a wide field',
         )
-    return LoadedKernel(
-        source, taps, None, (shown, *optics.assumed, *notes), again, spacing=optics.microscopes[0].spacing
-    )
+    return LoadedKernel(source, taps, None, (shown, *assumed, *notes), again, spacing=microscopes[0].spacing)
 
 
 def _shown(microscopes: tuple[Microscope, ...]) -> str:
-    first = replace(microscopes[0])
+    first = microscopes[0]
     seen = ", ".join(f"{microscope.emission:g}" for microscope in microscopes)
     modes = ", ".join(dict.fromkeys(microscope.mode for microscope in microscopes))
     return (

@@ -226,7 +226,7 @@ def choose_kind(
     if image.is_picture:
         return InputKind.PICTURE, ()
     n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None and loaded.inverse is None
-    is_decided = not {"defaults", "lam", "rcond"}.isdisjoint(given)
+    is_decided = not {"defaults", "rcond"}.isdisjoint(given)
     if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
         return InputKind.TENSOR, ()
     from deconv_cli.diagnostics.hann_window import FadedImages

@@ -28,7 +28,7 @@ from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1
 """The part of all components that counts as weak."""
-_NORMAL_MEDIAN = 0.6744897501960817
+NORMAL_MEDIAN = 0.6744897501960817
 """The median of |z| for a standard normal z."""
 _RAYLEIGH_MEDIAN = math.sqrt(math.log(2))
 """The median of |z| for a complex normal z of unit variance."""
@@ -71,7 +71,7 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
     for axis in space_axes(n_axes):
         detail = detail.diff(n=2, dim=axis)
     # The squares of the mask's weights, 1 −2 1 along each axis, add up to six for each.
-    return synchronize.as_number(detail.abs().flatten().median()) / (6 ** (n_axes / 2) * _NORMAL_MEDIAN)
+    return synchronize.as_number(detail.abs().flatten().median()) / (6 ** (n_axes / 2) * NORMAL_MEDIAN)
 
 
 def estimate_noise_of_spectrum(data: SpectralData) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.mode_bands import ModeBands
-from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+from deconv_cli.diagnostics.noise_level import NORMAL_MEDIAN, estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.residual import BorderBand, border_profile
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
@@ -40,7 +41,7 @@ TAKEN_UP = 0.4
 # Without a noise level: a part of the data that is too large for noise.
 NOTABLE = 0.01
 N_BINS = 61
-# An estimate shows mostly noise where noise is more than this part of its variance.
+# An estimate shows mostly noise if noise is more than this part of its usual variance, and of the data's contrast.
 MOSTLY_NOISE = 0.5
 
 
@@ -175,7 +176,8 @@ def measure_noise_ratio(
     """Compare the noise in a linear estimate that shows mostly noise with the contrast of the data.
 
     The noise is found twice: where the data are lowest, and in the residual, which holds a known part of it. Exact data
-    may look noisy in one of the two ways, but not in both.
+    may look noisy in one of the two ways, but not in both. The contrast is that of most samples, since a few bright
+    points on an even background would hide any noise between them.
 
     Args:
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
@@ -195,10 +197,13 @@ def measure_noise_ratio(
     # The residual holds all noise that no image explains: of kernels with more outputs than inputs.
     part = modes.sigma.shape[-1] / modes.u.shape[-2]
     share = part * sum(left) / len(left) + 1 - part
-    amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * bands.noise_gain(by_mode)
+    gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
+    amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * gain
+    if gain * largest <= AMPLIFIED or amplified * largest <= MOSTLY_NOISE * _contrast(data):
+        return None
     # The least contrast of an image that the kernel could turn into such data.
-    contrast = _contrast(data) / synchronize.as_number(bands.sigma.max())
-    is_most = amplified**2 > MOSTLY_NOISE * _contrast(FadedImages.of(estimate, data.n_axes)) ** 2
+    contrast = _usual_contrast(data) / largest
+    is_most = amplified**2 > MOSTLY_NOISE * _usual_contrast(FadedImages.of(estimate, data.n_axes)) ** 2
     return amplified / contrast if is_most and amplified > contrast > 0 else None
 
 
@@ -289,6 +294,14 @@ def _histogram(residual: Tensor, spread: float) -> Histogram:
 def _contrast(data: FadedImages) -> float:
     images = data.images
     return _rms(images - images.mean(dim=space_axes(data.n_axes), keepdim=True))
+
+
+def _usual_contrast(data: FadedImages) -> float:
+    """Estimate the contrast of most samples from the median deviation; it is at most that of all."""
+    parts = list(data.images.flatten(0, 1))
+    middles = synchronize.medians(parts)
+    deviations = synchronize.medians([(part - middle).abs() for part, middle in zip(parts, middles, strict=True)])
+    return min(math.hypot(*deviations) / math.sqrt(len(parts)) / NORMAL_MEDIAN, _contrast(data))
 
 
 def _rms(a: Tensor) -> float:

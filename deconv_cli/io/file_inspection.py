@@ -205,6 +205,8 @@ def _short(value: Any) -> Any:  # noqa: ANN401
         return counted(len(value), "byte")
     if isinstance(value, np.ndarray):
         return f"{format_size(value.shape)} {value.dtype}"
+    if isinstance(value, str) and "\n" in value:
+        value = [" ".join(line.split()) for line in value.strip().splitlines()]
     if isinstance(value, list | tuple) and value and not all(isinstance(member, int | float) for member in value):
         shown = [str(_short(member)) for member in value[:_MAX_LISTED]]
         return ", ".join(shown)[:MAX_TEXT] + (f" and {len(value) - len(shown)} more" if len(value) > len(shown) else "")

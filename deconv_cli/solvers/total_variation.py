@@ -86,9 +86,8 @@ class TotalVariationEstimator(Estimator):
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
         image_size: size of the images that are wanted back.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends where a step
-            changes the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. So many
-            `iterations` at a `rho` decide nothing over the whole image: what a pixel becomes depends on data near it
-            alone.
+            changes the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations`
+            and `rho` are given, a pixel of the estimate depends only on data near it.
         weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is what the
             noise makes (Morozov's discrepancy principle), which fails where noise is taken for too small.
         noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.

@@ -27,7 +27,7 @@ from deconv_cli.kernels.beads.bead_finder import (
     near_places,
     take_census,
 )
-from deconv_cli.measured_light import above_noise, smooth
+from deconv_cli.measured_light import above_noise, connected, smooth
 from deconv_cli.sample_range import white_of
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.arithmetic import check_image
@@ -58,8 +58,8 @@ class BeadPsf:
         census: those that were left out, and why.
         n_unlike: beads that were left out because they do not look like the others.
         background: of the image, without the light of any bead.
-        share: part of a bead's light, as far as it stands out of the noise, that the size holds.
-        outermost: light of the outer planes of a stack, in that of the middle one; `None` for a picture.
+        share: part of the light of a bead that lies within the size, of the light that stands out of the noise.
+        outermost: light of the outermost planes of a stack divided by that of the middle plane; `None` for a picture.
     """
 
     psf: Tensor
@@ -90,7 +90,8 @@ def psf_from_beads(
 
     Args:
         image: beads on an even background, shape `(H, W)` or `(D, H, W)`.
-        size: of the point-spread function in samples, odd; `None` takes those that stand out of the noise.
+        size: of the point-spread function in samples, odd, or the planes of a stack alone; what is not given is chosen
+            to hold the light that stands out of the noise.
         bead_diameter: of the beads, in the unit of the spacing; its blur is taken off. 0 for points.
         spacing: distance of neighboring samples along each axis; `None` for 1.
         white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers.
@@ -115,12 +116,13 @@ def psf_from_beads(
         raise UsageError(f"spacing must hold a positive number for each of {samples.ndim} axes, but is {spacing}.")
     if not 0 <= bead_diameter < math.inf:
         raise UsageError(f"bead_diameter must be zero or a positive number, but is {bead_diameter}.")
-    wanted = None if size is None else _checked(size, tuple(samples.shape))
+    wanted = () if size is None else _checked(size, samples.ndim)
     window = _window_of(samples)
     census = take_census(samples, window, white)
     if not len(census.used):
         raise UntrustworthyResultError(
-            f"no bead is fit to be measured within {format_size(window)} samples: {describe_census(census)}; "
+            f"no bead is fit to be measured within {format_size(window)} samples: "
+            f"{describe_census(census) or 'none stands out of the background'}; "
             "take a picture with single beads."
         )
     windows = cut_windows(samples, census.used, window)
@@ -128,7 +130,7 @@ def psf_from_beads(
     average = average_beads(windows - local)
     background = background_of(samples, census)
     whole = _light_of(samples - background, census, average, window)
-    psf = resized(whole, wanted or _holding(whole))
+    psf = resized(whole, (*wanted, *_holding(whole)[len(wanted) :]))
     share = float(psf.sum() / whole.sum())
     if bead_diameter > 0:
         seen = [float(width) * length for width, length in zip(full_widths(psf[None])[0], step, strict=True)]
@@ -167,7 +169,7 @@ def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: S
     size = tuple(
         min(n - 1 + n % 2, across if axis else MOST_ACROSS) for axis, n in enumerate(image.shape, image.ndim == 2)
     )
-    return above_noise(*fit_beads(image, places, heights, weights, size, average.template))
+    return connected(above_noise(*fit_beads(image, places, heights, weights, size, average.template)))
 
 
 def _holding(light: Tensor) -> Size:
@@ -187,19 +189,18 @@ def _outermost(psf: Tensor) -> float | None:
 
 
 def describe_census(census: BeadCensus) -> str:
-    """Say how many beads were left out, and why."""
+    """Say how many beads were left out, and why; empty if none was."""
     counts = {
         "too close to another": census.n_crowded,
         "saturated": census.n_saturated,
         "at the edge": census.n_at_edge,
     }
-    said = [f"{n} {why}" for why, n in counts.items() if n]
-    return ", ".join(said) if said else "none stands out of the background"
+    return ", ".join(f"{n} {why}" for why, n in counts.items() if n)
 
 
-def _checked(size: Size, image_size: Size) -> Size:
-    n_axes = len(image_size)
-    if len(size) != n_axes or not all(isinstance(n, int) and n > 2 and n % 2 for n in size):
+def _checked(size: Size, n_axes: int) -> Size:
+    is_length = len(size) == n_axes or (len(size) == 1 and n_axes == 3)
+    if not is_length or not all(isinstance(n, int) and n > 2 and n % 2 for n in size):
         raise UsageError(
             f"size must hold an odd number of samples, 3 or more, for each of {n_axes} axes, but is {size}."
         )

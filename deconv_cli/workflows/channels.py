@@ -16,6 +16,8 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 
+_NUMBER = re.compile(r"\d[\d.e+-]*")
+
 
 def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
     """Put channels together: images side by side, sizes pooled, and of all else the worst.
@@ -48,16 +50,20 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
 
 
 def _notes(parts: Sequence[Reconstruction]) -> list[str]:
-    """Say of which channels the notes are: those that differ in numbers alone once, as the first channel has it."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    """Say of which channels the notes are; notes that differ in numbers alone become one that lists the numbers."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
     for number, part in enumerate(parts, start=1):
         for note in part.notes:
-            found.setdefault(re.sub(r"\d[\d.e+-]*", "", note), []).append((number, note))
-    likewise = [", ".join(str(number) for number, _ in others) for _, *others in found.values()]
-    return [
-        f"channel {first[0]}{f' (likewise {others})' if others else ''}: {first[1]}"
-        for (first, *_), others in zip(found.values(), likewise, strict=True)
-    ]
+            words, numbers = _NUMBER.split(note), _NUMBER.findall(note)
+            found.setdefault(tuple(words), []).append([str(number), *numbers])
+    notes = []
+    for (first, *words), rows in found.items():
+        channels, *numbers = (
+            ", ".join(column if len(set(column)) > 1 else column[:1]) for column in zip(*rows, strict=True)
+        )
+        note = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
+        notes.append(f"channel{'s' if ',' in channels else ''} {channels}: {note}")
+    return notes
 
 
 def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:

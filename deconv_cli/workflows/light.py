@@ -17,9 +17,6 @@ from deconv_cli.vocabulary import ArithmeticDType, LambdaRule, Light
 from deconv_cli.workflows.arithmetic import pick_dtype
 
 RECORDED = "recorded in the file by deconv forward"
-_GIVEN = "given by the user"
-
-
 _CLEARLY = 2.5
 """Factor between the whiteness of two residuals at which one light is called better. The wrong light was whiter by at
 most 1.6 on 6 photographs, under three kernels, and on 16 others, under two kernels and two sizes of noise, as JPEG."""
@@ -84,8 +81,8 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     if found[light] <= _CLEARLY * found[other]:
         return None
     places = {Light.STORED: "on the samples as they are stored", Light.LINEAR: "in linear light"}
-    whiter = f"the residual is {found[light] / found[other]:.2g} times as white if the kernel acts {places[other]}"
-    return f'{whiter}: the blur was probably made there; try light="{other}"'
+    whiter = f"if the kernel acts {places[other]}, the residual is {found[light] / found[other]:.2g} times whiter"
+    return f'{whiter}: the blur probably acted there; try light="{other}"'
 
 
 def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:
@@ -102,7 +99,7 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     if curve is not None:
         check_type(curve, ToneCurve, "tone_curve")
     if wanted != "auto":
-        light, why = Light(wanted), _GIVEN
+        light, why = Light(wanted), "given by the user"
     elif recorded is not None:
         light, why = recorded, RECORDED
     elif curve is not None and curve.is_default:

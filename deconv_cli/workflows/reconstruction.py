@@ -64,7 +64,7 @@ class Reconstruction:
         predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
             that is not to be trusted.
         residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
-        noise_ratio: the noise in parts of the contrast of the data, where the estimate shows mostly noise; else `None`.
+        noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
         clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
         explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.

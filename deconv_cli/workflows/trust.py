@@ -270,9 +270,11 @@ def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]
 
 
 def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
-    """Doubt an estimate that shows mostly noise, so many times as strong as the contrast of the data."""
-    found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of the data"
-    advice = "a larger λ or another kernel" if is_lambda_chosen else 'a larger λ; lam="auto" chooses it from the data'
+    """Doubt an estimate that shows mostly noise, so many times as strong as the usual contrast of the data."""
+    found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of most of the data"
+    advice = 'a larger λ; lam="auto" chooses it from the data'
+    if is_lambda_chosen:
+        advice = 'a larger λ, another kernel, or for counts of light, such as stars, method="richardson-lucy"'
     return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 

@@ -75,6 +75,11 @@ def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
     assert_that_force_alone_forgets(folder, ledger, n_done)
 
 
+def test_the_last_digits_of_a_kernel_hold_no_run_up(folder):
+    begin(folder)
+    assert planned(folder, KERNEL.double() * (1 + 1e-12), resume=True).is_resumed
+
+
 @pytest.mark.parametrize("damage", [b"\xff\x00", b'{"number": 3, "\xc3', b"[1]"])
 def test_a_block_whose_line_is_damaged_is_done_again(folder, damage):
     ledger = begin(folder)

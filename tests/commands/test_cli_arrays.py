@@ -52,6 +52,27 @@ def test_a_result_that_is_mostly_noise_is_doubted(deconv, stars):
     assert "--lambda auto" in run.stderr
 
 
+def test_noise_between_bright_stars_is_doubted(deconv, tmp_path):
+    """λ is the best for the squared error, which the stars dominate; the noise of the background grows 30 times."""
+    rng, kernel = np.random.default_rng(1), make_kernel(KERNEL).double()
+    sharp = torch.zeros(1, 160, 160, dtype=torch.float64)
+    for y, x, light in zip(*rng.integers(0, 160, (2, 60)), 3e4 * rng.exponential(1, 60), strict=True):
+        sharp[0, y, x] += light
+    counts = rng.poisson(300 + deconv_cli.forward(sharp, kernel)[0].clamp_min(0).numpy())
+    np.save(tmp_path / "stars.npy", counts.astype("float32"))
+    words = ["invert", tmp_path / "stars.npy", "--kernel", KERNEL, "-o", tmp_path / "out.npy"]
+    said = deconv(*words, expect=ExitCode.UNTRUSTWORTHY).stderr
+    assert "the estimate shows mostly noise" in said
+    assert "--method richardson-lucy" in said
+
+
+def test_a_given_lambda_leaves_an_array_a_picture(deconv, stars):
+    words = ["invert", stars / "stars.npy", "--kernel", KERNEL, "-o", stars / "out.npy", "--lambda", "1e-2"]
+    found = deconv(*words, "--json", expect=BOTH).report
+    assert any("taken for a picture" in note for note in found["notes"])
+    assert "--penalty=gradient" in found["rerun"]
+
+
 def test_a_single_channel_keeps_its_axis(deconv, tmp_path):
     for shape in ((1, 3, 5, 6, 7), (2, 3, 9, 8), (3, 9, 8)):
         n_axes = 3 if len(shape) == 5 else 2

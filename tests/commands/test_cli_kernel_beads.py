@@ -40,7 +40,7 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
     assert report["beads"]["used"] == 16
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
-    assert "of what of a bead stands out of the noise" in done.stderr
+    assert "of the light of a bead that stands out of the noise" in done.stderr
     assert "draws on a terminal" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)
@@ -62,6 +62,14 @@ def test_a_stack_keeps_its_spacing(deconv, stack, tmp_path):
     assert len(done.report["shape"]) == 3
     assert read_image(target).spanned_by(3).spacing == pytest.approx((0.2, 0.1, 0.1))
     assert done.report["fwhm_samples"][0] > done.report["fwhm_samples"][1]
+
+
+def test_planes_alone_are_a_size_and_a_plain_stack_is_no_batch(deconv, tmp_path):
+    tifffile.imwrite(tmp_path / "plain.tif", scene((24, 60, 60), (1.6, 1.5, 1.5), 30, counts=1500).numpy())
+    done = deconv("kernel", "from-beads", tmp_path / "plain.tif", "--size", "11", "--json")
+    assert done.report["shape"][0] == 11
+    assert min(done.report["shape"][1:]) > 11
+    assert "one by one" not in done.stderr
 
 
 def test_channels_are_chosen(deconv, refuses, save, tmp_path):

@@ -148,12 +148,12 @@ def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
     image = confocal(
         tmp_path / "a.ome.tif", channels, SEVERAL, '<ObjectiveSettings ID="Objective:2" Medium="Glycerol"/>'
     )
-    optics = describe_optics(image, {})
-    assert [m.emission for m in optics.microscopes] == pytest.approx([520, 610, 668, 461])
-    assert [m.excitation for m in optics.microscopes] == pytest.approx([488, 561, 640, 405])
-    assert {(m.numerical_aperture, m.immersion_index, m.mode) for m in optics.microscopes} == {(1.3, 1.47, "confocal")}
-    assert optics.microscopes[0].spacing == pytest.approx((0.1, 0.1))
-    assert optics.assumed == (
+    microscopes, assumed = describe_optics(image, {})
+    assert [m.emission for m in microscopes] == pytest.approx([520, 610, 668, 461])
+    assert [m.excitation for m in microscopes] == pytest.approx([488, 561, 640, 405])
+    assert {(m.numerical_aperture, m.immersion_index, m.mode) for m in microscopes} == {(1.3, 1.47, "confocal")}
+    assert microscopes[0].spacing == pytest.approx((0.1, 0.1))
+    assert assumed == (
         "assumed: emission 668 nm (AF647-T2), 461 nm (DAPI), the maxima of the dyes after which channels are named",
         "assumed: a sample of the same refractive index as the immersion",
         "assumed: a pinhole of one Airy unit, since the file gives its diameter, but not its magnification",
@@ -167,9 +167,9 @@ def test_what_has_no_model_or_is_missing_is_named(tmp_path):
     with pytest.raises(UsageError, match="wavelength of 100 to 3000 nm"):
         describe_optics(image, {})
     image = confocal(tmp_path / "b.ome.tif", channels, SEVERAL)
-    optics = describe_optics(image, {})
-    assert [m.immersion_index for m in optics.microscopes] == [1.515] * 2
-    assert optics.assumed[:2] == (
+    microscopes, assumed = describe_optics(image, {})
+    assert [m.immersion_index for m in microscopes] == [1.515] * 2
+    assert assumed[:2] == (
         "assumed: mode widefield for channel 1 (the file says none) and 2 (TIRF, of which there is no model)",
         "assumed: refractive index 1.515 of the immersion, usual for this numerical aperture",
     )

@@ -10,6 +10,7 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import plan_output, read_image
+from deconv_cli.io.file_inspection import inspect_file
 
 fits = pytest.importorskip("astropy.io.fits")
 RNG = np.random.default_rng(5)
@@ -45,6 +46,13 @@ def test_samples_are_read_as_they_were_written(tmp_path, dtype):
     assert (image.dtype, image.axes, image.is_picture) == (dtype, "YX", True)
     assert np.array_equal(image.values[0, 0].numpy(), samples)
     assert image.tone_curve is None or not image.tone_curve.is_default
+
+
+def test_inspection_shows_the_first_cards_of_a_header(tmp_path):
+    shown = inspect_file(written(tmp_path / "a.fits", STARS, EXPTIME=30)).metadata["other"]["FITS header"]
+    assert shown.startswith("OBJECT = 'M 51 ', ")
+    assert "\n" not in shown
+    assert "  " not in shown
 
 
 @pytest.mark.parametrize("name", ["b.fits", "b.fits.gz", "b.fits.fz"])

@@ -10,7 +10,8 @@ from bead_scenes import gaussian
 from cases import random
 
 from deconv_cli.kernels.beads.bead_average import average_beads, full_widths, shift, take_off_size
-from deconv_cli.kernels.beads.bead_finder import clipped_mean, find_maxima, take_census
+from deconv_cli.kernels.beads.bead_finder import background_of, clipped_mean, find_maxima, take_census
+from deconv_cli.measured_light import connected
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -89,6 +90,22 @@ def test_beads_that_are_unfit_are_counted():
     assert bool(census.is_background[30, 60])
     places, _ = find_maxima(image)
     assert places[0].tolist() == [90, 40]
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_light_that_is_not_connected_to_the_middle_is_set_to_zero(n_axes):
+    light = torch.zeros((9,) * n_axes)
+    for at in (3, 4, 5, 7):
+        light[(at,) * n_axes] = 1
+    assert connected(light).nonzero()[:, 0].tolist() == [3, 4, 5]
+
+
+def test_the_background_of_even_noise_is_its_mean():
+    """A few dark samples in a corner weigh no more than others, so that no tails are seen there."""
+    image = 100 + 10 * random((13, 60, 60), seed=2)
+    image[:2, :2, :2] = 75
+    census = take_census(image, (9, 9, 9), None)
+    assert background_of(image, census) == pytest.approx(100, abs=0.3)
 
 
 def test_a_line_that_does_not_fall_to_half_has_no_width():

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
-from deconv_cli.kernels.optics.dyes import emission_of_dye
+from deconv_cli.io.optics_metadata import emission_of_dye
 from deconv_cli.kernels.optics.microscope import sampling_notes
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity
+from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
 
 WATER = Microscope(numerical_aperture=1.1, emission=520, spacing=(0.25, 0.1, 0.1), immersion_index=1.333)
 
@@ -37,7 +37,7 @@ def by_integrals(objective, n_pixels, pixel, heights, shift=0.0):
 @pytest.mark.parametrize(("aperture", "index"), [(1.4, 1.515), (1.1, 1.333), (0.5, 1.0)])
 def test_the_focus_is_that_of_the_vectorial_integrals(aperture, index):
     objective = Objective(aperture, 0.52, index, index, 0.0)
-    found = focus_intensity(objective, 31, 0.08, 9, 0.2)
+    found = torch.stack([*focus_planes(objective, 31, 0.08, 9, 0.2)])
     wanted = by_integrals(objective, 31, 0.08, (torch.arange(9) - 4) * 0.2)
     assert float((found[:, 15] - wanted / wanted.max()).abs().max()) < 1e-3
     assert float((found - found.mT).abs().max()) < 1e-4
@@ -46,7 +46,7 @@ def test_the_focus_is_that_of_the_vectorial_integrals(aperture, index):
 
 def test_a_deep_sample_is_focused_where_it_is_brightest_and_its_planes_differ():
     objective = Objective(1.2, 0.52, 1.515, 1.333, 4.0)
-    found = focus_intensity(objective, 21, 0.08, 41, 0.1)
+    found = torch.stack([*focus_planes(objective, 21, 0.08, 41, 0.1)])
     heights = torch.arange(-3, 3, 0.01, dtype=torch.float64)
     nominal = 4.0 * 1.515 / 1.333
     shift = nominal + float(heights[by_integrals(objective, 1, 0.08, heights, nominal)[:, 0].argmax()])
@@ -126,7 +126,7 @@ def test_the_planes_are_those_of_the_package_psf_generator():
     )  # fmt: skip
     seen = made.compute_focus_field().abs().double().square().sum(1)
     wanted = 0.5 * (seen + seen.mT)
-    found = focus_intensity(WATER.objective(520), 31, 0.1, 9, 0.25)
+    found = torch.stack([*focus_planes(WATER.objective(520), 31, 0.1, 9, 0.25)])
     assert float((found - wanted / wanted.max()).abs().max()) < 1e-3
 
 

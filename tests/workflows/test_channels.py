@@ -147,4 +147,4 @@ def test_a_note_of_several_channels_is_given_once():
     parts = [
         SimpleNamespace(notes=(f"{share} % of the samples are full", *more)) for share, more in ((4, ()), (5, ("b",)))
     ]
-    assert _notes(parts) == ["channel 1 (likewise 2): 4 % of the samples are full", "channel 2: b"]
+    assert _notes(parts) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]

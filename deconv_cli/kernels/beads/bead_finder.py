@@ -127,7 +127,10 @@ def background_of(image: Tensor, census: BeadCensus) -> float:
     if not len(everywhere):
         return float(image.min())
     level, noise = clipped_mean(everywhere)
-    darkest = float(smooth(smooth(smooth(image), 2), 4).min())
+    lights, shares = image, torch.ones_like(image)
+    for step in (1, 2, 4):
+        lights, shares = (smooth(each, step, "constant") for each in (lights, shares))
+    darkest = float((lights / shares).min())
     return darkest if image.ndim == 3 and level - darkest > TAILS * noise else level
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_intensity, focus_planes
+from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
 from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.disk import disk_kernel
 from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
@@ -207,10 +207,10 @@ def _of_square(microscope: Microscope, side: int, n_planes: int, plane: float) -
         lit = torch.exp(-4 * math.log(2) * (heights / (microscope.sheet or 1.0)).square())
         return seen * lit[:, None, None]
     exciting = microscope.objective(microscope.excitation or microscope.emission)
-    lit = focus_intensity(exciting, side, pixel, n_planes, plane)
+    lit = torch.stack([*focus_planes(exciting, side, pixel, n_planes, plane)])
     if microscope.mode == "two-photon":
         return lit.square()
-    seen = focus_intensity(microscope.objective(microscope.emission), side, pixel, n_planes, plane)
+    seen = torch.stack([*focus_planes(microscope.objective(microscope.emission), side, pixel, n_planes, plane)])
     return lit * _through_pinhole(seen, microscope, pixel)
 
 

@@ -48,11 +48,6 @@ class Objective:
         return math.asin(self.numerical_aperture / self.immersion_index)
 
 
-def focus_intensity(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Tensor:
-    """Compute the planes of `focus_planes` at once, shape `(n_planes, n_pixels, n_pixels)`."""
-    return torch.stack([*focus_planes(objective, n_pixels, pixel, n_planes, plane)])
-
-
 def focus_planes(objective: Objective, n_pixels: int, pixel: float, n_planes: int, plane: float) -> Iterator[Tensor]:
     """Compute the intensity around the focus, of unpolarized light.
 
