@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
-from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_differences.directional import (
+from deconv_cli.gradients.findings import TimeSeries, first_line
+from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
+from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
     Comparison,
+    Direction,
     Outcome,
+    ScalarFunction,
+    TensorGradient,
     compare_along,
 )
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
-from deconv_cli.gradients.finite_differences.search import MAX_RESOLUTION, compare_tensors
-from deconv_cli.gradients.recurrence.time_series import TimeSeries, has_loops, series_of_loops
-from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
 from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.through_time import has_loops, series_of_layers, series_of_loops
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward

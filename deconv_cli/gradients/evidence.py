@@ -9,18 +9,16 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.double_precision import DoubleEvidence
-from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
-from deconv_cli.gradients.first_steps import FirstSteps
+from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.reruns import Overwritten, Repetition, Response
-from deconv_cli.gradients.stray_weights import Unregistered
-from deconv_cli.gradients.tensors_in import norm_of
-from deconv_cli.gradients.tracing.autograd_graph import distances_from
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.other_data import BatchIndependence
+from deconv_cli.gradients.reruns import FirstSteps, Overwritten, Repetition, Response
+from deconv_cli.gradients.tensors import norm_of
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, distances_from
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.unregistered import Unregistered
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""What the checker finds: a verdict, what causes it, and what to write instead."""
+"""What the checker finds, and the report that says it in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from deconv_cli.gradients.finite_differences.directional import Comparison
+from deconv_cli.gradients.finite_differences import Comparison
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.vocabulary import counted
 
 _MAX_CAUSES = 3
 
@@ -80,6 +83,7 @@ class Verdict(StrEnum):
 
 
 _UNDECIDED = frozenset({Verdict.NOISY, Verdict.NOT_CHECKED})
+
 _NO_FAULT = _UNDECIDED | {
     Verdict.OK,
     Verdict.FROZEN,
@@ -190,3 +194,191 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
         Fault(verdict, unique_causes(group[0].causes), tuple(finding.name for finding in group))
         for (verdict, _), group in groups.items()
     ]
+
+
+_FADED = 1e-6
+
+
+@dataclass(frozen=True)
+class TimeSeries:
+    """The gradient of the loss on its way back through time.
+
+    Attributes:
+        name: the module, or the state of a hand-written loop.
+        location: where it stands.
+        norms: ‖∂loss/∂h_t‖ for t = 0, 1, ...
+        trend: `fades`, `explodes` or `steady`, seen backwards in time.
+        step: the last step, counted from the first, at which the norm is below a millionth of the largest (fades), or
+            the step at which it is largest (explodes); None for steady.
+    """
+
+    name: str
+    location: CodeLocation
+    norms: tuple[float, ...]
+    trend: str
+    step: int | None
+
+    @classmethod
+    def of(cls, name: str, location: CodeLocation, norms: Sequence[float]) -> TimeSeries:
+        """Read the trend off the norms."""
+        largest = max(norms)
+        position = norms.index(largest)
+        faded = [t for t in range(position) if norms[t] < _FADED * largest]
+        late = [norm for norm in norms[len(norms) // 2 :] if norm]
+        if faded:
+            return cls(name, location, tuple(norms), "fades", faded[-1])
+        if late and largest > statistics.median(late) / _FADED:
+            return cls(name, location, tuple(norms), "explodes", position)
+        return cls(name, location, tuple(norms), "steady", None)
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """All that was found: for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
+
+    Attributes:
+        loss: the value of the loss, None where it is not finite.
+        dtype: the precision in which finite differences were taken, None where none were.
+        notes: what was assumed, a sentence each.
+        not_checked: what was left out and why, a sentence each.
+        n_evaluations: forward passes spent on finite differences.
+        time_s: seconds in all.
+        noun: what gradients are by, `parameter` or `input`.
+    """
+
+    parameters: tuple[ParameterFinding, ...]
+    general: tuple[Finding, ...]
+    recurrent: tuple[TimeSeries, ...]
+    loss: float | None
+    dtype: str | None
+    notes: tuple[str, ...]
+    not_checked: tuple[str, ...]
+    n_evaluations: int
+    time_s: float
+    noun: str = "parameter"
+
+    def __str__(self) -> str:
+        """Write the report as text."""
+        return write_report(self.parameters, self.general, self.noun)
+
+    def _repr_html_(self) -> str:
+        return write_html(self.parameters, self.general, self.noun)
+
+    def faults(self) -> list[Fault]:
+        """Gather the parameters of each fault by source line."""
+        return grouped(finding for finding in self.parameters if finding.is_fault)
+
+    def remarks(self) -> list[Fault]:
+        """Gather by source line the parameters of what is no fault but has a reason, such as a zero at the start."""
+        return grouped(finding for finding in self.parameters if finding.causes and not finding.is_fault)
+
+
+_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
+
+_UNCHECKED = ("NOISY", "NOT CHECKED")
+
+_MAX_NAMES = 6
+
+_OF_ALL = {
+    "NOTHING TRAINS": "nothing that could be trained is free to move",
+    "UNREGISTERED": "the loss depends on weights that no optimizer is given",
+    "OVERWRITTEN": "weights are set back after they were moved",
+    "LOSS INPUT": "the loss is given something else than it is for",
+    "OPTIMIZER": "the optimizer does not move the weights as it should",
+    "ACCUMULATED": "gradients of earlier passes are used again",
+    "GRADIENT LOST": "gradients are lost before the step",
+    "CLIPPING": "gradients are not limited as it is meant",
+    "FAILS": "the script ends with an error",
+    "IN-PLACE": "what backward needs is overwritten",
+    "BATCH-LEAK": "samples leak into one another",
+    "EXPLODING": "gradients explode through time",
+    "DETACHED": "a draw carries no gradient",
+    "WRONG": "a hand-written backward is wrong",
+}
+"""Findings of the model as a whole, in plain words."""
+
+
+def summarize(
+    parameters: Sequence[ParameterFinding],
+    general: Sequence[Finding],
+    expected: frozenset[str] = frozenset(),
+    noun: str = "parameter",
+) -> str:
+    """Say in one line whether training would work; `expected` is accepted, `noun` what gradients are by."""
+    trainable = [found for found in parameters if found.verdict != "FROZEN"]
+    rest = [found for found in trainable if found.name not in expected]
+    without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
+    others = [found for found in rest if found.is_fault and found not in without]
+    of_all = [found for found in general if found.is_fault and found.verdict not in expected]
+    trains = noun == "parameter"
+    if not trainable or len(without) == len(trainable):
+        whole = "its whole" if any(found.gradient_norm for found in without) else "a"  # cut on one of its ways
+        return f"{'Training would not work: no' if trains else 'No'} {noun} gets {whole} gradient."
+    sentences, of_trainable = [], f"of {counted(len(trainable), noun)}"
+    if without:
+        sentences.append(f"{len(without)} {of_trainable} {'would not train' if trains else 'get no gradient'}")
+    if others:
+        badly = "would train badly" if trains else "get a wrong one"
+        sentences.append(f"{len(others)} {of_trainable} {badly} ({_verdicts(others)})")
+    if of_all:
+        sentences += dict.fromkeys(
+            f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
+        )
+    if sentences:
+        return (
+            f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
+        )
+    unknown = [found for found in trainable if found.verdict in _UNCHECKED]
+    if unknown:
+        return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
+    substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]
+    if substituted:
+        share = f"{len(substituted)} of {len(trainable)}"
+        return f"Training can work: every gradient arrives, and is right but for {share} that the code substitutes."
+    if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
+        return "Training can work but for what is expected; every other gradient arrives and is right."
+    if noun != "parameter":
+        return f"Gradients are right: every {noun} gets one, and it agrees with finite differences."
+    return "Training can work: every trainable parameter gets a gradient, and it is right."
+
+
+def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+    """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
+    blocks = [summarize(parameters, general, noun=noun)]
+    for fault in grouped(found for found in parameters if found.is_fault):
+        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
+    for found in general:
+        blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
+    return "\n\n".join(blocks)
+
+
+def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+    """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
+    rows = "".join(
+        f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
+        f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
+        for found in parameters
+    )
+    head, _, faults = write_report(parameters, general, noun).partition("\n\n")
+    table = f"<table><tr><th>verdict</th><th>{noun}</th><th>‖gradient‖</th></tr>{rows}</table>"
+    return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
+
+
+def name_some(names: Iterable[str]) -> str:
+    """List the first few names, and count the others."""
+    listed = list(names)
+    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
+    return ", ".join(listed[:_MAX_NAMES]) + more
+
+
+def _explain(causes: Iterable[Cause]) -> list[str]:
+    lines = []
+    for cause in causes:
+        source = f"    {cause.location.source}" if cause.location.source else ""
+        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        lines.append(f"  instead  {cause.suggestion}")
+    return lines
+
+
+def _verdicts(findings: Iterable[Finding]) -> str:
+    return ", ".join(dict.fromkeys(str(found.verdict) for found in findings))

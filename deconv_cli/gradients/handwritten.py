@@ -1,4 +1,4 @@
-"""Hand-written backwards, each checked by itself: against autograd of the same forward and finite differences."""
+"""Check every hand-written backward on its own against autograd of its forward and finite differences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from functools import cached_property
 
 import torch
 
-from deconv_cli.gradients.backward_conduct import find_kept_elsewhere, find_writes, find_wrong_second_derivative
-from deconv_cli.gradients.backward_mistakes import Mistake, find_mistake
-from deconv_cli.gradients.function_trial import FunctionTrial
-from deconv_cli.gradients.gradient_error import GradientError, compare_input
+from deconv_cli.gradients.backward_mistakes import (
+    Mistake,
+    find_kept_elsewhere,
+    find_mistake,
+    find_writes,
+    find_wrong_second_derivative,
+)
+from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation

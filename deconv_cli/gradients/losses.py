@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.subject import Loss
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors import tensors_in
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -14,10 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.held_constants import HeldConstants
-from deconv_cli.gradients.lifted_casts import LiftedCasts
-from deconv_cli.gradients.plain_containers import is_plain, leaves_of
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.detached_constants import HeldConstants, LiftedCasts
+from deconv_cli.gradients.tensors import is_plain, leaves_of, tensors_in
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""

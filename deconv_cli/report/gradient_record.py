@@ -8,11 +8,8 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding
-from deconv_cli.gradients.fisher_matrix.diagonal import FisherDiagonal
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
-from deconv_cli.gradients.report_text import summarize
+from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, TimeSeries, summarize
+from deconv_cli.gradients.fisher import FisherDiagonal
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 Record = dict[str, Any]

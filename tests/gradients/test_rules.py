@@ -11,8 +11,8 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.checker import gather_evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.gathering import gather_evidence
 from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.rules import GRADIENT_RULES, find_for_parameter
 from deconv_cli.gradients.subject import Subject

@@ -11,8 +11,8 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients import gathering
-from deconv_cli.gradients.sample_batch import Batch
+from deconv_cli.gradients import checker as gathering
+from deconv_cli.gradients.inputs import Batch
 
 catalogue, healthy, unusual, wrong = map(load_fixture, ("catalogue", "healthy", "unusual", "wrong"))
 

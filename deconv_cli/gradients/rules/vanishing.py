@@ -13,8 +13,7 @@ from itertools import pairwise
 import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
-from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
+from deconv_cli.gradients.findings import Cause, Finding, TimeSeries, Verdict
 from deconv_cli.gradients.rules.zero_gradient import find_zero
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 

@@ -1,4 +1,4 @@
-"""Lines of source code: where an operation, a function or an error stands."""
+"""Lines of source code: where an operation, a function, an error or a node of an exported program stands."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +24,13 @@ from torch.nn.modules import module as module_hooks
 
 # With a separator at the end: torchvision lies beside torch, and is another library.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
 _STANDARD_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
+
 _INSTALLED = ("site-packages", "dist-packages")
+
 _PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
+
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
 
 
@@ -134,6 +139,7 @@ _GRADIENT_MODES = ("torch/autograd/grad_mode.py", "torch/utils/_contextlib.py", 
 """Files that only pass on a call of the user's, as `with torch.no_grad()` does."""
 
 _SUBJECT = str(Path(__file__).parents[1] / "subject.py")
+
 _CALL_OF_MODULE = nn.Module._call_impl.__code__
 
 
@@ -217,3 +223,30 @@ def _calls_the_model(code: CodeType) -> bool:
 def running_line() -> CodeLocation:
     """Find the line that runs just now, whatever module it belongs to."""
     return Locator(nn.Module()).here()
+
+
+def with_locations(program: torch.fx.GraphModule) -> nn.Module:
+    """Let a program run node by node; its `running_location` is where the running node stood in the source."""
+
+    def forward(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the program takes and gives
+        leaves, _ = torch.utils._pytree.tree_flatten((arguments, keywords))
+        output = _Walker(program).run(*leaves, enable_io_processing=False)
+        vars(program)["running_location"] = None
+        codegen: Any = program.graph._codegen
+        spec = codegen.pytree_info.out_spec
+        return output if spec is None else torch.utils._pytree.tree_unflatten(output, spec)
+
+    vars(program).update(running_location=None, forward=forward)
+    return program
+
+
+class _Walker(torch.fx.Interpreter):
+    def run_node(self, n: torch.fx.Node) -> Any:  # noqa: ANN401  whatever the node gives
+        """Run one node, and note where it stood."""
+        if n.op == "call_module" and n.target == "_guards_fn":
+            return None  # it would refuse inputs of any other size
+        stack = n.meta.get("nn_module_stack") or {}
+        module = list(stack.values())[-1][0] if stack else ""
+        found = location_in_stack(n.meta.get("stack_trace"), module)
+        vars(self.module)["running_location"] = found or CodeLocation(module=module)
+        return super().run_node(n)

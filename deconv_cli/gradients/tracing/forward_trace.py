@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.loss_calls import LossCall
-from deconv_cli.gradients.tracing.operations import DETACHING
+from deconv_cli.gradients.tracing.operations import DETACHING, LossCall
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.tensors import tensors_in
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
-from deconv_cli.gradients.tracing.loss_calls import WATCHED, LossCall, find_misuse
-from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
+from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
 def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:

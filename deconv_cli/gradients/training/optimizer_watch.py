@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tensors_in import tensors_in
-from deconv_cli.gradients.tracing.autograd_graph import Node
+from deconv_cli.gradients.tensors import tensors_in
+from deconv_cli.gradients.tracing.backward_trace import Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (

@@ -1,4 +1,4 @@
-"""Runs a script, or a notebook cell by cell, as `__main__` until enough of its training was seen."""
+"""Check training code: a script or notebook as it runs, or the body of a `with` block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import linecache
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,11 +16,13 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
-from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tracing.code_location import location_of_error
-from deconv_cli.gradients.training.training_report import report_training
-from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
+from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, Verdict, first_line, grouped
+from deconv_cli.gradients.rules import find_in_training
+from deconv_cli.gradients.rules.unused import describe_leak, used_by_other_data
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
+from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
+from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
+from deconv_cli.vocabulary import counted
 
 
 def check_script(
@@ -105,3 +109,212 @@ def _code_cells(path: Path) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"'{path}' should be a notebook, but holds no cells of one.") from error
     return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]
+
+
+class WatchedTraining:
+    """Holds the `report` once the block is over; it prints as text, and as a table in a notebook."""
+
+    def __init__(self) -> None:
+        self.report: GradientReport | None = None
+
+    def __str__(self) -> str:
+        """Write the report."""
+        return "nothing was checked yet" if self.report is None else str(self.report)
+
+    def _repr_html_(self) -> str:
+        return str(self) if self.report is None else self.report._repr_html_()
+
+
+@contextmanager
+def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
+    """Check the gradients of the training that runs inside of the block, and what its optimizers do with them.
+
+    Passes are checked when `loss.backward()` is called, the first of each line that calls it; the code goes on
+    afterwards as if nothing had been::
+
+        with deconv_cli.watch_gradients() as watched:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+        print(watched.report)
+
+    Args:
+        step: which backward pass is the first to be checked, counted from 1.
+        budget: seconds for finite differences of the first pass.
+
+    Raises:
+        UsageError: the pass never comes, or cannot be run again.
+    """
+    watched = WatchedTraining()
+    watch = TrainingWatch(lambda subject, seconds: check_subject(subject, budget=seconds), step=step, budget=budget)
+    with watch:
+        yield watched
+    watched.report = report_training(watch)
+
+
+_WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+
+_ON_PURPOSE = ("no_grad", ".detach()")
+
+_SQUARES = (
+    "squared gradients are added up at {}; where that is to be a Fisher matrix, square the gradient of each sample by "
+    "itself: `deconv fisher` does so, and shows what the square of a batch's mean would have given"
+)
+
+_COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
+
+
+def report_training(watch: TrainingWatch) -> GradientReport:
+    """Join what was found of the passes and of the optimizers.
+
+    Raises:
+        UsageError: the pass that was to be checked never came.
+    """
+    if not watch.passes:
+        raise UsageError(_nothing_to_check(watch.n_backward))
+    report, weights = _joined(watch.passes, watch.events)
+    evidence = TrainingEvidence(report, weights, watch.events)
+    parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
+    # A module that changes its weights in each call gives other outputs for the same sample.
+    batches = [] if watch.events.drifting else [checked.batch for checked in watch.passes]
+    leaks = {found.causes: found for batch in batches for found in describe_leak(batch)}
+    return replace(
+        report,
+        parameters=parameters,
+        general=(*_without_trained_strays(report.general, watch.events), *leaks.values(), *find_in_training(evidence)),
+        notes=(*report.notes, *[_SQUARES.format(watch.events.adds_squares)] * bool(watch.events.adds_squares)),
+        not_checked=(*report.not_checked, *watch.unchecked, *_missing_steps(watch.events)),
+    )
+
+
+def _missing_steps(events: TrainingEvents) -> list[str]:
+    return [
+        f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()"
+    ] * events.is_cut_short
+
+
+def _without_trained_strays(findings: Iterable[Finding], events: TrainingEvents) -> list[Finding]:
+    return [found for found in findings if found.verdict != Verdict.UNREGISTERED or not events.has_moved_strays]
+
+
+def _nothing_to_check(n_backward: int) -> str:
+    if not n_backward:
+        return "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
+    calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
+    return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
+
+
+def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+    """Join the reports of several passes: each weight has the finding of the loss that it is trained by.
+
+    That is the last one before the step of its optimizer, for a weight that never has a gradient at such a step.
+
+    Returns:
+        One report, and the trainable weights; names are those of the last pass that knows a weight.
+    """
+    if len(passes) == 1:
+        return passes[0].report, dict(passes[0].subject.trainable)
+    names = {id(weight): name for checked in passes for name, weight in checked.subject.parameters.items()}
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]] = {}
+    for checked in passes:
+        for finding in checked.report.parameters:
+            key = id(checked.subject.parameters[finding.name])
+            found.setdefault(key, []).append((replace(finding, name=names[key]), checked))
+    chosen = {key: _of_own_loss(several, key, events) for key, several in found.items()}
+    reports = [checked.report for checked in passes]
+    general = {(f.verdict, *(str(c.location) for c in f.causes)): f for report in reports for f in report.general}
+    lines = ", ".join(str(checked.location) for checked in passes)
+    joined = replace(
+        reports[0],
+        parameters=tuple(finding for finding, _ in chosen.values()),
+        general=(*general.values(), *_cut_off_on_purpose(found, chosen)),
+        recurrent=tuple(series for report in reports for series in report.recurrent),
+        notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
+        not_checked=_all(report.not_checked for report in reports),
+        n_evaluations=sum(report.n_evaluations for report in reports),
+        time_s=sum(report.time_s for report in reports),
+    )
+    trainable = [weight for checked in passes for weight in checked.subject.trainable.values()]
+    return joined, {names[id(weight)]: weight for weight in trainable}
+
+
+def _of_own_loss(
+    several: list[tuple[ParameterFinding, CheckedPass]], key: int, events: TrainingEvents
+) -> tuple[ParameterFinding, CheckedPass]:
+    """Choose what the loss says that trains a weight."""
+    own = [one for one in several if one[1].location == events.backward_before.get(key)]
+    return min(own if own and events.is_starved(key) else several, key=lambda one: _rank(one[0]))
+
+
+def _rank(finding: ParameterFinding) -> int:
+    """Order what several losses say of one weight: what spoils its training, then the loss that trains it."""
+    if finding.is_fault:
+        if finding.verdict in (*_WITHOUT_GRADIENT, Verdict.ZERO):
+            return 5
+        return 2 if finding.verdict in _COMPARED else 0
+    if finding.is_undecided:
+        return 3
+    return 1 if finding.gradient_norm else 4
+
+
+def _cut_off_on_purpose(
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]],
+    chosen: dict[int, tuple[ParameterFinding, CheckedPass]],
+) -> list[Finding]:
+    """Note the lines that cut weights off from one loss which another loss trains."""
+    cut: dict[tuple[CodeLocation, CodeLocation], list[ParameterFinding]] = {}
+    for key, several in found.items():
+        best, by = chosen[key]
+        for finding, checked in several if best.verdict != Verdict.DETACHED else ():
+            if finding.verdict == Verdict.DETACHED:
+                cut.setdefault((checked.location, by.location), []).append(finding)
+    return [
+        _on_purpose(fault.causes[0], fault.parameters, *locations)
+        for locations, findings in cut.items()
+        for fault in grouped(findings)
+        if fault.causes
+    ]
+
+
+def _on_purpose(cause: Cause, names: tuple[str, ...], cutting: CodeLocation, training: CodeLocation) -> Finding:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
+    suggestion = "nothing, if that is meant, as for the output of a generator in the loss of a discriminator"
+    return Finding(Verdict.PARTLY_DETACHED, (replace(cause, why=why, suggestion=suggestion),))
+
+
+def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Keep each sentence once."""
+    return tuple(dict.fromkeys(sentence for several in sentences for sentence in several))
+
+
+def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
+    """Excuse a weight that another pass gives a gradient, or that no optimizer seen to take a step is to train."""
+    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
+        return finding  # a part of a gradient is no gradient of another pass
+    key, events = id(evidence.weights[finding.name]), evidence.events
+    if key in events.reached_by_others:
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
+    if events.is_starved(key):
+        return finding
+    stepping = {step.optimizer for step in evidence.first_steps}
+    holding = {optimizer for optimizer, held in events.held.items() if key in held}
+    if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
+        why = "another backward pass gives this weight its gradient, or another optimizer holds it."
+        suggestion = "nothing; check that pass by its number to be sure of it"
+        cause = Cause("another loss", CodeLocation(), why, suggestion)
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
+    if stepping and not holding and finding.verdict != Verdict.ZERO:
+        return _of_no_optimizer(finding)
+    return finding
+
+
+def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
+    """Excuse a weight that nothing trains, on two counts: a target network or a teacher, as a rule."""
+    is_detached = finding.verdict == Verdict.DETACHED
+    if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
+        return finding
+    why = "no optimizer holds this weight, and gradients end here: it is not trained, as that of a target network."
+    suggestion = "nothing, if that is meant; requires_grad_(False) says so"
+    causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
+    return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

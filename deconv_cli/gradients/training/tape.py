@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deconv_cli.gradients.subject import untouched_generators
-from deconv_cli.gradients.tensors_in import storage_key
+from deconv_cli.gradients.tensors import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
     MADE_OF_VALUES,

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 import torch
 
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.findings import GradientReport
+from deconv_cli.gradients.tensors import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 

@@ -17,16 +17,13 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.batch_independence import BatchIndependence
-from deconv_cli.gradients.findings import Verdict, first_line
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.other_batches import reached_by_other_data, try_batch_of
-from deconv_cli.gradients.stray_weights import ids_past_registration
+from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
+from deconv_cli.gradients.other_data import BatchIndependence, reached_by_other_data, try_batch_of
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
-from deconv_cli.gradients.training.recorded_pass import RecordedPass
+from deconv_cli.gradients.training.recorded_pass import RecordedPass, name_weights, own_frames
 from deconv_cli.gradients.training.tape import CallOfFunction, Tape
 from deconv_cli.gradients.training.training_events import (
     Failure,
@@ -35,7 +32,7 @@ from deconv_cli.gradients.training.training_events import (
     living_optimizers,
     weights_of,
 )
-from deconv_cli.gradients.training.weight_names import name_weights, own_frames
+from deconv_cli.gradients.unregistered import ids_past_registration
 
 Check = Callable[[Subject, float], GradientReport]
 """Checks a recorded pass in so many seconds of finite differences."""

@@ -1,8 +1,4 @@
-"""The comparison of many tensors, and the search for the element that is wrong.
-
-A direction in which autograd is off is halved until one element is left, and that element is compared once more by
-itself before anything is called wrong.
-"""
+"""Compare many tensors with finite differences, and search for the element that is wrong."""
 
 from __future__ import annotations
 
@@ -14,14 +10,16 @@ from dataclasses import replace
 
 import torch
 
-from deconv_cli.gradients.finite_differences.directional import (
+from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
     Comparison,
+    Direction,
     Outcome,
+    ScalarFunction,
+    TensorGradient,
     compare_along,
 )
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 
 ELEMENT_TOLERANCE = 2e-4
 """Relative disagreement of a single element below which it is never called wrong."""

@@ -1,14 +1,88 @@
-"""WRONG: autograd and finite differences disagree, or a hand-written backward and its forward do."""
+"""OK, NONDIFFERENTIABLE, NOT CHECKED, NOISY, WRONG, SUBSTITUTED: what finite differences say of a gradient."""
 
 from __future__ import annotations
 
+from torch import nn
+
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
-from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome, describe_factor, is_one_factor
-from deconv_cli.gradients.gradient_error import GradientError
+from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
+from deconv_cli.gradients.function_trial import GradientError
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.recurrence.unrolled_layers import gates_of
+from deconv_cli.gradients.through_time import gates_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+
+
+def find_ok(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that is right."""
+    if evidence.double is not None and name in evidence.double.minima:
+        return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
+    return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
+
+
+def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter at a corner of the loss."""
+    if evidence.outcome(name) is not Outcome.KINK:
+        return None
+    detail = "the slopes on the two sides differ, and autograd gives one between them"
+    return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
+
+
+def find_not_checked(evidence: Evidence, name: str) -> Finding:
+    """Find any parameter, with the reason why nothing more is known of it."""
+    found = evidence.comparison(name)
+    if found is None:
+        reason = f"the budget of {evidence.budget:g} s was spent"
+    elif evidence.overwritten:
+        reason = "forward writes to a parameter, so that finite differences cannot judge this gradient"
+    elif abs(found.autograd - found.numeric) > 20 * found.error_bar:
+        reason = (
+            f"autograd ({found.autograd:.6g}) and finite differences ({found.numeric:.6g} ± {found.error_bar:.1g}) "
+            "differ along a direction, but no single element was found to be wrong"
+        )
+    else:
+        reason = (
+            f"finite differences are not sharp enough here (autograd {found.autograd:.4g}, numeric "
+            f"{found.numeric:.4g} ± {found.error_bar:.1g})"
+        )
+    return Finding(Verdict.NOT_CHECKED, detail=reason)
+
+
+_ROUNDING = 1e-5
+"""Relative difference of two runs up to which it is taken for sums in a changing order."""
+
+
+def find_noisy(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter with a gradient that cannot be checked."""
+    is_noisy = evidence.repetition.is_noisy and evidence.gradient(name) is not None
+    return Finding(Verdict.NOISY, (_cause_of_noise(evidence),)) if is_noisy else None
+
+
+def find_noisy_model(evidence: Evidence) -> list[Finding]:
+    """Find the noise itself."""
+    found = evidence.repetition
+    detail = f"two runs with the same seed gave the losses {found.first:.9g} and {found.second:.9g}"
+    return [Finding(Verdict.NOISY, (_cause_of_noise(evidence),), detail)] if found.is_noisy else []
+
+
+def _cause_of_noise(evidence: Evidence) -> Cause:
+    found = evidence.repetition
+    relative = abs(found.first - found.second) / max(abs(found.first), abs(found.second))
+    differs = f"the loss differs by {relative:.1g} from run to run"
+    if relative <= _ROUNDING:
+        operation, location = "a non-deterministic operation", CodeLocation()
+        why = f"{differs}: sums are taken in a changing order."
+        suggestion = "torch.use_deterministic_algorithms(True)"
+    elif not found.drawn:
+        operation, location = "state that outlives a run", CodeLocation()
+        why = f"{differs}: the model keeps something of each run for the next, or draws random numbers elsewhere."
+        suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
+    else:
+        operation, location = found.drawn[0].label, found.drawn[0].location
+        why = f"{differs}: random numbers are drawn that no seed reaches."
+        suggestion = "draw with torch's own generator, so that torch.manual_seed reaches it"
+    return Cause(operation, location, why, suggestion)
+
 
 _OF_MATRICES = ("LinalgInv", "LinalgSolve", "LinalgCholesky", "LinalgQr", "LinalgLu", "LinalgPinv", "Cholesky")
 
@@ -150,3 +224,62 @@ def _describe_rows(error: GradientError) -> str:
     block = error.block
     gate = f" (the whole fault lies in block {block[0] + 1} of {block[1]})" if block else ""
     return f", in rows {first} to {last}{gate}"
+
+
+_NOTHING = "nothing, if that is meant; take the Function out to compare the rest"
+
+_NO_JUDGE = "finite differences cannot tell whether the gradient is what is meant"
+
+
+def find_substituted(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose gradient passes a backward that is there to give another one than the derivative."""
+    meant = [item for item in evidence.wrong_inputs_before(name) if item.is_on_purpose]
+    if not meant or evidence.gradient(name) is None:
+        return None
+    return Finding(Verdict.SUBSTITUTED, unique_causes(map(_cause_of_surrogate, meant)), _beside(evidence, name))
+
+
+def _beside(evidence: Evidence, name: str) -> str:
+    """Write the numbers that differ beside the reason why that proves nothing."""
+    return ": ".join(filter(None, (_NO_JUDGE, describe_difference(evidence, name).replace("are wrong", "differ"))))
+
+
+def _cause_of_surrogate(item: WrongInput) -> Cause:
+    operation = f"{item.function}.backward"
+    if item.is_unchanged:
+        why = (
+            f"forward leaves '{item.name}' as it is, and {operation} changes its gradient, which is all that it is for."
+        )
+    else:
+        why = (
+            f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: "
+            f"{item.error.surrogate if item.error else ''}."
+        )
+    return Cause(operation, item.location, why, _NOTHING)
+
+
+def find_renormed(evidence: Evidence, name: str) -> Finding | None:
+    """Find an embedding whose rows forward itself scales back to `max_norm`, which no gradient knows of."""
+    found, owner = evidence.comparison(name), name.rpartition(".")[0]
+    module = dict(evidence.model.named_modules()).get(owner)
+    is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    if not is_limited or found is None or found.outcome is not Outcome.DIFFERS:
+        return None
+    why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
+    cause = Cause("max_norm", evidence.module_of(name), why, "nothing, if that is meant")
+    return Finding(Verdict.SUBSTITUTED, (cause,), _beside(evidence, name))
+
+
+def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter with a hook of its own that takes part of its gradient away, as a mask or a limit does."""
+    hooks, found = evidence.parameters[name]._backward_hooks, evidence.comparison(name)
+    if not hooks or found is None or found.outcome is not Outcome.DIFFERS or not found.numeric:
+        return None
+    share = found.autograd / found.numeric
+    least, most = found.ratio_range or (share, share)
+    if not 0 <= least <= most <= 1:
+        return None
+    why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
+    causes = [Cause("a gradient hook", location, why, "nothing, if that is meant") for location in locations]
+    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _beside(evidence, name))

@@ -1,7 +1,4 @@
-"""Cures are tried before they are printed: the pass runs with another function in the place of one operation.
-
-Unlike a line that is written again, this can be done for recorded passes of scripts too.
-"""
+"""Replace one operation by a safe one, and try whether that gives a gradient before it is suggested."""
 
 from __future__ import annotations
 
@@ -21,7 +18,9 @@ from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
 _SMALL = 1e-12
+
 _INSIDE = 1 - 1e-7
+
 _LARGEST_EXPONENT = 80.0
 
 
@@ -40,6 +39,7 @@ def _norm(x: torch.Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -
 
 
 _NORM = Cure("torch.sqrt(x.square().sum() + 1e-12), with the dim of the norm", _norm)
+
 _QUOTIENT = Cure("divide by (x + 1e-12), or select with torch.where before dividing", lambda x, y: x / (y + _SMALL))
 
 SINGULAR: dict[str, Cure] = {
@@ -70,13 +70,16 @@ SINGULAR: dict[str, Cure] = {
 """For operations with an infinite slope somewhere, by their bare names."""
 
 _NOTHING_CHOSEN = "leave it out where there is nothing to take the mean of, or divide the sum by max(count, 1)"
+
 _NOTHING_TARGETED = (
     "see to it that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
 )
+
 _EQUAL_VALUES = (
     "keep eigenvalues and singular values apart, as by a small diagonal of different numbers, or let the loss depend "
     "on the values alone (eigvalsh, svdvals)"
 )
+
 ADVICE: dict[str, str] = {
     "softmax": "leave at least one number of each row unmasked, or mask with a large negative number such as -1e9",
     "scaled_dot_product_attention": "let each query see at least one key",
@@ -119,6 +122,7 @@ def harmless_input(bare: str) -> float:
 
 
 _MAX_TRIED = 4
+
 _SAME = 1e-3
 """Change of the loss, relative or beside one, that a cure may make: a small number under a root is no other loss."""
 

@@ -1,4 +1,4 @@
-"""Weights that the loss depends on and the model does not know, so that no optimizer is given them."""
+"""Weights that the loss depends on and the model does not register, so that no optimizer gets them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.plain_containers import REGISTERED, is_plain, leaves_of
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import tensors_in
-from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tensors import is_plain, leaves_of, tensors_in
+from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.vocabulary import counted
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,39 @@ def _parameters_of(loss: Any) -> list[nn.Parameter]:  # noqa: ANN401  any callab
     cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
     modules = [found for found in (loss, *cells) if isinstance(found, nn.Module)]
     return [parameter for module in modules for parameter in module.parameters()]
+
+
+REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def describe_plain_containers(model: nn.Module) -> list[str]:
+    """List which members of the modules are plain lists, tuples or dictionaries of parameters or modules.
+
+    What is registered under another name as well is left out. One sentence for each member, without a final stop.
+    """
+    modules = {id(module) for module in model.modules()}
+    parameters = {id(parameter) for parameter in model.parameters()}
+    sentences = []
+    for name, module in model.named_modules():
+        for member, value in vars(module).items():
+            if member in REGISTERED or member.endswith("_hooks") or not is_plain(value):
+                continue
+            leaves = list(leaves_of(value))
+            lost_parameters = [x for x in leaves if isinstance(x, nn.Parameter) and id(x) not in parameters]
+            lost_modules = [x for x in leaves if isinstance(x, nn.Module) and id(x) not in modules]
+            # A module without parameters, such as an activation, loses nothing.
+            lost_modules = [x for x in lost_modules if any(True for _ in x.parameters())]
+            for lost, word in ((lost_parameters, "parameter"), (lost_modules, "module")):
+                if lost:
+                    where = f"self.{member}" + (f" of '{name}'" if name else "")
+                    sentences.append(_describe(where, value, len(lost), word))
+    return sentences
+
+
+def _describe(where: str, value: Any, n: int, word: str) -> str:  # noqa: ANN401
+    kind, registered = ("dictionary", "Dict") if isinstance(value, dict) else (type(value).__name__, "List")
+    known = "it is" if n == 1 else "they are"
+    return (
+        f"{where} is a plain {kind} of {counted(n, word)}, which the model does not know, so that "
+        f"{known} neither checked nor trained; use nn.{word.capitalize()}{registered}"
+    )

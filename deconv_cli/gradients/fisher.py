@@ -26,10 +26,9 @@ from torch.func import functional_call, vjp, vmap
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS
-from deconv_cli.gradients.fisher_matrix.sample_loss import SampleLoss
+from deconv_cli.gradients.inputs import Batch
+from deconv_cli.gradients.likelihoods import LIKELIHOODS, SampleLoss
 from deconv_cli.gradients.losses import own_loss
-from deconv_cli.gradients.sample_batch import Batch
 from deconv_cli.gradients.subject import Loss, seed_everything
 
 _CHUNK_BYTES = 256 * 2**20

@@ -1,8 +1,9 @@
-"""Tensors of any type: found in what a model takes and gives, converted and measured."""
+"""Tensors of any type: found in nested values, converted and measured."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,3 +43,20 @@ def storage_key(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError, ValueError):
         return -id(tensor)
+
+
+def is_plain(value: Any) -> bool:  # noqa: ANN401
+    """Return whether something is a plain container, of which a module of torch knows nothing."""
+    return isinstance(value, list | tuple | dict)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """List what a container holds, however deep; one that holds itself is entered once."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        found = waiting.pop()
+        if not isinstance(found, list | tuple | dict):
+            yield found
+        elif id(found) not in seen:
+            seen.add(id(found))
+            waiting += reversed(list(found.values() if isinstance(found, dict) else found))

@@ -1,26 +1,85 @@
-"""Synthetic inputs: as written, `8,32:int64:0..100`, or read off the first layer of a model where that is certain."""
+"""Inputs of a model: batches from a file, synthetic ones, and inputs that are checked as if they were weights."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.losses import positional_parameters
 from deconv_cli.gradients.subject import Subject
 
+TARGET_NAMES = ("target", "targets", "label", "labels", "y")
+"""Names under which tensors of a file are what the loss compares the output with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of inputs, positional and by name, with their targets for the loss or None."""
+
+    arguments: tuple[torch.Tensor, ...]
+    keywords: dict[str, torch.Tensor]
+    target: torch.Tensor | None
+
+    @classmethod
+    def sort(cls, tensors: dict[str, torch.Tensor], model: nn.Module, *, has_loss: bool = True) -> Batch:
+        """Sort named tensors: `target` goes to the loss, the others to forward, by name where its arguments agree.
+
+        Without a loss of its own, a target goes to forward too, where that has an argument of its name, as `labels`.
+
+        Raises:
+            UsageError: no input is left.
+        """
+        taken = () if has_loss else tuple(inspect.signature(model.forward).parameters)
+        names = [name for name in TARGET_NAMES if name in tensors and name not in taken]
+        target = tensors[names[0]] if names else None
+        inputs = {name: tensor for name, tensor in tensors.items() if name not in names}
+        if not inputs:
+            raise UsageError("the data should hold an input for the model, but hold nothing besides the target.")
+        if len(inputs) == 1:
+            return cls(tuple(inputs.values()), {}, target)
+        with contextlib.suppress(TypeError, ValueError):
+            if set(inputs) <= set(inspect.signature(model.forward).parameters):
+                return cls((), inputs, target)
+        # Without names to go by, the order of the names is the order of the arguments: input0, input1, ...
+        return cls(tuple(inputs[name] for name in sorted(inputs)), {}, target)
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples there are along the first axis."""
+        return int((*self.arguments, *self.keywords.values())[0].shape[0])
+
+    def sample(self, index: int) -> Batch:
+        """Take one sample, as a batch of one."""
+        return self.map(lambda tensor: tensor[index : index + 1])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Change every tensor."""
+        return Batch(
+            tuple(change(tensor) for tensor in self.arguments),
+            {name: change(tensor) for name, tensor in self.keywords.items()},
+            None if self.target is None else change(self.target),
+        )
+
+
 _SPEC = re.compile(
     r"(?P<shape>\d+(,\d+)*|scalar)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?"
 )
+
 _DTYPES = {
     name: getattr(torch, name)
     for name in ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 }
+
 _MAX_ELEMENTS = 2**31
 
 
@@ -97,8 +156,11 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
 
 
 _BATCH = 4
+
 _TIME = 12
+
 _MAX_GUESSED = 2**24
+
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
 
 _PICTURES = {
@@ -175,3 +237,60 @@ def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) ->
         subject.output()
         return True
     return False
+
+
+class InputsAsWeights(nn.Module):
+    """Runs a model on inputs that are parameters of this module, under `inputs.0`, `inputs.name` and so on.
+
+    The parameters of the model itself are not listed, so that they are not checked.
+
+    Raises:
+        UsageError: no input holds numbers that a gradient could be taken by.
+    """
+
+    def __init__(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = nn.ParameterDict()
+        paths, self._spec = pytree.tree_flatten_with_path((arguments, keywords))
+        self._leaves: list[Any] = []
+        for path, leaf in paths:
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                name = "_".join(_name_of(key) for key in path[1:])
+                self.inputs[name] = nn.Parameter(leaf.detach().clone())
+                self._leaves.append(_Name(name))
+            else:
+                self._leaves.append(leaf)
+        if not self.inputs:
+            raise UsageError(
+                "no input holds floating-point numbers, so there is no gradient by the inputs; check the parameters."
+            )
+
+    def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
+        """List the inputs."""
+        return self.inputs.named_parameters(prefix="inputs")
+
+    def forward(self) -> Any:  # noqa: ANN401  whatever the model gives
+        """Run the model."""
+        leaves = [self.inputs[leaf.name] if isinstance(leaf, _Name) else leaf for leaf in self._leaves]
+        arguments, keywords = pytree.tree_unflatten(leaves, self._spec)
+        return self.model(*arguments, **keywords)
+
+
+def with_inputs_as_weights(subject: Subject) -> Subject:
+    """Turn a subject into one whose parameters are its inputs.
+
+    Raises:
+        UsageError: no input holds numbers that a gradient could be taken by.
+    """
+    model = InputsAsWeights(subject.model, subject.arguments, subject.keywords)
+    return Subject(model, (), {}, subject.target, subject.loss, subject.seed, None, is_axis_given=True)
+
+
+class _Name:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _name_of(key: Any) -> str:  # noqa: ANN401  torch has several kinds of keys
+    return str(getattr(key, "idx", getattr(key, "key", key)))
