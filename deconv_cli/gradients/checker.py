@@ -13,25 +13,21 @@ from torch.nn.parameter import is_lazy
 
 from deconv_cli.argument_types import check_type
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.gradients.double_precision import ComparisonPlan, gather_double
+from deconv_cli.gradients.double_precision import gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
 from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
-from deconv_cli.gradients.replacements import find_failing_cures
 from deconv_cli.gradients.reruns import (
-    describe_randomness,
     find_moved_from_outside,
     find_non_finite_sources,
     find_overwritten,
-    is_uneven,
     measure_responses,
     repeat,
     take_first_steps,
 )
-from deconv_cli.gradients.rewritten_lines import find_failing_fixes
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors import norm_of
@@ -40,6 +36,7 @@ from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.trials import find_failing_suggestions
 from deconv_cli.gradients.unregistered import describe_plain_containers, find_unregistered
 
 DEFAULT_BUDGET = 60.0
@@ -61,7 +58,7 @@ def check_gradients(
     """Find for every parameter of a model whether its gradient arrives and is right, and which line is at fault if not.
 
     Args:
-        model: in the mode in which it is to be checked; it is left as it was.
+        model: in the mode to check it in; it is left as it was.
         *inputs: positional inputs of forward.
         loss: called with the output and the target, or with the output alone, and gives a scalar. None weighs every
             number of the output with a fixed random weight; a model that gives a single number has its own loss.
@@ -69,9 +66,9 @@ def check_gradients(
         seed: set before every run, for random layers.
         batch_axis: which axis of inputs and outputs counts the samples, None where there is none; `auto` takes the
             first, unless it looks like time.
-        budget: seconds for finite differences; what they do not reach is listed.
+        budget: seconds for finite differences; the report lists what they did not reach.
         second_order: also compare second derivatives.
-        wrt: what gradients are taken by; the inputs are called `inputs.0`, `inputs.1`, ... or by their names.
+        wrt: check the gradients by the parameters, or by the inputs `inputs.0`, `inputs.1`, ... or `inputs.name`.
         **keywords: inputs of forward by name.
 
     Returns:
@@ -112,7 +109,7 @@ def check_subject(
     started = time.monotonic()
     try:
         with subject.without_gradients():
-            evidence = gather_evidence(subject, budget=budget, second_order=second_order, on_progress=on_progress)
+            evidence = collect_evidence(subject, budget, second_order=second_order, on_progress=on_progress)
             return _report(evidence, started)
     except torch.OutOfMemoryError as error:
         raise UsageError("the model does not fit into memory; take smaller inputs.") from error
@@ -120,9 +117,7 @@ def check_subject(
 
 def _report(evidence: Evidence, started: float) -> GradientReport:
     parameters = tuple(_finding(evidence, name) for name in evidence.parameters)
-    unchecked = [f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED]
-    doubt = evidence.batch.doubt
-    double = evidence.double
+    double, doubt = evidence.double, evidence.batch.doubt
     return GradientReport(
         parameters=parameters,
         general=find_in_model(evidence),
@@ -132,7 +127,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         notes=evidence.notes,
         not_checked=(
             *evidence.not_checked,
-            *unchecked,
+            *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
             *([f"whether samples of the batch leak into one another: {doubt}"] if doubt else []),
         ),
         n_evaluations=double.n_evaluations if double is not None else 0,
@@ -142,7 +137,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
 
 
 def _finding(evidence: Evidence, name: str) -> ParameterFinding:
-    """Ask the rules, and put the numbers beside what they find."""
+    """Ask the rules about a parameter, and add its numbers."""
     found = find_for_parameter(evidence, name)
     gradient = evidence.sharpest_gradient(name)
     return ParameterFinding(
@@ -160,90 +155,16 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
 
 
 _SLOW_SHARE = 40
-"""Finite differences are taken on a few samples only, if a forward pass takes more than this part of the budget."""
+"""A model is slow if a forward pass takes more than this part of the budget."""
 
 _N_REPEATED = 2
-"""Passes by which it is found out whether the loss is the same again."""
+"""Passes that show whether the loss is the same again."""
 
 _FEW = 2
+"""Samples on which finite differences of a slow model are taken."""
 
 _FUNCTIONS_SHARE = 0.4
 """Part of the time that hand-written backwards may take."""
-
-
-def gather_evidence(
-    subject: Subject, *, budget: float, second_order: bool, on_progress: Callable[[str], None]
-) -> Evidence:
-    """Measure all that the rules look at; `budget` is that of finite differences in seconds.
-
-    Raises:
-        UsageError: the model cannot be run on these inputs.
-    """
-    with contextlib.ExitStack() as stack:
-        return _gather(subject, stack, budget, second_order=second_order, on_progress=on_progress)
-
-
-def _gather(
-    subject: Subject,
-    stack: contextlib.ExitStack,
-    budget: float,
-    *,
-    second_order: bool,
-    on_progress: Callable[[str], None],
-) -> Evidence:
-    _shape_lazy_layers(subject)
-    weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
-    on_progress("watching forward and backward")
-    forward = _first_forward(subject, stack)
-    started = time.monotonic()
-    repetition = repeat(subject, forward)
-    # Passes that are warm: the first one of a process also loads and compiles.
-    is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
-    backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
-    forward.log.differentiable.clear()  # what large models compute takes much memory
-    is_finite = bool(forward.loss.detach().isfinite())
-    origins = () if is_finite else _origins(subject)
-    started = time.monotonic()
-    is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
-    functions = CheckedFunctions()
-    if is_checkable and backward is not None and forward.log.calls:
-        on_progress("checking hand-written backwards")
-        functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
-    names = _usable_gradients(backward) if is_finite else frozenset()
-    blamed = {name for item in functions.wrong.values() for name in item.parameters}
-    left = budget - (time.monotonic() - started)
-    plan = ComparisonPlan(names, names - blamed if second_order else frozenset(), left, on_progress)
-    with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
-        double = gather_double(subject, plan) if is_checkable else None
-        batch = _try_batch(subject, on_progress) if not repetition.is_noisy else None
-    writes = forward.log.parameter_writes
-    notes = [*describe_plain_containers(subject.model), *describe_randomness(repetition, subject.seed)]
-    notes += [_NARROWED] if is_narrowed else []
-    notes += functions.notes
-    return Evidence(
-        model=subject.model,
-        parameters=subject.parameters,
-        weight_norms=weight_norms,
-        forward=forward,
-        backward=backward,
-        origins=origins,
-        non_finite_sources=() if is_finite else find_non_finite_sources(subject),
-        repetition=repetition,
-        responses=measure_responses(subject, forward, backward),
-        moved_from_outside=find_moved_from_outside(subject, forward, backward),
-        unregistered=find_unregistered(subject, forward),
-        overwritten=find_overwritten(subject, {name: writes[forward.bit(name)] for name in sorted(subject.written)}),
-        first_steps=take_first_steps(subject) if is_checkable and is_uneven(subject, backward) else None,
-        failing_fixes=find_failing_fixes(subject, forward, backward) | find_failing_cures(subject, forward, backward),
-        reached_by_others=find_reached_by_others(subject, backward),
-        double=double,
-        wrong_inputs=tuple(functions.wrong.values()),
-        batch=batch or BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
-        budget=budget,
-        notes=(*notes, *(double.notes if double is not None else ())),
-        not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
-    )
-
 
 _NARROWED = (
     f"the model is slow, so finite differences were taken on {_FEW} samples of the batch; hand-written backwards were "
@@ -251,19 +172,82 @@ _NARROWED = (
 )
 
 
-def _shape_lazy_layers(subject: Subject) -> None:
-    """Run the model once if it has layers that take their shape from the first input."""
-    if any(map(is_lazy, (*subject.parameters.values(), *subject.model.buffers()))):
-        with torch.no_grad(), _explaining():
-            subject.model(*subject.arguments, **subject.keywords)
+def collect_evidence(
+    subject: Subject, budget: float, *, second_order: bool, on_progress: Callable[[str], None]
+) -> Evidence:
+    """Measure all that the rules look at: one watched forward and backward pass, then repeated runs.
+
+    Args:
+        subject: the model with its inputs and its loss.
+        budget: seconds for finite differences.
+        second_order: also compare second derivatives.
+        on_progress: called with a sentence for each part of the work.
+
+    Raises:
+        UsageError: the model cannot be run on these inputs.
+    """
+    with contextlib.ExitStack() as stack:
+        weight_norms, forward = _first_forward(subject, stack, on_progress)
+        started = time.monotonic()
+        repetition = repeat(subject, forward)
+        # These passes are warm: the first one of a process also loads and compiles.
+        is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
+        backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
+        forward.log.differentiable.clear()  # the intermediate values of large models take much memory
+        is_finite = bool(forward.loss.detach().isfinite())
+        origins = [] if is_finite else _origins(subject)
+        started = time.monotonic()
+        is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
+        functions = CheckedFunctions()
+        if is_checkable and backward is not None and forward.log.calls:
+            on_progress("checking hand-written backwards")
+            functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
+        names = _usable_gradients(backward) if is_finite else frozenset()
+        blamed = {name for item in functions.wrong.values() for name in item.parameters}
+        twice = names - blamed if second_order else frozenset()
+        left = budget - (time.monotonic() - started)
+        with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
+            double = gather_double(subject, names, twice, left, on_progress) if is_checkable else None
+            batch = BatchIndependence(subject.batch_axis, doubt="the output is noisy")
+            if not repetition.is_noisy:
+                batch = _try_batch(subject, on_progress)
+        return Evidence(
+            model=subject.model,
+            parameters=subject.parameters,
+            weight_norms=weight_norms,
+            forward=forward,
+            backward=backward,
+            origins=tuple(origins),
+            non_finite_sources=() if is_finite else find_non_finite_sources(subject),
+            repetition=repetition,
+            responses=measure_responses(subject, forward, backward),
+            moved_from_outside=find_moved_from_outside(subject, forward, backward),
+            unregistered=find_unregistered(subject, forward),
+            overwritten=find_overwritten(subject, forward),
+            first_steps=take_first_steps(subject, backward) if is_checkable else None,
+            failing_fixes=find_failing_suggestions(subject, forward, backward),
+            reached_by_others=find_reached_by_others(subject, backward),
+            double=double,
+            wrong_inputs=tuple(functions.wrong.values()),
+            batch=batch,
+            budget=budget,
+            notes=(
+                *describe_plain_containers(subject.model),
+                *repetition.describe_randomness(subject.seed),
+                *([_NARROWED] if is_narrowed else []),
+                *functions.notes,
+                *(double.notes if double is not None else ()),
+            ),
+            not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
+        )
 
 
 @contextlib.contextmanager
-def _explaining() -> Iterator[None]:
-    """Say where a model fails.
+def _naming_the_line() -> Iterator[None]:
+    """Name the line at which a model fails.
 
     Raises:
-        UsageError: it does.
+        UsageError: it fails.
     """
     try:
         yield
@@ -278,13 +262,23 @@ def _explaining() -> Iterator[None]:
         ) from error
 
 
-def _first_forward(subject: Subject, stack: contextlib.ExitStack) -> ForwardTrace:
-    """Run forward for the first time, and settle which parameters it writes to, which later runs put back.
+def _first_forward(
+    subject: Subject, stack: contextlib.ExitStack, on_progress: Callable[[str], None]
+) -> tuple[dict[str, float], ForwardTrace]:
+    """Run forward for the first time, and find the parameters it writes to, which later runs restore.
 
-    Parameters that the first pass alone writes to are initialized by it: they keep these values until `stack` ends.
+    If only the first pass writes to a parameter, it initializes it: the new values stay until `stack` ends.
+
+    Returns:
+        The norms of the weights before the pass, and the pass.
     """
+    if any(map(is_lazy, (*subject.parameters.values(), *subject.model.buffers()))):
+        with torch.no_grad(), _naming_the_line():  # lazy layers take their shape from the first input
+            subject.model(*subject.arguments, **subject.keywords)
+    weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
+    on_progress("watching forward and backward")
     subject.written = frozenset(subject.parameters)
-    with contextlib.ExitStack() as own, _explaining():
+    with contextlib.ExitStack() as own, _naming_the_line():
         own.enter_context(subject.untouched_state())
         with subject.starting():
             forward = trace_forward(subject)
@@ -293,13 +287,13 @@ def _first_forward(subject: Subject, stack: contextlib.ExitStack) -> ForwardTrac
             forward = later
             stack.push(own.pop_all())
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
-    return forward
+    return weight_norms, forward
 
 
-def _origins(subject: Subject) -> tuple[Operation, ...]:
-    """Find where NaN or infinity arises; where masks alone made infinity, NaN does so where these meet."""
+def _origins(subject: Subject) -> list[Operation]:
+    """Find where NaN or infinity arises; infinite masks are no origin, but the NaN that two of them make is."""
     log = trace_forward(subject, find_origins=True).log
-    return tuple(log.origins or log.nan_origins)
+    return log.origins or log.nan_origins
 
 
 def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:
@@ -314,5 +308,5 @@ def _try_batch(subject: Subject, on_progress: Callable[[str], None]) -> BatchInd
     try:
         with subject.in_double():
             return try_batch(subject)
-    except Exception as error:  # noqa: BLE001  evaluation mode may take another way, which may fail on its own
+    except Exception as error:  # noqa: BLE001  evaluation mode may run other code, which may fail
         return BatchIndependence(subject.batch_axis, doubt=first_line(error))

@@ -13,12 +13,11 @@ from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.other_data import BatchIndependence
-from deconv_cli.gradients.reruns import FirstSteps, Overwritten, Repetition, Response
+from deconv_cli.gradients.reruns import FirstSteps, Repetition
 from deconv_cli.gradients.tensors import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, distances_from
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
-from deconv_cli.gradients.unregistered import Unregistered
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Evidence:
     origins: tuple[Operation, ...]
     non_finite_sources: tuple[str, ...]
     repetition: Repetition
-    responses: Mapping[str, Response]
+    responses: Mapping[str, str]
     moved_from_outside: frozenset[str]
-    unregistered: tuple[Unregistered, ...]
-    overwritten: Mapping[str, Overwritten]
+    unregistered: tuple[tuple[str, str, CodeLocation], ...]
+    overwritten: Mapping[str, tuple[CodeLocation, bool]]
     first_steps: FirstSteps | None
     reached_by_others: frozenset[str]
     failing_fixes: frozenset[str]
@@ -131,14 +130,12 @@ class Evidence:
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
         nodes = self.backward.origins(self.parameters[name], is_faulty) if self.backward is not None else []
-        graph = self.forward.graph
-        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
+        return self.forward.operations(nodes)
 
     def canceling_before(self, name: str) -> list[Operation]:
         """List the operations whose gradients cancel each other on the way to a parameter."""
         nodes = self.backward.canceling(self.parameters[name]) if self.backward is not None else []
-        graph = self.forward.graph
-        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
+        return self.forward.operations(nodes)
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient goes on to a parameter."""

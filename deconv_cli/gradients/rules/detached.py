@@ -39,9 +39,9 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient on which the loss depends by way of plain values.
+    """Find a parameter without a gradient that the loss depends on through plain values.
 
-    A loss that autograd reaches nothing from is made of what left torch, even if it is constant on these data.
+    A loss from which autograd reaches no parameter is made of such values, even if it is constant on these data.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
@@ -67,7 +67,7 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    returned = getattr(evidence.model, "returned", None)  # of a recorded pass, which lines a constant was made of
+    returned = getattr(evidence.model, "returned", None)  # lines whose plain values a recorded pass uses as constants
     uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
     outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
@@ -77,18 +77,18 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
-    """Explain operations that gradients do not leave, and write what to use instead, unless it was tried in vain."""
+    """Explain operations that gradients do not leave; a suggestion that failed its trial is replaced."""
     causes = unique_causes(explain_detachment(found) for found in detachments)
-    return tuple(_tried(cause) if str(cause.location) in evidence.failing_fixes else cause for cause in causes)
-
-
-def _tried(cause: Cause) -> Cause:
-    """Take back a suggestion that was tried in vain."""
-    return replace(cause, suggestion=instead_of_call(cause.location.code) or NOT_ENOUGH)
+    return tuple(
+        replace(cause, suggestion=_instead_of_call(cause.location.code) or _NOT_ENOUGH)
+        if str(cause.location) in evidence.failing_fixes
+        else cause
+        for cause in causes
+    )
 
 
 def returning_none(operation: Operation, evidence: Evidence) -> Cause:
-    """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
+    """Explain a backward that returns None for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
     missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)
     location = next(missing, operation.location)
@@ -97,49 +97,40 @@ def returning_none(operation: Operation, evidence: Evidence) -> Cause:
 
 
 _MAX_LINES = 3
-
 _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
-    """Find `.detach()` and `no_grad` in the user's own code, a finding for each line."""
-    forward = evidence.forward
+    """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
+    forward, log = evidence.forward, evidence.forward.log
     trained = sum(forward.bit(name) for name in evidence.magnitudes)
-    lines: dict[str, Detachment] = {}
-    for index in sorted(forward.flow.detachments):
-        found = forward.log.detachments[index]
-        is_plain = found.is_deliberate and not found.by_library and found.location.file
-        if is_plain and found.lost & trained:
-            lines.setdefault(str(found.location), found)
-    return [*_drawn(evidence, trained), *(_intended(evidence, found) for found in list(lines.values())[:_MAX_LINES])]
-
-
-def _drawn(evidence: Evidence, trained: int) -> list[Finding]:
-    """Find continuous draws without a gradient that a layer goes on with, and that no log_prob is taken of."""
-    log, flow = evidence.forward.log, evidence.forward.flow
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in log.random}
-    cuts = (log.detachments[index] for index in sorted(flow.detachments) if index in log.read_on)
-    lines = {
-        str(found.location): explain_detachment(found)
-        for found in cuts
-        if found.is_draw and found.lost & trained and not is_discrete.get(str(found.location), True)
-    }
-    return [] if log.takes_likelihood else [Finding(Verdict.DETACHED, (cause,)) for cause in lines.values()]
+    draws: dict[str, Cause] = {}
+    plain: dict[str, Detachment] = {}
+    for index in sorted(forward.flow.detachments):
+        found, line = log.detachments[index], str(log.detachments[index].location)
+        if not found.lost & trained:
+            continue
+        # A continuous draw that a layer reads on, and that no log_prob weighs.
+        if found.is_draw and index in log.read_on and not is_discrete.get(line, True) and not log.takes_likelihood:
+            draws[line] = explain_detachment(found)
+        if found.is_deliberate and not found.by_library and found.location.file:
+            plain.setdefault(line, found)
+    findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
+    for found in list(plain.values())[:_MAX_LINES]:
+        names = [name for name in evidence.magnitudes if forward.bit(name) & found.lost]
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        why = (
+            f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
+            "was held constant in finite differences."
+        )
+        suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
+        cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
+        findings.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
+    return findings
 
 
-def _intended(evidence: Evidence, found: Detachment) -> Finding:
-    names = [name for name in evidence.magnitudes if evidence.forward.bit(name) & found.lost]
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    label = "no_grad" if found.by_mode else found.label
-    why = (
-        f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
-        "was held constant in finite differences."
-    )
-    suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
-    return Finding(Verdict.PARTLY_DETACHED, (Cause(label, found.location, why, suggestion),))
-
-
-NOT_ENOUGH = (
+_NOT_ENOUGH = (
     "write this line, and what follows, with torch functions that carry gradients; taking out what detaches was tried, "
     "and fails alone"
 )
@@ -157,7 +148,7 @@ _INSTEAD_OF = {
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
-def instead_of_call(code: str) -> str | None:
+def _instead_of_call(code: str) -> str | None:
     """Write what to do instead of what a line calls; None where that is not known."""
     return next((text for call, text in _INSTEAD_OF.items() if call in code), None)
 
@@ -209,7 +200,7 @@ def explain_detachment(found: Detachment) -> Cause:
 
 
 def _where(found: Detachment) -> CodeLocation:
-    """Find the line to change: where gradients are switched off around a call, that line and not one of the model's."""
+    """Find the line to change: a `with no_grad` around the call, or the line itself."""
     switch = found.switch
     is_outside = switch is not None and switch.code.startswith("with ") and switch.function != found.location.function
     return switch if switch is not None and is_outside else found.location
@@ -249,7 +240,7 @@ def _switching_on(found: Detachment) -> str:
 
 
 def _wrapping(found: Detachment) -> Cause:
-    """Explain a tensor that is made anew of the values of another."""
+    """Explain a tensor made of the values of another one."""
     is_loss = found.n_elements == 1 and not found.location.module
     why = (
         f"{found.label} makes a new leaf that only has the value of {'the loss' if is_loss else 'the tensor'}: "
@@ -280,5 +271,5 @@ def _without_detachment(location: CodeLocation) -> str:
     parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in location.code]
     if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
         return location.code.replace(parts[0], "")
-    known = STAY_IN_TORCH if ".numpy()" in location.code else instead_of_call(location.code)
+    known = STAY_IN_TORCH if ".numpy()" in location.code else _instead_of_call(location.code)
     return known or "use the tensor itself"

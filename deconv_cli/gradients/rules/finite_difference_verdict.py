@@ -1,4 +1,4 @@
-"""OK, NONDIFFERENTIABLE, NOT CHECKED, NOISY, WRONG, SUBSTITUTED: what finite differences say of a gradient."""
+"""OK, NONDIFFERENTIABLE, NOT CHECKED, NOISY, WRONG, SUBSTITUTED: the verdict of finite differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_not_checked(evidence: Evidence, name: str) -> Finding:
-    """Find any parameter, with the reason why nothing more is known of it."""
+    """Say for any parameter why nothing more is known about its gradient."""
     found = evidence.comparison(name)
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent"
@@ -49,11 +49,11 @@ def find_not_checked(evidence: Evidence, name: str) -> Finding:
 
 
 _ROUNDING = 1e-5
-"""Relative difference of two runs up to which it is taken for sums in a changing order."""
+"""A smaller relative difference of two runs comes from sums in a changing order."""
 
 
 def find_noisy(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter with a gradient that cannot be checked."""
+    """Find a parameter whose gradient cannot be checked, since the loss is noisy."""
     is_noisy = evidence.repetition.is_noisy and evidence.gradient(name) is not None
     return Finding(Verdict.NOISY, (_cause_of_noise(evidence),)) if is_noisy else None
 
@@ -88,7 +88,7 @@ _OF_MATRICES = ("LinalgInv", "LinalgSolve", "LinalgCholesky", "LinalgQr", "Linal
 
 
 def find_wrong(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, with no operation to name but one close to singular."""
+    """Find a gradient that differs from finite differences, and any matrix close to singular on its way."""
     detail = describe_difference(evidence, name)
     if not detail or evidence.overwritten:  # the old values are back when backward runs, so that this follows
         return None
@@ -96,7 +96,7 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
-    """List the inverses, solutions and factors of matrices through which gradients go: torch's own, which are right."""
+    """List inverses, solutions and factors of matrices on the way, whose gradients torch computes itself."""
     if evidence.double is None or evidence.forward.log.calls:
         return ()
     graph = evidence.double.forward.graph
@@ -107,7 +107,7 @@ def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:
-    """Write what both give at the element that shows the difference; empty where there is none."""
+    """Write both values at the element that shows the difference; empty where there is none."""
     found = evidence.comparison(name)
     if found is None or found.outcome is not Outcome.DIFFERS:
         return ""
@@ -127,32 +127,23 @@ def describe_difference(evidence: Evidence, name: str) -> str:
 
 
 def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, and passes a hook on the parameter or on the way."""
+    """Find a gradient that differs from finite differences and passes a hook."""
     detail = describe_difference(evidence, name)
     if evidence.double is None or not detail:
         return None
-    forward = evidence.double.forward
-    locations = _hooks_on(evidence, name)[:1] or [
-        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
-    ]
-    if not locations:
-        return None
-    return Finding(Verdict.WRONG, unique_causes(map(_hook_cause, locations)), detail)
-
-
-def _hooks_on(evidence: Evidence, name: str) -> list[CodeLocation]:
-    """List where the hooks on a parameter and on the modules that own it are written."""
-    parameter = evidence.parameters[name]
+    parameter, forward = evidence.parameters[name], evidence.double.forward
     hooks = list((parameter._backward_hooks or {}).values())
     for module in evidence.model.modules():
         if any(own is parameter for own in module._parameters.values()):
             hooks += list(module._backward_hooks.values())
-    return [location_of_function(hook) or CodeLocation() for hook in hooks]
-
-
-def _hook_cause(location: CodeLocation) -> Cause:
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
+    locations = locations or [
+        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
+    ]
     why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
-    return Cause("a gradient hook", location, why, "remove the hook, or accept this finding")
+    suggestion = "remove the hook, or accept this finding"
+    causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
+    return Finding(Verdict.WRONG, causes, detail) if causes else None
 
 
 def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
@@ -174,12 +165,12 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     if not wrong or evidence.gradient(name) is None:
         return None
     detail = describe_difference(evidence, name)
-    detail = detail or "by way of the hand-written backward, which was checked by itself"
+    detail = detail or "by way of the hand-written backward, which was checked on its own"
     return Finding(Verdict.WRONG, unique_causes(_of_input(item) for item in wrong), detail)
 
 
 def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
-    """Find wrong backwards that no parameter is behind, once for each line."""
+    """Find wrong backwards with no parameter behind them, one finding for each line."""
     known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
     causes = {item.location: _of_input(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
     return [Finding(Verdict.WRONG, (cause,), "no parameter is behind this input") for cause in causes.values()]
@@ -226,54 +217,51 @@ def _describe_rows(error: GradientError) -> str:
     return f", in rows {first} to {last}{gate}"
 
 
-_NOTHING = "nothing, if that is meant; take the Function out to compare the rest"
-
-_NO_JUDGE = "finite differences cannot tell whether the gradient is what is meant"
+_MEANT = "nothing, if that is meant"
 
 
 def find_substituted(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter whose gradient passes a backward that is there to give another one than the derivative."""
-    meant = [item for item in evidence.wrong_inputs_before(name) if item.is_on_purpose]
-    if not meant or evidence.gradient(name) is None:
+    """Find a parameter behind a backward that gives another gradient than the derivative on purpose."""
+    causes = []
+    for item in evidence.wrong_inputs_before(name):
+        operation = f"{item.function}.backward"
+        if item.is_unchanged:
+            why = (
+                f"forward returns '{item.name}' unchanged, and {operation} changes its gradient, which is all that it "
+                "is for."
+            )
+        else:
+            proof = item.error.surrogate if item.error else ""
+            why = f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: {proof}."
+        if item.is_on_purpose:
+            causes.append(Cause(operation, item.location, why, f"{_MEANT}; take the Function out to compare the rest"))
+    if not causes or evidence.gradient(name) is None:
         return None
-    return Finding(Verdict.SUBSTITUTED, unique_causes(map(_cause_of_surrogate, meant)), _beside(evidence, name))
+    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _difference_without_judge(evidence, name))
 
 
-def _beside(evidence: Evidence, name: str) -> str:
-    """Write the numbers that differ beside the reason why that proves nothing."""
-    return ": ".join(filter(None, (_NO_JUDGE, describe_difference(evidence, name).replace("are wrong", "differ"))))
-
-
-def _cause_of_surrogate(item: WrongInput) -> Cause:
-    operation = f"{item.function}.backward"
-    if item.is_unchanged:
-        why = (
-            f"forward leaves '{item.name}' as it is, and {operation} changes its gradient, which is all that it is for."
-        )
-    else:
-        why = (
-            f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: "
-            f"{item.error.surrogate if item.error else ''}."
-        )
-    return Cause(operation, item.location, why, _NOTHING)
+def _difference_without_judge(evidence: Evidence, name: str) -> str:
+    """Say that the numbers differ, and that this proves nothing here."""
+    difference = describe_difference(evidence, name).replace("are wrong", "differ")
+    sentence = "finite differences cannot tell whether the gradient is what is meant"
+    return f"{sentence}: {difference}" if difference else sentence
 
 
 def find_renormed(evidence: Evidence, name: str) -> Finding | None:
-    """Find an embedding whose rows forward itself scales back to `max_norm`, which no gradient knows of."""
-    found, owner = evidence.comparison(name), name.rpartition(".")[0]
-    module = dict(evidence.model.named_modules()).get(owner)
+    """Find an embedding whose rows forward itself scales back to `max_norm`, unseen by any gradient."""
+    module = dict(evidence.model.named_modules()).get(name.rpartition(".")[0])
     is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
-    if not is_limited or found is None or found.outcome is not Outcome.DIFFERS:
+    if not is_limited or not evidence.differs(name):
         return None
     why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
-    cause = Cause("max_norm", evidence.module_of(name), why, "nothing, if that is meant")
-    return Finding(Verdict.SUBSTITUTED, (cause,), _beside(evidence, name))
+    cause = Cause("max_norm", evidence.module_of(name), why, _MEANT)
+    return Finding(Verdict.SUBSTITUTED, (cause,), _difference_without_judge(evidence, name))
 
 
 def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter with a hook of its own that takes part of its gradient away, as a mask or a limit does."""
+    """Find a parameter whose own hook removes a part of its gradient, as a mask or a limit does."""
     hooks, found = evidence.parameters[name]._backward_hooks, evidence.comparison(name)
-    if not hooks or found is None or found.outcome is not Outcome.DIFFERS or not found.numeric:
+    if not hooks or found is None or not evidence.differs(name) or not found.numeric:
         return None
     share = found.autograd / found.numeric
     least, most = found.ratio_range or (share, share)
@@ -281,5 +269,5 @@ def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
         return None
     why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
     locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
-    causes = [Cause("a gradient hook", location, why, "nothing, if that is meant") for location in locations]
-    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _beside(evidence, name))
+    causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in locations)
+    return Finding(Verdict.SUBSTITUTED, causes, _difference_without_judge(evidence, name))

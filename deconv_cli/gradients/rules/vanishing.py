@@ -14,7 +14,7 @@ import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, TimeSeries, Verdict
-from deconv_cli.gradients.rules.zero_gradient import find_zero
+from deconv_cli.gradients.rules.zero_or_non_finite import find_zero
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 COLLAPSE = 1e-6

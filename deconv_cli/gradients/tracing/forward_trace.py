@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,3 +221,7 @@ class ForwardTrace:
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""
         return 1 << self.names.index(name)
+
+    def operations(self, nodes: Iterable[Node]) -> list[Operation]:
+        """Name the operations that made nodes of the graph."""
+        return [Operation(self.graph.label_of(node), self.graph.location_of(node)) for node in nodes]
