@@ -1,4 +1,4 @@
-"""Which mistake a hand-written backward makes: wrong values, side effects, wrong second derivatives."""
+"""Name the mistake of a hand-written backward: wrong values, side effects, wrong second derivatives."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _AXES = (0, 1, 2)
 
 
 class Mistake(Enum):
-    """A mistake that is made in practice: why the gradient is wrong, and what to write; both have a place for names."""
+    """A mistake from practice: why the gradient is wrong and what to write, with places for names."""
 
     WRITES_TO_SAVED = (
-        "{function} writes to the tensors that it reads, so that a second call, and all that reads them, go wrong.",
+        "{function} writes to the tensors that it reads, so a second call and all other readers go wrong.",
         "work on a copy: tensor = tensor.clone()",
     )
     WRITES_TO_INCOMING = (
@@ -29,13 +29,13 @@ class Mistake(Enum):
         "work on a copy: grad = grad.clone()",
     )
     NOT_MARKED_DIRTY = (
-        "forward writes to {name} without ctx.mark_dirty: autograd does not know of it, and whatever read {name} "
-        "before gets a wrong gradient.",
+        "forward writes to {name} without ctx.mark_dirty, unseen by autograd, so all that read {name} before gets a "
+        "wrong gradient.",
         "call ctx.mark_dirty on it and return it, or write to a copy",
     )
     KEEPS_ELSEWHERE = (
         "the gradient for {name} is that of a later call: {function} reads what forward keeps outside of its context.",
-        "keep it for each call by itself: ctx.save_for_backward(...), or ctx.name = ...",
+        "keep it separately for each call: ctx.save_for_backward(...), or ctx.name = ...",
     )
     NOT_TWICE = (
         "the second derivative by way of {name} is wrong, and {function} raises no error where it is taken.",
@@ -74,18 +74,18 @@ class Mistake(Enum):
     )
     LEAVES_OUT_OTHERS = (
         "the gradient for {name} is right where axis {n} has one element and wrong from two on: forward joins the "
-        "elements along it, and {function} leaves out what they give each other.",
+        "elements along it, and {function} drops their effect on each other.",
         "differentiate what joins them too, such as a sum, a mean or the taps of a kernel along axis {n}",
     )
     LOST_BETWEEN_STEPS = (
-        "the gradient for {name} is right for one time step along axis {n} and wrong from two on: what a step hands on "
-        "to the next one is lost or changed on its way back.",
-        "add to the incoming gradient of step t what step t + 1 gives for the state that it got (dh, dc)",
+        "the gradient for {name} is right for one time step along axis {n} and wrong from two on: the gradient from "
+        "one step to the step before is lost or changed.",
+        "add the gradient for the state (dh, dc) from step t + 1 to the incoming gradient of step t",
     )
 
 
 def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
-    """Tell which mistake makes the gradient of one input wrong, with a number: of samples, or of an axis."""
+    """Name the mistake in the gradient of one input, with a number of samples or of an axis."""
     hand = trial.given[index]
     if hand is None or not bool(hand.any()):
         return None
@@ -98,7 +98,7 @@ def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None
 
 
 def _compare(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
-    """Compare a gradient with the right one, and with the right ones of other inputs."""
+    """Compare a gradient with the right one, and with those of other inputs."""
     expected = trial.expected[index] if trial.expected is not None else None
     if expected is None:
         return None
@@ -121,7 +121,7 @@ def _is_shifted(hand: torch.Tensor, expected: torch.Tensor, axis: int) -> bool:
 
 
 def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
-    """Try one slice along an axis, and two: where one is right and two are not, the slices are not put together."""
+    """Try one slice along an axis, and two: if only two are wrong, backward joins the slices wrongly."""
     for axis in _AXES:
         one, two = trial.narrowed(axis, 1), trial.narrowed(axis, 2)
         if one is None or two is None or not _tells(one, index) or compare_input(one, index) is not None:
@@ -141,13 +141,13 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
 
 
 def _tells(trial: FunctionTrial, index: int) -> bool:
-    """Return whether a right gradient says something: it has several elements, and most are not zero."""
+    """Return whether a right gradient proves something: it has several elements, most of them not zero."""
     given = trial.given[index]
     return given is not None and given.numel() > 1 and int((given != 0).sum()) > given.numel() / 2
 
 
 def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
-    """Count the samples that a mean is taken over, by the factor that is missing where autograd tells it."""
+    """Count the samples of a mean, by the missing factor if autograd shows it."""
     hand, expected = trial.given[index], None if trial.expected is None else trial.expected[index]
     if hand is not None and expected is not None and bool((hand != 0).any()):
         return round(float((expected / hand)[hand != 0].median()))
@@ -156,7 +156,7 @@ def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
 
 
 def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
-    """Look for a number of elements that forward takes a mean over."""
+    """Look for a mean in forward over some number of elements."""
     expected = trial.expected[index] if trial.expected is not None else None
     tensors = [*trial.tensors.values(), *trial.weights]
     sizes = sorted({size for tensor in tensors for size in (*tensor.shape, tensor.numel())})
@@ -175,10 +175,10 @@ _TOLERANCE = 1e-6
 
 
 def find_writes(trial: FunctionTrial) -> tuple[Mistake, int] | None:
-    """Find that forward writes to an input and says nothing of it, or backward to what it reads.
+    """Find writes of forward to an input without `mark_dirty`, and writes of backward to tensors that it reads.
 
     Returns:
-        The mistake, and the position of the input among the arguments; -1 where it is none.
+        The mistake, and the position of the input among the arguments, -1 for a write of backward.
     """
     arguments = trial.arguments()
     given = {n: leaf for n, leaf in enumerate(pytree.tree_leaves(arguments)) if isinstance(leaf, torch.Tensor)}
@@ -200,7 +200,7 @@ def find_writes(trial: FunctionTrial) -> tuple[Mistake, int] | None:
 
 
 def find_kept_elsewhere(trial: FunctionTrial) -> int | None:
-    """Find an input whose gradient changes when forward is called once more before backward; its index."""
+    """Return the index of an input whose gradient changes if forward runs once more before backward."""
     outputs = trial.outputs()
     with contextlib.suppress(Exception):
         trial.moved().outputs()
@@ -211,7 +211,7 @@ def find_kept_elsewhere(trial: FunctionTrial) -> int | None:
 
 @contextlib.contextmanager
 def _noting_dirty() -> Iterator[list[torch.Tensor]]:
-    """Note what a Function marks as written to."""
+    """Collect the tensors that a Function marks as dirty."""
     marked: list[torch.Tensor] = []
     original = FunctionCtx.mark_dirty
 
@@ -227,7 +227,7 @@ def _noting_dirty() -> Iterator[list[torch.Tensor]]:
 
 
 def find_wrong_second_derivative(trial: FunctionTrial) -> int | None:
-    """Find an input by way of which the second derivative is wrong without an error; its index among the tensors."""
+    """Return the index of an input whose second derivative is wrong without an error."""
     with contextlib.suppress(Exception):
         expected = _twice(trial, trial.pieces())
         try:
@@ -243,7 +243,7 @@ def find_wrong_second_derivative(trial: FunctionTrial) -> int | None:
 
 
 def _twice(trial: FunctionTrial, outputs: list[torch.Tensor]) -> Gradients:
-    """Differentiate the gradients, weighed at random, by the inputs."""
+    """Differentiate a random combination of the gradients by the inputs."""
     tensors = list(trial.tensors.values())
     first = differentiate(outputs, tensors, trial.weights, create_graph=True)
     generator = torch.Generator().manual_seed(1)
@@ -255,7 +255,7 @@ def _twice(trial: FunctionTrial, outputs: list[torch.Tensor]) -> Gradients:
 
 
 def _agree(one: Sequence[torch.Tensor | None], other: Sequence[torch.Tensor | None]) -> bool:
-    """Return whether gradients are the same; one that is not given counts as zero."""
+    """Return whether gradients are the same; None counts as zero."""
     for mine, yours in zip(one, other, strict=True):
         a = torch.zeros(()) if mine is None else mine
         b = torch.zeros(()) if yours is None else yours

@@ -1,4 +1,4 @@
-"""A hand-written Function on its own: its outputs, its gradients in two ways, and how one of them is wrong."""
+"""Run a hand-written Function on its own, and compare its gradients with autograd and finite differences."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Gradients = Sequence[torch.Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class FunctionTrial:
-    """A Function and what it was called with; every call works on copies.
+    """A Function and the arguments of a call; every run works on copies.
 
     Attributes:
         leaves: the arguments, flattened by `spec`.
-        tensors: the inputs that it is differentiated by, by their position among the leaves.
+        tensors: the inputs to differentiate by, keyed by their position among the leaves.
     """
 
     function: type[torch.autograd.Function]
@@ -47,7 +47,7 @@ class FunctionTrial:
 
     @classmethod
     def of(cls, call: FunctionCall) -> FunctionTrial:
-        """Take a call that was seen; an input that needs no gradient may be given none, and often is."""
+        """Build a trial from a call. Inputs that need no gradient are not compared."""
         leaves, spec = pytree.tree_flatten(call.arguments)
         positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
@@ -60,7 +60,7 @@ class FunctionTrial:
         return FunctionTrial(self.function, leaves, self.spec, _moving(leaves, self.tensors))
 
     def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
-        """Copy the arguments; those that are differentiated by are no leaves, so that forward may write to them."""
+        """Copy the arguments; inputs to differentiate by are no leaves, so that forward may write to them."""
         copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
         for n, tensor in self.tensors.items():
             copies[n] = tensor.clone()
@@ -72,30 +72,30 @@ class FunctionTrial:
 
     @cached_property
     def weights(self) -> list[torch.Tensor]:
-        """Incoming gradients: random, the same each time."""
+        """Random incoming gradients, the same for each run."""
         with torch.no_grad():
             outputs = self.outputs()
         generator = torch.Generator().manual_seed(0)
         return [torch.randn(output.shape, generator=generator, dtype=output.dtype) for output in outputs]
 
     def value(self) -> float:
-        """Weigh the outputs and add up."""
+        """Add up the outputs with the weights of the incoming gradients."""
         with torch.no_grad():
             return sum(float((o.double() * w).sum()) for o, w in zip(self.outputs(), self.weights, strict=True))
 
     def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
-        """Differentiate by the hand-written backward, for incoming gradients."""
+        """Run the hand-written backward on incoming gradients."""
         own = [weight.clone() for weight in weights or self.weights]  # backward may write to what it is given
         return differentiate(self.outputs(), list(self.tensors.values()), own)
 
     @cached_property
     def given(self) -> Gradients:
-        """What the hand-written backward gives for each of the tensors."""
+        """The gradients of the hand-written backward."""
         return self.gradients()
 
     @cached_property
     def expected(self) -> Gradients | None:
-        """What autograd of the pieces of forward gives; None where it cannot follow them."""
+        """The gradients of autograd through the pieces of forward; None where it cannot follow them."""
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):
@@ -109,7 +109,7 @@ class FunctionTrial:
         return real(self.function.forward(*context, *self.arguments()))
 
     def known_values(self) -> list[torch.Tensor]:
-        """List what forward computes and takes, and the gradients by all of that, as autograd gives them."""
+        """List all values of forward, its inputs included, and the gradients by them from autograd."""
         with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
             outputs = self.pieces()
             found = [*self.tensors.values(), *mode.tensors]
@@ -118,7 +118,7 @@ class FunctionTrial:
         return []
 
     def proof_of_surrogate(self, index: int) -> str:
-        """Say what proves that a gradient is a surrogate for that of a step; empty where nothing does."""
+        """Write the proof that a gradient is a surrogate for that of a step; empty without a proof."""
         given = self.given[index]
         for is_limited_before in (False, True):
             mode = StepsPassedThrough(is_limited_before=is_limited_before)
@@ -130,7 +130,7 @@ class FunctionTrial:
         return "forward stays the same where this input moves a little, and changes in steps" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
-        """Return whether the outputs stay the same, to the bit, under small changes of an input and not under large."""
+        """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
         position, tensor = list(self.tensors.items())[index]
         generator = torch.Generator().manual_seed(2)
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.detach().abs().mean()
@@ -141,17 +141,17 @@ class FunctionTrial:
         return is_same[1e-7] and not is_same[1.0]
 
     def moved(self) -> FunctionTrial:
-        """Change all numbers that it is differentiated by."""
+        """Change all inputs to differentiate by."""
         return self._with({n: 1.5 * self.leaves[n] + 0.1 for n in self.tensors})
 
     def returns(self, index: int) -> bool:
-        """Return whether one of the tensors comes out of forward as it went in."""
+        """Return whether forward returns one of the inputs unchanged."""
         own = list(self.tensors.values())[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
 
     def narrowed(self, axis: int, n: int) -> FunctionTrial | None:
-        """Keep the first slices along an axis of the inputs that share it; None where the Function takes no such."""
+        """Keep the first slices along an axis that inputs share; None if the Function refuses them."""
         for axes in self._sharing(axis):
             trial = self._with({k: self.leaves[k].narrow(own, 0, n) for k, own in axes.items()})
             with contextlib.suppress(Exception):
@@ -161,7 +161,7 @@ class FunctionTrial:
         return None
 
     def is_of_samples(self, axis: int) -> bool:
-        """Return whether each slice of the outputs depends on its own slice of the inputs, and on no step before it."""
+        """Return whether each slice of the outputs depends only on its own slice of the inputs."""
         for axes in self._sharing(axis):
             flipped = self._with({k: self.leaves[k].flip(own) for k, own in axes.items()})
             with contextlib.suppress(Exception), torch.no_grad():
@@ -170,7 +170,7 @@ class FunctionTrial:
         return False
 
     def joins(self, axis: int) -> bool:
-        """Return whether the first slice of an output depends on later slices of the inputs, as no time step does."""
+        """Return whether the first slice of an output depends on later slices of the inputs, unlike a time step."""
         for axes in self._sharing(axis):
             moved = {k: own for k, own in axes.items() if self.leaves[k].is_floating_point()}
             changed = self._with({k: _with_later_changed(self.leaves[k], own) for k, own in moved.items()})
@@ -183,7 +183,7 @@ class FunctionTrial:
         return False
 
     def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
-        """List which inputs may share an axis, each with its own number: one alone, those like it, all of that size."""
+        """List inputs that may share an axis, with the axis of each: one input, similar ones, all of that size."""
         sizes = {k: leaf.shape for k, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
         for k, shape in sizes.items():
             if len(shape) <= axis or shape[axis] < 2:
@@ -195,7 +195,7 @@ class FunctionTrial:
 
 
 class _Collecting(TorchFunctionMode):
-    """Collects all tensors that are computed."""
+    """Collects all computed tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,9 +209,9 @@ class _Collecting(TorchFunctionMode):
 
 
 class StepsPassedThrough(TorchFunctionMode):
-    """Lets gradients pass rounding and signs as if these were not there, and notes them as `steps`.
+    """Passes gradients straight through rounding and signs, and collects their names in `steps`.
 
-    A limit of what was rounded is, with `is_limited_before`, that of what goes into the rounding.
+    With `is_limited_before`, a limit of the rounded value counts as a limit of the value before the rounding.
     """
 
     def __init__(self, *, is_limited_before: bool) -> None:
@@ -236,7 +236,7 @@ class StepsPassedThrough(TorchFunctionMode):
 
 
 class _Context(FunctionCtx):
-    """The context of a forward that autograd itself differentiates."""
+    """A context for a forward that autograd itself differentiates."""
 
     def __init__(self) -> None:
         self.needs_input_grad = (True,) * 64
@@ -260,7 +260,7 @@ def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tens
 def differentiate(
     outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], **options: bool
 ) -> Gradients:
-    """Differentiate the weighted sum of those outputs that have a graph."""
+    """Differentiate the weighted sum of the outputs that have a graph."""
     pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     found: Gradients = torch.autograd.grad(
         [output for output, _ in pairs], tensors, [weight for _, weight in pairs], allow_unused=True, **options
@@ -270,11 +270,11 @@ def differentiate(
 
 @dataclass(frozen=True)
 class GradientError:
-    """How the gradient of one input is wrong, compared with `reference` at the worst element and counted over all.
+    """A wrong gradient of one input, compared with `reference` at its worst element and counted over all elements.
 
     Attributes:
         rows: first and last wrong row of the first axis, whose length is `n_rows`.
-        surrogate: what proves that the gradient stands in the place of a derivative that is zero; empty without proof.
+        surrogate: the proof that the gradient replaces a derivative of zero on purpose; empty without a proof.
     """
 
     comparison: Comparison
@@ -285,7 +285,7 @@ class GradientError:
 
     @property
     def block(self) -> tuple[int, int] | None:
-        """Which of three or four stacked blocks, as those of gates, holds all wrong rows; None where no one does."""
+        """The one of three or four stacked blocks, such as gates, that holds all wrong rows, and their number."""
         first, last = self.rows
         for n_blocks in (4, 3):
             size = self.n_rows // n_blocks
@@ -295,15 +295,15 @@ class GradientError:
 
     @property
     def is_one_factor(self) -> bool:
-        """Whether all wrong elements are off by one and the same factor."""
+        """Whether all wrong elements are off by the same factor."""
         ratio = self.comparison.ratio
         return ratio is not None and is_one_factor(ratio, self.comparison.ratio_range)
 
 
 def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) -> GradientError | None:
-    """Check the gradient of one of the tensors of a trial; None where it is right.
+    """Check the gradient of one of the tensors of a trial; None if it is right.
 
-    Where two ways of computing it differ, finite differences decide.
+    If backward and autograd differ, finite differences decide.
 
     Raises:
         ValueError: backward gives a gradient of another shape.
@@ -335,7 +335,7 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
 
 
 def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
-    """Describe an error that finite differences found at one element and looked for at a few others."""
+    """Describe an error at one element from finite differences, which also tried a few others."""
     is_everywhere = found.n_wrong > 1
     n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1
     row = found.element[0] if found.element else 0
@@ -348,7 +348,7 @@ def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientEr
 
 
 def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> GradientError:
-    """Describe an error that autograd of the same forward shows at every element."""
+    """Describe an error from autograd of the same forward, which shows every element."""
     gap = (hand - expected).abs()
     relative = gap / torch.maximum(hand.abs(), expected.abs()).clamp_min(1e-300)
     clear = off & (relative > ELEMENT_TOLERANCE)

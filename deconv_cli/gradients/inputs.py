@@ -1,4 +1,4 @@
-"""Inputs of a model: batches from a file, synthetic ones, and inputs that are checked as if they were weights."""
+"""Inputs of a model: batches from a file, synthetic inputs, and inputs that are checked like weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deconv_cli.gradients.losses import positional_parameters
 from deconv_cli.gradients.subject import Subject
 
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
-"""Names under which tensors of a file are what the loss compares the output with."""
+"""Names of tensors in a file that are the target of the loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ class Batch:
 
     @classmethod
     def sort(cls, tensors: dict[str, torch.Tensor], model: nn.Module, *, has_loss: bool = True) -> Batch:
-        """Sort named tensors: `target` goes to the loss, the others to forward, by name where its arguments agree.
+        """Sort named tensors: the target goes to the loss, the others to forward, by name where the names agree.
 
-        Without a loss of its own, a target goes to forward too, where that has an argument of its name, as `labels`.
+        Without a separate loss, a target goes to forward too if forward has an argument of its name, such as `labels`.
 
         Raises:
-            UsageError: no input is left.
+            UsageError: there is no input.
         """
         taken = () if has_loss else tuple(inspect.signature(model.forward).parameters)
         names = [name for name in TARGET_NAMES if name in tensors and name not in taken]
@@ -85,9 +85,9 @@ _MAX_ELEMENTS = 2**31
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How to draw a synthetic tensor; `dtype` is None for that of the model.
+    """A synthetic tensor to draw; `dtype` None is that of the model.
 
-    Values start at `low`, stay below `high` for whole numbers and reach it otherwise; None is a normal distribution.
+    Values are uniform from `low` to `high`, whole numbers below `high`; `high` None is a normal distribution.
     """
 
     shape: tuple[int, ...]
@@ -105,7 +105,7 @@ class InputSpec:
         found = _SPEC.fullmatch(text.replace(" ", ""))
         if not found or (found["dtype"] and found["dtype"] not in _DTYPES):
             raise UsageError(
-                f"{name} must be a shape such as 8,1,28,28, with dtype and range where they matter, such as "
+                f"{name} must be a shape such as 8,1,28,28, with dtype and range if needed, such as "
                 f"8,32:int64:0..100, but is '{text}'."
             )
         shape = () if found["shape"] == "scalar" else tuple(int(size) for size in found["shape"].split(","))
@@ -140,7 +140,7 @@ class InputSpec:
         return (self.low + (self.high - self.low) * unit).to(dtype)
 
     def __str__(self) -> str:
-        """Write the specification as it would be typed."""
+        """Write the specification as a user types it."""
         text = ",".join(str(size) for size in self.shape) or "scalar"
         if self.dtype is not None:
             text += f":{str(self.dtype).removeprefix('torch.')}"
@@ -156,31 +156,25 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
 
 
 _BATCH = 4
-
 _TIME = 12
-
 _MAX_GUESSED = 2**24
-
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
-
 _PICTURES = {
     784: [InputSpec((_BATCH, 1, 28, 28))],
     1024: [InputSpec((_BATCH, 1, 32, 32))],
     3072: [InputSpec((_BATCH, 3, 32, 32))],
 }
-"""A linear layer may stand behind a flattening of the usual pictures."""
+"""Usual pictures that a model may flatten before a linear layer of this width."""
 
 
 def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
-    """Read the shape of the input off the first layer.
-
-    Where the layer leaves the height and width open, usual ones are tried, and the first that runs is taken.
+    """Read the shape of the input off the first layer; of several usual sizes take the first one that runs.
 
     Returns:
-        The shape, and a note that says where it came from.
+        The shape, and a note on where it came from.
 
     Raises:
-        UsageError: it is not certain.
+        UsageError: the shape is not certain.
     """
     wants = sum(parameter.default is parameter.empty for parameter in positional_parameters(model)) or 1
     first = next(
@@ -202,12 +196,9 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
     if isinstance(layer, nn.Linear):
         width = layer.in_features
         return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_PICTURES.get(width, ())]
-    if isinstance(layer, nn.RNNBase):
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
         sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
-        return [InputSpec((*sizes, layer.input_size))]
-    if isinstance(layer, nn.MultiheadAttention):
-        sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
-        return [InputSpec((*sizes, layer.embed_dim))]
+        return [InputSpec((*sizes, layer.input_size if isinstance(layer, nn.RNNBase) else layer.embed_dim))]
     if isinstance(layer, nn.RNNCellBase):
         return [InputSpec((_BATCH, _TIME, layer.input_size))]
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -222,7 +213,7 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
 
 
 def _can_be_drawn(spec: InputSpec) -> bool:
-    """Return whether the numbers that a layer gave for its sizes can be sizes: a file may say anything there."""
+    """Return whether the sizes of a layer are possible sizes of a tensor: a file may hold any number there."""
     sizes = (*spec.shape, spec.high if spec.high is not None else 1)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return False
@@ -240,12 +231,12 @@ def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) ->
 
 
 class InputsAsWeights(nn.Module):
-    """Runs a model on inputs that are parameters of this module, under `inputs.0`, `inputs.name` and so on.
+    """Runs a model on inputs that are parameters of this module, named `inputs.0`, `inputs.name` and so on.
 
-    The parameters of the model itself are not listed, so that they are not checked.
+    The parameters of the model itself are not listed, so they are not checked.
 
     Raises:
-        UsageError: no input holds numbers that a gradient could be taken by.
+        UsageError: no input holds floating-point numbers.
     """
 
     def __init__(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -253,14 +244,13 @@ class InputsAsWeights(nn.Module):
         self.model = model
         self.inputs = nn.ParameterDict()
         paths, self._spec = pytree.tree_flatten_with_path((arguments, keywords))
-        self._leaves: list[Any] = []
-        for path, leaf in paths:
+        self._leaves: list[Any] = [leaf for _, leaf in paths]
+        self._names: dict[int, str] = {}
+        for n, (path, leaf) in enumerate(paths):
             if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                name = "_".join(_name_of(key) for key in path[1:])
-                self.inputs[name] = nn.Parameter(leaf.detach().clone())
-                self._leaves.append(_Name(name))
-            else:
-                self._leaves.append(leaf)
+                self._names[n] = "_".join(str(getattr(key, "idx", getattr(key, "key", key))) for key in path[1:])
+                self.inputs[self._names[n]] = nn.Parameter(leaf.detach().clone())
+                self._leaves[n] = None
         if not self.inputs:
             raise UsageError(
                 "no input holds floating-point numbers, so there is no gradient by the inputs; check the parameters."
@@ -272,7 +262,9 @@ class InputsAsWeights(nn.Module):
 
     def forward(self) -> Any:  # noqa: ANN401  whatever the model gives
         """Run the model."""
-        leaves = [self.inputs[leaf.name] if isinstance(leaf, _Name) else leaf for leaf in self._leaves]
+        leaves = list(self._leaves)
+        for n, name in self._names.items():
+            leaves[n] = self.inputs[name]
         arguments, keywords = pytree.tree_unflatten(leaves, self._spec)
         return self.model(*arguments, **keywords)
 
@@ -281,16 +273,7 @@ def with_inputs_as_weights(subject: Subject) -> Subject:
     """Turn a subject into one whose parameters are its inputs.
 
     Raises:
-        UsageError: no input holds numbers that a gradient could be taken by.
+        UsageError: no input holds floating-point numbers.
     """
     model = InputsAsWeights(subject.model, subject.arguments, subject.keywords)
     return Subject(model, (), {}, subject.target, subject.loss, subject.seed, None, is_axis_given=True)
-
-
-class _Name:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _name_of(key: Any) -> str:  # noqa: ANN401  torch has several kinds of keys
-    return str(getattr(key, "idx", getattr(key, "key", key)))

@@ -17,12 +17,12 @@ from deconv_cli.gradients.subject import Loss, as_scalar
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How targets are distributed around the outputs of one sample.
+    """The distribution of targets around the outputs of a model.
 
     Attributes:
         name: for the report.
-        negative_log: −log p(target | output) of a batch, summed.
-        draw: targets drawn from the model, for outputs of a batch.
+        negative_log: −log p(target | output), summed over a batch.
+        draw: draws targets from the model, for the outputs of a batch.
         factors: for the outputs of one sample, K numbers of any shape: vectors `(F, K)` with Σ v vᵀ equal to the Fisher
             matrix of the outputs.
     """
@@ -82,12 +82,11 @@ LIKELIHOODS = {
 """Losses that are the negative logarithm of a likelihood."""
 
 KINDS = ("empirical", "sampled", "exact", "ggn")
-
 _MAX_OUTPUTS = 4096
 
 
 class SampleLoss:
-    """A loss, and the likelihood behind it where it has one; the arguments are those of `diagonal_fisher`.
+    """A loss, with its likelihood where it has one; the arguments are those of `diagonal_fisher`.
 
     Raises:
         UsageError: there is no such kind, or it needs a likelihood and the loss has none.
@@ -103,33 +102,32 @@ class SampleLoss:
                 f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
+        self.description = self.likelihood.name if self.likelihood else "the loss as it is, sample by sample"
         self._has_classes = name in OF_CLASSES
         self._are_classes_last = False
         self._function = function
         self._n_draws = n_draws
         self._generator = generator
 
-    @property
-    def description(self) -> str:
-        """What the loss is taken for."""
-        return self.likelihood.name if self.likelihood else "the loss as it is, for each sample by itself"
-
-    def look_at(self, output: torch.Tensor, target: torch.Tensor | None) -> None:
-        """Find on which axis of the outputs the classes are: axis 1, or the last of three."""
+    def find_classes(self, output: torch.Tensor, target: torch.Tensor | None) -> None:
+        """Find the axis of classes of the outputs: axis 1, or the last of three."""
         self._are_classes_last = self._has_classes and classes_are_last(output, target)
 
-    def of_sample(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Compute the user's own loss of one sample."""
-        return as_scalar(self._function(output, target))
+    def value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """Compute the loss of one sample, or −log p(target | output) summed over any batch."""
+        if self.likelihood is None:
+            return as_scalar(self._function(output, target))
+        assert target is not None
+        target = target.to(output.dtype) if target.is_floating_point() else target
+        return self.likelihood.negative_log(self._classes_second(output), target)
 
     def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Compute the mean loss of a batch; targets are drawn from the model where the kind says so."""
+        """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model."""
         if self.likelihood is None:
-            return self.of_sample(output, batch.target)
-        target = batch.target
-        if target is None or self.kind in ("sampled", "exact"):
-            target = self.likelihood.draw(self._arranged(output.detach()), self._generator)
-        return self._negative_log(self.likelihood, output, target) / batch.n_samples
+            return self.value(output, batch.target)
+        is_drawn = batch.target is None or self.kind in ("sampled", "exact")
+        target = self._draw(output.detach(), self.likelihood) if is_drawn else batch.target
+        return self.value(output, target) / batch.n_samples
 
     def vectors(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute for each of N samples F vectors v with Σ v vᵀ equal to the matrix in the space of its K outputs.
@@ -137,70 +135,52 @@ class SampleLoss:
         Returns:
             Shape `(N, F, K)`, for outputs of shape `(N, ...)`.
         """
-        n = output.shape[0]
-        if self.kind == "empirical":
-            return self._slopes(output, batch.target).reshape(n, 1, -1)
-        if self.kind == "ggn":
-            self._check_width(output[0].numel())
-            rows = [self._hessian_factors(output[i : i + 1], batch.sample(i).target) for i in range(n)]
-            return torch.stack(rows)
-        assert self.likelihood is not None
-        return self._exact(output, self.likelihood) if self.kind == "exact" else self._sampled(output, self.likelihood)
-
-    def _exact(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
-        self._check_width(output[0].numel())
-        arranged = self._arranged(output)
-        factors = torch.stack([likelihood.factors(row) for row in arranged])
-        # Back to the order of the model's own output.
-        in_order = factors.unflatten(-1, arranged.shape[1:])
-        return (in_order.movedim(2, -1) if self._are_classes_last else in_order).flatten(2)
-
-    def _sampled(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
-        draws = []
-        for _ in range(self._n_draws):
-            target = likelihood.draw(self._arranged(output), self._generator)
-            draws.append(self._slopes(output, target).reshape(output.shape[0], -1) / math.sqrt(self._n_draws))
-        return torch.stack(draws, 1)
-
-    def _check_width(self, n_outputs: int) -> None:
-        if n_outputs > _MAX_OUTPUTS:
+        n_samples, n_outputs = output.shape[0], output[0].numel()
+        if self.kind in ("ggn", "exact") and n_outputs > _MAX_OUTPUTS:
             raise UsageError(
                 f'{n_outputs} outputs for each sample are too many for kind="{self.kind}", at most {_MAX_OUTPUTS}; '
                 'take kind="sampled" or kind="empirical".'
             )
+        if self.kind == "empirical":
+            return self._slopes(output, batch.target).reshape(n_samples, 1, -1)
+        if self.kind == "ggn":
+            samples = [(output[i : i + 1], batch.sample(i).target) for i in range(n_samples)]
+            return torch.stack([self._hessian_factors(*sample) for sample in samples])
+        assert self.likelihood is not None
+        if self.kind == "sampled":
+            targets = [self._draw(output, self.likelihood) for _ in range(self._n_draws)]
+            slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
+            return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
+        arranged = self._classes_second(output)
+        factors = torch.stack([self.likelihood.factors(row) for row in arranged])
+        # Back to the order of the model's own output.
+        in_order = factors.unflatten(-1, arranged.shape[1:])
+        return (in_order.movedim(2, -1) if self._are_classes_last else in_order).flatten(2)
 
-    def _arranged(self, output: torch.Tensor) -> torch.Tensor:
-        """Move the axis of classes to where the likelihoods look for it."""
+    def _draw(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
+        return likelihood.draw(self._classes_second(output), self._generator)
+
+    def _classes_second(self, output: torch.Tensor) -> torch.Tensor:
+        """Move the axis of classes to axis 1."""
         return output.movedim(-1, 1) if self._are_classes_last else output
-
-    def _negative_log(self, likelihood: Likelihood, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        assert target is not None
-        cast = target.to(output.dtype) if target.is_floating_point() else target
-        return likelihood.negative_log(self._arranged(output), cast)
-
-    def _value(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Compute the loss of a batch of one, or the negative logarithm of the likelihood of any batch."""
-        if self.likelihood is None:
-            return self.of_sample(output, target)
-        return self._negative_log(self.likelihood, output, target)
 
     def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
         """Differentiate the loss of every sample by its outputs."""
         leaf = output.clone().requires_grad_()
         with torch.enable_grad():
             if self.likelihood is not None:
-                total = self._value(leaf, target)
+                total = self.value(leaf, target)
             else:
                 rows = [(leaf[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(leaf))]
-                total = torch.stack([self._value(*row) for row in rows]).sum()
+                total = torch.stack([self.value(*row) for row in rows]).sum()
             (slope,) = torch.autograd.grad(total, leaf)
         return slope
 
     def _hessian_factors(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Factor the Hessian of the loss by the outputs; directions of negative curvature are left out."""
+        """Factor the Hessian of the loss by the outputs, without its directions of negative curvature."""
         with torch.enable_grad():
             hessian = torch.autograd.functional.hessian(
-                lambda flat: self._value(flat.reshape(output.shape), target), output.flatten()
+                lambda flat: self.value(flat.reshape(output.shape), target), output.flatten()
             )
         values, vectors = torch.linalg.eigh(hessian)
         return (vectors * values.clamp_min(0).sqrt()).T

@@ -23,16 +23,15 @@ from deconv_cli.gradients.tracing.interception import trace_forward
 from deconv_cli.gradients.tracing.operations import ALONG_EDGES
 
 _TOLERANCE = 1e-9
-
 _SLIGHT = 1e-3
-"""Relative change that ending an iteration a few turns earlier or later may make."""
+"""Relative change when an iteration stops a few turns earlier or later."""
 
 
 @dataclass(frozen=True)
 class BatchIndependence:
-    """What changing one sample along an axis does to the others, and the first operation whose output changes.
+    """Whether changing one sample along an axis changes the outputs of others, and the first operation that mixes them.
 
-    The axis is None where there is none; `doubt` says why nothing could be tried.
+    The axis is None without an axis of samples; `doubt` says why nothing could be tried.
     """
 
     axis: int | None
@@ -42,7 +41,7 @@ class BatchIndependence:
 
 
 def try_batch(subject: Subject) -> BatchIndependence:
-    """Replace one sample of the batch, in evaluation mode, and look whether the output of another changes."""
+    """Replace one sample of the batch, in evaluation mode, and check whether the output of another changes."""
     axis = subject.batch_axis
     if axis is None:
         return BatchIndependence(None)
@@ -53,7 +52,7 @@ def try_batch(subject: Subject) -> BatchIndependence:
         if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before)):
             return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
         is_certain = subject.is_axis_given or _drops_the_next_axis(subject, before)
-        doubt = None if is_certain else _doubt_about_time(subject, axis)
+        doubt = None if is_certain else _layer_with_time_first(subject.model, axis)
         if doubt:
             return BatchIndependence(axis, doubt=doubt)
         with _other_sample(subject, axis):
@@ -61,42 +60,36 @@ def try_batch(subject: Subject) -> BatchIndependence:
         if change <= _TOLERANCE:
             return BatchIndependence(axis)
         mixer = _mixer(subject, axis)
-        doubt = _doubt_about_mixing(subject, before, mixer, change, is_certain=is_certain)
-    return BatchIndependence(axis, is_mixed=not doubt, mixer=None if doubt else mixer, doubt=doubt)
+        if mixer is None and change <= _SLIGHT:
+            doubt = (
+                f"the outputs of other samples change by {change:.1g} with one of them, and no operation mixes them: a "
+                "condition on all of them, such as the end of an iteration, does"
+            )
+        elif not is_certain:
+            doubt = _other_meaning_of_axis(subject, before, mixer, axis)
+    return BatchIndependence(axis, doubt=doubt) if doubt else BatchIndependence(axis, is_mixed=True, mixer=mixer)
 
 
-def _doubt_about_mixing(
-    subject: Subject,
-    before: Any,  # noqa: ANN401  an output of the model
-    mixer: Operation | None,
-    change: float,
-    *,
-    is_certain: bool,
-) -> str | None:
-    """Write what else a change of other samples may mean; None where nothing speaks for it."""
-    axis = subject.batch_axis or 0
-    if mixer is None and change <= _SLIGHT:
-        return (
-            f"the outputs of other samples change by {change:.1g} with one of them, and no operation mixes them: a "
-            "condition on all of them, such as the end of an iteration, does"
-        )
-    if is_certain:
-        return None
-    if _looks_like_time(subject, before, axis):
+def _other_meaning_of_axis(subject: Subject, before: Any, mixer: Operation | None, axis: int) -> str | None:  # noqa: ANN401
+    """Say that the axis may count time steps or nodes of a graph, if the outputs suggest it."""
+    last = tensors_in((subject.arguments, subject.keywords))[0].shape[axis] - 1
+    with _other_sample(subject, axis, last):  # along time nothing before the last step changes
+        is_time = _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
+    if is_time:
         return (
             f"axis {axis} looks like time, since later outputs depend on earlier inputs but not the other way "
             "round; name the axis of the samples (batch_axis)"
         )
     if mixer is not None and mixer.bare_name in ALONG_EDGES and not _runs_on_half(subject, axis):
         return (
-            f"axis {axis} looks like the nodes of a graph, since {mixer.label} mixes them and half of them cannot be "
-            "taken without the others; name the axis of the samples (batch_axis)"
+            f"axis {axis} looks like the nodes of a graph, since {mixer.label} mixes them and the model does not run "
+            "on half of them; name the axis of the samples (batch_axis)"
         )
     return None
 
 
 def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401  an output of the model
-    """Return whether axis 0 counts samples for certain: of the two that may, the output has this one alone."""
+    """Return whether axis 0 certainly counts samples: of the first two axes, the output keeps only this one."""
     inputs = tensors_in((subject.arguments, subject.keywords))
     if subject.batch_axis != 0 or any(tensor.ndim < 3 for tensor in inputs):
         return False
@@ -118,7 +111,7 @@ def _runs_on_half(subject: Subject, axis: int) -> bool:
 
 @contextlib.contextmanager
 def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
-    """Run forward without a graph, and whatever follows, unless it asks for gradients itself, as a model of forces."""
+    """Run forward and the block without a graph, unless the model itself takes gradients."""
     try:
         with torch.no_grad():
             found = subject.output()
@@ -129,65 +122,53 @@ def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
             yield found
 
 
-def _doubt_about_time(subject: Subject, axis: int) -> str | None:
-    for name, module in subject.model.named_modules() if axis == 0 else ():
-        time_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
-        if time_first and not _is_inner(name, subject.model):
+def _layer_with_time_first(model: nn.Module, axis: int) -> str | None:
+    """Name a layer of torch that reads axis 0 as time, unless a layer around it turns the axes."""
+    modules = dict(model.named_modules())
+    for name, module in modules.items() if axis == 0 else ():
+        if not isinstance(module, nn.RNNBase | nn.MultiheadAttention) or module.batch_first:
+            continue
+        parts = name.split(".")
+        owners = [modules[".".join(parts[:n])] for n in range(1, len(parts))]
+        if not any(getattr(owner, "batch_first", False) for owner in owners):
             return f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples (batch_axis)"
     return None
 
 
-def _is_inner(name: str, model: nn.Module) -> bool:
-    """Return whether a layer belongs to a larger one that turns the axes by itself."""
-    parts = name.split(".")
-    modules = dict(model.named_modules())
-    owners = [modules[".".join(parts[:n])] for n in range(1, len(parts))]
-    return any(getattr(owner, "batch_first", False) for owner in owners)
-
-
 def _other_sample(subject: Subject, axis: int, sample: int = 0) -> contextlib.AbstractContextManager[None]:
-    return subject.changed_inputs(lambda leaf: _with_other_sample(leaf, axis, sample), target_too=False)
+    """Replace one sample for a while by a rearranged copy of another, which is a plausible input."""
 
+    def changed(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
+            return leaf
+        copied = leaf.clone()
+        other = leaf.select(axis, (sample + 1) % leaf.shape[axis]).reshape(-1).flip(0)
+        copied.select(axis, sample).copy_(other.reshape(copied.select(axis, sample).shape))
+        return copied
 
-def _with_other_sample(leaf: Any, axis: int, sample: int) -> Any:  # noqa: ANN401
-    """Replace one sample by a rearranged copy of another, so that it stays a plausible input."""
-    if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
-        return leaf
-    changed = leaf.clone()
-    other = leaf.select(axis, (sample + 1) % leaf.shape[axis]).reshape(-1)
-    order = torch.arange(other.numel()).flip(0)
-    changed.select(axis, sample).copy_(other[order].reshape(changed.select(axis, sample).shape))
-    return changed
-
-
-def _change_of_others(before: torch.Tensor, after: torch.Tensor, axis: int, sample: int) -> float:
-    """Measure by how much, relative to the largest number, what does not belong to a sample changes.
-
-    Along other axes of the same length, a sample meets the others in pairs, which may change with it.
-    """
-    one, two = to_float64(before), to_float64(after)
-    gap = (one - two).abs().nan_to_num(nan=0.0, posinf=0.0)
-    for other, length in enumerate(before.shape):
-        if length == before.shape[axis]:
-            gap.select(other, sample).zero_()
-    return float(gap.max() / one.abs().nan_to_num(nan=0.0).max().clamp_min(1e-30)) if gap.numel() else 0.0
+    return subject.changed_inputs(changed, target_too=False)
 
 
 def _largest_change(before: Any, after: Any, axis: int, sample: int) -> float:  # noqa: ANN401  outputs of the model
-    """Measure by how much any sample but one has changed."""
-    pairs = zip(tensors_in(before), tensors_in(after), strict=False)
-    alike = [(one, two) for one, two in pairs if one.ndim > axis and one.shape == two.shape and one.shape[axis] > 1]
-    return max((_change_of_others(one, two, axis, sample) for one, two in alike), default=0.0)
+    """Measure the change of all other samples, relative to the largest number.
 
-
-def _looks_like_time(subject: Subject, before: Any, axis: int) -> bool:  # noqa: ANN401  an output of the model
-    """Replace the last sample: along time nothing before it changes."""
-    last = tensors_in((subject.arguments, subject.keywords))[0].shape[axis] - 1
-    with _other_sample(subject, axis, last):
-        return _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
+    Along other axes of the same length a sample meets the others in pairs, which may change with it.
+    """
+    changes = [0.0]
+    for one, two in zip(tensors_in(before), tensors_in(after), strict=False):
+        if one.ndim <= axis or one.shape != two.shape or one.shape[axis] < 2 or not one.numel():
+            continue
+        gap = (to_float64(one) - to_float64(two)).abs().nan_to_num(nan=0.0, posinf=0.0)
+        for other, length in enumerate(one.shape):
+            if length == one.shape[axis]:
+                gap.select(other, sample).zero_()
+        largest = to_float64(one).abs().nan_to_num(nan=0.0).max()
+        changes.append(float(gap.max() / largest.clamp_min(1e-30)))
+    return max(changes)
 
 
 def _mixer(subject: Subject, axis: int) -> Operation | None:
+    """Find the first operation whose output for other samples changes."""
     before = trace_forward(subject, keep_tensors=True)
     with _other_sample(subject, axis):
         after = trace_forward(subject, keep_tensors=True)
@@ -197,21 +178,54 @@ def _mixer(subject: Subject, axis: int) -> Operation | None:
     return None
 
 
+def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:
+    """Try the module of a pass on its last arguments; without a single module and tensor nothing is tried.
+
+    Args:
+        modules: those that the script called itself in the pass.
+        arguments: their last arguments, by the id of the module.
+    """
+    given: tuple[Any, ...] = arguments.get(id(modules[0]), ()) if len(modules) == 1 else ()
+    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
+        return BatchIndependence(None)
+    try:
+        subject = _subject_of_copy(modules[0], given)
+        with subject.in_double():
+            return try_batch(subject)
+    except Exception as error:  # noqa: BLE001  the module may refuse a copy or evaluation mode
+        return BatchIndependence(0, doubt=str(error))
+
+
+def _subject_of_copy(module: nn.Module, arguments: tuple[Any, ...]) -> Subject:
+    """Copy a module, since the script continues with its own one, which may remember each call."""
+    given = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
+    return Subject(copy.deepcopy(module), given, {}, None, projection)
+
+
+def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
+    """Name the parameters of a module that get no gradient from its last arguments, but do from other data."""
+    try:
+        subject = _subject_of_copy(module, arguments)
+        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
+    except Exception:  # noqa: BLE001  the module may refuse a copy or other data
+        return frozenset()
+
+
 _POWERS = (6.0, 1 / 6, 3.0, 1 / 3, 2.0, 1 / 2)
-"""How far the same data are moved apart or together, where a model takes them in no other order."""
+"""Exponents that spread or contract data that a model refuses in another order."""
 
 _NOISE = 1e-7
-"""Gradients that are no larger, beside the loss, may be what rounding leaves of gradients that cancel."""
+"""A smaller gradient, beside the loss, may be the rounding error of gradients that cancel."""
 
 _CHOOSING = ("Cat", "Gather", "Index", "MaskedSelect", "Select", "Slice", "Split", "Stack", "Unbind")
-"""Nodes at which a gradient is zero since other elements were chosen, and not since a unit is dead."""
+"""Nodes where a gradient is zero because other elements were chosen, and not because a unit is dead."""
 
 
 def find_reached_by_others(subject: Subject, backward: BackwardTrace | None) -> frozenset[str]:
-    """Name the parameters that get no gradient here, and get one from the same numbers in another order.
+    """Name the parameters that get no gradient here, but get one from the same numbers in another order.
 
-    Random layers are drawn anew each time. Of equal parts of a list, such as experts, one that other data reach speaks
-    for those that are not used here either.
+    Each try draws new random numbers. If other data reach one of several equal parts, such as experts, its unused
+    siblings count as reached too.
     """
     given = backward.gradients if backward is not None else {}
     without = {name for name, gradient in given.items() if Magnitude.of([gradient]).is_zero}
@@ -233,43 +247,42 @@ def _kind(name: str) -> str:
 
 
 def _tries(subject: Subject, backward: BackwardTrace, names: set[str]) -> Iterator[set[str]]:
-    """Yield which of the parameters get a gradient, for one set of data after another.
+    """Yield the parameters that get a gradient, for one changed set of data after another.
 
-    A model may refuse numbers in another order, as a detector refuses boxes that end before they begin: it gets them
-    moved apart and together. That may wake dead units too, so only what these data do not choose is looked at then.
+    A detector refuses shuffled boxes that end before they begin, so it gets spread or contracted data. These may also
+    revive dead units, so only parameters that the data do not choose count then.
     """
-    chosen_among = {name for name in names if _is_not_chosen(subject, backward, name)}
+    chosen_among = set()
+    for name in names:
+        origins = backward.origins(subject.parameters[name], lambda magnitude: magnitude.is_zero)
+        if all(type(node).__name__.startswith(_CHOOSING) for node in origins):
+            chosen_among.add(name)
     for number, power in enumerate(_POWERS, start=1):
-        change = functools.partial(_in_other_order, generator=torch.Generator().manual_seed(number))
+        change = functools.partial(_shuffled, generator=torch.Generator().manual_seed(number))
         found = _reached(subject, change, names, number)
         if found is None:
-            found = _reached(subject, functools.partial(_moved_apart, power=power), chosen_among, number)
+            found = _reached(subject, functools.partial(_spread, power=power), chosen_among, number)
         if found is None:
             return
         yield found
 
 
-def _is_not_chosen(subject: Subject, backward: BackwardTrace, name: str) -> bool:
-    origins = backward.origins(subject.parameters[name], lambda magnitude: magnitude.is_zero)
-    return all(type(node).__name__.startswith(_CHOOSING) for node in origins)
-
-
 def _reached(subject: Subject, change: Callable[[Any], Any], names: set[str], number: int) -> set[str] | None:
-    """Find which parameters get a gradient from changed data; None where the model does not take these."""
+    """Find the parameters that get a gradient from changed data; None if the model refuses the data."""
     wanted = [subject.parameters[name] for name in sorted(names)]
     with subject.changed_inputs(change, target_too=False):
         try:
             loss = as_scalar(subject.run(subject.seed + number)[1])
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else []
-        except Exception:  # noqa: BLE001  a model may take no other data, which says nothing of its parameters
+        except Exception:  # noqa: BLE001  a model that refuses other data says nothing about its parameters
             return None
     magnitudes = zip(sorted(names), [Magnitude.of([g]) for g in gradients], strict=True)
     noise = _NOISE * abs(float(loss.detach()))
     return {name for name, found in magnitudes if found.is_finite and (found.largest or 0.0) > noise}
 
 
-def _in_other_order(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  tensors or anything else
-    """Mix the elements of a tensor, and draw whole numbers anew between its least and its largest."""
+def _shuffled(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  tensors or anything else
+    """Shuffle the elements of a tensor, or draw new whole numbers between its minimum and its maximum."""
     if not isinstance(leaf, torch.Tensor) or leaf.numel() < 2 or leaf.layout is not torch.strided:
         return leaf
     if leaf.dtype in (torch.int64, torch.int32):
@@ -278,7 +291,7 @@ def _in_other_order(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN4
     return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
 
 
-def _moved_apart(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or anything else
+def _spread(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or anything else
     """Move numbers towards the ends of their range, or with a power below 1 to its middle; their order stays."""
     if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
         return leaf
@@ -286,33 +299,3 @@ def _moved_apart(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or an
     share = (leaf - low) / (high - low).clamp_min(torch.finfo(leaf.dtype).tiny)
     above, below = share**power, (1 - share) ** power
     return low + (high - low) * above / (above + below)
-
-
-def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
-    """Name the parameters of a module that get no gradient from its last arguments, and do from other data."""
-    try:
-        given = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, arguments)
-        subject = Subject(copy.deepcopy(module), given, {}, None, projection)
-        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
-    except Exception:  # noqa: BLE001  a module may not be made to be copied, or to take other data
-        return frozenset()
-
-
-def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:
-    """Try the one module of a pass on its last arguments; nothing is found where it has no single batch for an input.
-
-    Args:
-        modules: those that the script called itself in the pass.
-        arguments: what they were called with last, by the id of the module.
-    """
-    given: tuple[Any, ...] = arguments.get(id(modules[0]), ()) if len(modules) == 1 else ()
-    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
-        return BatchIndependence(None)
-    try:
-        # The script goes on with its own module, which may keep something of each call.
-        module = copy.deepcopy(modules[0])
-        subject = Subject(module, (given[0].detach().clone(),), {}, None, projection)
-        with subject.in_double():
-            return try_batch(subject)
-    except Exception as error:  # noqa: BLE001  a module may not be made to be copied, or to run in evaluation mode
-        return BatchIndependence(0, doubt=str(error))

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 _SMALL = 1e-12
-
 _INSIDE = 1 - 1e-7
-
 _LARGEST_EXPONENT = 80.0
 
 
@@ -31,7 +29,6 @@ def _norm(x: torch.Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -
 
 
 _NORM = Replacement("torch.sqrt(x.square().sum() + 1e-12), with the dim of the norm", _norm)
-
 _QUOTIENT = Replacement(
     "divide by (x + 1e-12), or select with torch.where before dividing", lambda x, y: x / (y + _SMALL)
 )
@@ -66,7 +63,6 @@ SINGULAR: dict[str, Replacement] = {
 """Safe functions for operations with an infinite slope somewhere, by their bare names."""
 
 _NOTHING_CHOSEN = "leave it out where there is nothing to take the mean of, or divide the sum by max(count, 1)"
-
 _NOTHING_TARGETED = (
     "see to it that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
 )

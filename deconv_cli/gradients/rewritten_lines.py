@@ -13,11 +13,8 @@ LEAVE_OUT = "leave this line out"
 """For a line that does nothing else than detach."""
 
 STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
-
 _DETACHING = ("detach", "detach_", "data", "item", "tolist", "numpy")
-
 _NUMPY = ("np", "numpy", "onp")
-
 _WRAPPERS = ("tensor", "as_tensor", "from_numpy", "Variable", "Parameter")
 """Functions that make a tensor anew of what they are given."""
 

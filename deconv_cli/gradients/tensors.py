@@ -27,7 +27,7 @@ def real(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    """Convert a tensor to double precision, complex where it is complex; sparse ones are made dense."""
+    """Convert a tensor to a dense one in double precision, real or complex."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
     return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
 
@@ -38,7 +38,7 @@ def norm_of(tensor: torch.Tensor) -> float:
 
 
 def storage_key(tensor: torch.Tensor) -> int:
-    """Return a key of the memory of a tensor, the same for its views; of one without any a key of its own."""
+    """Return a key of the memory of a tensor, which its views share."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError, ValueError):
@@ -46,12 +46,12 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 
 def is_plain(value: Any) -> bool:  # noqa: ANN401
-    """Return whether something is a plain container, of which a module of torch knows nothing."""
+    """Return whether something is a plain container, whose content a module of torch does not register."""
     return isinstance(value, list | tuple | dict)
 
 
 def leaves_of(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    """List what a container holds, however deep; one that holds itself is entered once."""
+    """List the leaves of nested containers; a container that holds itself is entered once."""
     waiting, seen = [value], set[int]()
     while waiting:
         found = waiting.pop()

@@ -29,8 +29,8 @@ MISTAKES = {
     "not_marked_dirty": "without ctx.mark_dirty",
     "differentiated_twice": "second derivative by way of 'a' is wrong",
     "NothingForWeight": "returns None",
-    "WithoutTheSpread": "leaves out what they give each other",
-    "KernelNotFlipped": "leaves out what they give each other",
+    "WithoutTheSpread": "drops their effect on each other",
+    "KernelNotFlipped": "drops their effect on each other",
     "KeptInTheClass": "that of a later call",
 }
 QUICK = {"no_grad", "branch_not_taken", "both_factors_zero", "loss_in_numpy", "softmax_twice", "drawn_with_a_gradient"}

@@ -153,7 +153,7 @@ def test_a_surrogate_gradient_is_called_one():
     assert {str(finding.verdict) for finding in of_body} == {"SUBSTITUTED"}
     assert not any(finding.is_fault for finding in found.parameters)
     assert "surrogate" in of_body[0].causes[0].why
-    assert "right but for 2 of 4 that the code substitutes" in str(found)
+    assert "right, except for 2 of 4 that the code substitutes" in str(found)
 
 
 @pytest.mark.parametrize("change", ["reverse", "scale", "limit"])

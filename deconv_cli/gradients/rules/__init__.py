@@ -34,7 +34,6 @@ class RuleRegistry(Registry[Part]):
 
 
 _HERE = "deconv_cli.gradients.rules"
-
 GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
     {

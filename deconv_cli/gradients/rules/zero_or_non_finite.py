@@ -16,7 +16,6 @@ _SMOOTH = "replace the step by a smooth function; a straight-through gradient wa
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
 _MAX_NODES = 200
-
 _REASONS = (
     (
         words("ThresholdBackward"),

@@ -21,10 +21,10 @@ _MAX_WALK = 4000
 
 
 class AutogradGraph:
-    """What is known of the nodes of a forward pass: the line, the operation, and how many tensors there were before.
+    """The nodes of a forward pass: the line and the label of each, and the number of tensors before it.
 
     Args:
-        bits: for the id of each parameter the bit that stands for it in sets of parameters.
+        bits: the bit of each parameter in sets of parameters, by the id of the parameter.
     """
 
     def __init__(self, bits: dict[int, int]) -> None:
@@ -45,11 +45,11 @@ class AutogradGraph:
         return self._bits.get(id(tensor), 0) if tensor.requires_grad else 0
 
     def add_parameters(self, node: Node, parameters: int) -> None:
-        """Count parameters as reached from a node that gives gradients to them past the graph."""
+        """Count parameters as reached from a node that passes gradients to them outside of the graph."""
         self._masks[node] = self.parameters_below(node) | parameters
 
     def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation, position: int) -> None:
-        """Remember where the nodes behind a tensor were made, as far as they are new."""
+        """Remember the line of the new nodes behind a tensor."""
 
         def record(node: Node) -> None:
             self.locations[node], self.labels[node], self.order[node] = location, label, position
@@ -58,7 +58,7 @@ class AutogradGraph:
             self._reach(tensor.grad_fn, record)
 
     def label_of(self, node: Node) -> str:
-        """Name the operation that made a node; one that nobody saw being made is named by its class."""
+        """Name the operation that made a node, by the class of the node if nothing saw it being made."""
         return self.labels.get(node) or type(node).__name__.removesuffix("0").removesuffix("Backward")
 
     def location_of(self, node: Node) -> CodeLocation:
@@ -66,7 +66,7 @@ class AutogradGraph:
         return self.locations.get(node) or CodeLocation()
 
     def _reach(self, start: Node, visit: Callable[[Node], None]) -> int:
-        """Find the leaves below a node, without recursion: graphs are deep. Each new node is visited once."""
+        """Find the leaves below a node, and visit each new node once; without recursion, since graphs are deep."""
         masks, waiting = self._masks, [start]
         while waiting:
             node = waiting[-1]
@@ -88,7 +88,7 @@ class AutogradGraph:
 
 
 def distances_from(start: Node) -> dict[Node, int]:
-    """Count the most steps from a node to every node below it: shortcuts do not bring what they skip nearer."""
+    """Count the longest way from a node to every node below it."""
     distances = {start: 0}
     for node in reversed(_children_first(start)):
         for child, _ in node.next_functions:
@@ -98,7 +98,7 @@ def distances_from(start: Node) -> dict[Node, int]:
 
 
 def _children_first(start: Node) -> list[Node]:
-    """List a node and all below it, each after the nodes that it leads to, without recursion: graphs are deep."""
+    """List a node and all below it, each after its children."""
     order: list[Node] = []
     seen, waiting = {start}, [(start, iter(start.next_functions))]
     while waiting:
@@ -114,7 +114,7 @@ def _children_first(start: Node) -> list[Node]:
 
 
 def is_below(start: Node, goal: Node) -> bool:
-    """Return whether a node is found among the next few thousand below another."""
+    """Return whether a node is among the first few thousand below another."""
     waiting, seen = deque([start]), {start}
     while waiting and len(seen) < _MAX_WALK:
         for child, _ in waiting.popleft().next_functions:
@@ -145,12 +145,12 @@ class Magnitude:
 
     @property
     def is_zero(self) -> bool:
-        """Zero everywhere, or not given."""
+        """Zero everywhere, or missing."""
         return not self.largest
 
 
 def _largest(values: torch.Tensor) -> float:
-    """Find the largest magnitude, without a copy where there are no imaginary parts."""
+    """Find the largest magnitude, without a copy of real values."""
     if values.is_complex():
         return float(values.abs().max())
     low, high = map(float, values.aminmax())
@@ -163,13 +163,14 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class BackwardTrace:
-    """One backward pass; gradients are None where autograd gives none.
+    """One backward pass; a gradient is None where autograd gives none.
 
     Attributes:
-        arriving: at each node, the gradient of its outputs; `leaving` that of each of its inputs.
-        consumers: for each node, the nodes that it feeds with the index of the input, on the way to the loss.
+        arriving: for each node the gradient of its outputs.
+        leaving: for each node the gradient of each of its inputs.
+        consumers: for each node the nodes that it feeds, towards the loss, with the index of the input.
         leaf_of: the node of each parameter, by the parameter's id.
-        error: what backward raised, if it did.
+        error: the error that backward raised.
     """
 
     gradients: dict[str, torch.Tensor | None]
@@ -180,7 +181,7 @@ class BackwardTrace:
     error: Exception | None = None
 
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
-        """Find the nodes at which the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
+        """Find the nodes where the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
         found: list[Node] = []
 
         def came_faulty(consumer: Node, index: int) -> bool:
@@ -196,7 +197,7 @@ class BackwardTrace:
         return found
 
     def canceling(self, parameter: nn.Parameter) -> list[Node]:
-        """Find the nodes whose gradients, other than zero, add up to zero on the way to a parameter."""
+        """Find the nodes whose gradients add up to zero on the way to a parameter."""
         found: list[Node] = []
 
         def came_as_zero(consumer: Node, index: int) -> bool:
@@ -209,7 +210,7 @@ class BackwardTrace:
         return found
 
     def _go_back(self, parameter: nn.Parameter, goes_on: Callable[[Node, int], bool]) -> None:
-        """Follow a gradient towards the loss, beyond each node and output of which `goes_on` is true, each once."""
+        """Follow a gradient towards the loss, past each node and input for which `goes_on` returns True."""
         waiting = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else []
         seen: set[tuple[Node, int]] = set()
         while waiting:
@@ -230,7 +231,7 @@ def trace_backward(
 ) -> BackwardTrace:
     """Differentiate a scalar loss by the parameters that require a gradient, and watch every node.
 
-    With `only_readers` those nodes alone are watched that read a parameter, and only what arrives at them.
+    With `only_readers` watch only the gradients that arrive at nodes that read a parameter.
     """
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result)
@@ -262,7 +263,7 @@ def trace_backward(
 
 
 _Memory = tuple[int, int]
-"""Where a gradient lies, and how often it was written to."""
+"""The address of a gradient, and its count of writes."""
 
 
 def _memory_of(gradient: torch.Tensor) -> _Memory:
@@ -271,7 +272,7 @@ def _memory_of(gradient: torch.Tensor) -> _Memory:
 
 
 def _watching(node: Node, result: BackwardTrace, seen: dict[tuple[Node, int], _Memory]) -> Callable[[Any, Any], None]:
-    """Measure what arrives at a node and what leaves it; `seen` says where lies what was measured on leaving."""
+    """Measure the gradients that arrive at a node and leave it; `seen` holds the memory of measured ones."""
     consumers = result.consumers.get(node, [])
 
     def hook(leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
@@ -298,7 +299,7 @@ def _watching_arrival(node: Node, result: BackwardTrace) -> Callable[[Any, Any],
 def _differentiate_into_grad(
     loss: torch.Tensor, parameters: list[nn.Parameter], *, keep_graph: bool
 ) -> Sequence[torch.Tensor | None]:
-    """Differentiate by way of `.grad`; what stood there before is put back."""
+    """Differentiate by way of `.grad`, and restore the gradients that were there."""
     kept = [parameter.grad for parameter in parameters]
     try:
         for parameter in parameters:
@@ -311,7 +312,7 @@ def _differentiate_into_grad(
 
 
 def _walk(start: Node, result: BackwardTrace) -> list[Node]:
-    """List all nodes below a node, and note which feeds which."""
+    """List all nodes below a node, and note which node feeds which."""
     consumers: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
     seen, waiting = {start}, [start]
     while waiting:

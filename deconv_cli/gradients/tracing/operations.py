@@ -1,4 +1,4 @@
-"""What operations of torch do to a gradient, and losses that are called with the wrong kind of input."""
+"""The effect of torch's operations on a gradient, and losses that get the wrong kind of input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ INDEX_MAKERS = words(
 )
 
 STEPS = words("round floor ceil trunc sign sgn fix heaviside floor_divide __floordiv__ frac_")
-
 OUTSIDE_USES = words(
     "item tolist numpy __float__ __int__ __bool__ __index__ __array__ __complex__ is_nonzero __contains__"
 )
@@ -41,36 +40,34 @@ RANDOM = words(
 )
 
 DETACHING = frozenset({"detach", "detach_"})
-"""Methods that are written to detach and for nothing else."""
+"""Methods whose only purpose is to detach."""
 
 WRAPPING = frozenset({"Variable", "nn.Parameter", "torch.tensor", "torch.as_tensor"})
-"""What makes a new leaf of the values of a tensor."""
+"""Functions that make a new leaf of the values of a tensor."""
 
 MADE_OF_VALUES = words("torch.tensor torch.as_tensor from_numpy")
-"""What makes a tensor of plain numbers or an array."""
+"""Functions that make a tensor of plain numbers or an array."""
 
 PAST_AUTOGRAD = frozenset({"data", "detach"})
-"""What gives the same memory without a history, so that writing to it is not seen by autograd."""
+"""Functions that return the same memory without a history, so that autograd misses writes to it."""
 
 FILLING = words("masked_fill masked_fill_ where fill_ index_fill index_fill_ __setitem__ full_like new_full")
-"""Operations that put constants in, infinity among them, as masks of attention do."""
+"""Operations that fill in constants, such as infinity in masks of attention."""
 
 ALONG_EDGES = words(
     "matmul rmatmul mm bmm addmm einsum spmm smm _sparse_mm sparse_mm getitem index_select gather index_add "
     "index_add_ scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_reduce index_reduce_"
 )
-"""By which a network of a graph hands something from node to node, with bare names."""
+"""Operations by which a graph network passes values from node to node, by bare names."""
 
 DETACHING_INSIDE = frozenset({"gumbel_softmax"})
 """Functions of torch that call `.detach()` themselves."""
 
 ONE_FOR_EACH = frozenset({"broadcast_tensors", "meshgrid", "align_tensors"})
-"""Functions that give a tensor for each of their inputs, made of that one alone."""
+"""Functions that return one tensor for each input, made of that input alone."""
 
 LIKE_ANOTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
-
 _CASTS = words("int long short byte char bool to type type_as __long__")
-
 _SHAPE_ONLY = words(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty "
     "new_full empty_strided new_empty_strided size dim numel stride storage_offset data_ptr is_contiguous "
@@ -95,41 +92,39 @@ def plain_name(function: object) -> str:
 
 
 def reads_values(function: object, name: str) -> bool:
-    """Return whether a function looks at the values of tensors, and not only at their shape or their settings."""
+    """Return whether a function reads the values of tensors, and not only their shape or settings."""
     if getattr(function, "__name__", "") in ("__get__", "__set__", "__delete__"):
         return name in _ATTRIBUTES_THAT_READ
     return name not in _SHAPE_ONLY
 
 
+_LABELS = {
+    "data": ".data",
+    "__float__": "float(...)",
+    "__int__": "int(...)",
+    "__bool__": "a Python condition",
+    "__index__": "int(...)",
+    "__array__": "NumPy",
+    "numpy": ".numpy()",
+    "grad": "torch.autograd.grad(...)",
+}
+_SYMBOLS = {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
+
+
 def label_of(name: str, output: object = None) -> str:
     """Write an operation as code does: `.detach()`, `the comparison >`."""
-    labels = {
-        "data": ".data",
-        "nn.Parameter": "nn.Parameter(...)",
-        "Variable": "Variable(...)",
-        "__float__": "float(...)",
-        "__int__": "int(...)",
-        "__bool__": "a Python condition",
-        "__index__": "int(...)",
-        "__array__": "NumPy",
-        "numpy": ".numpy()",
-        "grad": "torch.autograd.grad(...)",
-    }
-    symbols = {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
     bare = name.strip("_")
-    if name in labels:
-        return labels[name]
-    if bare in symbols:
-        return f"the comparison {symbols[bare]}"
-    if name.startswith("torch."):
-        return f"{name}(...)"
+    if name in _LABELS:
+        return _LABELS[name]
+    if bare in _SYMBOLS:
+        return f"the comparison {_SYMBOLS[bare]}"
     if name in _CASTS and isinstance(output, torch.Tensor) and not output.is_floating_point():
         return f"the cast to {str(output.dtype).removeprefix('torch.')}"
     return f".{name}()" if name in ("detach", "detach_", "item", "tolist") else f"{name}(...)"
 
 
 class Misuse(StrEnum):
-    """What is wrong with what a loss is given."""
+    """The wrong kind of input that a loss gets."""
 
     PROBABILITIES = "probabilities for logits"
     NOT_LOG = "no log-probabilities"
@@ -142,7 +137,7 @@ class Misuse(StrEnum):
 
 @dataclass(frozen=True)
 class LossCall:
-    """A call that is misused: its function, its line, and the shapes of its two tensors."""
+    """A loss that gets the wrong kind of input: its function, its line, and the shapes of its two tensors."""
 
     name: str
     location: CodeLocation
@@ -151,37 +146,27 @@ class LossCall:
 
 
 _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
-
 _OF_CLASSES = ("cross_entropy", "nll_loss")
-
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
-
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
-
 _OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
-"""Losses whose targets are -1 and 1, and the place of the target among their arguments."""
+"""Losses with targets of -1 and 1, and the index of the target among their arguments."""
 
 _SOFTMAX = ("softmax", "log_softmax")
-
 WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS, *_SOFTMAX})
-"""Functions whose arguments are looked at."""
+"""Functions whose arguments are checked."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
-
 _MAX_VIEWS = 6
-
 _PROBABILITIES = ("SoftmaxBackward0", "SigmoidBackward0")
-
 _ROUNDING = 1e-4
-
 _HALF_ROUNDING = 2e-2
-"""The same for sums of numbers of 16 bits."""
+"""Rounding of sums of 16-bit numbers."""
 
 
 def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse | None:  # noqa: ANN401
-    """Return what is wrong with the arguments of a watched function, None where nothing is."""
+    """Return the misuse of a watched function, None for a sound call."""
     if name in _SOFTMAX:
         axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
         is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
@@ -210,10 +195,9 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
 
 
 def _mixes_classes(given: torch.Tensor) -> bool:
-    """Return whether a view reads numbers of several places as the classes of one.
+    """Return whether a view reads the scores of several places as the classes of one.
 
-    It does where its classes lie along axis 1 with another stride than the one axis of that size has in what is viewed,
-    and inside of no other axis.
+    Its classes lie along axis 1 then, and their stride fits no axis of the viewed tensor.
     """
     node, n_classes = given.grad_fn, given.shape[1] if given.ndim > 1 else 0
     before = getattr(node, "_saved_self_sym_sizes", ())
@@ -234,7 +218,7 @@ def _are_zeros_and_ones(target: torch.Tensor) -> bool:
 
 
 def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether (N, 1) meets (N,): N × N numbers of which N were meant, between a prediction and a target."""
+    """Return whether a prediction (N, 1) and a target (N,) broadcast to N × N numbers."""
     if one.ndim == other.ndim or one.requires_grad == other.requires_grad:
         return False
     longer, shorter = (one, other) if one.ndim > other.ndim else (other, one)
@@ -243,7 +227,7 @@ def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _maker(tensor: torch.Tensor) -> str:
-    """Name the node that made the values of a tensor, past views of them."""
+    """Name the node that made the values of a tensor, behind any views."""
     node = tensor.grad_fn
     for _ in range(_MAX_VIEWS):
         is_view = node is not None and type(node).__name__.startswith(_VIEWS) and node.next_functions

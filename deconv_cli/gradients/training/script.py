@@ -154,9 +154,7 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
 
 
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
-
 _ON_PURPOSE = ("no_grad", ".detach()")
-
 _SQUARES = (
     "squared gradients are added up at {}; where that is to be a Fisher matrix, square the gradient of each sample by "
     "itself: `deconv fisher` does so, and shows what the square of a batch's mean would have given"
