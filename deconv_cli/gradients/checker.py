@@ -64,8 +64,8 @@ def check_gradients(
             number of the output with a fixed random weight; a model that gives a single number has its own loss.
         target: given to the loss.
         seed: set before every run, for random layers.
-        batch_axis: which axis of inputs and outputs counts the samples, None where there is none; `auto` takes the
-            first, unless it looks like time.
+        batch_axis: which axis of inputs and outputs counts the samples, None for no such axis; `auto` is the first,
+            unless it looks like time.
         budget: seconds for finite differences; the report lists what they did not reach.
         second_order: also compare second derivatives.
         wrt: check the gradients by the parameters, or by the inputs `inputs.0`, `inputs.1`, ... or `inputs.name`.

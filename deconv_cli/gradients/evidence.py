@@ -15,14 +15,14 @@ from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.other_data import BatchIndependence
 from deconv_cli.gradients.reruns import FirstSteps, Repetition
 from deconv_cli.gradients.tensors import norm_of
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, distances_from
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight with a sound gradient: its distance from the loss in the graph, and ‖gradient‖ / ‖weight‖."""
+    """A weight with a sound gradient: its distance from the loss, for ordering, and ‖gradient‖ / ‖weight‖."""
 
     distance: int
     name: str
@@ -146,13 +146,14 @@ class Evidence:
         """The weights with a sound gradient, the nearest to the loss first."""
         if self.double is None:
             return ()
-        distances = distances_from(self.double.forward.loss.grad_fn)
         layers = []
         for name, parameter in self.parameters.items():
-            leaf = self.double.backward.leaf_of.get(id(parameter))
+            readers = self.double.backward.readers_of(parameter)
             norm, weight_norm = self.gradient_norm(name), self.weight_norms[name]
-            if parameter.ndim >= 2 and leaf in distances and norm and weight_norm and self._is_sound(name):
-                layers.append(Layer(distances[leaf], name, norm / weight_norm))
+            if parameter.ndim >= 2 and readers and norm and weight_norm and self._is_sound(name):
+                # Autograd numbers its nodes in the order of the forward pass.
+                order = min(reader._sequence_nr() for reader, _ in readers)
+                layers.append(Layer(-order, name, norm / weight_norm))
         return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
 
     def _is_sound(self, name: str) -> bool:

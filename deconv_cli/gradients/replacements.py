@@ -16,7 +16,7 @@ _LARGEST_EXPONENT = 80.0
 
 @dataclass(frozen=True)
 class Replacement:
-    """A suggestion, and the function that it stands for."""
+    """A suggestion, and a function that does the same."""
 
     text: str
     function: Callable[..., torch.Tensor]
@@ -41,7 +41,7 @@ SINGULAR: dict[str, Replacement] = {
     "norm": _NORM,
     "vector_norm": _NORM,
     "log": Replacement(
-        "torch.log(x.clamp_min(1e-12)); of a softmax F.log_softmax, and of a sigmoid F.logsigmoid in the place of both",
+        "torch.log(x.clamp_min(1e-12)); for a softmax F.log_softmax, and for a sigmoid F.logsigmoid instead of both",
         lambda x: torch.log(x.clamp_min(_SMALL)),
     ),
     "div": _QUOTIENT,

@@ -176,21 +176,6 @@ def test_a_function_that_leaves_values_as_they_are_is_there_for_its_backward(cha
     assert "which is all that it is for" in found.parameters[0].causes[0].why
 
 
-def test_experts_with_a_kernel_that_has_no_float64():
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w, self.head = nn.Parameter(torch.randn(3, 4, 8)), nn.Linear(8, 2)
-
-        def forward(self, x):
-            ends = torch.tensor([2, 2, len(x)], dtype=torch.int32)
-            return self.head(nn.functional.grouped_mm(x, self.w, offs=ends).tanh())
-
-    found = checked(Experts(), 5, 4)
-    assert set(verdicts(found).values()) == {"OK"}
-    assert found.dtype == "float64"
-
-
 @pytest.mark.parametrize(
     ("hook", "verdict"),
     [

@@ -41,7 +41,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter without a gradient that the loss depends on through plain values.
 
-    A loss from which autograd reaches no parameter is made of such values, even if it is constant on these data.
+    If autograd reaches no parameter from a loss, the loss is made of plain values, even if it is constant here.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
@@ -56,14 +56,14 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, and an operation that keeps a part of it."""
+    """Find a gradient that differs from finite differences, and an operation that cuts off a part of it."""
     difference = describe_difference(evidence, name)
     if evidence.double is None or not difference:
         return None
     forward = evidence.double.forward
     bit = forward.bit(name)
     detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
-    # What is detached on purpose is held constant in finite differences, so it makes no difference.
+    # Finite differences hold values constant that are detached on purpose, so these make no difference.
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
@@ -121,8 +121,8 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
         names = [name for name in evidence.magnitudes if forward.bit(name) & found.lost]
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         why = (
-            f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
-            "was held constant in finite differences."
+            f"{names[0]}{others} reach the loss by this line too, but get gradients in other ways only; finite "
+            "differences hold the value here constant."
         )
         suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
         cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
@@ -131,7 +131,7 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
 
 
 _NOT_ENOUGH = (
-    "write this line, and what follows, with torch functions that carry gradients; taking out what detaches was tried, "
+    "write this line, and what follows, with torch functions that carry gradients; removing the detachment was tried, "
     "and fails alone"
 )
 
@@ -149,7 +149,7 @@ _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / 
 
 
 def _instead_of_call(code: str) -> str | None:
-    """Write what to do instead of what a line calls; None where that is not known."""
+    """Write what to use instead of the call in a line; None for unknown calls."""
     return next((text for call, text in _INSTEAD_OF.items() if call in code), None)
 
 
@@ -161,26 +161,26 @@ def explain_detachment(found: Detachment) -> Cause:
     why = f"gradients enter {label} and do not leave it."
     suggestion = "replace it by an operation that torch can differentiate"
     if name in DETACHING:
-        why = ".detach() gives a tensor that autograd knows nothing of, so no gradient passes this line."
+        why = ".detach() gives a tensor without a history, so no gradient passes this line."
         suggestion = _without_detachment(found.location)
     elif name == "data":
         why = ".data reads the values past autograd, so no gradient passes this line."
         suggestion = _without_detachment(found.location)
     elif name in OUTSIDE_USES:
-        why = f"{label} turns the tensor into a plain value outside of autograd, which can carry no gradient."
+        why = f"{label} turns the tensor into a plain value, which carries no gradient."
         suggestion = line_without_detachment(found.location.code) or STAY_IN_TORCH
     elif name == "grad":
         why = f"{label} without create_graph=True gives plain values, so no gradient passes this line."
         suggestion = "pass create_graph=True"
     elif name == "CheckpointFunction.apply":
         label = "checkpoint(...)"
-        why = "a reentrant checkpoint gives gradients only where one of its inputs requires a gradient, and none does."
+        why = "a reentrant checkpoint gives gradients only if one of its inputs requires a gradient, and none does."
         suggestion = "pass use_reentrant=False"
     elif name in COMPARISONS:
-        why = f"{label} gives True or False, which does not change under small changes of its input: no gradient."
+        why = f"{label} gives True or False, which small changes of its input do not change: no gradient."
         suggestion = _instead_of_comparing(found.location.code)
     elif name in INDEX_MAKERS and not found.by_mode:
-        why = f"{label} gives whole numbers, which do not change under small changes of its input: no gradient."
+        why = f"{label} gives whole numbers, which small changes of its input do not change: no gradient."
         suggestion = _instead_of_index(name, found.location.code)
     elif label.startswith("the cast to"):
         why = f"{label} rounds to whole numbers, which carry no gradient."
@@ -188,7 +188,7 @@ def explain_detachment(found: Detachment) -> Cause:
     elif found.by_mode:
         why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
         if found.is_draw:
-            why = ".sample() draws numbers without a gradient, so that none reaches the parameters of the distribution."
+            why = ".sample() draws numbers without a gradient, so none reaches the parameters of the distribution."
         label, suggestion = ".sample()" if found.is_draw else "no_grad", _switching_on(found)
     elif name.endswith(".apply") and found.is_hidden:
         why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
@@ -213,16 +213,16 @@ def _instead_of_comparing(code: str) -> str:
 
 
 def _instead_of_index(name: str, code: str) -> str:
-    """Write what to use instead of an operation that gives whole numbers."""
+    """Write what to use instead of an operation that returns whole numbers."""
     if name.startswith("arg") and "==" in code:
-        return "use F.cross_entropy(scores, classes) as the loss, and report how many are right beside it"
+        return "use F.cross_entropy(scores, classes) as the loss, and report the accuracy separately"
     if name.startswith("arg"):
         return "use torch.softmax(x, dim) and a weighted sum"
     return _WITHOUT_RSAMPLE if name == "multinomial" else _SMOOTH
 
 
 def _switching_on(found: Detachment) -> str:
-    """Write how gradients are switched on again, by how they were switched off."""
+    """Write how to switch gradients on again."""
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
         line = found.location.code.replace(".sample(", ".rsample(")
@@ -231,7 +231,7 @@ def _switching_on(found: Detachment) -> str:
         return "the library that this line calls switches gradients off itself; use another function of it"
     if line.startswith("with ") or found.switch is None:
         what = "this line" if _where(found) is found.location else "the call"
-        return f"move {what} out of the torch.no_grad() block; what is not to be trained is better frozen"
+        return f"move {what} out of the torch.no_grad() block; freeze weights that should not train instead"
     if "set_grad_enabled" in line or "no_grad" in line:
         return (
             f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
@@ -252,7 +252,7 @@ def _wrapping(found: Detachment) -> Cause:
 
 
 def _wrapped_name(location: CodeLocation) -> str | None:
-    """Find the name that a line wraps, as in `Variable(loss, requires_grad=True)`."""
+    """Find the variable that a line wraps, as in `Variable(loss, requires_grad=True)`."""
     with contextlib.suppress(SyntaxError, ValueError):
         for node in ast.walk(ast.parse(location.code)):
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Name):
@@ -263,11 +263,11 @@ def _wrapped_name(location: CodeLocation) -> str | None:
 
 
 def _without_detachment(location: CodeLocation) -> str:
-    """Write the line without the part that detaches."""
+    """Write the line without its detachment."""
     found = line_without_detachment(location.code)
     if found is not None:
         return found
-    # A piece of a longer statement, or the head of a block, is changed by its look.
+    # A part of a longer statement, or the head of a block, is changed as text.
     parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in location.code]
     if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
         return location.code.replace(parts[0], "")

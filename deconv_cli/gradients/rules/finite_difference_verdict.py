@@ -107,7 +107,7 @@ def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:
-    """Write both values at the element that shows the difference; empty where there is none."""
+    """Write both values at the element that shows the difference; empty without a difference."""
     found = evidence.comparison(name)
     if found is None or found.outcome is not Outcome.DIFFERS:
         return ""

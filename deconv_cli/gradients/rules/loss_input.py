@@ -35,7 +35,7 @@ _EXPLANATIONS = {
     ),
     Misuse.PROBABILITIES: (
         "{name} turns its input into probabilities itself, but gets probabilities: taken twice, gradients are "
-        "small and the loss cannot come near zero.",
+        "small and the loss cannot approach zero.",
         "give it the scores before softmax or sigmoid; the value of the loss changes",
     ),
 }

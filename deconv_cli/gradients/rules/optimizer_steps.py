@@ -136,10 +136,7 @@ def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
         causes = [cause for step in evidence.first_steps if (cause := _lost_before(step)) is not None]
         causes = causes or _cleared_before_each_pass(events)
     elif events.n_skipped > 1:
-        why = (
-            f"the gradient scaler left out all of {events.n_skipped} steps, since gradients overflow when they are "
-            "scaled."
-        )
+        why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
         suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
         causes = [Cause("scaler.step()", CodeLocation(), why, suggestion)]
     else:

@@ -19,7 +19,7 @@ _MAX_NODES = 200
 _REASONS = (
     (
         words("ThresholdBackward"),
-        "the derivative of relu is a step, so the derivative of that is zero everywhere.",
+        "the derivative of relu is a step, so its second derivative is zero everywhere.",
         _SMOOTH_UNITS,
     ),
     (

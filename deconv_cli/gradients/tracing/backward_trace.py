@@ -87,32 +87,6 @@ class AutogradGraph:
         return masks[start]
 
 
-def distances_from(start: Node) -> dict[Node, int]:
-    """Count the longest way from a node to every node below it."""
-    distances = {start: 0}
-    for node in reversed(_children_first(start)):
-        for child, _ in node.next_functions:
-            if child is not None:
-                distances[child] = max(distances.get(child, 0), distances[node] + 1)
-    return distances
-
-
-def _children_first(start: Node) -> list[Node]:
-    """List a node and all below it, each after its children."""
-    order: list[Node] = []
-    seen, waiting = {start}, [(start, iter(start.next_functions))]
-    while waiting:
-        node, children = waiting[-1]
-        child = next((found for found, _ in children if found is not None and found not in seen), None)
-        if child is None:
-            order.append(node)
-            waiting.pop()
-        else:
-            seen.add(child)
-            waiting.append((child, iter(child.next_functions)))
-    return order
-
-
 def is_below(start: Node, goal: Node) -> bool:
     """Return whether a node is among the first few thousand below another."""
     waiting, seen = deque([start]), {start}

@@ -164,7 +164,7 @@ class FlowTracker:
             self._mark_used(tensors, None)
             return result
         reads = reads_values(function, name)
-        # `to`, `view_as` and the like read only the type or the shape of their second tensor.
+        # Functions such as `to` and `view_as` read only the type or the shape of their second tensor.
         flow, reachable = self._joined((tensors[:1] if name in LIKE_ANOTHER else tensors) if reads else ())
         # An in-place operation gives its tensor a new history, so its state before is kept.
         before = [(0 if t.is_inference() else t._version, _maker(t)) for t in tensors]

@@ -1,4 +1,4 @@
-"""A recorded forward pass as a module that runs the same operations again with the current weights."""
+"""A recorded forward pass as a module, which runs the same operations again with the current weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class RecordedPass(nn.Module):
     """Runs the entries behind a loss again.
 
     Args:
-        modules: the modules that the script ran, by the names that parameters get as a prefix; "" for none.
+        modules: the modules that the script ran, by the prefix of their parameters, possibly "".
         parameters: weights that no module holds, by name.
-        tape: where the pass was recorded.
-        loss: the tensor that it ended with.
-        hidden: ids of what modules keep past registration.
+        tape: the record of the pass.
+        loss: the last tensor of the pass.
+        hidden: ids of unregistered weights of modules.
 
     Attributes:
-        running_location, running_in_library: where the operation that runs stands in the script.
-        returned: lines where tensors became plain values, after which a constant was made of such values.
-        read_elsewhere: where weights were read last, by name, also past the loss.
+        running_location, running_in_library: the script's line of the running operation.
+        returned: lines whose plain values became a constant of the pass.
+        read_elsewhere: the last line that read each weight, by name, even if the loss does not depend on it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RecordedPass(nn.Module):
         self._goal = None if found is None else found[0]
         self.entries = ancestors([*([] if found is None else [found[1]]), *tape.numbers])
         self._first_values = tape.first_values
-        # No dictionary, which would be taken for a container in which the script hides weights.
+        # A dictionary would look like a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
         last_made = max((tape.made_of_values.get(constant, -1) for constant in self._constants.values()), default=-1)
         self.returned = frozenset(str(entry.location) for entry in tape.numbers if entry.order < last_made)
@@ -65,17 +65,17 @@ class RecordedPass(nn.Module):
 
     @property
     def constants(self) -> tuple[torch.Tensor, ...]:
-        """What the pass read besides weights; forward takes them, so that they can be converted."""
+        """The tensors besides weights that the pass reads; as inputs of forward they can be converted."""
         return tuple(self._constants.values())
 
     @property
     def strays(self) -> list[torch.Tensor]:
-        """The hidden weights that the pass read and would train; no constants, so that a check finds them lost."""
+        """The unregistered weights that the pass reads and would train, which a check finds lost."""
         leaves = {id(leaf): leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, torch.Tensor)}
         return [leaf for key, leaf in leaves.items() if key in self._hidden and leaf.requires_grad]
 
     def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
-        """List the weights that the script trains, under the names that they have there."""
+        """List the weights of the script under its own names."""
         seen = set()
         for child, prefix in self._prefixes.items():
             for name, parameter in getattr(self, child).named_parameters():
@@ -118,7 +118,7 @@ class RecordedPass(nn.Module):
         made: dict[int, Any],
         memory: dict[int, torch.Tensor],
     ) -> Any:  # noqa: ANN401
-        """Return what an argument is in this run; `memory` holds what is written to, afresh for each run."""
+        """Return the value of an argument in this run; `memory` holds overwritten memory, copied for each run."""
         if isinstance(leaf, Slot):
             return made[leaf.handle]
         if not isinstance(leaf, torch.Tensor):
@@ -133,7 +133,7 @@ class RecordedPass(nn.Module):
 
     @contextlib.contextmanager
     def _as_it_ran(self, entry: Entry) -> Iterator[None]:
-        """Set gradients, precision and random numbers as they were."""
+        """Set gradient mode, precision and random generator as recorded."""
         own = replace(entry.location, module=self._module_names.get(entry.module, ""))
         with contextlib.ExitStack() as stack:
             if entry.switch is not None:
@@ -153,10 +153,10 @@ def _named(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Let a constant require a gradient where it did, as the points of a physics-informed network do."""
+    """Let a constant require a gradient if it did, as the points of a physics-informed network."""
     try:
         is_moved = own.requires_grad and own.is_leaf
-    except RuntimeError:  # a view of memory that was written to, of which torch does not tell
+    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
         is_moved = False
     return constant.detach().requires_grad_() if is_moved else constant
 
@@ -167,12 +167,12 @@ def name_weights(
     """Name modules, and weights outside of them.
 
     Args:
-        called: modules that code called itself.
+        called: modules that the script called.
         loose: weights of the optimizers.
-        is_read: whether a weight was read.
+        is_read: whether the pass read a weight.
 
     Returns:
-        The outermost modules by name – "" for the only one –, and the weights that were read and no module holds.
+        The outermost modules by name, "" for a single one, and the weights of the pass that no module holds.
     """
     inner = {id(m) for module in called for m in module.modules() if m is not module}
     modules = [m for m in called if id(m) not in inner and _has_weights(m)]
@@ -191,7 +191,7 @@ def name_weights(
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Return whether a module has parameters of its own; those of a skeleton on the meta device have no values."""
+    """Return whether a module has parameters with values, unlike those on the meta device."""
     return any(not parameter.is_meta for parameter in module.parameters())
 
 
@@ -206,7 +206,7 @@ def own_frames() -> Iterator[FrameType]:
 
 
 def _names_in_callers() -> dict[int, str]:
-    """Name what variables hold, and the attributes of `self`, by id."""
+    """Name the values of variables, and the attributes of `self`, by id."""
     names: dict[int, str] = {}
     for frame in own_frames():
         for name, value in (*frame.f_locals.items(), *frame.f_globals.items()):
@@ -217,7 +217,7 @@ def _names_in_callers() -> dict[int, str]:
 
 
 def _weights_in_callers() -> Iterator[torch.Tensor]:
-    """List the weights that are variables of their own, as in training written by hand."""
+    """List the weights in variables, as in training written by hand."""
     for frame in own_frames():
         for value in (*frame.f_locals.values(), *frame.f_globals.values()):
             for held in value if isinstance(value, list | tuple) else (value,):

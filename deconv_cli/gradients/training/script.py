@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
+from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, Verdict, first_line, grouped
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.loss_input import describe_leak
@@ -34,24 +34,19 @@ def check_script(
     budget: float = DEFAULT_BUDGET,
     on_progress: Callable[[str], None] = lambda _sentence: None,
 ) -> GradientReport:
-    """Run a training script, check its backward passes from one of a number on, and look at what its optimizers do.
+    """Run a training script, and check its backward passes and its optimizers.
 
     Args:
-        path: of the script, or of a notebook, which is run as `__main__` in its own folder's import path.
-        arguments: what it finds in `sys.argv` after its name.
-        step: which backward pass is the first to be checked, counted from 1.
+        path: of the script or notebook, which runs as `__main__` in its own folder's import path.
+        arguments: follow its name in `sys.argv`.
+        step: the number of the first backward pass to check, counted from 1.
         budget: seconds for finite differences of the first pass.
-        on_progress: called with a sentence on what is being done.
+        on_progress: called with a sentence for each part of the work.
 
     Raises:
-        UsageError: the script fails before that pass, or never comes to it.
+        UsageError: the script fails before that pass, or never reaches it.
     """
-    watch = TrainingWatch(
-        lambda subject, seconds: check_subject(subject, budget=seconds, on_progress=on_progress),
-        step=step,
-        budget=budget,
-        is_ending=True,
-    )
+    watch = TrainingWatch(step=step, budget=budget, on_progress=on_progress, is_ending=True)
     kept_arguments, kept_path = sys.argv, list(sys.path)
     on_progress("running the script")
     try:
@@ -80,7 +75,7 @@ def _failing(path: Path, error: Exception) -> Exception:
 
 
 _MAGIC = ("%", "!", "?")
-"""Lines for the notebook itself and not for Python, which are left out."""
+"""Lines of a notebook that are no Python, which are skipped."""
 
 
 def run_notebook(path: Path) -> None:
@@ -96,9 +91,9 @@ def run_notebook(path: Path) -> None:
     try:
         for number, source in enumerate(cells, start=1):
             name = f"{path} cell {number}"
-            # Without a time of change, the lines are kept though there is no such file.
+            # Without a modification time, linecache keeps the lines of a file that does not exist.
             linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-            exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user asks for it to be run
+            exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user asks for it
     finally:
         sys.modules["__main__"] = kept
 
@@ -113,7 +108,7 @@ def _code_cells(path: Path) -> list[str]:
 
 
 class WatchedTraining:
-    """Holds the `report` once the block is over; it prints as text, and as a table in a notebook."""
+    """Holds the `report` after the block; it prints as text, and as a table in a notebook."""
 
     def __init__(self) -> None:
         self.report: GradientReport | None = None
@@ -128,10 +123,9 @@ class WatchedTraining:
 
 @contextmanager
 def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
-    """Check the gradients of the training that runs inside of the block, and what its optimizers do with them.
+    """Check the gradients and the optimizers of the training inside of the block.
 
-    Passes are checked when `loss.backward()` is called, the first of each line that calls it; the code goes on
-    afterwards as if nothing had been::
+    The first call of `loss.backward()` on each line is checked; the code then continues as if nothing had happened::
 
         with deconv_cli.watch_gradients() as watched:
             loss = criterion(model(x), y)
@@ -140,14 +134,14 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
         print(watched.report)
 
     Args:
-        step: which backward pass is the first to be checked, counted from 1.
+        step: the number of the first backward pass to check, counted from 1.
         budget: seconds for finite differences of the first pass.
 
     Raises:
-        UsageError: the pass never comes, or cannot be run again.
+        UsageError: the code never reaches that pass, or the pass cannot be run again.
     """
     watched = WatchedTraining()
-    watch = TrainingWatch(lambda subject, seconds: check_subject(subject, budget=seconds), step=step, budget=budget)
+    watch = TrainingWatch(step=step, budget=budget)
     with watch:
         yield watched
     watched.report = report_training(watch)
@@ -156,60 +150,53 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
 _WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
 _ON_PURPOSE = ("no_grad", ".detach()")
 _SQUARES = (
-    "squared gradients are added up at {}; where that is to be a Fisher matrix, square the gradient of each sample by "
-    "itself: `deconv fisher` does so, and shows what the square of a batch's mean would have given"
+    "squared gradients are added up at {}; for a Fisher matrix, square the gradient of each sample separately: "
+    "`deconv fisher` does so, and also shows the square of a batch's mean"
 )
 
 _COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
 
 
 def report_training(watch: TrainingWatch) -> GradientReport:
-    """Join what was found of the passes and of the optimizers.
+    """Join the findings on the passes and on the optimizers.
 
     Raises:
-        UsageError: the pass that was to be checked never came.
+        UsageError: the code never reached the pass to check.
     """
+    events, n_backward = watch.events, watch.n_backward
+    if not n_backward:
+        raise UsageError(
+            "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
+        )
     if not watch.passes:
-        raise UsageError(_nothing_to_check(watch.n_backward))
-    report, weights = _joined(watch.passes, watch.events)
-    evidence = TrainingEvidence(report, weights, watch.events)
-    parameters = tuple(_of_another_loss(finding, evidence) for finding in report.parameters)
+        calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
+        raise UsageError(f"there {calls} of backward(), so none was checked; choose an earlier one by its number.")
+    report, weights = _joined(watch.passes, events)
+    evidence = TrainingEvidence(report, weights, events)
+    general, notes, not_checked = list(report.general), list(report.notes), [*report.not_checked, *watch.unchecked]
+    if events.has_moved_strays:  # the script trains unregistered weights itself
+        general = [found for found in general if found.verdict != Verdict.UNREGISTERED]
     # A module that changes its weights in each call gives other outputs for the same sample.
-    batches = [] if watch.events.drifting else [checked.batch for checked in watch.passes]
-    leaks = {found.causes: found for batch in batches for found in describe_leak(batch)}
+    batches = [] if events.drifting else [checked.batch for checked in watch.passes]
+    general += {found.causes: found for batch in batches for found in describe_leak(batch)}.values()
+    if events.adds_squares:
+        notes.append(_SQUARES.format(events.adds_squares))
+    if events.is_cut_short:
+        not_checked.append(f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()")
     return replace(
         report,
-        parameters=parameters,
-        general=(*_without_trained_strays(report.general, watch.events), *leaks.values(), *find_in_training(evidence)),
-        notes=(*report.notes, *[_SQUARES.format(watch.events.adds_squares)] * bool(watch.events.adds_squares)),
-        not_checked=(*report.not_checked, *watch.unchecked, *_missing_steps(watch.events)),
+        parameters=tuple(_of_another_loss(finding, evidence) for finding in report.parameters),
+        general=(*general, *find_in_training(evidence)),
+        notes=tuple(notes),
+        not_checked=tuple(not_checked),
     )
 
 
-def _missing_steps(events: TrainingEvents) -> list[str]:
-    return [
-        f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()"
-    ] * events.is_cut_short
-
-
-def _without_trained_strays(findings: Iterable[Finding], events: TrainingEvents) -> list[Finding]:
-    return [found for found in findings if found.verdict != Verdict.UNREGISTERED or not events.has_moved_strays]
-
-
-def _nothing_to_check(n_backward: int) -> str:
-    if not n_backward:
-        return "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
-    calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
-    return f"there {calls} of backward(), so none was checked; choose an earlier one by its number."
-
-
 def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[GradientReport, dict[str, torch.Tensor]]:
-    """Join the reports of several passes: each weight has the finding of the loss that it is trained by.
-
-    That is the last one before the step of its optimizer, for a weight that never has a gradient at such a step.
+    """Join the reports of several passes: each weight keeps the finding of the loss that trains it.
 
     Returns:
-        One report, and the trainable weights; names are those of the last pass that knows a weight.
+        One report, and the trainable weights under their names in the last pass that knows them.
     """
     if len(passes) == 1:
         return passes[0].report, dict(passes[0].subject.trainable)
@@ -240,13 +227,16 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
 def _of_own_loss(
     several: list[tuple[ParameterFinding, CheckedPass]], key: int, events: TrainingEvents
 ) -> tuple[ParameterFinding, CheckedPass]:
-    """Choose what the loss says that trains a weight."""
+    """Choose the finding of the loss that trains a weight.
+
+    For a weight without a gradient at every step of its optimizer, that is the last loss before the step.
+    """
     own = [one for one in several if one[1].location == events.backward_before.get(key)]
     return min(own if own and events.is_starved(key) else several, key=lambda one: _rank(one[0]))
 
 
 def _rank(finding: ParameterFinding) -> int:
-    """Order what several losses say of one weight: what spoils its training, then the loss that trains it."""
+    """Rank the findings of several losses for one weight: faults first, then the loss that trains it."""
     if finding.is_fault:
         if finding.verdict in (*_WITHOUT_GRADIENT, Verdict.ZERO):
             return 5
@@ -260,7 +250,7 @@ def _cut_off_on_purpose(
     found: dict[int, list[tuple[ParameterFinding, CheckedPass]]],
     chosen: dict[int, tuple[ParameterFinding, CheckedPass]],
 ) -> list[Finding]:
-    """Note the lines that cut weights off from one loss which another loss trains."""
+    """Note the lines that cut weights off from one loss while another loss trains them."""
     cut: dict[tuple[CodeLocation, CodeLocation], list[ParameterFinding]] = {}
     for key, several in found.items():
         best, by = chosen[key]
@@ -288,9 +278,9 @@ def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
-    """Excuse a weight that another pass gives a gradient, or that no optimizer seen to take a step is to train."""
+    """Excuse a weight that gets its gradient from another pass, or that no stepping optimizer holds."""
     if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
-        return finding  # a part of a gradient is no gradient of another pass
+        return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
     if key in events.reached_by_others:
         return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
@@ -309,11 +299,11 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
 
 
 def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
-    """Excuse a weight that nothing trains, on two counts: a target network or a teacher, as a rule."""
+    """Excuse a weight that no optimizer holds and code detaches: usually a target network or a teacher."""
     is_detached = finding.verdict == Verdict.DETACHED
     if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
     why = "no optimizer holds this weight, and gradients end here: it is not trained, as that of a target network."
-    suggestion = "nothing, if that is meant; requires_grad_(False) says so"
+    suggestion = "nothing, if that is meant; requires_grad_(False) makes it explicit"
     causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
     return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)
