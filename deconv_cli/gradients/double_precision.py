@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
-from deconv_cli.gradients.findings import TimeSeries, first_line
+from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
 from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
@@ -25,7 +25,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.through_time import has_loops, series_of_layers, series_of_loops
+from deconv_cli.gradients.through_time import TimeSeries, has_loops, series_of_layers, series_of_loops
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -306,11 +306,11 @@ def _compare_second_derivatives(
     ]
     function = ScalarFunction(lambda: float(slope(keep_graph=False)), epsilon, time.monotonic() + budget)
     results = compare_tensors(function, tensors, seed=subject.seed + 3)
-    unclear = [name for name, found in results.items() if found is None or not _is_clear(found)]
-    return results, [f"{name}: its second derivative could not be compared sharply" for name in unclear]
-
-
-def _is_clear(found: Comparison) -> bool:
-    """Return whether the comparison has an outcome, or zero on both sides, which has no relative error."""
-    is_flat = found.autograd == 0 and not math.isfinite(found.resolution)
-    return found.outcome is not Outcome.UNSURE or (is_flat and abs(found.numeric) <= 5 * found.error_bar)
+    unclear = []
+    for name, found in results.items():
+        # Zero on both sides has no relative error, but is clear.
+        is_flat = found is not None and found.autograd == 0 and not math.isfinite(found.resolution)
+        is_zero = found is not None and is_flat and abs(found.numeric) <= N_ERROR_BARS * found.error_bar
+        if found is None or (found.outcome is Outcome.UNSURE and not is_zero):
+            unclear.append(f"{name}: its second derivative could not be compared sharply")
+    return results, unclear

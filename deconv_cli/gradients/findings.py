@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from deconv_cli.gradients.finite_differences import Comparison
+from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.vocabulary import counted
 
@@ -195,42 +195,6 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
     ]
 
 
-_FADED = 1e-6
-
-
-@dataclass(frozen=True)
-class TimeSeries:
-    """The gradient of the loss on its way back through time.
-
-    Attributes:
-        name: the module, or the state of a hand-written loop.
-        location: its line.
-        norms: ‖∂loss/∂h_t‖ for t = 0, 1, ...
-        trend: `fades`, `explodes` or `steady`, seen backwards in time.
-        step: the last step, counted from the first, at which the norm is below a millionth of the largest (fades), or
-            the step at which it is largest (explodes); None for steady.
-    """
-
-    name: str
-    location: CodeLocation
-    norms: tuple[float, ...]
-    trend: str
-    step: int | None
-
-    @classmethod
-    def of(cls, name: str, location: CodeLocation, norms: Sequence[float]) -> TimeSeries:
-        """Read the trend off the norms."""
-        largest = max(norms)
-        position = norms.index(largest)
-        faded = [t for t in range(position) if norms[t] < _FADED * largest]
-        late = [norm for norm in norms[len(norms) // 2 :] if norm]
-        if faded:
-            return cls(name, location, tuple(norms), "fades", faded[-1])
-        if late and largest > statistics.median(late) / _FADED:
-            return cls(name, location, tuple(norms), "explodes", position)
-        return cls(name, location, tuple(norms), "steady", None)
-
-
 @dataclass(frozen=True)
 class GradientReport:
     """The findings for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
@@ -322,7 +286,8 @@ def summarize(
         sentences.append(f"{len(without)} {of_trainable} {'would not train' if trains else 'get no gradient'}")
     if others:
         badly = "would train badly" if trains else "get a wrong one"
-        sentences.append(f"{len(others)} {of_trainable} {badly} ({_verdicts(others)})")
+        verdicts = ", ".join(dict.fromkeys(str(found.verdict) for found in others))
+        sentences.append(f"{len(others)} {of_trainable} {badly} ({verdicts})")
     if of_all:
         sentences += dict.fromkeys(
             f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
@@ -381,7 +346,3 @@ def _explain(causes: Iterable[Cause]) -> list[str]:
         lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
         lines.append(f"  instead  {cause.suggestion}")
     return lines
-
-
-def _verdicts(findings: Iterable[Finding]) -> str:
-    return ", ".join(dict.fromkeys(str(found.verdict) for found in findings))

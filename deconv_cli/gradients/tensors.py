@@ -102,20 +102,16 @@ class DetachedConstants(TorchFunctionMode):
 
     def _constant(self, name: str, result: Any, inputs: set[int]) -> Any:  # noqa: ANN401  whatever the operation gives
         """Record the result in the first run, and return the recorded one later."""
+        leaves, spec = pytree.tree_flatten(result)
         if not self._is_recorded:
-            copied = [
-                leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in pytree.tree_leaves(result)
-            ]
+            copied = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
             self._kept.append((name, copied))
             return result
         position, self._position = self._position, self._position + 1
-        leaves, spec = pytree.tree_flatten(result)
-        if position >= len(self._kept) or (self._kept[position][0], len(self._kept[position][1])) != (
-            name,
-            len(leaves),
-        ):
+        recorded_name, recorded = self._kept[position] if position < len(self._kept) else ("", [])
+        if recorded_name != name or len(recorded) != len(leaves):
             return result  # the run took another branch, which is not recorded
-        for n, (leaf, kept) in enumerate(zip(leaves, self._kept[position][1], strict=True)):
+        for n, (leaf, kept) in enumerate(zip(leaves, recorded, strict=True)):
             if isinstance(leaf, torch.Tensor) and isinstance(kept, torch.Tensor) and leaf.shape == kept.shape:
                 # An operation that wrote in place must return the same tensor.
                 leaves[n] = leaf.copy_(kept) if id(leaf) in inputs else kept.clone()
@@ -160,7 +156,9 @@ class LiftedCasts(TorchFunctionMode):
             return func(*args, **keywords)  # there a narrow type says how to read the bits
         if name in _DRAWING and _is_drawn_narrow(args, keywords):
             return func(*args, **{**keywords, "dtype": torch.float32}).to(torch.float64)
-        args, keywords = pytree.tree_map(_lifted, (args, keywords))
+        args, keywords = pytree.tree_map(
+            lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype | str) else leaf, (args, keywords)
+        )
         is_writing = name.endswith("_") or "out" in keywords
         types_given = {leaf.dtype for leaf in tensors_in((args, keywords))}
         if not is_writing and types_given & {*_NARROW, torch.complex64} and types_given & _ALREADY_WIDE:
@@ -173,10 +171,6 @@ def _is_drawn_narrow(args: Any, keywords: dict[str, Any]) -> bool:  # noqa: ANN4
     if keywords.get("dtype") is not None:
         return keywords["dtype"] in _NARROW
     return not (args and isinstance(args[0], torch.Tensor)) or bool(args[0].is_floating_point())
-
-
-def _lifted(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes
-    return _WIDE.get(value, value) if isinstance(value, torch.dtype | str) else value
 
 
 def _to_float64(value: Any) -> Any:  # noqa: ANN401  anything that a function of torch takes

@@ -13,8 +13,9 @@ from itertools import pairwise
 import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
-from deconv_cli.gradients.findings import Cause, Finding, TimeSeries, Verdict
+from deconv_cli.gradients.findings import Cause, Finding, Verdict
 from deconv_cli.gradients.rules.zero_or_non_finite import find_zero
+from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 COLLAPSE = 1e-6

@@ -300,15 +300,8 @@ def _record_origin(
     log: OperationLog, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
 ) -> None:
     """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
-    if _are_finite(inputs) and not _are_finite(outputs):
+    given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
+    if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
         log.origins.append(operation)
-    elif _hold_nan(outputs) and not _hold_nan(inputs):
+    elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
         log.nan_origins.append(operation)
-
-
-def _are_finite(tensors: list[torch.Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
-
-
-def _hold_nan(tensors: list[torch.Tensor]) -> bool:
-    return any(bool(tensor.isnan().any()) for tensor in tensors if tensor.is_floating_point())

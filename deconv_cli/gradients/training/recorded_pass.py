@@ -13,9 +13,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tensors import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
+from deconv_cli.gradients.training.training_events import fingerprint, living_optimizers, weights_of
+from deconv_cli.gradients.unregistered import ids_past_registration
 
 
 class RecordedPass(nn.Module):
@@ -161,6 +165,59 @@ def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return constant.detach().requires_grad_() if is_moved else constant
 
 
+_SAME_LOSS = 1e-3
+
+
+def subject_of_pass(
+    called: list[nn.Module], tape: Tape, loss: torch.Tensor
+) -> tuple[Subject, list[tuple[torch.Tensor, tuple[float, float]]]]:
+    """Make a subject of a recorded pass.
+
+    Args:
+        called: modules that the script called.
+        tape: the record of the pass.
+        loss: the last tensor of the pass.
+
+    Returns:
+        The subject, and the unregistered weights of the pass with their fingerprints.
+
+    Raises:
+        UsageError: the pass reads no weight, or cannot be run again.
+    """
+    loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
+    modules, weights = name_weights(called, loose, tape.last_use.__contains__)
+    # Without an optimizer for their other weights, the code may train the weights of modules by hand.
+    given = set(map(id, loose))
+    optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
+    hidden = {key for module in optimized for key in ids_past_registration(module)} - given
+    recorded = RecordedPass(modules, weights, tape, loss, hidden)
+    if any(map(_is_of_unknown_making, recorded.constants)):
+        raise UsageError(
+            "the pass reads a tensor with a gradient whose making could not be watched, as with torch.jit and "
+            "torch.func.vmap; check the model itself, or remove these."
+        )
+    subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
+    if not subject.parameters:
+        raise UsageError(
+            "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
+            "a later one by its number."
+        )
+    again, here = subject.value(), float(loss.detach())
+    if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
+        raise UsageError(
+            f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
+            "something in it is not done by functions of torch, so check the model itself and not the script."
+        )
+    return subject, [(weight, fingerprint(weight)) for weight in recorded.strays]
+
+
+def _is_of_unknown_making(constant: torch.Tensor) -> bool:
+    try:
+        return constant.requires_grad and not constant.is_leaf
+    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
+        return False
+
+
 def name_weights(
     called: list[nn.Module], loose: list[torch.Tensor], is_read: Callable[[torch.Tensor], bool]
 ) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
@@ -175,7 +232,8 @@ def name_weights(
         The outermost modules by name, "" for a single one, and the weights of the pass that no module holds.
     """
     inner = {id(m) for module in called for m in module.modules() if m is not module}
-    modules = [m for m in called if id(m) not in inner and _has_weights(m)]
+    # A skeleton on the meta device has parameters without values.
+    modules = [m for m in called if id(m) not in inner and any(not p.is_meta for p in m.parameters())]
     names, owned = _names_in_callers(), {id(parameter) for module in modules for parameter in module.parameters()}
     is_by_hand = not modules and not any(map(is_read, loose))
     by_hand = _weights_in_callers() if is_by_hand else ()
@@ -188,11 +246,6 @@ def name_weights(
         name = names.get(id(module), type(module).__name__)
         named[name if name not in named else f"{name}_{len(named)}"] = module
     return named, weights
-
-
-def _has_weights(module: nn.Module) -> bool:
-    """Return whether a module has parameters with values, unlike those on the meta device."""
-    return any(not parameter.is_meta for parameter in module.parameters())
 
 
 def own_frames() -> Iterator[FrameType]:

@@ -257,19 +257,16 @@ def _cut_off_on_purpose(
         for finding, checked in several if best.verdict != Verdict.DETACHED else ():
             if finding.verdict == Verdict.DETACHED:
                 cut.setdefault((checked.location, by.location), []).append(finding)
-    return [
-        _on_purpose(fault.causes[0], fault.parameters, *locations)
-        for locations, findings in cut.items()
-        for fault in grouped(findings)
-        if fault.causes
-    ]
-
-
-def _on_purpose(cause: Cause, names: tuple[str, ...], cutting: CodeLocation, training: CodeLocation) -> Finding:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
     suggestion = "nothing, if that is meant, as for the output of a generator in the loss of a discriminator"
-    return Finding(Verdict.PARTLY_DETACHED, (replace(cause, why=why, suggestion=suggestion),))
+    notes = []
+    for (cutting, training), findings in cut.items():
+        for fault in (found for found in grouped(findings) if found.causes):
+            names = fault.parameters
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
+            cause = replace(fault.causes[0], why=why, suggestion=suggestion)
+            notes.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
+    return notes
 
 
 def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

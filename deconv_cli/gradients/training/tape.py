@@ -223,10 +223,26 @@ class Tape(TorchFunctionMode):
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
         location = self._locator.here()
+        slots: list[Any] = []
+        parents: list[Entry] = []
+        reads: Reads = {}
+        for leaf in leaves:
+            known = self._source_of(leaf) if isinstance(leaf, torch.Tensor) else None
+            slots.append(leaf if known is None else Slot(known[0]))
+            parents += [] if known is None else [known[1]]
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            if storage_key(leaf) in self._writers:
+                parents += self._writers[storage_key(leaf)][1]
+            if _is_weight(leaf) and not is_lazy(leaf):
+                self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
+                reads[id(leaf)] = leaf, _stamp(leaf)
+            if _is_weight(leaf) and torch.is_grad_enabled():
+                self.last_use[leaf] = location
         entry = Entry(
             order=self._count,
             function=function,
-            leaves=[self._slot_or(leaf) for leaf in leaves],
+            leaves=slots,
             spec=spec,
             location=location,
             module=self.modules[-1] if self.modules else 0,
@@ -234,25 +250,11 @@ class Tape(TorchFunctionMode):
             switch=None if torch.is_grad_enabled() else self._switch or location,
             autocast=_autocast(),
             is_library_switch=self._is_library_switch,
+            parents=parents,
+            reads=_joined([*(parent.reads for parent in parents), reads]),
         )
         self._count += 1
-        reads: Reads = {}
-        for leaf in leaves:
-            if isinstance(leaf, torch.Tensor):
-                known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
-                entry.parents += [known[1]] if known is not None else []
-                entry.parents += writers[1] if writers is not None else []
-                if _is_weight(leaf) and not is_lazy(leaf):
-                    self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
-                    reads[id(leaf)] = leaf, _stamp(leaf)
-                if _is_weight(leaf) and torch.is_grad_enabled():
-                    self.last_use[leaf] = location
-        entry.reads = _joined([*(parent.reads for parent in entry.parents), reads])
         return entry
-
-    def _slot_or(self, leaf: Any) -> Any:  # noqa: ANN401  any argument
-        known = self._source_of(leaf) if isinstance(leaf, torch.Tensor) else None
-        return leaf if known is None else Slot(known[0])
 
     def _source_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor; a tensor without a gradient and with older weights is a constant."""
@@ -273,9 +275,10 @@ class Tape(TorchFunctionMode):
         for leaf in leaves:
             # A new leaf wraps the tensor that it is made of.
             is_made = isinstance(leaf, torch.Tensor) and not (_is_weight(leaf) and any(leaf is own for own in inputs))
-            entry.outputs.append(self._next_handle() if is_made else None)
-            if entry.outputs[-1] is not None:
-                self._known[leaf] = (entry.outputs[-1], entry)
+            self._count += is_made
+            entry.outputs.append(self._count if is_made else None)
+            if is_made:
+                self._known[leaf] = (self._count, entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
@@ -291,10 +294,6 @@ class Tape(TorchFunctionMode):
         values = tensor.detach()
         whole = values.as_strided((values.untyped_storage().nbytes() // values.element_size(),), (1,), 0).clone()
         self.first_values[key] = (StorageWeakRef(tensor.untyped_storage()), whole)
-
-    def _next_handle(self) -> int:
-        self._count += 1
-        return self._count
 
 
 def ancestors(goals: list[Entry]) -> list[Entry]:

@@ -24,16 +24,12 @@ from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
-from deconv_cli.gradients.training.recorded_pass import RecordedPass, name_weights, own_frames
+from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 from deconv_cli.gradients.training.training_events import (
     Failure,
     TrainingEvents,
-    fingerprint,
-    living_optimizers,
-    weights_of,
 )
-from deconv_cli.gradients.unregistered import ids_past_registration
 
 _MAX_PASSES = 4
 """Lines whose backward pass is checked, such as those of two networks against each other."""
@@ -50,8 +46,6 @@ _MAX_WAIT_S = 30.0
 
 _MAX_EXTRA_S = 5.0
 """Seconds to wait for a later pass that uses a weight which the first one does not use."""
-
-_SAME_LOSS = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +250,8 @@ class TrainingWatch:
         """
         with self._not_recording(), untouched_generators(), torch.enable_grad():
             try:
-                subject = self._make_subject(loss)
+                subject, strays = subject_of_pass(list(self._called.values()), self._tape, loss)
+                self.events.strays += strays
                 budget = self._budget * (_LATER_SHARE if self.passes else 1.0)
                 report = check_subject(subject, budget=budget, on_progress=self._on_progress)
             except UsageError as error:
@@ -292,30 +287,6 @@ class TrainingWatch:
             total: torch.Tensor = self._tape.record(_added_up, "sum", (several, given), {})
         return total
 
-    def _make_subject(self, loss: torch.Tensor) -> Subject:
-        loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
-        modules, weights = name_weights(list(self._called.values()), loose, self._tape.last_use.__contains__)
-        recorded = RecordedPass(modules, weights, self._tape, loss, _hidden(modules, loose))
-        if any(map(_is_of_unknown_making, recorded.constants)):
-            raise UsageError(
-                "the pass reads a tensor with a gradient whose making could not be watched, as with torch.jit and "
-                "torch.func.vmap; check the model itself, or remove these."
-            )
-        self.events.strays += [(weight, fingerprint(weight)) for weight in recorded.strays]
-        subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
-        if not subject.parameters:
-            raise UsageError(
-                "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
-                "a later one by its number."
-            )
-        again, here = subject.value(), float(loss.detach())
-        if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
-            raise UsageError(
-                f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
-                "something in it is not done by functions of torch, so check the model itself and not the script."
-            )
-        return subject
-
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
             self._optimizers.before_step(optimizer)
@@ -328,7 +299,10 @@ class TrainingWatch:
     def _end_if_seen(self) -> None:
         if not self._is_ending or not self.passes:
             return
-        is_late = self.events.n_backward > self._n_awaited()
+        n_awaited = _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
+        if self.events.steps:
+            n_awaited = max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
+        is_late = self.events.n_backward > n_awaited
         is_waiting = self._is_waiting_for_gradients() and time.monotonic() - self._checked_at < _MAX_EXTRA_S
         if is_late or (self._optimizers.has_seen_enough and not is_waiting):
             raise EnoughSeenError
@@ -347,33 +321,10 @@ class TrainingWatch:
             for found in checked.report.parameters
         )
 
-    def _n_awaited(self) -> int:
-        """Count the backward passes to wait for, fewer once weights are known to move."""
-        if self.events.steps:
-            return max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
-        return _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
-
-
-def _is_of_unknown_making(constant: torch.Tensor) -> bool:
-    try:
-        return constant.requires_grad and not constant.is_leaf
-    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
-        return False
-
 
 def _added_up(tensors: list[torch.Tensor], weights: list[torch.Tensor | None]) -> torch.Tensor:
     pairs = zip(tensors, weights, strict=True)
     return torch.stack([tensor.sum() if weight is None else (tensor * weight).sum() for tensor, weight in pairs]).sum()
-
-
-def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:
-    """List by id the unregistered weights of modules whose other weights an optimizer holds.
-
-    Without an optimizer, the code may train all of them by hand.
-    """
-    given = set(map(id, loose))
-    optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
-    return {key for module in optimized for key in ids_past_registration(module)} - given
 
 
 def _calling_line() -> CodeLocation:
