@@ -81,7 +81,7 @@ def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Average over all samples, and write the diagonal under the names of the state dict."""
-    from deconv_cli.gradients.fisher import diagonal_fisher, refuse_projection
+    from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.data import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher
 

@@ -50,7 +50,7 @@ class Case:
     @property
     def inputs(self) -> list[str]:
         """Shapes and types of the inputs."""
-        from deconv_cli.gradients.tensors import tensors_in
+        from deconv_cli.gradients.nested_tensors import tensors_in
 
         tensors = tensors_in((self.subject.arguments, self.subject.keywords))
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.function_trial import FunctionTrial, Gradients, compare_input, differentiate
-from deconv_cli.gradients.tensors import real
+from deconv_cli.gradients.nested_tensors import real
 
 _AXES = (0, 1, 2)
 """Axes along which samples or time steps may lie."""

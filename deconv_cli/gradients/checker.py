@@ -19,6 +19,7 @@ from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verd
 from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
 from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
 from deconv_cli.gradients.reruns import (
     find_moved_from_outside,
@@ -30,7 +31,6 @@ from deconv_cli.gradients.reruns import (
 )
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors import norm_of
 from deconv_cli.gradients.through_time import gate_norms
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error

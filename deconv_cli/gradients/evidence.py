@@ -12,9 +12,9 @@ from torch import nn
 from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence
 from deconv_cli.gradients.reruns import FirstSteps, Repetition
-from deconv_cli.gradients.tensors import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation

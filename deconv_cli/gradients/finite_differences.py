@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from deconv_cli.gradients.tensors import norm_of
+from deconv_cli.gradients.nested_tensors import norm_of
 
 STEP_FACTORS = (1.0, 10.0, 0.1, 0.01, 100.0, 1000.0)
 """Steps in the order of trial, in units of the smallest step at which rounding noise does not matter.

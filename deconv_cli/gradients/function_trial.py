@@ -24,7 +24,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
     is_one_factor,
 )
-from deconv_cli.gradients.tensors import real
+from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 

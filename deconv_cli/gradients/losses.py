@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Loss
-from deconv_cli.gradients.tensors import tensors_in
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.gradients.losses import projection
+from deconv_cli.gradients.nested_tensors import tensors_in, to_float64
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors import tensors_in, to_float64
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.interception import trace_forward

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors import norm_of, tensors_in
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation

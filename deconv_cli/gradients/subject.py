@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of, tensors_in
+from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of, tensors_in
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""

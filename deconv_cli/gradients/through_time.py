@@ -115,7 +115,7 @@ def series_of_layers(subject: Subject) -> list[TimeSeries]:
 
 
 def _can_be_unrolled(module: nn.Module) -> bool:
-    is_plain = type(module).forward in _FORWARDS and "forward" not in vars(module)
+    is_plain = isinstance(module, nn.RNNBase) and type(module).forward in _FORWARDS and "forward" not in vars(module)
     return is_plain and not getattr(module, "proj_size", 0)
 
 

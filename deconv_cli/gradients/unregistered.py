@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deconv_cli.gradients.nested_tensors import is_plain, leaves_of, tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors import is_plain, leaves_of, tensors_in
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, summarize
-from deconv_cli.gradients.fisher import FisherDiagonal
+from deconv_cli.gradients.fisher_diagonal import FisherDiagonal
 from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 

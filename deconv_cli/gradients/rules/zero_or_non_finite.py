@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.replacements import ADVICE, SINGULAR, harmless_input, straight_through
 from deconv_cli.gradients.rules.detached import returning_none
-from deconv_cli.gradients.tensors import norm_of
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import Operation

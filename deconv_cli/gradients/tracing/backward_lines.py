@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deconv_cli.gradients.tensors import real
+from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from deconv_cli.gradients.nested_tensors import storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors import storage_key, tensors_in
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import (

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors import tensors_in
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name

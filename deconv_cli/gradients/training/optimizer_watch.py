@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tensors import tensors_in
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.tracing.backward_trace import Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.nested_tensors import storage_key
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 from deconv_cli.gradients.training.training_events import fingerprint, living_optimizers, weights_of

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deconv_cli.gradients.nested_tensors import storage_key
 from deconv_cli.gradients.subject import untouched_generators
-from deconv_cli.gradients.tensors import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
     MADE_OF_VALUES,

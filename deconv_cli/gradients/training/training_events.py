@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 
 from deconv_cli.gradients.findings import GradientReport
-from deconv_cli.gradients.tensors import norm_of
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 _BETWEEN = "call it between loss.backward() and optimizer.step()"
