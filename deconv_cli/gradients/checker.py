@@ -21,6 +21,7 @@ from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
+from deconv_cli.gradients.replacements import find_failing_suggestions
 from deconv_cli.gradients.reruns import (
     find_moved_from_outside,
     find_non_finite_sources,
@@ -36,7 +37,6 @@ from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
-from deconv_cli.gradients.trials import find_failing_suggestions
 from deconv_cli.gradients.unregistered import describe_plain_containers, find_unregistered
 
 DEFAULT_BUDGET = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -162,25 +162,23 @@ class FunctionTrial:
 
     def is_of_samples(self, axis: int) -> bool:
         """Return whether each slice of the outputs depends only on its own slice of the inputs."""
-        for axes in self._sharing(axis):
-            flipped = self._with({k: self.leaves[k].flip(own) for k, own in axes.items()})
-            with contextlib.suppress(Exception), torch.no_grad():
-                pairs = zip(self.outputs(), flipped.outputs(), strict=True)
-                return all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
-        return False
+        pairs = self._outputs_changed(axis, lambda leaf, own: leaf.flip(own))
+        return bool(pairs) and all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
 
     def joins(self, axis: int) -> bool:
         """Return whether the first slice of an output depends on later slices of the inputs, unlike a time step."""
+        pairs = [pair for pair in self._outputs_changed(axis, _with_later_changed) if pair[0].ndim > axis]
+        return any(not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1)) for one, two in pairs)
+
+    def _outputs_changed(
+        self, axis: int, change: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pair the outputs with those of inputs that are changed along an axis; none if the Function refuses them."""
         for axes in self._sharing(axis):
-            moved = {k: own for k, own in axes.items() if self.leaves[k].is_floating_point()}
-            changed = self._with({k: _with_later_changed(self.leaves[k], own) for k, own in moved.items()})
+            changed = self._with({k: change(self.leaves[k], own) for k, own in axes.items()})
             with contextlib.suppress(Exception), torch.no_grad():
-                pairs = zip(self.outputs(), changed.outputs(), strict=True)
-                return any(
-                    one.ndim > axis and not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1))
-                    for one, two in pairs
-                )
-        return False
+                return list(zip(self.outputs(), changed.outputs(), strict=True))
+        return []
 
     def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
         """List inputs that may share an axis, with the axis of each: one input, similar ones, all of that size."""
@@ -249,6 +247,8 @@ class _Context(FunctionCtx):
 
 
 def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
     first, later = tensor.split([1, tensor.shape[axis] - 1], axis)
     return torch.cat([first, 1.5 * later + 0.1], axis)
 

@@ -37,9 +37,9 @@ _HERE = "deconv_cli.gradients.rules"
 GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
     {
-        "in-place": f"{_HERE}.in_place:find_in_place",
-        "failing-backward": f"{_HERE}.in_place:find_failing_backward",
-        "overwritten": f"{_HERE}.in_place:find_overwritten",
+        "in-place": f"{_HERE}.misuse:find_in_place",
+        "failing-backward": f"{_HERE}.misuse:find_failing_backward",
+        "overwritten": f"{_HERE}.misuse:find_overwritten",
         "frozen": f"{_HERE}.unused:find_frozen",
         "empty": f"{_HERE}.unused:find_empty",
         "not-reached": f"{_HERE}.unused:find_not_reached",
@@ -77,13 +77,13 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     {
         "nothing-trains": f"{_HERE}.unused:find_nothing_trains",
         "unregistered": f"{_HERE}.unused:find_unregistered",
-        "loss-input": f"{_HERE}.loss_input:find_loss_input",
+        "loss-input": f"{_HERE}.misuse:find_loss_input",
         "exploding-through-time": f"{_HERE}.vanishing:find_exploding_through_time",
-        "in-place": f"{_HERE}.in_place:find_in_place_in_model",
+        "in-place": f"{_HERE}.misuse:find_in_place_in_model",
         "noisy": f"{_HERE}.finite_difference_verdict:find_noisy_model",
         "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function_in_model",
         "detached-on-purpose": f"{_HERE}.detached:find_detached_on_purpose",
-        "batch-leak": f"{_HERE}.loss_input:find_batch_leak",
+        "batch-leak": f"{_HERE}.misuse:find_batch_leak",
     },
 )
 """Rules for the model as a whole: the findings of all of them count."""
@@ -96,7 +96,7 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
         "nothing-moved": f"{_HERE}.optimizer_steps:find_nothing_moved",
         "step-without-effect": f"{_HERE}.optimizer_steps:find_step_without_effect",
         "rebuilt-optimizer": f"{_HERE}.optimizer_steps:find_rebuilt_optimizer",
-        "overwritten-in-training": f"{_HERE}.in_place:find_overwritten_in_training",
+        "overwritten-in-training": f"{_HERE}.misuse:find_overwritten_in_training",
         "accumulated": f"{_HERE}.optimizer_steps:find_accumulated",
         "gradient-lost": f"{_HERE}.optimizer_steps:find_gradient_lost",
         "idle-clipping": f"{_HERE}.optimizer_steps:find_idle_clipping",

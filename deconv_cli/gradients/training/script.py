@@ -18,7 +18,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, Verdict, first_line, grouped
 from deconv_cli.gradients.rules import find_in_training
-from deconv_cli.gradients.rules.loss_input import describe_leak
+from deconv_cli.gradients.rules.misuse import describe_leak
 from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
 from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
