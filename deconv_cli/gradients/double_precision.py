@@ -110,7 +110,7 @@ def _compare(
     forward = trace_forward(subject)
     if not forward.reached:
         return None
-    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward), only_readers=True)
+    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward))
     if backward.error is not None:
         return None
     casts, not_checked, series = forward.log.casts, [], []

@@ -201,21 +201,12 @@ class BackwardTrace:
 
 
 def trace_backward(
-    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False, only_readers: bool = False
+    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
 ) -> BackwardTrace:
-    """Differentiate a scalar loss by the parameters that require a gradient, and watch every node.
-
-    With `only_readers` watch only the gradients that arrive at nodes that read a parameter.
-    """
+    """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node."""
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result)
-    watched = [node for node in nodes if not hasattr(node, "variable")]
-    if only_readers:
-        readers = {node for leaf in result.leaf_of.values() for node, _ in result.consumers.get(leaf, [])}
-        handles = [node.register_hook(_watching_arrival(node, result)) for node in readers]
-    else:
-        seen: dict[tuple[Node, int], _Memory] = {}
-        handles = [node.register_hook(_watching(node, result, seen)) for node in watched]
+    handles = [node.register_hook(_measuring(node, result)) for node in nodes if not hasattr(node, "variable")]
     wanted = list(parameters.values())
     try:
         with warnings.catch_warnings():
@@ -236,36 +227,10 @@ def trace_backward(
     return result
 
 
-_Memory = tuple[int, int]
-"""The address of a gradient, and its count of writes."""
-
-
-def _memory_of(gradient: torch.Tensor) -> _Memory:
-    is_plain = gradient.layout is torch.strided
-    return (gradient.data_ptr(), gradient._version) if is_plain else (id(gradient), -1)
-
-
-def _watching(node: Node, result: BackwardTrace, seen: dict[tuple[Node, int], _Memory]) -> Callable[[Any, Any], None]:
-    """Measure the gradients that arrive at a node and leave it; `seen` holds the memory of measured ones."""
-    consumers = result.consumers.get(node, [])
-
+def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
     def hook(leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
-        known = seen.get(consumers[0]) if len(consumers) == 1 else None
-        given = [gradient for gradient in arriving if gradient is not None]
-        if known is not None and len(given) == 1 and _memory_of(given[0]) == known:
-            consumer, index = consumers[0]
-            result.arriving[node] = result.leaving[consumer][index]
-        else:
-            result.arriving[node] = Magnitude.of(arriving)
-        result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
-        seen.update({(node, n): _memory_of(gradient) for n, gradient in enumerate(leaving) if gradient is not None})
-
-    return hook
-
-
-def _watching_arrival(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
-    def hook(_leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
         result.arriving[node] = Magnitude.of(arriving)
+        result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
 
     return hook
 
