@@ -29,8 +29,8 @@ class Mistake(Enum):
         "work on a copy: grad = grad.clone()",
     )
     NOT_MARKED_DIRTY = (
-        "forward writes to {name} without ctx.mark_dirty, unseen by autograd, so all that read {name} before gets a "
-        "wrong gradient.",
+        "forward writes to {name} without ctx.mark_dirty, unseen by autograd, so everything that read {name} before "
+        "gets a wrong gradient.",
         "call ctx.mark_dirty on it and return it, or write to a copy",
     )
     KEEPS_ELSEWHERE = (

@@ -61,19 +61,19 @@ def used_by_other_data(name: str) -> Cause:
 
 _UNREGISTERED = {
     "member": (
-        "is a tensor that requires a gradient but no nn.Parameter, so parameters() misses it",
+        "is a tensor that requires a gradient but no nn.Parameter, so it is missing from parameters()",
         "wrap it: nn.Parameter(torch...)",
     ),
     "buffer": (
-        "is a buffer, which is saved with the model, but parameters() misses it",
+        "is a buffer, which is saved with the model but missing from parameters()",
         "make it a parameter: self.name = nn.Parameter(torch...)",
     ),
     "derived": (
-        "is what an operation made of an nn.Parameter, and not the Parameter itself, so parameters() misses it",
+        "is what an operation made of an nn.Parameter, not the Parameter itself, so it is missing from parameters()",
         "keep the Parameter itself in self, made of the tensor after the operation: nn.Parameter(tensor.view(...))",
     ),
     "container": (
-        "is a plain Python container, whose modules and parameters parameters() misses",
+        "is a plain Python container, whose content is missing from parameters()",
         "use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict",
     ),
     "unknown": (
