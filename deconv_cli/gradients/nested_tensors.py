@@ -1,4 +1,4 @@
-"""Tensors in nested values, and the two modes that make runs in float64 comparable with autograd."""
+"""Tensors in nested containers, and two modes that make runs in float64 comparable with autograd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tensors_in(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that
 
 
 def real(found: Any) -> list[torch.Tensor]:  # noqa: ANN401  anything that holds tensors
-    """List the floating-point tensors in what holds tensors."""
+    """List the floating-point tensors in nested containers."""
     return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
 
 

@@ -101,7 +101,7 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
 
 
 def _parameters_of(loss: Any) -> list[nn.Parameter]:  # noqa: ANN401  any callable
-    """List the parameters of the modules that a loss function is, or is made around."""
+    """List the parameters of a loss function that is a module, or a closure over one."""
     cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
     modules = [found for found in (loss, *cells) if isinstance(found, nn.Module)]
     return [parameter for module in modules for parameter in module.parameters()]

@@ -156,7 +156,7 @@ class OperationLog:
         detachments: operations that gradients do not leave.
         detaches_again: code detached a tensor on purpose that was partly cut off already.
         read_on: indices of the `detachments` whose values a layer with weights reads.
-        takes_likelihood: the code takes the log_prob of a draw, as for a policy gradient.
+        takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.

@@ -129,7 +129,7 @@ class TrainingEvents:
         reached_by_others: weights that a pass does not use, but would with other data.
         adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
         given: weights that had a gradient other than zero at a step of an optimizer that holds them.
-        backward_before: the line of the last backward pass before the first step of such an optimizer.
+        backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
         strays: unregistered weights of modules, each with its fingerprint at a checked pass.
         late: names of weights that came after the first pass and that no optimizer holds.
         differentiates_inputs: a loss is differentiated by inputs too, as for a picture of what matters.
