@@ -14,7 +14,7 @@ from torch.nn import functional
 import deconv_cli
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Target, column, count, number, seconds, table, word
-from deconv_cli.gradients.gradient_report import GradientReport
+from deconv_cli.gradients.findings import GradientReport
 
 N_STEPS = 3
 BUDGET_S = 120.0

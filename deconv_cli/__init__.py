@@ -52,9 +52,8 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
     from deconv_cli.blocks.plan_extras import ExtraFiles
     from deconv_cli.gradients.checker import check_gradients
-    from deconv_cli.gradients.findings import Cause, Finding, Verdict
-    from deconv_cli.gradients.gradient_report import GradientReport
-    from deconv_cli.gradients.training.watching import watch_gradients
+    from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
+    from deconv_cli.gradients.training.script import watch_gradients
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
@@ -185,9 +184,8 @@ _NAMES = {
     "blocks.invert_blocks": ("LargeFileOptions", "invert_blocks"),
     "blocks.plan_extras": ("ExtraFiles",),
     "gradients.checker": ("check_gradients",),
-    "gradients.findings": ("Cause", "Finding", "Verdict"),
-    "gradients.gradient_report": ("GradientReport",),
-    "gradients.training.watching": ("watch_gradients",),
+    "gradients.findings": ("Cause", "Finding", "GradientReport", "Verdict"),
+    "gradients.training.script": ("watch_gradients",),
     "kernels.kernel": ("Kernel",),
     "kernels.kernel_field": ("KernelField",),
     "kernels.optics.microscope": ("Microscope", "microscope_psf"),

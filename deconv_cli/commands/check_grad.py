@@ -117,7 +117,7 @@ def check_grad(
             show("reading the model")
             case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
             from deconv_cli.gradients.checker import check_subject
-            from deconv_cli.gradients.input_weights import with_inputs_as_weights
+            from deconv_cli.gradients.inputs import with_inputs_as_weights
 
             subject = with_inputs_as_weights(case.subject) if wrt is Wrt.INPUTS else case.subject
             report = check_subject(subject, budget=budget, second_order=second_order, on_progress=show)

@@ -12,8 +12,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.findings import Finding
-    from deconv_cli.gradients.gradient_report import GradientReport
+    from deconv_cli.gradients.findings import Finding, GradientReport
 
 
 @dataclass(frozen=True)

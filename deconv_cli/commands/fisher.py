@@ -19,7 +19,7 @@ from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.sample_batch import Batch
+    from deconv_cli.gradients.inputs import Batch
 
 EXAMPLE = (
     "Example: deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
@@ -81,7 +81,7 @@ def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Average over all samples, and write the diagonal under the names of the state dict."""
-    from deconv_cli.gradients.fisher_matrix.diagonal import diagonal_fisher, refuse_projection
+    from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.data import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher
 
@@ -114,7 +114,7 @@ def _write(
 
 
 def _batches(case: Case, batch_size: int) -> Iterator[Batch]:
-    from deconv_cli.gradients.sample_batch import Batch
+    from deconv_cli.gradients.inputs import Batch
 
     subject, data = case.subject, case.data
     if data is None:

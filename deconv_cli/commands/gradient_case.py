@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from deconv_cli.gradients.sample_batch import Batch
+    from deconv_cli.gradients.inputs import Batch
     from deconv_cli.gradients.subject import Subject
     from deconv_cli.io.data import DataFile
     from deconv_cli.models.model_files import ModelFile
@@ -50,7 +50,7 @@ class Case:
     @property
     def inputs(self) -> list[str]:
         """Shapes and types of the inputs."""
-        from deconv_cli.gradients.tensors_in import tensors_in
+        from deconv_cli.gradients.nested_tensors import tensors_in
 
         tensors = tensors_in((self.subject.arguments, self.subject.keywords))
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
@@ -124,7 +124,7 @@ def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module,
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
     """
-    from deconv_cli.gradients.sample_batch import Batch
+    from deconv_cli.gradients.inputs import Batch
 
     tensors = data.rows(start, stop) if start and stop is not None else data.samples(stop)
     dtype = _dtype_of(module)
@@ -153,7 +153,7 @@ def _open_module(
     options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Find the module, and the inputs that an exported program carries."""
-    from deconv_cli.gradients.exported_module import with_locations
+    from deconv_cli.gradients.tracing.code_location import with_locations
     from deconv_cli.models.model_building import build_model
 
     if stored is not None and stored.exported is not None:
@@ -176,8 +176,7 @@ def _open_batch(
     batch_axis: int | None,
 ) -> tuple[DataFile | None, Batch, str, list[str]]:
     """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
-    from deconv_cli.gradients.sample_batch import Batch
-    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs, guess_inputs
+    from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
 
     dtype = _dtype_of(module)
     if options.data is not None:
@@ -199,7 +198,7 @@ def _open_batch(
 
 def _drawn_target(options: CaseOptions, batch: Batch, dtype: torch.dtype) -> torch.Tensor | None:
     """Draw the target that --target-shape describes, or take that of the data."""
-    from deconv_cli.gradients.synthetic_inputs import InputSpec, draw_inputs
+    from deconv_cli.gradients.inputs import InputSpec, draw_inputs
 
     if options.target_shape is None:
         return batch.target

@@ -21,7 +21,7 @@ def print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     """Print the report on stdout, which is the answer of this command."""
     from rich.text import Text
 
-    from deconv_cli.gradients.report_text import name_some
+    from deconv_cli.gradients.findings import name_some
 
     console = table_console(stderr=False)
 

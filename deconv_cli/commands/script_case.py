@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deconv_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.gradient_report import GradientReport
+    from deconv_cli.gradients.findings import GradientReport
 
 _OF_OTHER_MODELS = (
     *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),

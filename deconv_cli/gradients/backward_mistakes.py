@@ -1,23 +1,27 @@
-"""Which mistake a hand-written backward makes: told apart by what it gives for other incoming gradients and sizes."""
+"""Name the mistake of a hand-written backward: wrong values, side effects, wrong second derivatives."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 import torch
+from torch.autograd.function import FunctionCtx
+from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.function_trial import FunctionTrial
-from deconv_cli.gradients.gradient_error import compare_input
+from deconv_cli.gradients.function_trial import FunctionTrial, Gradients, compare_input, differentiate
+from deconv_cli.gradients.nested_tensors import real
 
 _AXES = (0, 1, 2)
 """Axes along which samples or time steps may lie."""
 
 
 class Mistake(Enum):
-    """A mistake that is made in practice: why the gradient is wrong, and what to write; both have a place for names."""
+    """A mistake from practice: why the gradient is wrong and what to write, with places for names."""
 
     WRITES_TO_SAVED = (
-        "{function} writes to the tensors that it reads, so that a second call, and all that reads them, go wrong.",
+        "{function} writes to the tensors that it reads, so a second call and all other readers go wrong.",
         "work on a copy: tensor = tensor.clone()",
     )
     WRITES_TO_INCOMING = (
@@ -25,13 +29,13 @@ class Mistake(Enum):
         "work on a copy: grad = grad.clone()",
     )
     NOT_MARKED_DIRTY = (
-        "forward writes to {name} without ctx.mark_dirty: autograd does not know of it, and whatever read {name} "
-        "before gets a wrong gradient.",
+        "forward writes to {name} without ctx.mark_dirty, unseen by autograd, so everything that read {name} before "
+        "gets a wrong gradient.",
         "call ctx.mark_dirty on it and return it, or write to a copy",
     )
     KEEPS_ELSEWHERE = (
         "the gradient for {name} is that of a later call: {function} reads what forward keeps outside of its context.",
-        "keep it for each call by itself: ctx.save_for_backward(...), or ctx.name = ...",
+        "keep it separately for each call: ctx.save_for_backward(...), or ctx.name = ...",
     )
     NOT_TWICE = (
         "the second derivative by way of {name} is wrong, and {function} raises no error where it is taken.",
@@ -70,18 +74,18 @@ class Mistake(Enum):
     )
     LEAVES_OUT_OTHERS = (
         "the gradient for {name} is right where axis {n} has one element and wrong from two on: forward joins the "
-        "elements along it, and {function} leaves out what they give each other.",
+        "elements along it, and {function} drops their effect on each other.",
         "differentiate what joins them too, such as a sum, a mean or the taps of a kernel along axis {n}",
     )
     LOST_BETWEEN_STEPS = (
-        "the gradient for {name} is right for one time step along axis {n} and wrong from two on: what a step hands on "
-        "to the next one is lost or changed on its way back.",
-        "add to the incoming gradient of step t what step t + 1 gives for the state that it got (dh, dc)",
+        "the gradient for {name} is right for one time step along axis {n} and wrong from two on: the gradient from "
+        "one step to the step before is lost or changed.",
+        "add the gradient for the state (dh, dc) from step t + 1 to the incoming gradient of step t",
     )
 
 
 def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
-    """Tell which mistake makes the gradient of one input wrong, with a number: of samples, or of an axis."""
+    """Name the mistake in the gradient of one input, with a number of samples or of an axis."""
     hand = trial.given[index]
     if hand is None or not bool(hand.any()):
         return None
@@ -94,7 +98,7 @@ def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None
 
 
 def _compare(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
-    """Compare a gradient with the right one, and with the right ones of other inputs."""
+    """Compare a gradient with the right one, and with those of other inputs."""
     expected = trial.expected[index] if trial.expected is not None else None
     if expected is None:
         return None
@@ -117,7 +121,7 @@ def _is_shifted(hand: torch.Tensor, expected: torch.Tensor, axis: int) -> bool:
 
 
 def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
-    """Try one slice along an axis, and two: where one is right and two are not, the slices are not put together."""
+    """Try one slice along an axis, and two: if only two are wrong, backward joins the slices wrongly."""
     for axis in _AXES:
         one, two = trial.narrowed(axis, 1), trial.narrowed(axis, 2)
         if one is None or two is None or not _tells(one, index) or compare_input(one, index) is not None:
@@ -137,13 +141,13 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
 
 
 def _tells(trial: FunctionTrial, index: int) -> bool:
-    """Return whether a right gradient says something: it has several elements, and most are not zero."""
+    """Return whether a right gradient proves something: it has several elements, most of them not zero."""
     given = trial.given[index]
     return given is not None and given.numel() > 1 and int((given != 0).sum()) > given.numel() / 2
 
 
 def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
-    """Count the samples that a mean is taken over, by the factor that is missing where autograd tells it."""
+    """Count the samples of a mean, by the missing factor if autograd shows it."""
     hand, expected = trial.given[index], None if trial.expected is None else trial.expected[index]
     if hand is not None and expected is not None and bool((hand != 0).any()):
         return round(float((expected / hand)[hand != 0].median()))
@@ -152,7 +156,7 @@ def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
 
 
 def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
-    """Look for a number of elements that forward takes a mean over."""
+    """Look for a mean in forward over some number of elements."""
     expected = trial.expected[index] if trial.expected is not None else None
     tensors = [*trial.tensors.values(), *trial.weights]
     sizes = sorted({size for tensor in tensors for size in (*tensor.shape, tensor.numel())})
@@ -165,3 +169,96 @@ def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mi
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     size = torch.maximum(one.abs().max(), other.abs().max())
     return bool(size > 0) and bool((one - other).abs().max() <= 1e-4 * size)
+
+
+_TOLERANCE = 1e-6
+
+
+def find_writes(trial: FunctionTrial) -> tuple[Mistake, int] | None:
+    """Find writes of forward to an input without `mark_dirty`, and writes of backward to tensors that it reads.
+
+    Returns:
+        The mistake, and the position of the input among the arguments, -1 for a write of backward.
+    """
+    arguments = trial.arguments()
+    given = {n: leaf for n, leaf in enumerate(pytree.tree_leaves(arguments)) if isinstance(leaf, torch.Tensor)}
+    before = {n: tensor.detach().clone() for n, tensor in given.items()}
+    with _noting_dirty() as dirty:
+        outputs = real(trial.function.apply(*arguments))
+    for n, tensor in given.items():
+        if not torch.equal(tensor.detach(), before[n]):
+            return None if dirty else (Mistake.NOT_MARKED_DIRTY, n)
+    weights, tensors = [weight.clone() for weight in trial.weights], list(trial.tensors.values())
+    first = differentiate(outputs, tensors, weights, retain_graph=True)
+    first = [None if gradient is None else gradient.clone() for gradient in first]
+    if any(not torch.equal(weight, own) for weight, own in zip(weights, trial.weights, strict=True)):
+        return Mistake.WRITES_TO_INCOMING, -1
+    if any(not torch.equal(tensor.detach(), before[n]) for n, tensor in given.items()):
+        return Mistake.WRITES_TO_SAVED, -1
+    again = differentiate(outputs, tensors, trial.weights)
+    return None if _agree(first, again) else (Mistake.WRITES_TO_SAVED, -1)
+
+
+def find_kept_elsewhere(trial: FunctionTrial) -> int | None:
+    """Return the index of an input whose gradient changes if forward runs once more before backward."""
+    outputs = trial.outputs()
+    with contextlib.suppress(Exception):
+        trial.moved().outputs()
+    later = differentiate(outputs, list(trial.tensors.values()), trial.weights)
+    pairs = enumerate(zip(trial.given, later, strict=True))
+    return next((index for index, (one, other) in pairs if not _agree([one], [other])), None)
+
+
+@contextlib.contextmanager
+def _noting_dirty() -> Iterator[list[torch.Tensor]]:
+    """Collect the tensors that a Function marks as dirty."""
+    marked: list[torch.Tensor] = []
+    original = FunctionCtx.mark_dirty
+
+    def noting(context: FunctionCtx, *tensors: torch.Tensor) -> None:
+        marked.extend(tensors)
+        original(context, *tensors)
+
+    FunctionCtx.mark_dirty = noting  # type: ignore[assignment]
+    try:
+        yield marked
+    finally:
+        FunctionCtx.mark_dirty = original  # type: ignore[method-assign]
+
+
+def find_wrong_second_derivative(trial: FunctionTrial) -> int | None:
+    """Return the index of an input whose second derivative is wrong without an error."""
+    with contextlib.suppress(Exception):
+        expected = _twice(trial, trial.pieces())
+        try:
+            given = _twice(trial, trial.outputs())
+        except RuntimeError as error:
+            if "once_differentiable" in str(error):
+                return None
+            given = [None] * len(expected)
+        for index, pair in enumerate(zip(given, expected, strict=True)):
+            if not _agree(*([one] for one in pair)):
+                return index
+    return None
+
+
+def _twice(trial: FunctionTrial, outputs: list[torch.Tensor]) -> Gradients:
+    """Differentiate a random combination of the gradients by the inputs."""
+    tensors = list(trial.tensors.values())
+    first = differentiate(outputs, tensors, trial.weights, create_graph=True)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in tensors]
+    pairs = [(g, w) for g, w in zip(first, weights, strict=True) if g is not None and g.requires_grad]
+    if not pairs:
+        return [None] * len(tensors)
+    return differentiate([g for g, _ in pairs], tensors, [w for _, w in pairs])
+
+
+def _agree(one: Sequence[torch.Tensor | None], other: Sequence[torch.Tensor | None]) -> bool:
+    """Return whether gradients are the same; None counts as zero."""
+    for mine, yours in zip(one, other, strict=True):
+        a = torch.zeros(()) if mine is None else mine
+        b = torch.zeros(()) if yours is None else yours
+        if bool((a - b).abs().max() > _TOLERANCE * torch.maximum(a.abs().max(), b.abs().max())):
+            return False
+    return True

@@ -1,27 +1,43 @@
-"""The gradient checker: evidence is gathered, then the rules turn it into findings."""
+"""Check every gradient of a model: collect the evidence, then let the rules turn it into findings."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from deconv_cli.argument_types import check_type
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.gradients.double_precision import gather_double
 from deconv_cli.gradients.evidence import Evidence
-from deconv_cli.gradients.findings import ParameterFinding, Verdict
-from deconv_cli.gradients.gathering import gather_evidence
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.input_weights import InputsAsWeights, with_inputs_as_weights
+from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
+from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
+from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
-from deconv_cli.gradients.plain_containers import describe_plain_containers
-from deconv_cli.gradients.recurrence.unrolled_layers import gate_norms
+from deconv_cli.gradients.nested_tensors import norm_of
+from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
+from deconv_cli.gradients.replacements import find_failing_suggestions
+from deconv_cli.gradients.reruns import (
+    find_moved_from_outside,
+    find_non_finite_sources,
+    find_overwritten,
+    measure_responses,
+    repeat,
+    take_first_steps,
+)
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.through_time import gate_norms
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
+from deconv_cli.gradients.tracing.code_location import location_of_error
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.unregistered import describe_plain_containers, find_unregistered
 
 DEFAULT_BUDGET = 60.0
 """Seconds for finite differences."""
@@ -42,17 +58,17 @@ def check_gradients(
     """Find for every parameter of a model whether its gradient arrives and is right, and which line is at fault if not.
 
     Args:
-        model: in the mode in which it is to be checked; it is left as it was.
+        model: in the mode to check it in; it is left as it was.
         *inputs: positional inputs of forward.
         loss: called with the output and the target, or with the output alone, and gives a scalar. None weighs every
             number of the output with a fixed random weight; a model that gives a single number has its own loss.
         target: given to the loss.
         seed: set before every run, for random layers.
-        batch_axis: which axis of inputs and outputs counts the samples, None where there is none; `auto` takes the
-            first, unless it looks like time.
-        budget: seconds for finite differences; what they do not reach is listed.
+        batch_axis: which axis of inputs and outputs counts the samples, None for no such axis; `auto` is the first,
+            unless it looks like time.
+        budget: seconds for finite differences; the report lists what they did not reach.
         second_order: also compare second derivatives.
-        wrt: what gradients are taken by; the inputs are called `inputs.0`, `inputs.1`, ... or by their names.
+        wrt: check the gradients by the parameters, or by the inputs `inputs.0`, `inputs.1`, ... or `inputs.name`.
         **keywords: inputs of forward by name.
 
     Returns:
@@ -93,7 +109,7 @@ def check_subject(
     started = time.monotonic()
     try:
         with subject.without_gradients():
-            evidence = gather_evidence(subject, budget=budget, second_order=second_order, on_progress=on_progress)
+            evidence = collect_evidence(subject, budget, second_order=second_order, on_progress=on_progress)
             return _report(evidence, started)
     except torch.OutOfMemoryError as error:
         raise UsageError("the model does not fit into memory; take smaller inputs.") from error
@@ -101,9 +117,7 @@ def check_subject(
 
 def _report(evidence: Evidence, started: float) -> GradientReport:
     parameters = tuple(_finding(evidence, name) for name in evidence.parameters)
-    unchecked = [f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED]
-    doubt = evidence.batch.doubt
-    double = evidence.double
+    double, doubt = evidence.double, evidence.batch.doubt
     return GradientReport(
         parameters=parameters,
         general=find_in_model(evidence),
@@ -113,7 +127,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         notes=evidence.notes,
         not_checked=(
             *evidence.not_checked,
-            *unchecked,
+            *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
             *([f"whether samples of the batch leak into one another: {doubt}"] if doubt else []),
         ),
         n_evaluations=double.n_evaluations if double is not None else 0,
@@ -123,7 +137,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
 
 
 def _finding(evidence: Evidence, name: str) -> ParameterFinding:
-    """Ask the rules, and put the numbers beside what they find."""
+    """Ask the rules about a parameter, and add its numbers."""
     found = find_for_parameter(evidence, name)
     gradient = evidence.sharpest_gradient(name)
     return ParameterFinding(
@@ -138,3 +152,161 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         second_order=evidence.second_comparison(name),
         gates=gate_norms(evidence.model, name, gradient) if gradient is not None else {},
     )
+
+
+_SLOW_SHARE = 40
+"""A model is slow if a forward pass takes more than this part of the budget."""
+
+_N_REPEATED = 2
+"""Passes that show whether the loss is the same again."""
+
+_FEW = 2
+"""Samples on which finite differences of a slow model are taken."""
+
+_FUNCTIONS_SHARE = 0.4
+"""Part of the time that hand-written backwards may take."""
+
+_NARROWED = (
+    f"the model is slow, so finite differences were taken on {_FEW} samples of the batch; hand-written backwards were "
+    "checked on all of it; a longer budget takes all samples"
+)
+
+
+def collect_evidence(
+    subject: Subject, budget: float, *, second_order: bool, on_progress: Callable[[str], None]
+) -> Evidence:
+    """Measure all that the rules look at: one watched forward and backward pass, then repeated runs.
+
+    Args:
+        subject: the model with its inputs and its loss.
+        budget: seconds for finite differences.
+        second_order: also compare second derivatives.
+        on_progress: called with a sentence for each part of the work.
+
+    Raises:
+        UsageError: the model cannot be run on these inputs.
+    """
+    with contextlib.ExitStack() as stack:
+        weight_norms, forward = _first_forward(subject, stack, on_progress)
+        started = time.monotonic()
+        repetition = repeat(subject, forward)
+        # These passes are warm: the first one of a process also loads and compiles.
+        is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
+        backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
+        forward.log.differentiable.clear()  # the intermediate values of large models take much memory
+        is_finite = bool(forward.loss.detach().isfinite())
+        origins = [] if is_finite else _origins(subject)
+        started = time.monotonic()
+        is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
+        functions = CheckedFunctions()
+        if is_checkable and backward is not None and forward.log.calls:
+            on_progress("checking hand-written backwards")
+            functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
+        names = _usable_gradients(backward) if is_finite else frozenset()
+        blamed = {name for item in functions.wrong.values() for name in item.parameters}
+        twice = names - blamed if second_order else frozenset()
+        left = budget - (time.monotonic() - started)
+        with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
+            double = gather_double(subject, names, twice, left, on_progress) if is_checkable else None
+            batch = BatchIndependence(subject.batch_axis, doubt="the output is noisy")
+            if not repetition.is_noisy:
+                batch = _try_batch(subject, on_progress)
+        return Evidence(
+            model=subject.model,
+            parameters=subject.parameters,
+            weight_norms=weight_norms,
+            forward=forward,
+            backward=backward,
+            origins=tuple(origins),
+            non_finite_sources=() if is_finite else find_non_finite_sources(subject),
+            repetition=repetition,
+            responses=measure_responses(subject, forward, backward),
+            moved_from_outside=find_moved_from_outside(subject, forward, backward),
+            unregistered=find_unregistered(subject, forward),
+            overwritten=find_overwritten(subject, forward),
+            first_steps=take_first_steps(subject, backward) if is_checkable else None,
+            failing_fixes=find_failing_suggestions(subject, forward, backward),
+            reached_by_others=find_reached_by_others(subject, backward),
+            double=double,
+            wrong_inputs=tuple(functions.wrong.values()),
+            batch=batch,
+            budget=budget,
+            notes=(
+                *describe_plain_containers(subject.model),
+                *repetition.describe_randomness(subject.seed),
+                *([_NARROWED] if is_narrowed else []),
+                *functions.notes,
+                *(double.notes if double is not None else ()),
+            ),
+            not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
+        )
+
+
+@contextlib.contextmanager
+def _naming_the_line() -> Iterator[None]:
+    """Name the line at which a model fails.
+
+    Raises:
+        UsageError: it fails.
+    """
+    try:
+        yield
+    except DeconvError:
+        raise
+    except Exception as error:
+        location = location_of_error(error)
+        where = f" at {location}" if location else ""
+        raise UsageError(
+            f"the model cannot be run on these inputs{where} ({type(error).__name__}: {first_line(error)}); check the "
+            "inputs, their shapes, the loss and its target."
+        ) from error
+
+
+def _first_forward(
+    subject: Subject, stack: contextlib.ExitStack, on_progress: Callable[[str], None]
+) -> tuple[dict[str, float], ForwardTrace]:
+    """Run forward for the first time, and find the parameters it writes to, which later runs restore.
+
+    If only the first pass writes to a parameter, it initializes it: the new values stay until `stack` ends.
+
+    Returns:
+        The norms of the weights before the pass, and the pass.
+    """
+    if any(map(is_lazy, (*subject.parameters.values(), *subject.model.buffers()))):
+        with torch.no_grad(), _naming_the_line():  # lazy layers take their shape from the first input
+            subject.model(*subject.arguments, **subject.keywords)
+    weight_norms = {name: norm_of(parameter) for name, parameter in subject.parameters.items()}
+    on_progress("watching forward and backward")
+    subject.written = frozenset(subject.parameters)
+    with contextlib.ExitStack() as own, _naming_the_line():
+        own.enter_context(subject.untouched_state())
+        with subject.starting():
+            forward = trace_forward(subject)
+            later = trace_forward(subject) if forward.log.parameter_writes else forward
+        if later.log.parameter_writes.keys() < forward.log.parameter_writes.keys():
+            forward = later
+            stack.push(own.pop_all())
+    subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
+    return weight_norms, forward
+
+
+def _origins(subject: Subject) -> list[Operation]:
+    """Find where NaN or infinity arises; infinite masks are no origin, but the NaN that two of them make is."""
+    log = trace_forward(subject, find_origins=True).log
+    return log.origins or log.nan_origins
+
+
+def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:
+    """Name the parameters whose gradient is finite and not zero."""
+    given = backward.gradients if backward is not None else {}
+    magnitudes = {name: Magnitude.of([gradient]) for name, gradient in given.items()}
+    return frozenset(name for name, found in magnitudes.items() if found.is_finite and not found.is_zero)
+
+
+def _try_batch(subject: Subject, on_progress: Callable[[str], None]) -> BatchIndependence:
+    on_progress("looking for leaks between samples")
+    try:
+        with subject.in_double():
+            return try_batch(subject)
+    except Exception as error:  # noqa: BLE001  evaluation mode may run other code, which may fail
+        return BatchIndependence(subject.batch_axis, doubt=first_line(error))

@@ -1,4 +1,4 @@
-"""The comparison with finite differences, of first and second derivatives, in double precision where that works."""
+"""Compare first and second derivatives with finite differences, in float64 where the model runs in it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_differences.directional import (
+from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
+from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
     Comparison,
+    Direction,
     Outcome,
+    ScalarFunction,
+    TensorGradient,
     compare_along,
 )
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
-from deconv_cli.gradients.finite_differences.search import MAX_RESOLUTION, compare_tensors
-from deconv_cli.gradients.recurrence.time_series import TimeSeries, has_loops, series_of_loops
-from deconv_cli.gradients.recurrence.unrolled_layers import series_of_layers
 from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.through_time import TimeSeries, has_loops, series_of_layers, series_of_loops
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -36,13 +37,13 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class DoubleEvidence:
-    """What was measured in double precision, or in the model's own where it does not run in float64 (`dtype`).
+    """What was measured in float64, or in the model's own precision where it does not run in float64 (`dtype`).
 
     Attributes:
         results: gradients against finite differences, by parameter; None where the time was up.
         second: the same for second derivatives.
-        constants: parameters with which the loss does not change, since gradients that come up to them cancel.
-        minima: parameters with a gradient of zero from which on the loss moves with the square of a step.
+        constants: parameters without an effect on the loss, since the gradients that arrive at them cancel.
+        minima: parameters at a minimum or maximum, where the gradient is zero.
         series: gradients through time.
     """
 
@@ -59,98 +60,116 @@ class DoubleEvidence:
     not_checked: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ComparisonPlan:
-    """Parameters with a finite gradient other than zero, those of them to differentiate twice, and the seconds left."""
+def gather_double(
+    subject: Subject,
+    names: frozenset[str],
+    twice: frozenset[str],
+    budget: float,
+    on_progress: Callable[[str], None],
+) -> DoubleEvidence | None:
+    """Compare gradients with finite differences.
 
-    names: frozenset[str]
-    second: frozenset[str]
-    budget: float
-    on_progress: Callable[[str], None]
+    Args:
+        subject: the model with its inputs and its loss.
+        names: parameters with a finite gradient other than zero.
+        twice: those of them to differentiate twice.
+        budget: seconds.
+        on_progress: called with a sentence now and then.
 
-
-def gather_double(subject: Subject, plan: ComparisonPlan) -> DoubleEvidence | None:
-    """Compare with finite differences; None where no gradient can be taken."""
-    deadline = time.monotonic() + plan.budget
-    plan.on_progress("comparing with finite differences")
+    Returns:
+        What was measured, None if no gradient can be taken.
+    """
+    on_progress("comparing with finite differences")
     try:
         with subject.in_double():
-            return _compare(subject, plan, "float64", deadline, ())
+            found = _compare(subject, names, twice, budget, on_progress, "float64")
     except DeconvError:
         raise
     except RuntimeError as error:
         if as_too_large(error) is not None:
             raise
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
+        found = _compare(subject, names, twice, budget, on_progress, dtype)
         note = (
             f"the model does not run in float64 ({first_line(error)}); finite differences were taken in {dtype}, which "
             "is less sharp"
         )
-        return _compare(subject, plan, dtype, deadline, (note,))
+        return None if found is None else replace(found, notes=(note,))
+    return found
 
 
 def _compare(
-    subject: Subject, plan: ComparisonPlan, dtype: str, deadline: float, notes: tuple[str, ...]
+    subject: Subject,
+    names: frozenset[str],
+    twice: frozenset[str],
+    budget: float,
+    on_progress: Callable[[str], None],
+    dtype: str,
 ) -> DoubleEvidence | None:
+    deadline = time.monotonic() + budget
     forward = trace_forward(subject)
     if not forward.reached:
         return None
-    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward), only_readers=True)
+    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward))
     if backward.error is not None:
         return None
-    if forward.log.casts and dtype == "float64":
-        notes = (f"a cast to a narrow type at {forward.log.casts[0]} makes finite differences less sharp",)
-    is_narrow = dtype != "float64" or bool(forward.log.casts) or forward.loss.dtype in _NARROW
+    casts, not_checked, series = forward.log.casts, [], []
+    is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
-    series, not_checked = _through_time(subject, forward, backward)
-    forward.log.differentiable.clear()  # what large models compute takes much memory
-    holding = subject.holding_detached if _detaches_on_purpose(forward) else contextlib.nullcontext
+    try:
+        series = [*series_of_layers(subject), *series_of_loops(forward, backward)]
+    except RuntimeError as error:
+        not_checked.append(f"gradients through time: {first_line(error)}")
+    forward.log.differentiable.clear()  # the intermediate values of large models take much memory
+    is_detaching = _detaches_on_purpose(forward)
+    holding = subject.holding_detached if is_detaching else contextlib.nullcontext
     with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
-        constants, minima, tensors = _sort(subject, plan.names, backward, function)
-    settled = _agreeing_by_hooks(subject, forward, tensors, ScalarFunction(subject.value, epsilon, deadline))
+        constants, minima, tensors = _sort(subject, names, backward, function)
+    results: dict[str, Comparison | None] = {}
+    if is_detaching and any(hook.changes for hook in forward.log.hooks):
+        results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
     with holding():
-        compared = compare_tensors(
+        results |= compare_tensors(
             function,
-            [moved for moved in tensors if moved.name not in settled],
+            [moved for moved in tensors if moved.name not in results],
             seed=subject.seed,
-            on_progress=lambda done, of: plan.on_progress(f"finite differences: {done} of {of} parameters"),
+            on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
-        results = compared | settled
         agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
-        second, unclear = compare_second_derivatives(
-            subject, [name for name in agreeing if name in plan.second], epsilon, plan.budget / 2
+        second, unclear = _compare_second_derivatives(
+            subject, [name for name in agreeing if name in twice], epsilon, budget / 2
         )
-    results |= canceled_alike(tensors, results, backward)
     return DoubleEvidence(
         dtype=dtype,
         forward=forward,
         backward=backward,
-        results=results,
+        results=results | _canceling(tensors, results, backward),
         second=second,
         constants=constants,
         minima=minima,
         series=tuple(series),
         n_evaluations=function.n_evaluations,
-        notes=notes,
+        notes=(
+            (f"a cast to a narrow type at {casts[0]} makes finite differences less sharp",)
+            if casts and dtype == "float64"
+            else ()
+        ),
         not_checked=(*not_checked, *unclear),
     )
 
 
 def _agreeing_by_hooks(
-    subject: Subject, forward: ForwardTrace, tensors: list[TensorGradient], function: ScalarFunction
+    tensors: list[TensorGradient], function: ScalarFunction, seed: int
 ) -> dict[str, Comparison | None]:
-    """Compare with nothing held constant where a hook changes gradients: it may give that of what is detached.
+    """Find gradients that agree while nothing is held constant, where a hook changes gradients.
 
-    So do models of a fixed point, which is found without a graph.
+    Such a hook may supply the gradient of a detached value, as in models that find a fixed point without a graph.
     """
-    if not _detaches_on_purpose(forward) or not any(hook.changes for hook in forward.log.hooks):
-        return {}
-    generator = torch.Generator().manual_seed(subject.seed)
+    generator = torch.Generator().manual_seed(seed)
     compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
-    is_right = {n: c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION for n, c in compared.items()}
-    return {name: found for name, found in compared.items() if is_right[name]}
+    return {n: c for n, c in compared.items() if c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION}
 
 
 def _detaches_on_purpose(forward: ForwardTrace) -> bool:
@@ -159,19 +178,10 @@ def _detaches_on_purpose(forward: ForwardTrace) -> bool:
     return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
 
-def _through_time(
-    subject: Subject, forward: ForwardTrace, backward: BackwardTrace
-) -> tuple[list[TimeSeries], list[str]]:
-    try:
-        return [*series_of_layers(subject), *series_of_loops(forward, backward)], []
-    except RuntimeError as error:
-        return [], [f"gradients through time: {first_line(error)}"]
-
-
 def _sort(
     subject: Subject, names: frozenset[str], backward: BackwardTrace, function: ScalarFunction
 ) -> tuple[frozenset[str], frozenset[str], list[TensorGradient]]:
-    """Sort the parameters: those that cannot matter, those at a minimum, those to compare with finite differences."""
+    """Sort the parameters: without effect, at a minimum, to compare with finite differences."""
     constants, minima, tensors = set(), set(), []
     for name, gradient in backward.gradients.items():
         parameter = subject.parameters[name]
@@ -181,21 +191,21 @@ def _sort(
         if not parameter.data.is_contiguous():
             parameter.data = parameter.data.contiguous()
         if dense.is_complex():
-            # Real and imaginary parts are two real weights; torch gives the slopes by both as one complex number.
+            # Real and imaginary parts are two real weights; torch returns both slopes as one complex number.
             parts = torch.view_as_real(parameter.data), torch.view_as_real(dense.resolve_conj())
             tensors += [TensorGradient(name, *parts)] if name in names else []
             continue
-        if is_constant(parameter, dense, backward, function):
+        if _is_constant(parameter, dense, backward, function):
             constants.add(name)
         elif name in names:
             tensors.append(TensorGradient(name, parameter, dense, _padding_rows(parameter, subject.model)))
-        elif is_minimum(parameter, dense, function):
+        elif _is_minimum(parameter, dense, function):
             minima.add(name)
     return frozenset(constants), frozenset(minima), tensors
 
 
 def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
-    """List the rows of an embedding that stand for padding and get no gradient, whatever else they are used for."""
+    """List the rows of an embedding that are padding: they get no gradient even where they are used."""
     return tuple(
         module.padding_idx
         for module in model.modules()
@@ -204,19 +214,19 @@ def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
 
 
 _CANCELED = 1e-10
-"""A gradient so many times smaller than what comes up to its parameter has canceled."""
+"""A gradient smaller than this share of the gradient that arrives at the readers of its parameter has canceled."""
 
 
 def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
-    """Measure the largest gradient that comes up to what reads a parameter."""
+    """Measure the largest gradient that arrives at the operations that read a parameter."""
     nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
     return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
 
 
-def is_constant(
+def _is_constant(
     parameter: nn.Parameter, gradient: torch.Tensor, backward: BackwardTrace, function: ScalarFunction
 ) -> bool:
-    """Return whether a bias cannot matter: gradients come up to it and cancel, and the loss does not move with it."""
+    """Return whether a bias has no effect: the gradients that arrive cancel, and the loss does not move with it."""
     readers, arriving = backward.readers_of(parameter), _arriving(parameter, backward)
     if parameter.ndim > 1 or not arriving or float(gradient.abs().max()) > _CANCELED * arriving:
         return False
@@ -228,8 +238,8 @@ def is_constant(
     return all(abs(value - function.base) <= 1e-9 * abs(function.base) + 4 * function.noise for value in values)
 
 
-def is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: ScalarFunction) -> bool:
-    """Return whether a gradient is zero since the loss has a minimum or a maximum: it moves with a step's square."""
+def _is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: ScalarFunction) -> bool:
+    """Return whether the loss has a minimum or a maximum here: it moves with the square of a step."""
     way = Direction.random(TensorGradient("", parameter, gradient), torch.Generator().manual_seed(0))
     for side in (1e-3, -1e-3):
         far, near = (function.at([way], step) - function.base for step in (side, side / 2))
@@ -238,14 +248,14 @@ def is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: Scalar
     return True
 
 
-def canceled_alike(
+def _canceling(
     tensors: list[TensorGradient], results: Mapping[str, Comparison | None], backward: BackwardTrace
 ) -> dict[str, Comparison]:
-    """Find gradients that cancel, though not by construction, and finite differences that are as small.
+    """Find gradients that cancel by chance where finite differences are as small: these agree.
 
-    There is no relative error of nothing; beside what comes up to the parameter, both are nothing.
+    Their relative error means nothing, so both are compared with the gradient that arrives at the readers.
     """
-    settled = {}
+    agreeing = {}
     for moved in tensors:
         found = results.get(moved.name)
         size = _arriving(moved.tensor, backward) * moved.scale * math.sqrt(moved.tensor.numel())
@@ -253,16 +263,20 @@ def canceled_alike(
             continue
         resolution = (abs(found.autograd) + abs(found.numeric) + N_ERROR_BARS * found.error_bar) / size
         if resolution <= TOLERANCE:
-            settled[moved.name] = replace(found, outcome=Outcome.AGREES, resolution=resolution)
-    return settled
+            agreeing[moved.name] = replace(found, outcome=Outcome.AGREES, resolution=resolution)
+    return agreeing
 
 
-def compare_second_derivatives(
+def _compare_second_derivatives(
     subject: Subject, names: list[str], epsilon: float, budget: float
 ) -> tuple[dict[str, Comparison | None], list[str]]:
-    """Compare the Hessian along a random vector with finite differences of the gradient along it, in `budget` seconds.
+    """Compare Hessian-vector products with finite differences of the gradient, for one random vector.
 
-    `epsilon` is the relative precision of the loss.
+    Args:
+        subject: the model with its inputs and its loss.
+        names: of the parameters.
+        epsilon: relative precision of the loss.
+        budget: seconds.
 
     Returns:
         The comparisons by name, and sentences on what could not be compared.
@@ -292,11 +306,11 @@ def compare_second_derivatives(
     ]
     function = ScalarFunction(lambda: float(slope(keep_graph=False)), epsilon, time.monotonic() + budget)
     results = compare_tensors(function, tensors, seed=subject.seed + 3)
-    unclear = [name for name, found in results.items() if found is None or not _is_clear(found)]
-    return results, [f"{name}: its second derivative could not be compared sharply" for name in unclear]
-
-
-def _is_clear(found: Comparison) -> bool:
-    """Return whether there is an outcome, or zero on both sides, of which there is no relative error."""
-    is_flat = found.autograd == 0 and not math.isfinite(found.resolution)
-    return found.outcome is not Outcome.UNSURE or (is_flat and abs(found.numeric) <= 5 * found.error_bar)
+    unclear = []
+    for name, found in results.items():
+        # Zero on both sides has no relative error, but is clear.
+        is_flat = found is not None and found.autograd == 0 and not math.isfinite(found.resolution)
+        is_zero = found is not None and is_flat and abs(found.numeric) <= N_ERROR_BARS * found.error_bar
+        if found is None or (found.outcome is Outcome.UNSURE and not is_zero):
+            unclear.append(f"{name}: its second derivative could not be compared sharply")
+    return results, unclear

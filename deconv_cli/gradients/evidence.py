@@ -1,4 +1,4 @@
-"""What is measured of a model before anything is concluded; nothing of it changes afterwards."""
+"""Everything that is measured about a model before the rules judge it; it never changes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from deconv_cli.gradients.batch_independence import BatchIndependence
 from deconv_cli.gradients.double_precision import DoubleEvidence
-from deconv_cli.gradients.finite_differences.directional import Comparison, Outcome
-from deconv_cli.gradients.first_steps import FirstSteps
+from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.reruns import Overwritten, Repetition, Response
-from deconv_cli.gradients.stray_weights import Unregistered
-from deconv_cli.gradients.tensors_in import norm_of
-from deconv_cli.gradients.tracing.autograd_graph import distances_from
+from deconv_cli.gradients.nested_tensors import norm_of
+from deconv_cli.gradients.other_data import BatchIndependence
+from deconv_cli.gradients.reruns import FirstSteps, Repetition
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
@@ -25,7 +22,7 @@ from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight whose gradient is sound, with ‖gradient‖ / ‖weight‖ and its distance from the loss in the graph."""
+    """A weight with a sound gradient: its distance from the loss, for ordering, and ‖gradient‖ / ‖weight‖."""
 
     distance: int
     name: str
@@ -34,22 +31,22 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that was measured; parameters go by their names.
+    """All measurements; parameters are keyed by their names.
 
     Attributes:
         backward: the backward pass in the model's own precision, None where the loss has no path to any parameter.
-        origins: operations that made NaN or infinity of finite numbers, where the loss is not finite.
-        non_finite_sources: what is not finite before any operation, where the loss is not.
-        responses: whether the loss changes with parameters that a derivative in it leaves out.
+        origins: operations that make NaN or infinity of finite numbers, if the loss is not finite.
+        non_finite_sources: parameters, buffers and inputs that are not finite, if the loss is not.
+        responses: `smooth`, `steps` or `constant`: how the loss changes with parameters that a derivative in it drops.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
-        unregistered: weights behind the loss that the model does not know.
-        overwritten: parameters that forward itself writes to.
-        first_steps: gradients after the first optimizer steps, None where there was no reason to take any.
+        unregistered: weights behind the loss that the model does not register: owner, kind and line.
+        overwritten: parameters that forward overwrites, with the line and whether any change by an optimizer is lost.
+        first_steps: gradients after the first optimizer steps, None where no gradient is zero or tiny.
         reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
-        failing_fixes: lines where what would be suggested was tried, and does not help.
-        double: what was measured in double precision, None where it could not be.
+        failing_fixes: lines whose suggestion was tried and does not help.
+        double: comparison with finite differences, None where it was not possible.
         wrong_inputs: hand-written backwards with a wrong gradient.
-        budget: seconds given to finite differences.
+        budget: seconds for finite differences.
     """
 
     model: nn.Module
@@ -60,10 +57,10 @@ class Evidence:
     origins: tuple[Operation, ...]
     non_finite_sources: tuple[str, ...]
     repetition: Repetition
-    responses: Mapping[str, Response]
+    responses: Mapping[str, str]
     moved_from_outside: frozenset[str]
-    unregistered: tuple[Unregistered, ...]
-    overwritten: Mapping[str, Overwritten]
+    unregistered: tuple[tuple[str, str, CodeLocation], ...]
+    overwritten: Mapping[str, tuple[CodeLocation, bool]]
     first_steps: FirstSteps | None
     reached_by_others: frozenset[str]
     failing_fixes: frozenset[str]
@@ -81,7 +78,7 @@ class Evidence:
 
     @property
     def backward_error(self) -> Exception | None:
-        """What backward raised, if it did."""
+        """The error that backward raised."""
         return self.backward.error if self.backward is not None else None
 
     @cached_property
@@ -95,13 +92,13 @@ class Evidence:
         return self.backward.gradients.get(name) if self.backward is not None else None
 
     def sharpest_gradient(self, name: str) -> torch.Tensor | None:
-        """Return a gradient in double precision where it was taken there; None without one that is finite."""
+        """Return a finite gradient, in double precision if it was computed there, else None."""
         if self.double is not None and (name in self.double.results or name in self.double.constants):
             return self.double.backward.gradients[name]
         return self.gradient(name) if name in self.magnitudes and self.magnitudes[name].is_finite else None
 
     def gradient_norm(self, name: str) -> float | None:
-        """Measure ‖gradient‖; None without one that is finite."""
+        """Measure ‖gradient‖; None without a finite gradient."""
         gradient = self.sharpest_gradient(name)
         return norm_of(gradient) if gradient is not None else None
 
@@ -133,17 +130,15 @@ class Evidence:
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
         nodes = self.backward.origins(self.parameters[name], is_faulty) if self.backward is not None else []
-        graph = self.forward.graph
-        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
+        return self.forward.operations(nodes)
 
     def canceling_before(self, name: str) -> list[Operation]:
         """List the operations whose gradients cancel each other on the way to a parameter."""
         nodes = self.backward.canceling(self.parameters[name]) if self.backward is not None else []
-        graph = self.forward.graph
-        return [Operation(graph.label_of(node), graph.location_of(node)) for node in nodes]
+        return self.forward.operations(nodes)
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
-        """List the hand-written backwards whose wrong gradient goes on to a parameter."""
+        """List the hand-written backwards whose wrong gradient reaches a parameter."""
         return [item for item in self.wrong_inputs if name in item.parameters]
 
     @cached_property
@@ -151,19 +146,18 @@ class Evidence:
         """The weights with a sound gradient, the nearest to the loss first."""
         if self.double is None:
             return ()
-        distances = distances_from(self.double.forward.loss.grad_fn)
         layers = []
         for name, parameter in self.parameters.items():
-            leaf = self.double.backward.leaf_of.get(id(parameter))
+            readers = self.double.backward.readers_of(parameter)
             norm, weight_norm = self.gradient_norm(name), self.weight_norms[name]
-            if parameter.ndim >= 2 and leaf in distances and norm and weight_norm and self._is_sound(name):
-                layers.append(Layer(distances[leaf], name, norm / weight_norm))
+            if parameter.ndim >= 2 and readers and norm and weight_norm and self._is_sound(name):
+                # Autograd numbers its nodes in the order of the forward pass.
+                order = min(reader._sequence_nr() for reader, _ in readers)
+                layers.append(Layer(-order, name, norm / weight_norm))
         return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
 
     def _is_sound(self, name: str) -> bool:
-        assert self.double is not None
         second = self.second_comparison(name)
-        is_curved_wrongly = second is not None and second.outcome is Outcome.DIFFERS
-        is_compared = name in self.double.results
-        is_wrong = self.differs(name) or bool(self.wrong_inputs_before(name))
-        return is_compared and not is_wrong and not is_curved_wrongly
+        is_wrong = self.differs(name) or (second is not None and second.outcome is Outcome.DIFFERS)
+        is_compared = self.double is not None and name in self.double.results
+        return is_compared and not is_wrong and not self.wrong_inputs_before(name)

@@ -1,19 +1,22 @@
-"""What the checker finds: a verdict, what causes it, and what to write instead."""
+"""The findings of the checker, and the report in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from deconv_cli.gradients.finite_differences.directional import Comparison
+from deconv_cli.gradients.finite_differences import Comparison
+from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.vocabulary import counted
 
 _MAX_CAUSES = 3
 
 
 class Verdict(StrEnum):
-    """What is found for a parameter, or for the model as a whole. Rules of your own may use words of their own."""
+    """The verdict on a parameter, or on the model as a whole. Rules of your own may use other words."""
 
     OK = "OK"
     """The gradient arrives, and agrees with finite differences."""
@@ -30,29 +33,29 @@ class Verdict(StrEnum):
     ZERO_BY_CONSTRUCTION = "ZERO BY CONSTRUCTION"
     """The loss cannot depend on it, as on a bias before batch normalization."""
     ZERO_AT_START = "ZERO AT START"
-    """The gradient is zero, and no longer so after an optimizer step or two; not a fault."""
+    """The gradient is zero, but no longer after an optimizer step or two; not a fault."""
     NOT_REACHED = "NOT REACHED"
-    """Nothing in this batch uses it, as an expert that no sample is sent to; other data do; not a fault."""
+    """This batch does not use it, as an expert without samples, but other data do; not a fault."""
     NON_FINITE = "NON-FINITE"
     """NaN or infinity, in the gradient or in the loss."""
     SUBSTITUTED = "SUBSTITUTED"
-    """Code puts another gradient in the place of the derivative on purpose; not a fault."""
+    """Code replaces the derivative by another gradient on purpose; not a fault."""
     SYMMETRIC = "SYMMETRIC"
-    """The units of a layer are all the same, and so are their gradients: they stay the same for ever."""
+    """The units of a layer and their gradients are all the same, so they stay the same for ever."""
     WRONG = "WRONG"
     """Autograd and finite differences disagree."""
     NONDIFFERENTIABLE = "NONDIFFERENTIABLE"
     """The loss has a corner here, so there is no one derivative; not a fault."""
     PARTLY_DETACHED = "PARTLY DETACHED"
-    """Code detaches on purpose, and every parameter behind it has another way to the loss; not a fault."""
+    """Code detaches on purpose, and every parameter behind it reaches the loss in another way; not a fault."""
     VANISHING_AT_START = "VANISHING AT START"
-    """The gradient is tiny, and no longer so after an optimizer step or two; not a fault."""
+    """The gradient is tiny, but no longer after an optimizer step or two; not a fault."""
     VANISHING = "VANISHING"
     """The gradient is tiny beside the weight, compared with the layer next to the loss."""
     EXPLODING = "EXPLODING"
     """The gradient is huge beside the weight, compared with the layer next to the loss."""
     NOISY = "NOISY"
-    """The loss differs from run to run, so nothing can be said of its derivative."""
+    """The loss differs from run to run, so its derivative cannot be checked."""
     IN_PLACE = "IN-PLACE"
     """A tensor that backward needs was overwritten."""
     BATCH_LEAK = "BATCH-LEAK"
@@ -60,19 +63,19 @@ class Verdict(StrEnum):
     NOTHING_TRAINS = "NOTHING TRAINS"
     """No parameter requires a gradient."""
     UNREGISTERED = "UNREGISTERED"
-    """The loss depends on a weight that the model does not know, so that no optimizer is given it."""
+    """The loss depends on a weight that the model does not register, so no optimizer gets it."""
     OVERWRITTEN = "OVERWRITTEN"
-    """Forward writes to the parameter, so that what an optimizer does to it is lost."""
+    """Forward writes to the parameter, so the step of an optimizer is lost."""
     LOSS_INPUT = "LOSS INPUT"
-    """A loss is given something other than what its formula is for."""
+    """A loss gets the wrong kind of input."""
     OPTIMIZER = "OPTIMIZER"
     """The optimizer does not hold the weights that are trained, or its step changes nothing."""
     ACCUMULATED = "ACCUMULATED"
-    """Gradients are added to those of the step before, which nothing cleared."""
+    """Gradients are added to those of the step before, which were not cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
     """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
     CLIPPING = "CLIPPING"
-    """Gradients are to be limited, but none are that a step goes by, or to much less than the limit says."""
+    """Gradient clipping has no effect on the next optimizer step, or clips to much less than its limit."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
@@ -95,7 +98,7 @@ _NO_FAULT = _UNDECIDED | {
 
 @dataclass(frozen=True)
 class Cause:
-    """An operation that causes a finding, as code writes it, with its line, the reason, and what to write instead."""
+    """An operation that causes a finding, with its line, the reason, and what to write instead."""
 
     operation: str
     location: CodeLocation
@@ -105,12 +108,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule finds.
+    """The finding of a rule.
 
     Attributes:
-        verdict: one of `Verdict`, or a word of the rule's own, which counts as a fault.
-        causes: operations to look at; empty where there are none.
-        detail: a sentence with the numbers, where there is more to say.
+        verdict: one of `Verdict`, or another word of the rule, which counts as a fault.
+        causes: operations to look at, possibly none.
+        detail: a sentence with the numbers, possibly empty.
     """
 
     verdict: str
@@ -124,7 +127,7 @@ class Finding:
 
     @property
     def is_undecided(self) -> bool:
-        """True where nothing can be said."""
+        """True where no verdict is possible."""
         return self.verdict in _UNDECIDED
 
 
@@ -145,12 +148,12 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class ParameterFinding(Finding):
-    """What is found for one parameter, and its numbers.
+    """The finding for one parameter, and its numbers.
 
     Attributes:
-        gradient_norm: ‖gradient‖, None where none arrives or it is not finite.
+        gradient_norm: ‖gradient‖, None where no finite gradient arrives.
         weight_norm: ‖parameter‖.
-        comparison: against finite differences, None where it was not compared.
+        comparison: with finite differences, None where there was no comparison.
         second_order: the same for second derivatives.
         gates: norms of the gradient by gate, for recurrent layers.
     """
@@ -179,7 +182,7 @@ class Fault:
 
 
 def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
-    """Gather findings of one verdict that have the same lines; without a line, those that have the same reason."""
+    """Gather findings of one verdict with the same lines, or the same reason where there is no line."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
     for finding in findings:
         lines = tuple(
@@ -190,3 +193,156 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
         Fault(verdict, unique_causes(group[0].causes), tuple(finding.name for finding in group))
         for (verdict, _), group in groups.items()
     ]
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """The findings for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
+
+    Attributes:
+        loss: the value of the loss, None where it is not finite.
+        dtype: the precision of finite differences, None without any.
+        notes: assumptions, a sentence each.
+        not_checked: unchecked things with the reason, a sentence each.
+        n_evaluations: forward passes spent on finite differences.
+        time_s: seconds in all.
+        noun: `parameter` or `input`: the gradients by these were checked.
+    """
+
+    parameters: tuple[ParameterFinding, ...]
+    general: tuple[Finding, ...]
+    recurrent: tuple[TimeSeries, ...]
+    loss: float | None
+    dtype: str | None
+    notes: tuple[str, ...]
+    not_checked: tuple[str, ...]
+    n_evaluations: int
+    time_s: float
+    noun: str = "parameter"
+
+    def __str__(self) -> str:
+        """Write the report as text."""
+        return write_report(self.parameters, self.general, self.noun)
+
+    def _repr_html_(self) -> str:
+        return write_html(self.parameters, self.general, self.noun)
+
+    def faults(self) -> list[Fault]:
+        """Gather the parameters of each fault by source line."""
+        return grouped(finding for finding in self.parameters if finding.is_fault)
+
+    def remarks(self) -> list[Fault]:
+        """Gather by source line the parameters with a reason but no fault, such as a zero at the start."""
+        return grouped(finding for finding in self.parameters if finding.causes and not finding.is_fault)
+
+
+_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
+_UNCHECKED = ("NOISY", "NOT CHECKED")
+_MAX_NAMES = 6
+_OF_ALL = {
+    "NOTHING TRAINS": "nothing that could be trained is free to move",
+    "UNREGISTERED": "the loss depends on weights that no optimizer gets",
+    "OVERWRITTEN": "weights are set back after they were moved",
+    "LOSS INPUT": "the loss gets the wrong kind of input",
+    "OPTIMIZER": "the optimizer does not move the weights as it should",
+    "ACCUMULATED": "gradients of earlier passes are used again",
+    "GRADIENT LOST": "gradients are lost before the step",
+    "CLIPPING": "gradient clipping does not limit the gradients of the step",
+    "FAILS": "the script ends with an error",
+    "IN-PLACE": "a tensor that backward needs is overwritten",
+    "BATCH-LEAK": "samples leak into one another",
+    "EXPLODING": "gradients explode through time",
+    "DETACHED": "a draw carries no gradient",
+    "WRONG": "a hand-written backward is wrong",
+}
+"""Faults of the model as a whole, in plain words."""
+
+
+def summarize(
+    parameters: Sequence[ParameterFinding],
+    general: Sequence[Finding],
+    expected: frozenset[str] = frozenset(),
+    noun: str = "parameter",
+) -> str:
+    """Say in one line whether training would work.
+
+    Args:
+        parameters: the findings for each parameter.
+        general: the findings for the model as a whole.
+        expected: names of parameters, and verdicts on the model as a whole, that the user accepts.
+        noun: `parameter` or `input`.
+    """
+    trainable = [found for found in parameters if found.verdict != "FROZEN"]
+    rest = [found for found in trainable if found.name not in expected]
+    without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
+    others = [found for found in rest if found.is_fault and found not in without]
+    of_all = [found for found in general if found.is_fault and found.verdict not in expected]
+    trains = noun == "parameter"
+    if not trainable or len(without) == len(trainable):
+        whole = "its whole" if any(found.gradient_norm for found in without) else "a"  # cut on one of its ways
+        return f"{'Training would not work: no' if trains else 'No'} {noun} gets {whole} gradient."
+    sentences, of_trainable = [], f"of {counted(len(trainable), noun)}"
+    if without:
+        sentences.append(f"{len(without)} {of_trainable} {'would not train' if trains else 'get no gradient'}")
+    if others:
+        badly = "would train badly" if trains else "get a wrong one"
+        verdicts = ", ".join(dict.fromkeys(str(found.verdict) for found in others))
+        sentences.append(f"{len(others)} {of_trainable} {badly} ({verdicts})")
+    if of_all:
+        sentences += dict.fromkeys(
+            f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
+        )
+    if sentences:
+        return (
+            f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
+        )
+    unknown = [found for found in trainable if found.verdict in _UNCHECKED]
+    if unknown:
+        return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
+    substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]
+    if substituted:
+        share = f"{len(substituted)} of {len(trainable)}"
+        return f"Training can work: every gradient arrives, and is right, except for {share} that the code substitutes."
+    if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
+        return "Training can work except for the expected findings; every other gradient arrives and is right."
+    if noun != "parameter":
+        return f"Gradients are right: every {noun} gets one, and it agrees with finite differences."
+    return "Training can work: every trainable parameter gets a gradient, and it is right."
+
+
+def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+    """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
+    blocks = [summarize(parameters, general, noun=noun)]
+    for fault in grouped(found for found in parameters if found.is_fault):
+        blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
+    for found in general:
+        blocks.append("\n".join([f"{found.verdict}: the model", *_explain(found.causes)]))
+    return "\n\n".join(blocks)
+
+
+def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+    """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
+    rows = "".join(
+        f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
+        f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
+        for found in parameters
+    )
+    head, _, faults = write_report(parameters, general, noun).partition("\n\n")
+    table = f"<table><tr><th>verdict</th><th>{noun}</th><th>‖gradient‖</th></tr>{rows}</table>"
+    return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
+
+
+def name_some(names: Iterable[str]) -> str:
+    """List the first few names, and count the others."""
+    listed = list(names)
+    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
+    return ", ".join(listed[:_MAX_NAMES]) + more
+
+
+def _explain(causes: Iterable[Cause]) -> list[str]:
+    lines = []
+    for cause in causes:
+        source = f"    {cause.location.source}" if cause.location.source else ""
+        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        lines.append(f"  instead  {cause.suggestion}")
+    return lines

@@ -1,10 +1,11 @@
-"""A hand-written Function by itself, called anew as often as needed: its outputs, and its gradients by two ways."""
+"""Run a hand-written Function on its own, and compare its gradients with autograd and finite differences."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,17 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.tensors_in import real
+from deconv_cli.gradients.finite_difference_search import ELEMENT_TOLERANCE, compare_tensors, unravel
+from deconv_cli.gradients.finite_differences import (
+    Comparison,
+    Direction,
+    Outcome,
+    ScalarFunction,
+    TensorGradient,
+    compare_along,
+    is_one_factor,
+)
+from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.forward_trace import FunctionCall
 from deconv_cli.gradients.tracing.operations import STEPS, plain_name
 
@@ -22,11 +33,11 @@ Gradients = Sequence[torch.Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class FunctionTrial:
-    """A Function and what it was called with; every call works on copies.
+    """A Function and the arguments of a call; every run works on copies.
 
     Attributes:
         leaves: the arguments, flattened by `spec`.
-        tensors: the inputs that it is differentiated by, by their position among the leaves.
+        tensors: the inputs to differentiate by, keyed by their position among the leaves.
     """
 
     function: type[torch.autograd.Function]
@@ -36,7 +47,7 @@ class FunctionTrial:
 
     @classmethod
     def of(cls, call: FunctionCall) -> FunctionTrial:
-        """Take a call that was seen; an input that needs no gradient may be given none, and often is."""
+        """Build a trial from a call. Inputs that need no gradient are not compared."""
         leaves, spec = pytree.tree_flatten(call.arguments)
         positions = [n for n, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         needed = [n for n, is_needed in zip(positions, call.needs, strict=True) if is_needed]
@@ -49,7 +60,7 @@ class FunctionTrial:
         return FunctionTrial(self.function, leaves, self.spec, _moving(leaves, self.tensors))
 
     def arguments(self) -> Any:  # noqa: ANN401  the Function's own arguments
-        """Copy the arguments; those that are differentiated by are no leaves, so that forward may write to them."""
+        """Copy the arguments; inputs to differentiate by are no leaves, so that forward may write to them."""
         copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves]
         for n, tensor in self.tensors.items():
             copies[n] = tensor.clone()
@@ -61,30 +72,30 @@ class FunctionTrial:
 
     @cached_property
     def weights(self) -> list[torch.Tensor]:
-        """Incoming gradients: random, the same each time."""
+        """Random incoming gradients, the same for each run."""
         with torch.no_grad():
             outputs = self.outputs()
         generator = torch.Generator().manual_seed(0)
         return [torch.randn(output.shape, generator=generator, dtype=output.dtype) for output in outputs]
 
     def value(self) -> float:
-        """Weigh the outputs and add up."""
+        """Add up the outputs with the weights of the incoming gradients."""
         with torch.no_grad():
             return sum(float((o.double() * w).sum()) for o, w in zip(self.outputs(), self.weights, strict=True))
 
     def gradients(self, weights: Sequence[torch.Tensor] | None = None) -> Gradients:
-        """Differentiate by the hand-written backward, for incoming gradients."""
+        """Run the hand-written backward on incoming gradients."""
         own = [weight.clone() for weight in weights or self.weights]  # backward may write to what it is given
         return differentiate(self.outputs(), list(self.tensors.values()), own)
 
     @cached_property
     def given(self) -> Gradients:
-        """What the hand-written backward gives for each of the tensors."""
+        """The gradients of the hand-written backward."""
         return self.gradients()
 
     @cached_property
     def expected(self) -> Gradients | None:
-        """What autograd of the pieces of forward gives; None where it cannot follow them."""
+        """The gradients of autograd through the pieces of forward; None where it cannot follow them."""
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):
@@ -98,7 +109,7 @@ class FunctionTrial:
         return real(self.function.forward(*context, *self.arguments()))
 
     def known_values(self) -> list[torch.Tensor]:
-        """List what forward computes and takes, and the gradients by all of that, as autograd gives them."""
+        """List all values of forward, its inputs included, and the gradients by them from autograd."""
         with contextlib.suppress(Exception), torch.enable_grad(), _Collecting() as mode:
             outputs = self.pieces()
             found = [*self.tensors.values(), *mode.tensors]
@@ -107,7 +118,7 @@ class FunctionTrial:
         return []
 
     def proof_of_surrogate(self, index: int) -> str:
-        """Say what proves that a gradient is a surrogate for that of a step; empty where nothing does."""
+        """Write the proof that a gradient is a surrogate for that of a step; empty without a proof."""
         given = self.given[index]
         for is_limited_before in (False, True):
             mode = StepsPassedThrough(is_limited_before=is_limited_before)
@@ -119,7 +130,7 @@ class FunctionTrial:
         return "forward stays the same where this input moves a little, and changes in steps" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
-        """Return whether the outputs stay the same, to the bit, under small changes of an input and not under large."""
+        """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
         position, tensor = list(self.tensors.items())[index]
         generator = torch.Generator().manual_seed(2)
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.detach().abs().mean()
@@ -130,17 +141,17 @@ class FunctionTrial:
         return is_same[1e-7] and not is_same[1.0]
 
     def moved(self) -> FunctionTrial:
-        """Change all numbers that it is differentiated by."""
+        """Change all inputs to differentiate by."""
         return self._with({n: 1.5 * self.leaves[n] + 0.1 for n in self.tensors})
 
     def returns(self, index: int) -> bool:
-        """Return whether one of the tensors comes out of forward as it went in."""
+        """Return whether forward returns one of the inputs unchanged."""
         own = list(self.tensors.values())[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
 
     def narrowed(self, axis: int, n: int) -> FunctionTrial | None:
-        """Keep the first slices along an axis of the inputs that share it; None where the Function takes no such."""
+        """Keep the first slices along an axis that inputs share; None if the Function refuses them."""
         for axes in self._sharing(axis):
             trial = self._with({k: self.leaves[k].narrow(own, 0, n) for k, own in axes.items()})
             with contextlib.suppress(Exception):
@@ -150,29 +161,27 @@ class FunctionTrial:
         return None
 
     def is_of_samples(self, axis: int) -> bool:
-        """Return whether each slice of the outputs depends on its own slice of the inputs, and on no step before it."""
-        for axes in self._sharing(axis):
-            flipped = self._with({k: self.leaves[k].flip(own) for k, own in axes.items()})
-            with contextlib.suppress(Exception), torch.no_grad():
-                pairs = zip(self.outputs(), flipped.outputs(), strict=True)
-                return all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
-        return False
+        """Return whether each slice of the outputs depends only on its own slice of the inputs."""
+        pairs = self._outputs_changed(axis, lambda leaf, own: leaf.flip(own))
+        return bool(pairs) and all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
 
     def joins(self, axis: int) -> bool:
-        """Return whether the first slice of an output depends on later slices of the inputs, as no time step does."""
+        """Return whether the first slice of an output depends on later slices of the inputs, unlike a time step."""
+        pairs = [pair for pair in self._outputs_changed(axis, _with_later_changed) if pair[0].ndim > axis]
+        return any(not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1)) for one, two in pairs)
+
+    def _outputs_changed(
+        self, axis: int, change: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pair the outputs with those of inputs that are changed along an axis; none if the Function refuses them."""
         for axes in self._sharing(axis):
-            moved = {k: own for k, own in axes.items() if self.leaves[k].is_floating_point()}
-            changed = self._with({k: _with_later_changed(self.leaves[k], own) for k, own in moved.items()})
+            changed = self._with({k: change(self.leaves[k], own) for k, own in axes.items()})
             with contextlib.suppress(Exception), torch.no_grad():
-                pairs = zip(self.outputs(), changed.outputs(), strict=True)
-                return any(
-                    one.ndim > axis and not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1))
-                    for one, two in pairs
-                )
-        return False
+                return list(zip(self.outputs(), changed.outputs(), strict=True))
+        return []
 
     def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
-        """List which inputs may share an axis, each with its own number: one alone, those like it, all of that size."""
+        """List inputs that may share an axis, with the axis of each: one input, similar ones, all of that size."""
         sizes = {k: leaf.shape for k, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
         for k, shape in sizes.items():
             if len(shape) <= axis or shape[axis] < 2:
@@ -184,7 +193,7 @@ class FunctionTrial:
 
 
 class _Collecting(TorchFunctionMode):
-    """Collects all tensors that are computed."""
+    """Collects all computed tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,9 +207,9 @@ class _Collecting(TorchFunctionMode):
 
 
 class StepsPassedThrough(TorchFunctionMode):
-    """Lets gradients pass rounding and signs as if these were not there, and notes them as `steps`.
+    """Passes gradients straight through rounding and signs, and collects their names in `steps`.
 
-    A limit of what was rounded is, with `is_limited_before`, that of what goes into the rounding.
+    With `is_limited_before`, a limit of the rounded value counts as a limit of the value before the rounding.
     """
 
     def __init__(self, *, is_limited_before: bool) -> None:
@@ -225,7 +234,7 @@ class StepsPassedThrough(TorchFunctionMode):
 
 
 class _Context(FunctionCtx):
-    """The context of a forward that autograd itself differentiates."""
+    """A context for a forward that autograd itself differentiates."""
 
     def __init__(self) -> None:
         self.needs_input_grad = (True,) * 64
@@ -238,6 +247,8 @@ class _Context(FunctionCtx):
 
 
 def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
     first, later = tensor.split([1, tensor.shape[axis] - 1], axis)
     return torch.cat([first, 1.5 * later + 0.1], axis)
 
@@ -249,9 +260,117 @@ def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tens
 def differentiate(
     outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], **options: bool
 ) -> Gradients:
-    """Differentiate the weighted sum of those outputs that have a graph."""
+    """Differentiate the weighted sum of the outputs that have a graph."""
     pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     found: Gradients = torch.autograd.grad(
         [output for output, _ in pairs], tensors, [weight for _, weight in pairs], allow_unused=True, **options
     )
     return found
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """A wrong gradient of one input, compared with `reference` at its worst element and counted over all elements.
+
+    Attributes:
+        rows: first and last wrong row of the first axis, whose length is `n_rows`.
+        surrogate: the proof that the gradient replaces a derivative of zero on purpose; empty without a proof.
+    """
+
+    comparison: Comparison
+    rows: tuple[int, int]
+    n_rows: int
+    reference: str
+    surrogate: str = ""
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """The one of three or four stacked blocks, such as gates, that holds all wrong rows, and their number."""
+        first, last = self.rows
+        for n_blocks in (4, 3):
+            size = self.n_rows // n_blocks
+            if size > 1 and self.n_rows % n_blocks == 0 and first // size == last // size:
+                return first // size, n_blocks
+        return None
+
+    @property
+    def is_one_factor(self) -> bool:
+        """Whether all wrong elements are off by the same factor."""
+        ratio = self.comparison.ratio
+        return ratio is not None and is_one_factor(ratio, self.comparison.ratio_range)
+
+
+def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) -> GradientError | None:
+    """Check the gradient of one of the tensors of a trial; None if it is right.
+
+    If backward and autograd differ, finite differences decide.
+
+    Raises:
+        ValueError: backward gives a gradient of another shape.
+    """
+    function = ScalarFunction(trial.value, deadline=deadline)
+    tensor, given = list(trial.tensors.values())[index], trial.given[index]
+    expected = trial.expected[index] if trial.expected is not None else None
+    hand = torch.zeros_like(tensor) if given is None else given.detach().to(tensor.dtype)
+    if hand.shape != tensor.shape:
+        raise ValueError("backward gives a gradient of another shape")
+    moved = TensorGradient("input", tensor, hand)
+    if expected is not None:
+        gap = hand - expected
+        size = torch.maximum(hand.abs(), expected.abs())
+        off = gap.abs() > 1e-8 * size + 1e-9 * float(expected.abs().max()) + 1e-300
+        if not bool(off.any()):
+            return None
+        direction = (gap / gap.abs().max()).reshape(-1) * moved.scale
+        by_autograd = TensorGradient("input", tensor, expected)
+        outcome = compare_along(function, [Direction(moved, 0, direction)]).outcome
+        if outcome in (Outcome.AGREES, Outcome.KINK):
+            return None
+        if compare_along(function, [Direction(by_autograd, 0, direction)]).outcome is Outcome.AGREES:
+            return replace(_error_by_autograd(hand, expected, off), surrogate=trial.proof_of_surrogate(index))
+    found = compare_tensors(function, [moved])["input"]
+    if found is None or found.outcome is not Outcome.DIFFERS:
+        return None
+    return replace(_error_by_differences(found, tensor), surrogate=trial.proof_of_surrogate(index))
+
+
+def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
+    """Describe an error at one element from finite differences, which also tried a few others."""
+    is_everywhere = found.n_wrong > 1
+    n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1
+    row = found.element[0] if found.element else 0
+    return GradientError(
+        replace(found, n_wrong=n_wrong, n_tried=tensor.numel()),
+        rows=(0, tensor.shape[0] - 1) if is_everywhere and tensor.ndim else (row, row),
+        n_rows=tensor.shape[0] if tensor.ndim else 1,
+        reference="finite differences",
+    )
+
+
+def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> GradientError:
+    """Describe an error from autograd of the same forward, which shows every element."""
+    gap = (hand - expected).abs()
+    relative = gap / torch.maximum(hand.abs(), expected.abs()).clamp_min(1e-300)
+    clear = off & (relative > ELEMENT_TOLERANCE)
+    chosen = clear if bool(clear.any()) else off
+    element = unravel(int(torch.where(chosen, gap, -1.0).argmax()), hand.shape)
+    ratios = (hand / expected)[chosen & (expected != 0)]
+    rows = chosen.reshape(chosen.shape[0], -1).any(dim=1).nonzero().flatten() if chosen.ndim else torch.zeros(1)
+    comparison = Comparison(
+        Outcome.DIFFERS,
+        autograd=float(hand[element]),
+        numeric=float(expected[element]),
+        error_bar=0.0,
+        resolution=ELEMENT_TOLERANCE,
+        element=element,
+        n_wrong=int(chosen.sum()),
+        n_tried=hand.numel(),
+        ratio=float(ratios.median()) if ratios.numel() else None,
+        ratio_range=(float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
+    )
+    return GradientError(
+        comparison,
+        rows=(int(rows[0]), int(rows[-1])),
+        n_rows=hand.shape[0] if hand.ndim else 1,
+        reference="autograd of the same forward",
+    )

@@ -1,4 +1,4 @@
-"""Hand-written backwards, each checked by itself: against autograd of the same forward and finite differences."""
+"""Check every hand-written backward on its own against autograd of its forward and finite differences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import inspect
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 
-from deconv_cli.gradients.backward_conduct import find_kept_elsewhere, find_writes, find_wrong_second_derivative
-from deconv_cli.gradients.backward_mistakes import Mistake, find_mistake
-from deconv_cli.gradients.function_trial import FunctionTrial
-from deconv_cli.gradients.gradient_error import GradientError, compare_input
+from deconv_cli.gradients.backward_mistakes import (
+    Mistake,
+    find_kept_elsewhere,
+    find_mistake,
+    find_writes,
+    find_wrong_second_derivative,
+)
+from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -29,12 +32,12 @@ class WrongInput:
     """An input of a Function for which its backward gives a wrong gradient, or None (`is_missing`).
 
     Attributes:
-        location: the line in backward, where backward is written, or where the Function was called.
-        error: how the gradient is wrong; None where the mistake is another one.
+        location: the line in backward, the first line of backward, or the call of the Function.
+        error: how the gradient is wrong; None where its values are right.
         parameters: those behind this input.
-        mistake: what is done wrong, where that can be told, with a number of samples or of an axis.
+        mistake: the mistake of backward, if it is known, with a number of samples or of an axis.
         place: of this input among the tensors of a call.
-        is_unchanged: forward returns this input as it is, so that the Function is there for its backward alone.
+        is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
 
     function: str
@@ -50,40 +53,25 @@ class WrongInput:
 
     @property
     def is_on_purpose(self) -> bool:
-        """Whether the gradient is meant to be another one: a surrogate, or one that is reversed, scaled or limited."""
+        """Whether the code means another gradient: a surrogate, or one that is reversed, scaled or limited."""
         is_surrogate = self.error is not None and bool(self.error.surrogate)
         return not self.is_missing and (is_surrogate or self.is_unchanged)
 
 
 @dataclass(eq=False)
 class CheckedFunctions:
-    """What was found of all hand-written Functions; sentences on what could not be checked, and on what is no fault."""
+    """The wrong inputs of all hand-written Functions, and sentences on unchecked calls and on what is no fault."""
 
     wrong: dict[tuple[CodeLocation, str], WrongInput] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def count_behind(self, call: FunctionCall, forward: ForwardTrace) -> None:
-        """Count the parameters behind one more call of a Function that was found wrong in another call."""
-        for key, item in self.wrong.items():
-            if item.function == call.function.__name__:
-                behind = _behind(call, forward, item.place)
-                self.wrong[key] = replace(item, parameters=item.parameters | behind)
-
-
-def _behind(call: FunctionCall, forward: ForwardTrace, place: int) -> frozenset[str]:
-    """Name the parameters that the gradient of a tensor, counted among the arguments of a call, goes on to."""
-    children = [child for child, _ in call.node.next_functions] if call.node is not None else []
-    child = children[place] if place < len(children) else None
-    reached = forward.graph.parameters_below(child) if child is not None else 0
-    return frozenset(name for name in forward.names if forward.bit(name) & reached)
-
 
 def check_functions(subject: Subject, budget: float, *, second_order: bool) -> CheckedFunctions:
-    """Check every hand-written Function on the inputs it is called with, in float64 if possible, in `budget` seconds.
+    """Check every hand-written Function on the inputs of its calls, in float64 if possible, in `budget` seconds.
 
-    The batch is whole, since a fault may lie in how samples are summed. A wrong second derivative is a fault with
-    `second_order`, or where the model itself differentiates what it differentiated.
+    The batch is whole, since a fault may lie in the sum over samples. A wrong second derivative is a fault with
+    `second_order`, or if the model itself differentiates twice.
     """
     deadline = time.monotonic() + budget
     try:
@@ -100,104 +88,112 @@ def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) 
     for call in forward.log.calls:
         counts[call.function] += 1
         if counts[call.function] > _CALLS_PER_FUNCTION:
-            found.count_behind(call, forward)
+            # More calls of a wrong Function only add the parameters behind them.
+            for key, item in found.wrong.items():
+                if item.function == call.function.__name__:
+                    behind = _behind(call, forward, item.place)
+                    found.wrong[key] = replace(item, parameters=item.parameters | behind)
             continue
         try:
-            for item in _check_call(call, forward, deadline):
-                if item.mistake is Mistake.NOT_TWICE and not is_twice:
-                    found.notes += [_describe_lost_second(item)] if counts[call.function] == 1 else []
-                else:
-                    first = found.wrong.setdefault((item.location, item.name), item)
-                    found.wrong[item.location, item.name] = replace(
-                        first, parameters=first.parameters | item.parameters
-                    )
-        except Exception as error:  # noqa: BLE001  whatever a hand-written Function raises is noted, not passed on
-            reason = f"could not be run by itself ({type(error).__name__})"
+            wrong = _CheckedCall(call, forward).check(deadline)
+        except Exception as error:  # noqa: BLE001  a hand-written Function may raise anything
+            reason = f"could not be run on its own ({type(error).__name__})"
             found.unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
+            continue
+        for item in wrong:
+            if item.mistake is not Mistake.NOT_TWICE or is_twice:
+                first = found.wrong.setdefault((item.location, item.name), item)
+                found.wrong[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
+            elif counts[call.function] == 1:
+                found.notes.append(
+                    f"{item.function}.backward at {item.location} gives no right second derivative and no error; "
+                    "@once_differentiable above it would raise one"
+                )
     return found
 
 
-def _describe_lost_second(item: WrongInput) -> str:
-    return (
-        f"{item.function}.backward at {item.location} gives no right second derivative and no error; "
-        "@once_differentiable above it would say so"
-    )
+def _behind(call: FunctionCall, forward: ForwardTrace, place: int) -> frozenset[str]:
+    """Name the parameters behind a tensor, counted among the arguments of a call."""
+    children = [child for child, _ in call.node.next_functions] if call.node is not None else []
+    child = children[place] if place < len(children) else None
+    reached = forward.graph.parameters_below(child) if child is not None else 0
+    return frozenset(name for name in forward.names if forward.bit(name) & reached)
 
 
-def _check_call(call: FunctionCall, forward: ForwardTrace, deadline: float) -> list[WrongInput]:
-    trial = FunctionTrial.of(call)
-    compared = ((index, compare_input(trial, index, deadline)) for index in range(len(trial.tensors)))
-    errors = {index: error for index, error in compared if error is not None}
-    describe = _Describing(call, forward, trial)
-    written = find_writes(trial)
-    if written is not None:
-        # What backward reads after it wrote to that is wrong since then; the incoming gradient it is given anew.
-        is_of_incoming = written[0] is Mistake.WRITES_TO_INCOMING
-        found = [describe.of_write(*written, {} if is_of_incoming else errors)]
-        return [*found, *_explained(describe, trial, errors)] if is_of_incoming and errors else found
-    if not errors:
-        n_calls = sum(other.function is call.function for other in forward.log.calls)
-        kept = find_kept_elsewhere(trial) if n_calls > 1 else None
-        if kept is not None:
-            return [describe.of_input(kept, None, (Mistake.KEEPS_ELSEWHERE, 0), [kept])]
-        lost = find_wrong_second_derivative(trial)
-        return [] if lost is None else [describe.of_input(lost, None, (Mistake.NOT_TWICE, 0), [lost])]
-    return _explained(describe, trial, errors)
+class _CheckedCall:
+    """A call of a hand-written Function, which is run again to find the wrong gradients of its inputs."""
 
-
-def _explained(describe: _Describing, trial: FunctionTrial, errors: dict[int, GradientError]) -> list[WrongInput]:
-    """Tell for each wrong input which mistake is made."""
-    mistakes = {index: find_mistake(trial, index) for index in errors}
-    describe.errors = errors
-    return [
-        describe.of_input(index, errors[index], mistake, [n for n in errors if mistakes[n] == mistake])
-        for index, mistake in mistakes.items()
-    ]
-
-
-class _Describing:
-    """Describes what is wrong with a call, with its names and its lines."""
-
-    def __init__(self, call: FunctionCall, forward: ForwardTrace, trial: FunctionTrial) -> None:
-        self._call, self._forward, self._trial = call, forward, trial
-        self._names = _input_names(call.function, len(trial.leaves))
+    def __init__(self, call: FunctionCall, forward: ForwardTrace) -> None:
+        self._call, self._forward = call, forward
+        self._trial = FunctionTrial.of(call)
+        self._positions = list(self._trial.tensors)
+        self._names = _input_names(call.function, len(self._trial.leaves))
         self._source = BackwardSource(call.function)
-        self.errors: dict[int, GradientError] = {}
 
-    def of_input(
-        self, index: int, error: GradientError | None, mistaken: tuple[Mistake, int] | None, alike: list[int]
-    ) -> WrongInput:
-        """Describe an input; `alike` are all with the same mistake, which have a line in common."""
-        position, (mistake, number) = list(self._trial.tensors)[index], mistaken or (None, 0)
-        is_missing = error is not None and self._trial.given[index] is None
-        location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else None
-        if location is None and not is_missing and error is not None and not error.surrogate:
-            location = self._first_mistake
-        location = location or self._source.of_gradient([list(self._trial.tensors)[n] for n in alike])
-        found = self._item(position, location, error, mistake, number, is_missing=is_missing)
-        return replace(found, is_unchanged=error is not None and self._trial.returns(index))
+    def check(self, deadline: float) -> list[WrongInput]:
+        """List the inputs with a wrong gradient."""
+        trial = self._trial
+        compared = ((index, compare_input(trial, index, deadline)) for index in range(len(trial.tensors)))
+        errors = {index: error for index, error in compared if error is not None}
+        written = find_writes(trial)
+        if written is not None:
+            # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
+            mistake, position = written
+            is_of_incoming = mistake is Mistake.WRITES_TO_INCOMING
+            found = [self._of_write(mistake, position, {} if is_of_incoming else errors)]
+            return [*found, *self._of_errors(errors)] if is_of_incoming else found
+        if errors:
+            return self._of_errors(errors)
+        n_calls = sum(other.function is self._call.function for other in self._forward.log.calls)
+        index, mistake = (find_kept_elsewhere(trial) if n_calls > 1 else None), Mistake.KEEPS_ELSEWHERE
+        if index is None:
+            index, mistake = find_wrong_second_derivative(trial), Mistake.NOT_TWICE
+        if index is None:
+            return []
+        position = self._positions[index]
+        return [self._item(position, self._source.of_gradient([position]), None, mistake)]
 
-    @cached_property
-    def _first_mistake(self) -> CodeLocation | None:
-        """The first line of backward that departs from the chain rule."""
-        positions = list(self._trial.tensors)
-        meant = {n for n, error in self.errors.items() if error.surrogate or self._trial.given[n] is None}
-        wrong = [positions[n] for n in self.errors if n not in meant]
-        if not wrong:
-            return None
-        # A gradient that is zero, as that of the weights of a state that is zero, tells nothing of the lines before.
-        others = {n: self._trial.given[n] for n in range(len(positions)) if n not in self.errors}
+    def _of_errors(self, errors: dict[int, GradientError]) -> list[WrongInput]:
+        """Describe the wrong inputs, each with its line and its mistake."""
+        mistakes = {index: find_mistake(self._trial, index) for index in errors}
+        first_line: CodeLocation | None = None
+        meant = {n for n, error in errors.items() if error.surrogate or self._trial.given[n] is None}
+        if errors.keys() - meant:
+            first_line = self._first_mistake(errors, meant)
+        found = []
+        for index, error in errors.items():
+            mistake, number = mistakes[index] or (None, 0)
+            location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else None
+            if location is None and index not in meant:
+                location = first_line
+            if location is None:  # the line that all inputs with this mistake share
+                alike = [self._positions[n] for n in errors if mistakes[n] == mistakes[index]]
+                location = self._source.of_gradient(alike)
+            item = self._item(self._positions[index], location, error, mistake, number)
+            is_missing = self._trial.given[index] is None
+            found.append(replace(item, is_missing=is_missing, is_unchanged=self._trial.returns(index)))
+        return found
+
+    def _first_mistake(self, errors: dict[int, GradientError], meant: set[int]) -> CodeLocation | None:
+        """Find the first line of backward that departs from the chain rule."""
+        trial, positions = self._trial, self._positions
+        # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
+        others = {n: given for n, given in enumerate(trial.given) if n not in errors}
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
-        blocks = {error.block for error in self.errors.values() if error.block and error.n_rows > error.block[1]}
+        blocks = {error.block for error in errors.values() if error.block and error.n_rows > error.block[1]}
         block = next(iter(blocks)) if len(blocks) == 1 else None
-        return self._source.of_first_mistake(self._trial.gradients, self._trial.known_values(), wrong, right, block)
+        wrong = [positions[n] for n in errors if n not in meant]
+        return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right, block)
 
-    def of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
-        """Describe a write, in forward where that writes to the input at a position."""
+    def _of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
+        """Describe a write in backward, or in forward to the input at a position that is not negative."""
         source = self._source if position < 0 else BackwardSource(self._call.function, "forward")
         error = next(iter(errors.values()), None)
-        position = position if position >= 0 else next(iter(self._trial.tensors))
-        return self._item(position, source.of_write(), error, mistake, 0, is_missing=False)
+        item = self._item(position if position >= 0 else self._positions[0], source.of_write(), error, mistake)
+        if error is None:
+            everything = (_behind(self._call, self._forward, self._place(p)) for p in self._positions)
+            item = replace(item, parameters=frozenset().union(*everything))
+        return item
 
     def _item(
         self,
@@ -205,26 +201,24 @@ class _Describing:
         location: CodeLocation,
         error: GradientError | None,
         mistake: Mistake | None,
-        number: int,
-        *,
-        is_missing: bool,
+        number: int = 0,
     ) -> WrongInput:
-        where = location if location.file else self._call.location
-        is_of_input = error is not None or mistake in (Mistake.NOT_TWICE, Mistake.KEEPS_ELSEWHERE)
-        behind = self._behind(position) if is_of_input else self._behind_all()
-        name = self._call.function.__name__
         place = self._place(position)
-        return WrongInput(name, self._names[position], where, error, is_missing, behind, mistake, number, place)
+        return WrongInput(
+            self._call.function.__name__,
+            self._names[position],
+            location if location.file else self._call.location,
+            error,
+            is_missing=False,
+            parameters=_behind(self._call, self._forward, place),
+            mistake=mistake,
+            number=number,
+            place=place,
+        )
 
     def _place(self, position: int) -> int:
-        return [n for n, leaf in enumerate(self._trial.leaves) if isinstance(leaf, torch.Tensor)].index(position)
-
-    def _behind(self, position: int) -> frozenset[str]:
-        """Name the parameters that the gradient of the input at a position goes on to."""
-        return _behind(self._call, self._forward, self._place(position))
-
-    def _behind_all(self) -> frozenset[str]:
-        return frozenset().union(*map(self._behind, self._trial.tensors))
+        """Count the tensors among the arguments before a position."""
+        return sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
 
 
 def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The losses that can be named, the targets that suit them, and how a loss function of the user's is called."""
+"""Losses by name, synthetic targets for them, and calls of the user's own loss function."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 from torch.nn import functional
 
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Loss
-from deconv_cli.gradients.tensors_in import tensors_in
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class NamedLoss:
-    """A loss of torch, with the synthetic target that suits an output, drawn from a generator."""
+    """A loss of torch, and a function that draws a synthetic target for an output."""
 
     compute: TensorLoss
     draw_target: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 OF_CLASSES = ("cross-entropy", "nll")
-"""Losses whose outputs have an axis of classes."""
+"""Losses of outputs with an axis of classes."""
 
 
 def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
     """Return whether an output is `(B, T, classes)`, as sequence models give it, and not torch's own `(B, classes, T)`.
 
-    The shape of a target of whole numbers decides: `(B, T)`. Without a target the classes of three axes are the last.
+    A target of whole numbers of shape `(B, T)` decides. Without a target, the last of three axes holds the classes.
     """
     if output.ndim != 3:
         return False
@@ -40,7 +40,7 @@ def classes_are_last(output: torch.Tensor, target: torch.Tensor | None) -> bool:
 
 
 def classes_second(output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-    """Move the axis of classes to where torch looks for it: `(B, T, classes)` becomes `(B, classes, T)`."""
+    """Move the axis of classes to axis 1: `(B, T, classes)` becomes `(B, classes, T)`."""
     return output.movedim(-1, 1) if classes_are_last(output, target) else output
 
 
@@ -73,9 +73,9 @@ NAMED_LOSSES = {
 
 
 def own_loss(output: Any) -> Any:  # noqa: ANN401  whatever the model gives
-    """Give the loss that a model computes itself: a single number, or one under `loss` as of those of transformers.
+    """Return the loss that a model computes itself: a single number, or the one under `loss` as in transformers.
 
-    One that is no tensor has left torch, which is a finding and not an error. None where there is no loss.
+    A plain number has left torch, which is a finding and no error. None where the model computes no loss.
     """
     own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
     if isinstance(own, torch.Tensor) and own.numel() == 1:
@@ -85,12 +85,12 @@ def own_loss(output: Any) -> Any:  # noqa: ANN401  whatever the model gives
 
 
 def projection(output: Any, _target: Any = None) -> Any:  # noqa: ANN401  whatever the model gives
-    """Weigh every number of the output with a fixed random weight and add up: a loss that no output is lost from.
+    """Add up the output with fixed random weights: a loss that depends on every number of the output.
 
     A model that computes its loss itself keeps it, see `own_loss`.
 
     Raises:
-        UsageError: the output holds no real tensor.
+        UsageError: the output holds no tensor.
     """
     own = own_loss(output)
     if own is not None:
@@ -126,7 +126,7 @@ def named_loss(name: str) -> Loss:
 
     def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
         if not isinstance(target, torch.Tensor):
-            raise UsageError(f"the loss '{name}' needs a target, but there is none; give one.")
+            raise UsageError(f"the loss '{name}' needs a target; give one.")
         tensor = only_tensor(output, name)
         if target.is_floating_point():
             target = target.to(tensor.dtype)
@@ -136,10 +136,10 @@ def named_loss(name: str) -> Loss:
 
 
 def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
-    """Take the one tensor of an output, or the first of a tuple such as the layers of torch.nn give.
+    """Return the tensor of an output, or the first of several, as in the tuples of some layers of torch.nn.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the output holds no tensor.
     """
     leaves = tensors_in(output)
     if not leaves:
@@ -148,10 +148,10 @@ def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatev
 
 
 def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
-    """Call a function of the user's with the output and the target, or with the output alone; a class is made first.
+    """Call the user's function, or an instance of a class, with the output and the target, or the output alone.
 
     Raises:
-        UsageError: it wants a target and there is none.
+        UsageError: it needs a target that is missing, or more arguments.
     """
     if isinstance(function, type):
         function = function()
@@ -159,18 +159,18 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
     if n_wanted > 2:
         raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
-        raise UsageError("the loss takes a target, but there is none; give one.")
+        raise UsageError("the loss takes a target; give one.")
     is_given = n_wanted == 2 or (has_target and takes_target(function))
     return (lambda output, target: function(output, target)) if is_given else (lambda output, _: function(output))
 
 
 def takes_target(function: Callable[..., Any]) -> bool:
-    """Return whether a loss function, or a class of them, looks at a target."""
+    """Return whether a loss function, or a class of them, takes a target."""
     return len(positional_parameters(function() if isinstance(function, type) else function)) >= 2
 
 
 def positional_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """List what a function, or the forward of a module, takes by position; empty where that cannot be found out."""
+    """List the positional parameters of a function or of a module's forward; empty where these are unknown."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -1,22 +1,27 @@
-"""The loss computed again: whether it is the same, whether it changes with a parameter, and what forward writes."""
+"""The loss computed again: same seed, other seed, changed parameters, first optimizer steps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
+from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 
+_SMALL_CHANGE = 1e-3
+_LARGE_CHANGES = (0.1, 1.0, 10.0)
+_MAX_SOURCES = 3
+
 
 @dataclass(frozen=True)
 class Repetition:
-    """The loss with one seed, twice, and with another; `drawn` are the operations that draw random numbers."""
+    """The loss twice with one seed, and once with another; `drawn` are the operations that draw random numbers."""
 
     first: float
     second: float
@@ -25,58 +30,47 @@ class Repetition:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether one seed does not give one loss."""
+        """Whether one seed gives different losses."""
         return not _is_same(self.first, self.second)
 
-    @property
-    def is_random(self) -> bool:
-        """Whether the loss depends on the seed."""
-        return not _is_same(self.first, self.other_seed)
+    def describe_randomness(self, seed: int) -> list[str]:
+        """Note that the loss depends on the seed but can be checked."""
+        if self.is_noisy or _is_same(self.first, self.other_seed):
+            return []
+        where = f" ({self.drawn[0].label} at {self.drawn[0].location})" if self.drawn else ""
+        return [f"the loss is random{where}; seed {seed} was set before every run, so it could be checked"]
 
 
 def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
     """Compute the loss again with the same seed, and with another one."""
-    # What is drawn around the model, such as the weights of the loss that is used where none is named, has no line.
+    # Draws around the model, such as the weights of the default loss, have no line.
     drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
     first, second = float(forward.loss.detach()), subject.value()
     if not _is_same(first, second):
-        # A pass that is watched may take another way through torch, and rounds otherwise then.
+        # A watched pass may use other kernels of torch and round differently.
         first, second = second, subject.value()
     return Repetition(first, second, subject.value(subject.seed + 1), drawn)
-
-
-def describe_randomness(repetition: Repetition, seed: int) -> list[str]:
-    """Note that the loss depends on the seed, where it does and can be checked all the same."""
-    if repetition.is_noisy or not repetition.is_random:
-        return []
-    where = f" ({repetition.drawn[0].label} at {repetition.drawn[0].location})" if repetition.drawn else ""
-    return [f"the loss is random{where}; seed {seed} was set before every run, so it could be checked"]
 
 
 def _is_same(first: float, second: float) -> bool:
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
-_SMALL_CHANGE = 1e-3
-_LARGE_CHANGES = (0.1, 1.0, 10.0)
+def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> dict[str, str]:
+    """Change each parameter that a derivative in the loss drops and whose gradient is missing or zero.
 
-
-@dataclass(frozen=True)
-class Response:
-    """Whether the loss changes with a parameter: under small changes (`is_smooth`), under any change (`is_moved`)."""
-
-    is_smooth: bool
-    is_moved: bool
-
-
-def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> dict[str, Response]:
-    """Try the parameters that a derivative in the loss leaves out, and whose gradient is missing or zero."""
+    Returns:
+        `smooth` where a small change moves the loss, `steps` where only a large one does, `constant` where none does.
+    """
     responses = {}
     for name in subject.trainable:
         gradient = backward.gradients.get(name) if backward is not None else None
-        if forward.bit(name) in forward.log.shifted and Magnitude.of([gradient]).is_zero:
-            is_smooth = _loss_changes_with(subject, name, (_SMALL_CHANGE,))
-            responses[name] = Response(is_smooth, is_smooth or _loss_changes_with(subject, name, _LARGE_CHANGES))
+        if forward.bit(name) not in forward.log.shifted or not Magnitude.of([gradient]).is_zero:
+            continue
+        if _loss_changes_with(subject, name, (_SMALL_CHANGE,)):
+            responses[name] = "smooth"
+        else:
+            responses[name] = "steps" if _loss_changes_with(subject, name, _LARGE_CHANGES) else "constant"
     return responses
 
 
@@ -85,6 +79,7 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
 
     A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
     """
+    returned = getattr(subject.model, "returned", None)
     moved: dict[tuple[str, ...], bool] = {}
     found = set()
     for name in subject.trainable:
@@ -94,16 +89,10 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
         if gradient is not None or not uses or (forward.flow.sources | forward.reached) & bit:
             continue
         lines = tuple(sorted({str(use.location) for use in uses}))
-        if lines not in moved:
-            behind = 0
-            for use in uses:
-                behind |= use.lost
-            returned = getattr(subject.model, "returned", None)
-            if returned is not None:  # a recorded pass does not compute with plain values again
-                moved[lines] = not returned.isdisjoint(lines)
-                found |= {name} if moved[lines] else set()
-                continue
-            names = [other for other in subject.trainable if forward.bit(other) & behind]
+        if lines not in moved and returned is not None:  # a recorded pass does not compute with plain values again
+            moved[lines] = not returned.isdisjoint(lines)
+        elif lines not in moved:
+            names = [other for other in subject.trainable if any(forward.bit(other) & use.lost for use in uses)]
             moved[lines] = any(_loss_changes_with(subject, other, _LARGE_CHANGES) for other in names)
         if moved[lines]:
             found.add(name)
@@ -116,15 +105,14 @@ def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
 
 
 def _loss_changes_with(subject: Subject, name: str, sizes: tuple[float, ...]) -> bool:
-    """Return whether the loss changes when a parameter is changed by parts or multiples of its size."""
+    """Return whether the loss changes when a parameter is changed by these multiples of its size."""
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
     try:
         before = subject.value()
         for size in sizes:
-            noise = torch.randn(kept.shape, generator=generator).to(kept)
-            parameter.data.copy_(kept + size * noise * kept.abs().mean().clamp_min(0.1))
+            parameter.data.copy_(kept + size * _noise_like(kept, generator))
             if subject.value() != before:
                 return True
     finally:
@@ -132,7 +120,9 @@ def _loss_changes_with(subject: Subject, name: str, sizes: tuple[float, ...]) ->
     return False
 
 
-_MAX_SOURCES = 3
+def _noise_like(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw normal noise of the size of a parameter."""
+    return torch.randn(values.shape, generator=generator).to(values) * values.abs().mean().clamp_min(0.1)
 
 
 def find_non_finite_sources(subject: Subject) -> tuple[str, ...]:
@@ -148,44 +138,105 @@ def find_non_finite_sources(subject: Subject) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:_MAX_SOURCES]
 
 
-@dataclass(frozen=True)
-class Overwritten:
-    """A parameter that is written to: whether any change of it is `lost`, else each pass changes it further."""
+def find_overwritten(subject: Subject, forward: ForwardTrace) -> dict[str, tuple[CodeLocation, bool]]:
+    """Find the parameters that forward overwrites, with the line and whether any change by an optimizer is lost.
 
-    location: CodeLocation
-    is_lost: bool
-
-
-def find_overwritten(subject: Subject, written: dict[str, CodeLocation]) -> dict[str, Overwritten]:
-    """Try the parameters that forward wrote to on the given lines.
-
-    A projection, such as a clamp or a limit of the norm, keeps what lies within its limits and does nothing the second
-    time: it is sound.
+    If it is not lost, each pass changes the parameter further. A projection, such as a clamp, does nothing the second
+    time, so it is no fault.
     """
     found = {}
-    for name, location in written.items():
+    for name in sorted(subject.written):
         parameter = subject.parameters[name]
         if not parameter.requires_grad:
             continue
         own = parameter.data
         before = own.clone()
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(before.shape, generator=generator).to(before) * before.abs().mean().clamp_min(0.1) * 1e-2
+        noise = _noise_like(before, torch.Generator().manual_seed(0)) * 1e-2
         once = _after_a_pass(subject, name, before)
         moved = _after_a_pass(subject, name, once / 2 + noise)
         twice = _after_a_pass(subject, name, once)
         parameter.data = own
-        if torch.equal(once, moved):
-            found[name] = Overwritten(location, is_lost=True)
-        elif not torch.allclose(twice, once, rtol=1e-6):
-            found[name] = Overwritten(location, is_lost=False)
+        is_lost = torch.equal(once, moved)
+        if is_lost or not torch.allclose(twice, once, rtol=1e-6):
+            found[name] = forward.log.parameter_writes[forward.bit(name)], is_lost
     return found
 
 
 def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Tensor:
-    """Return what a pass leaves of a parameter."""
+    """Return the values of a parameter after a pass."""
     parameter = subject.parameters[name]
     parameter.data = start.clone()
     with subject.keeping_writes_to(name):
         subject.run()
     return parameter.data.clone()
+
+
+_N_STEPS = 3
+_STEP = 1e-3
+"""Each weight moves by this much, as in the first steps of Adam with its usual learning rate."""
+
+_UNEVEN = 1e-6
+
+
+@dataclass(frozen=True)
+class FirstSteps:
+    """Norms of the gradients, and of the weights, after 1, 2, ... optimizer steps, by parameter.
+
+    A head or a residual branch that starts at zero blocks the gradient of what lies behind it until the first step.
+    """
+
+    gradients: list[dict[str, float]]
+    weights: list[dict[str, float]]
+
+    def steps_until_given(self, name: str) -> int | None:
+        """Count the steps until a gradient is no longer zero; None where it stays zero."""
+        return next((n for n, norms in enumerate(self.gradients, start=1) if norms.get(name)), None)
+
+    def steps_until_above(self, name: str, reference: str, share: float) -> int | None:
+        """Count the steps until ‖gradient‖ / ‖weight‖ reaches a share of that of another weight."""
+        for n, (gradients, weights) in enumerate(zip(self.gradients, self.weights, strict=True), start=1):
+            known = all(which in gradients and weights[which] for which in (name, reference))
+            if known and gradients[name] / weights[name] >= share * gradients[reference] / weights[reference]:
+                return n
+        return None
+
+
+def take_first_steps(subject: Subject, backward: BackwardTrace | None) -> FirstSteps | None:
+    """Take a few optimizer steps, measure the gradients after each, and restore the weights.
+
+    None if no gradient is zero or tiny beside another, or if a step fails.
+    """
+    given = [(name, g) for name, g in (backward.gradients if backward else {}).items() if g is not None]
+    if not _is_uneven(subject, given):
+        return None
+    kept = {name: parameter.data.clone() for name, parameter in subject.trainable.items()}
+    steps = FirstSteps([], [])
+    try:
+        found = _gradients(subject)
+        for _ in range(_N_STEPS):
+            for name, gradient in found.items():
+                subject.parameters[name].data.sub_(gradient.sgn(), alpha=_STEP)
+            found = _gradients(subject)
+            steps.gradients.append({name: norm_of(gradient) for name, gradient in found.items()})
+            steps.weights.append({name: norm_of(subject.parameters[name]) for name in found})
+    except RuntimeError:
+        return None
+    finally:
+        for name, data in kept.items():
+            subject.parameters[name].data.copy_(data)
+    return steps
+
+
+def _is_uneven(subject: Subject, given: Iterable[tuple[str, torch.Tensor]]) -> bool:
+    """Return whether some gradient is zero or tiny beside another one that is not."""
+    norms = [(norm_of(gradient), norm_of(subject.parameters[name])) for name, gradient in given]
+    ratios = [gradient / weight for gradient, weight in norms if weight]
+    has_zero, has_other = (any(bool(norm) is is_given for norm, _ in norms) for is_given in (False, True))
+    return has_other and (has_zero or (bool(ratios) and min(ratios) < _UNEVEN * max(ratios)))
+
+
+def _gradients(subject: Subject) -> dict[str, torch.Tensor]:
+    loss = as_scalar(subject.run()[1])
+    found = torch.autograd.grad(loss, list(subject.trainable.values()), allow_unused=True)
+    given = zip(subject.trainable, found, strict=True)
+    return {name: g.to_dense() if g.is_sparse else g for name, g in given if g is not None}

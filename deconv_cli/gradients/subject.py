@@ -1,4 +1,4 @@
-"""What is checked: a model, its inputs and a loss, run as often as needed and the same each time."""
+"""A model with its inputs and its loss, which can be run again and again with the same result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.held_constants import HeldConstants
-from deconv_cli.gradients.lifted_casts import LiftedCasts
-from deconv_cli.gradients.plain_containers import is_plain, leaves_of
-from deconv_cli.gradients.tensors_in import tensors_in
+from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of, tensors_in
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -25,12 +22,15 @@ Loss = Callable[[Any, Any], Any]
 
 @dataclass(eq=False)
 class Subject:
-    """A model with everything that it takes to compute its loss from output and target.
+    """A model with its inputs, a target and a loss.
 
     Attributes:
+        loss: called with the output and the target.
         seed: set before every run, so that random layers draw the same numbers.
-        batch_axis: which axis of inputs and outputs counts the samples, None where there is none.
-        is_axis_given: the user named that axis; else it is looked at whether it may be time.
+        batch_axis: which axis of inputs and outputs counts the samples, None for no such axis.
+        is_axis_given: the user named that axis; otherwise it may be time.
+        parameters: by name, each once.
+        written: parameters that forward itself writes to; every run restores them.
     """
 
     model: nn.Module
@@ -42,12 +42,10 @@ class Subject:
     batch_axis: int | None = 0
     is_axis_given: bool = False
     parameters: dict[str, nn.Parameter] = field(init=False)
-    """By name, each once."""
-    _held: HeldConstants | None = field(default=None, init=False)
+    written: frozenset[str] = field(default=frozenset(), init=False)
+    _held: DetachedConstants | None = field(default=None, init=False)
     _is_in_double: bool = field(default=False, init=False)
     _is_starting: bool = field(default=False, init=False)
-    written: frozenset[str] = field(default=frozenset(), init=False)
-    """Parameters that forward itself writes to, which are put back after every run."""
 
     def __post_init__(self) -> None:
         self.parameters = dict(self.model.named_parameters())
@@ -58,11 +56,7 @@ class Subject:
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
     def run(self, seed: int | None = None) -> tuple[Any, Any]:
-        """Compute output and loss. Generators are seeded before, buffers are put back after.
-
-        Returns:
-            The output of the model, and what the loss function gave.
-        """
+        """Seed the generators, compute the output of the model and its loss, and restore the buffers."""
         with self._watched_run():
             seed_everything(self.seed if seed is None else seed)
             output = self.model(*self.arguments, **self.keywords)
@@ -80,7 +74,7 @@ class Subject:
 
     @contextlib.contextmanager
     def _watched_run(self) -> Iterator[None]:
-        """Run as this subject is set up to: in double precision, with values held constant, buffers put back after."""
+        """Run in double precision or with constants held, as set up, and restore the buffers afterwards."""
         with contextlib.ExitStack() as stack:
             if not self._is_starting:
                 stack.enter_context(self.untouched_state())
@@ -92,8 +86,8 @@ class Subject:
 
     @contextlib.contextmanager
     def untouched_state(self) -> Iterator[None]:
-        """Put back buffers, and the parameters that are written to; a module may also replace a buffer by another."""
-        # What watches the run is to see neither the copies nor that they are put back.
+        """Restore buffers, also replaced ones, and the parameters that forward writes to."""
+        # A watching mode must see neither the copies nor that they are restored.
         with torch._C.DisableTorchFunction():
             kept = [
                 (module, name, buffer, buffer.detach().clone())
@@ -116,7 +110,7 @@ class Subject:
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Leave for a while all that forward writes, as in the first passes of a training."""
+        """Keep for a while all that forward writes, as in the first passes of a training."""
         self._is_starting = True
         try:
             yield
@@ -125,7 +119,7 @@ class Subject:
 
     @contextlib.contextmanager
     def keeping_writes_to(self, name: str) -> Iterator[None]:
-        """Leave for a while what forward writes to one parameter."""
+        """Keep for a while what forward writes to one parameter."""
         kept, self.written = self.written, self.written - {name}
         try:
             yield
@@ -134,7 +128,7 @@ class Subject:
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
-        """Put aside what stands in the `.grad` of the parameters for a while."""
+        """Clear the `.grad` of the parameters for a while."""
         kept = [(parameter, parameter.grad) for parameter in self.parameters.values()]
         try:
             for parameter, _ in kept:
@@ -146,8 +140,8 @@ class Subject:
 
     @contextlib.contextmanager
     def holding_detached(self) -> Iterator[None]:
-        """Hold constant for a while what code detaches on purpose, at its value for the parameters as they are now."""
-        self._held = HeldConstants()
+        """Hold detached values constant for a while, at their values for the current parameters."""
+        self._held = DetachedConstants()
         try:
             self.run()
             yield
@@ -186,7 +180,7 @@ class Subject:
 
     @contextlib.contextmanager
     def narrowed(self, n_samples: int) -> Iterator[bool]:
-        """Keep only the first samples of the batch for a while; yields whether that could be done."""
+        """Keep only the first samples of the batch for a while; yields whether that was possible."""
         axis = self.batch_axis
         tensors = tensors_in((self.arguments, self.keywords, self.target))
         sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
@@ -201,22 +195,22 @@ class Subject:
             stack.enter_context(self.changed_inputs(first))
             try:
                 self.output()
-            except Exception:  # noqa: BLE001  a model may be made for one size of batch
+            except Exception:  # noqa: BLE001  a model may need one size of batch
                 stack.close()
                 yield False
             else:
                 yield True
 
     def evaluator(self, value: float) -> tuple[Callable[[], float], float | None]:
-        """Return what computes the loss without building graphs, unless the model needs them.
+        """Return a function that computes the loss, without building graphs where that works.
 
-        Where values are held constant, the graph tells code under `no_grad` from other code.
+        Held constants need the graph, which shows what runs under `no_grad`.
 
         Args:
-            value: the loss, as a watched run gave it.
+            value: the loss of a watched run.
 
         Returns:
-            The function, and what it gives, where that is known.
+            The function, and its value where that is known.
         """
         if self._held is not None:
             return self.value, None
@@ -257,7 +251,7 @@ class Subject:
 
 @contextlib.contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Put the random numbers of torch, Python and NumPy back to where they were."""
+    """Restore the random generators of torch, Python and NumPy."""
     numpy = sys.modules.get("numpy")
     kept, kept_numpy = random.getstate(), numpy.random.get_state() if numpy else None
     try:
@@ -270,7 +264,7 @@ def untouched_generators() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of torch, of Python, and of NumPy where the model has loaded it."""
+    """Seed the generators of torch, Python, and NumPy if it is loaded."""
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -278,10 +272,10 @@ def seed_everything(seed: int) -> None:
 
 
 def as_scalar(loss: Any) -> torch.Tensor:  # noqa: ANN401  whatever the loss function gives
-    """Take a loss for what it is: a tensor of one element, or a number that has left torch.
+    """Convert a loss to a scalar tensor: a tensor of one element, or a plain number.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the loss is neither.
     """
     if isinstance(loss, bool | int | float):
         return torch.tensor(float(loss), dtype=torch.float64)

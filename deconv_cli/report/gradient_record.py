@@ -8,11 +8,9 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from deconv_cli.gradients.findings import Cause, Finding, ParameterFinding
-from deconv_cli.gradients.fisher_matrix.diagonal import FisherDiagonal
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
-from deconv_cli.gradients.report_text import summarize
+from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, summarize
+from deconv_cli.gradients.fisher_diagonal import FisherDiagonal
+from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 Record = dict[str, Any]

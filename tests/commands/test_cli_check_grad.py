@@ -118,7 +118,7 @@ class TestExpectations:
 
     def test_the_first_line_does_not_hide_what_is_expected(self, deconv):
         done = deconv(*self.WORDS, "--expect", "UNUSED:spare.*", "--json")
-        assert done.report["summary"].startswith("Training can work but for what is expected")
+        assert done.report["summary"].startswith("Training can work except for the expected findings")
 
     def test_what_other_programs_print_goes_to_stderr(self, capfd):
         with running_user_code(is_silent=True):

@@ -8,7 +8,7 @@ import torch
 from gradient_cases import causes, checked
 from torch import nn
 
-from deconv_cli.gradients.automatic_fix import LEAVE_OUT, line_without_detachment, write_piecewise_loss
+from deconv_cli.gradients.rewritten_lines import LEAVE_OUT, line_without_detachment, write_piecewise_loss
 
 
 @pytest.mark.parametrize(

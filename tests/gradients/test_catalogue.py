@@ -29,8 +29,8 @@ MISTAKES = {
     "not_marked_dirty": "without ctx.mark_dirty",
     "differentiated_twice": "second derivative by way of 'a' is wrong",
     "NothingForWeight": "returns None",
-    "WithoutTheSpread": "leaves out what they give each other",
-    "KernelNotFlipped": "leaves out what they give each other",
+    "WithoutTheSpread": "drops their effect on each other",
+    "KernelNotFlipped": "drops their effect on each other",
     "KeptInTheClass": "that of a later call",
 }
 QUICK = {"no_grad", "branch_not_taken", "both_factors_zero", "loss_in_numpy", "softmax_twice", "drawn_with_a_gradient"}
@@ -88,6 +88,28 @@ def test_what_to_write_instead(name):
     why, instead = INSTEAD[name]
     assert instead in fault.causes[0].suggestion
     assert why in fault.causes[0].why
+
+
+OF_THE_MODEL = {
+    "plain_list": ("UNREGISTERED", "self.layers is a plain Python container"),
+    "plain_tensor": ("UNREGISTERED", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
+    "viewed_parameter": ("UNREGISTERED", "self.scale is what an operation made of an nn.Parameter"),
+    "layer_made_in_forward": ("UNREGISTERED", "forward creates in each pass"),
+    "explodes_through_time": ("EXPLODING", "of 24 steps"),
+    "softmax_twice": ("LOSS INPUT", "turns its input into probabilities itself"),
+    "scores_for_logarithms": ("LOSS INPUT", "wants logarithms"),
+    "column_against_row": ("LOSS INPUT", "shapes (6, 1) and (6,) broadcast"),
+    "one_class": ("LOSS INPUT", "one class only"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_MODEL)
+def test_what_is_wrong_with_the_model_as_a_whole(name):
+    verdict, words = OF_THE_MODEL[name]
+    (finding,) = [found for found in check_case(catalogue.BROKEN[name]()).general if found.verdict == verdict]
+    (cause,) = finding.causes
+    assert cause.location.source.endswith(f"# {name}")
+    assert words in cause.why
 
 
 def test_the_safe_branch_that_is_suggested_trains():

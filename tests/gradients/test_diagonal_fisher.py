@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.fisher_matrix.diagonal import diagonal_fisher
+from deconv_cli.gradients.fisher_diagonal import diagonal_fisher
+from deconv_cli.gradients.inputs import Batch
 from deconv_cli.gradients.losses import named_loss, projection
-from deconv_cli.gradients.sample_batch import Batch
 
 
 def network(n_out=3):

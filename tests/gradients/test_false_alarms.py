@@ -67,7 +67,7 @@ def test_what_is_held_constant_on_purpose_makes_no_difference(name):
 def test_a_detachment_on_purpose_is_told_with_its_line(name, mark):
     found = checked(getattr(sound, name)(), 5, 6)
     assert found.general[0].causes[0].location.line == blamed_line("sound_practice", mark)
-    assert "held constant" in found.general[0].causes[0].why
+    assert "hold the value here constant" in found.general[0].causes[0].why
 
 
 def test_a_wrong_gradient_is_found_behind_a_detachment():

@@ -10,12 +10,12 @@ import pytest
 import torch
 from gradient_cases import load_fixture
 
+from deconv_cli.gradients import finite_difference_search as search
+from deconv_cli.gradients import finite_differences as scalar_function
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.gradients.finite_differences import scalar_function, search
-from deconv_cli.gradients.finite_differences.directional import Outcome, compare_along
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
-from deconv_cli.gradients.finite_differences.search import compare_tensors, unravel
-from deconv_cli.gradients.synthetic_inputs import InputSpec
+from deconv_cli.gradients.finite_difference_search import compare_tensors, unravel
+from deconv_cli.gradients.finite_differences import Direction, Outcome, ScalarFunction, TensorGradient, compare_along
+from deconv_cli.gradients.inputs import InputSpec
 
 
 def probe_of(function, x, gradient, **options):

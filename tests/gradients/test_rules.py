@@ -11,8 +11,8 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import UsageError
+from deconv_cli.gradients.checker import collect_evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.gathering import gather_evidence
 from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.rules import GRADIENT_RULES, find_for_parameter
 from deconv_cli.gradients.subject import Subject
@@ -23,7 +23,7 @@ detached, dying = load_fixture("detached"), load_fixture("dying")
 def evidence_of(model, *shape, loss=projection):
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     subject = Subject(model, (inputs,), {}, None, loss)
-    return gather_evidence(subject, budget=60.0, second_order=False, on_progress=lambda _: None)
+    return collect_evidence(subject, 60.0, second_order=False, on_progress=lambda _: None)
 
 
 @pytest.fixture

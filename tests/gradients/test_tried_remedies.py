@@ -8,7 +8,7 @@ from gradient_cases import causes, checked, verdicts
 from torch import nn
 from torch.distributions import Bernoulli, Categorical
 
-from deconv_cli.gradients.cure_trial import SINGULAR, harmless_input, straight_through
+from deconv_cli.gradients.replacements import SINGULAR, harmless_input, straight_through
 from deconv_cli.gradients.training.script import check_script
 
 

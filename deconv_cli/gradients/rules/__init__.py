@@ -1,8 +1,7 @@
 """The rules of the gradient checker, in order of precedence.
 
-The first rule that finds something for a parameter decides. Each is a function: evidence and the name of a parameter
-in, a finding with its suggestion out, or None. Rules that share a cause share a file. Rules that a caller registers are
-asked first::
+The first rule that finds something for a parameter decides. A rule is a function that takes the evidence and the name
+of a parameter, and returns a finding with its suggestion, or None. Rules that a caller registers are asked first::
 
     deconv_cli.GRADIENT_RULES.register("too-large", find_too_large)
 """
@@ -35,98 +34,97 @@ class RuleRegistry(Registry[Part]):
 
 
 _HERE = "deconv_cli.gradients.rules"
-
 GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
     {
-        "in-place": f"{_HERE}.in_place:find_in_place",
-        "failing-backward": f"{_HERE}.in_place:find_failing_backward",
-        "overwritten": f"{_HERE}.overwritten:find_overwritten",
+        "in-place": f"{_HERE}.misuse:find_in_place",
+        "failing-backward": f"{_HERE}.misuse:find_failing_backward",
+        "overwritten": f"{_HERE}.misuse:find_overwritten",
         "frozen": f"{_HERE}.unused:find_frozen",
         "empty": f"{_HERE}.unused:find_empty",
         "not-reached": f"{_HERE}.unused:find_not_reached",
         "unused": f"{_HERE}.unused:find_unused",
         "detached": f"{_HERE}.detached:find_detached",
-        "non-finite": f"{_HERE}.non_finite:find_non_finite",
-        "left-out-of-derivative": f"{_HERE}.zero_gradient:find_left_out_of_derivative",
+        "non-finite": f"{_HERE}.zero_or_non_finite:find_non_finite",
+        "left-out-of-derivative": f"{_HERE}.zero_or_non_finite:find_left_out_of_derivative",
         "used-outside-torch": f"{_HERE}.detached:find_used_outside_torch",
         "not-in-loss": f"{_HERE}.unused:find_not_in_loss",
-        "zero-by-construction": f"{_HERE}.zero_gradient:find_zero_by_construction",
+        "zero-by-construction": f"{_HERE}.zero_or_non_finite:find_zero_by_construction",
         "zero-at-start": f"{_HERE}.vanishing:find_zero_at_start",
-        "zero": f"{_HERE}.zero_gradient:find_zero",
-        "noisy": f"{_HERE}.compared:find_noisy",
-        "wrong-function": f"{_HERE}.wrong:find_wrong_function",
-        "substituted": f"{_HERE}.substituted:find_substituted",
-        "renormed": f"{_HERE}.substituted:find_renormed",
-        "limited-by-hook": f"{_HERE}.substituted:find_limited_by_hook",
-        "gradient-hook": f"{_HERE}.wrong:find_gradient_hook",
+        "zero": f"{_HERE}.zero_or_non_finite:find_zero",
+        "noisy": f"{_HERE}.finite_difference_verdict:find_noisy",
+        "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function",
+        "substituted": f"{_HERE}.finite_difference_verdict:find_substituted",
+        "renormed": f"{_HERE}.finite_difference_verdict:find_renormed",
+        "limited-by-hook": f"{_HERE}.finite_difference_verdict:find_limited_by_hook",
+        "gradient-hook": f"{_HERE}.finite_difference_verdict:find_gradient_hook",
         "partly-detached": f"{_HERE}.detached:find_partly_detached",
-        "wrong": f"{_HERE}.wrong:find_wrong",
-        "wrong-second-derivative": f"{_HERE}.wrong:find_wrong_second_derivative",
+        "wrong": f"{_HERE}.finite_difference_verdict:find_wrong",
+        "wrong-second-derivative": f"{_HERE}.finite_difference_verdict:find_wrong_second_derivative",
         "vanishing-at-start": f"{_HERE}.vanishing:find_vanishing_at_start",
         "vanishing": f"{_HERE}.vanishing:find_vanishing",
         "exploding": f"{_HERE}.vanishing:find_exploding",
         "symmetric": f"{_HERE}.vanishing:find_symmetric",
-        "nondifferentiable": f"{_HERE}.compared:find_nondifferentiable",
-        "ok": f"{_HERE}.compared:find_ok",
-        "not-checked": f"{_HERE}.compared:find_not_checked",
+        "nondifferentiable": f"{_HERE}.finite_difference_verdict:find_nondifferentiable",
+        "ok": f"{_HERE}.finite_difference_verdict:find_ok",
+        "not-checked": f"{_HERE}.finite_difference_verdict:find_not_checked",
     },
 )
-"""What is found for each parameter: the first rule that finds something."""
+"""Rules for each parameter: the first one that finds something decides."""
 
 MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
     {
-        "nothing-trains": f"{_HERE}.unregistered:find_nothing_trains",
-        "unregistered": f"{_HERE}.unregistered:find_unregistered",
-        "loss-input": f"{_HERE}.loss_input:find_loss_input",
+        "nothing-trains": f"{_HERE}.unused:find_nothing_trains",
+        "unregistered": f"{_HERE}.unused:find_unregistered",
+        "loss-input": f"{_HERE}.misuse:find_loss_input",
         "exploding-through-time": f"{_HERE}.vanishing:find_exploding_through_time",
-        "in-place": f"{_HERE}.in_place:find_in_place_in_model",
-        "noisy": f"{_HERE}.compared:find_noisy_model",
-        "wrong-function": f"{_HERE}.wrong:find_wrong_function_in_model",
+        "in-place": f"{_HERE}.misuse:find_in_place_in_model",
+        "noisy": f"{_HERE}.finite_difference_verdict:find_noisy_model",
+        "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function_in_model",
         "detached-on-purpose": f"{_HERE}.detached:find_detached_on_purpose",
-        "batch-leak": f"{_HERE}.batch_leak:find_batch_leak",
+        "batch-leak": f"{_HERE}.misuse:find_batch_leak",
     },
 )
-"""What is found for the model as a whole: all that any rule finds."""
+"""Rules for the model as a whole: the findings of all of them count."""
 
 TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
     "training rule",
     {
-        "weights-not-held": f"{_HERE}.optimizer_holds:find_weights_not_held",
-        "late-weights": f"{_HERE}.optimizer_holds:find_late_weights",
-        "nothing-moved": f"{_HERE}.optimizer_holds:find_nothing_moved",
-        "step-without-effect": f"{_HERE}.optimizer_holds:find_step_without_effect",
-        "rebuilt-optimizer": f"{_HERE}.optimizer_holds:find_rebuilt_optimizer",
-        "overwritten-in-training": f"{_HERE}.overwritten:find_overwritten_in_training",
-        "accumulated": f"{_HERE}.gradient_lost:find_accumulated",
-        "gradient-lost": f"{_HERE}.gradient_lost:find_gradient_lost",
-        "idle-clipping": f"{_HERE}.gradient_lost:find_idle_clipping",
-        "failing-script": f"{_HERE}.failing_script:find_failing_script",
+        "weights-not-held": f"{_HERE}.optimizer_steps:find_weights_not_held",
+        "late-weights": f"{_HERE}.optimizer_steps:find_late_weights",
+        "nothing-moved": f"{_HERE}.optimizer_steps:find_nothing_moved",
+        "step-without-effect": f"{_HERE}.optimizer_steps:find_step_without_effect",
+        "rebuilt-optimizer": f"{_HERE}.optimizer_steps:find_rebuilt_optimizer",
+        "overwritten-in-training": f"{_HERE}.misuse:find_overwritten_in_training",
+        "accumulated": f"{_HERE}.optimizer_steps:find_accumulated",
+        "gradient-lost": f"{_HERE}.optimizer_steps:find_gradient_lost",
+        "idle-clipping": f"{_HERE}.optimizer_steps:find_idle_clipping",
+        "failing-script": f"{_HERE}.optimizer_steps:find_failing_script",
     },
 )
-"""What is found for a script that trains, of the optimizer: all that any rule finds."""
+"""Rules for a script that trains: the findings of all of them count."""
 
 
 def find_for_parameter(evidence: Evidence, name: str) -> Finding:
-    """Return what the first rule finds that finds anything for a parameter.
+    """Return the finding of the first rule that finds something for a parameter.
 
     Raises:
-        LookupError: no rule does, which the last of the built-in ones prevents.
+        LookupError: no rule finds anything, which the last built-in rule prevents.
     """
     for rule in GRADIENT_RULES:
         found = GRADIENT_RULES[rule](evidence, name)
-        # Where autograd and finite differences differ, what is no fault has to say why.
+        # If autograd and finite differences differ, a finding that is no fault must say why.
         if found is not None and (found.is_fault or found.detail or not evidence.differs(name)):
             return found
     raise LookupError(f"no rule finds anything for '{name}'")
 
 
 def find_in_training(evidence: TrainingEvidence) -> tuple[Finding, ...]:
-    """Return what any rule finds of the optimizer."""
+    """Return the findings of all rules for a training script."""
     return tuple(found for rule in TRAINING_RULES for found in TRAINING_RULES[rule](evidence))
 
 
 def find_in_model(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return what any rule finds for the model as a whole."""
+    """Return the findings of all rules for the model as a whole."""
     return tuple(found for rule in MODEL_RULES for found in MODEL_RULES[rule](evidence))

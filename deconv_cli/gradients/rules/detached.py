@@ -1,17 +1,25 @@
-"""DETACHED, PARTLY DETACHED: the value reaches the loss, and its gradient does not, wholly or on some paths."""
+"""DETACHED, PARTLY DETACHED: the value reaches the loss, but its gradient does not, or only on some paths."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from deconv_cli.gradients.detachment_causes import NOT_ENOUGH, explain_detachment, instead_of_call
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
-from deconv_cli.gradients.rules.wrong import describe_difference
+from deconv_cli.gradients.rewritten_lines import (
+    STAY_IN_TORCH,
+    line_without_detachment,
+    line_without_wrapper,
+    write_piecewise_loss,
+)
+from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
-from deconv_cli.gradients.tracing.operations import WRAPPING
+from deconv_cli.gradients.tracing.operations import COMPARISONS, DETACHING, INDEX_MAKERS, OUTSIDE_USES, WRAPPING
 
 _DELIBERATE = WRAPPING | {"data"}
 
@@ -31,9 +39,9 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient on which the loss depends by way of plain values.
+    """Find a parameter without a gradient that the loss depends on through plain values.
 
-    A loss that autograd reaches nothing from is made of what left torch, even if it is constant on these data.
+    If autograd reaches no parameter from a loss, the loss is made of plain values, even if it is constant here.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
@@ -48,18 +56,18 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, and an operation that keeps a part of it."""
+    """Find a gradient that differs from finite differences, and an operation that cuts off a part of it."""
     difference = describe_difference(evidence, name)
     if evidence.double is None or not difference:
         return None
     forward = evidence.double.forward
     bit = forward.bit(name)
     detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
-    # What is detached on purpose is held constant in finite differences, so it makes no difference.
+    # Finite differences hold values constant that are detached on purpose, so these make no difference.
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
     # A value that only a Python condition reads is the usual way to choose a branch.
-    returned = getattr(evidence.model, "returned", None)  # of a recorded pass, which lines a constant was made of
+    returned = getattr(evidence.model, "returned", None)  # lines whose plain values a recorded pass uses as constants
     uses = (use for use in uses_outside(forward, bit) if use.name != "__bool__")
     outside = [use for use in uses if returned is None or str(use.location) in returned]
     if not losing and not outside:
@@ -69,18 +77,18 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
-    """Explain operations that gradients do not leave, and write what to use instead, unless it was tried in vain."""
+    """Explain operations that gradients do not leave; a suggestion that failed its trial is replaced."""
     causes = unique_causes(explain_detachment(found) for found in detachments)
-    return tuple(_tried(cause) if str(cause.location) in evidence.failing_fixes else cause for cause in causes)
-
-
-def _tried(cause: Cause) -> Cause:
-    """Take back a suggestion that was tried in vain."""
-    return replace(cause, suggestion=instead_of_call(cause.location.code) or NOT_ENOUGH)
+    return tuple(
+        replace(cause, suggestion=_instead_of_call(cause.location.code) or _NOT_ENOUGH)
+        if str(cause.location) in evidence.failing_fixes
+        else cause
+        for cause in causes
+    )
 
 
 def returning_none(operation: Operation, evidence: Evidence) -> Cause:
-    """Explain a backward that gives nothing for an input, on its own line where it is the user's."""
+    """Explain a backward that returns None for an input, on its own line where it is the user's."""
     name = operation.bare_name.removesuffix(".apply")
     missing = (item.location for item in evidence.wrong_inputs if item.is_missing and item.function == name)
     location = next(missing, operation.location)
@@ -93,38 +101,175 @@ _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
-    """Find `.detach()` and `no_grad` in the user's own code, a finding for each line."""
-    forward = evidence.forward
+    """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
+    forward, log = evidence.forward, evidence.forward.log
     trained = sum(forward.bit(name) for name in evidence.magnitudes)
-    lines: dict[str, Detachment] = {}
-    for index in sorted(forward.flow.detachments):
-        found = forward.log.detachments[index]
-        is_plain = found.is_deliberate and not found.by_library and found.location.file
-        if is_plain and found.lost & trained:
-            lines.setdefault(str(found.location), found)
-    return [*_drawn(evidence, trained), *(_intended(evidence, found) for found in list(lines.values())[:_MAX_LINES])]
-
-
-def _drawn(evidence: Evidence, trained: int) -> list[Finding]:
-    """Find continuous draws without a gradient that a layer goes on with, and that no log_prob is taken of."""
-    log, flow = evidence.forward.log, evidence.forward.flow
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in log.random}
-    cuts = (log.detachments[index] for index in sorted(flow.detachments) if index in log.read_on)
-    lines = {
-        str(found.location): explain_detachment(found)
-        for found in cuts
-        if found.is_draw and found.lost & trained and not is_discrete.get(str(found.location), True)
-    }
-    return [] if log.takes_likelihood else [Finding(Verdict.DETACHED, (cause,)) for cause in lines.values()]
+    draws: dict[str, Cause] = {}
+    plain: dict[str, Detachment] = {}
+    for index in sorted(forward.flow.detachments):
+        found, line = log.detachments[index], str(log.detachments[index].location)
+        if not found.lost & trained:
+            continue
+        # A continuous draw that a layer reads on, and that no log_prob weighs.
+        if found.is_draw and index in log.read_on and not is_discrete.get(line, True) and not log.takes_likelihood:
+            draws[line] = explain_detachment(found)
+        if found.is_deliberate and not found.by_library and found.location.file:
+            plain.setdefault(line, found)
+    findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
+    for found in list(plain.values())[:_MAX_LINES]:
+        names = [name for name in evidence.magnitudes if forward.bit(name) & found.lost]
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        why = (
+            f"{names[0]}{others} reach the loss by this line too, but get gradients in other ways only; finite "
+            "differences hold the value here constant."
+        )
+        suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
+        cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
+        findings.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
+    return findings
 
 
-def _intended(evidence: Evidence, found: Detachment) -> Finding:
-    names = [name for name in evidence.magnitudes if evidence.forward.bit(name) & found.lost]
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    label = "no_grad" if found.by_mode else found.label
+_NOT_ENOUGH = (
+    "write this line, and what follows, with torch functions that carry gradients; removing the detachment was tried, "
+    "and fails alone"
+)
+
+_WITHOUT_RSAMPLE = (
+    "this draw has no .rsample(): weigh its log_prob with what it earns, or use F.gumbel_softmax for classes"
+)
+
+_INSTEAD_OF = {
+    ".sample(": _WITHOUT_RSAMPLE,
+    "state_dict(": "take the weights themselves, dict(self.named_parameters()): a state_dict holds detached tensors",
+    "copy(": "use what is copied itself: a copy has weights of its own, which nothing trains",
+}
+
+_SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
+
+
+def _instead_of_call(code: str) -> str | None:
+    """Write what to use instead of the call in a line; None for unknown calls."""
+    return next((text for call, text in _INSTEAD_OF.items() if call in code), None)
+
+
+def explain_detachment(found: Detachment) -> Cause:
+    """Explain an operation that gradients do not leave, and write what to use instead."""
+    name, label = found.name, found.label
+    if name in WRAPPING:
+        return _wrapping(found)
+    why = f"gradients enter {label} and do not leave it."
+    suggestion = "replace it by an operation that torch can differentiate"
+    if name in DETACHING:
+        why = ".detach() gives a tensor without a history, so no gradient passes this line."
+        suggestion = _without_detachment(found.location)
+    elif name == "data":
+        why = ".data reads the values past autograd, so no gradient passes this line."
+        suggestion = _without_detachment(found.location)
+    elif name in OUTSIDE_USES:
+        why = f"{label} turns the tensor into a plain value, which carries no gradient."
+        suggestion = line_without_detachment(found.location.code) or STAY_IN_TORCH
+    elif name == "grad":
+        why = f"{label} without create_graph=True gives plain values, so no gradient passes this line."
+        suggestion = "pass create_graph=True"
+    elif name == "CheckpointFunction.apply":
+        label = "checkpoint(...)"
+        why = "a reentrant checkpoint gives gradients only if one of its inputs requires a gradient, and none does."
+        suggestion = "pass use_reentrant=False"
+    elif name in COMPARISONS:
+        why = f"{label} gives True or False, which small changes of its input do not change: no gradient."
+        suggestion = _instead_of_comparing(found.location.code)
+    elif name in INDEX_MAKERS and not found.by_mode:
+        why = f"{label} gives whole numbers, which small changes of its input do not change: no gradient."
+        suggestion = _instead_of_index(name, found.location.code)
+    elif label.startswith("the cast to"):
+        why = f"{label} rounds to whole numbers, which carry no gradient."
+        suggestion = "stay with floating point; cast only what serves as an index"
+    elif found.by_mode:
+        why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
+        if found.is_draw:
+            why = ".sample() draws numbers without a gradient, so none reaches the parameters of the distribution."
+        label, suggestion = ".sample()" if found.is_draw else "no_grad", _switching_on(found)
+    elif name.endswith(".apply") and found.is_hidden:
+        why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
+        suggestion = "hand the parameter to apply, and return its gradient from backward"
+    elif name.endswith(".apply"):
+        why = f"{label.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
+        suggestion = "return a gradient for every input from backward"
+    return Cause(label, _where(found), why, suggestion)
+
+
+def _where(found: Detachment) -> CodeLocation:
+    """Find the line to change: a `with no_grad` around the call, or the line itself."""
+    switch = found.switch
+    is_outside = switch is not None and switch.code.startswith("with ") and switch.function != found.location.function
+    return switch if switch is not None and is_outside else found.location
+
+
+def _instead_of_comparing(code: str) -> str:
+    in_loss = f"{write_piecewise_loss(code)}; the value of the loss changes"
+    is_loss = any(part in code for part in ("mean(", "sum(", "len(", "for ", "&"))
+    return in_loss if is_loss else f"{_SMOOTH}; in a loss {in_loss}"
+
+
+def _instead_of_index(name: str, code: str) -> str:
+    """Write what to use instead of an operation that returns whole numbers."""
+    if name.startswith("arg") and "==" in code:
+        return "use F.cross_entropy(scores, classes) as the loss, and report the accuracy separately"
+    if name.startswith("arg"):
+        return "use torch.softmax(x, dim) and a weighted sum"
+    return _WITHOUT_RSAMPLE if name == "multinomial" else _SMOOTH
+
+
+def _switching_on(found: Detachment) -> str:
+    """Write how to switch gradients on again."""
+    line = found.switch.code if found.switch is not None else ""
+    if ".sample(" in found.location.code:
+        line = found.location.code.replace(".sample(", ".rsample(")
+        return f"draw with .rsample(), which carries gradients, or use log_prob: {line}"
+    if found.by_library:
+        return "the library that this line calls switches gradients off itself; use another function of it"
+    if line.startswith("with ") or found.switch is None:
+        what = "this line" if _where(found) is found.location else "the call"
+        return f"move {what} out of the torch.no_grad() block; freeze weights that should not train instead"
+    if "set_grad_enabled" in line or "no_grad" in line:
+        return (
+            f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
+        )
+    return "take the decorator torch.no_grad() off the function around this line"
+
+
+def _wrapping(found: Detachment) -> Cause:
+    """Explain a tensor made of the values of another one."""
+    is_loss = found.n_elements == 1 and not found.location.module
     why = (
-        f"{names[0]}{others} reach the loss by this line too, but get gradients on other ways only; the value here "
-        "was held constant in finite differences."
+        f"{found.label} makes a new leaf that only has the value of {'the loss' if is_loss else 'the tensor'}: "
+        "backward() ends at it, and every parameter before it gets no gradient."
     )
-    suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
-    return Finding(Verdict.PARTLY_DETACHED, (Cause(label, found.location, why, suggestion),))
+    name = _wrapped_name(found.location) if is_loss else None
+    suggestion = f"return {name}" if name else line_without_wrapper(found.location.code) or "use the tensor itself"
+    return Cause(found.label, found.location, why, suggestion)
+
+
+def _wrapped_name(location: CodeLocation) -> str | None:
+    """Find the variable that a line wraps, as in `Variable(loss, requires_grad=True)`."""
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(location.code)):
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Name):
+                continue
+            if ast.unparse(node.func).rpartition(".")[2] in ("Variable", "Parameter", "tensor", "as_tensor"):
+                return node.args[0].id
+    return None
+
+
+def _without_detachment(location: CodeLocation) -> str:
+    """Write the line without its detachment."""
+    found = line_without_detachment(location.code)
+    if found is not None:
+        return found
+    # A part of a longer statement, or the head of a block, is changed as text.
+    parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in location.code]
+    if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
+        return location.code.replace(parts[0], "")
+    known = STAY_IN_TORCH if ".numpy()" in location.code else _instead_of_call(location.code)
+    return known or "use the tensor itself"

@@ -1,8 +1,8 @@
 """VANISHING, EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
 
-Never compared with a fixed number: a small loss has small gradients everywhere and is no fault. A weight with sound
-ones behind or beside it lies on a branch of its own, as queries, keys and relative positions of attention do, whose
-gradients may well be smaller; there the limit is the square.
+There is no fixed limit, since a small loss has small gradients everywhere. If other weights at least as far from the
+loss are sound, a weight lies on a branch of its own, such as the queries and keys of attention. Its gradient may be
+smaller then, so the limit is the square.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
-from deconv_cli.gradients.recurrence.time_series import TimeSeries
-from deconv_cli.gradients.rules.zero_gradient import find_zero
+from deconv_cli.gradients.rules.zero_or_non_finite import find_zero
+from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 COLLAPSE = 1e-6
-"""How many times smaller or larger than next to the loss."""
+"""Ratio to the layer next to the loss that counts as vanished, and its inverse as exploded."""
 
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
@@ -54,13 +54,13 @@ def _farther(evidence: Evidence, name: str) -> list[Layer]:
 
 
 def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:
-    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; twice 1 for what is no weight."""
+    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; 1 and 1 for other parameters."""
     ratios = {layer.name: layer.ratio for layer in evidence.layers}
     return (ratios[name], evidence.layers[0].ratio) if name in ratios else (1.0, 1.0)
 
 
 def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
-    """List by what factor the ratio changes from each layer to the next one away from the loss, and their names."""
+    """List the factor of the ratio from each layer to the next one away from the loss, and both names."""
     return [(far.ratio / near.ratio, near.name, far.name) for near, far in pairwise(evidence.layers)]
 
 
@@ -73,7 +73,7 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
 
 
 def find_exploding_through_time(evidence: Evidence) -> list[Finding]:
-    """Find a recurrence whose early steps rule the gradient."""
+    """Find a recurrence whose early steps dominate the gradient."""
     series = evidence.double.series if evidence.double is not None else ()
     return [Finding(Verdict.EXPLODING, (_of_series(found),)) for found in series if found.trend == "explodes"]
 
@@ -90,11 +90,11 @@ def _of_series(found: TimeSeries) -> Cause:
 
 _SAME = 1e-5
 _UNIT_AXES = (0, 1)
-"""Of weights of shape (outputs, inputs), as in nn.Linear, and (inputs, outputs)."""
+"""Axis of the units for weights of shape (outputs, inputs), as in nn.Linear, and (inputs, outputs)."""
 
 
 def find_symmetric(evidence: Evidence, name: str) -> Finding | None:
-    """Find a weight that was filled with one number, and whose gradient has one value for all units."""
+    """Find a weight with equal units, whose gradients are equal too."""
     gradient, weight = evidence.sharpest_gradient(name), evidence.parameters[name].detach()
     if gradient is None or weight.ndim < 2 or gradient.is_sparse or not (weight.any() and gradient.any()):
         return None
@@ -110,11 +110,11 @@ def _are_alike(values: torch.Tensor, axis: int) -> bool:
     return values.shape[axis] > 1 and bool((values - first).abs().max() <= _SAME * values.abs().max())
 
 
-_USUAL_START = "nothing: such a start is usual for the last layer of a branch, and training goes on from it"
+_USUAL_START = "nothing: such a start is usual for the last layer of a branch, and does not hinder training"
 
 
 def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
-    """Find a zero gradient that a step or two set free, as behind a layer that starts at zero."""
+    """Find a gradient that is zero at initialization only, as behind a layer that starts at zero."""
     found = find_zero(evidence, name) if evidence.first_steps is not None else None
     if found is None or evidence.first_steps is None:
         return None
@@ -122,7 +122,7 @@ def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
-    """Find a tiny gradient that a step or two make usual, as behind a layer scale."""
+    """Find a gradient that is tiny at initialization only, as behind a layer scale."""
     found = find_vanishing(evidence, name) if evidence.first_steps is not None else None
     if found is None or evidence.first_steps is None:
         return None

@@ -1,4 +1,4 @@
-"""Lines inside a hand-written backward: where the gradient of an input is computed, and where something is written."""
+"""Find lines inside a hand-written backward: the gradient of an input, a write, the first mistake."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from deconv_cli.gradients.tensors_in import real
+from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward
 
 
 class BackwardSource:
-    """The source of the backward, or of the forward, of a Function; without a source nothing is found."""
+    """The source of the backward, or of the forward, of a Function; without a source its methods find nothing."""
 
     def __init__(self, function: type[torch.autograd.Function], method: str = "backward") -> None:
         self._whole = location_of_backward(function)
@@ -32,7 +32,7 @@ class BackwardSource:
             self._file, self._shift, self._code = code.co_filename, first - 1, code
 
     def of_gradient(self, positions: Sequence[int]) -> CodeLocation:
-        """Find where the gradient of one input is computed, or, of several, what all of them are computed from."""
+        """Find the line that computes the gradient of one input, or the line that several gradients share."""
         returned = [self._returned(position) for position in positions]
         if any(expression is None for expression in returned) or not returned:
             return self._whole
@@ -56,13 +56,13 @@ class BackwardSource:
         return self._whole
 
     def of_change(self) -> CodeLocation | None:
-        """Find the first line that gives a new value to an incoming gradient; None where there is none."""
+        """Find the first line that assigns to an incoming gradient."""
         function = next((node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)), None)
         incoming = {argument.arg for argument in function.args.args[1:]} if function is not None else set()
         return next((self._at(line) for line, names, _ in self._assigned if names & incoming), None)
 
     def of_return(self, position: int) -> CodeLocation:
-        """Find where the gradient of an input is returned."""
+        """Find the line that returns the gradient of an input."""
         returned = self._returned(position)
         return self._whole if returned is None else self._at(returned.lineno)
 
@@ -74,14 +74,14 @@ class BackwardSource:
         right: Sequence[int],
         block: tuple[int, int] | None,
     ) -> CodeLocation | None:
-        """Find the first line whose value is none that the chain rule has there, by the values that a run assigns.
+        """Find the first line whose value departs from the chain rule, by the values that a run assigns.
 
         Args:
             run: calls backward.
-            known: the values of forward, and the gradients by them, as autograd gives them.
+            known: the values of forward and the gradients by them, from autograd.
             wrong: positions of the inputs with a wrong gradient.
-            right: positions of those with a right one.
-            block: which of how many stacked blocks the whole mistake lies in, None where it is none.
+            right: positions of the inputs with a right gradient.
+            block: the stacked block that holds the whole mistake and the number of blocks, None without such a block.
         """
         assigned = self._assigned
         values = self._values_assigned(run, {line: names for line, names, _ in assigned})
@@ -98,9 +98,9 @@ class BackwardSource:
             if not _is_known(found, known, is_updated=is_updated):
                 continue
             if not any(bool(value.any()) for value in found):
-                cleared.add(line)  # zero is right, and tells nothing of what it was computed from
+                cleared.add(line)  # a zero proves nothing about the lines that it was computed from
             elif not _is_known(found[-1:], others, is_updated=True):
-                # A value that two lines compute belongs to one of them: which, their followers tell.
+                # If two lines compute the same value, the lines that use it decide which one is right.
                 cleared |= {line} | _slice(assigned, [], read)
         started = {line for line, names, read in assigned if _is_updated(names, assigned) and not names & read}
         suspects = [line for line in values if line in behind - cleared - started]
@@ -109,7 +109,7 @@ class BackwardSource:
         return self._at(suspects[0]) if suspects else None
 
     def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
-        """Note what each line assigns, in the order in which the lines run first."""
+        """Collect the values that each line assigns, in the order in which the lines first run."""
         code, shift = self._code, self._shift
         values: dict[int, list[torch.Tensor]] = {}
         last = 0
@@ -133,7 +133,7 @@ class BackwardSource:
         return {line: found for line, found in values.items() if found}
 
     def _stacked_part(self, block: tuple[int, int]) -> ast.expr | None:
-        """Find what is stacked as one of several blocks."""
+        """Find the expression that is stacked as one of several blocks."""
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.List | ast.Tuple):
                 elements = node.args[0].elts
@@ -145,7 +145,7 @@ class BackwardSource:
         return CodeLocation(self._file, self._shift + line, self._whole.function)
 
     def _returned(self, position: int) -> ast.expr | None:
-        """Find what is returned for an input, by the one return of the function."""
+        """Find the expression that the only return of the function holds for an input."""
         returns = [node for node in ast.walk(self._tree) if isinstance(node, ast.Return) and node.value is not None]
         if len(returns) != 1:
             return None
@@ -156,16 +156,16 @@ class BackwardSource:
 
     @property
     def _assigned(self) -> list[_Assignment]:
-        """List what gives values to names, but for what was saved."""
+        """List the assignments, except those of saved tensors."""
         return [found for found in map(_assigned, ast.walk(self._tree)) if found is not None]
 
 
 _Assignment = tuple[int, set[str], set[str]]
-"""A line, the names that it gives a value, and those that it reads."""
+"""A line, the names that it assigns, and the names that it reads."""
 
 
 def _assigned(node: ast.AST) -> _Assignment | None:
-    """Describe a statement that gives values to names, or writes into them."""
+    """Describe a statement that assigns to names or writes into them."""
     if isinstance(node, ast.Assign):
         if "saved_tensors" in ast.unparse(node.value):
             return None
@@ -182,7 +182,7 @@ def _assigned(node: ast.AST) -> _Assignment | None:
 
 
 def _slice(assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], names: Iterable[str] = ()) -> set[int]:
-    """List the lines that expressions, or names, are computed from."""
+    """List the lines that compute the inputs of expressions or names."""
     wanted = {name.id for goal in goals if goal is not None for name in _names(goal)} | set(names)
     lines: set[int] = set()
     while True:
@@ -194,12 +194,12 @@ def _slice(assigned: Sequence[_Assignment], goals: Sequence[ast.expr | None], na
 
 
 def _is_updated(names: set[str], assigned: Sequence[_Assignment]) -> bool:
-    """Return whether a name is filled by several lines, or by one that runs again and again."""
+    """Return whether several lines, or one repeated line, fill a name."""
     return any(names & written & read for _, written, read in assigned)
 
 
 def _is_known(values: Sequence[torch.Tensor], known: Sequence[torch.Tensor], *, is_updated: bool) -> bool:
-    """Return whether all values that a line assigns, or the last one of what is filled, are known ones."""
+    """Return whether all assigned values, or the last one of an updated name, are known."""
     chosen = values[-1:] if is_updated else values
     return bool(chosen) and all(
         any((v.shape, v.dtype) == (k.shape, k.dtype) and torch.allclose(v, k, rtol=1e-6, atol=1e-9) for k in known)

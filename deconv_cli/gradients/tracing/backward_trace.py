@@ -1,10 +1,10 @@
-"""One backward pass, watched: at which node a gradient turns to zero, to NaN, or is not given at all."""
+"""Autograd's graph, and one watched backward pass: where a gradient turns to zero or NaN, or stops."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,92 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tracing.autograd_graph import Node
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+
+Node = Any
+"""A node of autograd's graph: torch has no one class for them."""
+
+_MAX_WALK = 4000
+
+
+class AutogradGraph:
+    """The nodes of a forward pass: the line and the label of each, and the number of tensors before it.
+
+    Args:
+        bits: the bit of each parameter in sets of parameters, by the id of the parameter.
+    """
+
+    def __init__(self, bits: dict[int, int]) -> None:
+        self.locations: dict[Node, CodeLocation] = {}
+        self.labels: dict[Node, str] = {}
+        self.order: dict[Node, int] = {}
+        self._bits = bits
+        self._masks: dict[Node, int] = {}
+
+    def parameters_below(self, node: Node) -> int:
+        """Find the parameters that autograd reaches from a node, a bit each."""
+        return self._reach(node, lambda _: None)
+
+    def parameters_of(self, tensor: torch.Tensor) -> int:
+        """Find the parameters that autograd reaches from a tensor, a bit each."""
+        if tensor.grad_fn is not None:
+            return self.parameters_below(tensor.grad_fn)
+        return self._bits.get(id(tensor), 0) if tensor.requires_grad else 0
+
+    def add_parameters(self, node: Node, parameters: int) -> None:
+        """Count parameters as reached from a node that passes gradients to them outside of the graph."""
+        self._masks[node] = self.parameters_below(node) | parameters
+
+    def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation, position: int) -> None:
+        """Remember the line of the new nodes behind a tensor."""
+
+        def record(node: Node) -> None:
+            self.locations[node], self.labels[node], self.order[node] = location, label, position
+
+        if tensor.grad_fn is not None:
+            self._reach(tensor.grad_fn, record)
+
+    def label_of(self, node: Node) -> str:
+        """Name the operation that made a node, by the class of the node if nothing saw it being made."""
+        return self.labels.get(node) or type(node).__name__.removesuffix("0").removesuffix("Backward")
+
+    def location_of(self, node: Node) -> CodeLocation:
+        """Find the line on which a node was made."""
+        return self.locations.get(node) or CodeLocation()
+
+    def _reach(self, start: Node, visit: Callable[[Node], None]) -> int:
+        """Find the leaves below a node, and visit each new node once; without recursion, since graphs are deep."""
+        masks, waiting = self._masks, [start]
+        while waiting:
+            node = waiting[-1]
+            if node in masks:
+                waiting.pop()
+                continue
+            below = [child for child, _ in node.next_functions if child is not None]
+            missing = [child for child in below if child not in masks]
+            if missing:
+                waiting += missing
+                continue
+            variable = getattr(node, "variable", None)
+            masks[node] = self._bits.get(id(variable), 0) if variable is not None else 0
+            for child in below:
+                masks[node] |= masks[child]
+            visit(node)
+            waiting.pop()
+        return masks[start]
+
+
+def is_below(start: Node, goal: Node) -> bool:
+    """Return whether a node is among the first few thousand below another."""
+    waiting, seen = deque([start]), {start}
+    while waiting and len(seen) < _MAX_WALK:
+        for child, _ in waiting.popleft().next_functions:
+            if child is goal:
+                return True
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,12 +119,12 @@ class Magnitude:
 
     @property
     def is_zero(self) -> bool:
-        """Zero everywhere, or not given."""
+        """Zero everywhere, or missing."""
         return not self.largest
 
 
 def _largest(values: torch.Tensor) -> float:
-    """Find the largest magnitude, without a copy where there are no imaginary parts."""
+    """Find the largest magnitude, without a copy of real values."""
     if values.is_complex():
         return float(values.abs().max())
     low, high = map(float, values.aminmax())
@@ -52,13 +137,14 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 
 @dataclass(eq=False)
 class BackwardTrace:
-    """One backward pass; gradients are None where autograd gives none.
+    """One backward pass; a gradient is None where autograd gives none.
 
     Attributes:
-        arriving: at each node, the gradient of its outputs; `leaving` that of each of its inputs.
-        consumers: for each node, the nodes that it feeds with the index of the input, on the way to the loss.
+        arriving: for each node the gradient of its outputs.
+        leaving: for each node the gradient of each of its inputs.
+        consumers: for each node the nodes that it feeds, towards the loss, with the index of the input.
         leaf_of: the node of each parameter, by the parameter's id.
-        error: what backward raised, if it did.
+        error: the error that backward raised.
     """
 
     gradients: dict[str, torch.Tensor | None]
@@ -69,7 +155,7 @@ class BackwardTrace:
     error: Exception | None = None
 
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
-        """Find the nodes at which the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
+        """Find the nodes where the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
         found: list[Node] = []
 
         def came_faulty(consumer: Node, index: int) -> bool:
@@ -85,7 +171,7 @@ class BackwardTrace:
         return found
 
     def canceling(self, parameter: nn.Parameter) -> list[Node]:
-        """Find the nodes whose gradients, other than zero, add up to zero on the way to a parameter."""
+        """Find the nodes whose gradients add up to zero on the way to a parameter."""
         found: list[Node] = []
 
         def came_as_zero(consumer: Node, index: int) -> bool:
@@ -98,7 +184,7 @@ class BackwardTrace:
         return found
 
     def _go_back(self, parameter: nn.Parameter, goes_on: Callable[[Node, int], bool]) -> None:
-        """Follow a gradient towards the loss, beyond each node and output of which `goes_on` is true, each once."""
+        """Follow a gradient towards the loss, past each node and input for which `goes_on` returns True."""
         waiting = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else []
         seen: set[tuple[Node, int]] = set()
         while waiting:
@@ -115,21 +201,12 @@ class BackwardTrace:
 
 
 def trace_backward(
-    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False, only_readers: bool = False
+    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
 ) -> BackwardTrace:
-    """Differentiate a scalar loss by the parameters that require a gradient, and watch every node.
-
-    With `only_readers` those nodes alone are watched that read a parameter, and only what arrives at them.
-    """
+    """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node."""
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result)
-    watched = [node for node in nodes if not hasattr(node, "variable")]
-    if only_readers:
-        readers = {node for leaf in result.leaf_of.values() for node, _ in result.consumers.get(leaf, [])}
-        handles = [node.register_hook(_watching_arrival(node, result)) for node in readers]
-    else:
-        seen: dict[tuple[Node, int], _Memory] = {}
-        handles = [node.register_hook(_watching(node, result, seen)) for node in watched]
+    handles = [node.register_hook(_measuring(node, result)) for node in nodes if not hasattr(node, "variable")]
     wanted = list(parameters.values())
     try:
         with warnings.catch_warnings():
@@ -150,36 +227,10 @@ def trace_backward(
     return result
 
 
-_Memory = tuple[int, int]
-"""Where a gradient lies, and how often it was written to."""
-
-
-def _memory_of(gradient: torch.Tensor) -> _Memory:
-    is_plain = gradient.layout is torch.strided
-    return (gradient.data_ptr(), gradient._version) if is_plain else (id(gradient), -1)
-
-
-def _watching(node: Node, result: BackwardTrace, seen: dict[tuple[Node, int], _Memory]) -> Callable[[Any, Any], None]:
-    """Measure what arrives at a node and what leaves it; `seen` says where lies what was measured on leaving."""
-    consumers = result.consumers.get(node, [])
-
+def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
     def hook(leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
-        known = seen.get(consumers[0]) if len(consumers) == 1 else None
-        given = [gradient for gradient in arriving if gradient is not None]
-        if known is not None and len(given) == 1 and _memory_of(given[0]) == known:
-            consumer, index = consumers[0]
-            result.arriving[node] = result.leaving[consumer][index]
-        else:
-            result.arriving[node] = Magnitude.of(arriving)
-        result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
-        seen.update({(node, n): _memory_of(gradient) for n, gradient in enumerate(leaving) if gradient is not None})
-
-    return hook
-
-
-def _watching_arrival(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
-    def hook(_leaving: Any, arriving: Any) -> None:  # noqa: ANN401  torch's own signature
         result.arriving[node] = Magnitude.of(arriving)
+        result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
 
     return hook
 
@@ -187,7 +238,7 @@ def _watching_arrival(node: Node, result: BackwardTrace) -> Callable[[Any, Any],
 def _differentiate_into_grad(
     loss: torch.Tensor, parameters: list[nn.Parameter], *, keep_graph: bool
 ) -> Sequence[torch.Tensor | None]:
-    """Differentiate by way of `.grad`; what stood there before is put back."""
+    """Differentiate by way of `.grad`, and restore the gradients that were there."""
     kept = [parameter.grad for parameter in parameters]
     try:
         for parameter in parameters:
@@ -200,7 +251,7 @@ def _differentiate_into_grad(
 
 
 def _walk(start: Node, result: BackwardTrace) -> list[Node]:
-    """List all nodes below a node, and note which feeds which."""
+    """List all nodes below a node, and note which node feeds which."""
     consumers: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
     seen, waiting = {start}, [start]
     while waiting:

@@ -1,4 +1,4 @@
-"""Lines of source code: where an operation, a function or an error stands."""
+"""Lines of source code of operations, functions, errors and nodes of exported programs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-# With a separator at the end: torchvision lies beside torch, and is another library.
+# With a separator at the end, since torchvision is another library beside torch.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _STANDARD_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
 _INSTALLED = ("site-packages", "dist-packages")
@@ -34,11 +35,11 @@ class CodeLocation:
     """A line of code where it is known, and the module of the model that was running.
 
     Attributes:
-        file: path of the source file, or None where the model carries no source.
+        file: path of the source file, None where it is unknown.
         function: name of the function around the line.
         module: dotted name of the innermost module, empty for the model itself or outside of it.
-        text: the source line, where the model file itself carries it.
-        call_path: the same for the same instruction reached by the same calls, as in each turn of a loop.
+        text: the source line, if the model file itself holds it.
+        call_path: a hash of the calls that lead to the instruction; equal in each turn of a loop.
     """
 
     file: str | None = None
@@ -50,7 +51,7 @@ class CodeLocation:
 
     @property
     def source(self) -> str:
-        """The source line, stripped; empty where it is not known."""
+        """The source line, stripped; empty where it is unknown."""
         if self.text is not None:
             return self.text.strip()
         return linecache.getline(self.file, self.line).strip() if self.file and self.line else ""
@@ -64,7 +65,7 @@ class CodeLocation:
         except (tokenize.TokenError, SyntaxError):
             tokens = []
         comments = [token.start[1] for token in tokens if token.type == tokenize.COMMENT]
-        # A line that opens a bracket or a block is no whole piece of Python, so its comment is found by its look.
+        # A line that opens a bracket or a block does not parse, so its comment is searched as text.
         return source[: comments[0]].rstrip() if comments else source.partition("  # ")[0]
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ def is_installed(file: str) -> bool:
 
 
 def library_class_around(model: nn.Module, parameter: nn.Parameter) -> str:
-    """Name the class that keeps a parameter, layers of torch aside, where an installed library has written it."""
+    """Name the class of an installed library, torch aside, that keeps a parameter; empty without one."""
     around = {id(child): module for module in model.modules() for child in module._modules.values()}
     owner = next((m for m in model.modules() if any(own is parameter for own in m._parameters.values())), None)
     while owner is not None and type(owner).__module__.startswith("torch."):
@@ -97,7 +98,7 @@ def library_class_around(model: nn.Module, parameter: nn.Parameter) -> str:
 
 
 def location_of_function(function: object) -> CodeLocation | None:
-    """Find where a function written in Python begins; None for any other callable."""
+    """Find the first line of a Python function; None for any other callable."""
     code = getattr(function, "__code__", None)
     return CodeLocation(code.co_filename, code.co_firstlineno, code.co_name) if code else None
 
@@ -111,7 +112,7 @@ def location_of_error(error: Exception) -> CodeLocation | None:
 
 
 def location_in_stack(stack: str | None, module: str) -> CodeLocation | None:
-    """Find the innermost line of the user's own code in the stack trace that an exported program stores."""
+    """Find the innermost line of the user's code in the stack trace of a node of an exported program."""
     for file, line, function, text in reversed(_FRAME.findall(stack or "")):
         if "/torch/nn/" not in file and "/torch/_" not in file and not file.startswith(_TORCH):
             return CodeLocation(file, int(line), function, module, text)
@@ -119,7 +120,7 @@ def location_in_stack(stack: str | None, module: str) -> CodeLocation | None:
 
 
 def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocation:
-    """Find the line on which the backward of a hand-written Function begins."""
+    """Find the first line of the backward of a hand-written Function."""
     name = f"{function.__name__}.backward"
     with contextlib.suppress(OSError, TypeError):
         code = inspect.unwrap(function.backward).__code__
@@ -131,18 +132,18 @@ def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocatio
 
 
 _GRADIENT_MODES = ("torch/autograd/grad_mode.py", "torch/utils/_contextlib.py", "contextlib.py", "torch/_tensor.py")
-"""Files that only pass on a call of the user's, as `with torch.no_grad()` does."""
+"""Files that only forward a call of the user's, such as `with torch.no_grad()`."""
 
 _SUBJECT = str(Path(__file__).parents[1] / "subject.py")
 _CALL_OF_MODULE = nn.Module._call_impl.__code__
 
 
 class Locator:
-    """Finds the line and the module that run just now.
+    """Finds the running line and the running module.
 
     Args:
-        model: the model that runs. Where it has a `running_location`, as an exported program or a recorded pass has,
-            that is taken for operations that no line of the user's code calls.
+        model: the model that runs. An exported program and a recorded pass have a `running_location`, which counts for
+            operations that no line of the user's code calls.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -152,7 +153,7 @@ class Locator:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Follow which module runs."""
+        """Follow the running module."""
 
         def enter(module: nn.Module, _arguments: object) -> None:
             if id(module) in self._names:
@@ -174,7 +175,7 @@ class Locator:
                 handle.remove()
 
     def runs_library(self) -> bool:
-        """Return whether an installed library calls, or in a recorded pass called, what runs now, and not the user."""
+        """Return whether an installed library, and not the user, makes the running call."""
         if hasattr(self._model, "running_in_library"):
             return bool(self._model.running_in_library)
         frame: FrameType | None = sys._getframe(1)
@@ -187,11 +188,11 @@ class Locator:
 
     @property
     def module(self) -> str:
-        """Name of the innermost module that runs."""
+        """Name of the innermost running module."""
         return self._stack[-1] if self._stack else ""
 
     def here(self) -> CodeLocation:
-        """Find the innermost line of the user's own code; inside of a module of an installed library, of that one."""
+        """Find the innermost running line of the user's code, or of a module of an installed library."""
         frame: FrameType | None = sys._getframe(1)
         path, inside = 0, None
         while frame is not None and not _calls_the_model(frame.f_code):
@@ -210,10 +211,37 @@ class Locator:
 
 
 def _calls_the_model(code: CodeType) -> bool:
-    """Return whether a frame is this package calling the model or the loss: above it stands only its own caller."""
+    """Return whether in this frame the package calls the model or the loss."""
     return code.co_filename == _SUBJECT and code.co_name in ("run", "output")
 
 
 def running_line() -> CodeLocation:
-    """Find the line that runs just now, whatever module it belongs to."""
+    """Find the running line of the user's code."""
     return Locator(nn.Module()).here()
+
+
+def with_locations(program: torch.fx.GraphModule) -> nn.Module:
+    """Let a program run node by node; its `running_location` is the source line of the running node."""
+
+    def forward(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the program takes and gives
+        leaves, _ = torch.utils._pytree.tree_flatten((arguments, keywords))
+        output = _Walker(program).run(*leaves, enable_io_processing=False)
+        vars(program)["running_location"] = None
+        codegen: Any = program.graph._codegen
+        spec = codegen.pytree_info.out_spec
+        return output if spec is None else torch.utils._pytree.tree_unflatten(output, spec)
+
+    vars(program).update(running_location=None, forward=forward)
+    return program
+
+
+class _Walker(torch.fx.Interpreter):
+    def run_node(self, n: torch.fx.Node) -> Any:  # noqa: ANN401  whatever the node gives
+        """Run one node, and note its source line."""
+        if n.op == "call_module" and n.target == "_guards_fn":
+            return None  # it would refuse inputs of other sizes
+        stack = n.meta.get("nn_module_stack") or {}
+        module = list(stack.values())[-1][0] if stack else ""
+        found = location_in_stack(n.meta.get("stack_trace"), module)
+        vars(self.module)["running_location"] = found or CodeLocation(module=module)
+        return super().run_node(n)

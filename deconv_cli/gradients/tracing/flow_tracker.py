@@ -1,21 +1,21 @@
-"""Which parameters reach which tensors by value and by gradient, followed from operation to operation.
+"""Follow which parameters reach which tensors by value and by gradient, from operation to operation.
 
 Each tensor carries two sets of parameters: those whose value reached it, and those that autograd can still reach from
-it. An operation with a parameter in the second set of its inputs but not of its output detaches it. The first set is
-carried along from operation to operation; the second is read from autograd's own graph, so it is exact.
+it. An operation that has a parameter in the second set of its inputs but not of its output detaches it. The first set
+is carried along; the second one is read from autograd's own graph, so it is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from deconv_cli.gradients.nested_tensors import storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tensors_in import storage_key, tensors_in
-from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph
+from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
@@ -43,20 +43,8 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
-class _Inputs:
-    """What the tensors that enter an operation were before it ran: an in-place operation gives them a new history."""
-
-    tensors: list[torch.Tensor]
-    versions: list[int]
-    makers: list[str | None]
-    are_read: bool
-    flow: Flow
-    reachable: int
-
-
-@dataclass(frozen=True, eq=False)
 class _Step:
-    """An operation that ran: what it carries on, what autograd reached before it, and what it reads in hiding."""
+    """An operation that ran: the flow of its inputs, what autograd reaches from them, and parameters read in hiding."""
 
     name: str
     operation: Operation
@@ -69,13 +57,13 @@ class FlowTracker:
     """Follows the operations of one forward pass.
 
     Args:
-        subject: what is run.
+        subject: the model that runs.
         find_origins: also look for the operations at which NaN or infinity arises.
-        keep_tensors: keep all that is computed in the log.
+        keep_tensors: keep all computed tensors in the log.
 
     Attributes:
-        suspended: above zero inside a hand-written Function, whose operations are its own business.
-        constructing: torch dispatches an operation that no Python function stands for.
+        suspended: above zero inside a hand-written Function, whose operations are not followed.
+        constructing: torch dispatches an operation that has no Python function.
     """
 
     def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
@@ -85,7 +73,11 @@ class FlowTracker:
         self.locator = Locator(subject.model)
         self.log = OperationLog()
         self.graph = AutogradGraph(self.bits)
-        self._count_reads_elsewhere(subject)
+        # A recorded pass does not run operations again that did not contribute to its loss.
+        for name, location in getattr(subject.model, "read_elsewhere", {}).items():
+            bit = self.bits[id(subject.parameters[name])]
+            self.log.used |= bit
+            self.log.last_use[bit] = location
         self.suspended = 0
         self.constructing = False
         self._find_origins = find_origins
@@ -98,20 +90,13 @@ class FlowTracker:
         self._is_library_switch = False
 
     def result(self, output: Any, loss: Any) -> ForwardTrace:  # noqa: ANN401  whatever the model and the loss give
-        """Return what was seen, once output and loss are there."""
+        """Return the trace, once output and loss exist."""
         is_tensor = isinstance(loss, torch.Tensor)
         flow, reached = (self.flow_of(loss), self.graph.parameters_of(loss)) if is_tensor else (Flow(), 0)
         return ForwardTrace(self.names, output, as_scalar(loss), flow, reached, self.log, self.graph)
 
-    def _count_reads_elsewhere(self, subject: Subject) -> None:
-        """Count what a recorded pass read past the loss, which it does not run again."""
-        for name, location in getattr(subject.model, "read_elsewhere", {}).items():
-            bit = self.bits[id(subject.parameters[name])]
-            self.log.used |= bit
-            self.log.last_use[bit] = location
-
     def flow_of(self, tensor: torch.Tensor) -> Flow:
-        """Find what a tensor carries; one that nobody saw being made is known by its graph or its storage."""
+        """Find the flow of a tensor; if nothing saw the tensor being made, its graph and its storage tell."""
         flow = Flow(self.bits.get(id(tensor), 0))
         known = self._flows.get(id(tensor))
         if known is not None:
@@ -124,38 +109,39 @@ class FlowTracker:
         return flow
 
     def follow_hook(self, tensor: torch.Tensor, hook: Any) -> tuple[torch.Tensor, Any]:  # noqa: ANN401  any callable
-        """Follow a hook that is put on a tensor; returns what to register in its place."""
+        """Follow a hook on a tensor; returns the arguments of `register_hook`, with a watched hook."""
         location = location_of_function(hook) or self.locator.here()
         self.log.hooks.append(TensorHook(location, self.graph.parameters_of(tensor)))
         return tensor, self.log.hooks[-1].watched(hook) if callable(hook) else hook
 
     def follow_gradient_mode(self, *, is_enabled: bool) -> None:
-        """Follow gradients being switched off and on again."""
+        """Follow that gradients are switched off or on again."""
         if is_enabled:
             self._switch = None
         elif self._switch is None:
             self._switch, self._is_library_switch = self.locator.here(), self.locator.runs_library()
 
     def count_write(self, tensor: torch.Tensor, location: CodeLocation) -> None:
-        """Note that a tensor was written to, if it is a parameter or shares its memory."""
+        """Note a write to a tensor that is a parameter or shares its memory."""
         bit = self._bits_by_storage.get(storage_key(tensor))
         if bit is not None:
             self.log.parameter_writes.setdefault(bit, location)
 
     def follow_wrapping(self, data: torch.Tensor, parameter: torch.Tensor) -> None:
-        """Follow a tensor that becomes a new parameter, which has its value and none of its history."""
+        """Follow a tensor that becomes a new parameter, with its value but without its history."""
         flow, lost = self.flow_of(data), self.graph.parameters_of(data)
         if flow.sources:
-            label = label_of("nn.Parameter")
-            flow.detachments[len(self.log.detachments)] = lost
-            self.log.detachments.append(
-                Detachment("nn.Parameter", label, self.locator.here(), lost, n_elements=data.numel())
-            )
+            label, location = label_of("nn.Parameter"), self.locator.here()
+            self._detach(flow, Detachment("nn.Parameter", label, location, lost, n_elements=data.numel()))
             self._keep(parameter, flow)
             self.log.wrapped.append(parameter)
 
+    def _detach(self, flow: Flow, detachment: Detachment) -> None:
+        flow.detachments[len(self.log.detachments)] = detachment.lost
+        self.log.detachments.append(detachment)
+
     def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
-        """Count the parameters inside a reentrant checkpoint as reached: its node gives to them past the graph."""
+        """Count the parameters inside a reentrant checkpoint as reached, since its node passes gradients to them."""
         for leaf in tensors_in(result):
             if leaf.grad_fn is not None:
                 self.graph.add_parameters(leaf.grad_fn, self._read_inside)
@@ -169,51 +155,53 @@ class FlowTracker:
         *,
         is_derivative: bool = False,
     ) -> Any:  # noqa: ANN401  whatever the operation gives
-        """Run one operation on tensors among its arguments, and record what it does to values and gradients.
+        """Run one operation with tensors among its arguments, and record its effect on values and gradients.
 
-        An operation that `is_derivative` gives a derivative that can be differentiated again.
+        `is_derivative` marks a derivative that can be differentiated again.
         """
         if self.suspended:
             result = call()
             self._mark_used(tensors, None)
             return result
-        inputs = self._before(function, name, tensors)
+        reads = reads_values(function, name)
+        # Functions such as `to` and `view_as` read only the type or the shape of their second tensor.
+        flow, reachable = self._joined((tensors[:1] if name in LIKE_ANOTHER else tensors) if reads else ())
+        # An in-place operation gives its tensor a new history, so its state before is kept.
+        before = [(0 if t.is_inference() else t._version, _maker(t)) for t in tensors]
         self._read_inside, outside = 0, self._read_inside
         result = call()
-        # Parameters that a Function reads without their being among its arguments.
-        hidden = self._read_inside & ~inputs.reachable
+        hidden = self._read_inside & ~reachable  # parameters that a Function reads besides its arguments
         self._read_inside = outside
-        inputs.flow.sources |= hidden
+        flow.sources |= hidden
         location, outputs = self.locator.here(), tensors_in(result)
-        if inputs.flow.detachments and any(id(tensor) in self.bits for tensor in tensors):
-            self.log.read_on |= inputs.flow.detachments.keys()
-        self.log.takes_likelihood |= "log_prob(" in location.code if outputs and inputs.flow.detachments else False
+        if flow.detachments and any(id(tensor) in self.bits for tensor in tensors):
+            self.log.read_on |= flow.detachments.keys()
+        self.log.takes_likelihood |= bool(outputs and flow.detachments) and "log_prob(" in location.code
         operation = Operation(label_of(name, outputs[0] if outputs else None), location)
-        if inputs.are_read:
+        if reads:
             self._mark_used(tensors, location)
-            step = _Step(name, operation, inputs.flow, inputs.reachable | hidden, hidden)
+            step = _Step(name, operation, flow, reachable | hidden, hidden)
             if name in ONE_FOR_EACH and len(outputs) == len(tensors):
                 for index, (tensor, output) in enumerate(zip(tensors, outputs, strict=True)):
-                    own = _Step(name, operation, self.flow_of(tensor), self.graph.parameters_of(tensor))
-                    self._record_output(own, output, index)
+                    self._record_output(_Step(name, operation, *self._joined([tensor])), output, index)
             else:
-                self._conclude(step, outputs, is_derivative=is_derivative)
-        self._record_writes(inputs, operation)
+                self._record_outputs(step, outputs, is_derivative=is_derivative)
+        for tensor, (version, maker) in zip(tensors, before, strict=True):
+            if not tensor.is_inference() and tensor._version != version:
+                self._record_write(tensor, maker, flow, reachable, operation)
         if self._find_origins and name not in FILLING:
-            record_origin(self.log, tensors, outputs, operation)
+            _record_origin(self.log, tensors, outputs, operation)
         if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
-            self.log.casts += [operation.location for output in outputs if output.dtype in _NARROW]
+            self.log.casts += [location for output in outputs if output.dtype in _NARROW]
         return result
 
-    def _before(self, function: Any, name: str, tensors: list[torch.Tensor]) -> _Inputs:  # noqa: ANN401  see observe
-        reads = reads_values(function, name)
+    def _joined(self, tensors: Iterable[torch.Tensor]) -> tuple[Flow, int]:
+        """Join the flows of tensors, and the parameters that autograd reaches from them."""
         flow, reachable = Flow(), 0
-        # What a tensor is converted or shaped like gives its type or its shape, and not its values.
-        for tensor in (tensors[:1] if name in LIKE_ANOTHER else tensors) if reads else []:
+        for tensor in tensors:
             flow.merge(self.flow_of(tensor))
             reachable |= self.graph.parameters_of(tensor)
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        return _Inputs(tensors, versions, [_maker(tensor) for tensor in tensors], reads, flow, reachable)
+        return flow, reachable
 
     def _mark_used(self, tensors: list[torch.Tensor], location: CodeLocation | None) -> None:
         for tensor in tensors:
@@ -224,25 +212,16 @@ class FlowTracker:
             if bit and location is not None:
                 self.log.last_use[bit] = location
 
-    def _conclude(self, step: _Step, outputs: list[torch.Tensor], *, is_derivative: bool) -> None:
-        if not outputs and step.name in OUTSIDE_USES and step.flow.sources:
-            before = tuple(sorted(step.flow.detachments))
-            operation = step.operation
-            self.log.outside_uses.append(
-                Detachment(
-                    step.name,
-                    operation.label,
-                    operation.location,
-                    step.flow.sources,
-                    reached=step.reachable,
-                    before=before,
-                )
-            )
+    def _record_outputs(self, step: _Step, outputs: list[torch.Tensor], *, is_derivative: bool) -> None:
+        operation, flow = step.operation, step.flow
+        if not outputs and step.name in OUTSIDE_USES and flow.sources:
+            use = Detachment(step.name, operation.label, operation.location, flow.sources)
+            self.log.outside_uses.append(replace(use, reached=step.reachable, before=tuple(sorted(flow.detachments))))
         for index, output in enumerate(outputs):
             self._record_output(self._without_shifts(output, step) if is_derivative else step, output, index)
 
     def _without_shifts(self, output: torch.Tensor, step: _Step) -> _Step:
-        """Take out of the flow, and of what autograd reaches, the parameters that a derivative does not depend on."""
+        """Drop the parameters that a derivative does not depend on from its flow."""
         remaining = self.graph.parameters_of(output)
         for bit in self.bits.values():
             if bit & step.reachable & ~remaining:
@@ -251,32 +230,30 @@ class FlowTracker:
         for lost in step.flow.detachments.values():
             lost_before |= lost
         flow = Flow(step.flow.sources & (remaining | lost_before), dict(step.flow.detachments))
-        return _Step(step.name, step.operation, flow, step.reachable & remaining, step.hidden)
+        return replace(step, flow=flow, reachable=step.reachable & remaining)
 
     def _record_output(self, step: _Step, output: torch.Tensor, index: int) -> None:
         self._record_nodes(output, step.operation)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
             self.log.detaches_again = True
-        carried = {known: lost & ~remaining for known, lost in step.flow.detachments.items()}
-        flow = Flow(step.flow.sources, carried)
+        flow = Flow(step.flow.sources, {known: lost & ~remaining for known, lost in step.flow.detachments.items()})
         lost = step.reachable & ~remaining
         if lost:
-            flow.detachments[len(self.log.detachments)] = lost
             by_mode = not torch.is_grad_enabled()
-            self.log.detachments.append(
-                Detachment(
-                    step.name,
-                    step.operation.label,
-                    step.operation.location,
-                    lost,
-                    by_mode=by_mode,
-                    n_elements=output.numel(),
-                    is_hidden=bool(lost & step.hidden),
-                    switch=self._switch if by_mode else None,
-                    by_library=self._is_library_switch if by_mode and self._switch else self.locator.runs_library(),
-                )
+            is_switched = by_mode and self._switch is not None
+            detachment = Detachment(
+                step.name,
+                step.operation.label,
+                step.operation.location,
+                lost,
+                by_mode=by_mode,
+                n_elements=output.numel(),
+                is_hidden=bool(lost & step.hidden),
+                switch=self._switch if by_mode else None,
+                by_library=self._is_library_switch if is_switched else self.locator.runs_library(),
             )
+            self._detach(flow, detachment)
         if id(output) in self.bits:
             if lost:  # another parameter is written to, as the average of one that is trained
                 self._storages.setdefault(storage_key(output), Flow()).merge(flow)
@@ -291,25 +268,21 @@ class FlowTracker:
             self.log.names.add(step.name)
             self.log.differentiable.append(made)
 
-    def _record_writes(self, inputs: _Inputs, operation: Operation) -> None:
-        for tensor, version, maker in zip(inputs.tensors, inputs.versions, inputs.makers, strict=True):
-            if tensor.is_inference() or tensor._version == version:
-                continue
-            flow = self._storages.setdefault(storage_key(tensor), Flow())
-            flow.merge(inputs.flow)
-            flow.merge(self.flow_of(tensor))
-            if inputs.reachable and id(tensor) in self._past_autograd:
-                # What else has this memory gets the values and no history.
-                flow.detachments[len(self.log.detachments)] = inputs.reachable
-                lost, n = inputs.reachable, tensor.numel()
-                self.log.detachments.append(
-                    Detachment("data", label_of("data"), operation.location, lost, n_elements=n)
-                )
-            self.count_write(tensor, operation.location)
-            self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
-            self._record_nodes(tensor, operation)
-            if id(tensor) not in self.bits:
-                self._keep(tensor, flow)
+    def _record_write(
+        self, tensor: torch.Tensor, maker: str | None, inputs: Flow, reachable: int, operation: Operation
+    ) -> None:
+        flow = self._storages.setdefault(storage_key(tensor), Flow())
+        flow.merge(inputs)
+        flow.merge(self.flow_of(tensor))
+        if reachable and id(tensor) in self._past_autograd:
+            # Other tensors of this memory get the values without a history.
+            label, location, n = label_of("data"), operation.location, tensor.numel()
+            self._detach(flow, Detachment("data", label, location, reachable, n_elements=n))
+        self.count_write(tensor, operation.location)
+        self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
+        self._record_nodes(tensor, operation)
+        if id(tensor) not in self.bits:
+            self._keep(tensor, flow)
 
     def _record_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
         self.graph.record_new_nodes(tensor, operation.label, operation.location, len(self.log.differentiable))
@@ -323,19 +296,12 @@ def _maker(tensor: torch.Tensor) -> str | None:
     return None if tensor.grad_fn is None else type(tensor.grad_fn).__name__
 
 
-def record_origin(
+def _record_origin(
     log: OperationLog, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
 ) -> None:
     """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
-    if _are_finite(inputs) and not _are_finite(outputs):
+    given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
+    if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
         log.origins.append(operation)
-    elif _hold_nan(outputs) and not _hold_nan(inputs):
+    elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
         log.nan_origins.append(operation)
-
-
-def _are_finite(tensors: list[torch.Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
-
-
-def _hold_nan(tensors: list[torch.Tensor]) -> bool:
-    return any(bool(tensor.isnan().any()) for tensor in tensors if tensor.is_floating_point())

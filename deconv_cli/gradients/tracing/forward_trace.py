@@ -1,23 +1,22 @@
-"""What one forward pass of a model shows. A set of parameters is a whole number here, with a bit for each."""
+"""The record of one forward pass. A set of parameters is a whole number here, with a bit for each parameter."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.loss_calls import LossCall
-from deconv_cli.gradients.tracing.operations import DETACHING
+from deconv_cli.gradients.tracing.operations import DETACHING, LossCall
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation as code writes it, and its line."""
+    """An operation, as code writes it, and its line."""
 
     label: str
     location: CodeLocation
@@ -33,13 +32,13 @@ class Detachment:
     """An operation that gradients enter and do not leave.
 
     Attributes:
-        lost: parameters that are cut off.
-        by_mode: gradients were switched off around it (`no_grad`, `inference_mode`), at `switch` where that was seen.
-        by_library: an installed library does it, and not the user's own code.
-        n_elements: of what was cut off.
-        reached: of an operation that gives a plain value, the parameters that autograd reached from its input.
-        before: detachments that lie on the way to this one, by their index.
-        is_hidden: the parameters are read inside a Function without being among its arguments.
+        lost: parameters that it cuts off.
+        by_mode: gradients are switched off around it (`no_grad`, `inference_mode`), on the line `switch` if known.
+        by_library: an installed library detaches, and not the user's own code.
+        n_elements: of the detached tensor.
+        reached: for a plain value, the parameters that autograd reaches from the tensor.
+        before: indices of the detachments on the way to this one.
+        is_hidden: a Function reads the parameters without having them among its arguments.
     """
 
     name: str
@@ -56,12 +55,12 @@ class Detachment:
 
     @property
     def is_draw(self) -> bool:
-        """Whether a distribution of torch draws here, which detaches by design."""
+        """Whether this is a draw from a distribution of torch, which detaches by design."""
         return self.by_mode and self.by_library and ".sample(" in self.location.code
 
     @property
     def is_deliberate(self) -> bool:
-        """True for what is written to detach and for nothing else; finite differences hold it constant."""
+        """True if the code detaches on purpose; finite differences hold the value constant."""
         return self.by_mode or self.name in DETACHING
 
 
@@ -70,8 +69,8 @@ class InPlaceWrite:
     """A tensor that was overwritten.
 
     Attributes:
-        node: name of the autograd node that had made the tensor before, or None.
-        version: count of writes after this one.
+        node: name of the autograd node that made the tensor before, or None.
+        version: count of writes, this one included.
     """
 
     operation: Operation
@@ -85,8 +84,8 @@ class FunctionCall:
     """A call of a hand-written `torch.autograd.Function`, with copies of its arguments.
 
     Attributes:
-        needs: which of the tensors among them required a gradient.
-        node: its node in the graph, None where its output required no gradient.
+        needs: whether each tensor among them required a gradient.
+        node: its node in the graph, None if its output required no gradient.
     """
 
     function: type[torch.autograd.Function]
@@ -98,17 +97,17 @@ class FunctionCall:
 
 @dataclass(eq=False)
 class TensorHook:
-    """A hook that forward put on a tensor with `parameters` behind it; what it `changes` is known after backward."""
+    """A hook that forward put on a tensor with `parameters` behind it; backward sets whether it `changes` gradients."""
 
     location: CodeLocation
     parameters: int
     changes: bool = False
 
     def watched(self, hook: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
-        """Return a hook that does the same, and notes whether the gradient comes out as it went in."""
+        """Return a hook that does the same, and notes whether it changes the gradient."""
 
         @functools.wraps(hook)
-        def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  what the user's hook gives
+        def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  any return value of the user's hook
             before = gradient.detach().clone()
             result = hook(gradient)
             after = gradient if result is None else result
@@ -121,7 +120,7 @@ class TensorHook:
 
 @dataclass(frozen=True, eq=False)
 class TracedTensor:
-    """A tensor that an operation made; `index` counts the outputs of the operation."""
+    """A tensor that an operation made as its output number `index`."""
 
     name: str
     operation: Operation
@@ -131,18 +130,18 @@ class TracedTensor:
 
 @dataclass
 class Flow:
-    """What a tensor carries.
+    """The parameters behind a tensor.
 
     Attributes:
         sources: parameters whose value reached it.
-        detachments: for the index of each detachment on the way the parameters that it keeps from this tensor.
+        detachments: by the index of each detachment on the way, the parameters that it cuts off from this tensor.
     """
 
     sources: int = 0
     detachments: dict[int, int] = field(default_factory=dict)
 
     def merge(self, other: Flow) -> None:
-        """Add what another tensor carries."""
+        """Add the flow of another tensor."""
         self.sources |= other.sources
         for index, lost in other.detachments.items():
             self.detachments[index] = self.detachments.get(index, 0) | lost
@@ -150,30 +149,28 @@ class Flow:
 
 @dataclass(eq=False)
 class OperationLog:
-    """What the operations of a forward pass did, in order.
+    """The operations of a forward pass, in order.
 
     Attributes:
-        used: parameters that some operation read, `last_use` where each was read last.
+        used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
-        detaches_again: something was detached on purpose that something else had cut off already, at least in part.
-        read_on: those of `detachments`, by their index, whose values a layer with weights of its own reads.
-        takes_likelihood: the log_prob of something drawn is taken, as for a policy gradient.
-        outside_uses: those at which a tensor became a number, a list or an array.
+        detaches_again: code detached a tensor on purpose that was partly cut off already.
+        read_on: indices of the `detachments` whose values a layer with weights reads.
+        takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
+        outside_uses: operations at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
-        shifted: parameters that torch.autograd.grad left out of a derivative that can be differentiated again, with the
-            line: where a derivative is all that is kept, such a parameter shifts what was differentiated, or moves it
-            in steps.
-        differentiated_by: leaves that torch.autograd.grad was given to differentiate by.
+        shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
+        differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
-        names: of the operations that gave a tensor with a gradient.
-        tensors: all tensors that were made, where they are kept; `differentiable` those that carry a gradient, until
-            they are let go of.
+        names: of the operations that made a tensor with a gradient.
+        tensors: all tensors, if they are kept.
+        differentiable: tensors with a gradient, until they are cleared.
         random: operations that draw random numbers.
-        origins: operations whose output is not finite though their inputs are, masks left out.
-        nan_origins: operations that give NaN though their inputs, which may be infinite, hold none.
+        origins: operations, masks aside, that make NaN or infinity of finite numbers.
+        nan_origins: operations that make NaN of numbers without NaN, which may be infinite.
         casts: lines on which float64 became a narrower type.
-        loss_calls: losses that are given something other than what they are for.
-        parameter_writes: where parameters were written to, by their bits.
+        loss_calls: losses that get the wrong kind of input.
+        parameter_writes: the lines that write to parameters, by their bits.
     """
 
     used: int = 0
@@ -205,9 +202,9 @@ class ForwardTrace:
     """One forward pass.
 
     Attributes:
-        names: parameters; the bit of each is its index here.
-        loss: what the loss function gave, as a scalar tensor.
-        flow: what the loss carries.
+        names: of the parameters, in the order of their bits.
+        loss: a scalar tensor.
+        flow: of the loss.
         reached: parameters that autograd reaches from the loss.
     """
 
@@ -222,3 +219,7 @@ class ForwardTrace:
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""
         return 1 << self.names.index(name)
+
+    def operations(self, nodes: Iterable[Node]) -> list[Operation]:
+        """Name the operations that made nodes of the graph."""
+        return [Operation(self.graph.label_of(node), self.graph.location_of(node)) for node in nodes]

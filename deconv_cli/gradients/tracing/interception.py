@@ -1,8 +1,9 @@
-"""One watched forward pass: every function of torch that runs is handed to the flow tracker."""
+"""One watched forward pass: the flow tracker sees every function of torch that runs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,18 +15,17 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import tensors_in
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
-from deconv_cli.gradients.tracing.loss_calls import WATCHED, LossCall, find_misuse
-from deconv_cli.gradients.tracing.operations import RANDOM, label_of, plain_name
+from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
 
 
 def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> ForwardTrace:
-    """Run forward and loss once and watch.
+    """Run forward and the loss once, and watch.
 
-    `find_origins` also looks for where NaN or infinity arises, and `keep_tensors` keeps all that is computed.
+    `find_origins` also looks for operations that make NaN or infinity, `keep_tensors` keeps all computed tensors.
     """
     tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
     with (
@@ -51,7 +51,7 @@ class _FunctionMode(TorchFunctionMode):
         keywords, tracker = kwargs or {}, self._tracker
         name = plain_name(func)
         if name == "detach" and tracker.constructing:
-            # The one detach that no Python function stands for: the constructor of torch.autograd.Variable.
+            # A detach without a Python function: the constructor of torch.autograd.Variable.
             name = "Variable"
         if name in RANDOM and not tracker.suspended:
             tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
@@ -65,7 +65,7 @@ class _FunctionMode(TorchFunctionMode):
         if not tracker.suspended:
             _look_at_arguments(tracker, func, name, args, keywords)
         is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
-        call = _calling(func, args, keywords)
+        call = functools.partial(func, *args, **keywords)
         return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
 
 
@@ -76,7 +76,7 @@ def _look_at_arguments(
     arguments: Any,  # noqa: ANN401
     keywords: dict[str, Any],
 ) -> None:
-    """Note a loss that is misused, what is differentiated by, and a parameter whose `.data` is replaced."""
+    """Note misused losses, tensors to differentiate by, and parameters whose `.data` is replaced."""
     if function is torch.autograd.grad:
         by = keywords["inputs"] if "inputs" in keywords else arguments[1]
         tracker.log.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
@@ -90,12 +90,8 @@ def _look_at_arguments(
         tracker.count_write(arguments[0], tracker.locator.here())
 
 
-def _calling(function: Any, arguments: Any, keywords: dict[str, Any]) -> Callable[[], Any]:  # noqa: ANN401  torch's own
-    return lambda: function(*arguments, **keywords)
-
-
 class _DispatchMode(TorchDispatchMode):
-    """Lets the function mode see what no Python function stands for, such as the constructor of `Variable`."""
+    """Lets the function mode see operations without a Python function, such as the constructor of `Variable`."""
 
     def __init__(self, tracker: FlowTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -112,7 +108,7 @@ class _DispatchMode(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
-    """See calls of hand-written Functions, also through an `apply` that was bound long ago."""
+    """See calls of hand-written Functions, also through an `apply` that was bound before."""
 
     def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
         def call() -> Any:  # noqa: ANN401  whatever the Function gives
@@ -145,7 +141,7 @@ def replaced_apply(replacement: Any) -> Iterator[None]:  # noqa: ANN401  torch h
 
 
 def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Run a hand-written Function, and keep what it was called with."""
+    """Run a hand-written Function, and keep its arguments."""
     inputs = tensors_in(args)
     kept = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, args)
     needs = tuple(tensor.requires_grad for tensor in inputs)
@@ -158,7 +154,7 @@ def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[
 
 @contextlib.contextmanager
 def _patched_parameter(tracker: FlowTracker) -> Iterator[None]:
-    """See a tensor being wrapped as a new parameter, which neither mode of torch sees."""
+    """See tensors that are wrapped as a new parameter, which neither mode of torch sees."""
     original = nn.Parameter.__new__
 
     def traced_new(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own

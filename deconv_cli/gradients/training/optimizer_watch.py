@@ -1,4 +1,4 @@
-"""Notes what optimizers do with the gradients of backward passes: clear, clip, step, skip."""
+"""Watch what optimizers do with the gradients of backward passes: clear, clip, step, skip."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.gradients.tensors_in import tensors_in
-from deconv_cli.gradients.tracing.autograd_graph import Node
+from deconv_cli.gradients.nested_tensors import tensors_in
+from deconv_cli.gradients.tracing.backward_trace import Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
@@ -25,11 +25,11 @@ from deconv_cli.gradients.training.training_events import (
 
 
 class OptimizerWatch:
-    """Gathers `events` from the first backward pass that is checked on."""
+    """Collects `events` from the first checked backward pass on."""
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
-        self.clipping = ClippingWatch(running_line, self.events.idle_clippings, self._is_trained)
+        self.clipping = ClippingWatch(self.events.idle_clippings, self._is_trained)
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
@@ -47,7 +47,7 @@ class OptimizerWatch:
         self.last_backward = CodeLocation()
 
     def watch(self, weights: list[torch.Tensor]) -> None:
-        """Begin, or go on, with the weights of a pass that is checked."""
+        """Add the weights of a checked pass."""
         known = {id(weight) for weight in self._weights}
         new = [weight for weight in weights if id(weight) not in known]
         self._weights += new
@@ -59,7 +59,7 @@ class OptimizerWatch:
         self._note_held()
 
     def note_late(self, modules: Iterable[nn.Module], is_read: Callable[[torch.Tensor], bool]) -> None:
-        """Note weights that came, or were set free, after the pass that was checked, and that no optimizer holds."""
+        """Note weights that came or were unfrozen after the checked pass, and that no optimizer holds."""
         known = {id(weight) for weight in self._weights}
         named = [pair for module in modules for pair in module.named_parameters()]
         late = {id(w): name for name, w in named if w.requires_grad and id(w) not in known and is_read(w)}
@@ -71,7 +71,7 @@ class OptimizerWatch:
     def has_seen_enough(self) -> bool:
         """Whether the weights of each optimizer have seen two steps, or were changed by hand and used again.
 
-        Libraries wrap an optimizer in another one, which holds the same weights and lets the first one take the steps.
+        The steps may be those of another optimizer of the same weights, which a library wraps.
         """
         taken, held = Counter(step.optimizer for step in self.events.steps), self.events.held
         stepped = frozenset().union(*(held[key] for key, n_steps in taken.items() if n_steps > 1))
@@ -79,7 +79,7 @@ class OptimizerWatch:
         return have_stepped or (self.events.moved_by_hand and self.events.n_backward > 2)
 
     def before_backward(self, location: CodeLocation) -> None:
-        """Look whether gradients that were used already are still there."""
+        """Note whether gradients that a step has used are still there."""
         self.events.n_backward += 1
         self._used = _with_gradients(self._used)
         self._passed_over = _with_gradients(self._passed_over)
@@ -92,10 +92,11 @@ class OptimizerWatch:
     def compare_written(
         self, written: Mapping[torch.Tensor, CodeLocation], changed: Mapping[torch.Tensor, CodeLocation]
     ) -> None:
-        """Look whether weights are back at what they were before the last step; modules have `written` to some.
+        """Note weights that are back at their values before the last step.
 
-        Those in `changed` are changed further by each write: a fault from the second pass on, before which it may have
-        been a start.
+        Args:
+            written: weights that modules wrote to, with the line.
+            changed: those that each write changes further, which is a fault from the second pass on.
         """
         self.events.drifting |= {id(w): line for w, line in changed.items() if id(w) in self._changed}
         self._changed |= {id(weight) for weight in changed}
@@ -107,7 +108,7 @@ class OptimizerWatch:
         self._stepped.clear()
 
     def after_backward(self) -> None:
-        """Measure the gradients that backward gave."""
+        """Measure the gradients after backward."""
         weights = {id(w): w for w in self._weights}
         weights |= {id(w): w for optimizer in self._known.values() for w in weights_of(optimizer)}
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
@@ -117,7 +118,7 @@ class OptimizerWatch:
         self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep how the weights are, and whether the optimizer has a state yet."""
+        """Remember the weights, and whether the optimizer has a state."""
         self._begun[id(optimizer)] = self.events.n_backward, _has_state(optimizer)
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
@@ -134,7 +135,7 @@ class OptimizerWatch:
             return
         weights = weights_of(optimizer)
         changed = {id(w) for w in weights if id(w) in before and fingerprint(w) != before[id(w)]}
-        # A step that calls backward itself, as of LBFGS, may end where it did so last, and uses its state meanwhile.
+        # A step that calls backward itself, as in LBFGS, uses its state meanwhile, and may end at the last such call.
         is_plain = n_backward == self.events.n_backward
         self._stepped |= changed if is_plain else set()
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
@@ -169,11 +170,11 @@ class OptimizerWatch:
         return any(id(weight) in keys for weight in known)
 
     def _note_held(self) -> None:
-        """Note what is held by the optimizers that have taken a step, and by those that hold any of the weights."""
+        """Note the weights of each optimizer that has taken a step or holds a checked weight."""
         self.events.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
 
     def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
-        """Note where gradients are cleared."""
+        """Watch a function that clears gradients."""
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
             self.cleared_at = running_line()
@@ -183,7 +184,7 @@ class OptimizerWatch:
         return watched
 
     def _note_wasted(self, location: CodeLocation) -> None:
-        """Note that gradients are cleared which no step used, and no code that moves weights by itself."""
+        """Note that gradients are cleared before any step, or any line that moves weights, used them."""
         is_unused = len(self.events.steps) == self._n_steps_before and not self._before
         if is_unused and gradient_norm(self._weights):
             known = [(weight, self._at_backward.get(id(weight))) for weight in self._weights]
@@ -191,7 +192,7 @@ class OptimizerWatch:
                 self.events.wasted.setdefault(self.last_backward, []).append(location)
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Note that a gradient scaler leaves a step out."""
+        """Watch whether a gradient scaler skips a step."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
             n_steps = len(self.events.steps)
@@ -203,7 +204,7 @@ class OptimizerWatch:
 
 
 def _has_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer keeps tensors from step to step, as plain gradient descent does not."""
+    """Return whether an optimizer keeps tensors from step to step."""
     return bool(tensors_in(list(optimizer.state.values())))
 
 
@@ -213,19 +214,19 @@ def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, t
 
 
 class CarriedGraph:
-    """Remembers, for each line that calls backward, its newest node and how many steps had been taken."""
+    """Remembers, for each line that calls backward, its newest node and the number of steps before it."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str | None, int | None], tuple[int, int]] = {}
         self._first: int | None = None
 
     def begin(self) -> None:
-        """Leave out what was made before the first pass, as a member that is computed from a weight once."""
+        """Ignore nodes from before the first pass, as of a member that is computed from a weight once."""
         if self._first is None:
             self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
     def reaches_back(self, tensors: Any, line: tuple[str | None, int | None], n_steps: int) -> bool:  # noqa: ANN401
-        """Return whether nodes from before the last pass of a line are below, though steps were taken since then."""
+        """Return whether the graph of a loss holds nodes from before the last pass of its line and a step."""
         starts = [t.grad_fn for t in tensors_in(tensors) if t.grad_fn is not None]
         numbers = {number for number in _sequence_numbers(starts) if number >= (self._first or 0)}
         newest, n_before = self._last.get(line, (-1, n_steps))
@@ -234,7 +235,7 @@ class CarriedGraph:
 
 
 def _sequence_numbers(starts: list[Node]) -> Iterator[int]:
-    """List the numbers by which torch counts the nodes below some, leaves left out."""
+    """List the numbers by which torch counts the nodes of a graph, without its leaves."""
     seen, waiting = set(starts), starts
     while waiting:
         node = waiting.pop()

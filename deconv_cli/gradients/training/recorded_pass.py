@@ -1,36 +1,41 @@
-"""A recorded forward pass as a module: it runs the same operations again, with the weights as they are then."""
+"""A recorded forward pass as a module, which runs the same operations again with the current weights."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.tensors_in import storage_key
-from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.errors import UsageError
+from deconv_cli.gradients.nested_tensors import storage_key
+from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
+from deconv_cli.gradients.training.training_events import fingerprint, living_optimizers, weights_of
+from deconv_cli.gradients.unregistered import ids_past_registration
 
 
 class RecordedPass(nn.Module):
     """Runs the entries behind a loss again.
 
     Args:
-        modules: the modules that the script ran, by the names that parameters get as a prefix; "" for none.
+        modules: the modules that the script ran, by the prefix of their parameters, possibly "".
         parameters: weights that no module holds, by name.
-        tape: where the pass was recorded.
-        loss: the tensor that it ended with.
-        hidden: ids of what modules keep past registration.
+        tape: the record of the pass.
+        loss: the last tensor of the pass.
+        hidden: ids of unregistered weights of modules.
 
     Attributes:
-        running_location, running_in_library: where the operation that runs stands in the script.
-        returned: lines where tensors became plain values, after which a constant was made of such values.
-        read_elsewhere: where weights were read last, by name, also past the loss.
+        running_location, running_in_library: the script's line of the running operation.
+        returned: lines whose plain values became a constant of the pass.
+        read_elsewhere: the last line that read each weight, by name, even if the loss does not depend on it.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class RecordedPass(nn.Module):
         self._goal = None if found is None else found[0]
         self.entries = ancestors([*([] if found is None else [found[1]]), *tape.numbers])
         self._first_values = tape.first_values
-        # No dictionary, which would be taken for a container in which the script hides weights.
+        # A dictionary would look like a container in which the script hides weights.
         self._constants = MappingProxyType(self._find_constants() if found is not None else {id(loss): loss})
         last_made = max((tape.made_of_values.get(constant, -1) for constant in self._constants.values()), default=-1)
         self.returned = frozenset(str(entry.location) for entry in tape.numbers if entry.order < last_made)
@@ -64,17 +69,17 @@ class RecordedPass(nn.Module):
 
     @property
     def constants(self) -> tuple[torch.Tensor, ...]:
-        """What the pass read besides weights; forward takes them, so that they can be converted."""
+        """The tensors besides weights that the pass reads; as inputs of forward they can be converted."""
         return tuple(self._constants.values())
 
     @property
     def strays(self) -> list[torch.Tensor]:
-        """The hidden weights that the pass read and would train; no constants, so that a check finds them lost."""
+        """The unregistered weights that the pass reads and would train, which a check finds lost."""
         leaves = {id(leaf): leaf for entry in self.entries for leaf in entry.leaves if isinstance(leaf, torch.Tensor)}
         return [leaf for key, leaf in leaves.items() if key in self._hidden and leaf.requires_grad]
 
     def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
-        """List the weights that the script trains, under the names that they have there."""
+        """List the weights of the script under its own names."""
         seen = set()
         for child, prefix in self._prefixes.items():
             for name, parameter in getattr(self, child).named_parameters():
@@ -117,7 +122,7 @@ class RecordedPass(nn.Module):
         made: dict[int, Any],
         memory: dict[int, torch.Tensor],
     ) -> Any:  # noqa: ANN401
-        """Return what an argument is in this run; `memory` holds what is written to, afresh for each run."""
+        """Return the value of an argument in this run; `memory` holds overwritten memory, copied for each run."""
         if isinstance(leaf, Slot):
             return made[leaf.handle]
         if not isinstance(leaf, torch.Tensor):
@@ -132,7 +137,7 @@ class RecordedPass(nn.Module):
 
     @contextlib.contextmanager
     def _as_it_ran(self, entry: Entry) -> Iterator[None]:
-        """Set gradients, precision and random numbers as they were."""
+        """Set gradient mode, precision and random generator as recorded."""
         own = replace(entry.location, module=self._module_names.get(entry.module, ""))
         with contextlib.ExitStack() as stack:
             if entry.switch is not None:
@@ -152,9 +157,122 @@ def _named(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Let a constant require a gradient where it did, as the points of a physics-informed network do."""
+    """Let a constant require a gradient if it did, as the points of a physics-informed network."""
     try:
         is_moved = own.requires_grad and own.is_leaf
-    except RuntimeError:  # a view of memory that was written to, of which torch does not tell
+    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
         is_moved = False
     return constant.detach().requires_grad_() if is_moved else constant
+
+
+_SAME_LOSS = 1e-3
+
+
+def subject_of_pass(
+    called: list[nn.Module], tape: Tape, loss: torch.Tensor
+) -> tuple[Subject, list[tuple[torch.Tensor, tuple[float, float]]]]:
+    """Make a subject of a recorded pass.
+
+    Args:
+        called: modules that the script called.
+        tape: the record of the pass.
+        loss: the last tensor of the pass.
+
+    Returns:
+        The subject, and the unregistered weights of the pass with their fingerprints.
+
+    Raises:
+        UsageError: the pass reads no weight, or cannot be run again.
+    """
+    loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
+    modules, weights = name_weights(called, loose, tape.last_use.__contains__)
+    # Without an optimizer for their other weights, the code may train the weights of modules by hand.
+    given = set(map(id, loose))
+    optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
+    hidden = {key for module in optimized for key in ids_past_registration(module)} - given
+    recorded = RecordedPass(modules, weights, tape, loss, hidden)
+    if any(map(_is_of_unknown_making, recorded.constants)):
+        raise UsageError(
+            "the pass reads a tensor with a gradient whose making could not be watched, as with torch.jit and "
+            "torch.func.vmap; check the model itself, or remove these."
+        )
+    subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
+    if not subject.parameters:
+        raise UsageError(
+            "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
+            "a later one by its number."
+        )
+    again, here = subject.value(), float(loss.detach())
+    if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
+        raise UsageError(
+            f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
+            "something in it is not done by functions of torch, so check the model itself and not the script."
+        )
+    return subject, [(weight, fingerprint(weight)) for weight in recorded.strays]
+
+
+def _is_of_unknown_making(constant: torch.Tensor) -> bool:
+    try:
+        return constant.requires_grad and not constant.is_leaf
+    except RuntimeError:  # torch refuses to answer for a view of overwritten memory
+        return False
+
+
+def name_weights(
+    called: list[nn.Module], loose: list[torch.Tensor], is_read: Callable[[torch.Tensor], bool]
+) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+    """Name modules, and weights outside of them.
+
+    Args:
+        called: modules that the script called.
+        loose: weights of the optimizers.
+        is_read: whether the pass read a weight.
+
+    Returns:
+        The outermost modules by name, "" for a single one, and the weights of the pass that no module holds.
+    """
+    inner = {id(m) for module in called for m in module.modules() if m is not module}
+    # A skeleton on the meta device has parameters without values.
+    modules = [m for m in called if id(m) not in inner and any(not p.is_meta for p in m.parameters())]
+    names, owned = _names_in_callers(), {id(parameter) for module in modules for parameter in module.parameters()}
+    is_by_hand = not modules and not any(map(is_read, loose))
+    by_hand = _weights_in_callers() if is_by_hand else ()
+    found = {id(w): w for w in (*loose, *by_hand) if is_read(w) and id(w) not in owned}
+    weights = {names.get(key, f"weight {n}"): weight for n, (key, weight) in enumerate(found.items())}
+    if len(modules) == 1 and not weights:
+        return {"": modules[0]}, {}
+    named: dict[str, nn.Module] = {}
+    for module in modules:
+        name = names.get(id(module), type(module).__name__)
+        named[name if name not in named else f"{name}_{len(named)}"] = module
+    return named, weights
+
+
+def own_frames() -> Iterator[FrameType]:
+    """List the frames of the user's own code, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_user_code(file) and not is_installed(file):
+            yield frame
+        frame = frame.f_back
+
+
+def _names_in_callers() -> dict[int, str]:
+    """Name the values of variables, and the attributes of `self`, by id."""
+    names: dict[int, str] = {}
+    for frame in own_frames():
+        for name, value in (*frame.f_locals.items(), *frame.f_globals.items()):
+            names.setdefault(id(value), name)
+            for attribute, held in getattr(value, "__dict__", {}).items() if name == "self" else ():
+                names.setdefault(id(held), attribute)
+    return names
+
+
+def _weights_in_callers() -> Iterator[torch.Tensor]:
+    """List the weights in variables, as in training written by hand."""
+    for frame in own_frames():
+        for value in (*frame.f_locals.values(), *frame.f_globals.values()):
+            for held in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(held, torch.Tensor) and held.is_leaf and held.requires_grad:
+                    yield held

@@ -1,4 +1,4 @@
-"""Runs a script, or a notebook cell by cell, as `__main__` until enough of its training was seen."""
+"""Check training code: a script or notebook as it runs, or the body of a `with` block."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import json
 import linecache
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.checker import DEFAULT_BUDGET, check_subject
-from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tracing.code_location import location_of_error
-from deconv_cli.gradients.training.training_report import report_training
-from deconv_cli.gradients.training.training_watch import EnoughSeenError, TrainingWatch
+from deconv_cli.gradients.checker import DEFAULT_BUDGET
+from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, Verdict, first_line, grouped
+from deconv_cli.gradients.rules import find_in_training
+from deconv_cli.gradients.rules.misuse import describe_leak
+from deconv_cli.gradients.rules.unused import used_by_other_data
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
+from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
+from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
+from deconv_cli.vocabulary import counted
 
 
 def check_script(
@@ -29,24 +34,19 @@ def check_script(
     budget: float = DEFAULT_BUDGET,
     on_progress: Callable[[str], None] = lambda _sentence: None,
 ) -> GradientReport:
-    """Run a training script, check its backward passes from one of a number on, and look at what its optimizers do.
+    """Run a training script, and check its backward passes and its optimizers.
 
     Args:
-        path: of the script, or of a notebook, which is run as `__main__` in its own folder's import path.
-        arguments: what it finds in `sys.argv` after its name.
-        step: which backward pass is the first to be checked, counted from 1.
+        path: of the script or notebook, which runs as `__main__` in its own folder's import path.
+        arguments: follow its name in `sys.argv`.
+        step: the number of the first backward pass to check, counted from 1.
         budget: seconds for finite differences of the first pass.
-        on_progress: called with a sentence on what is being done.
+        on_progress: called with a sentence for each part of the work.
 
     Raises:
-        UsageError: the script fails before that pass, or never comes to it.
+        UsageError: the script fails before that pass, or never reaches it.
     """
-    watch = TrainingWatch(
-        lambda subject, seconds: check_subject(subject, budget=seconds, on_progress=on_progress),
-        step=step,
-        budget=budget,
-        is_ending=True,
-    )
+    watch = TrainingWatch(step=step, budget=budget, on_progress=on_progress, is_ending=True)
     kept_arguments, kept_path = sys.argv, list(sys.path)
     on_progress("running the script")
     try:
@@ -75,7 +75,7 @@ def _failing(path: Path, error: Exception) -> Exception:
 
 
 _MAGIC = ("%", "!", "?")
-"""Lines for the notebook itself and not for Python, which are left out."""
+"""Lines of a notebook that are no Python, which are skipped."""
 
 
 def run_notebook(path: Path) -> None:
@@ -91,9 +91,9 @@ def run_notebook(path: Path) -> None:
     try:
         for number, source in enumerate(cells, start=1):
             name = f"{path} cell {number}"
-            # Without a time of change, the lines are kept though there is no such file.
+            # Without a modification time, linecache keeps the lines of a file that does not exist.
             linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-            exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user asks for it to be run
+            exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user asks for it
     finally:
         sys.modules["__main__"] = kept
 
@@ -105,3 +105,202 @@ def _code_cells(path: Path) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"'{path}' should be a notebook, but holds no cells of one.") from error
     return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]
+
+
+class WatchedTraining:
+    """Holds the `report` after the block; it prints as text, and as a table in a notebook."""
+
+    def __init__(self) -> None:
+        self.report: GradientReport | None = None
+
+    def __str__(self) -> str:
+        """Write the report."""
+        return "nothing was checked yet" if self.report is None else str(self.report)
+
+    def _repr_html_(self) -> str:
+        return str(self) if self.report is None else self.report._repr_html_()
+
+
+@contextmanager
+def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
+    """Check the gradients and the optimizers of the training inside of the block.
+
+    The first call of `loss.backward()` on each line is checked; the code then continues as if nothing had happened::
+
+        with deconv_cli.watch_gradients() as watched:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+        print(watched.report)
+
+    Args:
+        step: the number of the first backward pass to check, counted from 1.
+        budget: seconds for finite differences of the first pass.
+
+    Raises:
+        UsageError: the code never reaches that pass, or the pass cannot be run again.
+    """
+    watched = WatchedTraining()
+    watch = TrainingWatch(step=step, budget=budget)
+    with watch:
+        yield watched
+    watched.report = report_training(watch)
+
+
+_WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+_ON_PURPOSE = ("no_grad", ".detach()")
+_SQUARES = (
+    "squared gradients are added up at {}; for a Fisher matrix, square the gradient of each sample separately: "
+    "`deconv fisher` does so, and also shows the square of a batch's mean"
+)
+
+_COMPARED = (Verdict.VANISHING, Verdict.EXPLODING)
+
+
+def report_training(watch: TrainingWatch) -> GradientReport:
+    """Join the findings on the passes and on the optimizers.
+
+    Raises:
+        UsageError: the code never reached the pass to check.
+    """
+    events, n_backward = watch.events, watch.n_backward
+    if not n_backward:
+        raise UsageError(
+            "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
+        )
+    if not watch.passes:
+        calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
+        raise UsageError(f"there {calls} of backward(), so none was checked; choose an earlier one by its number.")
+    report, weights = _joined(watch.passes, events)
+    evidence = TrainingEvidence(report, weights, events)
+    general, notes, not_checked = list(report.general), list(report.notes), [*report.not_checked, *watch.unchecked]
+    if events.has_moved_strays:  # the script trains unregistered weights itself
+        general = [found for found in general if found.verdict != Verdict.UNREGISTERED]
+    # A module that changes its weights in each call gives other outputs for the same sample.
+    batches = [] if events.drifting else [checked.batch for checked in watch.passes]
+    general += {found.causes: found for batch in batches for found in describe_leak(batch)}.values()
+    if events.adds_squares:
+        notes.append(_SQUARES.format(events.adds_squares))
+    if events.is_cut_short:
+        not_checked.append(f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()")
+    return replace(
+        report,
+        parameters=tuple(_of_another_loss(finding, evidence) for finding in report.parameters),
+        general=(*general, *find_in_training(evidence)),
+        notes=tuple(notes),
+        not_checked=tuple(not_checked),
+    )
+
+
+def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[GradientReport, dict[str, torch.Tensor]]:
+    """Join the reports of several passes: each weight keeps the finding of the loss that trains it.
+
+    Returns:
+        One report, and the trainable weights under their names in the last pass that knows them.
+    """
+    if len(passes) == 1:
+        return passes[0].report, dict(passes[0].subject.trainable)
+    names = {id(weight): name for checked in passes for name, weight in checked.subject.parameters.items()}
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]] = {}
+    for checked in passes:
+        for finding in checked.report.parameters:
+            key = id(checked.subject.parameters[finding.name])
+            found.setdefault(key, []).append((replace(finding, name=names[key]), checked))
+    chosen = {key: _of_own_loss(several, key, events) for key, several in found.items()}
+    reports = [checked.report for checked in passes]
+    general = {(f.verdict, *(str(c.location) for c in f.causes)): f for report in reports for f in report.general}
+    lines = ", ".join(str(checked.location) for checked in passes)
+    joined = replace(
+        reports[0],
+        parameters=tuple(finding for finding, _ in chosen.values()),
+        general=(*general.values(), *_cut_off_on_purpose(found, chosen)),
+        recurrent=tuple(series for report in reports for series in report.recurrent),
+        notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
+        not_checked=_all(report.not_checked for report in reports),
+        n_evaluations=sum(report.n_evaluations for report in reports),
+        time_s=sum(report.time_s for report in reports),
+    )
+    trainable = [weight for checked in passes for weight in checked.subject.trainable.values()]
+    return joined, {names[id(weight)]: weight for weight in trainable}
+
+
+def _of_own_loss(
+    several: list[tuple[ParameterFinding, CheckedPass]], key: int, events: TrainingEvents
+) -> tuple[ParameterFinding, CheckedPass]:
+    """Choose the finding of the loss that trains a weight.
+
+    For a weight without a gradient at every step of its optimizer, that is the last loss before the step.
+    """
+    own = [one for one in several if one[1].location == events.backward_before.get(key)]
+    return min(own if own and events.is_starved(key) else several, key=lambda one: _rank(one[0]))
+
+
+def _rank(finding: ParameterFinding) -> int:
+    """Rank the findings of several losses for one weight: faults first, then the loss that trains it."""
+    if finding.is_fault:
+        if finding.verdict in (*_WITHOUT_GRADIENT, Verdict.ZERO):
+            return 5
+        return 2 if finding.verdict in _COMPARED else 0
+    if finding.is_undecided:
+        return 3
+    return 1 if finding.gradient_norm else 4
+
+
+def _cut_off_on_purpose(
+    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]],
+    chosen: dict[int, tuple[ParameterFinding, CheckedPass]],
+) -> list[Finding]:
+    """Note the lines that cut weights off from one loss while another loss trains them."""
+    cut: dict[tuple[CodeLocation, CodeLocation], list[ParameterFinding]] = {}
+    for key, several in found.items():
+        best, by = chosen[key]
+        for finding, checked in several if best.verdict != Verdict.DETACHED else ():
+            if finding.verdict == Verdict.DETACHED:
+                cut.setdefault((checked.location, by.location), []).append(finding)
+    suggestion = "nothing, if that is meant, as for the output of a generator in the loss of a discriminator"
+    notes = []
+    for (cutting, training), findings in cut.items():
+        for fault in (found for found in grouped(findings) if found.causes):
+            names = fault.parameters
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
+            cause = replace(fault.causes[0], why=why, suggestion=suggestion)
+            notes.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
+    return notes
+
+
+def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Keep each sentence once."""
+    return tuple(dict.fromkeys(sentence for several in sentences for sentence in several))
+
+
+def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
+    """Excuse a weight that gets its gradient from another pass, or that no stepping optimizer holds."""
+    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
+        return finding  # a partial gradient does not come from another pass
+    key, events = id(evidence.weights[finding.name]), evidence.events
+    if key in events.reached_by_others:
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
+    if events.is_starved(key):
+        return finding
+    stepping = {step.optimizer for step in evidence.first_steps}
+    holding = {optimizer for optimizer, held in events.held.items() if key in held}
+    if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
+        why = "another backward pass gives this weight its gradient, or another optimizer holds it."
+        suggestion = "nothing; check that pass by its number to be sure of it"
+        cause = Cause("another loss", CodeLocation(), why, suggestion)
+        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
+    if stepping and not holding and finding.verdict != Verdict.ZERO:
+        return _of_no_optimizer(finding)
+    return finding
+
+
+def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
+    """Excuse a weight that no optimizer holds and code detaches: usually a target network or a teacher."""
+    is_detached = finding.verdict == Verdict.DETACHED
+    if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
+        return finding
+    why = "no optimizer holds this weight, and gradients end here: it is not trained, as that of a target network."
+    suggestion = "nothing, if that is meant; requires_grad_(False) makes it explicit"
+    causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
+    return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

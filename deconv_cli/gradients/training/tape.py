@@ -1,7 +1,7 @@
-"""A record of the operations behind a tensor, in any code, so that they can be run again with other weights.
+"""Record the operations behind a tensor, in any code, so that they can run again with other weights.
 
-Each recorded tensor keeps alive the operation that made it, and each operation the ones before it, as in autograd's own
-graph: what the script drops is dropped here too. Operations without a parameter behind them are constants.
+Each recorded tensor keeps the operation that made it alive, and each operation the ones before it, as in autograd's own
+graph, so a tensor that the script drops is dropped here too. Results without a parameter behind them are constants.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from deconv_cli.gradients.nested_tensors import storage_key
 from deconv_cli.gradients.subject import untouched_generators
-from deconv_cli.gradients.tensors_in import storage_key
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
     MADE_OF_VALUES,
@@ -39,7 +39,7 @@ _SQUARES = ("pow", "square", "mul")
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands for a tensor that a recorded operation makes."""
+    """A placeholder for a tensor that a recorded operation makes."""
 
     handle: int
 
@@ -49,19 +49,19 @@ Reads = dict[int, tuple[torch.Tensor, tuple[int, int]]]
 
 @dataclass(eq=False)
 class Entry:
-    """An operation that was run.
+    """A recorded operation.
 
     Attributes:
-        order: entries are run again in this order.
+        order: of the entries in a later run.
         leaves: its arguments, flattened by `spec`, with a `Slot` for each recorded tensor.
-        outputs: handles of the tensors that it gave, None for what is no tensor.
-        parents: the entries that made, or wrote to, what it reads.
+        outputs: handles of its output tensors, None for other outputs.
+        parents: the entries that made its inputs or wrote to them.
         effects: entries without an output that belong to this one, such as hooks.
-        module: id of the module that ran.
-        switch: where gradients were switched off, None where they were on.
-        is_library_switch: an installed library did that.
-        reads: by their ids, the weights that it or one of those before it reads, with their stamps of then.
-        generator: state of the random numbers before it, where it draws any.
+        module: id of the running module.
+        switch: the line that switched gradients off, None if they were on.
+        is_library_switch: an installed library switched them off.
+        reads: the weights behind it, by id, with their stamps at that time.
+        generator: state of the random generator before it, if it draws numbers.
         autocast: device and type of automatic mixed precision.
     """
 
@@ -83,28 +83,23 @@ class Entry:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether a weight that this hangs on was written to since."""
+        """Whether a weight behind it was overwritten since."""
         return any(_stamp(weight) != stamp for weight, stamp in self.reads.values())
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    handle: int
-    entry: Entry
-
-
 class Tape(TorchFunctionMode):
-    """Records every function of torch that has a parameter, or what was made of one, among its arguments.
+    """Records every function of torch with a parameter, or a tensor made of one, among its arguments.
 
     Attributes:
-        suspended: above zero inside hand-written Functions, optimizers and checks, where nothing is recorded.
-        last_use: where each leaf was read last while gradients were on.
-        written_inside: where weights, or their `.data`, may have been written to while a module ran.
+        suspended: above zero inside hand-written Functions, optimizers and checks, which are not recorded.
+        modules: ids of the running modules.
+        last_use: the last line that read each leaf while gradients were on.
+        written_inside: the lines of modules that may write to weights or their `.data`.
+        changed_inside: the lines of modules that change weights further each time they run.
         made_of_values: the order in which tensors were made of plain numbers or arrays.
-        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
-        changed_inside: where a module changed weights in this pass, by a line that changes them further each time.
+        adds_squares: the line that adds up squared gradients, as for a Fisher matrix.
         numbers: recent operations at which a tensor became a plain number.
-        first_values: copies of memory from before a recorded operation wrote to it, by the key of its storage.
+        first_values: copies of memory before a recorded operation wrote to it, by the key of its storage.
     """
 
     def __init__(self) -> None:
@@ -145,12 +140,12 @@ class Tape(TorchFunctionMode):
         keywords: dict[str, Any],
         later: Callable[..., Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Run a function, and record it if it matters; `later` is what is run again instead of it."""
+        """Run a function, and record it if needed; a later run calls `later` instead if that is given."""
         leaves, spec = pytree.tree_flatten((args, keywords))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         is_writing = _is_writing(name, keywords)
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
-        # Optimizers and initializers write to weights, also by `.data`; the pass is run again with them as they are.
+        # Writes of optimizers and initializers are no part of a pass, which runs again with the current weights.
         weight = self._weight_in(written) if is_writing else None
         if self.modules and (is_writing or name == "data") and _is_weight(tensors[0] if tensors else None):
             self.written_inside[tensors[0]] = self._locator.here()
@@ -172,14 +167,14 @@ class Tape(TorchFunctionMode):
         return result
 
     def _weight_in(self, tensor: Any) -> torch.Tensor | None:  # noqa: ANN401  any argument
-        """Find the weight that a tensor is, or shares its memory with."""
+        """Find the weight that a tensor is or shares its memory with."""
         if not isinstance(tensor, torch.Tensor) or _is_weight(tensor):
             return tensor
         found = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
         return None if found is None or found[0].expired() else found[1]()
 
     def _write_inside(self, write: Callable[[], Any], weight: torch.Tensor) -> Any:  # noqa: ANN401  as the write
-        """Write to a weight while a module runs, and try whether writing once more would change it further."""
+        """Write to a weight while a module runs, and note if a second write changes it further."""
         before, result, once = weight.detach().clone(), write(), weight.detach().clone()
         if not torch.equal(before, once):
             with untouched_generators(), contextlib.suppress(RuntimeError):
@@ -190,7 +185,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _note_kind(self, result: torch.Tensor, name: str, inputs: list[torch.Tensor]) -> None:
-        """Note tensors made of plain numbers or an array, and where squares of gradients are added up."""
+        """Note tensors made of plain numbers or arrays, and the line that adds up squared gradients."""
         bare = name.strip("_")
         if name in MADE_OF_VALUES:
             self.made_of_values[result] = self._count
@@ -209,11 +204,11 @@ class Tape(TorchFunctionMode):
 
     def entry_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
         """Find the operation that made a tensor."""
-        known = self._known.get(tensor)
-        return None if known is None else (known.handle, known.entry)
+        found: tuple[int, Entry] | None = self._known.get(tensor)
+        return found
 
     def forget(self) -> None:
-        """Drop what only the pass before the last step needed."""
+        """Drop the state of the pass before the last step."""
         self.numbers.clear()
         self.changed_inside.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
@@ -228,10 +223,26 @@ class Tape(TorchFunctionMode):
 
     def _entry(self, function: Callable[..., Any], leaves: list[Any], spec: Any) -> Entry:  # noqa: ANN401
         location = self._locator.here()
+        slots: list[Any] = []
+        parents: list[Entry] = []
+        reads: Reads = {}
+        for leaf in leaves:
+            known = self._source_of(leaf) if isinstance(leaf, torch.Tensor) else None
+            slots.append(leaf if known is None else Slot(known[0]))
+            parents += [] if known is None else [known[1]]
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            if storage_key(leaf) in self._writers:
+                parents += self._writers[storage_key(leaf)][1]
+            if _is_weight(leaf) and not is_lazy(leaf):
+                self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
+                reads[id(leaf)] = leaf, _stamp(leaf)
+            if _is_weight(leaf) and torch.is_grad_enabled():
+                self.last_use[leaf] = location
         entry = Entry(
             order=self._count,
             function=function,
-            leaves=[self._slot_or(leaf) for leaf in leaves],
+            leaves=slots,
             spec=spec,
             location=location,
             module=self.modules[-1] if self.modules else 0,
@@ -239,48 +250,35 @@ class Tape(TorchFunctionMode):
             switch=None if torch.is_grad_enabled() else self._switch or location,
             autocast=_autocast(),
             is_library_switch=self._is_library_switch,
+            parents=parents,
+            reads=_joined([*(parent.reads for parent in parents), reads]),
         )
         self._count += 1
-        reads: Reads = {}
-        for leaf in leaves:
-            if isinstance(leaf, torch.Tensor):
-                known, writers = self._source_of(leaf), self._writers.get(storage_key(leaf))
-                entry.parents += [known.entry] if known is not None else []
-                entry.parents += writers[1] if writers is not None else []
-                if _is_weight(leaf) and not is_lazy(leaf):
-                    self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
-                    reads[id(leaf)] = leaf, _stamp(leaf)
-                if _is_weight(leaf) and torch.is_grad_enabled():
-                    self.last_use[leaf] = location
-        entry.reads = _joined([*(parent.reads for parent in entry.parents), reads])
         return entry
 
-    def _slot_or(self, leaf: Any) -> Any:  # noqa: ANN401  any argument
-        known = self._source_of(leaf) if isinstance(leaf, torch.Tensor) else None
-        return leaf if known is None else Slot(known.handle)
-
-    def _source_of(self, tensor: torch.Tensor) -> _Known | None:
-        """Find the operation that made a tensor, unless that holds a value of older weights and has no gradient."""
-        known = self._known.get(tensor)
-        if known is None or tensor.requires_grad or not known.entry.is_outdated:
+    def _source_of(self, tensor: torch.Tensor) -> tuple[int, Entry] | None:
+        """Find the operation that made a tensor; a tensor without a gradient and with older weights is a constant."""
+        known = self.entry_of(tensor)
+        if known is None or tensor.requires_grad or not known[1].is_outdated:
             return known
         del self._known[tensor]
         return None
 
     def _finish(self, entry: Entry, name: str, inputs: list[torch.Tensor], result: Any, written: Any) -> None:  # noqa: ANN401
-        """Note what an entry gave, and what it wrote to."""
+        """Note the outputs of an entry, and the memory that it wrote to."""
         if name in ("register_hook", "requires_grad_"):
-            known = self._known.get(inputs[0])
+            known = self.entry_of(inputs[0])
             if known is not None:
-                known.entry.effects.append(entry)
+                known[1].effects.append(entry)
             return
         leaves = pytree.tree_leaves(result)
         for leaf in leaves:
-            # A leaf that was not there before wraps what it is made of.
+            # A new leaf wraps the tensor that it is made of.
             is_made = isinstance(leaf, torch.Tensor) and not (_is_weight(leaf) and any(leaf is own for own in inputs))
-            entry.outputs.append(self._next_handle() if is_made else None)
-            if entry.outputs[-1] is not None:
-                self._known[leaf] = _Known(entry.outputs[-1], entry)
+            self._count += is_made
+            entry.outputs.append(self._count if is_made else None)
+            if is_made:
+                self._known[leaf] = (self._count, entry)
         if name in OUTSIDE_USES and torch.is_grad_enabled():
             self.numbers.append(entry)
         if isinstance(written, torch.Tensor):
@@ -297,24 +295,9 @@ class Tape(TorchFunctionMode):
         whole = values.as_strided((values.untyped_storage().nbytes() // values.element_size(),), (1,), 0).clone()
         self.first_values[key] = (StorageWeakRef(tensor.untyped_storage()), whole)
 
-    def _next_handle(self) -> int:
-        self._count += 1
-        return self._count
-
-
-class CallOfFunction:
-    """Calls a hand-written Function by way of its `apply` as it is at that time."""
-
-    def __init__(self, function: Any) -> None:  # noqa: ANN401  a class of torch.autograd.Function
-        self.function = function
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
-        """Call it."""
-        return self.function.apply(*arguments, **keywords)
-
 
 def ancestors(goals: list[Entry]) -> list[Entry]:
-    """List entries with all that they need, in the order in which they ran."""
+    """List entries and all entries that they need, in their order."""
     found: dict[int, Entry] = {}
     waiting = list(goals)
     while waiting:
@@ -326,7 +309,7 @@ def ancestors(goals: list[Entry]) -> list[Entry]:
 
 
 def _joined(parts: list[Reads]) -> Reads:
-    """Join what parents read, the oldest of each weight; most read the same, which is not written down again."""
+    """Join the reads of parents, with the oldest stamp of each weight; equal reads share one dictionary."""
     found: Reads = {}
     for part in parts:
         older = {key: read for key, read in part.items() if key not in found or read[1] < found[key][1]}
@@ -336,7 +319,7 @@ def _joined(parts: list[Reads]) -> Reads:
 
 
 def _stamp(weight: torch.Tensor) -> tuple[int, int]:
-    """Tell the values of a weight from those that it has once it was written to."""
+    """Return a stamp that changes when a weight is overwritten."""
     return weight._version, storage_key(weight)
 
 

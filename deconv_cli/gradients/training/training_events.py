@@ -6,56 +6,77 @@ import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 
 import torch
 
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.tensors_in import norm_of
+from deconv_cli.gradients.findings import GradientReport
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
-
-class IdleReason(StrEnum):
-    """Why a call limits nothing that a step goes by."""
-
-    NO_WEIGHTS = "no weights"
-    NO_GRADIENTS = "no gradients yet"
-    TOO_EARLY = "gradients that are added to"
-    USED = "gradients that were used"
-    SCALED = "gradients that are scaled"
+_BETWEEN = "call it between loss.backward() and optimizer.step()"
 
 
-@dataclass(frozen=True)
+class IdleReason(Enum):
+    """Why gradient clipping has no effect on the next optimizer step, and what to write."""
+
+    NO_WEIGHTS = (
+        "it gets an iterator that was used up before, as by the optimizer, so it limits no gradient.",
+        "call parameters() again: clip_grad_norm_(model.parameters(), ...)",
+    )
+    NO_GRADIENTS = (
+        "no weight that it gets has a gradient then, so the step uses gradients without a limit.",
+        f"{_BETWEEN}, for the weights that the optimizer holds",
+    )
+    TOO_EARLY = (
+        "a later backward pass adds to the gradients that it limits, so the step uses more than the limit.",
+        "call it after the last loss.backward() before optimizer.step()",
+    )
+    USED = ("the step has used these gradients already, without a limit.", _BETWEEN)
+    SCALED = (
+        "the gradients are still multiplied by the scale of the GradScaler, and the step divides them afterwards: "
+        "the clipped gradients end up smaller than the limit by the scale factor.",
+        "call scaler.unscale_(optimizer) right before it",
+    )
+
+
+@dataclass(eq=False)
 class Clipping:
-    """A call that limits gradients to a norm, or each of their elements."""
+    """A call that limits the gradients of some weights, to a norm or element by element.
+
+    Attributes:
+        norm_before, norm_after: of the gradients of all these weights, before and after the call.
+        n_calls: how often the line called it since a step used any of these gradients.
+        is_early: a backward pass has changed the gradients afterwards.
+    """
 
     location: CodeLocation
     limit: float
+    weights: list[torch.Tensor]
     norm_before: float
+    norm_after: float = 0.0
+    n_calls: int = 1
+    is_early: bool = False
 
-
-@dataclass(frozen=True)
-class IdleClipping:
-    """A call that limits no gradient that a step goes by, or one that is `SCALED` to less than its limit says."""
-
-    location: CodeLocation
-    reason: IdleReason
+    @property
+    def ids(self) -> set[int]:
+        """The weights by their ids."""
+        return {id(weight) for weight in self.weights}
 
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """A step that an optimizer took.
+    """A step of an optimizer.
 
     Attributes:
         held: ids of the weights that it holds.
         norm_after_backward, norm_at_step: of the gradients of these weights.
-        n_given: how many of them had a gradient other than zero, `n_changed` how many of those the step changed.
+        n_given: how many of them had a gradient other than zero; the step changed `n_changed` of those.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
         is_fresh: its gradients were cleared since its step before, or there was none.
-        begins_state: it had nothing to go on with from steps before, such as momentum, and has after this one.
-        is_mixed: a later backward pass added to gradients that were there when another optimizer took its step.
-        n_backward: how many backward passes there had been, the checked one among them.
-        backward: the line of the last of them.
+        is_mixed: a later backward pass added to gradients that another optimizer's step had passed over.
+        begins_state: it had no state from earlier steps, such as momentum, and has one after this step.
+        n_backward: backward passes so far, the checked one among them; `backward` is the line of the last one.
     """
 
     optimizer: int
@@ -78,11 +99,7 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that ends a script after a pass of it was checked.
-
-    Attributes:
-        cleared_at: where gradients were cleared after the last backward pass, None where they were not.
-    """
+    """An error that ends a script after a checked pass, and where gradients were cleared since the last backward."""
 
     location: CodeLocation
     kind: str
@@ -97,29 +114,28 @@ class Failure:
 
 @dataclass
 class TrainingEvents:
-    """What happened from the first backward pass that was checked on.
+    """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
 
     Attributes:
-        held: ids of the weights that each optimizer holds, by the id of the optimizer.
+        held: the weights that each optimizer holds.
         n_backward: backward passes, the checked one among them.
-        n_skipped: steps that a gradient scaler left out.
-        reached: ids of the weights to which any backward pass gave a gradient.
-        moved_by_hand: weights changed without a step of an optimizer that was seen.
+        n_skipped: steps that a gradient scaler skipped.
+        reached: weights to which any backward pass gave a gradient.
+        moved_by_hand: weights changed without a step of an optimizer.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
-        carried: the line of a backward pass whose graph reaches back past a step, None where there is none.
-        failure: what ended the script, None where it went on.
-        overwritten: where modules set weights back to what they were before a step changed them, by their ids.
-        drifting: where modules change weights further in each pass, by their ids.
-        reached_by_others: ids of weights that a pass does not use, and would with other data.
-        adds_squares: where squared gradients are added up, as for a Fisher matrix.
-        given: ids of the weights that had a gradient other than zero at a step of an optimizer that holds them.
-        backward_before: the line of the last backward pass before the first step of such an optimizer, by their ids.
-        strays: weights that modules keep past registration, each with its fingerprint at a pass that was checked.
-        late: names, by their ids, of weights that came after the first pass and that no optimizer holds.
-        differentiates_inputs: a loss is differentiated by more than weights, as for a picture of what matters.
-        idle_clippings: calls that limit no gradient that a step goes by, by their lines.
+        carried: the line of a backward pass whose graph reaches back past a step.
+        overwritten: where modules set weights back to the values before a step.
+        drifting: where modules change weights further in each pass.
+        reached_by_others: weights that a pass does not use, but would with other data.
+        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
+        given: weights that had a gradient other than zero at a step of an optimizer that holds them.
+        backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
+        strays: unregistered weights of modules, each with its fingerprint at a checked pass.
+        late: names of weights that came after the first pass and that no optimizer holds.
+        differentiates_inputs: a loss is differentiated by inputs too, as for a picture of what matters.
+        idle_clippings: gradient clipping that has no effect on the next step, by line.
         wasted: for lines of backward passes, where their gradients were cleared each time before any step.
-        is_cut_short: the first step was not waited for any longer.
+        is_cut_short: the watch stopped before the first step.
     """
 
     steps: list[OptimizerStep] = field(default_factory=list)
@@ -140,17 +156,17 @@ class TrainingEvents:
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
     late: dict[int, str] = field(default_factory=dict)
     differentiates_inputs: bool = False
-    idle_clippings: dict[str, IdleClipping] = field(default_factory=dict)
+    idle_clippings: dict[str, tuple[CodeLocation, IdleReason]] = field(default_factory=dict)
     wasted: dict[CodeLocation, list[CodeLocation]] = field(default_factory=dict)
     is_cut_short: bool = False
 
     @property
     def has_moved_strays(self) -> bool:
-        """Whether the code trains by hand what its optimizers are not given."""
+        """Whether the code itself trains weights that its optimizers do not get."""
         return any(fingerprint(weight) != before for weight, before in self.strays)
 
     def is_starved(self, key: int) -> bool:
-        """Tell whether a weight never had a gradient when an optimizer that holds it took a step."""
+        """Return whether a weight never had a gradient when an optimizer that holds it took a step."""
         return key in self.backward_before and key not in self.given
 
 
@@ -161,7 +177,7 @@ def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def living_optimizers() -> Iterator[torch.optim.Optimizer]:
     """List the optimizers that the program holds."""
-    # By class: asking some objects of torch what they are makes them warn.
+    # By class: isinstance makes some objects of torch warn.
     return (found for found in gc.get_objects() if issubclass(type(found), torch.optim.Optimizer))
 
 
@@ -179,13 +195,7 @@ def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class TrainingEvidence:
-    """All that was seen.
-
-    Attributes:
-        report: what was found for the passes themselves.
-        weights: the trainable ones of the passes, by name.
-        events: what happened afterwards.
-    """
+    """The report on the checked passes, their trainable weights by name, and the events after them."""
 
     report: GradientReport
     weights: Mapping[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""Watches code that trains: takes over at its backward passes, checks them, and looks at what the optimizers do."""
+"""Watch code that trains: check its backward passes, and follow its optimizers."""
 
 from __future__ import annotations
 
@@ -17,51 +17,40 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.batch_independence import BatchIndependence
-from deconv_cli.gradients.findings import Verdict, first_line
-from deconv_cli.gradients.gradient_report import GradientReport
-from deconv_cli.gradients.other_batches import reached_by_other_data, try_batch_of
-from deconv_cli.gradients.stray_weights import ids_past_registration
+from deconv_cli.gradients.checker import check_subject
+from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
+from deconv_cli.gradients.other_data import BatchIndependence, reached_by_other_data, try_batch_of
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
-from deconv_cli.gradients.training.recorded_pass import RecordedPass
-from deconv_cli.gradients.training.tape import CallOfFunction, Tape
+from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
+from deconv_cli.gradients.training.tape import Tape
 from deconv_cli.gradients.training.training_events import (
     Failure,
     TrainingEvents,
-    fingerprint,
-    living_optimizers,
-    weights_of,
 )
-from deconv_cli.gradients.training.weight_names import name_weights, own_frames
-
-Check = Callable[[Subject, float], GradientReport]
-"""Checks a recorded pass in so many seconds of finite differences."""
 
 _MAX_PASSES = 4
-"""Lines whose backward pass is checked, as those of the networks that are trained against each other."""
+"""Lines whose backward pass is checked, such as those of two networks against each other."""
 
 _LATER_SHARE = 0.25
-"""Part of the time for finite differences that every pass after the first one gets."""
+"""Part of the budget for every pass after the first one."""
 
 _MAX_BACKWARD = 20
-"""Backward passes in which two steps of each optimizer are waited for, or twice as many as the first step took."""
+"""Backward passes until two steps of each optimizer, or twice as many as until the first step."""
 
 _MAX_WITHOUT_STEP = 256
 _MAX_WAIT_S = 30.0
-"""How many backward passes the first step may take, as it adds up gradients, and how long."""
+"""Backward passes and seconds until the first step of code that adds up gradients."""
 
 _MAX_EXTRA_S = 5.0
-"""How long later passes are looked at for a weight that the first one does not use."""
-
-_SAME_LOSS = 1e-3
+"""Seconds to wait for a later pass that uses a weight which the first one does not use."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedPass:
-    """A backward pass that was checked, the line that calls it, and whether its module mixes samples."""
+    """A checked backward pass: the line that calls it, the report, and whether its module mixes samples."""
 
     location: CodeLocation
     subject: Subject
@@ -70,32 +59,39 @@ class CheckedPass:
 
 
 class EnoughSeenError(BaseException):
-    """Ends a script once all has been seen; no `except Exception` of the script catches it."""
+    """Ends a script once the watch is complete; no `except Exception` of the script catches it."""
 
 
 class TrainingWatch:
-    """Records what code does until its backward pass of a number, checks that, and watches what follows.
+    """Records code up to a backward pass, checks that pass, and watches the code after it.
 
-    Of later passes, those that other lines of the code call are checked too: a loss of another network, as a rule.
+    It also checks later passes that other lines call, usually for the loss of another network.
 
     Args:
-        check: what checks a recorded pass.
-        step: which backward pass is checked first, counted from 1.
+        step: the number of the first backward pass to check, counted from 1.
         budget: seconds for finite differences of the first pass.
-        is_ending: end the code by an `EnoughSeenError` when there is nothing more to see.
+        on_progress: called with a sentence for each part of a check.
+        is_ending: end the code with an `EnoughSeenError` once the watch is complete.
 
     Attributes:
-        passes: what was checked.
-        unchecked: sentences on passes that could not be.
-        n_backward: how many backward passes there were.
+        passes: the checked passes.
+        unchecked: sentences on passes that could not be checked.
+        n_backward: the number of backward passes.
     """
 
-    def __init__(self, check: Check, *, step: int, budget: float, is_ending: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        step: int,
+        budget: float,
+        on_progress: Callable[[str], None] = lambda _sentence: None,
+        is_ending: bool = False,
+    ) -> None:
         self.passes: list[CheckedPass] = []
         self.unchecked: list[str] = []
         self.n_backward = 0
         self._lines: set[tuple[str | None, int | None]] = set()
-        self._check = check
+        self._on_progress = on_progress
         self._budget = budget
         self._step = step
         self._is_ending = is_ending
@@ -109,12 +105,12 @@ class TrainingWatch:
 
     @property
     def events(self) -> TrainingEvents:
-        """What optimizers did after the pass that was checked."""
+        """The events since the first checked pass."""
         self._optimizers.events.adds_squares = self._tape.adds_squares
         return self._optimizers.events
 
     def note_failure(self, error: Exception) -> None:
-        """Note what ends the script."""
+        """Note the error that ends the script."""
         location, cleared_at = location_of_error(error) or CodeLocation(), self._optimizers.cleared_at
         self.events.failure = Failure(location, type(error).__name__, first_line(error), cleared_at)
 
@@ -174,7 +170,8 @@ class TrainingWatch:
 
         if self._tape.suspended:
             return call(*args, **kwargs)
-        return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, CallOfFunction(cls))
+        # A later run looks `apply` up again, which the check replaces.
+        return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, lambda *a, **k: cls.apply(*a, **k))
 
     def _watched_parameter(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def watched(cls: Any, data: Any = None, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
@@ -246,15 +243,17 @@ class TrainingWatch:
         self._tape.forget()
 
     def _take_over(self, loss: torch.Tensor, location: CodeLocation) -> None:
-        """Check a pass; where a later one cannot be, that is noted.
+        """Check a pass, or note that a later one cannot be checked.
 
         Raises:
-            UsageError: it is the first one.
+            UsageError: the first one cannot be checked.
         """
         with self._not_recording(), untouched_generators(), torch.enable_grad():
             try:
-                subject = self._make_subject(loss)
-                report = self._check(subject, self._budget * (_LATER_SHARE if self.passes else 1.0))
+                subject, strays = subject_of_pass(list(self._called.values()), self._tape, loss)
+                self.events.strays += strays
+                budget = self._budget * (_LATER_SHARE if self.passes else 1.0)
+                report = check_subject(subject, budget=budget, on_progress=self._on_progress)
             except UsageError as error:
                 if not self.passes:
                     raise
@@ -268,7 +267,7 @@ class TrainingWatch:
             self._checked_at = time.monotonic()
 
     def _reached_by_others(self, subject: Subject, report: GradientReport) -> set[int]:
-        """List by id the weights that the pass does not use and other data would."""
+        """List by id the weights that the pass does not use, but other data would."""
         unused = {found.name for found in report.parameters if found.verdict == Verdict.UNUSED}
         modules = dict(subject.model.named_children()) if unused else {}
         found = {
@@ -279,38 +278,14 @@ class TrainingWatch:
         return {id(subject.parameters[name]) for name in found & unused}
 
     def _as_loss(self, tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
-        """Add up what backward is called on, each with its weight."""
+        """Add up the tensors that backward is called on, each with its weight."""
         several = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
         given = list(weights) if isinstance(weights, list | tuple) else [weights] * len(several)
         if len(several) == 1 and several[0].numel() == 1 and given[0] is None:
             return several[0]
-        with torch._C.DisableTorchFunction():  # recorded once, whether or not backward is a method here
+        with torch._C.DisableTorchFunction():  # recorded once, whether backward is a method here or not
             total: torch.Tensor = self._tape.record(_added_up, "sum", (several, given), {})
         return total
-
-    def _make_subject(self, loss: torch.Tensor) -> Subject:
-        loose = [weight for optimizer in living_optimizers() for weight in weights_of(optimizer)]
-        modules, weights = name_weights(list(self._called.values()), loose, self._tape.last_use.__contains__)
-        recorded = RecordedPass(modules, weights, self._tape, loss, _hidden(modules, loose))
-        if any(map(_is_of_unknown_making, recorded.constants)):
-            raise UsageError(
-                "the pass reads a tensor with a gradient that no function of torch made while it was watched, as "
-                "torch.jit and torch.func.vmap do; check the model itself, or take these away."
-            )
-        self.events.strays += [(weight, fingerprint(weight)) for weight in recorded.strays]
-        subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
-        if not subject.parameters:
-            raise UsageError(
-                "no module ran and no weight was read before this backward pass, so there is nothing to check; choose "
-                "a later one by its number."
-            )
-        again, here = subject.value(), float(loss.detach())
-        if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
-            raise UsageError(
-                f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
-                "something in it is not done by functions of torch, so check the model itself and not the script."
-            )
-        return subject
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
@@ -324,7 +299,10 @@ class TrainingWatch:
     def _end_if_seen(self) -> None:
         if not self._is_ending or not self.passes:
             return
-        is_late = self.events.n_backward > self._n_awaited()
+        n_awaited = _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
+        if self.events.steps:
+            n_awaited = max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
+        is_late = self.events.n_backward > n_awaited
         is_waiting = self._is_waiting_for_gradients() and time.monotonic() - self._checked_at < _MAX_EXTRA_S
         if is_late or (self._optimizers.has_seen_enough and not is_waiting):
             raise EnoughSeenError
@@ -333,7 +311,7 @@ class TrainingWatch:
             raise EnoughSeenError
 
     def _is_waiting_for_gradients(self) -> bool:
-        """Tell whether a weight that nothing uses in the pass that was checked may still be used in a later one."""
+        """Return whether a later pass may still use a weight that the checked pass does not use."""
         held = frozenset().union(*self.events.held.values())
         waited_for = held - self.events.reached - self.events.reached_by_others
         return any(
@@ -343,37 +321,14 @@ class TrainingWatch:
             for found in checked.report.parameters
         )
 
-    def _n_awaited(self) -> int:
-        """Count the backward passes that are waited for, fewer once weights are known to move."""
-        if self.events.steps:
-            return max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
-        return _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
-
-
-def _is_of_unknown_making(constant: torch.Tensor) -> bool:
-    try:
-        return constant.requires_grad and not constant.is_leaf
-    except RuntimeError:  # a view of memory that was written to, of which torch does not tell
-        return False
-
 
 def _added_up(tensors: list[torch.Tensor], weights: list[torch.Tensor | None]) -> torch.Tensor:
     pairs = zip(tensors, weights, strict=True)
     return torch.stack([tensor.sum() if weight is None else (tensor * weight).sum() for tensor, weight in pairs]).sum()
 
 
-def _hidden(modules: dict[str, nn.Module], loose: list[torch.Tensor]) -> set[int]:
-    """List by id what modules keep past registration, where an optimizer is given the other weights of them.
-
-    Without one, the code may train all of them by hand.
-    """
-    given = set(map(id, loose))
-    optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
-    return {key for module in optimized for key in ids_past_registration(module)} - given
-
-
 def _calling_line() -> CodeLocation:
-    """Find the line of the user's own code, and not of a library that trains for it."""
+    """Find the line of the user's own code, even if a library runs the training."""
     frame = next(own_frames(), None)
     if frame is None:
         return running_line()

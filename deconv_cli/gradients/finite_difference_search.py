@@ -1,8 +1,4 @@
-"""The comparison of many tensors, and the search for the element that is wrong.
-
-A direction in which autograd is off is halved until one element is left, and that element is compared once more by
-itself before anything is called wrong.
-"""
+"""Compare many tensors with finite differences, and search for the element that is wrong."""
 
 from __future__ import annotations
 
@@ -14,23 +10,25 @@ from dataclasses import replace
 
 import torch
 
-from deconv_cli.gradients.finite_differences.directional import (
+from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
     Comparison,
+    Direction,
     Outcome,
+    ScalarFunction,
+    TensorGradient,
     compare_along,
 )
-from deconv_cli.gradients.finite_differences.scalar_function import Direction, ScalarFunction, TensorGradient
 
 ELEMENT_TOLERANCE = 2e-4
-"""Relative disagreement of a single element below which it is never called wrong."""
+"""A single element with a smaller relative difference is never called wrong."""
 
 MAX_RESOLUTION = 0.02
-"""Relative error of a gradient that must have been noticeable for it to be called right."""
+"""A gradient is called right if the comparison could notice this relative error."""
 
 _EVALUATIONS = 6
-"""How many evaluations one direction costs, about."""
+"""Approximate number of evaluations for one direction."""
 
 
 def compare_tensors(
@@ -40,7 +38,7 @@ def compare_tensors(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> dict[str, Comparison | None]:
-    """Compare every tensor, each by itself where the time allows, else many in one direction first.
+    """Compare every tensor, one by one if there is time, else many in one direction first.
 
     Returns:
         The comparisons by name; None where the time was up.
@@ -50,7 +48,7 @@ def compare_tensors(
         return {}
     results: dict[str, Comparison | None] = {}
     size = _group_size(function, tensors, seed)
-    # Halves of a group that does not agree wait behind the other groups, so that one bad layer does not hold up all.
+    # Halves of a group that disagrees wait behind the other groups, so that one bad layer does not delay the rest.
     waiting = deque(tensors[first : first + size] for first in range(0, len(tensors), size))
     while waiting:
         group = waiting.popleft()
@@ -63,9 +61,9 @@ def compare_tensors(
 
 
 def _group_size(function: ScalarFunction, tensors: Sequence[TensorGradient], seed: int) -> int:
-    """Choose how many tensors share a direction, which costs as much through many as through one.
+    """Choose how many tensors share a direction: one if there is time for that, else all.
 
-    All or each: directions through a few layers are no sharper, and where all agree, nothing is left to do.
+    A direction costs the same for one and for all, and a direction through a few layers is no sharper.
     """
     started, before = time.monotonic(), function.n_evaluations
     function.measure_noise(tensors, seed)
@@ -83,7 +81,7 @@ def _compare_group(
     """Compare several tensors at once.
 
     Returns:
-        What was found, and the tensors that it was not sharp enough for or that may be wrong.
+        The comparisons, and the tensors that may be wrong or that need a sharper comparison.
     """
     if function.is_over:
         return {moved.name: None for moved in tensors}, []
@@ -96,14 +94,14 @@ def _compare_group(
         estimate = compare_along(function, directions)
         if estimate.outcome is Outcome.AGREES:
             results |= _agreeing(estimate, directions)
-        # A step may have gone over more kinks than its error bar tells; another direction meets others.
+        # A step may cross more kinks than its error bar shows; another direction crosses others.
         if len(results) == len(tensors) or function.is_over:
             break
     return results, [moved for moved in tensors if moved.name not in results]
 
 
 def _balanced_scales(tensors: Sequence[TensorGradient]) -> list[float]:
-    """Let every tensor weigh about as much in the direction, without stepping far beyond its own size."""
+    """Give every tensor about the same weight in the direction, without steps far beyond its own size."""
     sizes = [float(moved.gradient.double().norm()) for moved in tensors]
     shares = sorted(size * moved.scale for size, moved in zip(sizes, tensors, strict=True))
     middle = shares[len(shares) // 2]
@@ -114,7 +112,7 @@ def _balanced_scales(tensors: Sequence[TensorGradient]) -> list[float]:
 
 
 def _agreeing(estimate: Comparison, directions: Sequence[Direction]) -> dict[str, Comparison | None]:
-    """List the tensors whose gradient could not be wrong without the direction showing it."""
+    """List the tensors whose wrong gradient the direction would show."""
     results: dict[str, Comparison | None] = {}
     for direction in directions:
         weight = direction.weight
@@ -144,7 +142,7 @@ def _compare_tensor(function: ScalarFunction, moved: TensorGradient, generator: 
 
 
 def _are_corners(function: ScalarFunction, direction: Direction) -> bool:
-    """Return whether autograd lies between the slopes of two sides in each half, though not in their sum."""
+    """Return whether autograd lies between the slopes of the two sides in each half of a direction."""
     n = direction.values.numel()
     if function.is_over or n < 2:
         return False
@@ -154,7 +152,7 @@ def _are_corners(function: ScalarFunction, direction: Direction) -> bool:
 
 
 def find_wrong_element(function: ScalarFunction, direction: Direction, generator: torch.Generator) -> Comparison | None:
-    """Halve a direction in which autograd is off until one element is left, and compare that element by itself.
+    """Halve a direction in which autograd is off until one element remains, and compare that element alone.
 
     Returns:
         The comparison at the element, or None if no single element could be confirmed.
@@ -177,7 +175,7 @@ def find_wrong_element(function: ScalarFunction, direction: Direction, generator
 def _with_others(
     function: ScalarFunction, moved: TensorGradient, index: int, found: Comparison, generator: torch.Generator
 ) -> Comparison:
-    """Look at a few other elements too, to tell a fault of one from a fault of all."""
+    """Compare a few other elements too, which shows whether one or all are wrong."""
     others = torch.randint(0, moved.tensor.numel(), (6,), generator=generator).tolist()
     tried = {index: found, **{n: _compare_element(function, moved, n) for n in others if not function.is_over}}
     wrong = [estimate for estimate in tried.values() if _is_wrong(estimate)]

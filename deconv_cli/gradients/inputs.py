@@ -1,34 +1,93 @@
-"""Synthetic inputs: as written, `8,32:int64:0..100`, or read off the first layer of a model where that is certain."""
+"""Inputs of a model: batches from a file, synthetic inputs, and inputs that are checked like weights."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.losses import positional_parameters
 from deconv_cli.gradients.subject import Subject
 
+TARGET_NAMES = ("target", "targets", "label", "labels", "y")
+"""Names of tensors in a file that are the target of the loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of inputs, positional and by name, with their targets for the loss or None."""
+
+    arguments: tuple[torch.Tensor, ...]
+    keywords: dict[str, torch.Tensor]
+    target: torch.Tensor | None
+
+    @classmethod
+    def sort(cls, tensors: dict[str, torch.Tensor], model: nn.Module, *, has_loss: bool = True) -> Batch:
+        """Sort named tensors: the target goes to the loss, the others to forward, by name where the names agree.
+
+        Without a separate loss, a target goes to forward too if forward has an argument of its name, such as `labels`.
+
+        Raises:
+            UsageError: there is no input.
+        """
+        taken = () if has_loss else tuple(inspect.signature(model.forward).parameters)
+        names = [name for name in TARGET_NAMES if name in tensors and name not in taken]
+        target = tensors[names[0]] if names else None
+        inputs = {name: tensor for name, tensor in tensors.items() if name not in names}
+        if not inputs:
+            raise UsageError("the data should hold an input for the model, but hold nothing besides the target.")
+        if len(inputs) == 1:
+            return cls(tuple(inputs.values()), {}, target)
+        with contextlib.suppress(TypeError, ValueError):
+            if set(inputs) <= set(inspect.signature(model.forward).parameters):
+                return cls((), inputs, target)
+        # Without names to go by, the order of the names is the order of the arguments: input0, input1, ...
+        return cls(tuple(inputs[name] for name in sorted(inputs)), {}, target)
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples there are along the first axis."""
+        return int((*self.arguments, *self.keywords.values())[0].shape[0])
+
+    def sample(self, index: int) -> Batch:
+        """Take one sample, as a batch of one."""
+        return self.map(lambda tensor: tensor[index : index + 1])
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Change every tensor."""
+        return Batch(
+            tuple(change(tensor) for tensor in self.arguments),
+            {name: change(tensor) for name, tensor in self.keywords.items()},
+            None if self.target is None else change(self.target),
+        )
+
+
 _SPEC = re.compile(
     r"(?P<shape>\d+(,\d+)*|scalar)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?"
 )
+
 _DTYPES = {
     name: getattr(torch, name)
     for name in ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 }
+
 _MAX_ELEMENTS = 2**31
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How to draw a synthetic tensor; `dtype` is None for that of the model.
+    """A synthetic tensor to draw; `dtype` None is that of the model.
 
-    Values start at `low`, stay below `high` for whole numbers and reach it otherwise; None is a normal distribution.
+    Values are uniform from `low` to `high`, whole numbers below `high`; `high` None is a normal distribution.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +105,7 @@ class InputSpec:
         found = _SPEC.fullmatch(text.replace(" ", ""))
         if not found or (found["dtype"] and found["dtype"] not in _DTYPES):
             raise UsageError(
-                f"{name} must be a shape such as 8,1,28,28, with dtype and range where they matter, such as "
+                f"{name} must be a shape such as 8,1,28,28, with dtype and range if needed, such as "
                 f"8,32:int64:0..100, but is '{text}'."
             )
         shape = () if found["shape"] == "scalar" else tuple(int(size) for size in found["shape"].split(","))
@@ -81,7 +140,7 @@ class InputSpec:
         return (self.low + (self.high - self.low) * unit).to(dtype)
 
     def __str__(self) -> str:
-        """Write the specification as it would be typed."""
+        """Write the specification as a user types it."""
         text = ",".join(str(size) for size in self.shape) or "scalar"
         if self.dtype is not None:
             text += f":{str(self.dtype).removeprefix('torch.')}"
@@ -100,25 +159,22 @@ _BATCH = 4
 _TIME = 12
 _MAX_GUESSED = 2**24
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
-
 _PICTURES = {
     784: [InputSpec((_BATCH, 1, 28, 28))],
     1024: [InputSpec((_BATCH, 1, 32, 32))],
     3072: [InputSpec((_BATCH, 3, 32, 32))],
 }
-"""A linear layer may stand behind a flattening of the usual pictures."""
+"""Usual pictures that a model may flatten before a linear layer of this width."""
 
 
 def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
-    """Read the shape of the input off the first layer.
-
-    Where the layer leaves the height and width open, usual ones are tried, and the first that runs is taken.
+    """Read the shape of the input off the first layer; of several usual sizes take the first one that runs.
 
     Returns:
-        The shape, and a note that says where it came from.
+        The shape, and a note on where it came from.
 
     Raises:
-        UsageError: it is not certain.
+        UsageError: the shape is not certain.
     """
     wants = sum(parameter.default is parameter.empty for parameter in positional_parameters(model)) or 1
     first = next(
@@ -140,12 +196,9 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
     if isinstance(layer, nn.Linear):
         width = layer.in_features
         return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_PICTURES.get(width, ())]
-    if isinstance(layer, nn.RNNBase):
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
         sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
-        return [InputSpec((*sizes, layer.input_size))]
-    if isinstance(layer, nn.MultiheadAttention):
-        sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
-        return [InputSpec((*sizes, layer.embed_dim))]
+        return [InputSpec((*sizes, layer.input_size if isinstance(layer, nn.RNNBase) else layer.embed_dim))]
     if isinstance(layer, nn.RNNCellBase):
         return [InputSpec((_BATCH, _TIME, layer.input_size))]
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -160,7 +213,7 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
 
 
 def _can_be_drawn(spec: InputSpec) -> bool:
-    """Return whether the numbers that a layer gave for its sizes can be sizes: a file may say anything there."""
+    """Return whether the sizes of a layer are possible sizes of a tensor: a file may hold any number there."""
     sizes = (*spec.shape, spec.high if spec.high is not None else 1)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return False
@@ -175,3 +228,52 @@ def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) ->
         subject.output()
         return True
     return False
+
+
+class InputsAsWeights(nn.Module):
+    """Runs a model on inputs that are parameters of this module, named `inputs.0`, `inputs.name` and so on.
+
+    The parameters of the model itself are not listed, so they are not checked.
+
+    Raises:
+        UsageError: no input holds floating-point numbers.
+    """
+
+    def __init__(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = nn.ParameterDict()
+        paths, self._spec = pytree.tree_flatten_with_path((arguments, keywords))
+        self._leaves: list[Any] = [leaf for _, leaf in paths]
+        self._names: dict[int, str] = {}
+        for n, (path, leaf) in enumerate(paths):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                self._names[n] = "_".join(str(getattr(key, "idx", getattr(key, "key", key))) for key in path[1:])
+                self.inputs[self._names[n]] = nn.Parameter(leaf.detach().clone())
+                self._leaves[n] = None
+        if not self.inputs:
+            raise UsageError(
+                "no input holds floating-point numbers, so there is no gradient by the inputs; check the parameters."
+            )
+
+    def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
+        """List the inputs."""
+        return self.inputs.named_parameters(prefix="inputs")
+
+    def forward(self) -> Any:  # noqa: ANN401  whatever the model gives
+        """Run the model."""
+        leaves = list(self._leaves)
+        for n, name in self._names.items():
+            leaves[n] = self.inputs[name]
+        arguments, keywords = pytree.tree_unflatten(leaves, self._spec)
+        return self.model(*arguments, **keywords)
+
+
+def with_inputs_as_weights(subject: Subject) -> Subject:
+    """Turn a subject into one whose parameters are its inputs.
+
+    Raises:
+        UsageError: no input holds floating-point numbers.
+    """
+    model = InputsAsWeights(subject.model, subject.arguments, subject.keywords)
+    return Subject(model, (), {}, subject.target, subject.loss, subject.seed, None, is_axis_given=True)

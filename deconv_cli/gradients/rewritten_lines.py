@@ -1,22 +1,25 @@
-"""A line of source written again so that it runs and trains: without what detaches, or with a slope that it lacks."""
+"""Rewrite one line of source so that it runs and carries a gradient."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import re
+from collections.abc import Sequence
+
+from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 
 LEAVE_OUT = "leave this line out"
-"""For a line that does nothing else than detach."""
+"""The suggestion for a line that only detaches."""
 
 STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
-
 _DETACHING = ("detach", "detach_", "data", "item", "tolist", "numpy")
 _NUMPY = ("np", "numpy", "onp")
 _WRAPPERS = ("tensor", "as_tensor", "from_numpy", "Variable", "Parameter")
-"""Functions that make a tensor anew of what they are given."""
+"""Functions that make a new tensor of their argument."""
 
 _SAME_IN_TORCH = ("mean", "sum", "abs", "exp", "log", "sqrt", "tanh", "sin", "cos", "square", "prod")
-"""Functions of NumPy that torch has under the same name, for a single argument."""
+"""Functions of NumPy that torch has under the same name, with one argument."""
 
 
 def line_without_detachment(source: str) -> str | None:
@@ -34,13 +37,13 @@ def line_without_detachment(source: str) -> str | None:
         if changer.has_left_torch and not changer.n_translated:
             return None
         if isinstance(body[0], ast.Expr) and not source.endswith(".detach_()"):
-            return None  # a piece of a longer statement
+            return None  # a part of a longer statement
         return LEAVE_OUT if _does_nothing(body[0]) else ast.unparse(body[0])
     return None
 
 
 def line_without_wrapper(source: str) -> str | None:
-    """Write a line with what its one `Variable(...)`, `nn.Parameter(...)` or `torch.tensor(...)` wraps in its place."""
+    """Write a line with its one `Variable(x)`, `nn.Parameter(x)` or `torch.tensor(x)` replaced by `x`."""
     with contextlib.suppress(SyntaxError, ValueError):
         tree = ast.parse(source)
         wrappers = [node for node in ast.walk(tree) if _wraps(node)]
@@ -52,7 +55,7 @@ def line_without_wrapper(source: str) -> str | None:
 
 class _Unwrapper(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Put what is wrapped in the place of a wrapper; a list of tensors is stacked."""
+        """Replace a wrapper by its argument; a list of tensors is stacked."""
         self.generic_visit(node)
         return _unwrapped(node) if _wraps(node) else node
 
@@ -72,7 +75,7 @@ def _unwrapped(node: ast.Call) -> ast.expr:
 
 
 def line_with_keyword(source: str, function: str, keyword: str, *, value: bool) -> str | None:
-    """Write a line with a keyword of its one call of a function set to a value; None where that is not certain."""
+    """Write a line with a keyword argument set in its one call of a function; None where that is not certain."""
     with contextlib.suppress(SyntaxError, ValueError):
         tree = ast.parse(source)
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -85,14 +88,14 @@ def line_with_keyword(source: str, function: str, keyword: str, *, value: bool) 
 
 
 class _Changer(ast.NodeTransformer):
-    """Takes out what detaches, and counts it; a chain of several counts as one."""
+    """Removes detachments, and counts them; a chain of several counts as one."""
 
     def __init__(self) -> None:
         self.n_changed = self.n_translated = 0
         self.has_left_torch = False
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Take out `x.detach()` and its like, turn `float(x)` into `x` and `np.mean(x)` into `torch.mean(x)`."""
+        """Remove `.detach()` and similar calls, turn `float(x)` into `x` and `np.mean(x)` into `torch.mean(x)`."""
         function = node.func
         if _detaches(node):
             return self._bare(node)
@@ -116,7 +119,7 @@ class _Changer(ast.NodeTransformer):
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        """Take out `.data`."""
+        """Remove `.data`."""
         return self._bare(node) if _detaches(node) else self.generic_visit(node)
 
     def _bare(self, node: ast.expr) -> ast.AST:
@@ -124,7 +127,7 @@ class _Changer(ast.NodeTransformer):
         return self._stripped(node)
 
     def _stripped(self, node: ast.expr) -> ast.AST:
-        """Strip a chain of detachments, and what sends a tensor to where NumPy can read it."""
+        """Strip a chain of detachments, and `.cpu()` before `.numpy()`."""
         while True:
             attribute = node.func if isinstance(node, ast.Call) else node
             if not isinstance(attribute, ast.Attribute):
@@ -156,14 +159,14 @@ def _uses_numpy(tree: ast.AST) -> bool:
 
 
 def _does_nothing(statement: ast.AST) -> bool:
-    """Return whether a statement is `h = h`, or a bare `h`."""
+    """Return whether a statement is `h = h` or a bare `h`."""
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         return ast.unparse(statement.targets[0]) == ast.unparse(statement.value)
     return isinstance(statement, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(statement))
 
 
 def write_piecewise_loss(source: str) -> str:
-    """Write the penalty with a slope that a thresholded loss lacks, from the comparisons of its line.
+    """Write a penalty with a slope, from the comparisons in the line of a thresholded loss.
 
     A single comparison may count what is wrong, or what is right; both penalties are written then.
     """
@@ -206,8 +209,37 @@ def _comparisons(tree: ast.AST) -> list[tuple[str, str, str]]:
             if sign is None:
                 return []
             is_flipped = left.replace(".", "").lstrip("-").isdigit()
-            # The limit stands on the right, so that the slope can be read off.
+            # The limit is on the right, so that the slope can be read off.
             flipped = {">": "<", "<": ">", ">=": "<=", "<=": ">="}[sign]
             found.append((right, flipped, left) if is_flipped else (left, sign, right))
     names = {left for left, _, _ in found}
     return found if len(names) == 1 and len(found) <= 2 else []
+
+
+_MESSAGE = re.compile(
+    r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
+)
+"""Torch's message on an overwritten tensor: its shape, the node that made it, and its counts of writes."""
+
+
+def writes_at_fault(error: Exception | None, writes: Sequence[InPlaceWrite]) -> list[InPlaceWrite] | None:
+    """List the writes that fit torch's message on an overwritten tensor; None for another error."""
+    found = _MESSAGE.search(str(error)) if error is not None else None
+    if found is None:
+        return None
+    shape = tuple(int(size) for size in found[1].split(",") if size.strip())
+    node, actual, expected = found[2], int(found[3]), int(found[4])
+    fitting = [write for write in writes if write.shape == shape and expected < write.version <= actual]
+    exact = [write for write in fitting if node is None or write.node == node]
+    return exact or fitting or list(writes)
+
+
+def line_out_of_place(source: str) -> str | None:
+    """Write a line that makes a new tensor instead; None where that is not certain."""
+    augmented = re.fullmatch(r"([\w.\[\]]+)\s*([-+*/@])=\s*(.+)", source)
+    if augmented and "[" not in augmented[1]:
+        return f"{augmented[1]} = {augmented[1]} {augmented[2]} {augmented[3]}"
+    method = re.fullmatch(r"(?:([\w.]+)\s*=\s*)?([\w.]+)\.(\w+)_\((.*)\)", source)
+    if method:
+        return f"{method[1] or method[2]} = {method[2]}.{method[3]}({method[4]})"
+    return None

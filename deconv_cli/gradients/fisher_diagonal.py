@@ -1,6 +1,6 @@
 """The diagonal of the Fisher matrix and of the generalized Gauss-Newton matrix, from per-sample gradients.
 
-All of them are averages over samples of Σ_k (Jᵀ v_k)², where J is the Jacobian of the outputs of one sample by the
+Each diagonal is an average over samples of Σ_k (Jᵀ v_k)², where J is the Jacobian of the outputs of one sample by the
 parameters, and the v_k are vectors in the space of its outputs:
 
 * empirical: the gradient of the loss of the given target;
@@ -8,9 +8,9 @@ parameters, and the v_k are vectors in the space of its outputs:
 * exact: vectors with Σ v vᵀ equal to the covariance of that gradient under the model (the true Fisher matrix);
 * ggn: vectors with Σ v vᵀ equal to the Hessian of the loss by the outputs.
 
-The square of the mean gradient of a batch is none of them: at an optimum the mean is near zero, and so is its square
-(Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation", NeurIPS 2019; van de Ven, "On the
-computation of the Fisher information in continual learning", 2025).
+The square of the mean gradient of a batch is no such diagonal: near an optimum it is close to zero (Kunstner, Hennig
+and Balles, "Limitations of the empirical Fisher approximation", NeurIPS 2019; van de Ven, "On the computation of the
+Fisher information in continual learning", 2025).
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from torch.func import functional_call, vjp, vmap
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.fisher_matrix.likelihoods import LIKELIHOODS
-from deconv_cli.gradients.fisher_matrix.sample_loss import SampleLoss
+from deconv_cli.gradients.inputs import Batch
+from deconv_cli.gradients.likelihoods import LIKELIHOODS, SampleLoss
 from deconv_cli.gradients.losses import own_loss
-from deconv_cli.gradients.sample_batch import Batch
 from deconv_cli.gradients.subject import Loss, seed_everything
 
 _CHUNK_BYTES = 256 * 2**20
@@ -42,10 +41,10 @@ class FisherDiagonal:
     """A diagonal by parameter, in float64, averaged over the samples.
 
     Attributes:
-        batch_mean_squared: the mean over batches of the squared mean gradient, which is often taken for the diagonal.
-        likelihood: what the loss was taken for.
+        batch_mean_squared: the mean over batches of the squared mean gradient, often confused with the diagonal.
+        likelihood: the distribution of targets that the loss belongs to.
         batch_size: samples in the largest of the batches.
-        loop_reason: why samples were taken one by one, None where they were vectorized.
+        loop_reason: why samples were computed one by one, None where they were vectorized.
     """
 
     kind: str
@@ -69,7 +68,7 @@ class FisherDiagonal:
 
 
 def refuse_projection(output: Any) -> None:  # noqa: ANN401  whatever the model gives
-    """Refuse a fixed random weight for every number of the output as a loss: it says nothing of targets.
+    """Refuse the projection of the output as a loss: it has no targets.
 
     Raises:
         UsageError: the model does not compute its loss itself.
@@ -108,11 +107,11 @@ def diagonal_fisher(
         UsageError: the loss has no likelihood, or targets are missing.
     """
     sample_loss = SampleLoss(loss_name, loss, kind, n_draws, torch.Generator().manual_seed(seed))
-    total = _Total(model, sample_loss, seed, is_projection=loss_name == "projection")
-    for batch in batches:
-        total.add(batch)
-        on_progress(total.result.n_samples)
+    total = _Total(model, sample_loss, seed)
     result = total.result
+    for batch in batches:
+        total.add(batch, is_projection=loss_name == "projection")
+        on_progress(result.n_samples)
     if not result.n_batches:
         raise UsageError("there are no samples to average over.")
     for tensors, n in ((result.diagonal, result.n_samples), (result.batch_mean_squared, result.n_batches)):
@@ -122,20 +121,19 @@ def diagonal_fisher(
 
 
 class _Total:
-    """Adds up squared gradients."""
+    """Adds up squared gradients in `result`."""
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, seed: int, *, is_projection: bool) -> None:
+    def __init__(self, model: nn.Module, loss: SampleLoss, seed: int) -> None:
         self._model = model
         self._loss = loss
         self._seed = seed
-        self._is_projection = is_projection
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.result = FisherDiagonal(loss.kind, self._zeros(), self._zeros(), loss.description)
 
     def _zeros(self) -> Diagonal:
         return {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in self._trainable.items()}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, *, is_projection: bool) -> None:
         """Add the samples of a batch."""
         loss, result = self._loss, self.result
         if batch.target is None and loss.kind in ("empirical", "ggn") and loss.likelihood is not None:
@@ -144,18 +142,21 @@ class _Total:
             )
         # With a graph, since forward may take gradients itself.
         output = self._output(batch)
-        if self._is_projection:
+        if is_projection:
             refuse_projection(output)
         if isinstance(output, torch.Tensor):
-            loss.look_at(output, batch.target)
+            loss.find_classes(output, batch.target)
         if isinstance(output, torch.Tensor) and output.ndim and output.shape[0] == batch.n_samples:
             self._add_squares(batch, loss.vectors(output.detach(), batch))
         elif loss.kind == "empirical":
             result.loop_reason = "the output is not one tensor with a row for each sample"
-            self._loop(batch, None)
+            for sample in map(batch.sample, range(batch.n_samples)):
+                self._add_gradient(result.diagonal, loss.value(self._output(sample), sample.target), None)
         else:
             raise UsageError("this Fisher matrix needs a model whose output is one tensor with a row for each sample.")
-        self._add_batch_mean(batch)
+        mean = loss.batch_mean(self._output(batch), batch)
+        if mean.requires_grad:
+            self._add_gradient(result.batch_mean_squared, mean, None)
         result.n_samples += batch.n_samples
         result.n_batches += 1
         result.batch_size = max(result.batch_size, batch.n_samples)
@@ -176,7 +177,10 @@ class _Total:
                 for name, square in squares.items():
                     result.diagonal[name] += square
                 return
-        self._loop(batch, vectors)
+        for i in range(batch.n_samples):
+            output = self._output(batch.sample(i)).flatten()
+            for vector in vectors[i]:
+                self._add_gradient(result.diagonal, output, vector)
 
     def _vectorized(self, batch: Batch, vectors: torch.Tensor) -> Diagonal:
         names, n_arguments = list(batch.keywords), len(batch.arguments)
@@ -200,24 +204,6 @@ class _Total:
         chunk = max(1, n_together // vectors.shape[1])
         every = vmap(squares, chunk_size=chunk, randomness="error")(vectors, *inputs)
         return {name: square.double().sum(0) for name, square in every.items()}
-
-    def _loop(self, batch: Batch, vectors: torch.Tensor | None) -> None:
-        """Take the samples one by one, where vmap cannot go."""
-        for i in range(batch.n_samples):
-            sample = batch.sample(i)
-            output = self._output(sample)
-            if vectors is None:
-                heads = [(self._loss.of_sample(output, sample.target), None)]
-            else:
-                heads = [(output.flatten(), vector) for vector in vectors[i]]
-            for head, vector in heads:
-                self._add_gradient(self.result.diagonal, head, vector)
-
-    def _add_batch_mean(self, batch: Batch) -> None:
-        """Square the gradient of the mean loss of the batch, as is often written."""
-        mean = self._loss.batch_mean(self._output(batch), batch)
-        if mean.requires_grad:
-            self._add_gradient(self.result.batch_mean_squared, mean, None)
 
     def _add_gradient(self, total: Diagonal, head: torch.Tensor, vector: torch.Tensor | None) -> None:
         wanted = list(self._trainable.values())

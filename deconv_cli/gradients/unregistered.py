@@ -1,41 +1,32 @@
-"""Weights that the loss depends on and the model does not know, so that no optimizer is given them."""
+"""Weights that the loss depends on and the model does not register, so that no optimizer gets them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from deconv_cli.gradients.plain_containers import REGISTERED, is_plain, leaves_of
+from deconv_cli.gradients.nested_tensors import is_plain, leaves_of, tensors_in
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tensors_in import tensors_in
-from deconv_cli.gradients.tracing.autograd_graph import AutogradGraph, Node
+from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
+from deconv_cli.vocabulary import counted
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
-@dataclass(frozen=True)
-class Unregistered:
-    """A weight that the model does not know.
-
-    Attributes:
-        owner: how code writes where it is kept, `self.scale`; empty where no member of a module keeps it.
-        kind: `member`, `buffer`, `derived` (the result of an operation on a Parameter), `container` or `unknown`.
-        location: where it is read.
-    """
-
-    owner: str
-    kind: str
-    location: CodeLocation
-
-
-def find_unregistered(subject: Subject, forward: ForwardTrace) -> tuple[Unregistered, ...]:
+def find_unregistered(subject: Subject, forward: ForwardTrace) -> tuple[tuple[str, str, CodeLocation], ...]:
     """List the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs.
 
-    What the model itself differentiates by counts as an input, as the points of a physics-informed network.
+    A tensor that the model itself differentiates by counts as an input, as the points of a physics-informed network.
+
+    Returns:
+        The owner, as code writes it (`self.scale`), or empty where no member of a module keeps the weight; the kind:
+        `member`, `buffer`, `derived` (the result of an operation on a Parameter), `container` or `unknown`; and the
+        line that reads it.
     """
     graph = forward.graph
     known = {id(parameter) for parameter in (*subject.parameters.values(), *_parameters_of(subject.loss))}
@@ -43,21 +34,21 @@ def find_unregistered(subject: Subject, forward: ForwardTrace) -> tuple[Unregist
     known |= {id(tensor) for tensor in tensors_in((subject.arguments, subject.keywords, subject.target))}
     known |= {id(tensor) for tensor in (*forward.log.differentiated_by, *forward.log.wrapped)}
     owners = dict(_owners(subject.model, known))
-    found: dict[str, Unregistered] = {}
+    found: dict[str, tuple[str, str, CodeLocation]] = {}
     above: dict[Node, Node] = {}
     for leaf, reader in _leaves(forward.loss.grad_fn, above):
         if id(leaf) in known:
             continue
         owner, kind = owners.get(id(leaf), ("", "unknown"))
-        # A tensor that forward itself lets require a gradient is how slopes by the inputs are taken.
+        # Forward lets a plain tensor require a gradient to differentiate by its inputs.
         if owner or isinstance(leaf, nn.Parameter):
             location = _location_above(reader, above, graph)
-            found.setdefault(owner or str(location), Unregistered(owner, kind, location))
+            found.setdefault(owner or str(location), (owner, kind, location))
     return tuple(found.values())
 
 
 def ids_past_registration(model: nn.Module) -> set[int]:
-    """List by id what modules keep in containers, as plain tensors or made of a Parameter, and register nowhere."""
+    """List by id the weights that modules keep in containers, as plain tensors or made of a Parameter."""
     known = {id(parameter) for parameter in model.parameters()}
     return {key for key, _ in _owners(model, known)} - known
 
@@ -78,14 +69,14 @@ def _leaves(start: Node, above: dict[Node, Node]) -> Iterator[tuple[torch.Tensor
 
 
 def _location_above(node: Node, above: dict[Node, Node], graph: AutogradGraph) -> CodeLocation:
-    """Find the first line of this forward pass that reads what a node made before the pass."""
+    """Find the first line of this forward pass that reads the output of a node from before the pass."""
     while not graph.location_of(node).file and node in above:
         node = above[node]
     return graph.location_of(node)
 
 
 def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """List the weights that members of the modules hold past registration, by id, with the member and its kind."""
+    """List the unregistered weights that modules hold, by id, with the member that holds each and its kind."""
     for name, module in model.named_modules():
         inside = f" of '{name}'" if name else ""
         for member, buffer in module._buffers.items():
@@ -95,7 +86,7 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
             name: buffer for name, buffer in module._buffers.items() if buffer is not None and not buffer.is_leaf
         }
         for member, value in (*derived.items(), *vars(module).items()):
-            if member in REGISTERED or member.endswith("_hooks"):
+            if member in _REGISTERED or member.endswith("_hooks"):
                 continue
             owner = f"self.{member}{inside}"
             if isinstance(value, torch.Tensor):
@@ -110,7 +101,37 @@ def _owners(model: nn.Module, known: set[int]) -> Iterator[tuple[int, tuple[str,
 
 
 def _parameters_of(loss: Any) -> list[nn.Parameter]:  # noqa: ANN401  any callable
-    """List the parameters of the modules that a loss function is, or is made around."""
+    """List the parameters of a loss function that is a module, or a closure over one."""
     cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
     modules = [found for found in (loss, *cells) if isinstance(found, nn.Module)]
     return [parameter for module in modules for parameter in module.parameters()]
+
+
+def describe_plain_containers(model: nn.Module) -> list[str]:
+    """Describe the members of modules that are plain lists, tuples or dictionaries of unregistered weights.
+
+    One sentence for each member, without a final stop.
+    """
+    modules = {id(module) for module in model.modules()}
+    parameters = {id(parameter) for parameter in model.parameters()}
+    sentences = []
+    for name, module in model.named_modules():
+        for member, value in vars(module).items():
+            if member in _REGISTERED or member.endswith("_hooks") or not is_plain(value):
+                continue
+            leaves = list(leaves_of(value))
+            lost_parameters = [x for x in leaves if isinstance(x, nn.Parameter) and id(x) not in parameters]
+            lost_modules = [x for x in leaves if isinstance(x, nn.Module) and id(x) not in modules]
+            # A module without parameters, such as an activation, loses nothing.
+            lost_modules = [x for x in lost_modules if any(True for _ in x.parameters())]
+            for lost, word in ((lost_parameters, "parameter"), (lost_modules, "module")):
+                if lost:
+                    is_dictionary = isinstance(value, dict)
+                    where = f"self.{member}" + (f" of '{name}'" if name else "")
+                    kind = "dictionary" if is_dictionary else type(value).__name__
+                    sentences.append(
+                        f"{where} is a plain {kind} of {counted(len(lost), word)}, which the model does not know, so "
+                        f"that {'it is' if len(lost) == 1 else 'they are'} neither checked nor trained; use "
+                        f"nn.{word.capitalize()}{'Dict' if is_dictionary else 'List'}"
+                    )
+    return sentences

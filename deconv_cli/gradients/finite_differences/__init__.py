@@ -1,1 +1,0 @@
-"""Finite differences with an error bar, and the search for the element that is wrong."""

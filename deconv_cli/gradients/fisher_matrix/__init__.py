@@ -1,1 +1,0 @@
-"""Diagonals of the Fisher matrix and of the generalized Gauss-Newton matrix."""

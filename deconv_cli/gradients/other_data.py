@@ -1,0 +1,301 @@
+"""The model on other data: whether samples of a batch mix, and whether other data reach an unused parameter."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from deconv_cli.gradients.losses import projection
+from deconv_cli.gradients.nested_tensors import tensors_in, to_float64
+from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
+from deconv_cli.gradients.tracing.forward_trace import Operation
+from deconv_cli.gradients.tracing.interception import trace_forward
+from deconv_cli.gradients.tracing.operations import ALONG_EDGES
+
+_TOLERANCE = 1e-9
+_SLIGHT = 1e-3
+"""Relative change when an iteration stops a few turns earlier or later."""
+
+
+@dataclass(frozen=True)
+class BatchIndependence:
+    """Whether changing one sample along an axis changes the outputs of others, and the first operation that mixes them.
+
+    The axis is None without an axis of samples; `doubt` says why nothing could be tried.
+    """
+
+    axis: int | None
+    is_mixed: bool = False
+    mixer: Operation | None = None
+    doubt: str | None = None
+
+
+def try_batch(subject: Subject) -> BatchIndependence:
+    """Replace one sample of the batch, in evaluation mode, and check whether the output of another changes."""
+    axis = subject.batch_axis
+    if axis is None:
+        return BatchIndependence(None)
+    sizes = {t.shape[axis] if t.ndim > axis else 0 for t in tensors_in((subject.arguments, subject.keywords))}
+    if len(sizes) != 1 or min(sizes) < 2:
+        return BatchIndependence(axis, doubt=f"the inputs do not share an axis {axis} of two samples or more")
+    with subject.evaluating(), _without_graph_if_possible(subject) as before:
+        if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before)):
+            return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
+        is_certain = subject.is_axis_given or _drops_the_next_axis(subject, before)
+        doubt = None if is_certain else _layer_with_time_first(subject.model, axis)
+        if doubt:
+            return BatchIndependence(axis, doubt=doubt)
+        with _other_sample(subject, axis):
+            change = _largest_change(before, subject.output(), axis, sample=0)
+        if change <= _TOLERANCE:
+            return BatchIndependence(axis)
+        mixer = _mixer(subject, axis)
+        if mixer is None and change <= _SLIGHT:
+            doubt = (
+                f"the outputs of other samples change by {change:.1g} with one of them, and no operation mixes them: a "
+                "condition on all of them, such as the end of an iteration, does"
+            )
+        elif not is_certain:
+            doubt = _other_meaning_of_axis(subject, before, mixer, axis)
+    return BatchIndependence(axis, doubt=doubt) if doubt else BatchIndependence(axis, is_mixed=True, mixer=mixer)
+
+
+def _other_meaning_of_axis(subject: Subject, before: Any, mixer: Operation | None, axis: int) -> str | None:  # noqa: ANN401
+    """Say that the axis may count time steps or nodes of a graph, if the outputs suggest it."""
+    last = tensors_in((subject.arguments, subject.keywords))[0].shape[axis] - 1
+    with _other_sample(subject, axis, last):  # along time nothing before the last step changes
+        is_time = _largest_change(before, subject.output(), axis, last) <= _TOLERANCE
+    if is_time:
+        return (
+            f"axis {axis} looks like time, since later outputs depend on earlier inputs but not the other way "
+            "round; name the axis of the samples (batch_axis)"
+        )
+    if mixer is not None and mixer.bare_name in ALONG_EDGES and not _runs_on_half(subject, axis):
+        return (
+            f"axis {axis} looks like the nodes of a graph, since {mixer.label} mixes them and the model does not run "
+            "on half of them; name the axis of the samples (batch_axis)"
+        )
+    return None
+
+
+def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401  an output of the model
+    """Return whether axis 0 certainly counts samples: of the first two axes, the output keeps only this one."""
+    inputs = tensors_in((subject.arguments, subject.keywords))
+    if subject.batch_axis != 0 or any(tensor.ndim < 3 for tensor in inputs):
+        return False
+    first, second = inputs[0].shape[:2]
+    given = [*tensors_in(output), *tensors_in(subject.target)]
+    return 1 < second != first and all(first in t.shape[:1] and second not in t.shape for t in given)
+
+
+def _runs_on_half(subject: Subject, axis: int) -> bool:
+    def half(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
+        is_long = isinstance(leaf, torch.Tensor) and leaf.ndim > axis
+        return leaf.narrow(axis, 0, leaf.shape[axis] // 2) if is_long else leaf
+
+    with subject.changed_inputs(half, target_too=False), contextlib.suppress(Exception):
+        subject.output()
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
+    """Run forward and the block without a graph, unless the model itself takes gradients."""
+    try:
+        with torch.no_grad():
+            found = subject.output()
+    except RuntimeError:
+        yield subject.output()
+    else:
+        with torch.no_grad():
+            yield found
+
+
+def _layer_with_time_first(model: nn.Module, axis: int) -> str | None:
+    """Name a layer of torch that reads axis 0 as time, unless a layer around it turns the axes."""
+    modules = dict(model.named_modules())
+    for name, module in modules.items() if axis == 0 else ():
+        if not isinstance(module, nn.RNNBase | nn.MultiheadAttention) or module.batch_first:
+            continue
+        parts = name.split(".")
+        owners = [modules[".".join(parts[:n])] for n in range(1, len(parts))]
+        if not any(getattr(owner, "batch_first", False) for owner in owners):
+            return f"'{name}' has batch_first=False, so axis 0 may be time; name the axis of the samples (batch_axis)"
+    return None
+
+
+def _other_sample(subject: Subject, axis: int, sample: int = 0) -> contextlib.AbstractContextManager[None]:
+    """Replace one sample for a while by a rearranged copy of another, which is a plausible input."""
+
+    def changed(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim <= axis:
+            return leaf
+        copied = leaf.clone()
+        other = leaf.select(axis, (sample + 1) % leaf.shape[axis]).reshape(-1).flip(0)
+        copied.select(axis, sample).copy_(other.reshape(copied.select(axis, sample).shape))
+        return copied
+
+    return subject.changed_inputs(changed, target_too=False)
+
+
+def _largest_change(before: Any, after: Any, axis: int, sample: int) -> float:  # noqa: ANN401  outputs of the model
+    """Measure the change of all other samples, relative to the largest number.
+
+    Along other axes of the same length a sample meets the others in pairs, which may change with it.
+    """
+    changes = [0.0]
+    for one, two in zip(tensors_in(before), tensors_in(after), strict=False):
+        if one.ndim <= axis or one.shape != two.shape or one.shape[axis] < 2 or not one.numel():
+            continue
+        gap = (to_float64(one) - to_float64(two)).abs().nan_to_num(nan=0.0, posinf=0.0)
+        for other, length in enumerate(one.shape):
+            if length == one.shape[axis]:
+                gap.select(other, sample).zero_()
+        largest = to_float64(one).abs().nan_to_num(nan=0.0).max()
+        changes.append(float(gap.max() / largest.clamp_min(1e-30)))
+    return max(changes)
+
+
+def _mixer(subject: Subject, axis: int) -> Operation | None:
+    """Find the first operation whose output for other samples changes."""
+    before = trace_forward(subject, keep_tensors=True)
+    with _other_sample(subject, axis):
+        after = trace_forward(subject, keep_tensors=True)
+    for one, two in zip(before.log.tensors, after.log.tensors, strict=False):
+        if one.name == two.name and _largest_change(one.tensor, two.tensor, axis, sample=0) > _TOLERANCE:
+            return one.operation
+    return None
+
+
+def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:
+    """Try the module of a pass on its last arguments; without a single module and tensor nothing is tried.
+
+    Args:
+        modules: those that the script called itself in the pass.
+        arguments: their last arguments, by the id of the module.
+    """
+    given: tuple[Any, ...] = arguments.get(id(modules[0]), ()) if len(modules) == 1 else ()
+    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
+        return BatchIndependence(None)
+    try:
+        subject = _subject_of_copy(modules[0], given)
+        with subject.in_double():
+            return try_batch(subject)
+    except Exception as error:  # noqa: BLE001  the module may refuse a copy or evaluation mode
+        return BatchIndependence(0, doubt=str(error))
+
+
+def _subject_of_copy(module: nn.Module, arguments: tuple[Any, ...]) -> Subject:
+    """Copy a module, since the script continues with its own one, which may remember each call."""
+    given = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
+    return Subject(copy.deepcopy(module), given, {}, None, projection)
+
+
+def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
+    """Name the parameters of a module that get no gradient from its last arguments, but do from other data."""
+    try:
+        subject = _subject_of_copy(module, arguments)
+        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
+    except Exception:  # noqa: BLE001  the module may refuse a copy or other data
+        return frozenset()
+
+
+_POWERS = (6.0, 1 / 6, 3.0, 1 / 3, 2.0, 1 / 2)
+"""Exponents that spread or contract data that a model refuses in another order."""
+
+_NOISE = 1e-7
+"""A smaller gradient, beside the loss, may be the rounding error of gradients that cancel."""
+
+_CHOOSING = ("Cat", "Gather", "Index", "MaskedSelect", "Select", "Slice", "Split", "Stack", "Unbind")
+"""Nodes where a gradient is zero because other elements were chosen, and not because a unit is dead."""
+
+
+def find_reached_by_others(subject: Subject, backward: BackwardTrace | None) -> frozenset[str]:
+    """Name the parameters that get no gradient here, but get one from the same numbers in another order.
+
+    Each try draws new random numbers. If other data reach one of several equal parts, such as experts, its unused
+    siblings count as reached too.
+    """
+    given = backward.gradients if backward is not None else {}
+    without = {name for name, gradient in given.items() if Magnitude.of([gradient]).is_zero}
+    unused = {name for name in without if given[name] is None}
+    if not without or backward is None or backward.error is not None:
+        return frozenset()
+    found: set[str] = set()
+    for number, names in enumerate(_tries(subject, backward, without)):
+        found |= names
+        if found >= without or (number >= 1 and not found):
+            break
+    kinds = {_kind(name) for name in found & unused}
+    siblings = {name for name in unused if re.search(r"\.\d+\.", f".{name}") and _kind(name) in kinds}
+    return frozenset(found | siblings)
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _tries(subject: Subject, backward: BackwardTrace, names: set[str]) -> Iterator[set[str]]:
+    """Yield the parameters that get a gradient, for one changed set of data after another.
+
+    A detector refuses shuffled boxes that end before they begin, so it gets spread or contracted data. These may also
+    revive dead units, so only parameters that the data do not choose count then.
+    """
+    chosen_among = set()
+    for name in names:
+        origins = backward.origins(subject.parameters[name], lambda magnitude: magnitude.is_zero)
+        if all(type(node).__name__.startswith(_CHOOSING) for node in origins):
+            chosen_among.add(name)
+    for number, power in enumerate(_POWERS, start=1):
+        change = functools.partial(_shuffled, generator=torch.Generator().manual_seed(number))
+        found = _reached(subject, change, names, number)
+        if found is None:
+            found = _reached(subject, functools.partial(_spread, power=power), chosen_among, number)
+        if found is None:
+            return
+        yield found
+
+
+def _reached(subject: Subject, change: Callable[[Any], Any], names: set[str], number: int) -> set[str] | None:
+    """Find the parameters that get a gradient from changed data; None if the model refuses the data."""
+    wanted = [subject.parameters[name] for name in sorted(names)]
+    with subject.changed_inputs(change, target_too=False):
+        try:
+            loss = as_scalar(subject.run(subject.seed + number)[1])
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else []
+        except Exception:  # noqa: BLE001  a model that refuses other data says nothing about its parameters
+            return None
+    magnitudes = zip(sorted(names), [Magnitude.of([g]) for g in gradients], strict=True)
+    noise = _NOISE * abs(float(loss.detach()))
+    return {name for name, found in magnitudes if found.is_finite and (found.largest or 0.0) > noise}
+
+
+def _shuffled(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  tensors or anything else
+    """Shuffle the elements of a tensor, or draw new whole numbers between its minimum and its maximum."""
+    if not isinstance(leaf, torch.Tensor) or leaf.numel() < 2 or leaf.layout is not torch.strided:
+        return leaf
+    if leaf.dtype in (torch.int64, torch.int32):
+        low, high = int(leaf.min()), int(leaf.max())
+        return torch.randint(low, high + 1, leaf.shape, generator=generator).to(leaf)
+    return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
+
+
+def _spread(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or anything else
+    """Move numbers towards the ends of their range, or with a power below 1 to its middle; their order stays."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
+        return leaf
+    low, high = leaf.aminmax()
+    share = (leaf - low) / (high - low).clamp_min(torch.finfo(leaf.dtype).tiny)
+    above, below = share**power, (1 - share) ** power
+    return low + (high - low) * above / (above + below)

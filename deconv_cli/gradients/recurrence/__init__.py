@@ -1,1 +1,0 @@
-"""Recurrent models: gradients through time, and by gate."""

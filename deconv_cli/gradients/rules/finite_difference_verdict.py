@@ -1,0 +1,273 @@
+"""OK, NONDIFFERENTIABLE, NOT CHECKED, NOISY, WRONG, SUBSTITUTED: the verdict of finite differences."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
+from deconv_cli.gradients.function_trial import GradientError
+from deconv_cli.gradients.handwritten import WrongInput
+from deconv_cli.gradients.through_time import gates_of
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+
+
+def find_ok(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that is right."""
+    if evidence.double is not None and name in evidence.double.minima:
+        return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
+    return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
+
+
+def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter at a corner of the loss."""
+    if evidence.outcome(name) is not Outcome.KINK:
+        return None
+    detail = "the slopes on the two sides differ, and autograd gives one between them"
+    return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
+
+
+def find_not_checked(evidence: Evidence, name: str) -> Finding:
+    """Say for any parameter why nothing more is known about its gradient."""
+    found = evidence.comparison(name)
+    if found is None:
+        reason = f"the budget of {evidence.budget:g} s was spent"
+    elif evidence.overwritten:
+        reason = "forward writes to a parameter, so that finite differences cannot judge this gradient"
+    elif abs(found.autograd - found.numeric) > 20 * found.error_bar:
+        reason = (
+            f"autograd ({found.autograd:.6g}) and finite differences ({found.numeric:.6g} ± {found.error_bar:.1g}) "
+            "differ along a direction, but no single element was found to be wrong"
+        )
+    else:
+        reason = (
+            f"finite differences are not sharp enough here (autograd {found.autograd:.4g}, numeric "
+            f"{found.numeric:.4g} ± {found.error_bar:.1g})"
+        )
+    return Finding(Verdict.NOT_CHECKED, detail=reason)
+
+
+_ROUNDING = 1e-5
+"""A smaller relative difference of two runs comes from sums in a changing order."""
+
+
+def find_noisy(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose gradient cannot be checked, since the loss is noisy."""
+    is_noisy = evidence.repetition.is_noisy and evidence.gradient(name) is not None
+    return Finding(Verdict.NOISY, (_cause_of_noise(evidence),)) if is_noisy else None
+
+
+def find_noisy_model(evidence: Evidence) -> list[Finding]:
+    """Find the noise itself."""
+    found = evidence.repetition
+    detail = f"two runs with the same seed gave the losses {found.first:.9g} and {found.second:.9g}"
+    return [Finding(Verdict.NOISY, (_cause_of_noise(evidence),), detail)] if found.is_noisy else []
+
+
+def _cause_of_noise(evidence: Evidence) -> Cause:
+    found = evidence.repetition
+    relative = abs(found.first - found.second) / max(abs(found.first), abs(found.second))
+    differs = f"the loss differs by {relative:.1g} from run to run"
+    if relative <= _ROUNDING:
+        operation, location = "a non-deterministic operation", CodeLocation()
+        why = f"{differs}: sums are taken in a changing order."
+        suggestion = "torch.use_deterministic_algorithms(True)"
+    elif not found.drawn:
+        operation, location = "state that outlives a run", CodeLocation()
+        why = f"{differs}: the model keeps something of each run for the next, or draws random numbers elsewhere."
+        suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
+    else:
+        operation, location = found.drawn[0].label, found.drawn[0].location
+        why = f"{differs}: random numbers are drawn that no seed reaches."
+        suggestion = "draw with torch's own generator, so that torch.manual_seed reaches it"
+    return Cause(operation, location, why, suggestion)
+
+
+_OF_MATRICES = ("LinalgInv", "LinalgSolve", "LinalgCholesky", "LinalgQr", "LinalgLu", "LinalgPinv", "Cholesky")
+
+
+def find_wrong(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences, and any matrix close to singular on its way."""
+    detail = describe_difference(evidence, name)
+    if not detail or evidence.overwritten:  # the old values are back when backward runs, so that this follows
+        return None
+    return Finding(Verdict.WRONG, _near_singular(evidence), detail)
+
+
+def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
+    """List inverses, solutions and factors of matrices on the way, whose gradients torch computes itself."""
+    if evidence.double is None or evidence.forward.log.calls:
+        return ()
+    graph = evidence.double.forward.graph
+    nodes = [node for node in graph.labels if type(node).__name__.startswith(_OF_MATRICES)]
+    why = "its matrix is so close to singular that rounding decides the gradient, which no step can go by."
+    suggestion = "add a multiple of the identity to the matrix first: A + 1e-3 * torch.eye(n)"
+    return unique_causes(Cause(graph.label_of(node), graph.location_of(node), why, suggestion) for node in nodes)
+
+
+def describe_difference(evidence: Evidence, name: str) -> str:
+    """Write both values at the element that shows the difference; empty without a difference."""
+    found = evidence.comparison(name)
+    if found is None or found.outcome is not Outcome.DIFFERS:
+        return ""
+    gates, element = gates_of(evidence.model, name), list(found.element or ())
+    gate = ""
+    if element and len(gates) > 1:
+        gate = f" (gate {gates[element[0] * len(gates) // evidence.parameters[name].shape[0]]})"
+    text = (
+        f"at {element}{gate} autograd gives {found.autograd:.6g}, finite differences {found.numeric:.6g} ± "
+        f"{found.error_bar:.1g}"
+    )
+    if found.n_tried > 1:
+        text += f"; {found.n_wrong} of {found.n_tried} elements tried are wrong"
+    if found.ratio is not None and found.n_wrong > 1:
+        text += f", {describe_factor(found.ratio, found.ratio_range)}"
+    return text
+
+
+def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences and passes a hook."""
+    detail = describe_difference(evidence, name)
+    if evidence.double is None or not detail:
+        return None
+    parameter, forward = evidence.parameters[name], evidence.double.forward
+    hooks = list((parameter._backward_hooks or {}).values())
+    for module in evidence.model.modules():
+        if any(own is parameter for own in module._parameters.values()):
+            hooks += list(module._backward_hooks.values())
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
+    locations = locations or [
+        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
+    ]
+    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    suggestion = "remove the hook, or accept this finding"
+    causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
+    return Finding(Verdict.WRONG, causes, detail) if causes else None
+
+
+def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose first derivative is right and whose second is not."""
+    found = evidence.second_comparison(name)
+    if found is None or found.outcome is not Outcome.DIFFERS:
+        return None
+    why = (
+        f"the second derivative at {list(found.element or ())} is {found.autograd:.6g} by autograd and "
+        f"{found.numeric:.6g} ± {found.error_bar:.1g} by finite differences of the gradient."
+    )
+    suggestion = "write backward with torch functions of saved tensors, so that it can be differentiated itself"
+    return Finding(Verdict.WRONG, (Cause("second derivative", CodeLocation(), why, suggestion),))
+
+
+def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose gradient passes a wrong backward."""
+    wrong = [item for item in evidence.wrong_inputs_before(name) if not item.is_on_purpose]
+    if not wrong or evidence.gradient(name) is None:
+        return None
+    detail = describe_difference(evidence, name)
+    detail = detail or "by way of the hand-written backward, which was checked on its own"
+    return Finding(Verdict.WRONG, unique_causes(_of_input(item) for item in wrong), detail)
+
+
+def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
+    """Find wrong backwards with no parameter behind them, one finding for each line."""
+    known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
+    causes = {item.location: _of_input(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
+    return [Finding(Verdict.WRONG, (cause,), "no parameter is behind this input") for cause in causes.values()]
+
+
+def _of_input(item: WrongInput) -> Cause:
+    operation, error = f"{item.function}.backward", item.error
+    what = f"the gradient for '{item.name}'"
+    if item.is_missing:
+        why = f"{operation} returns None for '{item.name}', which has a gradient."
+        suggestion = f"return {what}"
+    elif item.mistake is not None:
+        names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
+        why, suggestion = (text.format(**names) for text in item.mistake.value)
+    elif error is None:
+        raise LookupError(f"nothing is wrong with {operation}")
+    else:
+        found = error.comparison
+        why = (
+            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong{_describe_rows(error)}; at "
+            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "
+            f"{found.numeric:.6g}."
+        )
+        suggestion = _suggest(found, what)
+    return Cause(operation, item.location, why, suggestion)
+
+
+def _suggest(found: Comparison, what: str) -> str:
+    ratio = found.ratio
+    if ratio is None or abs(ratio - 1) <= 1e-6:
+        return f"compare the formula of {what} with forward, term by term"
+    if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
+        return f"divide {what} by {ratio:.4g}" if abs(ratio) > 1 else f"multiply {what} by {1 / ratio:.4g}"
+    return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
+
+
+def _describe_rows(error: GradientError) -> str:
+    """Name the rows where the wrong elements lie, if that is not everywhere."""
+    (first, last), found = error.rows, error.comparison
+    if found.n_wrong == found.n_tried or not found.element or last - first + 1 == found.n_tried:
+        return ""
+    block = error.block
+    gate = f" (the whole fault lies in block {block[0] + 1} of {block[1]})" if block else ""
+    return f", in rows {first} to {last}{gate}"
+
+
+_MEANT = "nothing, if that is meant"
+
+
+def find_substituted(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter behind a backward that gives another gradient than the derivative on purpose."""
+    causes = []
+    for item in evidence.wrong_inputs_before(name):
+        operation = f"{item.function}.backward"
+        if item.is_unchanged:
+            why = (
+                f"forward returns '{item.name}' unchanged, and {operation} changes its gradient, which is all that it "
+                "is for."
+            )
+        else:
+            proof = item.error.surrogate if item.error else ""
+            why = f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: {proof}."
+        if item.is_on_purpose:
+            causes.append(Cause(operation, item.location, why, f"{_MEANT}; take the Function out to compare the rest"))
+    if not causes or evidence.gradient(name) is None:
+        return None
+    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _difference_without_judge(evidence, name))
+
+
+def _difference_without_judge(evidence: Evidence, name: str) -> str:
+    """Say that the numbers differ, and that this proves nothing here."""
+    difference = describe_difference(evidence, name).replace("are wrong", "differ")
+    sentence = "finite differences cannot tell whether the gradient is what is meant"
+    return f"{sentence}: {difference}" if difference else sentence
+
+
+def find_renormed(evidence: Evidence, name: str) -> Finding | None:
+    """Find an embedding whose rows forward itself scales back to `max_norm`, unseen by any gradient."""
+    module = dict(evidence.model.named_modules()).get(name.rpartition(".")[0])
+    is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    if not is_limited or not evidence.differs(name):
+        return None
+    why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
+    cause = Cause("max_norm", evidence.module_of(name), why, _MEANT)
+    return Finding(Verdict.SUBSTITUTED, (cause,), _difference_without_judge(evidence, name))
+
+
+def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
+    """Find a parameter whose own hook removes a part of its gradient, as a mask or a limit does."""
+    hooks, found = evidence.parameters[name]._backward_hooks, evidence.comparison(name)
+    if not hooks or found is None or not evidence.differs(name) or not found.numeric:
+        return None
+    share = found.autograd / found.numeric
+    least, most = found.ratio_range or (share, share)
+    if not 0 <= least <= most <= 1:
+        return None
+    why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
+    causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in locations)
+    return Finding(Verdict.SUBSTITUTED, causes, _difference_without_judge(evidence, name))

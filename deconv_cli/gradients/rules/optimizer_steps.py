@@ -1,0 +1,279 @@
+"""OPTIMIZER, GRADIENT LOST, CLIPPING, ACCUMULATED, FAILS: what a training script does with its gradients."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.tracing.code_location import CodeLocation
+from deconv_cli.gradients.training.training_events import Failure, OptimizerStep, TrainingEvents, TrainingEvidence
+
+_FEW = 4
+_FEW_PASSES = 2
+_LEAST_STEPS = 3
+_NEXT_TO_NOTHING = 1e-6
+
+
+def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
+    """Find weights with a gradient that no optimizer holds, or an optimizer of another object's weights."""
+    events, given = evidence.events, evidence.with_gradient
+    held = frozenset().union(*events.held.values())
+    missing = [name for name, weight in given.items() if id(weight) not in held]
+    if not events.held or not missing:
+        return []
+    if len(missing) == len(given):
+        why = "no optimizer holds any weight that gets a gradient: it was made of the parameters of another object."
+        suggestion = "make the optimizer of parameters() of this model, after the last line that replaces the model"
+    else:
+        why = f"no optimizer holds {_some(missing)}, so nothing ever changes them though they get gradients."
+        suggestion = "give the optimizer these weights too, or freeze them with requires_grad_(False)"
+    return [_of_optimizer(_first_location(evidence), why, suggestion)]
+
+
+def _of_optimizer(location: CodeLocation, why: str, suggestion: str, operation: str = "optimizer.step()") -> Finding:
+    return Finding(Verdict.OPTIMIZER, (Cause(operation, location, why, suggestion),))
+
+
+def _first_location(evidence: TrainingEvidence) -> CodeLocation:
+    return evidence.first_steps[0].location if evidence.first_steps else CodeLocation()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
+def find_late_weights(evidence: TrainingEvidence) -> list[Finding]:
+    """Find weights that were created or unfrozen after the optimizer was made."""
+    if not evidence.events.late:
+        return []
+    shown = _some(list(evidence.events.late.values()))
+    why = f"{shown} came, or were set free, after the first pass, and no optimizer holds them: nothing changes them."
+    suggestion = "give them to the optimizer with add_param_group, or write new values to the weights that it holds"
+    return [_of_optimizer(_first_location(evidence), why, suggestion)]
+
+
+def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
+    """Find that neither an optimizer nor a line of the script changes a weight."""
+    events = evidence.events
+    is_whole = events.failure is None and not events.is_cut_short
+    is_for_weights = not events.differentiates_inputs and events.adds_squares is None
+    is_training = events.n_backward > _FEW_PASSES and is_whole and is_for_weights
+    if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
+        return []
+    why = (
+        f"nothing changes the weights in {events.n_backward} backward passes: no optimizer holds them, no line writes."
+    )
+    suggestion = "call step() of an optimizer, or write to the weights: with torch.no_grad(): p -= rate * p.grad"
+    return [_of_optimizer(CodeLocation(), why, suggestion, "no step")]
+
+
+def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
+    """Find steps that leave all weights unchanged, or that are never taken."""
+    lost = find_gradient_lost(evidence)
+    idle = [_idle(step, evidence) for step in evidence.first_steps if not lost]
+    return [found for found in (*idle, _never_stepping(evidence)) if found is not None]
+
+
+def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
+    """Explain an optimizer whose steps change nothing; a learning rate of 0 at the start is a usual warm-up."""
+    steps = [step for step in evidence.events.steps if step.optimizer == first.optimizer and step.n_given]
+    is_changing = any(step.n_changed for step in steps)
+    if not steps or (is_changing and (steps[-1].n_changed or steps[-1].learning_rate != 0)):
+        return None
+    last = steps[-1]
+    if is_changing:
+        why = f"{last.name}.step() changes weights at first, and then no more: its learning rate is 0 from then on."
+        return _of_optimizer(last.location, why, "let the scheduler end above 0, or later")
+    why = f"{last.name}.step() leaves all {last.n_given} weights with a gradient as they are"
+    if last.learning_rate == 0:
+        why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"
+    else:
+        why = f"{why}: the change is below what their precision can hold."
+        suggestion = "keep the weights in float32 and use torch.autocast for bfloat16, or raise the learning rate"
+    return _of_optimizer(last.location, why, suggestion)
+
+
+def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
+    """Find weights with a gradient whose optimizer takes no step in two passes, while all others do."""
+    events = evidence.events
+    if events.moved_by_hand or events.n_skipped or events.n_backward < _FEW_PASSES or events.is_cut_short:
+        return None
+    stepping = {step.optimizer for step in events.steps}
+    moved = frozenset().union(*(held for key, held in events.held.items() if key in stepping))
+    held = frozenset().union(*events.held.values()) - moved
+    names = [name for name, weight in evidence.with_gradient.items() if id(weight) in held]
+    if events.failure is not None or not names:
+        return None
+    shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    why = f"an optimizer holds {shown}, but takes no step in {events.n_backward} backward passes."
+    suggestion = "call optimizer.step() after loss.backward()"
+    return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
+
+
+def find_rebuilt_optimizer(evidence: TrainingEvidence) -> list[Finding]:
+    """Find a line where new optimizers of the same weights take one step each and lose their state.
+
+    An optimizer for each epoch takes more steps. Scripts that also reset the weights for every step mean it.
+    """
+    steps, restored = evidence.events.steps, evidence.events.overwritten.keys()
+    n_steps = Counter(step.optimizer for step in steps)
+    single = [step for step in steps if step.begins_state and n_steps[step.optimizer] == 1]
+    alike = Counter((step.name, step.location, step.held) for step in single if step.held.isdisjoint(restored))
+    suggestion = "make the optimizer once, before the loop; a scheduler changes its learning rate"
+    why = "a new {} takes each of {} steps: what it keeps from one to the next, such as momentum, is lost."
+    return [
+        _of_optimizer(location, why.format(name, n), suggestion)
+        for (name, location, _), n in alike.items()
+        if n >= _LEAST_STEPS
+    ]
+
+
+def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
+    """Find gradients that are cleared, clipped to nothing or skipped between backward and a step."""
+    events = evidence.events
+    if evidence.first_steps:
+        causes = [cause for step in evidence.first_steps if (cause := _lost_before(step)) is not None]
+        causes = causes or _cleared_before_each_pass(events)
+    elif events.n_skipped > 1:
+        why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
+        suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
+        causes = [Cause("scaler.step()", CodeLocation(), why, suggestion)]
+    else:
+        causes = []
+    return [Finding(Verdict.GRADIENT_LOST, unique_causes(causes))] if causes else []
+
+
+def _lost_before(step: OptimizerStep) -> Cause | None:
+    if step.norm_after_backward and not step.norm_at_step:
+        location = step.cleared_at or step.location
+        why = "the gradients are cleared between backward() and step(), so the step has none."
+        return Cause("zero_grad()", location, why, "call zero_grad() before backward(), or after step()")
+    clipping = step.clipping
+    if clipping is not None and clipping.limit < _NEXT_TO_NOTHING * clipping.norm_before:
+        why = f"gradients of norm {clipping.norm_before:.3g} are clipped to {clipping.limit:.3g}: next to nothing."
+        suggestion = "clip at a norm that usual gradients stay below, such as 1.0"
+        return Cause("clipping", clipping.location, why, suggestion)
+    return None
+
+
+def _cleared_before_each_pass(events: TrainingEvents) -> list[Cause]:
+    """Find gradients of several passes that should add up, but are cleared before each of the passes.
+
+    Code that adds gradients itself clears them too, but then its step uses other ones.
+    """
+    for step in events.steps if not events.n_skipped else ():
+        cleared = events.wasted.get(step.backward, [])
+        is_of_last = step.clipping is not None or math.isclose(
+            step.norm_at_step, step.norm_after_backward, rel_tol=1e-4
+        )
+        if len(cleared) > 1 and is_of_last:
+            why = (
+                f"the gradients of {len(cleared)} backward passes are cleared before any step uses them, so each step "
+                "uses only those of the last pass."
+            )
+            suggestion = "call zero_grad() once for each step, right after optimizer.step()"
+            return [Cause("zero_grad()", cleared[0], why, suggestion)]
+    return []
+
+
+def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
+    """Find gradient clipping that has no effect on the next optimizer step, one finding for each line."""
+    return [
+        Finding(Verdict.CLIPPING, (Cause("clipping", location, *reason.value),))
+        for location, reason in evidence.events.idle_clippings.values()
+    ]
+
+
+_STALE = "gradients of the step before are still there and the new ones are added: steps follow old directions."
+_OF_ANOTHER_LOSS = (
+    "another loss gave these weights gradients for the step of another optimizer; they are still there, and those of "
+    "this loss are added: half of the step belongs to the other loss."
+)
+_OF_OLD_TURNS = (
+    "its graph reaches back past the last step: gradients pass through earlier turns of the loop and their old "
+    "weights, and each turn takes more time and memory."
+)
+_DETACH_CARRIED = (
+    "detach what one turn of the loop hands on to the next, such as a state or a running sum: state = state.detach()"
+)
+
+
+def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
+    """Find a step with gradients that were not cleared since the step before."""
+    events, operation = evidence.events, "optimizer.step()"
+    stale = [step for step in events.steps if not step.is_fresh]
+    mixed = [step for step in events.steps if step.is_mixed]
+    if stale:
+        location, why = stale[0].location, _STALE
+        suggestion = "call optimizer.zero_grad() once for each step, before backward"
+    elif mixed:
+        location, why = mixed[0].location, _OF_ANOTHER_LOSS
+        suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
+    elif events.carried is not None and events.failure is None:
+        operation, location, why, suggestion = "backward()", events.carried, _OF_OLD_TURNS, _DETACH_CARRIED
+    elif events.accumulated_by_hand is not None:
+        operation, location, why = "backward()", events.accumulated_by_hand, _STALE
+        suggestion = "set .grad = None for every weight after it was changed"
+    else:
+        return []
+    return [Finding(Verdict.ACCUMULATED, (Cause(operation, location, why, suggestion),))]
+
+
+_TWICE = (
+    "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach())"
+)
+_WRITTEN = "run forward again after the step: what it computed before belongs to the weights of before"
+_SUGGESTIONS = {
+    "backward through the graph a second time": _TWICE,
+    "modified by an inplace operation": _WRITTEN,
+    "does not require grad and does not have a grad_fn": (
+        "before forward runs, switch gradients on again, torch.set_grad_enabled(True), and let the weights to train "
+        "require them, requires_grad_()"
+    ),
+    "grad can be implicitly created only for scalar outputs": "reduce the loss to one number: loss.mean().backward()",
+}
+_WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+
+
+def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
+    """Find that the script ends with an error that no other finding explains."""
+    failure = evidence.events.failure
+    if failure is None or _is_explained(failure, evidence):
+        return []
+    if failure.reads_missing_gradient:
+        return [_of_missing_gradient(failure, evidence)]
+    why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
+    known = (suggestion for words, suggestion in _SUGGESTIONS.items() if words in failure.message)
+    suggestion = next(known, "correct this line")
+    if evidence.events.carried is not None and suggestion in (_TWICE, _WRITTEN):
+        suggestion = _DETACH_CARRIED
+    return [Finding(Verdict.FAILS, (Cause("an error", failure.location, why, suggestion),))]
+
+
+def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
+    """Return whether the error follows from what was found in the passes."""
+    findings = [*(found for found in evidence.report.parameters if found.is_fault), *evidence.report.general]
+    verdicts, message = {found.verdict for found in findings}, failure.message
+    is_without = not verdicts.isdisjoint(_WITHOUT_GRADIENT)
+    return (
+        any(message in cause.why for found in findings for cause in found.causes)
+        or (is_without and (failure.reads_missing_gradient or "does not require grad" in message))
+        or (Verdict.IN_PLACE in verdicts and "modified by an inplace operation" in message)
+        or (Verdict.UNREGISTERED in verdicts and "backward through the graph a second time" in message)
+    )
+
+
+def _of_missing_gradient(failure: Failure, evidence: TrainingEvidence) -> Finding:
+    """Explain why a `.grad` that the script reads is None."""
+    if failure.cleared_at is not None:
+        why = "the gradients are cleared here, after backward() and before the script reads them: .grad is None."
+        cause = Cause("zero_grad()", failure.cleared_at, why, "call zero_grad() before backward()")
+        return Finding(Verdict.GRADIENT_LOST, (cause,))
+    frozen = [found.name for found in evidence.report.parameters if found.verdict == Verdict.FROZEN]
+    why = "this line reads .grad of a weight that no backward pass reaches, so it is None"
+    suggestion = "read .grad of the model that backward() went through, and skip weights whose .grad is None"
+    if frozen:
+        why = f"this line reads .grad of a weight that gets none, so it is None: requires_grad is off for {frozen[0]}"
+        suggestion = "skip frozen weights, or let them require gradients, requires_grad_()"
+    return Finding(Verdict.FAILS, (Cause("an error", failure.location, f"{why}.", suggestion),))
