@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.chain import ChainInversion, invert_chain
-    from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
+    from deconv_cli.workflows.custom_taps import forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.inverse_filters import InverseFilters, learn_inverse_filters, simulate_pairs
     from deconv_cli.workflows.learn_kernel import KernelLearning, learn_kernel
@@ -136,7 +136,6 @@ __all__ = [
     "ShapeError",
     "Solution",
     "Status",
-    "TapReconstruction",
     "ToneCurve",
     "TooLargeError",
     "UnsafeInputError",
@@ -156,7 +155,6 @@ __all__ = [
     "invert",
     "invert_blocks",
     "invert_chain",
-    "invert_taps",
     "keep_freed_memory",
     "learn_inverse_filters",
     "learn_kernel",
@@ -210,7 +208,7 @@ _NAMES = {
     "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "workflows.blur_map": ("map_blur",),
     "workflows.chain": ("ChainInversion", "invert_chain"),
-    "workflows.custom_taps": ("TapReconstruction", "forward_taps", "invert_taps"),
+    "workflows.custom_taps": ("forward_taps",),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.inverse_filters": ("InverseFilters", "learn_inverse_filters", "simulate_pairs"),
     "workflows.learn_kernel": ("KernelLearning", "learn_kernel"),

@@ -374,7 +374,7 @@ def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place
     assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)
 
 
-ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps", "invert_taps"}
+ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps"}
 """The entry points of the library."""
 LAYERS = {"deconv_cli.kernels.receptive_field"}
 """A layer takes the arguments of torch's own layer, and its own."""

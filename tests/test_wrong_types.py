@@ -23,7 +23,6 @@ CALLS = {
     "invert": ({"y": IMAGE, "kernel": KERNEL}, ("y", "kernel")),
     "invert_blocks": ({"source": "a.tif", "kernel": KERNEL, "target": "b.tif"}, ("source", "kernel")),
     "invert_chain": ({"y": IMAGE, "layers": torch.nn.Conv2d(1, 1, 3)}, ("y", "layers")),
-    "invert_taps": ({"y": IMAGE, "kernel": KERNEL, "tap": "product"}, ("y", "kernel", "tap")),
     "learn_inverse_filters": ({"pairs": PAIRS, "size": (3, 3)}, ("pairs", "size")),
     "learn_kernel": ({"pairs": PAIRS, "size": (3, 3)}, ("pairs", "size")),
     "list_layers": ({}, ("path",)),
