@@ -51,7 +51,6 @@ ALLOWED = {
     "saved_denoiser": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "saved_layers": BELOW_OPERATORS | {"io", "models"},
-    "saved_learning": BELOW_OPERATORS | {"io"},
     "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
@@ -61,14 +60,12 @@ ALLOWED = {
         "saved_inverses",
         "saved_fields",
         "saved_layers",
-        "saved_learning",
         "report",
         "io",
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS
-    | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
@@ -374,7 +371,7 @@ def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place
     assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)
 
 
-ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps"}
+ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps", "fit_kernel"}
 """The entry points of the library."""
 LAYERS = {"deconv_cli.kernels.receptive_field"}
 """A layer takes the arguments of torch's own layer, and its own."""
