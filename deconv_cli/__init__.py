@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.cut_blocks import BlockOptions
     from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
     from deconv_cli.blocks.plan_extras import ExtraFiles
+    from deconv_cli.chains.chain_inversion import ChainInversion, invert_chain
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, Verdict
     from deconv_cli.gradients.gradient_report import GradientReport
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
-    from deconv_cli.workflows.chain import ChainInversion, invert_chain
     from deconv_cli.workflows.custom_taps import forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
@@ -194,7 +194,7 @@ _NAMES = {
     "workflows.bead_psf": ("BeadPsf", "psf_from_beads"),
     "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "workflows.blur_map": ("map_blur",),
-    "workflows.chain": ("ChainInversion", "invert_chain"),
+    "chains.chain_inversion": ("ChainInversion", "invert_chain"),
     "workflows.custom_taps": ("forward_taps",),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),

@@ -45,16 +45,18 @@ ALLOWED = {
     "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
+    "chains": BELOW_WORKFLOWS | {"workflows"},
     "schedulers": {"allocator", "errors", "vocabulary", "registry", "parts"},
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_denoiser": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "saved_layers": BELOW_OPERATORS | {"io", "models"},
-    "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
+    "report": BELOW_WORKFLOWS | {"workflows", "chains", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
         "workflows",
+        "chains",
         "schedulers",
         "blocks",
         "saved_inverses",
@@ -65,7 +67,7 @@ ALLOWED = {
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}

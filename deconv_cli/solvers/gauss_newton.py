@@ -161,22 +161,3 @@ def _search(problem: NonlinearProblem, point: _Point, step: Tensor, slope: float
 
 def _dot(a: Tensor, b: Tensor) -> float:
     return synchronize.as_number((a * b).sum(dtype=accumulation_dtype(a)))
-
-
-def undetermined_share(jacobian: LinearOperator, like: Tensor, rule: StoppingRule) -> float:
-    """Estimate which part of an image the outputs do not determine: that of white noise in the null space of J.
-
-    The noise v less J⁺Jv, found by conjugate gradients from zero, is its part that J annihilates, or all but does.
-
-    Args:
-        jacobian: J.
-        like: a tensor of the image's shape, dtype and device.
-        rule: when to stop.
-
-    Returns:
-        From 0, all of it is determined, to 1.
-    """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-    seen = iterate(NormalEquations(jacobian, jacobian.forward(noise)), rule).value
-    return _dot(noise - seen, noise - seen) / _dot(noise, noise)

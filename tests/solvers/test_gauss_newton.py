@@ -7,7 +7,7 @@ from cases import random
 
 from deconv_cli.operators.differences import Gradient
 from deconv_cli.operators.linear_operator import Linearization
-from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear, undetermined_share
+from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.solution import Status
 
@@ -76,13 +76,3 @@ def test_iterations_run_out():
     found = solve_nonlinear(problem, torch.zeros_like(x), StoppingRule(1e-10, 5))
     assert found.status is Status.MAX_ITERATIONS
     assert found.certificate > 1e-10
-
-
-def test_the_undetermined_share_is_the_dimension_of_the_null_space():
-    for n_outputs, padding in ((1, 0), (3, 2)):
-        problem, x = problem_of(multiply, n_outputs=n_outputs, padding=padding)
-        jacobian = Linearization(problem.function, x)
-        rank = int(torch.linalg.matrix_rank(jacobian.as_matrix()))
-        share = undetermined_share(jacobian, x, RULE)
-        assert abs(share - (1 - rank / x.numel())) < 0.15
-        assert (share < 1e-6) == (rank == x.numel())
