@@ -32,7 +32,7 @@ QUESTIONS = {
             "free_form",
             "layers",
         ),
-        *("learn", "stack_border", "stacks", "blocks", "large", "clusters", "batches", "gradients"),
+        *("stack_border", "stacks", "blocks", "large", "clusters", "batches", "gradients"),
         *("stock_models", "scripts"),
     )
 }

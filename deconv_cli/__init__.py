@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.cut_blocks import BlockOptions
     from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
     from deconv_cli.blocks.plan_extras import ExtraFiles
+    from deconv_cli.chains.chain_inversion import ChainInversion, invert_chain
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
     from deconv_cli.gradients.training.script import watch_gradients
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
     from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.saved_layers import ModelLayer, list_layers, load_layer, save_layer
-    from deconv_cli.saved_learning import load_learning_state, save_learning_state
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -75,12 +75,8 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
-    from deconv_cli.workflows.chain import ChainInversion, invert_chain
-    from deconv_cli.workflows.custom_taps import TapReconstruction, forward_taps, invert_taps
+    from deconv_cli.workflows.custom_taps import forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
-    from deconv_cli.workflows.inverse_filters import InverseFilters, learn_inverse_filters, simulate_pairs
-    from deconv_cli.workflows.learn_kernel import KernelLearning, learn_kernel
-    from deconv_cli.workflows.learning_settings import LearningSettings
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -113,14 +109,11 @@ __all__ = [
     "GradientReport",
     "Identity",
     "InputRefusedError",
-    "InverseFilters",
     "Kernel",
     "KernelField",
     "KernelFit",
-    "KernelLearning",
     "Laplacian",
     "LargeFileOptions",
-    "LearningSettings",
     "LinearOperator",
     "Linearization",
     "MalformedInputError",
@@ -135,7 +128,6 @@ __all__ = [
     "ShapeError",
     "Solution",
     "Status",
-    "TapReconstruction",
     "ToneCurve",
     "TooLargeError",
     "UnsafeInputError",
@@ -155,14 +147,10 @@ __all__ = [
     "invert",
     "invert_blocks",
     "invert_chain",
-    "invert_taps",
     "keep_freed_memory",
-    "learn_inverse_filters",
-    "learn_kernel",
     "list_layers",
     "load_kernel_field",
     "load_layer",
-    "load_learning_state",
     "load_pseudo_inverse",
     "make_kernel",
     "map_blur",
@@ -171,9 +159,7 @@ __all__ = [
     "psf_from_beads",
     "save_kernel_field",
     "save_layer",
-    "save_learning_state",
     "save_pseudo_inverse",
-    "simulate_pairs",
     "solve",
     "watch_gradients",
 ]
@@ -198,7 +184,6 @@ _NAMES = {
     "saved_fields": ("load_kernel_field", "save_kernel_field"),
     "saved_inverses": ("load_pseudo_inverse", "save_pseudo_inverse"),
     "saved_layers": ("ModelLayer", "list_layers", "load_layer", "save_layer"),
-    "saved_learning": ("load_learning_state", "save_learning_state"),
     "solvers.pseudo_inverse": ("PseudoInverse",),
     "solvers.solution": ("Solution", "Status"),
     "solvers.solve": ("solve",),
@@ -207,12 +192,9 @@ _NAMES = {
     "workflows.bead_psf": ("BeadPsf", "psf_from_beads"),
     "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "workflows.blur_map": ("map_blur",),
-    "workflows.chain": ("ChainInversion", "invert_chain"),
-    "workflows.custom_taps": ("TapReconstruction", "forward_taps", "invert_taps"),
+    "chains.chain_inversion": ("ChainInversion", "invert_chain"),
+    "workflows.custom_taps": ("forward_taps",),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
-    "workflows.inverse_filters": ("InverseFilters", "learn_inverse_filters", "simulate_pairs"),
-    "workflows.learn_kernel": ("KernelLearning", "learn_kernel"),
-    "workflows.learning_settings": ("LearningSettings",),
     "workflows.library": ("invert", "pseudo_inverse"),
     "workflows.reconstruction": ("Reconstruction",),
 }

@@ -11,7 +11,7 @@
     │   ├── TooLargeError           larger than the memory, or than a header may honestly promise
     │   └── UnsafeInputError        opening it could run code
     ├── WorkerError             a process or a cluster that shares the work is gone, or cannot do it
-    ├── GradientFaultError      what should be learned from has a gradient that is wrong, or does not arrive
+    ├── GradientFaultError      a loss to be minimized has a gradient that is wrong, or does not arrive
     └── UntrustworthyResultError   a result is there, but is not to be trusted as it is
 
 The message is the whole story: no caller adds to it, and the command line prints it as it stands.
@@ -63,7 +63,7 @@ class WorkerError(DeconvError):
 
 
 class GradientFaultError(DeconvError):
-    """A gradient is wrong, or does not arrive, so that nothing can be learned by it."""
+    """A gradient is wrong, or does not arrive, so that the loss cannot be minimized."""
 
 
 class UntrustworthyResultError(DeconvError):

@@ -90,13 +90,13 @@ TAPS: Registry[Any] = Registry(
 LOSSES: Registry[Any] = Registry(
     "loss",
     {
-        "squared": "deconv_cli.kernels.learning.loss_functions:squared",
-        "l1": "deconv_cli.kernels.learning.loss_functions:l1",
-        "huber": "deconv_cli.kernels.learning.loss_functions:huber",
-        "poisson": "deconv_cli.kernels.learning.loss_functions:poisson",
+        "squared": "deconv_cli.kernels.fit.loss_functions:squared",
+        "l1": "deconv_cli.kernels.fit.loss_functions:l1",
+        "huber": "deconv_cli.kernels.fit.loss_functions:huber",
+        "poisson": "deconv_cli.kernels.fit.loss_functions:poisson",
     },
 )
-"""What a learned kernel makes small."""
+"""What a kernel that is fitted to pairs makes small."""
 
 CODECS: Registry[Any] = Registry(
     "file format",

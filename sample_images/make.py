@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from skimage import color, data, transform
+from torch import nn
 from torch.nn import functional
 
 import deconv_cli
@@ -108,16 +109,16 @@ def main() -> None:
 
 
 def make_activation() -> None:
-    """Write what the first two layers of P-Net make of a face."""
-    from pnet import PNet
-
-    net = PNet().eval()
-    net.load_state_dict(torch.load(HERE / "pnet.pt", weights_only=True))
+    """Write a small encoder, and what it makes of a face."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Conv2d(3, 24, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(24, 24, 1)]
+    encoder = nn.Sequential(*layers).eval().requires_grad_(False)
+    for layer in (encoder[0], encoder[2]):
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / math.sqrt(layer.weight[0].numel()))
+        layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=generator))
+    torch.save(encoder, HERE / "encoder.pt")
     face = torch.from_numpy(data.astronaut()[80:136, 196:252]).permute(2, 0, 1)[None]
-    with torch.no_grad():
-        save_file(
-            {"prelu1": net.prelu1(net.conv1((face - 127.5) / 128))[0].contiguous()}, HERE / "activation.safetensors"
-        )
+    save_file({"activation": encoder((face - 127.5) / 128)[0].contiguous()}, HERE / "activation.safetensors")
 
 
 def make_network() -> None:

@@ -45,30 +45,29 @@ ALLOWED = {
     "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
+    "chains": BELOW_WORKFLOWS | {"workflows"},
     "schedulers": {"allocator", "errors", "vocabulary", "registry", "parts"},
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_denoiser": BELOW_WORKFLOWS | {"io"},
     "saved_fields": BELOW_SOLVERS | {"io", "models"},
     "saved_layers": BELOW_OPERATORS | {"io", "models"},
-    "saved_learning": BELOW_OPERATORS | {"io"},
-    "report": BELOW_WORKFLOWS | {"workflows", "blocks"},
+    "report": BELOW_WORKFLOWS | {"workflows", "chains", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
         "workflows",
+        "chains",
         "schedulers",
         "blocks",
         "saved_inverses",
         "saved_fields",
         "saved_layers",
-        "saved_learning",
         "report",
         "io",
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS
-    | {"workflows", "blocks", "saved_inverses", "saved_fields", "saved_layers", "saved_learning"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
@@ -374,7 +373,7 @@ def test_the_checker_names_the_rule_that_a_made_up_source_breaks(tmp_path, place
     assert all(line.startswith("deconv_cli/") and line.endswith(".") for line in broken)
 
 
-ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps", "invert_taps"}
+ENTRY_POINTS = {"forward", "invert", "pseudo_inverse", "forward_taps", "fit_kernel"}
 """The entry points of the library."""
 LAYERS = {"deconv_cli.kernels.receptive_field"}
 """A layer takes the arguments of torch's own layer, and its own."""

@@ -23,7 +23,6 @@ from deconv_cli.commands import (
     kernel_commands,
     kernel_extract,
     kernel_fit,
-    kernel_learn,
     kernel_make,
     kernel_microscope,
 )
@@ -88,7 +87,6 @@ kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_group
 kernels.command("make", epilog=kernel_make.EXAMPLE)(with_option_groups(kernel_make.make))
 kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
 kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
-kernels.command("learn", epilog=kernel_learn.EXAMPLE)(with_option_groups(kernel_learn.learn))
 kernels.command("from-beads", epilog=kernel_beads.EXAMPLE)(with_option_groups(kernel_beads.from_beads))
 kernels.command("microscope", epilog=kernel_microscope.EXAMPLE)(with_option_groups(kernel_microscope.microscope))
 app.add_typer(kernels, name="kernel")

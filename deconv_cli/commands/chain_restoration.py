@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from deconv_cli.chains.chain_inversion import ChainInversion
     from deconv_cli.io import OutputPlan
     from deconv_cli.report.chain_page import ModelInput
-    from deconv_cli.workflows.chain import ChainInversion
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Black and white of the pictures that networks are shown."""
@@ -124,9 +124,8 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
         UsageError: layers that the model has not, that do not follow one another, or weights without a class.
         InputRefusedError: a file that is unsafe, damaged or no model.
     """
-    from deconv_cli.models.chains import choose_layers
+    from deconv_cli.chains.chain_layers import check_order, choose_layers
     from deconv_cli.report.chain_page import ModelInput
-    from deconv_cli.workflows.chain_order import check_order
 
     stored, built = open_module(chain.path, chain.model)
     module = built or stored.module
@@ -177,8 +176,8 @@ class ChainRestoration:
 
     def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore one input; what it gives writes the result, and describes it."""
+        from deconv_cli.chains.chain_inversion import chain_input_shape, invert_chain
         from deconv_cli.io import plan_output
-        from deconv_cli.workflows.chain import chain_input_shape, invert_chain
 
         image = source.image
         loaded = load(source, image, self._device)
@@ -225,7 +224,7 @@ class ChainRestoration:
             model=self._model,
             output=describe_output(job.target, prepared),
             inversion=result,
-            notes=(*self._notes, *loaded.image.notes, *result.notes, *warnings, *shown, *prepared.notes),
+            notes=(*self._notes, *loaded.image.notes, *warnings, *shown, *prepared.notes),
             environment=environment_of(self._device, result.image.dtype, loaded.started),
             rerun=command_line("invert", job.source, self._again(job, prepared.dtype, shows=shows)),
         )

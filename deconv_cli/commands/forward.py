@@ -21,9 +21,9 @@ from deconv_cli.commands.option_groups import (
     PrintOptions,
 )
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues
-from deconv_cli.commands.tap_restoration import TapOption, stored_light
 from deconv_cli.commands.work_options import WorkOptions
-from deconv_cli.parts import BOUNDARIES
+from deconv_cli.errors import UsageError
+from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, check_name, parse_padding
 
@@ -86,13 +86,25 @@ def forward(
             max=MAX_SEED,
         ),
     ] = None,
-    tap: TapOption = None,
+    tap: Annotated[
+        str | None,
+        typer.Option(
+            "--tap",
+            metavar="NAME|FILE.py:FUNCTION",
+            help=f"What a tap computes from a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a "
+            "function of two tensors in your own file, whose code is run. Taps act on the samples as they are stored.",
+            show_default=False,
+            rich_help_panel="The convolution",
+        ),
+    ] = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
     light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
     if tap is not None:
-        light = stored_light(light)
+        if light == Light.LINEAR:
+            raise UsageError("--tap acts on the samples as they are stored, not on light; leave --light out.")
+        light = Light.STORED
     given = ReconstructionSettings.of(**{name: value for name, value in settings.items() if name != "light"})
     added = AddedNoise.parse(noise, seed)
     convolution = TypedConvolution(

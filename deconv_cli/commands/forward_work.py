@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick
 from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
@@ -16,10 +17,11 @@ from deconv_cli.commands.option_groups import FileOptions, KernelOptions, Option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, layer_options
 from deconv_cli.commands.summary import print_forward_summary
-from deconv_cli.commands.tap_restoration import apply_tap
 from deconv_cli.commands.terminal_picture import show_picture
+from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
+from deconv_cli.parts import TAPS
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import MAX_SEED, ArithmeticDType, DeviceChoice, PaddingLike, format_padding
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import OutputPlan
+    from deconv_cli.operators.tap_convolution import Tap
     from deconv_cli.workflows.light import ChosenLight
     from deconv_cli.workflows.noise import Noise
 
@@ -83,15 +86,7 @@ class _Convolution:
         from deconv_cli.workflows.apply_kernel import forward as apply_kernel
 
         if self.tap is not None:
-            return apply_tap(
-                self.tap,
-                samples,
-                kernel,
-                padding=self.padding,
-                boundary=self.boundary,
-                layer=self.layer,
-                dtype=self.dtype,
-            )
+            return self._apply_tap(self.tap, samples, kernel)
         return apply_kernel(
             samples,
             kernel.taps,
@@ -102,6 +97,53 @@ class _Convolution:
             bias=kernel.bias,
             dtype=self.dtype,
         )
+
+    def _apply_tap(self, tap: str, samples: Tensor, kernel: LoadedKernel) -> Tensor:
+        """Apply a tap, as it was typed, with the weights of a kernel.
+
+        Raises:
+            UsageError: neither a name nor a function, or a layer with groups or in the transposed direction.
+        """
+        from deconv_cli.workflows.arithmetic import check_single_kernel
+        from deconv_cli.workflows.custom_taps import forward_taps
+
+        if self.layer.groups > 1 or self.layer.transposed:
+            raise UsageError(
+                f"custom taps take a stride and a dilation, but this layer is one with {self.layer.describe()}; leave "
+                f"{'groups' if self.layer.groups > 1 else 'transposed'} out."
+            )
+        with running_user_code(is_silent=True) as (_, caught):
+            result = forward_taps(
+                samples,
+                check_single_kernel(kernel.taps),
+                _load_tap(tap),
+                padding=self.padding,
+                boundary=self.boundary,
+                stride=self.layer.stride,
+                dilation=self.layer.dilation,
+                bias=kernel.bias,
+                dtype=self.dtype,
+            )
+        for line in describe_warnings(caught):
+            print_note(line)
+        return result
+
+
+def _load_tap(text: str) -> Tap | str:
+    """Give the name of a tap, or the function that was named.
+
+    Raises:
+        UsageError: neither a name nor a function.
+        InputRefusedError: importing the function's file takes too much.
+    """
+    from deconv_cli.models.named_code import load_named
+
+    if text in TAPS:
+        return text
+    if ":" not in text:
+        raise UsageError(f"--tap must be one of {', '.join(TAPS)}, or file.py:function, but is '{text}'.")
+    tap: Tap = load_named(text, "--tap").value
+    return tap
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from deconv_cli.commands.option_groups import (
 )
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
-from deconv_cli.commands.tap_restoration import StartOption, TapOption, refuse_beside_tap
 from deconv_cli.commands.work_options import WorkOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
@@ -106,8 +105,6 @@ def invert(
     ] = None,
     layers: LayersOption = None,
     time_limit: TimeLimitOption = None,
-    tap: TapOption = None,
-    start: StartOption = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Restore images from what a kernel made of them, and report how far to trust the result."""
@@ -121,15 +118,12 @@ def invert(
             "--factor FILE, which deconv factor made of a kernel."
         )
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
-    refuse_beside_tap(tap, start, extra, factor)
-    idle = {"--tap": tap, "--factor": factor, **kernel_options.as_options()}
+    idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
     wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
     # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
     ReconstructionSettings.of(**wanted)
-    is_single_kernel = (
-        chain is None and tap is None and factor is None and not is_estimate(kernel or [], kernel_options)
-    )
+    is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
     jobs = lay_out(inputs, output, ending="_restored")
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
@@ -160,8 +154,6 @@ def invert(
         extra,
         printed,
         chain,
-        tap,
-        start,
         device,
         jobs[0].source,
         large,

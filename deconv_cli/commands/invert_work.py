@@ -1,4 +1,4 @@
-"""What `deconv invert` does to each of its inputs: by one of five ways, as the kernel was given."""
+"""What `deconv invert` does to each of its inputs: by one of four ways, as the kernel was given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.commands.tap_restoration import TapRestoration
 from deconv_cli.vocabulary import DeviceChoice
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ class InvertWork(Work):
         extra: what is written besides the estimate.
         printed: what is printed.
         chain: layers of a model.
-        tap: what was typed for a custom tap, and
-        start: where its iteration starts.
         device: where to compute.
         first: the first input, whose axes tell what some kernels are.
         large: how inputs are cut.
@@ -62,8 +59,6 @@ class InvertWork(Work):
     extra: ExtraOutputs
     printed: PrintOptions
     chain: Chain | None
-    tap: str | None
-    start: float | None
     device: DeviceChoice
     first: Path
     large: LargeOptions
@@ -74,11 +69,11 @@ class InvertWork(Work):
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
         """Whether code from outside runs, which may print and warn."""
-        return self.chain is not None or self.tap is not None or self._is_microscope
+        return self.chain is not None or self._is_microscope
 
     @property
     def _is_microscope(self) -> bool:
-        return self.tap is None and is_microscope(self.kernels, self.kernel_options)
+        return is_microscope(self.kernels, self.kernel_options)
 
     def read(self, path: Path) -> Source:
         """Read an input; of one that is restored in blocks no more than a corner."""
@@ -138,20 +133,18 @@ class InvertWork(Work):
         if self.chain is not None:
             chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
             return chain.restore
-        if self.tap is None and is_estimate(self.kernels, self.kernel_options):
+        if is_estimate(self.kernels, self.kernel_options):
             return BlindRestoration(self.files, where, self.settings, self.extra, self.printed).restore
         if self._is_microscope:
             return self._restore_by_optics
         context = Context("invert", self._load(where), self.files, where)
-        if self.tap is not None:
-            return TapRestoration(context, self.tap, self.settings, self.start).restore
         return Restoration(context, self.settings, self.extra, self.printed).restore
 
     def _load(self, where: torch.device) -> LoadedKernel:
         if self.factor is not None:
             return load_factor(self.factor, where, self.settings.get("max_memory"))
-        dimensions, words = self.settings.get("dimensions"), WORDS if self.tap is None else ()
-        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, words)
+        dimensions = self.settings.get("dimensions")
+        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, WORDS)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernels of the optics that it names."""

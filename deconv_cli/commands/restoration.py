@@ -99,10 +99,10 @@ class Restoration:
         """Fill in what was left open, from what the file says of itself."""
         loaded = self._context.loaded
         recorded, notes = recorded_convolution(image, loaded.source.sha256)
-        if recorded is not None and recorded.tap is not None:
+        if recorded is not None and recorded.tap not in (None, "product"):
             raise UsageError(
-                f"deconv forward made '{image.path}' with --tap {recorded.tap}, which is no product; give --tap "
-                f"{recorded.tap}, or --tap product if that is meant."
+                f"deconv invert undoes products of pixels and weights alone, but deconv forward made '{image.path}' "
+                f"with --tap {recorded.tap}; apply the kernel without --tap."
             )
         resolution = pipeline.resolve(recorded or loaded.recorded, image.tone_curve, image.dtype)
         resolution = replace(resolution, notes=(*resolution.notes, *notes))

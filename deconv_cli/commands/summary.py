@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         InvertRun,
         KernelInput,
         OutputFile,
-        TapRun,
     )
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.tone_curve import ToneCurve
@@ -88,26 +87,6 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
 def _layer_rows(layer: LayerOptions) -> Rows:
     """Name stride, dilation and the rest, where there are any."""
     return [] if layer.is_plain else [("layer", layer.describe())]
-
-
-def print_tap_summary(run: TapRun) -> None:
-    """Print what `deconv invert --tap` did on stderr: a table, warnings, and notes."""
-    result, solution, settings = run.reconstruction, run.reconstruction.solution, run.reconstruction.settings
-    steps = f"after {counted(solution.n_iterations, 'iteration')}, certificate {solution.certificate:.2g}"
-    residual = f"{result.residual.root_mean_square:.3g} rms, {format_percent(result.residual.relative, 3)} of the data"
-    open_part = f"all but {format_percent(result.undetermined)} of the image, around the estimate"
-    rows = [
-        *_input_rows(run),
-        ("tap", run.tap),
-        ("boundary", f"{settings.boundary}: {result.reasons.boundary}"),
-        *_layer_rows(settings.layer),
-        ("λ", f"{settings.lam:g} × σ²max, penalty {settings.penalty}: {result.reasons.lam}"),
-        ("solver", f"Gauss–Newton, {_status(solution)} {steps}"),
-        ("residual", residual),
-        ("determined", "all of the image, around the estimate" if result.is_determined else open_part),
-        *_output_rows(run.output, run.environment),
-    ]
-    _print(f"deconv {run.command}", rows, [doubt.sentence for doubt in result.doubts], run.notes)
 
 
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
@@ -169,7 +148,7 @@ def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: lis
         print_note(with_options(note))
 
 
-def _input_rows(run: ForwardRun | InvertRun | TapRun, layer: LayerOptions = PLAIN) -> Rows:
+def _input_rows(run: ForwardRun | InvertRun, layer: LayerOptions = PLAIN) -> Rows:
     source = run.source
     return [
         ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.tap_convolution import Tap, product_of_the_others
+from deconv_cli.operators.tap_convolution import Tap
 from deconv_cli.vocabulary import is_whole
 
 Slopes: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -273,7 +273,7 @@ class _Analytic(torch.autograd.Function):
             inner = grad[:, channels, rows][..., None, None, None]
             if layer.reduction == "product":
                 taps = layer.taps(patches[:, rows], weight[channels])
-                inner = inner * product_of_the_others(taps).unflatten(-1, weight.shape[1:])
+                inner = inner * _product_of_the_others(taps).unflatten(-1, weight.shape[1:])
             if ctx.needs_input_grad[1]:
                 grad_weight[channels] += (inner * by_weight).sum((0, 2, 3))
             if ctx.needs_input_grad[0]:
@@ -314,3 +314,11 @@ def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     if len(found) != 2 or not all(is_whole(n) and n >= least for n in found):
         raise UsageError(f"{name} must be one or two whole numbers from {least}, but is {value!r}.")
     return int(found[0]), int(found[1])
+
+
+def _product_of_the_others(taps: torch.Tensor) -> torch.Tensor:
+    """Multiply, for each tap, all others along the last axis; by running products, since a tap may be zero."""
+    ones = torch.ones_like(taps[..., :1])
+    before = torch.cat([ones, taps[..., :-1]], -1).cumprod(-1)
+    after = torch.cat([ones, taps[..., 1:].flip(-1)], -1).cumprod(-1).flip(-1)
+    return before * after

@@ -228,27 +228,6 @@ class Identity(LinearOperator):
         return y
 
 
-class InPrecision(LinearOperator):
-    """The same operator for images of another dtype, which are converted on the way in and on the way out.
-
-    Args:
-        operator: computes in its own dtype.
-        dtype: of the images.
-    """
-
-    def __init__(self, operator: LinearOperator, dtype: torch.dtype) -> None:
-        self._operator, self.dtype, self.device = operator, dtype, operator.device
-        self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the operator to `x` of shape `(*batch, *input_shape)`."""
-        return self._operator.forward(x.to(self._operator.dtype)).to(x.dtype)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the adjoint to `y` of shape `(*batch, *output_shape)`."""
-        return self._operator.adjoint(y.to(self._operator.dtype)).to(y.dtype)
-
-
 def check_tensor(found: object, role: str) -> None:
     """Refuse what is no dense tensor of torch.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from deconv_cli.chains.chain_inversion import ChainInversion
 from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
 from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.page import fill_template
@@ -16,7 +17,6 @@ from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import Environment, InputFile, OutputFile
 from deconv_cli.report.run_record import describe_environment
 from deconv_cli.vocabulary import counted, format_percent
-from deconv_cli.workflows.chain import ChainInversion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

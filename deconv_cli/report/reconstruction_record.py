@@ -8,7 +8,6 @@ from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.operators.geometry import Pads
 from deconv_cli.report.record import Record, finite_or_none
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.custom_taps import TapReconstruction
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -57,33 +56,6 @@ def describe_reconstruction(result: Reconstruction) -> Record:
             "tolerance": result.tolerance,
         },
         "channels": [_describe_channel(channel) for channel in result.channels] or None,
-    }
-
-
-def describe_tap_reconstruction(result: TapReconstruction) -> Record:
-    """Describe what was estimated of the input of a convolution with custom taps."""
-    solution, settings = result.solution, result.settings
-    return {
-        "is_trusted": not result.doubts,
-        "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
-        "boundary": settings.boundary,
-        "boundary_reason": result.reasons.boundary,
-        "padding": format_padding(settings.padding),
-        **({} if settings.layer.is_plain else {"layer_options": settings.layer.record()}),
-        "lambda": settings.lam,
-        "lambda_reason": result.reasons.lam,
-        "penalty": settings.penalty,
-        "objective": solution.objective,
-        "sigma_max": result.sigma_max,
-        "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
-        "is_determined": result.is_determined,
-        "undetermined_share": result.undetermined,
-        "solver": {
-            "status": solution.status.name.lower(),
-            "message": solution.ending,
-            "iterations": solution.n_iterations,
-            "certificate": solution.certificate,
-        },
     }
 
 

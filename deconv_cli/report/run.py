@@ -13,7 +13,6 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike, Size
-from deconv_cli.workflows.custom_taps import TapReconstruction
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.light import ChosenLight
@@ -140,15 +139,6 @@ class InvertRun(ImageRun):
     diagnosis: Diagnosis | None
     factor: FactorInput | None
     lambda_views: tuple[LambdaView, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class TapRun(ImageRun):
-    """A finished run of `deconv invert` with a custom tap, as it was typed, and the level of the start."""
-
-    tap: str
-    start: float
-    reconstruction: TapReconstruction
 
 
 @dataclass(frozen=True, eq=False)

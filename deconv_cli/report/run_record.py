@@ -13,7 +13,6 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report.reconstruction_record import (
     describe_diagnosis,
     describe_reconstruction,
-    describe_tap_reconstruction,
     describe_well_posedness,
 )
 from deconv_cli.report.record import SCHEMA, Record
@@ -25,7 +24,6 @@ from deconv_cli.report.run import (
     InputFile,
     InvertRun,
     KernelInput,
-    TapRun,
 )
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding, package_version
@@ -66,8 +64,6 @@ def _details(run: ImageRun) -> Record:
             "seed": run.seed,
             **({} if run.tap is None else {"tap": run.tap}),
         }
-    if isinstance(run, TapRun):
-        return {"tap": run.tap, "start": run.start, **describe_tap_reconstruction(run.reconstruction)}
     assert isinstance(run, InvertRun)
     result = run.reconstruction
     return {

@@ -9,15 +9,13 @@ chapters 3 and 10). For a linear F it is conjugate gradients, started again a fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.operators.linear_operator import Function, Linearization, LinearOperator
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
@@ -32,31 +30,20 @@ MAX_HALVINGS = 40
 PATIENCE = 6
 """So many steps in a row that do not halve the certificate end the iteration."""
 
-Precondition = Callable[[LinearOperator], LinearOperator | None]
-"""Gives what is close to the inverse of JᵀJ + μLᵀL, for a derivative J; `None` for none."""
-
-
-class Differentiable(Protocol):
-    """A map of one image, of shape `input_shape`, to an output of shape `output_shape`."""
-
-    input_shape: Shape
-    output_shape: Shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the map; what is not finite counts as infinitely far from the data."""
-
-    def linearize(self, x: Tensor) -> LinearOperator:
-        """Give the derivative J at `x`."""
-
 
 @dataclass(frozen=True)
 class NonlinearProblem:
-    """The problem: F, the data y of shape `output_shape`, the penalty L (`None` where μ = 0) and its weight μ."""
+    """The problem: the function F on batches, the data y, the penalty L (`None` where μ = 0) and its weight μ."""
 
-    operator: Differentiable
+    function: Function
     y: Tensor
     penalty: LinearOperator | None = None
     weight: float = 0.0
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Compute y − F(x)."""
+        with torch.no_grad():
+            return self.y - self.function(x[None])[0]
 
     def penalty_gradient(self, x: Tensor) -> Tensor:
         """Compute μLᵀLx."""
@@ -74,7 +61,7 @@ class _Point:
     @classmethod
     def at(cls, problem: NonlinearProblem, x: Tensor) -> _Point:
         penalized = None if problem.penalty is None else problem.penalty.forward(x)
-        return cls(x, problem.y - problem.operator.forward(x), penalized)
+        return cls(x, problem.residual(x), penalized)
 
     @property
     def is_finite(self) -> bool:
@@ -92,11 +79,9 @@ def solve_nonlinear(
     problem: NonlinearProblem,
     start: Tensor,
     rule: StoppingRule,
-    *,
-    precondition: Precondition | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Minimize from a start of shape `input_shape` at which F is finite.
+    """Minimize from a start, an image without a batch axis at which F is finite.
 
     The certificate is ‖Jᵀ(y − F(x)) − μLᵀLx‖ / ‖Jᵀy‖ with the derivative J at x: 0 where no small change of x makes the
     objective less. It says nothing of other minima.
@@ -105,24 +90,23 @@ def solve_nonlinear(
         problem: what to minimize.
         start: first estimate. From zero and with μ = 0, a linear F is solved with least norm.
         rule: when to stop; the iterations are those of conjugate gradients and the steps together.
-        precondition: for the linearized problems, with μ > 0.
         progress: called after every step.
     """
     log, point = IterationLog(rule, progress), _Point.at(problem, start)
     while True:
-        jacobian = problem.operator.linearize(point.x)
+        jacobian = Linearization(problem.function, point.x)
         gradient = jacobian.adjoint(point.residual) - problem.penalty_gradient(point.x)
         n_dims = gradient.ndim
         certificate = synchronize.as_number(relative(norm(gradient, n_dims), norm(jacobian.adjoint(problem.y), n_dims)))
         status = _ending(log, certificate)
         if status is None:
-            step = _linearized_step(problem, point, jacobian, gradient, certificate, log, precondition)
+            step = _linearized_step(problem, point, jacobian, gradient, certificate, log)
             found = _search(problem, point, step, synchronize.as_number(inner(gradient, step, n_dims)))
             if found is not None:
                 point = found
                 log.record(certificate)
                 continue
-            status = Status.NO_DESCENT
+            status = Status.LOCAL_MINIMUM
         return Solution(point.x, status, log.n_iterations, certificate, (*log.history, certificate), OBJECTIVE)
 
 
@@ -131,11 +115,11 @@ def _ending(log: IterationLog, certificate: float) -> Status | None:
     if certificate <= log.rule.tolerance:
         return Status.CONVERGED
     if not math.isfinite(certificate):
-        return Status.NO_DESCENT
+        return Status.LOCAL_MINIMUM
     if log.is_spent:
-        return Status.MAX_ITERATIONS
+        return Status.TIME_LIMIT if log.rule.is_overdue else Status.MAX_ITERATIONS
     best_before = min(log.history[:-PATIENCE], default=math.inf)
-    return Status.STAGNATED if min([*log.history[-PATIENCE:], certificate]) > 0.5 * best_before else None
+    return Status.LOCAL_MINIMUM if min([*log.history[-PATIENCE:], certificate]) > 0.5 * best_before else None
 
 
 def _linearized_step(
@@ -145,14 +129,12 @@ def _linearized_step(
     gradient: Tensor,
     certificate: float,
     log: IterationLog,
-    precondition: Precondition | None,
 ) -> Tensor:
     """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as far as it pays."""
     rest = min(LARGEST_REST, max(certificate, 0.5 * log.rule.tolerance / certificate))
     g = None if problem.penalty is None else -problem.penalty_gradient(point.x)
     equations = NormalEquations(jacobian, point.residual, problem.penalty, problem.weight, g=g)
-    preconditioner = None if precondition is None else precondition(jacobian)
-    found = iterate(equations, log.rest(rest), preconditioner=preconditioner)
+    found = iterate(equations, log.rest(rest))
     log.n_inner += found.n_iterations
     if synchronize.holds_anywhere(found.value != 0):
         return found.value
@@ -179,22 +161,3 @@ def _search(problem: NonlinearProblem, point: _Point, step: Tensor, slope: float
 
 def _dot(a: Tensor, b: Tensor) -> float:
     return synchronize.as_number((a * b).sum(dtype=accumulation_dtype(a)))
-
-
-def undetermined_share(jacobian: LinearOperator, like: Tensor, rule: StoppingRule) -> float:
-    """Estimate which part of an image the outputs do not determine: that of white noise in the null space of J.
-
-    The noise v less J⁺Jv, found by conjugate gradients from zero, is its part that J annihilates, or all but does.
-
-    Args:
-        jacobian: J.
-        like: a tensor of the image's shape, dtype and device.
-        rule: when to stop.
-
-    Returns:
-        From 0, all of it is determined, to 1.
-    """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-    seen = iterate(NormalEquations(jacobian, jacobian.forward(noise)), rule).value
-    return _dot(noise - seen, noise - seen) / _dot(noise, noise)

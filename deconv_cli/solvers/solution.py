@@ -35,10 +35,6 @@ class Status(StrEnum):
     TIME_LIMIT = (
         "the time ran out before the tolerance was reached, and this is the best estimate until then; raise time_limit"
     )
-    NO_DESCENT = (
-        "no step along the linearization brings the estimate nearer to the data, as at a kink or a pole of the taps; "
-        "start from another image, or use a larger λ"
-    )
     LOCAL_MINIMUM = (
         "the iteration ended where no small change of the estimate comes nearer to the data, which it does not meet; "
         "take fewer layers at once, or data of more channels"

@@ -1,4 +1,4 @@
-"""The kernel that made blurred images of sharp ones: regularized least squares under the true border."""
+"""The kernel that made blurred images of sharp ones: by least squares or another loss, under the true border."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deconv_cli.kernels.fit.kernel_model import Constraint
+from deconv_cli.kernels.fit.loss_functions import Loss, find_loss, squared
 from deconv_cli.kernels.fit.pair_equations import (
     Misfit,
     Pair,
@@ -28,6 +30,7 @@ from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.image_pairs import arrange_taps, check_constraints, check_memory, checked_size, group_pairs
+from deconv_cli.workflows.loss_fit import minimize_loss
 
 ALL_BUT = 1e-3
 """A residual that is no larger a part of held-out data is none."""
@@ -36,6 +39,8 @@ RIM, ROUNDING = 2.0, 1e-12
 CUT_SHORT, UNRELATED = 0.02, 0.5
 """Residuals of held-out data from which on a kernel that is cut is no approximation, and shares of their variance from
 which on the images have little to do with one another."""
+TRUSTED = 1e-3
+"""Distance to the minimum of a loss from which on a kernel is doubted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +50,22 @@ class KernelFit:
     Attributes:
         taps: of a cross-correlation, shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`, float64.
         errors: one standard deviation of every tap, of the same shape. For kernels without negative taps they are those
-            without this constraint.
+            without this constraint. `None` under another loss than the square.
         lam: λ of each channel that was fitted by itself, in units of the largest eigenvalue of XᵀX beside LᵀL.
-        sigma: standard deviation of what the kernel leaves unexplained, per output, likewise.
+        sigma: standard deviation of what the kernel leaves unexplained, per output, likewise; under another loss than
+            the square without the outputs that it does not heed.
         residual: ‖y − Xk‖ / ‖y‖ over all outputs.
         held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them; NaN where
             there are too few.
         unexplained: the share of the variance of held-out outputs that is left over; NaN likewise.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
+        certificate: how far the minimum of the loss may be, relative to what the kernel makes of the images; `None` for
+            the square, whose minimum is solved for.
     """
 
     taps: Tensor
-    errors: Tensor
+    errors: Tensor | None
     lam: tuple[float, ...]
     sigma: tuple[float, ...]
     residual: float
@@ -65,13 +73,14 @@ class KernelFit:
     unexplained: float
     n_data: int
     n_effective: float
+    certificate: float | None = None
 
     def is_cut(self, n_axes: int) -> bool:
         """Tell whether the kernel goes on beyond its support, of so many axes: outermost taps stand out of their bars.
 
         Then the error bars, which take all beyond for zero, are too small. A kernel that explains all is not cut.
         """
-        if self.held_out <= ALL_BUT:
+        if self.errors is None or self.held_out <= ALL_BUT:
             return False
         inner = tuple(slice(1, -1) for _ in range(n_axes))
         is_rim = torch.ones(self.taps.shape[-n_axes:], dtype=torch.bool)
@@ -83,6 +92,10 @@ class KernelFit:
 
     def doubts(self, n_axes: int) -> tuple[str, ...]:
         """Say why the kernel, of so many axes, is not to be trusted, a sentence each; nothing where it is."""
+        if self.certificate is not None:  # samples that are far off make the residual of other losses large
+            change = format_percent(self.certificate)
+            sentence = f"the minimum was not reached: what the kernel makes of the images may change by {change}"
+            return () if self.certificate <= TRUSTED else (sentence,)
         if self.unexplained > UNRELATED:
             share = f"{100 * min(self.unexplained, 1):.0f} %"
             return (f"the kernel leaves {share} of what was held out over; are the pictures of one scene?",)
@@ -95,7 +108,7 @@ class KernelFit:
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
         """Say what is odd about a kernel, of so many axes, that nothing makes doubtful, a sentence each."""
-        return describe_raised(raised_detail(self.taps, self.errors, n_axes))
+        return () if self.errors is None else describe_raised(raised_detail(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:
         """Tell whether all kernels keep the brightness, but take off as much as they give."""
@@ -124,6 +137,7 @@ def fit_kernel(
     lam: float | None = None,
     nonnegative: bool = False,
     unit_sum: bool = False,
+    loss: str | Loss = "squared",
 ) -> KernelFit:
     """Fit the kernel that turned the first image of each pair into the second.
 
@@ -136,23 +150,30 @@ def fit_kernel(
         lam: its weight, in units of the largest eigenvalue of XᵀX beside LᵀL; `None` takes the likeliest.
         nonnegative: no tap is below zero.
         unit_sum: the taps add up to one; for kernels that do not mix channels.
+        loss: a name of `LOSSES`, with its number behind a colon (`huber:2.5`), or a function of a prediction and the
+            data, two tensors of one shape, that gives a loss of that shape, or the mean of it.
 
     Raises:
+        GradientFaultError: the gradient of the loss is wrong, or does not arrive at the taps.
         ShapeError: images that do not fit one another, or the kernel.
-        UsageError: a size, a penalty or a constraint that cannot be.
+        UsageError: a size, a penalty, a loss or a constraint that cannot be.
         TooLargeError: the normal equations do not fit the memory.
         MalformedInputError: images that are not finite.
     """
     size, rule = checked_size(size), as_rule(boundary)
     check_constraints(channels, lam, unit_sum=unit_sum)
     groups = group_pairs(pairs, size, channels, rule)
-    options = FitOptions(penalty, lam, nonnegative, unit_sum)
-    found = [_fit(group, size, options) for group in groups]
+    options, chosen = FitOptions(penalty, lam, nonnegative, unit_sum), find_loss(loss)
+    if chosen is squared:
+        found, certificate = [_fit(group, size, options) for group in groups], None
+    else:
+        found, certificate = _fit_loss(groups, size, options, chosen)
+    bars = [each.errors for each in found if each.errors is not None]
     held, held_rest = sum(each.held for each in found), sum(each.held_rest for each in found)
     squares = [sum(float(pair.y.square().sum()) for pair in group) for group in groups]
     return KernelFit(
         taps=arrange_taps([each.taps for each in found], size, channels),
-        errors=arrange_taps([each.errors for each in found], size, channels),
+        errors=arrange_taps(bars, size, channels) if bars else None,
         lam=tuple(each.ridge.lam for each in found),
         sigma=tuple(each.ridge.sigma for each in found),
         residual=math.sqrt(sum(each.rest for each in found) / max(sum(squares), 1e-300)),
@@ -160,6 +181,7 @@ def fit_kernel(
         unexplained=held_rest / max(sum(each.spread for each in found), 1e-300) if held > 0 else math.nan,
         n_data=sum(pair.y.numel() for group in groups for pair in group),
         n_effective=sum(each.ridge.n_effective for each in found),
+        certificate=certificate,
     )
 
 
@@ -168,7 +190,7 @@ class _Found:
     """What one fit gives: taps, errors `(N, C_out)`, and squares: of what is left over, of data, of their spread."""
 
     taps: Tensor
-    errors: Tensor
+    errors: Tensor | None
     ridge: Ridge
     rest: float
     held_rest: float
@@ -195,6 +217,28 @@ def _fit(pairs: list[Pair], size: Size, options: FitOptions) -> _Found:
         held=everything.square - kept.square,
         spread=_spread(pairs, size),
     )
+
+
+def _fit_loss(groups: list[list[Pair]], size: Size, options: FitOptions, loss: Loss) -> tuple[list[_Found], float]:
+    """Fit all kernels under a loss, and others to the rows that are not held out; gives the certificate too."""
+    n_inputs = groups[0][0].wide.shape[0]
+    check_memory(len(groups) * n_inputs * math.prod(size), size)
+    penalty = penalty_gram(options.penalty, size, n_inputs)
+    constraint = Constraint(options.nonnegative, 1.0 if options.unit_sum else None)
+    minimum = minimize_loss(groups, size, loss, penalty, options.lam, constraint)
+    found = [
+        _Found(
+            taps=taps,
+            errors=None,
+            ridge=ridge,
+            rest=misfit(group, size, taps).square,
+            held_rest=misfit(group, size, without, held=True).square,
+            held=misfit(group, size, torch.zeros_like(taps), held=True).square,
+            spread=_spread(group, size),
+        )
+        for group, taps, without, ridge in zip(groups, minimum.columns, minimum.without, minimum.ridges, strict=True)
+    ]
+    return found, minimum.certificate
 
 
 def _spread(pairs: list[Pair], size: Size) -> float:

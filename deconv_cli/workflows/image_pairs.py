@@ -1,4 +1,4 @@
-"""Pairs of images as what kernels are fitted to, or learned from: checked, split by channels and laid out."""
+"""Pairs of images as what kernels are fitted to: checked, split by channels and laid out."""
 
 from __future__ import annotations
 

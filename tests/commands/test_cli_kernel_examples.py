@@ -15,7 +15,6 @@ from deconv_cli.commands import (
     kernel_commands,
     kernel_extract,
     kernel_fit,
-    kernel_learn,
     kernel_make,
     kernel_microscope,
 )
@@ -23,7 +22,6 @@ from deconv_cli.commands import (
 EXAMPLES = {
     "extract": kernel_extract.EXAMPLE,
     "fit": kernel_fit.EXAMPLE,
-    "learn": kernel_learn.EXAMPLE,
     "make": kernel_make.EXAMPLE,
     "from-beads": kernel_beads.EXAMPLE,
     "microscope": kernel_microscope.EXAMPLE,

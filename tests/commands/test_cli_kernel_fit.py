@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import bad_losses
 import numpy as np
 import pytest
 import tifffile
@@ -70,3 +73,41 @@ def test_refusals(refuses, save, tmp_path):
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
             code=ExitCode.USAGE, says="give two names")  # fmt: skip
+
+
+def test_another_loss_gives_the_kernel_of_the_library(deconv, refuses, save, tmp_path):
+    random = np.random.default_rng(0)
+    x, kernel = save("x", random.random((1, 26, 24))), save("k", random.random((3, 4)))
+    deconv("forward", x, "-k", kernel, "-o", tmp_path / "y.npy", "--output-dtype", "float64", "--dtype", "float64")
+    y = np.load(tmp_path / "y.npy")
+    y[0, ::5, ::5] += 3
+    np.save(tmp_path / "y.npy", y)
+    words = ["kernel", "fit", x, tmp_path / "y.npy", "--size", "3,4"]
+    done = deconv(*words, "--loss", "huber:0.05", "-o", tmp_path / "found.npy", "--json")
+    assert np.abs(np.load(tmp_path / "found.npy") - np.load(kernel)).max() < 0.02
+    assert done.report["loss"] == "huber:0.05"
+    assert done.report["certificate"] < 1e-6
+    assert done.report["error"] is None
+    assert "huber:0.05, " in done.stderr
+    pair = tuple(torch.from_numpy(np.load(path)) for path in (x, tmp_path / "y.npy"))
+    library = deconv_cli.fit_kernel([pair], (3, 4), loss="huber:0.05")
+    assert np.array_equal(library.taps.float().numpy(), np.load(tmp_path / "found.npy"))
+    refuses(*words, "--loss", "l3", code=ExitCode.USAGE, says="loss must be one of squared")
+    refuses(*words, "--loss", "l1", "--errors", tmp_path / "e.npy", code=ExitCode.USAGE, says="leave one out")
+    said = refuses(*words, "--loss", f"{bad_losses.__file__}:detached", code=ExitCode.FAULT_FOUND, says="DETACHED")
+    assert "bad_losses.py:9" in said
+
+
+def test_folders_are_matched_by_name(deconv, refuses, tmp_path):
+    random = np.random.default_rng(0)
+    for folder in ("sharp", "blurred", "other"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / "sharp" / name, random.random((1, 20, 20)))
+    np.save(tmp_path / "other" / "a.npy", random.random((1, 20, 20)))
+    deconv("forward", tmp_path / "sharp", "-k", "gaussian:1", "-o", tmp_path / "blurred")
+    words = ("--size", "7,7", "--json")
+    done = deconv("kernel", "fit", tmp_path / "sharp", tmp_path / "blurred", *words).report
+    assert [Path(path).name for path in done["input"]] == ["a.npy", "a.npy", "b.npy", "b.npy"]
+    refuses("kernel", "fit", tmp_path / "sharp", tmp_path / "other", *words, code=ExitCode.USAGE,
+            says="'b' is in one of them alone")  # fmt: skip

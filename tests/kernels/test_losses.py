@@ -1,4 +1,4 @@
-"""Losses of learning: where they are least, and how they go on where their formula ends."""
+"""Losses of kernels that are fitted: where they are least, and how they go on where their formula ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 import deconv_cli
-from deconv_cli.kernels.learning.loss_functions import FAINT, find_loss
+from deconv_cli.kernels.fit.loss_functions import FAINT, find_loss
 
 TARGET = torch.tensor([0.0, 0.3, 1.0, 5.0, 80.0], dtype=torch.float64)
 

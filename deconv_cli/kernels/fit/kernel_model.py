@@ -1,4 +1,4 @@
-"""Taps in coordinates in which the squared error is as steep one way as any other, so that descent is fast.
+"""Kernels as a module, in coordinates in which the squared error is as steep one way as any other: descent is fast.
 
 Pictures have little power in fine detail, so that the error is thousands of times flatter along some kernels than along
 others. With the Cholesky factor R of XᵀX/n + μLᵀL the coordinates Rk have none of this: a step of gradient descent for
@@ -8,7 +8,6 @@ other losses nearly so.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -35,35 +34,30 @@ class Constraint:
         return not self.nonnegative and self.total is None
 
 
-class LearnedKernel(nn.Module):
+class KernelModel(nn.Module):
     """Kernels of G groups of channels as a module with one parameter, `coordinates`, shape `(G, N, C_out)`.
 
     Args:
         metric: XᵀX/n + μLᵀL of each group, positive definite, shape `(G, N, N)` with N = C_in·prod(k).
         penalty: μLᵀL, of the same shape.
-        n_outputs: C_out of each group.
+        columns: the taps to start from, shape `(G, N, C_out)`.
         size: of the kernel.
         constraint: what holds of the taps.
     """
 
-    def __init__(self, metric: Tensor, penalty: Tensor, n_outputs: int, size: Size, constraint: Constraint) -> None:
+    def __init__(self, metric: Tensor, penalty: Tensor, columns: Tensor, size: Size, constraint: Constraint) -> None:
         super().__init__()
         self.size = size
-        self.n_inputs = metric.shape[-1] // math.prod(size)
         self.constraint = constraint
         self.register_buffer("metric", metric)
         self.register_buffer("penalty", penalty)
         self.register_buffer("factor", torch.linalg.cholesky(metric, upper=True))
-        self.coordinates = nn.Parameter(self.coordinates_of(self._impulse(n_outputs)))
+        self.coordinates = nn.Parameter(self.coordinates_of(columns))
         self.project_()
 
     def columns(self) -> Tensor:
         """Give the taps, shape `(G, N, C_out)`."""
-        return self.columns_of(self.coordinates)
-
-    def columns_of(self, coordinates: Tensor) -> Tensor:
-        """Give the taps that have these coordinates."""
-        return torch.linalg.solve_triangular(cast(Tensor, self.factor), coordinates, upper=True)
+        return torch.linalg.solve_triangular(cast(Tensor, self.factor), self.coordinates, upper=True)
 
     def coordinates_of(self, columns: Tensor) -> Tensor:
         """Give the coordinates of taps `(G, N, C_out)`."""
@@ -103,20 +97,8 @@ class LearnedKernel(nn.Module):
         ]
         return self.coordinates_of(torch.stack([torch.stack(columns, 1) for columns in found]))
 
-    def _impulse(self, n_outputs: int) -> Tensor:
-        """Give kernels that leave images as they are, shape `(G, N, C_out)`."""
-        metric = cast(Tensor, self.metric)
-        n_taps = math.prod(self.size)
-        middle = 0  # where the middle tap stands, all axes laid in a row
-        for n in self.size:
-            middle = middle * n + (n - 1) // 2
-        columns = metric.new_zeros(len(metric), self.n_inputs * n_taps, n_outputs)
-        for output in range(n_outputs):
-            columns[:, output % self.n_inputs * n_taps + middle, output] = 1.0
-        return columns
-
 
 def convolve(wide: Tensor, columns: Tensor, size: Size) -> Tensor:
-    """Convolve images that bring their border along, as `LearnedKernel` does, by taps `(G, N, C_out)`."""
+    """Convolve images that bring their border along, as `KernelModel` does, by taps `(G, N, C_out)`."""
     weight = columns.mT.reshape(len(columns) * columns.shape[-1], -1, *size)
     return _CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))

@@ -1,4 +1,4 @@
-"""Losses of a prediction against data, and what learning minimizes: the mean loss over stripes, plus the penalty."""
+"""Losses of a prediction against data, and the objective of a fit: the mean loss over stripes, plus the penalty."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
+from deconv_cli.kernels.fit.kernel_model import KernelModel
 from deconv_cli.kernels.fit.pair_equations import Pair
-from deconv_cli.kernels.learning.learned_kernel import LearnedKernel
 from deconv_cli.parts import LOSSES
 from deconv_cli.vocabulary import Size
 
@@ -111,7 +111,7 @@ class Stripe:
 
 
 def cut_stripes(groups: Sequence[Sequence[Pair]], size: Size) -> tuple[list[Stripe], list[Stripe]]:
-    """Cut pairs, in the same order for each group, into the stripes to learn from and those that are held out."""
+    """Cut pairs, in the same order for each group, into the stripes to fit to and those that can be held out."""
     parts: tuple[list[Stripe], list[Stripe]] = ([], [])
     for pairs in zip(*groups, strict=True):
         for found in zip(*(pair.stripes(size) for pair in pairs), strict=True):
@@ -134,13 +134,7 @@ class Objective:
     bend: float
     n_kernels: int
 
-    def loss_over(self, model: LearnedKernel, stripes: Sequence[Stripe]) -> float:
-        """Average the loss over stripes, in its own units."""
-        with torch.no_grad():
-            total = sum(float(mean_loss(self.loss, model(s.wide), s.y)) * s.y.numel() for s in stripes)
-        return total / sum(s.y.numel() for s in stripes)
-
-    def backward(self, model: LearnedKernel, stripes: Sequence[Stripe]) -> float:
+    def backward(self, model: KernelModel, stripes: Sequence[Stripe]) -> float:
         """Compute the value over stripes, and add its gradient to that of the parameters; a piece at a time."""
         n_samples = sum(s.y.numel() for s in stripes)
         total = 0.0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from deconv_cli.chains.chain_layers import check_order
 from deconv_cli.errors import UsageError
-from deconv_cli.workflows.chain_order import check_order
 
 
 class Network(nn.Module):

@@ -1,9 +1,7 @@
-"""Pairs of images as what a kernel is learned from: the module, its loss, and the stripes of outputs."""
+"""Kernels fitted to pairs of images under a loss that no equation solves."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,24 +12,19 @@ from torch import Tensor
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.fit.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
-from deconv_cli.kernels.learning.learned_kernel import LearnedKernel, convolve
-from deconv_cli.kernels.learning.loss_functions import (
+from deconv_cli.kernels.fit.kernel_model import Constraint, KernelModel, convolve
+from deconv_cli.kernels.fit.loss_descent import LossDescent
+from deconv_cli.kernels.fit.loss_functions import (
     Loss,
     Objective,
     Slopes,
     Stripe,
     cut_stripes,
-    find_loss,
     mean_loss,
     measure_slopes,
-    squared,
 )
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.kernels.fit.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.fit_kernel import penalty_gram
-from deconv_cli.workflows.image_pairs import check_memory, checked_size, group_pairs
-from deconv_cli.workflows.learning_settings import LearningSettings
 
 CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
@@ -44,73 +37,59 @@ LEAST_WEIGHT = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
-class LearningProblem:
-    """What is learned, and from what.
+class LossMinimum:
+    """The taps at which a loss is least.
 
     Attributes:
-        size: of the kernels.
-        model: the kernels, at the start those that leave images as they are.
-        objective: what is made small.
-        training: stripes to learn from.
-        held_out: stripes that are not.
-        lam: λ of each group.
+        columns: over all outputs, shape `(G, N, C_out)`.
+        without: over the outputs that are not held out, of the same shape.
+        ridges: the least squares that resemble the loss, of each group.
+        certificate: how far the minimum may be, relative to what the kernel makes of the images.
     """
 
-    size: Size
-    model: LearnedKernel
-    objective: Objective
-    training: list[Stripe]
-    held_out: list[Stripe]
-    lam: tuple[float, ...]
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], size: Size, settings: LearningSettings) -> LearningProblem:
-        """Lay out pairs, and check the gradient of the loss.
-
-        Raises:
-            GradientFaultError: it is wrong, or does not arrive.
-            UsageError: a loss that does not grow with the distance to the data.
-        """
-        loss, size = find_loss(settings.loss), checked_size(size)
-        groups = group_pairs(pairs, size, settings.channels, as_rule(settings.boundary))
-        n_inputs, n_outputs = groups[0][0].wide.shape[0], groups[0][0].y.shape[0]
-        check_memory(len(groups) * n_inputs * math.prod(size), size)
-        start = LeastSquares.of(groups, size, settings)
-        training, held_out = cut_stripes(groups, size)
-        check_loss(start.model(size, settings), loss, training[0])
-        bend = 2.0
-        if loss is not squared:
-            for _ in range(N_CHANGES):
-                changed, bend = _as_squared(groups, start.columns, loss, size)
-                start = LeastSquares.of(changed, size, settings)
-        objective = Objective(loss, bend, len(groups) * n_outputs)
-        return cls(size, start.model(size, settings), objective, training, held_out, start.lam)
-
-    @property
-    def n_data(self) -> int:
-        """Outputs that are used."""
-        return sum(stripe.y.numel() for stripe in self.training + self.held_out)
-
-    def residual(self, columns: Tensor, stripes: Sequence[Stripe]) -> float:
-        """Compute ‖y − Xk‖ / ‖y‖ over stripes, for taps `(G, N, C_out)`; NaN where there are none."""
-        with torch.no_grad():
-            rest = sum(
-                float((stripe.y - convolve(stripe.wide, columns, self.size)).square().sum()) for stripe in stripes
-            )
-        square = sum(float(stripe.y.square().sum()) for stripe in stripes)
-        return math.sqrt(rest / max(square, 1e-300)) if stripes else math.nan
-
-    def fingerprint(self, settings: LearningSettings) -> str:
-        """Give a name to the data and the settings, but for how long is learned."""
-        choices = {name: value for name, value in settings.describe().items() if name not in ("max_epochs", "patience")}
-        found = hashlib.sha256(json.dumps([choices, self.size]).encode())
-        for stripe in (*self.training, *self.held_out):
-            for part in (stripe.wide, stripe.y):
-                found.update(part.contiguous().numpy().data)
-        return found.hexdigest()
+    columns: Tensor
+    without: Tensor
+    ridges: list[Ridge]
+    certificate: float
 
 
-def check_loss(model: LearnedKernel, loss: Loss, stripe: Stripe) -> None:
+def minimize_loss(
+    groups: Sequence[Sequence[Pair]], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
+) -> LossMinimum:
+    """Minimize the mean loss plus the penalty, from the least squares that resemble the loss.
+
+    Args:
+        groups: the pairs of each kernel.
+        size: of the kernel.
+        loss: of a prediction and the data.
+        penalty: LᵀL, shape `(N, N)`.
+        lam: weight of the penalty as in `fit_kernel`; `None` takes the likeliest of the least squares.
+        constraint: what holds of the taps.
+
+    Raises:
+        GradientFaultError: the gradient of the loss is wrong, or does not arrive.
+        UsageError: a loss that does not grow with the distance to the data.
+    """
+    training, held_out = cut_stripes(groups, size)
+    start = _LeastSquares.of(groups, size, penalty, lam)
+    _check_loss(start.model(size, constraint), loss, training[0])
+    bend = 2.0
+    for _ in range(N_CHANGES):
+        changed, bend = _as_squared(groups, start.columns, loss, size)
+        start = _LeastSquares.of(changed, size, penalty, lam)
+    objective = Objective(loss, bend, len(groups) * start.columns.shape[-1])
+    found = []
+    for stripes in (training + held_out, training):
+        model = start.model(size, constraint)
+        certificate = LossDescent(model, objective, stripes).run()
+        # Rounding leaves zeros a little below zero.
+        columns = model.columns().detach().clamp_min(0.0 if constraint.nonnegative else -math.inf)
+        found.append((columns, certificate))
+    (columns, certificate), (without, _) = found
+    return LossMinimum(columns, without, start.ridges, certificate)
+
+
+def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
     """Refuse a loss whose gradient is wrong, or does not arrive at the taps.
 
     Raises:
@@ -137,8 +116,8 @@ def check_loss(model: LearnedKernel, loss: Loss, stripe: Stripe) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class LeastSquares:
-    """The least squares of pairs, of which learning takes λ and the coordinates, but not the solution.
+class _LeastSquares:
+    """The least squares of pairs, which give λ, the coordinates and the start.
 
     Attributes:
         ridges: of each group.
@@ -153,33 +132,27 @@ class LeastSquares:
     n_data: int
 
     @classmethod
-    def of(cls, groups: Sequence[Sequence[Pair]], size: Size, settings: LearningSettings) -> LeastSquares:
+    def of(cls, groups: Sequence[Sequence[Pair]], size: Size, penalty: Tensor, lam: float | None) -> _LeastSquares:
         """Solve for each group."""
-        penalty = penalty_gram(settings.penalty, size, groups[0][0].wide.shape[0])
         everything = [gather(group, size)[0] for group in groups]
         ridges = [
-            solve_ridge(equations, penalty, partial(misfit, group, size), settings.lam)
+            solve_ridge(equations, penalty, partial(misfit, group, size), lam)
             for equations, group in zip(everything, groups, strict=True)
         ]
         return cls(ridges, torch.stack([each.gram for each in everything]), penalty, everything[0].n_data)
-
-    @property
-    def lam(self) -> tuple[float, ...]:
-        """λ of each group."""
-        return tuple(ridge.lam for ridge in self.ridges)
 
     @property
     def columns(self) -> Tensor:
         """The taps, shape `(G, N, C_out)`."""
         return torch.stack([ridge.taps for ridge in self.ridges])
 
-    def model(self, size: Size, settings: LearningSettings) -> LearnedKernel:
-        """Make the kernels that will be learned."""
+    def model(self, size: Size, constraint: Constraint) -> KernelModel:
+        """Make the kernels that the descent starts from."""
         weights = torch.tensor([[[ridge.weight]] for ridge in self.ridges], dtype=torch.float64)
         least = torch.tensor([[[max(1.0, LEAST_WEIGHT / ridge.lam)]] for ridge in self.ridges], dtype=torch.float64)
         penalty = weights * self.penalty / self.n_data
         metric = self.gram / self.n_data + least * penalty
-        return LearnedKernel(metric, penalty, self.columns.shape[-1], size, settings.constraint)
+        return KernelModel(metric, penalty, self.columns, size, constraint)
 
 
 def _as_squared(

@@ -1,8 +1,6 @@
-"""Kernels learned by gradient descent: where equations solve the problem they are the judge."""
+"""Kernels fitted under other losses: where equations solve the problem they are the judge."""
 
 from __future__ import annotations
-
-import copy
 
 import bad_losses
 import pytest
@@ -45,35 +43,27 @@ def relative(found, wanted):
 def test_the_squared_loss_leads_to_what_is_fitted(choices):
     sharp, blurred, _ = pair(noise=0.02)
     fit = deconv_cli.fit_kernel([(sharp, blurred)], SIZE, **choices)
-    learned = deconv_cli.learn_kernel([(sharp, blurred)], SIZE, **choices)
-    assert relative(learned.taps, fit.taps) < 1e-6
-    assert learned.lam == fit.lam
-    assert learned.residual == pytest.approx(fit.residual, rel=1e-9)
-    assert not learned.doubts
+    found = deconv_cli.fit_kernel([(sharp, blurred)], SIZE, **choices, loss=lambda p, t: (p - t).square())
+    assert relative(found.taps, fit.taps) < 1e-6
+    assert found.lam == pytest.approx(fit.lam, rel=1e-6)
+    assert found.residual == pytest.approx(fit.residual, rel=1e-9)
+    assert found.held_out == pytest.approx(fit.held_out, rel=0.05)
+    assert found.certificate < 1e-8
+    assert found.errors is None
+    assert not found.doubts(2)
     if choices.get("nonnegative"):
-        assert float(learned.taps.min()) >= 0
-
-
-def test_descent_alone_is_near_what_is_fitted():
-    """It starts from an impulse, and does not see the solution."""
-    sharp, blurred, taps = pair()
-    learned = deconv_cli.learn_kernel([(sharp, blurred)], SIZE)
-    assert relative(learned.held_out_taps, taps) < 1e-2
-    assert learned.curve[0].held_out > 1e3 * learned.curve[-1].held_out
-    assert relative(learned.taps, taps) < 1e-8
+        assert float(found.taps.min()) >= 0
 
 
 @pytest.mark.parametrize("size", [60, pytest.param(120, marks=pytest.mark.exhaustive)])
-def test_counts_in_the_dark_for_which_the_first_steps_are_too_long(size):
-    """Without noise nothing is learned by heart, and the minimum is reached."""
+def test_counts_in_the_dark_reach_the_minimum(size):
     scene = CURVE.to_light(sharp_picture("camera")[:, :size, :size].double())
     side = 5 if size == 60 else 9
     line = torch.exp(-(torch.arange(side).double() - side // 2).square() / 2)
     taps = torch.outer(line, line) / line.sum().square()
     blurred = deconv_cli.forward(scene, taps, padding="valid")
-    found = deconv_cli.learn_kernel([(scene, blurred)], (side, side), loss="poisson", unit_sum=True)
-    assert not found.is_overfitted
-    assert found.certificates[-1] < 1e-3
+    found = deconv_cli.fit_kernel([(scene, blurred)], (side, side), loss="poisson", unit_sum=True)
+    assert found.certificate < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -89,26 +79,26 @@ def test_counts_of_stars_on_black_count_by_their_noise(flux, choices):
     scene = deconv_cli.forward(torch.zeros(64 * 64).double().index_add(0, places, light).reshape(1, 64, 64), spot)
     counts = torch.poisson(deconv_cli.forward(scene, taps, padding="valid").clamp_min(0), generator=generator)
     fit = deconv_cli.fit_kernel([(scene, counts)], tuple(taps.shape))
-    learned = deconv_cli.learn_kernel([(scene, counts)], tuple(taps.shape), loss="poisson", **choices)
-    assert not learned.doubts
-    assert relative(learned.taps, taps) < 0.6 * relative(fit.taps, taps)
+    found = deconv_cli.fit_kernel([(scene, counts)], tuple(taps.shape), loss="poisson", **choices)
+    assert not found.doubts(2)
+    assert relative(found.taps, taps) < 0.6 * relative(fit.taps, taps)
 
 
 def test_channels_and_several_pairs():
     scene = pair(n_channels=2)[0]
     each = 0.2 * random((2, *SIZE))
-    learned = deconv_cli.learn_kernel([(scene, deconv_cli.forward(scene, each))], SIZE, channels="each")
-    assert relative(learned.taps, each) < 1e-7
+    found = deconv_cli.fit_kernel([(scene, deconv_cli.forward(scene, each))], SIZE, channels="each", loss="huber:9")
+    assert relative(found.taps, each) < 1e-7
     layer = 0.2 * random((3, 2, 3, 3))
     pairs = [(part, deconv_cli.forward(part, layer)) for part in (scene, scene.flip(1))]
-    assert relative(deconv_cli.learn_kernel(pairs, (3, 3), channels="mix").taps, layer) < 1e-7
+    assert relative(deconv_cli.fit_kernel(pairs, (3, 3), channels="mix", loss="huber:9").taps, layer) < 1e-7
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 3)])
 def test_signals_and_stacks(shape):
     scene, kernel = random((1, *((90,) if len(shape) == 1 else (9, 9, 10)))), random(shape, seed=1)
     y = deconv_cli.forward(scene, kernel, dimensions=len(shape), boundary="circular")
-    assert relative(deconv_cli.learn_kernel([(scene, y)], shape, boundary="circular").taps, kernel) < 1e-7
+    assert relative(deconv_cli.fit_kernel([(scene, y)], shape, boundary="circular", loss="huber:9").taps, kernel) < 1e-7
 
 
 @pytest.mark.parametrize("loss", ["huber:0.05", pytest.param("l1", marks=pytest.mark.exhaustive)])
@@ -117,15 +107,15 @@ def test_robust_losses_do_not_heed_samples_that_are_far_off(loss):
     hit = torch.rand(blurred.shape, generator=torch.Generator().manual_seed(0)) < 0.05
     blurred = torch.where(hit, blurred + 10 * blurred.std(), blurred)
     fit = deconv_cli.fit_kernel([(sharp, blurred)], SIZE)
-    learned = deconv_cli.learn_kernel([(sharp, blurred)], SIZE, loss=loss)
-    assert not learned.doubts
-    assert relative(learned.taps, taps) < 0.2 * relative(fit.taps, taps)
+    found = deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=loss)
+    assert not found.doubts(2)
+    assert relative(found.taps, taps) < 0.2 * relative(fit.taps, taps)
 
 
 def test_a_loss_of_ones_own():
     sharp, blurred, taps = pair(noise=0.01)
-    as_tensor = deconv_cli.learn_kernel([(sharp, blurred)], SIZE, loss=lambda p, t: torch.log1p((p - t).square()))
-    as_mean = deconv_cli.learn_kernel([(sharp, blurred)], SIZE, loss=lambda p, t: torch.log1p((p - t) ** 2).mean())
+    as_tensor = deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=lambda p, t: torch.log1p((p - t).square()))
+    as_mean = deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=lambda p, t: torch.log1p((p - t) ** 2).mean())
     assert relative(as_tensor.taps, taps) < 0.1
     assert relative(as_mean.taps, as_tensor.taps) < 1e-6
 
@@ -141,54 +131,8 @@ def test_a_loss_of_ones_own():
 def test_a_gradient_that_is_wrong_or_does_not_arrive_is_refused_with_its_line(loss, verdict, line):
     sharp, blurred, _ = pair()
     with pytest.raises(GradientFaultError, match=f"be right, but is {verdict}") as refused:
-        deconv_cli.learn_kernel([(sharp, blurred)], SIZE, loss=loss)
+        deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=loss)
     assert "bad_losses.py" in str(refused.value) or not line
-
-
-@pytest.mark.parametrize(
-    "choices",
-    [
-        {"loss": "huber:0.1"},
-        pytest.param({"loss": "huber:0.1", "nonnegative": True}, marks=pytest.mark.exhaustive),
-        pytest.param({"loss": "l1"}, marks=pytest.mark.exhaustive),
-    ],
-    ids=str,
-)
-def test_learning_goes_on_from_any_state_to_the_same_bits(choices, tmp_path):
-    sharp, blurred, _ = pair(noise=0.05)
-    states = []
-    whole = deconv_cli.learn_kernel(
-        [(sharp, blurred)], SIZE, keep=lambda state: states.append(copy.deepcopy(state)), **choices
-    )
-    assert len(states) == len(whole.curve) + len(whole.certificates) - 2
-    for at in (1, len(whole.curve) - 3, len(whole.curve), len(states) - 1):
-        deconv_cli.save_learning_state(states[at], tmp_path / "state.pt")
-        state = deconv_cli.load_learning_state(tmp_path / "state.pt")
-        again = deconv_cli.learn_kernel([(sharp, blurred)], SIZE, resume=state, **choices)
-        assert torch.equal(again.taps, whole.taps)
-        assert again.curve == whole.curve
-        assert again.certificates == whole.certificates
-
-
-def test_a_state_of_other_data_or_settings_is_refused():
-    sharp, blurred, _ = pair(size=(20, 20))
-    states = []
-    deconv_cli.learn_kernel([(sharp, blurred)], SIZE, keep=states.append, max_epochs=1)
-    for other, choices in ((blurred + 1, {}), (blurred, {"seed": 1}), (blurred, {"loss": "l1"})):
-        with pytest.raises(UsageError, match="other data or settings"):
-            deconv_cli.learn_kernel([(sharp, other)], SIZE, resume=states[0], **choices)
-
-
-def test_what_is_fitted_to_noise_is_seen_where_outputs_are_held_out():
-    """As many taps as outputs, and no penalty to speak of."""
-    scene, noise = random((1, 22, 22)), random((1, 22, 22), seed=5)
-    taps = torch.zeros(13, 13, dtype=torch.float64)
-    taps[6, 6] = 1.0
-    learned = deconv_cli.learn_kernel([(scene, scene + 2 * noise)], (13, 13), boundary="circular", lam=1e-12)
-    assert learned.is_overfitted
-    assert not learned.certificates
-    fit = deconv_cli.fit_kernel([(scene, scene + 2 * noise)], (13, 13), boundary="circular", lam=1e-12)
-    assert relative(learned.taps, taps) < 0.5 * relative(fit.taps, taps)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +143,13 @@ def test_what_is_fitted_to_noise_is_seen_where_outputs_are_held_out():
         ({"loss": "huber:-1"}, UsageError, "takes a positive number, its delta"),
         ({"loss": lambda p, t: (p - t).sum(-1)}, UsageError, "a tensor of their shape"),
         ({"loss": lambda p, t: -(p - t).square()}, UsageError, "should grow with the distance"),
-        ({"max_epochs": 0}, UsageError, "max_epochs must be a positive whole number"),
-        ({"epochs": 3}, UsageError, "no setting 'epochs'"),
         ({"lam": -1.0}, UsageError, "lam must be a positive number"),
-        ({"settings": deconv_cli.LearningSettings(), "seed": 1}, UsageError, "as a record and as seed"),
         ({"channels": "mix", "unit_sum": True}, UsageError, "do not mix channels"),
         ({"size": (50, 50)}, ShapeError, "does not fit"),
         ({"pairs": [(random((1, 9, 9)),) * 2, (random((2, 9, 9)),) * 2]}, ShapeError, "pairs of 1 and 1 and 2 and 2"),
     ],
 )
 def test_refusals(change, error, says):
-    given = {"pairs": [(random((1, 12, 12)), random((1, 12, 12)))], "size": (3, 3)} | change
+    given = {"pairs": [(random((1, 12, 12)), random((1, 12, 12)))], "size": (3, 3), "loss": "l1"} | change
     with pytest.raises(error, match=says):
-        deconv_cli.learn_kernel(given.pop("pairs"), given.pop("size"), **given)
+        deconv_cli.fit_kernel(given.pop("pairs"), given.pop("size"), **given)

@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from deconv_cli.chains.chain_layers import choose_layers
 from deconv_cli.errors import UsageError
-from deconv_cli.models.chains import choose_layers
 
 
 def model():

@@ -1,4 +1,8 @@
-"""Undo a chain of layers: from an activation of a network back to what the network was shown."""
+"""Undo a chain of layers: from an activation of a network back to what the network was shown.
+
+One method undoes every chain: damped Gauss–Newton steps on the layers as they are. Where all of them are affine, the
+first step is the pseudo-inverse. Other chains may have local minima: how much of the data the estimate leaves is told.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,27 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.determined_share import DeterminedShare
+from deconv_cli.chains.chain_layers import Layers, Part, compose, list_parts
+from deconv_cli.chains.chain_size import input_shape_of
+from deconv_cli.diagnostics.determined_share import MAX_DENSE_ENTRIES, DeterminedShare, determined_share
 from deconv_cli.errors import UsageError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.linear_operator import Function, Linearization, LinearOperator
+from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear
 from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.norms import relative
+from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solve import largest_singular_value_of
 from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.arithmetic import check_image, pick_dtype
-from deconv_cli.workflows.chain_inverse import ChainInverse, ChainMethod, Undone
-from deconv_cli.workflows.chain_parts import Layers, PartKind, input_shape_of, list_parts
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver
 
 TAKEN = ("defaults", "input_size", "lam", "penalty", "tolerance", "max_iterations", "dtype")
@@ -29,11 +40,20 @@ MAX_AMPLIFICATION = 100.0
 """An estimate that is so many times as large as the data need is doubted where they do not determine it."""
 FULL_SHARE = 0.999
 """From this share on the data determine an input."""
+ROUNDING = 8.0
+"""A residual of so many times the distance of neighboring numbers in the data's type is none."""
+
+
+class ChainMethod(StrEnum):
+    """How a chain was undone; the value is the sentence of the report."""
+
+    LEAST_SQUARES = "one affine operator, by least squares of least norm"
+    GAUSS_NEWTON = "as a whole, by damped Gauss–Newton steps"
 
 
 @dataclass(frozen=True)
 class ChainLayer:
-    """One layer as it was undone: its name, torch's words for it, and what became of it."""
+    """One layer as it was undone: its name, torch's words for it, and whether it is affine or not."""
 
     name: str
     description: str
@@ -47,15 +67,15 @@ class ChainInversion:
     Attributes:
         image: the estimate, shape `(C, *size)`, or `(B, C, *size)` where the data have a batch axis.
         solution: how it was obtained, for all images together: the worst status and certificate, the most iterations.
-        layers: the chain, in order, with what became of each layer.
-        method: how it was undone; of several images the most laborious way.
+        layers: the chain, in order.
+        method: how it was undone.
         lam: λ of the penalty λσ²max‖Lx‖², with the largest singular value of the derivative at zero.
         penalty: the name of L.
         residual: y − f(x̂) through the chain itself, of the shape of the data.
         relative_residual: ‖f(x̂) − y‖ / ‖y‖, the largest of the batch.
         determined: how much of the input the data determine around the estimate, the least of the batch.
-        amplification: how many times larger the estimate is than the data need, the largest of the batch.
-        notes: what else to know, a sentence each.
+        amplification: ‖J‖‖x̂‖ / ‖f(x̂)‖ with the derivative J at the estimate, the largest of the batch: how many times
+            larger the estimate is than the data need.
     """
 
     image: Tensor
@@ -68,7 +88,6 @@ class ChainInversion:
     relative_residual: float
     determined: DeterminedShare
     amplification: float
-    notes: tuple[str, ...]
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -109,11 +128,10 @@ def invert_chain(
     Args:
         y: the output of the last layer, shape `(C, *size)` or `(B, C, *size)`.
         layers: a module, of which an `nn.Sequential` is opened; or modules in the order in which they act, with names
-            or without. What is none of torch's affine layers or increasing activations may be any function that torch
-            differentiates.
+            or without. Any function that torch differentiates is a layer.
         settings: how to undo it; or give its fields one by one.
         time_limit: seconds after which iterations end, with the best estimate until then; `None` for none.
-        progress: is called after every step with the iterations so far and the certificate, or the relative residual.
+        progress: is called after every step with the iterations so far and the certificate.
         options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 if not given. `input_size` are the
             pixels of the input, or channels and pixels; by default the stride times the size of `y`, if that is
             possible, else the smallest possible size.
@@ -134,42 +152,34 @@ def invert_chain(
     data = y.detach().to(pick_dtype(settings.dtype or wide, y, y.device))
     eps = torch.finfo(y.dtype if y.is_floating_point() else data.dtype).eps
     rule = StoppingRule(settings.tolerance or default_tolerance(data.dtype), settings.max_iterations)
-    chain = ChainInverse(list_parts(layers, data, eps), rule, lam, settings.penalty or "identity", eps, progress)
-    shape = input_shape_of(chain.parts, tuple(y.shape), settings.input_size)
+    parts, penalty = list_parts(layers, data), settings.penalty or "identity"
+    whole = compose(parts)
+    shape = input_shape_of(whole, tuple(y.shape), settings.input_size)
     start = data.new_zeros(shape)
-    batch = data.shape[: data.ndim - chain.output_of(start).ndim]
-    found = _one_by_one(chain, data.reshape(-1, *data.shape[len(batch) :]), start, time_limit)
-    images = [one.solution.value for one in found]
-    made = torch.stack([chain.output_of(image) for image in images])
+    with torch.no_grad():
+        batch = data.shape[: data.ndim - whole(start[None])[0].ndim]
+    problem = _Chain(parts, start, lam, penalty, eps)
+    found = _one_by_one(problem, data.reshape(-1, *data.shape[len(batch) :]), rule, time_limit, progress)
     return ChainInversion(
-        image=torch.stack(images).reshape(*batch, *shape),
+        image=torch.stack([one.solution.value for one in found]).reshape(*batch, *shape),
         solution=_worst([one.solution for one in found]),
-        layers=_describe(chain, found),
-        method=max((one.method for one in found), key=list(ChainMethod).index),
+        layers=tuple(
+            ChainLayer(part.name, part.description, "affine" if part.is_affine else "not affine") for part in parts
+        ),
+        method=ChainMethod.LEAST_SQUARES if problem.is_affine else ChainMethod.GAUSS_NEWTON,
         lam=lam,
-        penalty=chain.penalty,
-        residual=data - made.reshape(data.shape),
+        penalty=penalty,
+        residual=torch.stack([one.residual for one in found]).reshape(data.shape),
         relative_residual=max(one.relative_residual for one in found),
         determined=min((one.determined for one in found), key=lambda one: one.share),
         amplification=max(one.amplification for one in found),
-        notes=_notes(found),
     )
-
-
-def _one_by_one(chain: ChainInverse, images: Tensor, start: Tensor, time_limit: float | None) -> list[Undone]:
-    """Undo the chain for each image, with a share of the time for each; what one leaves the others have."""
-    found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
-    for n_done, image in enumerate(images):
-        now = time.monotonic()
-        deadline = now + (end - now) / (len(images) - n_done)
-        found.append(replace(chain, rule=replace(chain.rule, deadline=deadline)).undo(image, start))
-    return found
 
 
 def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None) -> Size:
     """Find the shape `(C, *size)` of the images that `invert_chain` would give, without computing them."""
     check_image(y, "the output to invert")
-    return input_shape_of(list_parts(layers, y.new_zeros(()).double(), 1.0), tuple(y.shape), input_size)
+    return input_shape_of(compose(list_parts(layers, y.new_zeros(()).double())), tuple(y.shape), input_size)
 
 
 def _checked(settings: ReconstructionSettings) -> float:
@@ -188,25 +198,84 @@ def _worst(solutions: list[Solution]) -> Solution:
     return replace(worst, n_iterations=max(found.n_iterations for found in solutions))
 
 
-def _describe(chain: ChainInverse, found: list[Undone]) -> tuple[ChainLayer, ...]:
-    """Say of each layer what became of it."""
-    layers = []
-    for part in chain.parts:
-        counts = [one.bounds_of[part] for one in found if part in one.bounds_of]
-        treatment = part.kind.value
-        if counts:
-            n_bounds, n_values = (sum(numbers) for numbers in zip(*counts, strict=True))
-            treatment = "undone by its inverse"
-            if n_bounds:
-                treatment += f"; {format_percent(n_bounds / n_values, 3)} of its values are bounds alone"
-        elif part.kind is not PartKind.AFFINE:
-            treatment += ", solved with the whole"
-        layers.append(ChainLayer(part.name, part.description, treatment))
-    return tuple(layers)
+@dataclass(frozen=True, eq=False)
+class _Undone:
+    """One image, the residual y − f(x̂), and the numbers of `ChainInversion`."""
+
+    solution: Solution
+    residual: Tensor
+    relative_residual: float
+    determined: DeterminedShare
+    amplification: float
 
 
-def _notes(found: list[Undone]) -> tuple[str, ...]:
-    n_impossible = sum(one.n_impossible for one in found)
-    if not n_impossible:
-        return ()
-    return (f"{n_impossible} values are beyond what their layer can give, and were taken as at the end of its range",)
+def _one_by_one(
+    chain: _Chain,
+    images: Tensor,
+    rule: StoppingRule,
+    time_limit: float | None,
+    progress: Callable[[int, float], None] | None,
+) -> list[_Undone]:
+    """Undo the chain for each image, with a share of the time for each; what one leaves the others have."""
+    found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
+    for n_done, image in enumerate(images):
+        now = time.monotonic()
+        deadline = now + (end - now) / (len(images) - n_done)
+        found.append(chain.undo(image, replace(rule, deadline=deadline), progress))
+    return found
+
+
+class _Chain:
+    """A chain of layers with its penalty, for images of one size.
+
+    Args:
+        parts: the layers.
+        zeros: an image of zeros, shape `(C, *size)`.
+        lam: λ.
+        penalty: the name of L.
+        eps: the relative distance of neighboring numbers in the type of the data.
+    """
+
+    def __init__(self, parts: list[Part], zeros: Tensor, lam: float, penalty: str, eps: float) -> None:
+        self._parts, self._zeros, self._eps = parts, zeros, eps
+        self._function: Function = compose(parts)
+        self._penalty: LinearOperator | None = None
+        self._weight = 0.0
+        if lam > 0:
+            self._penalty = find_penalty(penalty).operator(tuple(zeros.shape), periodic=False)
+            self._weight = lam * largest_singular_value_of(Linearization(self._function, zeros), zeros) ** 2
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether all layers are affine."""
+        return all(part.is_affine for part in self._parts)
+
+    def undo(self, y: Tensor, rule: StoppingRule, progress: Callable[[int, float], None] | None) -> _Undone:
+        """Estimate the image that the chain turned into `y`, and measure the estimate.
+
+        Raises:
+            UsageError: layers that torch does not differentiate.
+        """
+        problem = NonlinearProblem(self._function, y, self._penalty, self._weight)
+        start = self._least_squares(y) if self.is_affine else self._zeros
+        solution = solve_nonlinear(problem, start, rule, progress)
+        derivative = Linearization(self._function, solution.value)
+        residual = y - derivative.value
+        relative_residual = synchronize.as_number(relative(residual.norm(), y.norm()))
+        if relative_residual <= ROUNDING * self._eps and not solution.status.is_success:
+            solution = replace(solution, status=Status.CONVERGED)
+        size = largest_singular_value_of(derivative, y) * solution.value.norm()
+        amplification = synchronize.as_number(relative(size, derivative.value.norm()))
+        determined = determined_share(derivative, solution.value)
+        return _Undone(solution, residual, relative_residual, determined, amplification)
+
+    def _least_squares(self, y: Tensor) -> Tensor:
+        """Solve a small affine chain by the singular values of its matrix; gives zeros for a larger one."""
+        if self._zeros.numel() * y.numel() > MAX_DENSE_ENTRIES:
+            return self._zeros
+        derivative = Linearization(self._function, self._zeros)
+        matrix, target = derivative.as_matrix(), (y - derivative.value).flatten()
+        if self._penalty is not None:
+            rows = self._weight**0.5 * self._penalty.as_matrix().to(matrix)
+            matrix, target = torch.cat([matrix, rows]), torch.cat([target, target.new_zeros(len(rows))])
+        return (torch.linalg.pinv(matrix) @ target).reshape(self._zeros.shape)

@@ -1,0 +1,1 @@
+"""Chains of layers: from an activation of a network back to what the network was shown."""

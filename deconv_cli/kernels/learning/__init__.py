@@ -1,1 +1,0 @@
-"""Kernels learned by gradient descent."""
