@@ -14,6 +14,7 @@ from deconv_cli.io import records
 from deconv_cli.io.atomic import write_atomically, write_line_beside
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.image import read_stored
+from deconv_cli.io.limits import allowing, memory_budget
 from deconv_cli.io.output_path import make_parents
 from deconv_cli.io.stored_image import StoredImage
 
@@ -33,7 +34,7 @@ def write_with_record(
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    encoded = records.encode_checked(record)
+    encoded = records.seal_record(records.finite(record))
 
     def write_samples() -> None:
         write_atomically(path, lambda temporary: codec.write(temporary, image), check)
@@ -94,7 +95,8 @@ class PreparedOutput:
         write_with_record(self.path, self._codec, image, complete, self._check)
 
     def _check(self, temporary: Path) -> None:
-        found = read_stored(temporary, self._codec)
+        with allowing(memory_budget()):
+            found = read_stored(temporary, self._codec)
         if found.shape != self.shape or found.dtype != self.dtype:
             raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
         if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self._image.samples)):

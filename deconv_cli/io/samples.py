@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from deconv_cli.errors import MalformedInputError
+from deconv_cli.io import limits
 
 Samples: TypeAlias = npt.NDArray[np.generic] | torch.Tensor
 """An array as its library gives it."""
@@ -28,6 +30,11 @@ def dtype_name(samples: Samples) -> str:
     if isinstance(samples, torch.Tensor):
         return str(samples.dtype).removeprefix("torch.")
     return samples.dtype.newbyteorder("=").name
+
+
+def working_bytes(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
+    """Give the bytes of samples as `as_real_tensor` converts them."""
+    return limits.array_bytes(shape, dtype.itemsize * (2 if dtype.name in _WIDER else 1))
 
 
 def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 Picture = TypeVar("Picture", bound="ImageFile")
 
-_BYTES_PER_PIXEL = 4
+_BYTES_PER_PIXEL = 3
+_STRIP = 2**20
+"""Pixels that are taken over at a time, since Pillow hands over two copies."""
 _NONE = Metadata()
 _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
 
@@ -107,7 +109,13 @@ def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
         target = mode
     else:
         raise MalformedInputError(f"'{path}' should be gray or RGB, but its pixels are of kind {mode}.")
-    return np.asarray(image if target == mode else image.convert(target)), notes
+    image = image if target == mode else image.convert(target)
+    samples = np.empty((image.height, image.width, *([len(target)] if target != "L" else [])), np.uint8)
+    n_rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, n_rows):
+        end = min(top + n_rows, image.height)
+        samples[top:end] = np.asarray(image.crop((0, top, image.width, end)))
+    return samples, notes
 
 
 def stored_picture(

@@ -19,6 +19,7 @@ from deconv_cli.io import limits
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.codecs.tiff_directories import check_directories
+from deconv_cli.io.samples import working_bytes
 from deconv_cli.vocabulary import format_memory
 
 KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
@@ -28,8 +29,8 @@ _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
 BIG_TIFF_BYTES = 3_900_000_000
 _UNCOMPRESSED, _DESCRIPTION = 1, 270
-_FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
-"""So many strips or tiles may be as small as they like; of more, each must hold so many bytes on average."""
+_PALETTE, _PALETTE_BYTES = 3, 8
+"""Indices of a palette take so many bytes each while they become colors."""
 
 
 @contextmanager
@@ -232,10 +233,10 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         elif not page.keyframe.is_final:
             # Of what is stored as it is, single rows can be read; all else is decoded by whole strips or tiles.
             limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
-    if n_segments > _FREE_SEGMENTS and n_segments * _MIN_SEGMENT_BYTES > n_decoded:
-        raise MalformedInputError(f"'{path}' is cut into {n_segments} strips or tiles of a few bytes; save it again.")
-    n_array = limits.array_bytes(series.shape, series.dtype.itemsize)
-    limits.check_expansion(path, max(n_array, n_decoded), min(n_stored, n_file_bytes), by_parts=by_parts)
+    n_array, n_bytes = limits.array_bytes(series.shape, series.dtype.itemsize), min(n_stored, n_file_bytes)
+    n_decoded = max(working_bytes(series.shape, series.dtype), n_decoded)
+    n_decoded *= _PALETTE_BYTES if series.keyframe.photometric == _PALETTE else 1
+    limits.check_expansion(path, n_decoded, n_bytes, n_parts=n_segments, by_parts=by_parts)
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED
     if is_raw and n_array * min(8, series.keyframe.bitspersample) // 8 > n_readable:

@@ -24,6 +24,7 @@ from deconv_cli.io.codecs.zarr_library import (
 from deconv_cli.io.codecs.zarr_pyramid import build_levels, half_shape
 from deconv_cli.io.folders import write_member
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.samples import working_bytes
 from deconv_cli.io.sources import FOLDER
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
@@ -48,7 +49,7 @@ class Zarr(Codec):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read an array, or the full resolution of an image."""
         found = describe_zarr(path, None if member is None else int(member))
-        limits.check_expansion(path, limits.array_bytes(found.shape, np.dtype(found.dtype).itemsize), found.n_stored)
+        limits.check_expansion(path, working_bytes(found.shape, np.dtype(found.dtype)), found.n_stored)
         samples = np.asarray(open_stored(path, found.member)[...])
         return StoredImage(
             samples=samples.astype(samples.dtype.newbyteorder("="), copy=False),

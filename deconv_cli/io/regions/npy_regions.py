@@ -125,7 +125,7 @@ class NpyTarget(PartialFile):
             digest = self._digest()
         complete = records.complete_record(record, self.shape, self.dtype, digest)
         # The record first: as long as the hidden file is there, a run that is gone on with does both again.
-        write_line_beside(records.beside(self.path), records.encode_checked(complete), lambda: None)
+        write_line_beside(records.beside(self.path), records.seal_record(records.finite(complete)), lambda: None)
         with refusing_to_write(self.path):
             put_in_place(self.path)
 
