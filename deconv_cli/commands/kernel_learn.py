@@ -128,7 +128,7 @@ def learn(
         named = {name: record[name] and Path(record[name]).name for name in ("kernel", "loss")}  # without folders
         write_kernel(output, run.learned.taps, without_paths(record) | named)
     if learning.report is not None:
-        from deconv_cli.io.pages import write_page
+        from deconv_cli.io.output_path import write_page
         from deconv_cli.report.learning_record import render_learning
 
         write_page(learning.report, render_learning(run))
@@ -147,8 +147,7 @@ def learn(
 
 def _check_files(source: Path, learning: LearnOptions, output: Path | None, printed: AnswerOptions) -> None:
     """Refuse options that do not go together, and files that could not be written."""
-    from deconv_cli.io.output_path import check_output_path
-    from deconv_cli.io.pages import check_page_path
+    from deconv_cli.io.output_path import check_output_path, check_page_path
 
     if learning.kernel is not None and not learning.inverse:
         raise UsageError("--kernel blurs the pictures that filters are learned from; add --inverse, or leave it out.")

@@ -20,7 +20,7 @@ from deconv_cli.solvers.estimator import check_finite, to_unit
 from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
-from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_weight
+from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Solution
 
 # The power method ends when σmax changes by less than this part of itself, or after so many iterations.
@@ -144,7 +144,7 @@ def _solve_any(
         return iterate(NormalEquations(A, y), rule, progress=progress)
     L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
     weight = lam * largest_singular_value_of(A, y) ** 2
-    ritz = RitzValues(None, math.inf, determined=(lambda x: x) if lam < MIN_LAMBDA_IN_FLOAT32 else None)
+    ritz = RitzValues(None, math.inf, determined=lambda x: x)
     return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True, ritz=ritz)
 
 

@@ -11,7 +11,7 @@ from region_cases import planned, units, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.codecs.zarr_pyramid import halve
+from deconv_cli.io.codecs.zarr_folder import halve
 from deconv_cli.io.folders import address_of
 from deconv_cli.io.regions.opening import open_regions
 

@@ -13,8 +13,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
 from deconv_cli.io.limits import allowing, memory_budget
-from deconv_cli.io.regions.overlap import overlap, shape_of
-from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
+from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file, overlap, shape_of
 from deconv_cli.io.regions.tiff_grid import TiffGrid
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage
