@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from math import prod
 
 import psutil
 import torch
@@ -95,3 +96,20 @@ def largest_samples(problem: BlockProblem, budget: int, n_batch: int = 1, *, is_
     probe = tuple(min(n, 2 ** (18 // len(size))) for n in size)
     per_sample = block_bytes(problem, probe, n_batch, is_tested=is_tested) / math.prod(probe)
     return int(SHARE * budget / per_sample)
+
+
+MAX_BYTES_A_SAMPLE = 2**10
+"""No solver takes more; so small pictures are recognized without asking any."""
+
+
+def is_small(shape: Size, budget: int) -> bool:
+    """Tell at once of a small input, by its stored shape, that it fits the memory."""
+    return MAX_BYTES_A_SAMPLE * prod(shape) <= budget
+
+
+def whole_fits(problem: BlockProblem, budget: int) -> bool:
+    """Tell whether a picture fits the memory that its restoration may take, all of it at once."""
+    if is_small(problem.source.shape, budget):
+        return True
+    n_batch = problem.layout.n_batch
+    return block_bytes(problem, problem.data_size, n_batch, is_tested=True) <= SHARE * budget

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.map_pieces import map_pieces, workers_for
-from deconv_cli.blocks.piece_doubts import doubt_pieces
-from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
+from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows, map_pieces, workers_for
 from deconv_cli.io.regions.spread_pieces import cube_sides
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.trust import DoubtReason
 
 SMALL = 2**14
 """Samples of a piece from which nothing is chosen."""
@@ -194,3 +193,25 @@ def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
         if total >= half:
             return value
     return pairs[-1][0]
+
+
+OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
+"""Reasons that hold for a picture where they hold for its pieces; solvers and samples are looked at in every block."""
+
+
+def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
+    """Doubt a picture where at least half of its pieces have no λ, show mostly noise, or contradict the kernel.
+
+    Args:
+        found: pieces that were restored, those with the most contrast first.
+
+    Returns:
+        The sentence of the first piece that is doubted, with how many are; empty where most are not.
+    """
+    of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
+    doubted = [sentences for sentences in of_pieces if sentences]
+    if not doubted or 2 * len(doubted) < len(found):
+        return ()
+    n = len(found)
+    where = "the piece of the picture that was" if n == 1 else f"{len(doubted)} of {n} pieces of the picture that were"
+    return (f"in {where} tested: {doubted[0][0]}",)

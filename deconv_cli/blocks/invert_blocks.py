@@ -19,6 +19,7 @@ from deconv_cli.blocks.run_blocks import BlockListener
 from deconv_cli.errors import UsageError
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.limits import allowing
 from deconv_cli.io.regions.opening import open_regions, plan_regions
 from deconv_cli.io.regions.region_source import RegionSource
 from deconv_cli.io.regions.region_target import RegionTarget
@@ -102,7 +103,8 @@ def invert_blocks(
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
     check_kernel(kernel)
     files = files or LargeFileOptions()
-    opened = open_regions(as_path(source), axes=files.axes, series=files.series, tensor=files.tensor)
+    with allowing(None if blocks is None else blocks.max_memory):
+        opened = open_regions(as_path(source), axes=files.axes, series=files.series, tensor=files.tensor)
     if settings is None:
         kind = InputKind.PICTURE if opened.is_picture else InputKind.TENSOR
         settings = ReconstructionSettings.of(**{"defaults": kind} | options)

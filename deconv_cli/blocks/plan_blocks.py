@@ -5,23 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from statistics import median
 
 from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.blocks.cut_blocks import BlockCut, BlockOptions, batch_unit, cut_blocks
 from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
-from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE, BlocksDisagreeError
+from deconv_cli.blocks.halo_depth import N_FITTED, SEAM_TOLERANCE, BlocksDisagreeError
 from deconv_cli.blocks.less_influence import advise
-from deconv_cli.blocks.sample_windows import MAX_SAMPLES, SampleWindow, find_windows
+from deconv_cli.blocks.sample_windows import (
+    MAX_SAMPLES,
+    SampleWindow,
+    covering_windows,
+    find_windows,
+    map_pieces,
+    workers_for,
+)
 from deconv_cli.blocks.seam_places import choose_seams
-from deconv_cli.blocks.solver_steps import choose_steps
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.regions.spread_pieces import cube_sides
+from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size, format_memory, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 
@@ -149,3 +158,59 @@ def _check_least(problem: BlockProblem, options: BlockOptions, n_batch: int) -> 
             f"even the smallest block of '{problem.source.path}' takes {format_memory(round(least / SHARE))}, more "
             f"than the {format_memory(options.max_memory)} that max_memory allows; use more memory."
         )
+
+
+MAX_PIECE_SAMPLES = 2**15
+"""Samples of a piece, at most: how fast an iteration is depends little on its size."""
+RHO_STEPS = 80
+"""Steps after which ρ is taken as it is: it was adapted four times by then, and will hardly change any more."""
+
+
+def choose_steps(
+    problem: BlockProblem, choices: FixedChoices, windows: Sequence[SampleWindow], progress: ProgressListener
+) -> FixedChoices:
+    """Choose ρ, and how many steps at it reach the tolerance on all of a few pieces; for other solvers nothing.
+
+    An iteration that ends at a tolerance ends elsewhere in each block, and blur leaves the objective so flat that
+    pixels may then be off by more than seams may be. A step at a given ρ is local: after so many of them two blocks
+    agree where they know the same data, however far the minimum is.
+
+    Args:
+        problem: what is restored, as it was laid out.
+        choices: what was chosen so far.
+        windows: pieces of the picture, those with the most contrast first.
+        progress: is notified which piece is solved.
+    """
+    if choices.rho is None:
+        return choices
+    given = problem.settings
+
+    def solve_pieces(choices: FixedChoices, what: str, max_iterations: int | None = None) -> list[Solution]:
+        settled = _within(choices.settle(problem), max_iterations)
+        size, pipeline = problem.data_size, settled.pipeline()
+        sides = cube_sides(size, MAX_PIECE_SAMPLES)
+
+        def solve(window: SampleWindow, progress: ProgressListener) -> Solution:
+            data = window.data(sides, size)
+            return settled.restore(settled.read(window.batch, data), data, pipeline, progress).solution
+
+        pieces = covering_windows(problem, windows, sides, N_FITTED)
+        return map_pieces(solve, pieces, f"{what} of all blocks", progress, workers_for(settled, sides))
+
+    if given.rho is None:
+        n_adapted = RHO_STEPS if given.iterations is None else 1  # a given number of steps adapts nothing
+        adapted = solve_pieces(replace(choices, rho=None), "ρ", n_adapted)
+        choices = replace(choices, rho=median(solution.rho for solution in adapted if solution.rho is not None))
+    if given.iterations is None:
+        solved = solve_pieces(replace(choices, iterations=None), "the steps")
+        choices = replace(choices, iterations=max(solution.n_iterations for solution in solved))
+    return choices
+
+
+def _within(problem: BlockProblem, max_iterations: int | None) -> BlockProblem:
+    """Let iterations that end at a tolerance end after so many steps too."""
+    settings = problem.resolution.settings
+    if max_iterations is None:
+        return problem
+    settings = replace(settings, iterations=None, max_iterations=min(max_iterations, settings.max_iterations))
+    return replace(problem, resolution=replace(problem.resolution, settings=settings))

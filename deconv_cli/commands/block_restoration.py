@@ -78,7 +78,7 @@ class BlockRestoration:
 
     def fits_surely(self, shape: Size) -> bool:
         """Tell at once of a small input, by its stored shape, that it fits the memory."""
-        from deconv_cli.blocks.whole_fits import is_small
+        from deconv_cli.blocks.block_memory import is_small
 
         return is_small(shape, self._budget())
 
@@ -121,7 +121,7 @@ class BlockRestoration:
                 _print_answer(complete.record, complete.record.get("doubts"), printed)
 
     def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, goes_on: bool) -> None:
-        from deconv_cli.io.pages import check_page_path
+        from deconv_cli.io.output_path import check_page_path
         from deconv_cli.report.block_page import describe_block_plan, describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
@@ -176,7 +176,7 @@ class BlockRestoration:
         if path is None:
             return
         from deconv_cli.blocks.examined_pieces import examine_pieces
-        from deconv_cli.io.pages import write_page
+        from deconv_cli.io.output_path import write_page
         from deconv_cli.report.block_page import render_block_page
 
         write_page(path, render_block_page(run, examine_pieces(run.task)))

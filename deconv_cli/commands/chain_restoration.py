@@ -231,7 +231,7 @@ class ChainRestoration:
         record = describe_chain_run(run)
         prepared.write(record)
         if self._page is not None:
-            from deconv_cli.io.pages import write_page
+            from deconv_cli.io.output_path import write_page
             from deconv_cli.report.chain_page import render_chain
 
             write_page(self._page, render_chain(run, loaded.values))

@@ -77,6 +77,12 @@ class InvertWork(Work):
 
     def read(self, path: Path) -> Source:
         """Read an input; of one that is restored in blocks no more than a corner."""
+        from deconv_cli.io.limits import allowing
+
+        with allowing(self.settings.get("max_memory")):
+            return self._read(path)
+
+    def _read(self, path: Path) -> Source:
         if not self.can_be_cut:
             return Source(self.files.read(path))
         blocks = self._in_blocks()

@@ -138,7 +138,7 @@ def _write(path: Path, stored: StoredImage) -> None:
 
     from deconv_cli.io import records
     from deconv_cli.io.formats import codec_of_suffix
-    from deconv_cli.io.prepared import write_with_record
+    from deconv_cli.io.output import write_with_record
 
     codec = codec_of_suffix(path)
 

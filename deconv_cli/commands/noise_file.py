@@ -29,20 +29,20 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
         if path.suffix:
             raise UsageError(f"the file of noise '{text}' does not exist; check the name and the folder.")
         return text
-    from deconv_cli.io.records import decode_checked
+    from deconv_cli.io.records import open_sealed
 
     try:
-        found = decode_checked(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_BYTES else None
+        content = path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_BYTES else ""
+        found = open_sealed(content, needs_digest=False)
     except OSError as error:
         raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError):  # no JSON, or brackets nested without end
-        found = None
-    records = found.get("noise_model") if isinstance(found, dict) else None
+    except ValueError:
+        found = {}
+    records = found.get("noise_model")
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UsageError(
-            f"'{text}' has no list noise_model, as the JSON of deconv invert has, or does not fit its crc32; write one "
-            "with --json, or with an output file in .npy."
+            f"'{text}' has no list noise_model, as the JSON of deconv invert has, or does not fit its digest; write "
+            "one with --json, or with an output file in .npy."
         )
-    light = found.get("light") if isinstance(found, dict) else None
-    light = light if light in tuple(Light) else None
+    light = found.get("light") if found.get("light") in tuple(Light) else None
     return tuple(NoiseModel.of_record(record, source=text, light=light) for record in records)

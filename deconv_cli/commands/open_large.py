@@ -47,7 +47,7 @@ def open_large(
     Raises:
         UsageError: blocks are asked for, of a file that is only read as a whole.
     """
-    from deconv_cli.blocks.whole_fits import is_small, whole_fits
+    from deconv_cli.blocks.block_memory import is_small, whole_fits
     from deconv_cli.io.regions.opening import open_regions
     from deconv_cli.io.regions.sample_image import read_corner
 

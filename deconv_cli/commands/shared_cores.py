@@ -81,7 +81,7 @@ class SharedCores:
 
     def _places_of(self, source: Source) -> int:
         """Give the places that a file takes; one that is restored in blocks, whose threads are its own, all of them."""
-        from deconv_cli.blocks.whole_fits import MAX_BYTES_A_SAMPLE
+        from deconv_cli.blocks.block_memory import MAX_BYTES_A_SAMPLE
 
         if source.large is not None:
             return self.n_places

@@ -2,8 +2,7 @@
 
 from deconv_cli.io.codec import Codec, PictureCodec, WriteRequest
 from deconv_cli.io.image import ImageFile, read_image
-from deconv_cli.io.output import OutputPlan, plan_output
-from deconv_cli.io.prepared import PreparedOutput
+from deconv_cli.io.output import OutputPlan, PreparedOutput, plan_output
 from deconv_cli.io.sources import fingerprint
 from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
 from deconv_cli.io.tensors import TensorCodec, TensorFile

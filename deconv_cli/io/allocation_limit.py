@@ -15,20 +15,21 @@ from deconv_cli.vocabulary import format_memory
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Refuse, before the memory is taken, to hold new tensors of more than half of the memory at once.
+    """Refuse, before the memory is taken, to hold new tensors of more than some bytes at once.
 
     Every operation that makes a tensor is first run on the `meta` device, which knows sizes and holds no samples.
 
     Args:
         what: the file or the class whose code runs, named in the error.
+        n_most: bytes that the tensors may take together; by default half of the memory.
 
     Raises:
         TooLargeError: the tensors would be larger together.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, n_most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._what = what
+        self._what, self._n_most = what, n_most
         self._made: list[tuple[StorageWeakRef, int]] = []
         self._n_bytes = 0
 
@@ -43,7 +44,7 @@ class AllocationLimit(TorchDispatchMode):
         return made
 
     def _count(self, n_bytes: int) -> None:
-        budget = limits.memory_budget()
+        budget = min(limits.memory_budget(), self._n_most or limits.memory_budget())
         if self._n_bytes + n_bytes > budget:
             self._made = [(storage, size) for storage, size in self._made if not storage.expired()]
             self._n_bytes = sum(size for _, size in self._made)
@@ -51,7 +52,7 @@ class AllocationLimit(TorchDispatchMode):
         if self._n_bytes > budget:
             raise TooLargeError(
                 f"'{self._what}' would allocate {format_memory(self._n_bytes)}, but at most {format_memory(budget)} "
-                "(half of the memory) may be used; make its layers smaller."
+                "may be used; make its layers smaller."
             )
 
 

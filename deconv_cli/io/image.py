@@ -304,4 +304,5 @@ def _upright_metadata(stored: StoredImage) -> Metadata:
 def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:
     """Turn stored samples upright: `(..., H, W)`, and `(..., W, H)` for orientations 5 to 8 of 1 to 8."""
     turned = values.transpose(-2, -1) if orientation in _TRANSPOSED else values
-    return turned.flip(_FLIPPED.get(orientation, ())).contiguous()
+    flipped = _FLIPPED.get(orientation)
+    return (turned.flip(flipped) if flipped else turned).contiguous()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import psutil
@@ -13,23 +15,42 @@ import psutil
 from deconv_cli.errors import MalformedInputError, TooLargeError
 from deconv_cli.vocabulary import format_memory
 
+SMALL_FILE_BYTES = 4 * 2**20
+FREE_BYTES = 72 * 2**20
+"""Decoded bytes of a small file, however well it is compressed: 24 million pixels of 8 bits in three colors."""
+
 MAX_RATIO = 256
-"""Decoded bytes per stored byte beyond which a large file is taken for a decompression bomb. Deflate ends at 1032."""
+"""Decoded bytes for each byte that a file is larger. Deflate ends at 1032."""
 
-RATIO_FREE_BYTES = 64 * 2**20
-"""Below this size a file may be compressed as well as it likes."""
-
-MAX_VIEW_BYTES = 64 * 2**20
-"""A stored tensor that repeats its samples (a stride of zero) may unfold to this many bytes."""
+PART_BYTES = 6 * 2**10
+"""A chunk, strip, page, scan or entry takes at least the time of so many decoded bytes."""
 
 _MAX_BYTES = 2**70
 """Larger promises are all alike; numbers of thousands of digits fit no message."""
+
+
+_ALLOWED: ContextVar[int] = ContextVar("allowed", default=0)
+
+
+@contextmanager
+def allowing(n_bytes: int | None) -> Iterator[None]:
+    """Let every file that this thread reads unfold to so many bytes, also a small one that is compressed well."""
+    token = _ALLOWED.set(n_bytes or 0)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
 
 
 @functools.cache
 def memory_budget() -> int:
     """Give the number of bytes that one decoded file may take: half of the physical memory."""
     return int(psutil.virtual_memory().total) // 2
+
+
+def most_bytes(n_stored: int) -> int:
+    """Give the number of bytes that a file of `n_stored` bytes may unfold to."""
+    return max(FREE_BYTES + MAX_RATIO * max(n_stored - SMALL_FILE_BYTES, 0), _ALLOWED.get())
 
 
 def array_bytes(shape: Iterable[int], itemsize: int) -> int:
@@ -47,18 +68,22 @@ def check_budget(path: Path, n_bytes: int) -> None:
         )
 
 
-def check_expansion(path: Path, n_decoded: int, n_stored: int, *, by_parts: bool = False) -> None:
+def check_expansion(path: Path, n_decoded: int, n_stored: int, *, n_parts: int = 0, by_parts: bool = False) -> None:
     """Refuse by `TooLargeError` content that is too large, or that unfolds as only a decompression bomb does.
 
-    `n_decoded` are the bytes that the header promises, `n_stored` those in the file. What is read `by_parts` may be
-    larger than the memory.
+    `n_decoded` are the bytes that the header promises, `n_stored` those in the file, `n_parts` the pieces that are
+    decoded one by one. What is read `by_parts` may be larger than the memory.
     """
     if not by_parts:
         check_budget(path, n_decoded)
-    if n_decoded > RATIO_FREE_BYTES and n_decoded > MAX_RATIO * max(n_stored, 1):
+    if by_parts and _ALLOWED.get():
+        return
+    n_parts = min(n_parts, _MAX_BYTES)
+    if max(n_decoded, n_parts * PART_BYTES) > most_bytes(n_stored):
+        promised = f"{n_parts:.6g} parts" if n_parts * PART_BYTES > n_decoded else format_memory(n_decoded)
         raise TooLargeError(
-            f"'{path}' promises {format_memory(n_decoded)} out of {format_memory(n_stored)}, more than {MAX_RATIO} "
-            "to 1 as only a decompression bomb does; save it again with less compression if it is genuine."
+            f"'{path}' promises {promised} out of {format_memory(n_stored)}, as only a decompression bomb does; if it "
+            "is genuine, restore it with a larger max_memory, or save it in larger parts or less compressed."
         )
 
 
@@ -80,5 +105,5 @@ def check_zip(path: Path) -> list[str]:
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
         raise MalformedInputError(f"'{path}' holds two entries of the same name, which no honest writer makes.")
-    check_expansion(path, sum(entry.file_size for entry in entries), path.stat().st_size)
+    check_expansion(path, sum(entry.file_size for entry in entries), path.stat().st_size, n_parts=len(entries))
     return names

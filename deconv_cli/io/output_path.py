@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.folders import address_of, mark_of, refuse_special
 from deconv_cli.io.sources import reason_of
 
@@ -62,3 +63,33 @@ def _check_address(path: Path, *, is_left_open: bool, is_folder: bool) -> None:
         raise UsageError(f"output '{address}' is an address, where only Zarr is written; choose a name with .zarr.")
     if not is_left_open and mark_of(path):
         raise UsageError(f"output '{address}' exists already, and nothing is replaced there; choose another name.")
+
+
+SUFFIXES = (".html", ".htm")
+
+
+def check_page_path(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a path where no page can be written, as `check_output_path` does, or of another suffix."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"the page '{path}' should end in .html.")
+    check_output_path(path, source, force=force)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page; an existing file is replaced.
+
+    Raises:
+        FileAccessError: disk full, no permission, or the file does not read back.
+    """
+    # As bytes: the page names its own script by its hash, which another line ending would change. File names may hold
+    # what is no letter at all.
+    content = text.encode("utf-8", errors="replace")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    def check(temporary: Path) -> None:
+        if temporary.read_bytes() != content:
+            raise ValueError("some bytes differ")
+
+    write_atomically(path, write, check)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shlex
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -33,10 +31,8 @@ _SHORT = (
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
 """What was done, among the members of a record."""
-_CHECKSUM = "crc32"
+_DIGEST = "digest"
 _MAX_CHARACTERS = 16 * 2**20
-SEALED = re.compile(r'(.*), "digest": "([0-9a-f]{32})"\}', re.DOTALL)
-"""A line of a file that later runs go on with: its last member is the digest of all that comes before."""
 
 
 def complete_record(
@@ -102,36 +98,36 @@ def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (
 
 def encode_record(record: dict[str, Any]) -> str:
     """Write a record as one line of ASCII JSON; NaN, which would be a mistake, is a `ValueError`."""
-    return json.dumps(finite(record), allow_nan=False, ensure_ascii=True)
+    return json.dumps(finite(record))
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401 (as JSON has it)
-    """Replace Inf, which JSON does not know, by `None`: squares of samples may leave the range of numbers."""
+    """Replace Inf by `None`: squares of samples may leave the range of numbers. NaN is a `ValueError`."""
     if isinstance(value, dict):
         return {name: finite(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [finite(member) for member in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("a record holds NaN")
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def seal_record(record: dict[str, Any]) -> str:
-    """Write a record that is not empty as one line of ASCII JSON whose last member is the digest of the others."""
-    start = json.dumps(record)[:-1]
-    return f'{start}, "digest": "{_digest(start)}"}}'
+    """Write a record for a file of its own: one line of ASCII JSON whose last member is the digest of the others."""
+    return json.dumps({**record, _DIGEST: _digest(record)})
 
 
-def open_sealed(line: str) -> dict[str, Any]:
-    """Read a line of `seal_record`; raises `ValueError` if any character has changed since."""
-    found = SEALED.fullmatch(line)
-    record = decode_record(line) if found is not None and _digest(found[1]) == found[2] else None
-    if record is None:
+def open_sealed(text: str, *, needs_digest: bool = True) -> dict[str, Any]:
+    """Read a text of `seal_record`; raises `ValueError` if it has changed since, or is no JSON object."""
+    record = decode_record(text)
+    digest = None if record is None else record.pop(_DIGEST, None)
+    if record is None or ((needs_digest or digest is not None) and digest != _digest(record)):
         raise ValueError("the digest is missing or does not match")
-    del record["digest"]
     return record
 
 
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record).encode(), digest_size=16).hexdigest()
 
 
 def decode_record(text: object) -> dict[str, Any] | None:
@@ -178,29 +174,15 @@ def read_beside(path: Path) -> dict[str, Any] | None:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
             return None
         text = sidecar.read_text(encoding="utf-8", errors="replace")
-        return decode_checked(text)
+        return open_sealed(text, needs_digest=False)
     except OSError:
         return None
-    except (ValueError, RecursionError) as error:
-        if not any(word in text for word in (_CHECKSUM, "schema", "command")):
+    except ValueError as error:
+        if not any(word in text for word in (_DIGEST, "schema", "command")):
             return None
         raise MalformedInputError(
             f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
         ) from error
-
-
-def encode_checked(record: dict[str, Any]) -> str:
-    """Write a record for a file of its own, with a checksum."""
-    return encode_record({**record, _CHECKSUM: zlib.crc32(encode_record(record).encode())})
-
-
-def decode_checked(text: str) -> dict[str, Any] | None:
-    """Read a text of `encode_checked`, or JSON without a checksum; `None` for no object, `ValueError` for damage."""
-    found = json.loads(text)
-    checksum = found.pop(_CHECKSUM, None) if isinstance(found, dict) else None
-    if checksum is not None and checksum != zlib.crc32(encode_record(found).encode()):
-        raise ValueError("it does not fit its checksum")
-    return found if isinstance(found, dict) else None
 
 
 def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> dict[str, Any] | None:

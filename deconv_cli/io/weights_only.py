@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError
+from deconv_cli.errors import MalformedInputError, UnsafeInputError
 from deconv_cli.io import limits
 from deconv_cli.io.allocation_limit import AllocationLimit
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.thread_warnings import warnings_here
-from deconv_cli.vocabulary import format_memory
 
 _MAX_DEPTH = 32
 _MAX_MEMBERS = 100_000
@@ -42,9 +41,11 @@ def load_weights_only(
         MalformedInputError: the file is damaged.
         TooLargeError: the file, or what it makes, is larger than half of the memory.
     """
-    limits.check_budget(path, path.stat().st_size)
+    n_stored = path.stat().st_size
+    limits.check_budget(path, n_stored)
+    limit = AllocationLimit(str(path), limits.most_bytes(n_stored))
     # torch warns of its own older ways of writing, and turns to another reader where a suffix suggests one.
-    with refusing_damage(path, "a file of torch.save"), warnings_here("ignore"), AllocationLimit(str(path)):
+    with refusing_damage(path, "a file of torch.save"), warnings_here("ignore"), limit:
         if zipfile.is_zipfile(path):  # torch compares no checksums
             with zipfile.ZipFile(path) as archive:
                 entry = archive.testzip()
@@ -74,6 +75,7 @@ def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
 
     Raises:
         MalformedInputError: they nest without end, or so often that a small file stands for any number of them.
+        TooLargeError: views that repeat a few samples, which would unfold to much more than the file holds.
     """
     tensors: dict[str, torch.Tensor] = {}
     waiting: list[tuple[str, object, int]] = [("", found, 0)]
@@ -92,6 +94,9 @@ def named_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
                 for key, part in reversed(keyed)
                 if isinstance(part, torch.Tensor | dict | list | tuple)
             ]
+    dense = [tensor for tensor in tensors.values() if _storage_kind(tensor) is None]
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in dense)
+    limits.check_expansion(path, n_bytes, path.stat().st_size, n_parts=len(tensors))
     return tensors
 
 
@@ -106,13 +111,8 @@ def check_dense(path: Path, tensor: torch.Tensor, name: str = "") -> None:
     kind = _storage_kind(tensor)
     if kind is not None:
         raise MalformedInputError(f"{named} should be a dense tensor, but is {kind}; convert it first.")
-    n_bytes = tensor.numel() * tensor.element_size()
     # Strides of zero let a few stored bytes stand for any number of samples.
-    if n_bytes > max(limits.MAX_VIEW_BYTES, tensor.untyped_storage().nbytes()):
-        raise TooLargeError(
-            f"{named} is a view of shape {tuple(tensor.shape)} that repeats a few samples and would unfold to "
-            f"{format_memory(n_bytes)}; save it with .contiguous() if it is meant."
-        )
+    limits.check_expansion(path, tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _storage_kind(tensor: torch.Tensor) -> str | None:

@@ -31,7 +31,7 @@ from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolutio
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_layer
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.cgls import RitzValues, iterate
 from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
@@ -39,7 +39,7 @@ from deconv_cli.solvers.iteration_log import Progress, StoppingRule
 from deconv_cli.solvers.iterative import PRECONDITIONER_LAMBDA, TORUS_MARGIN
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.norms import norm
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
@@ -208,13 +208,19 @@ class LayeredInverse(Inverse):
         *,
         bounds_distance: bool = False,
     ) -> Solution:
+        is_weak = 0 < self.problem.lam < MIN_LAMBDA_IN_FLOAT32
         return iterate(
             equations,
             rule or self._rule,
             preconditioner=preconditioner,
             progress=progress,
             bounds_distance=bounds_distance,
+            ritz=RitzValues(preconditioner, math.inf, determined=self._determined if is_weak else None),
         )
+
+    def _determined(self, images: Tensor) -> Tensor:
+        """Take what nothing determines out of divided images."""
+        return self._layer.divide(self.problem.split_null_space(self._layer.unite(images))[0])
 
     def _divide(self, images: Tensor) -> Tensor:
         return self._layer.divide(images.to(self._dtype))

@@ -14,7 +14,7 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import MAX_ITERATIONS
-from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.cgls import RitzValues, iterate
 from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.estimator import check_finite, to_unit
 from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
@@ -144,7 +144,8 @@ def _solve_any(
         return iterate(NormalEquations(A, y), rule, progress=progress)
     L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
     weight = lam * largest_singular_value_of(A, y) ** 2
-    return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True)
+    ritz = RitzValues(None, math.inf, determined=lambda x: x)
+    return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True, ritz=ritz)
 
 
 def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:

@@ -86,19 +86,23 @@ class KernelProperties:
     borders: tuple[BoundaryAssessment, ...]
 
 
+_PIECE = 2**20
+"""Samples that are in double precision at a time."""
+
+
 def inspect_samples(samples: Tensor) -> SampleStatistics:
     """Count and measure samples of any shape."""
     n_nan = n_infinite = 0
     finite = samples.flatten()
-    if samples.is_floating_point():
+    if not synchronize.are_finite(samples):
         n_nan, n_infinite = (synchronize.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
-        finite = finite[finite.isfinite()] if n_nan or n_infinite else finite
+        finite = finite[finite.isfinite()]
     if len(finite) == 0:
         return SampleStatistics(samples.numel(), n_nan, n_infinite, None, None, None, None)
-    wide = to_float64(finite)
-    unit = common_unit(wide)
-    wide = wide / unit
-    mean = wide.mean()
+    unit = common_unit(to_float64(torch.stack(finite.aminmax())))
+    pieces = finite.split(_PIECE)
+    mean = torch.stack([(to_float64(piece) / unit).sum() for piece in pieces]).sum() / len(finite)
+    squares = torch.stack([(to_float64(piece) / unit - mean).square().sum() for piece in pieces])
     return SampleStatistics(
         n_samples=samples.numel(),
         n_nan=n_nan,
@@ -106,7 +110,7 @@ def inspect_samples(samples: Tensor) -> SampleStatistics:
         minimum=synchronize.as_number(finite.min()),
         maximum=synchronize.as_number(finite.max()),
         mean=unit * synchronize.as_number(mean),
-        standard_deviation=unit * synchronize.as_number((wide - mean).square().mean().sqrt()),
+        standard_deviation=unit * synchronize.as_number((squares.sum() / len(finite)).sqrt()),
     )
 
 

@@ -18,7 +18,7 @@ from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, UsageError
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.folders import remove
-from deconv_cli.io.regions import tiff_target
+from deconv_cli.io.regions import tiff_regions
 from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 
@@ -326,7 +326,7 @@ def test_a_link_in_place_of_the_notes_is_not_followed(begun, tmp_path):
 @pytest.mark.parametrize("name", ["out.npy", "out.tif"])
 @pytest.mark.parametrize("file_of", [plan_of, lines_of, lambda begun: begun.hidden], ids=["plan", "lines", "partial"])
 def test_one_bit_that_is_flipped_never_gives_another_result(tmp_path, monkeypatch, file_of, name):
-    monkeypatch.setattr(tiff_target, "TILE", 32)  # so that a small picture has several blocks
+    monkeypatch.setattr(tiff_regions, "TILE", 32)  # so that a small picture has several blocks
     (tmp_path / "run").mkdir()
     begun = begun_in(tmp_path / "run", name)
     draw, n_refused = np.random.default_rng(0), 0

@@ -17,9 +17,8 @@ from deconv_cli.blocks import cut_blocks, plan_blocks
 from deconv_cli.blocks.block_memory import block_bytes
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.cut_blocks import BlockOptions
-from deconv_cli.blocks.fixed_choices import N_PIECES
+from deconv_cli.blocks.fixed_choices import N_PIECES, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.piece_doubts import doubt_pieces
 from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
 from deconv_cli.errors import UsageError

@@ -3,8 +3,8 @@
 import pytest
 
 from deconv_cli.blocks.fixed_choices import FixedChoices
+from deconv_cli.blocks.halo_depth import SlowDecay
 from deconv_cli.blocks.less_influence import N_CONFIRMED, confirmed, nearest
-from deconv_cli.blocks.slow_decay import SlowDecay
 
 TRIED = [FixedChoices(lams=(float(n),)) for n in range(10)]
 

@@ -8,8 +8,7 @@ import torch
 from block_cases import blurred, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks.map_pieces import map_pieces, workers_for
-from deconv_cli.blocks.sample_windows import SampleWindow
+from deconv_cli.blocks.sample_windows import SampleWindow, map_pieces, workers_for
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 WINDOWS = [SampleWindow((), (n, n), 0.0, 1.0, 1.0) for n in range(4)]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import deconv_cli
-from deconv_cli.blocks.piece_doubts import OF_PIECES
+from deconv_cli.blocks.fixed_choices import OF_PIECES
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.workflows.trust import DoubtReason

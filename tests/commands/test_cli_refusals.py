@@ -281,7 +281,7 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(listing, gray, gentle, t
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deconv_cli.io.prepared.read_stored", interrupted)
+    monkeypatch.setattr("deconv_cli.io.output.read_stored", interrupted)
     (tmp_path / "x.tif").write_bytes(b"precious")
     before = listing(tmp_path)
     words = ["forward", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.io.records import decode_checked
+from deconv_cli.io.records import open_sealed
 
 FINISHED = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
 """For data that no convolution made: whether they are doubted is not what a test is about."""
@@ -268,7 +268,7 @@ def test_the_same_record_is_in_the_file_or_beside_it(deconv, photograph, gentle,
         assert beside.exists() == (suffix in (".bmp", ".pt", ".npy", ".npz"))
         assert read_image(output).record == (report if beside.exists() else kept_in(tmp_path, report))
         if beside.exists():
-            assert decode_checked(beside.read_text()) == report
+            assert open_sealed(beside.read_text()) == report
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from deconv_cli.errors import FileAccessError, UntrustworthyResultError, UsageError
-from deconv_cli.io import ImageFile, atomic, prepared, read_image
+from deconv_cli.io import ImageFile, atomic, output, read_image
 from deconv_cli.vocabulary import OutputDType
 
 ALL_SUFFIXES = [
@@ -142,7 +142,7 @@ def test_a_failure_leaves_the_old_file(tmp_path, source, planned, monkeypatch, s
     if moment == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif moment == "check":
-        monkeypatch.setattr(prepared, "read_stored", fail)
+        monkeypatch.setattr(output, "read_stored", fail)
     else:
         # Not Path.replace, by which the package zarr writes chunks in threads of its own.
         monkeypatch.setattr(atomic, "put_in_place", fail)

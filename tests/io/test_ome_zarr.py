@@ -11,7 +11,7 @@ from region_cases import planned, units, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.codecs.zarr_pyramid import halve
+from deconv_cli.io.codecs.zarr_folder import halve
 from deconv_cli.io.folders import address_of
 from deconv_cli.io.regions.opening import open_regions
 
@@ -102,7 +102,7 @@ def test_parts_become_an_image_with_its_pyramid(sample, tmp_path):
 
 
 def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatch):
-    from deconv_cli.io.regions import zarr_target
+    from deconv_cli.io.regions import zarr_regions
 
     path = tmp_path / "out.ome.zarr"
     target = planned(open_regions(sample), path, n_levels=2)
@@ -113,7 +113,7 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr_target, "write_descriptions", killed)
+        patched.setattr(zarr_regions, "write_descriptions", killed)
         with pytest.raises(KeyboardInterrupt):
             target.finish({})
     assert not path.exists()

@@ -12,7 +12,7 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.overlap import shape_of
+from deconv_cli.io.regions.region_source import shape_of
 
 STACK = np.random.default_rng(4).random((3, 2, 70, 90)).astype("float32")
 PLANE = STACK[0, 0]
@@ -249,14 +249,14 @@ def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_p
 
 def test_a_file_with_a_record_that_got_no_name_is_begun_anew(tmp_path, monkeypatch):
     """As when a run is killed between the two."""
-    from deconv_cli.io.regions import tiff_target
+    from deconv_cli.io.regions import tiff_regions
 
     tifffile.imwrite(tmp_path / "a.tif", STACK, ome=True, **TZYX)
     target = planned(open_regions(tmp_path / "a.tif"), tmp_path / "out.tif")
     target.create()
     write_all(target, STACK)
     with monkeypatch.context() as patched:
-        patched.setattr(tiff_target, "put_in_place", lambda path: None)
+        patched.setattr(tiff_regions, "put_in_place", lambda path: None)
         target.finish({"command": "first", "long": "x" * 2000})
     assert not (tmp_path / "out.tif").exists()
     assert not target.create()

@@ -9,8 +9,10 @@ from cases import dense_tikhonov, random
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.differences import Gradient
+from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.settings import ResolvedSettings
@@ -113,6 +115,18 @@ def test_a_penalty_of_ones_own():
     expected = dense_tikhonov(A, y, 1e-2 * largest_singular_value_of(A, y) ** 2, L)
     assert close(solution.value, expected)
     assert (solution.value - expected).norm() <= 10 * solution.distance_bound * expected.norm()
+
+
+@pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
+@pytest.mark.parametrize("lam", [1e-12, 1e-10, 1e-8])
+def test_no_bound_is_stated_that_the_error_exceeds(lam, penalty):
+    A = LayerConvolution(random((1, 1, 2, 2)), (8, 8), LayerOptions(stride=(3, 3), dilation=(1, 1)), padding=0)
+    y = A.forward(random(A.input_shape, seed=1))
+    solution = solve(A, y, penalty=penalty, lam=lam)
+    L = PENALTIES[penalty].operator(A.input_shape, periodic=False)
+    expected = dense_tikhonov(A, y, lam * largest_singular_value_of(A, y) ** 2, L)
+    error = (solution.value - expected).norm()
+    assert not solution.status.is_success or error <= (solution.distance_bound + 1e-6) * solution.value.norm()
 
 
 def test_the_unit_of_the_data_does_not_matter():

@@ -1,1 +1,1 @@
-"""One file format a module; `deconv_cli.parts.CODECS` lists them. Each imports its library when it is used."""
+"""File formats; `deconv_cli.parts.CODECS` lists them. Each imports its library when it is used."""

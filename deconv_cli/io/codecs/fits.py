@@ -18,6 +18,8 @@ from deconv_cli.io.stored_image import Metadata, StoredImage
 from deconv_cli.thread_warnings import warnings_here
 
 _GZIP = b"\x1f\x8b"
+_PARTS_OF_UNIT = 8
+"""A unit takes the time of so many parts of other files."""
 _HEADER, _LOST_PLACE = "FITS header", "world coordinates (the frame has another size)"
 _OF_STORAGE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|DATAMIN|DATAMAX|EXTNAME"
@@ -44,17 +46,28 @@ class Fits(Codec):
         """Read an image with its header; BSCALE and BZERO are applied, and blank pixels become NaN."""
         fits = _imported(path)
         with path.open("rb") as raw, warnings_here("ignore"):  # many headers depart a little from the standard
-            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
+            stream: Any = raw
+            n_stored, n_unpacked = path.stat().st_size, 0
+            if raw.peek(2).startswith(_GZIP):
+                stream = gzip.GzipFile(fileobj=raw)
+                while piece := stream.read(2**20):  # nothing else says how much there is
+                    n_unpacked += len(piece)
+                    limits.check_expansion(path, n_unpacked, n_stored)
+                stream.seek(0)
             units = fits.open(stream, memmap=False)
-            images = {n: unit for n, unit in enumerate(units) if unit.is_image and unit.shape and all(unit.shape)}
+            images = {}
+            for n, unit in enumerate(units):
+                limits.check_expansion(path, 0, n_stored, n_parts=n * _PARTS_OF_UNIT)
+                if unit.is_image and unit.shape and all(unit.shape):
+                    images[n] = unit
             number = int(member) if member is not None else next(iter(images), 0)
             if number not in images:
                 raise MalformedInputError(
                     f"'{path}' should hold an image in HDU {number}, but has images in {list(images) or 'none'}."
                 )
             chosen = images[number]
-            n_bytes = limits.array_bytes(chosen.shape, abs(chosen.header["BITPIX"]) // 8)
-            limits.check_expansion(path, n_bytes, path.stat().st_size)
+            n_bytes = limits.array_bytes(chosen.shape, max(abs(chosen.header["BITPIX"]) // 8, 4))
+            limits.check_expansion(path, n_bytes, n_stored)
             samples, header = np.asarray(chosen.data), chosen.header.copy()
             if number:
                 header.extend(units[0].header, unique=True)

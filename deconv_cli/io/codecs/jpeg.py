@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
-from deconv_cli.io.codec import WriteRequest
+from deconv_cli.io.codec import Array, WriteRequest
 from deconv_cli.io.codecs.pillow_pictures import PillowCodec, opened_picture, plain_samples, stored_picture
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
@@ -18,6 +22,11 @@ _MAX_SEGMENT = 65_000
 _MAX_DPI = 65_535
 _MAX_SCANS = 64
 """An ordinary progressive picture has about ten; each scan goes through all of the picture."""
+_MARKER, _RESTART = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"), re.compile(rb"\xff([\xd0-\xd7])")
+"""The marker of a segment, and one of eight by which a decoder may start again within a scan (ITU-T T.81, annex B)."""
+_SCAN, _END, _GRAYS = 0xDA, 0xD9, range(126, 131)
+_MORE = bytes(range(1, 255))
+"""What a decoder that lacks rows takes for the next ones."""
 
 
 class Jpeg(PillowCodec):
@@ -36,9 +45,17 @@ class Jpeg(PillowCodec):
         """Read a picture."""
         from PIL.JpegImagePlugin import JpegImageFile
 
-        _check_scans(path)
+        data = path.read_bytes()
+        ends = _ends_of_scans(data)
+        if len(ends) > _MAX_SCANS:
+            raise MalformedInputError(f"'{path}' is a JPEG file of {len(ends)} scans, but an honest one has about ten.")
         with opened_picture(path, JpegImageFile) as image:
             samples, notes = plain_samples(path, image)
+            last = image.crop((image.width - 1, image.height - 1, *image.size)).convert("L").getpixel((0, 0))
+            if ends and last in _GRAYS and _lacks_rows(data, ends[0], image.size):
+                raise MalformedInputError(
+                    f"'{path}' promises {image.height} rows, but holds fewer; it is cut short or damaged."
+                )
             if "mp" in image.info:
                 notes = (*notes, "the file holds further pictures after the first, which were not read")
             comments = [content for name, content in image.applist if name == "COM"]
@@ -73,10 +90,26 @@ class Jpeg(PillowCodec):
 JPEG = Jpeg()
 
 
-def _check_scans(path: Path) -> None:
-    """Refuse a picture of very many scans: a small file of them is decoded for minutes."""
-    data = path.read_bytes()
-    # Two bytes that look like the start of a scan turn up by chance in a thumbnail or a profile.
-    n_scans = data.count(b"\xff\xda")
-    if n_scans > _MAX_SCANS + len(data) // 16_384:
-        raise MalformedInputError(f"'{path}' is a JPEG file of {n_scans} scans, but an honest one has about ten.")
+def _ends_of_scans(data: bytes) -> list[int]:
+    """List the places behind the data of each scan of the first picture."""
+    place, ends = 2, list[int]()
+    while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
+        kind, place = data[found.start() + 1], found.end()
+        place += int.from_bytes(data[place : place + 2], "big")
+        if kind == _SCAN and (after := _MARKER.search(data, place)):
+            ends.append(after.start())
+    return ends
+
+
+def _lacks_rows(data: bytes, end: int, size: tuple[int, int]) -> bool:
+    """Tell whether more data at the end of the first scan change the picture: its last rows were made up, of gray."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    def decoded(content: bytes) -> Array:
+        with JpegImageFile(io.BytesIO(content)) as image:
+            image.draft("L", (size[0] // 8, size[1] // 8))
+            return np.asarray(image)
+
+    restarts = _RESTART.findall(data[:end]) or [b"\xd7"]
+    more = _MORE + bytes([0xFF, 0xD0 | (restarts[-1][0] + 1) % 8]) + _MORE
+    return not np.array_equal(decoded(data), decoded(data[:end] + more + data[end:]))

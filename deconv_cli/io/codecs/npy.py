@@ -10,7 +10,8 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
 from deconv_cli.io.codec import Array
-from deconv_cli.io.limits import array_bytes, check_budget
+from deconv_cli.io.limits import array_bytes, check_expansion
+from deconv_cli.io.samples import working_bytes
 from deconv_cli.io.stored_image import StoredImage
 from deconv_cli.io.tensors import TensorCodec, TensorFile
 
@@ -95,7 +96,7 @@ def read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[int, ...]:
         TooLargeError: larger than the memory allows.
     """
     layout = read_layout(path, stream, n_bytes)
-    check_budget(path, array_bytes(layout.shape, layout.dtype.itemsize))
+    check_expansion(path, working_bytes(layout.shape, layout.dtype), path.stat().st_size)
     return layout.shape
 
 

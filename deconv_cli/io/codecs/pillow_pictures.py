@@ -1,8 +1,9 @@
-"""What PNG, JPEG and others have in common: Pillow opens them, after their sizes were compared with the memory."""
+"""What PNG, JPEG and others have in common, and BMP, GIF, WebP and AVIF: Pillow opens them once their size is known."""
 
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,16 +15,19 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import exif, limits
-from deconv_cli.io.codec import Array, PictureCodec
+from deconv_cli.io.codec import Array, Codec, PictureCodec, WriteRequest
 from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
+
 Picture = TypeVar("Picture", bound="ImageFile")
 
-_BYTES_PER_PIXEL = 4
+_BYTES_PER_PIXEL = 3
+_STRIP = 2**20
+"""Pixels that are taken over at a time, since Pillow hands over two copies."""
 _NONE = Metadata()
 _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
 
@@ -107,7 +111,13 @@ def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
         target = mode
     else:
         raise MalformedInputError(f"'{path}' should be gray or RGB, but its pixels are of kind {mode}.")
-    return np.asarray(image if target == mode else image.convert(target)), notes
+    image = image if target == mode else image.convert(target)
+    samples = np.empty((image.height, image.width, *([len(target)] if target != "L" else [])), np.uint8)
+    n_rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, n_rows):
+        end = min(top + n_rows, image.height)
+        samples[top:end] = np.asarray(image.crop((0, top, image.width, end)))
+    return samples, notes
 
 
 def stored_picture(
@@ -149,3 +159,83 @@ def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
     return Resolution(x, y, "inch") if x and y else None
+
+
+class Bmp(PillowCodec):
+    """Windows bitmaps."""
+
+    name = "BMP"
+    suffixes = (".bmp",)
+    magic = (b"BM",)
+    carries = frozenset({"resolution"})
+    plugin = "BmpImagePlugin", "BmpImageFile"
+
+
+BMP = Bmp()
+
+
+class Gif(PillowCodec):
+    """GIF files of one frame, which are only read: 256 colors would spoil a result."""
+
+    name = "GIF"
+    suffixes = (".gif",)
+    magic = (b"GIF87a", b"GIF89a")
+    dtypes = ("uint8",)
+    plugin = "GifImagePlugin", "GifImageFile"
+    write = Codec.write
+
+
+GIF = Gif()
+
+
+class WebP(ExifCodec):
+    """WebP files, written without loss."""
+
+    name = "WebP"
+    suffixes = (".webp",)
+    max_side = 16_383
+    plugin = "WebPImagePlugin", "WebPImageFile"
+    # Without `exact` the colors below full transparency would be zeroed.
+    save_arguments: ClassVar = {"lossless": True, "exact": True}
+
+    def recognizes(self, head: bytes) -> bool:
+        """Look for the kind of RIFF file."""
+        return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+
+    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
+        """Say why the alpha channel cannot be written; None if it can."""
+        is_opaque = bool((alpha == 255).all())
+        return "it is opaque everywhere, which WebP does not store" if is_opaque else None
+
+
+WEBP = WebP()
+
+
+_CONFIGURATION, _MORE_THAN_8_BITS = b"av1C", 0x40
+
+
+class Avif(ExifCodec):
+    """AVIF files, written with little loss: of quality 95, with colors of full resolution."""
+
+    name = "AVIF"
+    suffixes = (".avif",)
+    is_lossless = False
+    plugin = "AvifImagePlugin", "AvifImageFile"
+    save_arguments: ClassVar = {"quality": 95, "subsampling": "4:4:4"}
+
+    def recognizes(self, head: bytes) -> bool:
+        """Look for the brand of the file."""
+        return head[4:12] in (b"ftypavif", b"ftypavis")
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture, of whose samples Pillow keeps 8 bits."""
+        image = super().read(path)
+        # By the AV1 Image File Format, section 2.2, in the header: the samples behind it are not read again.
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            place = data.find(_CONFIGURATION)
+            if place >= 0 and data[place + len(_CONFIGURATION) + 2] & _MORE_THAN_8_BITS:
+                return image.noting("samples of more than 8 bits were read as 8 bits")
+        return image
+
+
+AVIF = Avif()

@@ -143,6 +143,6 @@ def _check_header(path: Path, chunk: tuple[bytes, bytes]) -> tuple[int, int]:
     width, height, bit_depth, color_type = struct.unpack(">IIBB", content[:10])
     if color_type not in _SAMPLES_PER_PIXEL or bit_depth not in (1, 2, 4, 8, 16):
         raise ValueError("its header is not valid")
-    n_bytes = width * height * _SAMPLES_PER_PIXEL[color_type] * max(1, bit_depth // 8)
+    n_bytes = width * height * _SAMPLES_PER_PIXEL[color_type] * (4 if bit_depth == 16 else 1)
     limits.check_expansion(path, n_bytes, path.stat().st_size)
     return bit_depth, color_type

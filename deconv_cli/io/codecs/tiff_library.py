@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import mmap
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs import tiff_ome
-from deconv_cli.io.codecs.tiff_directories import check_directories
+from deconv_cli.io.samples import working_bytes
 from deconv_cli.vocabulary import format_memory
 
 KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
@@ -28,8 +30,8 @@ _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
 BIG_TIFF_BYTES = 3_900_000_000
 _UNCOMPRESSED, _DESCRIPTION = 1, 270
-_FREE_SEGMENTS, _MIN_SEGMENT_BYTES = 65_536, 64
-"""So many strips or tiles may be as small as they like; of more, each must hold so many bytes on average."""
+_PALETTE, _PALETTE_BYTES = 3, 8
+"""Indices of a palette take so many bytes each while they become colors."""
 
 
 @contextmanager
@@ -232,10 +234,10 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         elif not page.keyframe.is_final:
             # Of what is stored as it is, single rows can be read; all else is decoded by whole strips or tiles.
             limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
-    if n_segments > _FREE_SEGMENTS and n_segments * _MIN_SEGMENT_BYTES > n_decoded:
-        raise MalformedInputError(f"'{path}' is cut into {n_segments} strips or tiles of a few bytes; save it again.")
-    n_array = limits.array_bytes(series.shape, series.dtype.itemsize)
-    limits.check_expansion(path, max(n_array, n_decoded), min(n_stored, n_file_bytes), by_parts=by_parts)
+    n_array, n_bytes = limits.array_bytes(series.shape, series.dtype.itemsize), min(n_stored, n_file_bytes)
+    n_decoded = max(working_bytes(series.shape, series.dtype), n_decoded)
+    n_decoded *= _PALETTE_BYTES if series.keyframe.photometric == _PALETTE else 1
+    limits.check_expansion(path, n_decoded, n_bytes, n_parts=n_segments, by_parts=by_parts)
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED
     if is_raw and n_array * min(8, series.keyframe.bitspersample) // 8 > n_readable:
@@ -250,3 +252,74 @@ def _decoded_bytes(page: Any) -> int:  # noqa: ANN401
     n_chunks = limits.array_bytes(page.chunked, 1)
     n_chunk = limits.array_bytes(page.chunks, page.dtype.itemsize)
     return max(limits.array_bytes(page.shape, page.dtype.itemsize), n_chunks * n_chunk)
+
+
+_MAX_TAGS = 4096
+"""Of one directory; tifffile draws the same line."""
+
+_MAX_READS = 4
+"""How often every byte of the file may belong to a directory or to a value of a tag, on average."""
+
+_SUBDIRECTORIES = (330, 34665, 34853, 40965)
+"""SubIFDs, Exif, GPS and Interoperability."""
+
+_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""By data type."""
+
+_CLASSIC, _BIG = ("I", "H", "HHI4s"), ("Q", "Q", "HHQ8s")
+"""Formats of an offset, a number of tags, and a tag: its code, data type, count, and value or the offset of it."""
+
+
+def check_directories(path: Path) -> None:
+    """Refuse a file whose directories come in a circle, or promise far more than the file holds.
+
+    tifffile would take minutes for a few damaged bytes. Source: TIFF Revision 6.0, Adobe, 1992, section 2; BigTIFF,
+    https://www.awaresystems.be/imaging/tiff/bigtiff.html.
+
+    Raises:
+        MalformedInputError: they do, or one of them lies beyond the end.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        n_left = _MAX_READS * len(data)
+        for n_bytes in _walk(path, data):
+            n_left -= n_bytes
+            if n_left < 0:
+                raise _damaged(path, "its directories promise more than it holds")
+
+
+def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
+    """Go through all tags of all directories; gives how many bytes each takes with its value."""
+    order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
+    offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
+    following, inner = offset.unpack_from(data, 8 if is_big else 4)[0], list[int]()
+    seen: set[int] = set()
+    while following or inner:
+        place, is_inner = (inner.pop(), True) if inner else (following, False)
+        if place in seen or place + n_tags.size > len(data):
+            if is_inner:
+                continue
+            raise _damaged(path, "its directories come in a circle or lie beyond its end")
+        seen.add(place)
+        (n,) = n_tags.unpack_from(data, place)
+        end = place + n_tags.size + n * tag.size
+        if n > _MAX_TAGS or end + offset.size > len(data):
+            raise _damaged(path, f"a directory of {n} tags does not fit into it")
+        if not is_inner:
+            (following,) = offset.unpack_from(data, end)
+        for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
+            n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
+            yield tag.size + n_value_bytes
+            if code in _SUBDIRECTORIES:
+                inner += _offsets(data, offset, n_value_bytes, value)
+
+
+def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:
+    """Read the offsets that stand in a tag, or where the tag points."""
+    start = offset.unpack(value)[0]
+    stored = value[:n_bytes] if n_bytes <= len(value) else data[start : start + n_bytes]
+    whole = stored[: len(stored) // offset.size * offset.size]
+    return [number for (number,) in offset.iter_unpack(whole) if number]
+
+
+def _damaged(path: Path, why: str) -> MalformedInputError:
+    return MalformedInputError(f"'{path}' should be a whole TIFF file, but {why}; copy or export it again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from deconv_cli.io.codecs.zarr_library import (
     open_stored,
     with_attributes,
 )
-from deconv_cli.io.codecs.zarr_pyramid import build_levels, half_shape
 from deconv_cli.io.folders import write_member
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.samples import working_bytes
 from deconv_cli.io.sources import FOLDER
 from deconv_cli.io.stored_image import Metadata, StoredImage
 
@@ -48,7 +49,7 @@ class Zarr(Codec):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read an array, or the full resolution of an image."""
         found = describe_zarr(path, None if member is None else int(member))
-        limits.check_expansion(path, limits.array_bytes(found.shape, np.dtype(found.dtype).itemsize), found.n_stored)
+        limits.check_expansion(path, working_bytes(found.shape, np.dtype(found.dtype)), found.n_stored)
         samples = np.asarray(open_stored(path, found.member)[...])
         return StoredImage(
             samples=samples.astype(samples.dtype.newbyteorder("="), copy=False),
@@ -206,3 +207,44 @@ def default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     side = _CHUNKS["ZYX" if sizes.get("Z", 1) > 1 else "YX"]
     largest = {"Z": _DEPTH, "Y": side, "X": side}
     return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
+
+
+def half_shape(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Give the shape of the next resolution; an odd side keeps its last pixel."""
+    return tuple((size + 1) // 2 if a in "YX" else size for size, a in zip(shape, axes, strict=True))
+
+
+def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
+    """Compute all resolutions but the first, each from the one before, one file at a time.
+
+    Args:
+        open_level: opens a resolution by its number, 0 the full one, for reading and writing.
+        n_levels: how many there are.
+        axes: letters of the axes.
+    """
+    for level in range(1, n_levels):
+        larger, smaller = open_level(level - 1), open_level(level)
+        for region in each_unit(smaller):
+            smaller[region] = halve(larger[_doubled(region, axes)], axes)
+
+
+def halve(samples: Array, axes: str) -> Array:
+    """Average two by two pixels along Y and X; the last one of an odd side is averaged along the other axis alone.
+
+    Whole numbers are rounded, half to even.
+    """
+    values = samples.astype(np.float64)
+    for place in (i for i, letter in enumerate(axes) if letter in "YX"):
+        odd = values.shape[place] % 2
+        padded = np.pad(values, [(0, odd if i == place else 0) for i in range(values.ndim)], mode="edge")
+        pairs = padded.reshape(*padded.shape[:place], -1, 2, *padded.shape[place + 1 :])
+        values = pairs.mean(axis=place + 1)
+    rounded = np.rint(values) if samples.dtype.kind in "ui" else values
+    found: Array = rounded.astype(samples.dtype)
+    return found
+
+
+def _doubled(region: tuple[slice, ...], axes: str) -> tuple[slice, ...]:
+    """Give the region of the larger resolution; where it ends beyond, it is cut."""
+    factors = [2 if letter in "YX" else 1 for letter in axes]
+    return tuple(slice(part.start * n, part.stop * n) for part, n in zip(region, factors, strict=True))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,11 +19,8 @@ from deconv_cli.io.codec import Array, WriteRequest, not_carried
 from deconv_cli.io.codecs.npy import NPY, read_layout
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.contiguous_runs import contiguous_runs
-from deconv_cli.io.regions.overlap import shape_of
 from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
-from deconv_cli.io.regions.region_format import RegionFormat
-from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
+from deconv_cli.io.regions.region_source import Region, RegionFormat, RegionSource, fingerprint_of_file, shape_of
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage, zeros_of
@@ -125,7 +125,7 @@ class NpyTarget(PartialFile):
             digest = self._digest()
         complete = records.complete_record(record, self.shape, self.dtype, digest)
         # The record first: as long as the hidden file is there, a run that is gone on with does both again.
-        write_line_beside(records.beside(self.path), records.encode_checked(complete), lambda: None)
+        write_line_beside(records.beside(self.path), records.seal_record(records.finite(complete)), lambda: None)
         with refusing_to_write(self.path):
             put_in_place(self.path)
 
@@ -172,3 +172,24 @@ class NpyRegions(RegionFormat):
 
 
 NPY_REGIONS = NpyRegions()
+
+
+def contiguous_runs(shape: tuple[int, ...], region: Region) -> tuple[int, Iterator[int]]:
+    """Give the length of the runs of samples that a part is made of, and where each begins, counted in samples.
+
+    Reading and writing run by run takes no more memory than the part; of a map of the file into memory the system
+    keeps, and writes back, whole stretches around every row.
+    """
+    axis = len(shape) - 1
+    while axis > 0 and region[axis] == slice(0, shape[axis]):
+        axis -= 1
+    inner = math.prod(shape[axis + 1 :])
+
+    def starts() -> Iterator[int]:
+        for lead in product(*(range(part.start, part.stop) for part in region[:axis])):
+            place = 0
+            for index, n in zip(lead, shape, strict=False):
+                place = place * n + index
+            yield (place * shape[axis] + region[axis].start) * inner
+
+    return (region[axis].stop - region[axis].start) * inner, starts()

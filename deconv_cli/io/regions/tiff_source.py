@@ -12,8 +12,8 @@ import numpy as np
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.tiff import TIFF
-from deconv_cli.io.regions.overlap import overlap, shape_of
-from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
+from deconv_cli.io.limits import allowing, memory_budget
+from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file, overlap, shape_of
 from deconv_cli.io.regions.tiff_grid import TiffGrid
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage
@@ -27,7 +27,8 @@ class TiffSource(RegionSource):
 
     def read(self, region: Region) -> Array:
         """Read a part; decoded is no more than one tile or strip at a time."""
-        with refusing_damage(self.path, f"a {TIFF.name} file"):
+        # Opening it has compared what it promises with its size, perhaps in another process.
+        with refusing_damage(self.path, f"a {TIFF.name} file"), allowing(memory_budget()):
             pages = _pages(self.path, self.series, self.path.stat().st_mtime_ns)
             outer, inner = pages.grid.in_planes(region)
             found = np.empty(shape_of((*outer, *inner)), self.dtype)
