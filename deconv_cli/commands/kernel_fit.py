@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,21 +11,24 @@ import typer
 
 from deconv_cli.commands.console import print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import expand
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
+    LightOption,
     OutputFile,
     check_kernel_output,
     print_kernel,
     without_paths,
     write_kernel,
 )
-from deconv_cli.commands.pair_options import PairOptions, SizeOption, list_pairs, parse_size
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
-from deconv_cli.parts import LOSSES
-from deconv_cli.vocabulary import counted, format_percent, format_size
+from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
+from deconv_cli.vocabulary import Size, counted, format_percent, format_size, parse_number_or_auto, shortened
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deconv_cli.kernels.fit.loss_functions import Loss
     from deconv_cli.workflows.fit_kernel import KernelFit
 
@@ -32,6 +36,76 @@ EXAMPLE = (
     "Example: deconv kernel fit sample_images/camera.png sample_images/camera_blurred.png --size 19,19 -o fitted.npy"
 )
 _CUT = "the outermost taps are no noise: the kernel goes on beyond them, so that the bars are too small; enlarge --size"
+
+
+SizeOption = Annotated[
+    str,
+    typer.Option(
+        "--size", metavar="H,W", help="Taps along each axis; D,H,W for stacks, N for signals.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What is known of the kernel between pictures, and how they are read."""
+
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            "--channels",
+            metavar="shared|each|mix",
+            help="One kernel for all channels (default), one for each, or a layer that mixes them.",
+            show_default=False,
+        ),
+    ] = None
+    boundary: Annotated[
+        str,
+        typer.Option(
+            "--boundary",
+            metavar="NAME",
+            help=f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses the samples that do not "
+            "depend on it.",
+        ),
+    ] = "unknown"
+    penalty: Annotated[
+        str, typer.Option("--penalty", metavar="NAME", help=f"What the penalty keeps small: {', '.join(PENALTIES)}.")
+    ] = "gradient"
+    lam: Annotated[
+        str, typer.Option("--lambda", metavar="auto|λ", help="Weight of the penalty; auto takes the likeliest.")
+    ] = "auto"
+    nonnegative: Annotated[bool, typer.Option("--nonnegative", help="No tap is below zero.")] = False
+    unit_sum: Annotated[bool, typer.Option("--unit-sum", help="The taps of a kernel add up to one.")] = False
+    light: LightOption = "auto"
+
+    def choices(self) -> dict[str, Any]:
+        """Give the arguments of the library."""
+        weight = parse_number_or_auto(self.lam, "lambda", " or a positive number")
+        return {
+            "channels": self.channels or "shared",
+            "boundary": self.boundary,
+            "penalty": self.penalty,
+            "lam": None if weight == "auto" else weight,
+            "nonnegative": self.nonnegative,
+            "unit_sum": self.unit_sum,
+        }
+
+    def read(self, paths: tuple[Path, ...], n_axes: int) -> tuple[tuple[Tensor, ...], str]:
+        """Read pictures of one scene in that in which the blur acts; gives how that is called too.
+
+        Args:
+            paths: of the pictures; the last decides how their light is called.
+            n_axes: axes of space.
+        """
+        from deconv_cli.commands.kernel_commands import light_of
+        from deconv_cli.io import read_image
+
+        images = [read_image(path).spanned_by(n_axes) for path in paths]
+        if not all(image.is_picture for image in images):
+            return tuple(image.values.double() for image in images), "in the samples as they are stored"
+        chosen = [light_of(image, self.light) for image in images]
+        values = [each.to_light(image.values.double()) for each, image in zip(chosen, images, strict=True)]
+        return tuple(values), chosen[-1].reason
 
 
 def fit(
@@ -71,7 +145,7 @@ def fit(
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
     from deconv_cli.workflows.fit_kernel import fit_kernel
 
-    named = list_pairs(pairs)
+    named = _list_pairs(pairs)
     for path in (output, errors):
         if path is not None:
             check_kernel_output(path, named[0][0], force=printed.force)
@@ -79,7 +153,7 @@ def fit(
         raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    taps_size = parse_size(size)
+    taps_size = _parse_size(size)
     read = [options.read(pair, len(taps_size)) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
@@ -171,3 +245,44 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
         ("λ", f"{', '.join(f'{value:.2g}' for value in found.lam)}: the likeliest"),
         ("light", light),
     ]
+
+
+def _parse_size(text: str) -> Size:
+    """Read the size of a kernel: one number of taps for each of one to three axes.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    parts = text.split(",")
+    if len(parts) > 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"--size must be H,W, for stacks D,H,W, for signals N, positive whole numbers, but is '{shortened(text)}'."
+        )
+    return tuple(map(int, parts))
+
+
+def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
+    """Match sharp and blurred files: those that are given in turn, and those of two folders by their names.
+
+    Raises:
+        UsageError: an odd number of them, or a file without its partner.
+    """
+    if len(paths) % 2:
+        raise UsageError(
+            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; "
+            f"add the missing one."
+        )
+    return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
+
+
+def _matched(sharp: Path, blurred: Path) -> list[tuple[Path, Path]]:
+    if not (sharp.is_dir() and blurred.is_dir()):
+        return [(sharp, blurred)]
+    files = [{found.place.with_suffix(""): found.path for found in expand(folder)} for folder in (sharp, blurred)]
+    alone = sorted(set(files[0]) ^ set(files[1]))
+    if alone:
+        raise UsageError(
+            f"the folders '{sharp}' and '{blurred}' should hold files of the same names, but '{alone[0]}' is in one of "
+            "them alone; add its partner, or take it out."
+        )
+    return [(path, files[1][name]) for name, path in files[0].items()]
