@@ -111,7 +111,7 @@ CODECS: Registry[Any] = Registry(
         "torch": "deconv_cli.io.codecs.torch_file:TORCH",
         "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS",
         "npy": "deconv_cli.io.codecs.npy:NPY",
-        "npz": "deconv_cli.io.codecs.npz:NPZ",
+        "npz": "deconv_cli.io.codecs.npy:NPZ",
         "zarr": "deconv_cli.io.codecs.zarr_folder:ZARR",
         "fits": "deconv_cli.io.codecs.fits:FITS",
     },

@@ -1,7 +1,8 @@
-"""NumPy .npy: sizes are checked before anything is allocated, Python objects are refused."""
+"""NumPy .npy, and .npz, a zip archive of them: sizes are checked before anything is allocated, objects are refused."""
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -10,10 +11,10 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError
 from deconv_cli.io.codec import Array
-from deconv_cli.io.limits import array_bytes, check_expansion
+from deconv_cli.io.limits import array_bytes, check_expansion, check_zip
 from deconv_cli.io.samples import working_bytes
 from deconv_cli.io.stored_image import StoredImage
-from deconv_cli.io.tensors import TensorCodec, TensorFile
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
 
 
 class Npy(TensorCodec):
@@ -104,3 +105,42 @@ def read_array(stream: IO[bytes]) -> Array:
     """Read an array, in native byte order, whose header `read_header` has checked."""
     array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+_ENTRY = ".npy"
+
+
+class Npz(TensorCodec):
+    """Files of named arrays."""
+
+    name = "NumPy .npz"
+    suffixes = (".npz",)
+    magic = (b"PK\x03\x04",)
+
+    def list_tensors(self, path: Path) -> TensorFile:
+        """Read the header of every array."""
+        shapes = {}
+        entries = check_zip(path)
+        archive = zipfile.ZipFile(path)  # once: the directory of thousands of entries takes long to read
+        for entry in entries:
+            if entry.endswith(_ENTRY):
+                with archive.open(entry) as stream:
+                    n_bytes = archive.getinfo(entry).file_size
+                    shapes[entry.removesuffix(_ENTRY)] = read_header(path, stream, n_bytes)
+
+        def read(name: str) -> Array:
+            with archive.open(name + _ENTRY) as stream:
+                found = read_array(stream)
+                # Only reading on to the end compares the checksum of the entry.
+                stream.read()
+                return found
+
+        return TensorFile(path, shapes, read)
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write the bare array under one name."""
+        with path.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{IMAGE_NAME: np.ascontiguousarray(image.samples)})
+
+
+NPZ = Npz()

@@ -20,8 +20,8 @@ from deconv_cli.io.codecs.npy import NPY, read_layout
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
-from deconv_cli.io.regions.region_source import Region, RegionFormat, RegionSource, fingerprint_of_file, shape_of
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file, shape_of
+from deconv_cli.io.regions.region_target import RegionFormat, RegionTarget
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import order_axes

@@ -12,8 +12,8 @@ from deconv_cli.io.formats import codec_of_content, codec_of_suffix
 from deconv_cli.io.image import choose_member
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import check_levels, check_output_files, choose_dtype
-from deconv_cli.io.regions.region_source import RegionFormat, RegionSource
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions.region_target import RegionFormat, RegionTarget
 from deconv_cli.io.samples import UNDERSTOOD
 from deconv_cli.io.sources import read_head
 from deconv_cli.parts import CODECS, REGION_FORMATS

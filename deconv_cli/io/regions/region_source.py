@@ -7,19 +7,15 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from deconv_cli.errors import FileAccessError
-from deconv_cli.io.codec import Array, WriteRequest
+from deconv_cli.io.codec import Array
 from deconv_cli.io.folders import spelled
-from deconv_cli.io.layout import Layout
 from deconv_cli.io.sources import reason_of
 from deconv_cli.io.stored_image import Metadata
-
-if TYPE_CHECKING:
-    from deconv_cli.io.regions.region_target import RegionTarget
 
 Region: TypeAlias = tuple[slice, ...]
 """One slice for each stored axis, with plain start and stop inside of the array, and no step."""
@@ -104,31 +100,3 @@ def overlap(first: Region, second: Region) -> tuple[Region, Region]:
 
 def _relative(shared: list[tuple[int, int]], region: Region) -> Region:
     return tuple(slice(a - part.start, b - part.start) for (a, b), part in zip(shared, region, strict=True))
-
-
-class RegionFormat(ABC):
-    """What a codec cannot: an array that is never in memory as a whole. It has the name of its codec."""
-
-    @abstractmethod
-    def open(self, path: Path, member: str | int | None) -> RegionSource:
-        """Open a file, or the array called `member` of it.
-
-        Raises:
-            UsageError: no such array.
-            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
-        """
-
-    @property
-    def is_read_only(self) -> bool:
-        """True where files are read by parts and never written so."""
-        return type(self).plan is RegionFormat.plan
-
-    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide how a result is stored; nothing is written yet.
-
-        Args:
-            request: what is to be written.
-            layout: axes and sizes of the result, in the order of its source.
-            source: what it is computed from, whose metadata it keeps.
-        """
-        raise NotImplementedError

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.io.codec import Array
+from deconv_cli.io.codec import Array, WriteRequest
 from deconv_cli.io.folders import spelled
-from deconv_cli.io.regions.region_source import Region
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions.region_source import Region, RegionSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +96,31 @@ class RegionTarget(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Remove what was written, if anything."""
+
+
+class RegionFormat(ABC):
+    """What a codec cannot: an array that is never in memory as a whole. It has the name of its codec."""
+
+    @abstractmethod
+    def open(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a file, or the array called `member` of it.
+
+        Raises:
+            UsageError: no such array.
+            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
+        """
+
+    @property
+    def is_read_only(self) -> bool:
+        """True where files are read by parts and never written so."""
+        return type(self).plan is RegionFormat.plan
+
+    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
+        """Decide how a result is stored; nothing is written yet.
+
+        Args:
+            request: what is to be written.
+            layout: axes and sizes of the result, in the order of its source.
+            source: what it is computed from, whose metadata it keeps.
+        """
+        raise NotImplementedError

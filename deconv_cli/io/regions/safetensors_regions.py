@@ -8,7 +8,8 @@ from pathlib import Path
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS, opened_safetensors
-from deconv_cli.io.regions.region_source import Region, RegionFormat, RegionSource, fingerprint_of_file
+from deconv_cli.io.regions.region_source import Region, RegionSource, fingerprint_of_file
+from deconv_cli.io.regions.region_target import RegionFormat
 from deconv_cli.io.samples import dtype_name
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.tensors import choose_tensor

@@ -16,8 +16,8 @@ from deconv_cli.io.codecs.tiff import TIFF, order_axes
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.partial_file import PartialFile, put_in_place, refusing_to_write
-from deconv_cli.io.regions.region_source import Region, RegionFormat, RegionSource, overlap
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.region_source import Region, RegionSource, overlap
+from deconv_cli.io.regions.region_target import RegionFormat, RegionTarget
 from deconv_cli.io.regions.tiff_grid import TiffGrid
 from deconv_cli.io.regions.tiff_source import open_tiff
 from deconv_cli.io.sources import refusing_damage

@@ -37,8 +37,8 @@ from deconv_cli.io.folders import (
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.partial_file import put_in_place, refusing_to_write
-from deconv_cli.io.regions.region_source import Region, RegionFormat, RegionSource
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions.region_source import Region, RegionSource
+from deconv_cli.io.regions.region_target import RegionFormat, RegionTarget
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
