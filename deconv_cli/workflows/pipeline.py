@@ -41,8 +41,9 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
 from deconv_cli.workflows.trust import measure_clipping
 
-TESTED_SIDE = 384
-"""Samples along each axis of the part of a photograph that tests the kernel."""
+TESTED_SIDE = 256
+"""Samples along each axis of the part of a photograph that tests the kernel. Of twelve wrong kernels for three photographs
+of scikit-image 384 doubted the same ones, in three times the time."""
 
 
 class Pipeline:
