@@ -42,8 +42,8 @@ from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, res
 from deconv_cli.workflows.trust import measure_clipping
 
 TESTED_SIDE = 256
-"""Samples along each axis of the part of a photograph that tests the kernel. Of twelve wrong kernels for three photographs
-of scikit-image 384 doubted the same ones, in three times the time."""
+"""Samples along each axis of the part of a photograph that tests the kernel. For twelve wrong kernels on three
+photographs of scikit-image, 384 gave the same verdicts in three times the time."""
 
 
 class Pipeline:
