@@ -104,6 +104,7 @@ class RitzValues:
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
         determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.
+        groups: leading axes of those numbers, for an operator whose images have a part for each group.
 
     Attributes:
         inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that
@@ -116,11 +117,13 @@ class RitzValues:
         at_first: float,
         least: Callable[[], float] | None = None,
         determined: Callable[[Tensor], Tensor] | None = None,
+        groups: tuple[int, ...] = (),
     ) -> None:
         self._preconditioner = preconditioner
         self._at_first = at_first
         self._least = least
         self._determined = determined
+        self._groups = groups
         self._gain = 0.0
         self.inverse_trace: Tensor | None = None
 
@@ -151,9 +154,9 @@ class RitzValues:
     def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
         """Solve for random numbers, until what they hold of any single mode is resolved."""
         wide = equations.in_float64() or equations
-        shape = wide.operator.input_shape
-        right = determined(synchronize.normal_numbers(wide.y, tuple(shape), seed=0))
-        probe = replace(wide, y=wide.y.new_zeros(wide.operator.output_shape), g=right)
+        shape = (*self._groups, *wide.operator.input_shape)
+        right = determined(synchronize.normal_numbers(wide.y, shape, seed=0))
+        probe = replace(wide, y=wide.y.new_zeros((*self._groups, *wide.operator.output_shape)), g=right)
         log = GradientLog(StoppingRule(PROBE_ACCURACY / math.prod(shape) ** 0.5, MAX_PROBE_ITERATIONS), probe.scale)
         x = _run(probe, probe.zero(), right, self._preconditioner, log, self)
         is_resolved = probe.norm(determined(probe.remaining(x, probe.residual(x)))) <= 2 * log.goal

@@ -209,13 +209,14 @@ class LayeredInverse(Inverse):
         bounds_distance: bool = False,
     ) -> Solution:
         is_weak = 0 < self.problem.lam < MIN_LAMBDA_IN_FLOAT32
+        determined = self._determined if is_weak else None
         return iterate(
             equations,
             rule or self._rule,
             preconditioner=preconditioner,
             progress=progress,
             bounds_distance=bounds_distance,
-            ritz=RitzValues(preconditioner, math.inf, determined=self._determined if is_weak else None),
+            ritz=RitzValues(preconditioner, math.inf, determined=determined, groups=(self._layer.n_groups,)),
         )
 
     def _determined(self, images: Tensor) -> Tensor:

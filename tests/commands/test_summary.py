@@ -29,12 +29,13 @@ def test_the_table_fits_a_screen(deconv, words):
     assert len(table) <= 18
     assert max(map(len, table)) <= 100
     assert names("\n".join(table)) == [
-        *("input", "kernel", "boundary", "light", "λ", "solver", "residual", "expected error", "real error"),
+        *("input", "kernel", "boundary", "light", "prior", "solver", "residual", "expected error", "real error"),
         *("output", "cost"),
     ]
 
 
 def test_verbose_adds_what_an_expert_wants(deconv, words):
+    words = [*words, "--prior", "quadratic"]
     usual, whole = names(deconv(*words).stderr), names(deconv(*words, "--verbose").stderr)
     assert [name for name in whole if name in usual] == usual
     assert {"minimized", "padding", "method", "tolerance", "conditioning", "at the edge"} <= set(whole) - set(usual)
