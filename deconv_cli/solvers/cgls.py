@@ -161,7 +161,7 @@ class RitzValues:
         x = _run(probe, probe.zero(), right, self._preconditioner, log, self)
         is_resolved = probe.norm(determined(probe.remaining(x, probe.residual(x)))) <= 2 * log.goal
         moved = right if self._preconditioner is None else self._preconditioner.forward(right)
-        gain = synchronize.as_number(probe.norm(moved) / probe.norm(right))
+        gain = synchronize.as_number((probe.norm(moved) / probe.norm(right)).max())
         self._gain = gain if synchronize.holds_everywhere(is_resolved) else math.inf
 
 
