@@ -108,7 +108,7 @@ def test_a_folder_has_each_file_by_itself(deconv, files):
         (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
         (
             ["--nonnegative", "--error-map", "e.npy"],
-            "the error is predicted, and compared with a truth, where the estimate is linear",
+            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
         ),
     ],
 )

@@ -103,11 +103,11 @@ def test_a_bias_is_subtracted_first():
         ({"prior": "tv", "lam": "auto"}, "has no λ"),
         (
             {"prior": "tv", "predict": True},
-            "the error is predicted, and compared with a truth, where the estimate is linear",
+            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
         ),
         (
             {"nonnegative": True, "predict": True},
-            "the error is predicted, and compared with a truth, where the estimate is linear",
+            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
         ),
         ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
         ({"weight": 1.0}, "is that of a prior such as tv, which was not given"),
