@@ -117,7 +117,7 @@ def test_a_bias_is_subtracted_first():
         ({"method": "richardson-lucy", "rcond": 1e-3}, "truncates no singular values"),
         ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
         ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
-        ({"prior": "sparse"}, "prior must be one of quadratic, nonnegative, tv"),
+        ({"prior": "sparse"}, "prior must be one of auto, quadratic, nonnegative, tv"),
         ({"prior": "nonneg"}, "but is 'nonneg'; perhaps nonnegative was meant"),
     ],
 )
