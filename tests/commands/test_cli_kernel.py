@@ -160,10 +160,6 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps --kernel microscope was meant"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "estimat"], "'estimat' does not exist; check the name"),
         (
-            ["invert", str(SAMPLES / "camera.png"), "-k", "estimat", "--tap", "max"],
-            "'estimat' does not exist; check the name",
-        ),
-        (
             ["invert", str(SAMPLES / "camera.png"), "-k", "estimat", "-k", "disk:3"],
             "'estimat' does not exist; check the name",
         ),
