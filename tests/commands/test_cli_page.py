@@ -34,7 +34,7 @@ def test_a_page_is_written_and_the_record_tells_what_it_shows(deconv, blurred, g
     assert found["residual_sentence"][1:] in text
     assert found["unknowns"] == 32 * 36
     assert 0 < found["degrees_of_freedom"] <= found["unknowns"]
-    for name in ("diagnosis.noise_gain", "residual.relative", "solver.certificate"):
+    for name in ("diagnosis.noise_gain", "residual.relative", "solver.iterations"):
         value = record
         for part in name.split("."):
             value = value[part]

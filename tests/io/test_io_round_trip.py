@@ -456,7 +456,7 @@ def test_a_record_does_not_wander_into_other_formats(tmp_path, rng, rewrite, ima
 
 def test_nan_never_enters_a_record(tmp_path, rng, rewrite):
     np.save(tmp_path / "in.npy", rng.random((16, 20)))
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ValueError, match="NaN"):
         rewrite(tmp_path / "in.npy", tmp_path / "out.tif", {"a": float("nan")})
     assert [p.name for p in tmp_path.iterdir()] == ["in.npy"]
 
