@@ -209,7 +209,7 @@ class DenseInverse(ClosedFormInverse):
         wide = problem.operator.in_float64()
         operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
         penalty = find_penalty(problem.penalty).operator(operator.input_shape, periodic=wide.boundary.is_periodic)
-        excluded = () if operator is not wide else problem.null_space_constants
+        excluded = problem.null_space_constants if _count_groups(problem) == 1 else ()
         self._system = DenseSystem(operator, penalty, problem.weight, rcond=rcond, factors=factors, excluded=excluded)
         self.rank = self._system.rank if problem.lam == 0 else None
 
