@@ -216,7 +216,9 @@ class Batch:
                 self._print_once(job, warning, print_warning)
             codec, light = codec_named(job.source), outcome.record.get("light_reason")
             if light and not is_only and codec is not None and codec.is_picture:
-                self._print_once(job, f"restored {light}", print_note)
+                self._print_once(
+                    job, f"{'blurred' if outcome.record['command'] == 'forward' else 'restored'} {light}", print_note
+                )
             for note in outcome.record["notes"]:
                 self._print_once(job, note, print_note)
         if printed.show:

@@ -69,7 +69,7 @@ def check_budget(path: Path, n_bytes: int) -> None:
 
 
 def check_expansion(path: Path, n_decoded: int, n_stored: int, *, n_parts: int = 0, by_parts: bool = False) -> None:
-    """Refuse by `TooLargeError` content that is too large, or that unfolds as only a decompression bomb does.
+    """Refuse by `TooLargeError` content that is too large, or that unfolds as a decompression bomb does.
 
     `n_decoded` are the bytes that the header promises, `n_stored` those in the file, `n_parts` the pieces that are
     decoded one by one. What is read `by_parts` may be larger than the memory.

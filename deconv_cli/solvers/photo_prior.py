@@ -38,6 +38,7 @@ from deconv_cli.vocabulary import Size
 OBJECTIVE = "a fixed number of steps between the data and a denoiser that learned from photographs"
 OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, where full samples are lower bounds"
 INNER_TOLERANCE = 1e-3
+LEAST_LIGHT = 0.5
 N_IMAGES = 8
 """Images that are held at once, besides those of the inverse of one image, or of the denoiser in one tile."""
 
@@ -105,7 +106,12 @@ class PhotoEstimator(Estimator):
         if self.operator.is_layer:
             raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
-        self._brightness = abs(float(kernel.taps.sum())) / kernel.taps.shape[0] or 1.0  # of the data, of an even image
+        if not is_blur(kernel):
+            raise UsageError(
+                "prior photo undoes blurs, which spread light, but the taps of this kernel add up to less than half of "
+                "their sizes; use prior quadratic."
+            )
+        self._brightness = float(kernel.taps.detach().sum()) / kernel.taps.shape[0]  # of the data of an even image
         self._variance = local_mean(_mean_square(noise)) * ((settings.strength or 1.0) / self._brightness) ** 2
         self._denoiser, self._steps = load(kernel.taps.device)
         self._quadratic = replace(
@@ -140,7 +146,7 @@ class PhotoEstimator(Estimator):
                 misfit = data - self.operator.forward(z)
                 if is_bound is not None:
                     misfit = torch.where(is_bound, misfit.clamp_min(0), misfit)
-                far = _fit(local_mean(_mean_square(misfit)), z.shape[-2:]).sqrt() / self._brightness
+                far = _fit(local_mean(_mean_square(self.kernel.join(misfit))), z.shape[-2:]).sqrt() / self._brightness
                 last, z = z, self._corrected(z, misfit, self._inverse(weight))
                 z = self._denoise(z, torch.cat([times * level.expand_as(far), far], dim=1))
                 changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
@@ -180,18 +186,25 @@ class PhotoEstimator(Estimator):
         is_color = images.shape[-3] == CHANNELS
         stacked = images.reshape(-1, CHANNELS if is_color else 1, *images.shape[-2:]).float()
         origin = self.settings.origin or (0, 0)
+        of_each = levels.float().repeat_interleave(len(stacked) // len(levels), dim=0)
         cleaned = [
-            self._denoiser.in_tiles(image[None].expand(-1, CHANNELS, -1, -1), levels.float(), origin)
-            for image in stacked
+            self._denoiser.in_tiles(image[None].expand(-1, CHANNELS, -1, -1), level[None], origin)
+            for image, level in zip(stacked, of_each, strict=True)
         ]
         parts = [part if is_color else part.mean(dim=1, keepdim=True) for part in cleaned]
         return torch.cat(parts).reshape(x.shape).to(x.dtype)
 
 
+def is_blur(kernel: Kernel) -> bool:
+    """Return whether a kernel spreads light: its taps add up to more than half of their sizes."""
+    taps = kernel.taps.detach()
+    return float(taps.sum()) > LEAST_LIGHT * float(taps.abs().sum())
+
+
 def _mean_square(samples: Tensor) -> Tensor:
-    """Average squares over channels and images, shape `(1, 1, H, W)`."""
-    images = samples.flatten(0, -3)
-    return (torch.linalg.vector_norm(images, dim=0).square() / len(images))[None, None]
+    """Average squares over the channels of each picture, shape `(B, 1, H, W)`."""
+    pictures = samples.reshape(-1, *samples.shape[-3:])
+    return pictures.square().mean(dim=1, keepdim=True)
 
 
 def _fit(samples: Tensor, size: Size) -> Tensor:

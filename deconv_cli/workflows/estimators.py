@@ -101,13 +101,15 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
         The standard deviation; of the shape of `y`, or one that broadcasts to it.
     """
     n_axes = kernel.n_axes
+    if y.ndim > n_axes + 1:
+        return torch.stack([_noise_map(picture, kernel, settings, curve) for picture in y])
     models = measure_noise_of_channels(y, kernel, settings)
     sigma = y.new_tensor([model.sigma for model in models]).reshape(-1, *[1] * n_axes)
     if curve is None:
         return EVEN * sigma
     stored, slope = curve.to_stored(y, n_axes), _slope(y, kernel, curve)
     mean_slope = slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
-    rounded = estimate_jpeg_noise(stored) if settings.noise_sigma is None and stored.ndim == n_axes + 1 else None
+    rounded = estimate_jpeg_noise(stored) if settings.noise_sigma is None else None
     if rounded is not None:
         sigma = sigma.maximum(rounded.reshape(-1, *[1] * n_axes) * mean_slope)
     return CURVED * sigma * slope / mean_slope

@@ -64,6 +64,9 @@ def invert(
         settings = ReconstructionSettings.of(**options)
     if truth is not None:
         settings = replace(settings, predict=True)
+    tensors = [part for part in (y, kernel, bias) if isinstance(part, Tensor)]
+    if settings.leaves_prior_open and any(part.requires_grad for part in tensors):
+        settings = replace(settings, prior="quadratic")  # the other priors have no derivative
     check_tensor(y, "the output to invert")
     check_kernel(kernel)
     pipeline = Pipeline(kernel, settings, bias=bias)

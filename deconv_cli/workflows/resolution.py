@@ -11,6 +11,7 @@ from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
+from deconv_cli.solvers.photo_prior import is_blur
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Light, PaddingLike, Size, format_lambda, format_padding
@@ -19,9 +20,7 @@ from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 _WHITE_OF_8_BITS = 255
-_LEAST_LIGHT = 0.5
-"""The sum of a blur's taps, less than none of which takes light away, in parts of their sizes."""
-_PHOTO = "a picture of 8 bits is taken for a photograph; prior=quadratic adds nothing to what its samples say"
+_PHOTO = "the picture was taken for a photograph, whose finest detail may be invented; prior=quadratic invents none"
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _is_photograph(settings: ReconstructionSettings, kernel: Kernel, curve: Tone
     is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
     if not (is_picture and is_plain and settings.leaves_prior_open):
         return False
-    return float(kernel.taps.sum()) > _LEAST_LIGHT * float(kernel.taps.abs().sum())
+    return is_blur(kernel)
 
 
 def _recorded_size(layer: LayerOptions, recorded: RecordedConvolution | None) -> Size | None:

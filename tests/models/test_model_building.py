@@ -101,7 +101,9 @@ class TestBuilding:
 
 class TestMemory:
     def test_a_layer_of_terabytes(self, net, refused):
-        refused(TooLargeError, build_model, net("Net"), [10**12], None, says=["would allocate", "make its layers smaller"])
+        refused(
+            TooLargeError, build_model, net("Net"), [10**12], None, says=["would allocate", "make its layers smaller"]
+        )
 
     def test_layers_that_are_too_large_together(self, code, refused, monkeypatch):
         path = code("def make(n):\n    return nn.Sequential(*(nn.Linear(100, 100) for _ in range(n)))\n")

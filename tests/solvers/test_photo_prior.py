@@ -90,6 +90,24 @@ def test_the_sum_of_the_taps_does_not_matter():
     assert torch.allclose(one, many, atol=1e-3)
 
 
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_pictures_of_a_batch_do_not_know_of_one_another(n_channels):
+    taps, options = deconv_cli.make_kernel("disk:2").float(), {"defaults": "picture", "prior": "photo"}
+    pair = [blurred(scene(n_channels, (64, 64)), taps, noise)[0] for noise in (0.002, 0.05)]
+    together = deconv_cli.invert(torch.stack(pair), taps, **options).image
+    for one, found in zip(pair, together, strict=True):
+        assert torch.allclose(deconv_cli.invert(one, taps, **options).image, found, atol=2e-3)
+
+
+def test_derivatives_ask_for_the_quadratic_prior():
+    y = (255 * scene(1, (32, 32))).requires_grad_()
+    options = {"defaults": "picture", "tone_curve": deconv_cli.ToneCurve.srgb(255)}
+    found = deconv_cli.invert(y, torch.ones(3, 3) / 9, **options)
+    assert found.settings.objective == "quadratic"
+    found.image.sum().backward()
+    assert y.grad is not None
+
+
 def test_strength_is_smoother_above_one():
     taps = deconv_cli.make_kernel("disk:3")
     y, _ = blurred(scene(), taps)
@@ -108,11 +126,12 @@ def test_strength_is_smoother_above_one():
         ({"strength": 2.0, "prior": "tv"}, 'strength is that of prior="photo"'),
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
+        ({"prior": "photo", "kernel": torch.tensor([[1.0, -1.0]])}, "prior photo undoes blurs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, reason):
     with pytest.raises(UsageError, match=reason):
-        deconv_cli.invert(scene(1, (24, 24)), torch.ones(3, 3) / 9, **options)
+        deconv_cli.invert(scene(1, (24, 24)), **{"kernel": torch.ones(3, 3) / 9} | options)
 
 
 @pytest.mark.parametrize(
