@@ -52,6 +52,9 @@ class KilledAt:
     def grid(self):
         return self.task.grid
 
+    def find_disagreement(self, result):
+        return self.task.find_disagreement(result)
+
     def __call__(self, number: int) -> BlockResult:
         if number != self.number or self.marker.exists():
             return self.task(number)
