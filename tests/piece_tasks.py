@@ -111,6 +111,9 @@ class Noted:
     def grid(self) -> Any:
         return self.inner.grid
 
+    def find_disagreement(self, result: Any) -> Any:
+        return self.inner.find_disagreement(result)
+
     def __call__(self, number: int) -> Any:
         with (self.folder / f"begun-{number}").open("a") as begun:
             begun.write("x")
