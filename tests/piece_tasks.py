@@ -103,16 +103,10 @@ class Noted:
     inner: Any
     folder: Path
 
-    @property
-    def targets(self) -> Any:
-        return self.inner.targets
-
-    @property
-    def grid(self) -> Any:
-        return self.inner.grid
-
-    def find_disagreement(self, result: Any) -> Any:
-        return self.inner.find_disagreement(result)
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner" or name.startswith("__"):  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def __call__(self, number: int) -> Any:
         with (self.folder / f"begun-{number}").open("a") as begun:
