@@ -39,6 +39,7 @@ OBJECTIVE = "a fixed number of steps between the data and a denoiser that learne
 OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, where full samples are lower bounds"
 INNER_TOLERANCE = 1e-3
 LEAST_LIGHT = 0.5
+"""Least sum of the taps of a blur, as a fraction of the sum of their sizes."""
 N_IMAGES = 8
 """Images that are held at once, besides those of the inverse of one image, or of the denoiser in one tile."""
 
@@ -89,7 +90,7 @@ class PhotoEstimator(Estimator):
         load: gives the denoiser and its steps.
 
     Raises:
-        UsageError: a kernel of another number of axes, or data without noise.
+        UsageError: a kernel of another number of axes or that is no blur, a layer, or data without noise.
         ShapeError: the kernel does not fit the size.
         TooLargeError: it does not fit the memory.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.argument_types import check_type
+from deconv_cli.diagnostics.jpeg_noise import LUMA
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
@@ -24,8 +25,6 @@ from deconv_cli.tone_curve import ToneCurve
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
-_LUMA = (0.299, 0.587, 0.114)
-"""Of stored values, as JPEG makes it (ITU-T T.871)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
 """A kernel of free form gets so many taps a side at least, and so many times those of the family."""
 _TRACES = 0.01
@@ -85,7 +84,7 @@ class BlurredPicture:
         light = stored if tone_curve is None else tone_curve.to_light(stored)
         white = white_of(image) if tone_curve is None else tone_curve.white
         is_clipped = None if white is None else (stored >= white).any(0)
-        luma = None if jpeg_table is None else _weighted(stored, _LUMA)
+        luma = None if jpeg_table is None else _weighted(stored, LUMA)
         return cls(_weighted(light, _LUMINANCE), luma, is_clipped, jpeg_table)
 
     def spectrum(
