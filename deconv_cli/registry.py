@@ -1,15 +1,23 @@
-"""Parts that can be added: a name leads to the one object that stands for it, imported when it is first used."""
+"""Parts by name: built in, installed with another package, or registered by the caller.
+
+A part is imported when it is first used. An installed package offers parts by entry points of the group `deconv.parts`,
+named `KIND.NAME`, with hyphens for the spaces of the kind: `"kernel-source.ring" = "my_package:RING"`.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import check_name
 
 Part = TypeVar("Part")
+GROUP = "deconv.parts"
+"""The group of entry points by which other packages offer parts."""
 
 
 class Registry(Generic[Part]):
@@ -24,8 +32,13 @@ class Registry(Generic[Part]):
 
     def __init__(self, kind: str, modules: Mapping[str, str]) -> None:
         self.kind = kind
-        self._built_in = dict(modules)
+        self._modules = dict(modules)
         self._parts: dict[str, Part] = {}
+
+    @cached_property
+    def _built_in(self) -> dict[str, str]:
+        """Where the parts of this package and of installed ones are defined; the names of this package stay its own."""
+        return _installed().get(self.kind.replace(" ", "-"), {}) | self._modules
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,3 +100,13 @@ class Registry(Generic[Part]):
         if name in self._built_in or name not in self._parts:
             raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")
         del self._parts[name]
+
+
+@cache
+def _installed() -> dict[str, dict[str, str]]:
+    """Find the parts that installed packages offer: kind → name → `module:attribute`."""
+    found: dict[str, dict[str, str]] = {}
+    for point in entry_points(group=GROUP):
+        kind, _, name = point.name.partition(".")
+        found.setdefault(kind, {})[name] = point.value
+    return found

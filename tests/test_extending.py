@@ -1,7 +1,10 @@
 """The blocks of docs/extending.md run in order; each part is one object and one line, and serves at the prompt too."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,6 @@ REGISTRIES = [
     "REGION_FORMATS",
     "KERNEL_SOURCES",
     "TAPS",
-    "LOSSES",
     "LOSSES",
     "GRADIENT_RULES",
 ]
@@ -94,3 +96,49 @@ def test_a_name_is_given_once_and_built_in_parts_stay(added):
         deconv_cli.BOUNDARIES.register("antisymmetric", None)
     with pytest.raises(deconv_cli.UsageError, match="was not registered by the caller"):
         deconv_cli.BOUNDARIES.unregister("zero")
+
+
+def test_parts_of_an_installed_package_serve_at_the_prompt(tmp_path):
+    """The parts of the page as a package of their own, known by its entry points alone."""
+    lines, points = [blocks()[0]], ["[deconv.parts]"]
+    for block in blocks():
+        part = re.search(r'^deconv_cli\.(\w+)\.register\("([^"]+)", (.+)\)$', block, re.MULTILINE)
+        if part is None:
+            continue
+        kind = getattr(deconv_cli, part[1]).kind.replace(" ", "-")
+        lines.append(f"{block[: part.start()]}PART_{len(points)} = {part[3]}\n")
+        points.append(f"{kind}.{part[2]} = my_parts:PART_{len(points)}")
+    assert len(points) == 1 + len(REGISTRIES)
+    (tmp_path / "my_parts.py").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "my_parts-1.dist-info").mkdir()
+    (tmp_path / "my_parts-1.dist-info" / "METADATA").write_text("Name: my-parts\nVersion: 1\n")
+    (tmp_path / "my_parts-1.dist-info" / "entry_points.txt").write_text("\n".join(points), encoding="utf-8")
+    scene = np.random.default_rng(0).integers(0, 255, (40, 36)).astype(np.uint8)
+    (tmp_path / "scene.pgm").write_bytes(b"P5\n36 40\n255\n" + scene.tobytes())
+    (tmp_path / "large.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(3, 1)\n"
+        "        torch.nn.init.constant_(self.weight, 1e7)\n"
+    )
+    common = "invert blurred.pgm -k ring:2@1 --force -o"
+    commands = [
+        "forward scene.pgm -k ring:2@1 --boundary antisymmetric -o blurred.pgm",
+        f"{common} one.npy --lambda 1e-2 --penalty third-differences --method plain",
+        f"{common} two.pgm --prior sparse --weight 0.5 --max-iterations 3",
+        "check-grad --model large.py:Net --input-shape 4,3",
+    ]
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom deconv_cli.commands.app import app\n"
+        "for line in sys.argv[1:]:\n    done = CliRunner().invoke(app, line.split(), catch_exceptions=False)\n"
+        "    print(done.exit_code, done.output)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.findall(r"^(\d) ", done.stdout, re.MULTILINE) == ["0", "0", "3", "4"], done.stdout
+    assert "antisymmetric" in done.stdout and "UNSCALED" in done.stdout
