@@ -63,17 +63,17 @@ PRIORS: Registry[Any] = Registry(
 KERNEL_SOURCES: Registry[Any] = Registry(
     "kernel source",
     {
-        "gaussian": "deconv_cli.kernels.sources.gaussian:GAUSSIAN",
-        "disk": "deconv_cli.kernels.sources.disk:DISK",
-        "box": "deconv_cli.kernels.sources.box:BOX",
-        "motion": "deconv_cli.kernels.sources.motion:MOTION",
+        "gaussian": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN",
+        "disk": "deconv_cli.kernels.sources.simple_blurs:DISK",
+        "box": "deconv_cli.kernels.sources.simple_blurs:BOX",
+        "motion": "deconv_cli.kernels.sources.simple_blurs:MOTION",
         "path": "deconv_cli.kernels.sources.path:PATH",
-        "polygon": "deconv_cli.kernels.sources.polygon:POLYGON",
-        "airy": "deconv_cli.kernels.sources.airy:AIRY",
-        "moffat": "deconv_cli.kernels.sources.moffat:MOFFAT",
-        "disk-motion": "deconv_cli.kernels.sources.disk_motion:DISK_MOTION",
-        "gaussian3d": "deconv_cli.kernels.sources.gaussian3d:GAUSSIAN3D",
-        "shift": "deconv_cli.kernels.sources.shift:SHIFT",
+        "polygon": "deconv_cli.kernels.sources.optical_blurs:POLYGON",
+        "airy": "deconv_cli.kernels.sources.optical_blurs:AIRY",
+        "moffat": "deconv_cli.kernels.sources.optical_blurs:MOFFAT",
+        "disk-motion": "deconv_cli.kernels.sources.simple_blurs:DISK_MOTION",
+        "gaussian3d": "deconv_cli.kernels.sources.simple_blurs:GAUSSIAN3D",
+        "shift": "deconv_cli.kernels.sources.simple_blurs:SHIFT",
     },
 )
 """Formulas for kernels: `name:NUMBER@NUMBER`."""

@@ -141,4 +141,5 @@ def test_parts_of_an_installed_package_serve_at_the_prompt(tmp_path):
         check=True,
     )
     assert re.findall(r"^(\d) ", done.stdout, re.MULTILINE) == ["0", "0", "3", "4"], done.stdout
-    assert "antisymmetric" in done.stdout and "UNSCALED" in done.stdout
+    assert "antisymmetric" in done.stdout
+    assert "UNSCALED" in done.stdout

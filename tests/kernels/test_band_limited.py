@@ -10,9 +10,8 @@ import torch
 import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.band_limited import transform_error
-from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel
 from deconv_cli.kernels.sources.formula import make_kernel, read_formula
-from deconv_cli.kernels.sources.kernel_source import KernelSource
+from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource
 from deconv_cli.parts import KERNEL_SOURCES
 
 FREQUENCIES = torch.linspace(-0.25, 0.25, 33, dtype=torch.float64)

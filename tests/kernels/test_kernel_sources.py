@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.continuous_kernel import MAX_REACH, ContinuousKernel
 from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.kernels.sources.kernel_source import KernelSource
+from deconv_cli.kernels.sources.kernel_source import MAX_REACH, ContinuousKernel, KernelSource
 from deconv_cli.parts import KERNEL_SOURCES
 
 TEXTS = ["gaussian:1.2", "disk:0.4", "disk:20", "box:6.3", "motion:7@0", "motion:9.5@-62"]

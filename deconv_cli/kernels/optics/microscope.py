@@ -15,7 +15,7 @@ from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
 from deconv_cli.kernels.sources.band_limited import sample_kernel
-from deconv_cli.kernels.sources.disk import disk_kernel
+from deconv_cli.kernels.sources.simple_blurs import disk_kernel
 from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")

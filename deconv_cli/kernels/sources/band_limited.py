@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.continuous_kernel import MAX_REACH, ContinuousKernel
+from deconv_cli.kernels.sources.kernel_source import MAX_REACH, ContinuousKernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import Size, format_size
 

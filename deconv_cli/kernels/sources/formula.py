@@ -10,8 +10,7 @@ import torch
 from deconv_cli.argument_types import check_type
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.sources.band_limited import sample_kernel
-from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, product
-from deconv_cli.kernels.sources.kernel_source import KernelSource
+from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource, product
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Size, shortened
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.continuous_kernel import ContinuousKernel, check_length
-from deconv_cli.kernels.sources.kernel_source import KernelSource
+from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource, check_length
 from deconv_cli.vocabulary import shortened
 
 _MOST_POINTS = 100_000

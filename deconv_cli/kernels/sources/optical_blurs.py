@@ -1,0 +1,190 @@
+"""Blurs of apertures and of the atmosphere: Airy's rings, Moffat's stars, and polygons of a diaphragm's blades."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, ContinuousKernel, KernelSource, Numbers, check_length
+
+_FIRST_ZERO = 3.8317059702075125
+"""Of the Bessel function J₁."""
+_N_RADII = 6
+"""Where the rings are cut, in radii of the first: about 3 % of the light lies beyond."""
+_SIGMA_OF_RADIUS = 0.34
+"""σ of the nearest Gaussian over the radius: σ = 0.42 λN, and the first zero is at 1.22 λN."""
+
+
+def airy_kernel(radius: float) -> ContinuousKernel:
+    """Describe the diffraction of a round aperture, (2 J₁(v) / v)², up to six times the first zero.
+
+    Airy, On the diffraction of an object-glass with circular aperture, Transactions of the Cambridge Philosophical
+    Society 5, 1835; the transform is that of Goodman, Introduction to Fourier optics, 1968, section 6.4.
+
+    Args:
+        radius: of the first dark ring, 1.22 λN, in pixels.
+
+    Raises:
+        UsageError: not positive, or too large.
+    """
+    reach = check_length(_N_RADII * radius, "RADIUS")
+    finest = _FIRST_ZERO / (math.pi * radius)
+
+    def profile(frequency: torch.Tensor) -> torch.Tensor:
+        share = (frequency / finest).clamp(max=1)
+        return 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
+
+    return ContinuousKernel.radial(reach, profile)
+
+
+def _airy_starts(best: Mapping[str, Numbers]) -> list[Numbers]:
+    radius = best["gaussian"][0] / _SIGMA_OF_RADIUS
+    return [(radius * ratio,) for ratio in (0.7, 0.85, 1.0, 1.15)]
+
+
+AIRY = KernelSource(
+    ("RADIUS",),
+    airy_kernel,
+    BlurFamily(lambda _, best: _airy_starts(best), lambda _: (0.15,), log_penalty=14.0),
+    along=(-1,),
+    example="3",
+)
+
+
+_BETAS = (1.1, 30.0)
+_SHARE_BEYOND = 0.002
+"""Part of the light of a star that is cut."""
+_MOST_RADII = 12
+"""Where the wings are cut at the latest, in widths at half maximum."""
+_STEP, _LAST = 0.15, 15.0
+"""Of the rule of trapezoids in t."""
+_N_NODES = 1000
+"""Points of the table of the transform; linear interpolation between them is right to 1e-4."""
+
+
+def moffat_kernel(fwhm: float, beta: float) -> ContinuousKernel:
+    """Describe a star seen through the atmosphere, (1 + (r / α)²)^−β, out to 99.8 % of its light or twelve widths.
+
+    Moffat, A theoretical investigation of focal stellar images in the photographic emulsion, Astronomy and Astrophysics
+    3, 1969. With ν = β − 1 and z = 2παf the transform is 2 (z/2)^ν K_ν(z) / Γ(ν), where
+    K_ν(z) = ∫ exp(−z cosh t) cosh(νt) dt (NIST Digital Library of Mathematical Functions, equation 10.32.9).
+
+    Args:
+        fwhm: full width at half maximum, in pixels.
+        beta: how fast the wings fall, from 1.1 to 30; about 2.5 to 4.8 for the atmosphere.
+
+    Raises:
+        UsageError: the width is not positive or too large, or beta is outside its range.
+    """
+    if not _BETAS[0] <= beta <= _BETAS[1]:
+        raise UsageError(f"BETA must be from {_BETAS[0]} to {_BETAS[1]:g}, but is {beta:g}.")
+    check_length(fwhm, "FWHM")
+    alpha = fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
+    # Beyond r lies the share (1 + (r/α)²)^(1 − β).
+    reach = min(alpha * math.sqrt(_SHARE_BEYOND ** (1 / (1 - beta)) - 1), _MOST_RADII * fwhm)
+    order = beta - 1
+    highest = 40 + 10 * math.sqrt(order)
+    # Close to each other where the transform has its cusp.
+    nodes = _transform(order, highest * torch.linspace(0, 1, _N_NODES + 1, dtype=torch.float64).square())
+
+    def profile(frequency: torch.Tensor) -> torch.Tensor:
+        at = (2 * math.pi * alpha / highest * frequency).clamp(max=1).sqrt() * _N_NODES
+        before = at.long().clamp(max=_N_NODES - 1)
+        return torch.lerp(nodes[before], nodes[before + 1], at - before)
+
+    return ContinuousKernel.radial(check_length(reach, "FWHM"), profile)
+
+
+def _transform(order: float, z: torch.Tensor) -> torch.Tensor:
+    """Give 2 (z/2)^ν K_ν(z) / Γ(ν), shape `(n,)`; 1 at z = 0."""
+    t = torch.arange(0, _LAST, _STEP, dtype=z.dtype)
+    weights = torch.full_like(t, _STEP)
+    weights[0] /= 2
+    scale = order * (z / 2).log() - math.lgamma(order)
+    exponents = scale[:, None] - z[:, None] * t.cosh() + order * t
+    return torch.where(z > 0, (exponents.exp() * (1 + (-2 * order * t).exp())) @ weights, 1.0)
+
+
+def _moffat_starts(best: Mapping[str, Numbers]) -> list[Numbers]:
+    fwhm = best["gaussian"][0] * 2.355
+    return [(fwhm * ratio, beta) for ratio in (0.7, 0.85, 1.0) for beta in (2.0, 3.0, 4.5)]
+
+
+MOFFAT = KernelSource(
+    ("FWHM", "BETA"),
+    moffat_kernel,
+    BlurFamily(lambda _, best: _moffat_starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
+    along=(-1, None),
+    example="4@3",
+)
+
+
+_MOST_BLADES = 12
+_NO_WAVE = 1e-16
+"""Square of a frequency that is zero but for rounding."""
+
+
+def polygon_kernel(blades: float, radius: float, angle: float) -> ContinuousKernel:
+    """Describe a regular polygon, as a diaphragm of straight blades leaves it of a point out of focus.
+
+    Its transform is an integral along its sides, by the divergence theorem.
+
+    Args:
+        blades: how many sides, a whole number from 3 to 12.
+        radius: from the center to a corner, in pixels.
+        angle: of one corner, in degrees, counterclockwise from the horizontal as a point of the picture is seen.
+
+    Raises:
+        UsageError: another number of blades, or a radius that is not positive or too large.
+    """
+    if blades != round(blades) or not 3 <= blades <= _MOST_BLADES:
+        raise UsageError(f"BLADES must be a whole number from 3 to {_MOST_BLADES}, but is {blades:g}.")
+    check_length(radius, "RADIUS")
+    half = math.pi / blades
+    inner, side = radius * math.cos(half), 2 * radius * math.sin(half)
+    area = blades * inner * side / 2
+    normals = [math.radians(angle) + half * (2 * i + 1) for i in range(round(blades))]
+
+    def transform(fy: torch.Tensor, fx: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(fy + fx, dtype=torch.complex128)
+        for normal in normals:
+            # Rows count downwards.
+            across, along = fx * math.cos(normal) - fy * math.sin(normal), fx * math.sin(normal) + fy * math.cos(normal)
+            total += torch.polar(across * torch.sinc(side * along), -2 * math.pi * inner * across)
+        squares = fx.square() + fy.square()
+        return torch.where(squares > _NO_WAVE, 1j * side / (2 * math.pi * area) * total / squares, 1.0)
+
+    return ContinuousKernel((radius, radius), transform)
+
+
+def _polygon_starts(best: Mapping[str, Numbers]) -> list[Numbers]:
+    """Start near the disk of the same area; power does not tell a polygon from itself turned by half a turn."""
+    radius = best["disk"][0]
+    if radius < 1.5:
+        return []
+    starts: list[Numbers] = []
+    for blades in (5, 6, 7, 8):
+        corner = radius * math.sqrt(2 * math.pi / (blades * math.sin(2 * math.pi / blades)))
+        starts += [(float(blades), corner, _period(blades) * i / 4) for i in range(4)]
+    return starts
+
+
+def _period(blades: float) -> float:
+    return 180 / blades if blades % 2 else 360 / blades
+
+
+POLYGON = KernelSource(
+    ("BLADES", "RADIUS", "ANGLE"),
+    polygon_kernel,
+    BlurFamily(
+        lambda _, best: _polygon_starts(best),
+        lambda n: (0.0, 0.06, 90 / n[0]),
+        log_penalty=7.5,
+        period=lambda n: _period(n[0]),
+    ),
+    along=(None, -1, None),
+    example="6@5.2@10",
+)
