@@ -57,7 +57,7 @@ class Kernel:
         Raises:
             ShapeError: any other shape.
             MalformedInputError: the kernel is empty, zero, not real or not finite, or the square of its largest tap is
-                beyond what the dtype can hold.
+                beyond the range of the dtype.
         """
         n_axes = count_axes(kernel, dimensions)
         if kernel.ndim == n_axes + 1:
@@ -87,7 +87,7 @@ class Kernel:
         """Do the same for kernels that may be one for each channel, shape `(C, *k)`, or vary over the frame.
 
         Raises:
-            UsageError: a derivative in a field is wanted.
+            UsageError: the taps of a field require a gradient.
         """
         if isinstance(kernel, KernelField):
             if dimensions == 1:
@@ -126,7 +126,7 @@ class Kernel:
         if self.is_per_channel and layer.groups > 1:
             n_axes = self.n_axes
             raise ShapeError(
-                f"the kernel of shape {(n_first, *self.size)} was taken for one of {n_axes} axes for each of {n_first} "
+                f"the kernel of shape {(n_first, *self.size)} was read as one of {n_axes} axes for each of {n_first} "
                 f"channels, which has no groups; give taps as torch stores them, (C_out, C_in / groups, "
                 f"{name_taps(n_axes)}), or another number of dimensions."
             )
@@ -148,11 +148,11 @@ class Kernel:
 
         Args:
             output_size: its pixels.
-            padding: how far the kernel reached outside.
+            padding: zeros or samples outside of the image that the kernel covered.
             input_size: the size of the image, of which there may be several with a stride (see `pick_input_size`).
 
         Raises:
-            ShapeError: no image gives such an output, or none of the size that is wanted.
+            ShapeError: no image gives such an output, or no image of the given size.
         """
         if self.layer.is_plain and input_size is None:
             return Geometry.of_output(output_size, self.size, padding)
@@ -211,7 +211,7 @@ class Kernel:
 
     @property
     def dc_gain(self) -> list[list[float]]:
-        """What the kernel makes of a constant image: the sum of the taps, a row for each entry of their first axis."""
+        """The output for a constant image: the sum of the taps, a row for each entry of their first axis."""
         gains: list[list[float]] = self.taps.double().sum(dim=space_axes(self.n_axes)).tolist()
         return gains
 
@@ -305,7 +305,7 @@ def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
             for a signal's kernel, five for a layer of three dimensions, and two to four for pictures.
 
     Raises:
-        ShapeError: no such kernel has so many axes.
+        ShapeError: the number of axes fits no kernel.
     """
     n_axes = AXES_BY_SHAPE.get(kernel.ndim) if dimensions is None else min(dimensions, kernel.ndim)
     if not n_axes or kernel.ndim > n_axes + 2:
@@ -327,7 +327,7 @@ _STACK_HINT = (
 
 
 def _volume_hint(kernel: Tensor, dimensions: int | None) -> str:
-    """Say how a kernel that was taken for one a channel is taken for a volume."""
+    """Say how to use a kernel as a volume that was read as one kernel for each channel."""
     return ", or dimensions=3 with one of three axes" if dimensions is None and kernel.ndim == 3 else ""
 
 

@@ -73,12 +73,12 @@ class KernelField:
 
     @property
     def sums(self) -> list[list[float]]:
-        """What the kernel of each place makes of a constant image: rows of sums of taps."""
+        """The output of the kernel of each place for a constant image: rows of sums of taps."""
         sums: list[list[float]] = self.taps.double().sum(dim=(2, 3)).tolist()
         return sums
 
     def describe(self) -> str:
-        """Say in a clause what it holds."""
+        """Describe the field in a clause."""
         (n_rows, n_columns), (height, width) = self.grid, self.taps.shape[2:]
         rows, columns = (", ".join(f"{place:.3g}" for place in places) for places in (self.rows, self.columns))
         sums = [total for row in self.sums for total in row]
@@ -89,5 +89,5 @@ class KernelField:
 
     @property
     def middle(self) -> Tensor:
-        """The taps in the middle, which stand for all where a single kernel is wanted, shape `(kH, kW)`."""
+        """The taps in the middle, for uses that need a single kernel, shape `(kH, kW)`."""
         return self.taps[middle_place(self.taps)]

@@ -72,7 +72,7 @@ def minimize_over_kernels(slope: Callable[[Tensor], Tensor], step: float, start:
 
 
 MOST_NEGATIVE = 0.5
-"""Weight of the negative taps beside that of the others, above which a kernel is a filter that no light makes."""
+"""Above this ratio of negative to positive weight, a kernel is a filter and not a blur by light."""
 LEAST_NEGATIVE = 1e-6
 """The same, below which they are rounding."""
 _FLAT = 0.03
@@ -80,7 +80,7 @@ _FLAT = 0.03
 
 
 def negative_share(taps: Tensor, n_axes: int) -> float:
-    """Give the weight of the negative taps of kernels `(*, *k)` beside that of the others, where it is largest."""
+    """Return the largest ratio of negative to positive weight of kernels `(*, *k)`."""
     axes, taps = space_axes(n_axes), taps.detach()
     shares = -taps.clamp_max(0).sum(axes) / taps.clamp_min(0).sum(axes).clamp_min(torch.finfo(taps.dtype).tiny)
     return synchronize.as_number(shares.max())
@@ -118,7 +118,7 @@ def _nearest(plane: Tensor) -> Tensor:
 
 
 LEAST_RAISED = 1.1
-"""Gain from which on a kernel is taken for one that sharpens; of pairs in the right order it stayed below 1."""
+"""A kernel of a larger gain sharpens; for pairs in the right order the gain stayed below 1."""
 _BARS = 3.0
 
 
@@ -126,7 +126,7 @@ def raised_detail(taps: Tensor, errors: Tensor, n_axes: int) -> float:
     """Give the largest gain of kernels relative to that of even brightness, less three error bars of it.
 
     Args:
-        taps: shape `(*, *k)`; kernels that do not keep about the brightness are left out.
+        taps: shape `(*, *k)`; kernels that change the brightness much are skipped.
         errors: standard deviation of each tap, of the same shape.
         n_axes: axes of space, `k`.
 

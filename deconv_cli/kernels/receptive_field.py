@@ -23,7 +23,7 @@ Pair: TypeAlias = "int | tuple[int, int]"
 
 _CHUNK_BYTES = 64 * 2**20
 _POLE = 1e3
-"""A tap so many times larger than the median of all has come close to a pole."""
+"""A tap larger than this multiple of the median is close to a pole."""
 
 
 _SMALL_STEP = 1e-4
@@ -58,7 +58,7 @@ _KNOWN_SLOPES: dict[Tap, Slopes] = {multiply: _slopes_of_multiply, tangent_of_su
 
 
 class ReceptiveFieldConv2d(nn.Module):
-    """A convolution with taps φ(pixel, weight) in the place of pixel · weight.
+    """A convolution with taps φ(pixel, weight) instead of pixel · weight.
 
     `y[b, o, m] = reduce over (c, d) of φ(x[b, c, m·stride + d·dilation − padding], weight[o, c, d]) + bias[o]`, pixels
     outside of `x` being zero. With the default φ and a sum this is `torch.nn.functional.conv2d`.

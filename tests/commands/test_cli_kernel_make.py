@@ -84,7 +84,7 @@ def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"), atol=1e-6)
     np.save(tmp_path / "x.npy", samples)
     refuses("forward", tmp_path / "x.npy", "-k", "gaussian:1um", "-o", tmp_path / "y.npy", code=ExitCode.USAGE,
-            says="how far apart the samples are is not known")  # fmt: skip
+            says="the distance of the samples is not known")  # fmt: skip
 
 
 def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):

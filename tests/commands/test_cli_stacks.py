@@ -163,7 +163,7 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     says = "give a file of taps with 2, or leave --dimensions out"
     refused("forward", stack, "--kernel", "gaussian3d:1@1", "--dimensions", "2", says=says)
     layer = save("layer", np.ones((4, 2, 3, 3)))
-    says = "was taken for one of 3 axes for each of 4 channels, which has no groups"
+    says = "was read as one of 3 axes for each of 4 channels, which has no groups"
     words = ("--kernel", layer, "--groups", "2", "--dimensions", "3")
     refused("forward", save("x", np.ones((4, *SIZE))), *words, says=says, code=ExitCode.INPUT_REFUSED)
     refused("factor", "--kernel", psf, "--size", "8,8", says="spans 3 axes, but the images have 2")

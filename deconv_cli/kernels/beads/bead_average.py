@@ -24,7 +24,7 @@ N_ROUNDS = 12
 SETTLED = 1e-4
 """Pixels by which shifts still change at the end."""
 OUTLIER = 4.0
-"""Beads whose misfit is so many times that of the median are left out."""
+"""Beads whose misfit is more than this multiple of the median misfit are dropped."""
 LEAST_MISFIT = 0.03
 """And no bead is that differs by less than this part of itself."""
 FINE = 8
@@ -43,7 +43,7 @@ class BeadAverage:
 
     Attributes:
         template: shape `(*size)`, of sum 1, its center on the middle sample.
-        aligned: each bead by itself, moved and scaled likewise, shape `(n, *size)`.
+        aligned: each bead alone, moved and scaled in the same way, shape `(n, *size)`.
         is_used: beads that look like the others, shape `(n,)`.
         shifts: from the middle sample of each window to its bead, shape `(n, n_axes)`.
         heights: light of each bead, in that of the template, shape `(n,)`.
@@ -89,7 +89,7 @@ def average_beads(windows: Tensor) -> BeadAverage:
 
 
 def _look_alike(rest: Tensor, heights: Tensor, template: Tensor) -> Tensor:
-    """Tell which beads the template explains as well as most: squares of what is left over, and factors, `(n,)`.
+    """Decide which beads the template explains well: squares of their residuals, and factors, `(n,)`.
 
     Noise of counts leaves squares in proportion to the light.
     """
@@ -106,7 +106,7 @@ def _slope(template: Tensor, axis: int) -> Tensor:
 
 
 def _center_of(template: Tensor) -> Tensor:
-    """Find how far the weight of what is above half of the maximum lies off the middle sample, shape `(n_axes,)`."""
+    """Find the distance of the center of mass above half of the maximum from the middle sample, shape `(n_axes,)`."""
     above = (template - 0.5 * template.max()).clamp_min(0)
     places = [torch.arange(n, dtype=template.dtype) - n // 2 for n in template.shape]
     others = [tuple(b for b in range(template.ndim) if b != a) for a in range(template.ndim)]
@@ -134,7 +134,7 @@ def fit_beads(
         heights: of the beads, shape `(n_beads,)`.
         weights: 1 for samples that are explained, 0 for those that are not looked at, shape `(*n)`.
         size: of the template, odd.
-        start: the template within a window; tails are found from here on, so that no bead is taken for another's tail.
+        start: the template within a window; tails are found outside of it, so that no bead counts as a tail.
 
     Returns:
         The template, its center on the middle sample, and the standard deviation of its samples, `inf` where none was

@@ -1,4 +1,4 @@
-"""Where single beads are in a picture or a stack, and which of them are fit to be measured."""
+"""Find single beads in a picture or a stack, and choose those that can be measured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import Size
 
 THRESHOLD = 8.0
-"""A bead stands so many standard deviations of the smoothed noise above the background."""
+"""Height of a bead above the background, in standard deviations of the smoothed noise."""
 RING = 0.2
 """A maximum beside one that is so much brighter is a ring of it, and no bead."""
 CLIP, N_CLIPS = 3.0, 8
 TAILS = 0.2
-"""Tails fill a stack whose darkest place, smoothed, is so many standard deviations below the rest."""
+"""Tails fill a stack if its darkest place, smoothed, is this many standard deviations below the rest."""
 NEAR = 1.25
-"""Beads are too close to one another within so many half widths of the window."""
+"""Beads are too close within this many half widths of the window."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def take_census(image: Tensor, size: Size, white: float | None) -> BeadCensus:
     Args:
         image: shape `(*size)`.
         size: of the window around each bead, odd.
-        white: the value of a full sample; `None` where there is none.
+        white: the value of a saturated sample; `None` without one.
     """
     places, heights = find_maxima(smooth(image))
     half = torch.tensor([n // 2 for n in size])

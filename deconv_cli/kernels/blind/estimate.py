@@ -50,7 +50,7 @@ class Parameter:
         name: such as `RADIUS`.
         value: in pixels or degrees, or a count.
         error: standard error, in the same unit; 0 for a count.
-        period: of an angle, in degrees: how far a kernel is turned until it looks the same; 0 for others.
+        period: of an angle, in degrees: a kernel that is turned by it looks the same; 0 for other parameters.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Candidate:
     Attributes:
         family: the kernel source, or `none`.
         numbers: its numbers.
-        misfit: minus the logarithm of likelihood times prior, but for a constant; smaller is better.
+        misfit: minus the logarithm of likelihood times prior, up to a constant; smaller is better.
     """
 
     family: str
@@ -126,7 +126,7 @@ class KernelEstimate:
 
     @property
     def slight(self) -> Candidate | None:
-        """A blur that fits far better than none, but is hardly wider than what a sharp picture has; else `None`."""
+        """A blur that fits far better than none, but is hardly wider than that of a sharp picture; else `None`."""
         is_slight = not self.found and self.evidence >= LEAST_EVIDENCE
         return self.candidates[0] if is_slight else None
 
@@ -169,7 +169,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
         families: kernel sources to choose from; by default all that have a family.
 
     Raises:
-        UsageError: a name that is none of these.
+        UsageError: an unknown name.
     """
     if families is not None and not isinstance(families, Iterable):
         raise UsageError(f"families must be names of kernel sources, but is {families!r}.")

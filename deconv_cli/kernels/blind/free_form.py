@@ -22,10 +22,10 @@ MAX_SIZE = 63
 _CROP = 400
 """Pixels a side of the part of the picture that is looked at."""
 _N_TIMES_KERNEL = 3
-"""A picture must be so many times as large as the kernel."""
+"""Least size of a picture, in sizes of the kernel."""
 _N_ITERATIONS = 15
 _N_KEPT = ((5, 8), (9, 3), (13, 2), (MAX_SIZE, 1))
-"""On scales of up to so many taps a side, so many candidates are followed further."""
+"""Largest number of taps a side at a scale: number of candidates that are followed further."""
 _CORNER = ((0.0, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
 _DIAGONAL = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.0))
 _LEANING = 0.8
@@ -35,7 +35,7 @@ _LEAST_TAP = 0.03
 _LEAST_NOISE = 0.02
 """Of the root mean square of the derivatives: rounding, and what no model has."""
 _NOISE_MARGIN = 2.0
-"""The ascent ends at so many times the noise: independent derivatives explain less than the scene holds."""
+"""Noise at which the ascent ends, in standard deviations: independent derivatives explain less than the scene holds."""
 _MEDIAN_OF_NORMAL = 0.6745
 
 

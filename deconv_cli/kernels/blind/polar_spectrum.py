@@ -29,7 +29,7 @@ _CLIPPED_SHARE = 0.02
 _LEAST_SHINE = 0.1
 """Share of a piece's variance that clipped pixels make up where it is taken at night."""
 _RIM, _AROUND = 6, 32
-"""Pixels beside a clipped one that are left out with it, and from how far away what takes their place comes."""
+"""Pixels around a clipped one that are excluded with it, and the distance of the pixels that replace them."""
 _FAR = 1e-3
 """What all of a piece weighs beside its surroundings there, where these are clipped too."""
 _BATCH = 32
@@ -41,7 +41,7 @@ class PolarGrid:
 
     Attributes:
         side: of the pieces, in pixels.
-        cell: the cell of each frequency of `rfft2`, -1 for those left out, shape `(side, side // 2 + 1)`.
+        cell: the cell of each frequency of `rfft2`, -1 for excluded ones, shape `(side, side // 2 + 1)`.
         counts: frequencies in each cell, shape `(n,)`.
         frequency: mean cycles a pixel in each cell, shape `(n,)`.
         direction: of the cell's middle, in radians from the horizontal axis of frequency, counterclockwise as the
@@ -104,7 +104,7 @@ class PolarSpectrum:
         grid: the cells.
         power: mean power of white noise of variance 1 is 1, shape `(n,)`.
         n_pieces: how many pieces were averaged; neighbors overlap by half.
-        reliance: from 0 to 1, how far each cell still holds what the scene put there, shape `(n,)`.
+        reliance: from 0 to 1, the part of each cell that the scene put there, shape `(n,)`.
     """
 
     grid: PolarGrid
@@ -133,7 +133,7 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
 
     Args:
         light: proportional to light, shape `(H, W)`.
-        clipped: where the picture is saturated, shape `(H, W)`; pieces that hold much of it are left out if others
+        clipped: where the picture is saturated, shape `(H, W)`; pieces with much of it are skipped if others
             remain, since a blur of light does not blur what was cut off. In the others lamps at night are filled in.
         side: of the pieces, in pixels.
 
@@ -162,7 +162,7 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
 
 
 def _without_lamps(pieces: Tensor, clipped: Tensor) -> Tensor:
-    """Put the mean of what lies around in the place of the few clipped pixels that outshine all else in a piece.
+    """Replace the few clipped pixels that outshine the rest of a piece by the mean around them.
 
     A lamp at night is most of a spectrum, and its outline is as sharp as if nothing had blurred it.
 
@@ -213,7 +213,7 @@ _LOST, _WHOLE = -1.5, -0.75
 
 
 def jpeg_reliance(stored: PolarSpectrum, table: Tensor) -> Tensor:
-    """Tell how far each cell of a spectrum still holds what the scene put there.
+    """Estimate which part of each cell of a spectrum the scene put there.
 
     A JPEG divides the coefficients of a cosine transform of 8 × 8 blocks by a table and rounds them. Where the power of
     the picture is far below the square of the divisor, only zeros and a few wrong ones remain (ISO/IEC 10918-1).

@@ -112,7 +112,7 @@ class SharpDerivatives:
         self.noise_variance = max(min(expected, self.noise_variance), least)
 
     def free_energy(self) -> float:
-        """Bound −2 log p(y | t) / n from above, but for a constant, by Wipf and Zhang's equation for independent x.
+        """Bound −2 log p(y | t) / n from above, up to a constant, by Wipf and Zhang's equation for independent x.
 
         Kernels of one size are compared by it: the least is the likeliest.
         """

@@ -1,4 +1,4 @@
-"""How likely a spectrum is under each of many kernels, the scene and the noise fitted anew for each.
+"""How likely a spectrum is under each of many kernels, with scene and noise fitted for each.
 
 The mean power of the picture is S = scene · |H|² + noise, the noise exponential in frequency, since compression and
 denoising in cameras color it. The likelihood is that of Whittle, "Estimation and information in stationary time
@@ -87,7 +87,7 @@ class SpectrumFit:
     """The best scene and noise for each of C kernels.
 
     Attributes:
-        misfit: minus the logarithm of likelihood times prior, but for a constant, shape `(C,)`.
+        misfit: minus the logarithm of likelihood times prior, up to a constant, shape `(C,)`.
         coefficients: of the scene and of the noise, shape `(C, 13)`.
     """
 

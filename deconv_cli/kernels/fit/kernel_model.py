@@ -1,9 +1,9 @@
-"""Kernels as a module, in coordinates in which the squared error is as steep one way as any other: descent is fast.
+"""Kernels as a module, in coordinates in which the squared error is equally steep in all directions.
 
-Pictures have little power in fine detail, so that the error is thousands of times flatter along some kernels than along
-others. With the Cholesky factor R of XᵀX/n + μLᵀL the coordinates Rk have none of this: a step of gradient descent for
-the squared error is one of Newton's method (Nocedal and Wright, Numerical Optimization, 2006, section 3.3), and for
-other losses nearly so.
+Pictures have little power in fine detail, so the error is thousands of times flatter along some kernels than along
+others. With the Cholesky factor R of XᵀX/n + μLᵀL the coordinates are Rk. A step of gradient descent for the squared
+error is then a step of Newton's method (Nocedal and Wright, Numerical Optimization, 2006, section 3.3), and for other
+losses close to one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3
 
 @dataclass(frozen=True)
 class Constraint:
-    """What holds of all taps of a kernel: none is negative, and they add up to `total`, if it is given."""
+    """A constraint on the taps of a kernel: none is negative, they add up to `total`, or both."""
 
     nonnegative: bool
     total: float | None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether there is no constraint."""
         return not self.nonnegative and self.total is None
 
 
@@ -42,7 +42,7 @@ class KernelModel(nn.Module):
         penalty: μLᵀL, of the same shape.
         columns: the taps to start from, shape `(G, N, C_out)`.
         size: of the kernel.
-        constraint: what holds of the taps.
+        constraint: on the taps.
     """
 
     def __init__(self, metric: Tensor, penalty: Tensor, columns: Tensor, size: Size, constraint: Constraint) -> None:
@@ -56,15 +56,15 @@ class KernelModel(nn.Module):
         self.project_()
 
     def columns(self) -> Tensor:
-        """Give the taps, shape `(G, N, C_out)`."""
+        """Return the taps, shape `(G, N, C_out)`."""
         return torch.linalg.solve_triangular(cast(Tensor, self.factor), self.coordinates, upper=True)
 
     def coordinates_of(self, columns: Tensor) -> Tensor:
-        """Give the coordinates of taps `(G, N, C_out)`."""
+        """Return the coordinates of taps `(G, N, C_out)`."""
         return cast(Tensor, self.factor) @ columns
 
     def forward(self, wide: Tensor) -> Tensor:
-        """Convolve images that bring their border along.
+        """Convolve images that include their border.
 
         Args:
             wide: shape `(B, G·C_in, *(size + k − 1))`.
@@ -75,18 +75,18 @@ class KernelModel(nn.Module):
         return convolve(wide, self.columns(), self.size)
 
     def roughness(self) -> Tensor:
-        """Give ½ Σ kᵀμLᵀLk."""
+        """Return ½ Σ kᵀμLᵀLk."""
         columns = self.columns()
         return 0.5 * (columns * (cast(Tensor, self.penalty) @ columns)).sum()
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Move the taps to the nearest that obey the constraint, in the distance of the coordinates."""
+        """Project the taps onto the constraint, in the metric of the coordinates."""
         if not self.constraint.is_empty:
             self.coordinates.copy_(self.nearest(self.coordinates))
 
     def nearest(self, coordinates: Tensor) -> Tensor:
-        """Give the nearest coordinates that obey the constraint."""
+        """Return the nearest coordinates that obey the constraint."""
         if self.constraint.is_empty:
             return coordinates
         metric, factor = cast(Tensor, self.metric), cast(Tensor, self.factor)
@@ -99,6 +99,6 @@ class KernelModel(nn.Module):
 
 
 def convolve(wide: Tensor, columns: Tensor, size: Size) -> Tensor:
-    """Convolve images that bring their border along, as `KernelModel` does, by taps `(G, N, C_out)`."""
+    """Convolve images that include their border, as `KernelModel` does, by taps `(G, N, C_out)`."""
     weight = columns.mT.reshape(len(columns) * columns.shape[-1], -1, *size)
     return _CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))

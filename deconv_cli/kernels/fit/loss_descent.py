@@ -1,7 +1,7 @@
-"""The minimum of a loss over the taps of kernels, by descent over all outputs.
+"""Minimize a loss over the taps of kernels, by descent over all outputs.
 
-Without a constraint by L-BFGS (Liu and Nocedal, On the limited memory BFGS method for large scale optimization,
-Mathematical Programming 45, 1989). With one by projected steps, which are halved where one would lead uphill
+Without a constraint, by L-BFGS (Liu and Nocedal, On the limited memory BFGS method for large scale optimization,
+Mathematical Programming 45, 1989). With one, by projected steps, which are halved if one leads uphill
 (Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method, IEEE Transactions on Automatic Control 21,
 1976).
 """
@@ -17,22 +17,22 @@ from deconv_cli.kernels.fit.kernel_model import KernelModel
 from deconv_cli.kernels.fit.loss_functions import Objective, Stripe
 
 TOLERANCE = 1e-9
-"""Distance to the minimum at which the descent ends, relative to what the kernel makes of the images."""
+"""Distance to the minimum at which the descent ends, relative to the blurred images."""
 MAX_ROUNDS = 60
 STEPS_A_ROUND, HISTORY = 10, 20
 LONGER = 4.0
-"""Times the length of the last projected steps are those that a round begins with, at most 1."""
+"""A round begins with this multiple of the last step length, at most 1."""
 PATIENCE, NEARER = 4, 0.7
-"""So many rounds should bring the minimum nearer by this factor."""
+"""Rounds in which the distance to the minimum should fall by this factor."""
 
 
 class LossDescent:
     """Moves the taps of a model to the minimum, in rounds of a few steps.
 
     Args:
-        model: the kernels, from where the descent starts.
-        objective: what is minimized.
-        stripes: of the outputs that it is taken over.
+        model: the kernels to start from.
+        objective: to be minimized.
+        stripes: of the outputs over which it is summed.
     """
 
     def __init__(self, model: KernelModel, objective: Objective, stripes: Sequence[Stripe]) -> None:
@@ -51,10 +51,10 @@ class LossDescent:
             self.optimizer = SGD(model.parameters(), lr=1.0)
 
     def run(self) -> float:
-        """Descend until the minimum is near, or comes no nearer, as beside a kink.
+        """Descend until the minimum is near, or until the distance stops falling, as at a kink.
 
         Returns:
-            The certificate: how far the minimum may be, relative to the kernel, as it makes images.
+            The certificate: the distance to the minimum, relative to the kernel, both measured in blurred images.
         """
         value = self._value()
         found = [self._certificate()]
@@ -70,9 +70,9 @@ class LossDescent:
         return found[-1]
 
     def _project_steps(self, value: float) -> float:
-        """Take projected steps downhill from a point of this value."""
+        """Take projected steps that lower the value."""
         group = self.optimizer.param_groups[0]
-        # Where the loss was steep before it need not be steep now.
+        # The loss may be less steep here than where the last round ended.
         group["lr"] = min(1.0, LONGER * group["lr"])
         for _ in range(STEPS_A_ROUND):
             before, gradient = self.model.coordinates.detach().clone(), self.model.coordinates.grad
@@ -93,7 +93,7 @@ class LossDescent:
         return self.objective.backward(self.model, self.stripes)
 
     def _certificate(self) -> float:
-        """Compare a gradient step with the kernel; the gradient is that of the last value."""
+        """Return the length of a gradient step relative to the kernel; the gradient is that of the last value."""
         coordinates, gradient = self.model.coordinates.detach(), self.model.coordinates.grad
         assert gradient is not None
         step = coordinates - self.model.nearest(coordinates - gradient)

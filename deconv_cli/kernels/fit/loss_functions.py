@@ -97,7 +97,7 @@ def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
 
 
 NUDGE = 1e-3
-"""Share of the data by which predictions are moved to see how steep a loss is where nothing is left over."""
+"""Relative change of the predictions that measures how steep a loss is where the residual is zero."""
 STEP = 1e-6
 """The same to see how it bends there."""
 
@@ -155,7 +155,7 @@ class Slopes:
     Attributes:
         slope: by the prediction.
         steepness: the slope in parts of the distance to the data, which is the second derivative of a parabola.
-        bend: the second derivative where prediction and data agree, but for a factor that is the same for all samples.
+        bend: the second derivative where prediction and data agree, up to a factor common to all samples.
     """
 
     slope: Tensor

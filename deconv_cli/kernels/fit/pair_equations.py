@@ -22,7 +22,7 @@ from deconv_cli.vocabulary import Size, format_size
 
 CHUNK_BYTES = 64 * 2**20
 N_STRIPES, HELD_OUT = 25, 5
-"""The rows of outputs are cut into so many stripes; every fifth of them can be held out."""
+"""Number of stripes into which the rows of outputs are cut; every fifth can be held out."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Ridge:
 
     Attributes:
         taps: shape `(N, C_out)`.
-        variance: of each tap but for the noise, shape `(N, N)`: the inverse of XᵀX + μLᵀL. Times σ² it is the
+        variance: of each tap for noise of variance 1, shape `(N, N)`: the inverse of XᵀX + μLᵀL. Times σ² it is the
             covariance.
         weight: μ, the weight of ‖Lk‖².
         lam: the same in units of the largest generalized eigenvalue of XᵀX and LᵀL: dimensionless.
@@ -261,7 +261,7 @@ def solve_ridge(
 
 
 def _refined(taps: Tensor, gains: Tensor, vectors: Tensor, look: Callable[[Tensor], Misfit]) -> Tensor:
-    """Solve again for what is left over, as long as that gets less."""
+    """Solve again for the residual, as long as it shrinks."""
     best = look(taps)
     for _ in range(N_REFINEMENTS):
         tried = taps + vectors @ ((vectors.T @ best.gradient) / gains[:, None])
@@ -309,7 +309,7 @@ def solve_constrained(hessian: Tensor, right: Tensor, *, nonnegative: bool, tota
             fewest, patience = n_wrong, PATIENCE
         elif patience > 0:
             patience -= 1
-        else:  # the last one alone, which cannot come back to where it was
+        else:  # the last one alone, which cannot return to its old place
             last = int(is_wrong.nonzero()[-1])
             is_wrong = torch.zeros_like(is_wrong)
             is_wrong[last] = True

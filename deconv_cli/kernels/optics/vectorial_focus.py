@@ -3,7 +3,7 @@
 Richards and Wolf, Electromagnetic diffraction in optical systems II, Proceedings of the Royal Society A 253, 1959,
 section 3. A sample of another refractive index than the immersion adds the phase of Gibson and Lanni (Experimental test
 of an analytical model of aberration in an oil-immersion objective lens, Journal of the Optical Society of America A 8,
-1991, for an objective that is used as designed), focused anew.
+1991, for an objective that is used as designed), refocused.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _at_radii(waves: Tensor, angles: Tensor, radii: Tensor) -> Tensor:
 
 
 def _simpson_weights(n: int) -> Tensor:
-    """Give the weights of Simpson's rule on an odd number of points, but for their distance."""
+    """Return the weights of Simpson's rule on an odd number of points a unit apart."""
     weights = torch.full((n,), 2.0, dtype=torch.float64)
     weights[1::2] = 4
     weights[0] = weights[-1] = 1

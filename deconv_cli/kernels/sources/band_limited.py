@@ -26,13 +26,13 @@ PASSED, STOPPED = 0.25, 0.75
 _MARGIN = 10
 """Samples beside the reach of a kernel into which edges may ring."""
 _DROPPED = 2e-4
-"""What may change at any frequency that is passed, where samples are left out along one axis."""
+"""Largest change at any frequency in the band when samples are cut along one axis."""
 MAX_SIZE = 2 * (MAX_REACH + _MARGIN) + 1
 """Samples along an axis."""
 _MAX_POINTS = 2**19
 """Frequencies at which a transform is computed at once."""
 _N_NEAR, _PER_WAVE, _N_FAR = 4, 4, 17
-"""The error of a transform is looked for at so many frequencies along an axis, and between the lowest waves."""
+"""Frequencies along an axis, and between the lowest waves, at which the error of a transform is evaluated."""
 
 
 def sample_kernel(kernel: ContinuousKernel, size: Size | None = None) -> Tensor:
@@ -86,7 +86,7 @@ def transform_error(kernel: ContinuousKernel, psf: Tensor) -> float:
 def _sample_what_matters(kernel: ContinuousKernel) -> Tensor:
     """Sample a kernel where its samples matter to the frequencies that are passed."""
     psf = sample_with_margin(kernel)
-    # What ends on the edge of a sample, but for rounding, does not touch the next one.
+    # A kernel that ends on the edge of a sample, up to rounding, does not touch the next one.
     kept = [_needed(psf, axis, max(0, math.ceil(reach - 0.5 - 1e-9))) for axis, reach in enumerate(kernel.reach)]
     start = tuple(size // 2 - n for size, n in zip(psf.shape, kept, strict=True))
     psf = crop(psf, start, tuple(2 * n + 1 for n in kept))
@@ -146,5 +146,5 @@ def _needed(psf: Tensor, axis: int, n_least: int) -> int:
 
 
 def _passed(size: int) -> Tensor:
-    """List the frequencies of a transform of so many samples that are passed."""
+    """List the frequencies of a transform of `size` samples that are in the band."""
     return (torch.fft.fftfreq(size).abs() <= PASSED).nonzero()[:, 0]

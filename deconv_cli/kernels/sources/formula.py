@@ -61,7 +61,7 @@ def read_formula(
     factors = [factor.strip() for factor in text.split("*")]
     if len(factors) > 1 and not all(factors):
         raise UsageError(
-            "a kernel must be described by blurs with * between them, such as 'disk:4*motion:9@30', but one of them is "
+            "a kernel must be described by blurs with * between them, such as 'disk:4*motion:9@30', but one factor is "
             f"missing in '{shortened(text)}'."
         )
     kernel = product([_read_factor(factor, spacing) for factor in factors])
@@ -118,7 +118,7 @@ def _distance(axis: int | None, parameter: str, spacing: tuple[float, ...] | Non
         raise UsageError(f"{parameter} is no length that could be given in a unit; give a plain number.")
     if spacing is None or len(spacing) < -axis:
         raise UsageError(
-            f"{parameter} is a length in a unit, but how far apart the samples are is not known; give the length in "
+            f"{parameter} is a length in a unit, but the distance of the samples is not known; give the length in "
             "pixels, or a picture whose metadata say it."
         )
     if axis == -1 and len(spacing) > 1 and abs(spacing[-2] / spacing[-1] - 1) > _SAME:

@@ -124,7 +124,7 @@ MOFFAT = KernelSource(
 
 _MOST_BLADES = 12
 _NO_WAVE = 1e-16
-"""Square of a frequency that is zero but for rounding."""
+"""Squares of frequencies below this are zero up to rounding."""
 
 
 def polygon_kernel(blades: float, radius: float, angle: float) -> ContinuousKernel:

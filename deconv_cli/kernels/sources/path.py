@@ -83,7 +83,7 @@ def read_path(name: str) -> torch.Tensor:
         Shape `(n, 3)`: time, y and x of each.
 
     Raises:
-        UsageError: no such file, or none of such points.
+        UsageError: the file does not exist, or does not list such points.
     """
     path = Path(name)
     try:

@@ -37,7 +37,7 @@ def gaussian_kernel(sigma: float) -> ContinuousKernel:
 
 
 def _gaussian_reach(sigma: float, name: str) -> float:
-    """Return how far a Gaussian reaches along an axis, in samples; `name` is that of its width in messages."""
+    """Return half the width of a Gaussian along an axis, in samples; messages call its σ `name`."""
     return check_length(_N_SIGMAS * sigma, name)
 
 
