@@ -71,11 +71,10 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
-    from deconv_cli.workflows.apply_kernel import forward
+    from deconv_cli.workflows.apply_kernel import forward, forward_taps
     from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.workflows.blur_map import map_blur
-    from deconv_cli.workflows.custom_taps import forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -188,12 +187,11 @@ _NAMES = {
     "solvers.solution": ("Solution", "Status"),
     "solvers.solve": ("solve",),
     "tone_curve": ("ToneCurve",),
-    "workflows.apply_kernel": ("forward",),
+    "workflows.apply_kernel": ("forward", "forward_taps"),
     "workflows.bead_psf": ("BeadPsf", "psf_from_beads"),
     "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "workflows.blur_map": ("map_blur",),
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),
-    "workflows.custom_taps": ("forward_taps",),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),
     "workflows.reconstruction": ("Reconstruction",),

@@ -138,6 +138,9 @@ class ReconstructionSettings:
     _is_resolved: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
         self._check_words()
         self._check_layer()
         self._check_numbers()
@@ -386,7 +389,7 @@ def as_typed(name: str, value: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings(ReconstructionSettings):
-    """The same settings with nothing left open that the input decides.
+    """The same settings, with a value for everything that the input decides. Only `of` checks the values.
 
     Attributes:
         padding: how far the kernel reached outside the image.
@@ -423,6 +426,20 @@ class ResolvedSettings(ReconstructionSettings):
     noise_levels: tuple[float, ...] = ()
 
     _is_resolved: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Trust the values: `of` checks those of a caller, and `resolve` takes settings that were checked."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:  # noqa: ANN401
+        """Make settings of keyword arguments, and check them.
+
+        Raises:
+            UsageError: an argument that is no setting, or a value that its setting does not take.
+        """
+        found = super().of(**values)
+        found._check()
+        return found
 
     def as_options(self) -> dict[str, object]:
         """Give the settings as options; λ, which is always among them, says that the prior is the quadratic one."""

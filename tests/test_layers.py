@@ -15,7 +15,7 @@ PACKAGE = Path(deconv_cli.__file__).parent
 BELOW_OPERATORS = {
     *("allocator", "argument_types", "errors", "vocabulary", "registry", "thread_warnings"),
     "measured_light",
-    *("parts", "noise_model", "layer_options", "settings", "input_defaults"),
+    *("parts", "noise_model", "layer_options", "settings"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
 BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
@@ -32,7 +32,6 @@ ALLOWED = {
     "parts": {"registry"},
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},
-    "input_defaults": {"vocabulary", "settings"},
     "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
@@ -85,7 +84,6 @@ TORCH_FREE = {
     "noise_model",
     "layer_options",
     "settings",
-    "input_defaults",
     "deconv_cli",
     "__main__",
 }

@@ -94,8 +94,8 @@ def factor(
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.layer_settings import describe_undetermined
-    from deconv_cli.workflows.resolution import resolve
-    from deconv_cli.workflows.solved import assess_well_posedness
+    from deconv_cli.workflows.measurement import assess_well_posedness
+    from deconv_cli.workflows.resolution import InputMetadata, resolve
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()
@@ -108,7 +108,7 @@ def factor(
             f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."
         )
     precision = pick_dtype(given.dtype, taps, where)
-    resolved = resolve(given, loaded.kernel, loaded.recorded).settings
+    resolved = resolve(given, loaded.kernel, InputMetadata(recorded=loaded.recorded)).settings
     building = time.perf_counter()
     inverse = PseudoInverse(as_kernel(taps, where, precision, len(image_size)), image_size, resolved)
     factored = time.perf_counter() - building

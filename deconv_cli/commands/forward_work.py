@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import OutputPlan
     from deconv_cli.operators.tap_convolution import Tap
+    from deconv_cli.workflows.apply_kernel import Noise
     from deconv_cli.workflows.light import ChosenLight
-    from deconv_cli.workflows.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class _Convolution:
         Raises:
             UsageError: neither a name nor a function, or a layer with groups or in the transposed direction.
         """
+        from deconv_cli.workflows.apply_kernel import forward_taps
         from deconv_cli.workflows.arithmetic import check_single_kernel
-        from deconv_cli.workflows.custom_taps import forward_taps
 
         if self.layer.groups > 1 or self.layer.transposed:
             raise UsageError(
@@ -165,7 +165,7 @@ class AddedNoise:
             raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
         if text is None:
             return cls(None, None, 0)
-        from deconv_cli.workflows.noise import Noise
+        from deconv_cli.workflows.apply_kernel import Noise
 
         return cls(text, Noise.parse(text), seed or 0)
 

@@ -23,7 +23,6 @@ from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     KernelOptions,
 )
-from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, check_name
 
@@ -221,13 +220,14 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
         UsageError: another word, a file of tensors, or light is to be linear where no tone curve is known.
     """
     from deconv_cli.workflows.light import choose_light
+    from deconv_cli.workflows.resolution import RecordedConvolution
 
     if not image.is_picture:
         raise UsageError(
             f"a blur is found in a picture, but '{image.path}' is a file of tensors; write it as a picture, such as "
             ".tif, or give the kernel that blurred it."
         )
-    recorded, _ = recorded_convolution(image, None)
+    recorded = RecordedConvolution.of_record(image.record)
     wanted = check_name(("auto", *Light), light, "light")
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
 

@@ -1,12 +1,14 @@
-"""In which precision and on which device a workflow computes."""
+"""Checks of tensors, and the precision, the device and the shape in which they are computed with."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.kernel import AXIS_NAMES, Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
@@ -148,3 +150,56 @@ def check_image(image: Tensor, role: str) -> None:
             f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "
             "replace them first: a single one spoils a whole FFT."
         )
+
+
+@dataclass(frozen=True)
+class Planes:
+    """How a batch of stacks is split into planes, or lines, for a kernel of fewer axes.
+
+    Attributes:
+        batch: axes ahead of the channels, none or one.
+        numbered: the axes of space that the kernel does not span: `(D,)` for a 2-D kernel on a stack.
+        n_axes: the axes of space that it spans.
+    """
+
+    batch: Size
+    numbered: Size
+    n_axes: int
+
+    @classmethod
+    def of(cls, images: Tensor, kernel: Kernel, dimensions: int | None) -> Planes | None:
+        """Return how images are split; `None` if the kernel spans all their axes.
+
+        Args:
+            images: shape `(C, *size)` or `(B, C, *size)`.
+            kernel: the kernel that is applied to them.
+            dimensions: axes of space of the images; `None` for those of the kernel.
+
+        Raises:
+            ShapeError: the images have other axes.
+        """
+        n_axes = kernel.n_axes
+        n_numbered = 0 if dimensions is None else dimensions - n_axes
+        if n_numbered <= 0:
+            return None
+        assert dimensions is not None
+        if images.ndim not in (dimensions + 1, dimensions + 2):
+            axes = ", ".join(("C", *AXIS_NAMES[-dimensions:]))
+            raise ShapeError(
+                f"an image tensor of {dimensions} dimensions must have shape ({axes}) or (B, {axes}), but has "
+                f"{tuple(images.shape)}; add the missing axes, for example image[None]."
+            )
+        channels = images.ndim - dimensions - 1
+        return cls(tuple(images.shape[:channels]), tuple(images.shape[channels + 1 : -n_axes]), n_axes)
+
+    def split(self, images: Tensor) -> Tensor:
+        """Make a batch of the planes: `(*batch, C, *numbered, *size)` to `(n, C, *size)`."""
+        channels = len(self.batch)
+        last = images.movedim(channels, channels + len(self.numbered))
+        return last.reshape(-1, *last.shape[-self.n_axes - 1 :])
+
+    def join(self, planes: Tensor) -> Tensor:
+        """Undo `split`, for planes of any size and number of channels."""
+        channels = len(self.batch)
+        stacked = planes.reshape(*self.batch, *self.numbered, *planes.shape[1:])
+        return stacked.movedim(channels + len(self.numbered), channels)

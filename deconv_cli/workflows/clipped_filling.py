@@ -1,26 +1,31 @@
-"""Data whose clipped samples are replaced by what a first estimate predicts.
+"""Saturated samples: found as lower bounds, and filled in by a first estimate.
 
-Where light is cut off the data have creases, which no blur makes: they look like noise, and become rings.
+Saturation leaves creases in the data that no blur makes: they look like noise, and become rings.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.regularizers import spaced_penalty
+from deconv_cli.sample_range import white_of
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.resolution import Resolution
 
 TILE = 256
 """Samples along each axis that are filled at once."""
@@ -30,6 +35,35 @@ LAMBDA, PENALTY = 1e-2, "gradient"
 RULE = StoppingRule(tolerance=1e-4, max_iterations=10)
 """How tiles are estimated. Set on a bar of light in a photograph of scikit-image: penalty identity left it at white,
 and more iterations made it a little brighter for as much more time."""
+
+
+def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
+    """Find full samples, which are lower bounds, if the estimate can take account of them."""
+    if resolution.ceiling is None or resolution.has_bounds is False:
+        return None
+    if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
+        return None
+    if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
+        return None
+    least_share = 0.0 if resolution.has_bounds else LEAST_SHARE
+    return find_clipped(data, resolution.ceiling, kernel.size, least_share)
+
+
+def with_ceiling(resolution: Resolution, y: Tensor, n_axes: int) -> Resolution:
+    """Set the value of a full sample; under white noise full samples are measurements."""
+    if resolution.settings.noise in (None, "white"):
+        return replace(resolution, ceiling=None)
+    ceiling = ceiling_of(y, resolution.tone_curve, resolution.sample_type, n_axes)
+    return replace(resolution, ceiling=ceiling)
+
+
+def ceiling_of(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
+    """Return the largest value that a sample can have, in light if light is restored."""
+    ceiling = white_of(y, sample_type)
+    if ceiling is None or curve is None:
+        return ceiling
+    white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
+    return synchronize.as_number(curve.to_light(white, n_axes).min())
 
 
 def fill_clipped(

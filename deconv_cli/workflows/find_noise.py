@@ -17,7 +17,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
-from deconv_cli.settings import ResolvedSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 
 LEAST_SIDE = 3
@@ -61,6 +61,12 @@ def find_noise(
         found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
     model = found if isinstance(found, NoiseModel) else NoiseModel()
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
+
+
+def model_of(settings: ReconstructionSettings) -> NoiseModel:
+    """Return the noise model of settings whose noise was found."""
+    assert isinstance(settings.noise, NoiseModel)
+    return settings.noise
 
 
 def find_noise_of_channels(
