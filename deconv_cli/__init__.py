@@ -64,9 +64,15 @@ if TYPE_CHECKING:
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
-    from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
-    from deconv_cli.saved_layers import ModelLayer, list_layers, load_layer, save_layer
+    from deconv_cli.saved_kernels import (
+        ModelLayer,
+        list_layers,
+        load_kernel_field,
+        load_layer,
+        save_kernel_field,
+        save_layer,
+    )
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -180,9 +186,15 @@ _NAMES = {
     "operators.differences": ("Gradient", "Laplacian"),
     "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
     "operators.varying_convolution": ("VaryingConvolution",),
-    "saved_fields": ("load_kernel_field", "save_kernel_field"),
     "saved_inverses": ("load_pseudo_inverse", "save_pseudo_inverse"),
-    "saved_layers": ("ModelLayer", "list_layers", "load_layer", "save_layer"),
+    "saved_kernels": (
+        "ModelLayer",
+        "list_layers",
+        "load_kernel_field",
+        "load_layer",
+        "save_kernel_field",
+        "save_layer",
+    ),
     "solvers.pseudo_inverse": ("PseudoInverse",),
     "solvers.solution": ("Solution", "Status"),
     "solvers.solve": ("solve",),

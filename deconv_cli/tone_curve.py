@@ -1,4 +1,4 @@
-"""How the samples of a picture encode light: a curve that is undone before optics is, and done again after.
+"""How the samples of a picture encode light, and the range of their type.
 
 Light is counted on the scale of the samples: the brightest stored value, `white`, stands for light `white` too, and 0
 for 0. So λ, noise and residuals keep the unit of gray levels, but these are levels of light.
@@ -19,6 +19,10 @@ from deconv_cli.errors import ShapeError, UsageError
 
 N_INTERVALS = 255 * 16
 """Of a curve with a formula: stored values of 8 bits lie on its knots, and between them it is off by 1e-7 of white."""
+
+
+WHITES = {"uint8": 255.0, "uint16": 65535.0}
+"""Stored value of white by sample type, by its NumPy name. Other types have no agreed white."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,3 +167,34 @@ def _interval(stored: Tensor, table: Tensor) -> Tensor:
 
 def _srgb(stored: Tensor) -> Tensor:
     return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+
+
+def sample_type(samples: Tensor, stored: str | None = None) -> str:
+    """Name the type of samples in their file.
+
+    Args:
+        samples: any shape.
+        stored: the NumPy name of the type in the file, if known. Else 32 bits whose largest value is the white of 16
+            bits count as 16 bits, which torch computes next to nothing with.
+    """
+    if stored is not None:
+        return stored
+    if samples.dtype == torch.int32 and samples.numel():
+        lowest, highest = (int(end) for end in samples.aminmax())
+        if lowest >= 0 and highest == WHITES["uint16"]:
+            return "uint16"
+    return str(samples.dtype).removeprefix("torch.")
+
+
+def white_of(samples: Tensor, stored: str | None = None) -> float | None:
+    """Return the stored value of white, or `None`; for the arguments see `sample_type`."""
+    return WHITES.get(sample_type(samples, stored))
+
+
+def limits_of(samples: Tensor, stored: str | None = None) -> tuple[float, float] | None:
+    """Return the least and the largest value of whole numbers, or `None`; for the arguments see `sample_type`."""
+    dtype = getattr(torch, sample_type(samples, stored))
+    if dtype.is_floating_point or dtype == torch.bool:
+        return None
+    limits = torch.iinfo(dtype)
+    return float(limits.min), float(limits.max)

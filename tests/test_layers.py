@@ -18,7 +18,7 @@ BELOW_OPERATORS = {
     *("parts", "noise_model", "layer_options", "settings"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
-BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
+BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve"}
 
 # What each layer may import of the package, beside itself. All that is not listed is a broken rule.
 ALLOWED = {
@@ -40,8 +40,7 @@ ALLOWED = {
     "diagnostics": BELOW_SOLVERS | {"solvers"},
     "gradients": {"argument_types", "errors", "vocabulary", "registry"},
     "tone_curve": {"argument_types", "errors"},
-    "sample_range": set(),
-    "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
+    "io": BELOW_OPERATORS | {"tone_curve"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
     "chains": BELOW_WORKFLOWS | {"workflows"},
@@ -49,8 +48,7 @@ ALLOWED = {
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_denoiser": BELOW_WORKFLOWS | {"io"},
-    "saved_fields": BELOW_SOLVERS | {"io", "models"},
-    "saved_layers": BELOW_OPERATORS | {"io", "models"},
+    "saved_kernels": BELOW_SOLVERS | {"io", "models"},
     "report": BELOW_WORKFLOWS | {"workflows", "chains", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
@@ -59,14 +57,13 @@ ALLOWED = {
         "schedulers",
         "blocks",
         "saved_inverses",
-        "saved_fields",
-        "saved_layers",
+        "saved_kernels",
         "report",
         "io",
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_kernels"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}

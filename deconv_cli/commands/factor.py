@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands.console import print_answer, print_document
-from deconv_cli.commands.context import command_line, environment_of, pick
+from deconv_cli.commands.context import environment_of, pick, rerun_line
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -129,7 +129,7 @@ def factor(
         sha256=fingerprint(output),
         notes=notes,
         environment=environment_of(where, precision, started),
-        rerun=command_line("factor", None, _options(loaded, inverse, output)),
+        rerun=rerun_line("factor", None, _options(loaded, inverse), device=where.type, output=output),
     )
     record = describe_factor_run(run)
     if not quiet:
@@ -140,7 +140,7 @@ def factor(
         print_answer(str(output))
 
 
-def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> OptionValues:
+def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> OptionValues:
     """Give the options, resolved, that make the same factor again."""
     options = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
@@ -153,7 +153,4 @@ def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> Opti
         "--method": inverse.choice.method,
         "--tolerance": repr(inverse.tolerance),
         "--dtype": str(inverse.kernel.taps.dtype).removeprefix("torch."),
-        "--device": inverse.kernel.taps.device.type,
-        "--output": output,
-        "--force": True,
     }

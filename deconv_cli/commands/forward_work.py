@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick, rerun_line
 from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
@@ -277,7 +277,15 @@ class _Made:
             output=describe_output(job.target, prepared),
             notes=context.notes(loaded, prepared),
             environment=environment_of(context.device, result.dtype, loaded.started),
-            rerun=context.rerun(job, prepared, self._options()),
+            rerun=rerun_line(
+                context.command,
+                job.source,
+                kernel.options | self._options(),
+                device=context.device.type,
+                output=job.target,
+                files=context.files,
+                output_dtype=prepared.dtype,
+            ),
             padding=convolution.padding,
             boundary=convolution.boundary,
             input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),

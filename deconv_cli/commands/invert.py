@@ -11,12 +11,11 @@ import typer
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
 from deconv_cli.commands.batch_options import BatchOptions, files_read
-from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import pick
-from deconv_cli.commands.invert_work import InvertWork
+from deconv_cli.commands.invert_work import InvertWork, is_estimate
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (

@@ -1,4 +1,4 @@
-"""What `deconv invert` does to each of its inputs: by one of four ways, as the kernel was given."""
+"""What `deconv invert` does to each input: with a kernel, a factor, a chain of layers, optics, or an unknown kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
 from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.job import Finish, Job, Process, Source, Work
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.large_files import is_large
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
@@ -21,10 +21,13 @@ from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.vocabulary import DeviceChoice
+from deconv_cli.errors import UntrustworthyResultError, UsageError
+from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
     import torch
+
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
 """What `--kernel` takes for a kernel that is not given."""
@@ -140,11 +143,14 @@ class InvertWork(Work):
             chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
             return chain.restore
         if is_estimate(self.kernels, self.kernel_options):
-            return BlindRestoration(self.files, where, self.settings, self.extra, self.printed).restore
+            return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        context = Context("invert", self._load(where), self.files, where)
-        return Restoration(context, self.settings, self.extra, self.printed).restore
+        return self._restoration(self._load(where)).restore
+
+    def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
+        context = Context("invert", loaded, self.files, pick(self.device))
+        return Restoration(context, self.settings | settings, self.extra, self.printed)
 
     def _load(self, where: torch.device) -> LoadedKernel:
         if self.factor is not None:
@@ -157,6 +163,59 @@ class InvertWork(Work):
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
-        context = Context("invert", loaded, self.files, pick(self.device))
-        own = self.settings | {"dimensions": loaded.kernel.n_axes}
-        return Restoration(context, own, self.extra, self.printed).restore(job, source, progress)
+        return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
+
+    def _restore_blindly(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Find the kernel of one picture, and restore it.
+
+        Raises:
+            UntrustworthyResultError: the picture seems not to be blurred.
+        """
+        from deconv_cli.report.run_record import describe_found
+
+        progress.begin("finding the kernel")
+        found = estimate_kernel_of(source.image, light_of(source.image, self.settings.get("light") or "auto"))
+        if not found.found:
+            advice = "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel"
+            if found.slight is not None:
+                advice = f"give it with --kernel {found.slight.text}"
+            raise UntrustworthyResultError(
+                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred all the same, "
+                f"{advice}."
+            )
+        return self._restoration(_found_kernel(found)).restore(job, source, progress)
+
+
+def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:
+    """Tell whether the kernel is to be found in the picture; a file of that name goes before.
+
+    Raises:
+        UsageError: there are other kernels too, or options that read one.
+    """
+    if ESTIMATE not in kernels or ESTIMATE.exists():
+        return False
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if len(kernels) > 1 or given:
+        other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
+        raise UsageError(
+            f"--kernel estimate finds the kernel in the picture, so that {other} is of no use; leave it out."
+        )
+    return True
+
+
+def _found_kernel(found: KernelEstimate) -> LoadedKernel:
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.report.run import KernelInput
+    from deconv_cli.report.run_record import describe_found
+
+    taps = found.taps()
+    source = KernelInput(
+        Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
+    )
+    notes = [f"the kernel was found in the picture: {describe_found(found)}"]
+    if found.doubt is not None:
+        notes.append(found.doubt)
+    rival = close_rival(found)
+    if rival is not None:
+        notes.append(f"{rival} explains the picture about as well; compare what --kernel {rival} gives")
+    return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

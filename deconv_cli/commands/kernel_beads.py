@@ -83,7 +83,7 @@ def from_beads(
 ) -> None:
     """Measure a point-spread function on a picture of beads: average those that stand alone."""
     from deconv_cli.io import read_image
-    from deconv_cli.sample_range import limits_of
+    from deconv_cli.tone_curve import limits_of
     from deconv_cli.workflows.bead_psf import psf_from_beads
 
     if output is not None:

@@ -116,7 +116,7 @@ def estimate(
         record["free"] = describe_free(form)
         rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
     if map_file is not None:
-        from deconv_cli.saved_fields import save_kernel_field
+        from deconv_cli.saved_kernels import save_kernel_field
         from deconv_cli.workflows.blur_map import map_blur
 
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, rerun_line
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs, PlannedOutputs
@@ -129,7 +129,15 @@ class Restoration:
             output=describe_output(job.target, prepared),
             notes=context.notes(loaded, prepared, *result.notes),
             environment=environment_of(context.device, result.image.dtype, loaded.started),
-            rerun=context.rerun(job, prepared, self._options(result, loaded.image)),
+            rerun=rerun_line(
+                context.command,
+                job.source,
+                context.loaded.options | self._options(result, loaded.image),
+                device=context.device.type,
+                output=job.target,
+                files=context.files,
+                output_dtype=prepared.dtype,
+            ),
             reconstruction=result,
             diagnosis=diagnosis,
             factor=context.loaded.factor,

@@ -28,7 +28,7 @@ from deconv_cli.kernels.beads.bead_finder import (
     take_census,
 )
 from deconv_cli.measured_light import above_noise, connected, smooth
-from deconv_cli.sample_range import white_of
+from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.arithmetic import check_image
 

@@ -20,8 +20,7 @@ from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_r
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
-from deconv_cli.sample_range import white_of
-from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.tone_curve import ToneCurve, white_of
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""

@@ -26,7 +26,6 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.regularizers import spaced_penalty
-from deconv_cli.sample_range import limits_of
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
@@ -35,7 +34,7 @@ from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
-from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.tone_curve import ToneCurve, limits_of
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_image, pick_dtype
