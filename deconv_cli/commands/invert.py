@@ -38,7 +38,7 @@ from deconv_cli.vocabulary import DeviceChoice
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
 LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
-"""Settings that a factor leaves open; it fixes the others."""
+"""Settings that a factor does not fix."""
 
 
 def invert(
@@ -169,10 +169,10 @@ def _has_earlier(target: Path) -> bool:
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse options that contradict a factor, or repeat what it says.
+    """Refuse options that contradict a factor, or repeat it.
 
     Raises:
-        UsageError: some were typed; names them.
+        UsageError: names those that were typed.
     """
     if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
         raise UsageError(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.blind.estimate import KernelEstimate
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
-"""What `--kernel` takes for a kernel that is not given."""
+"""Words that `--kernel` takes instead of a kernel."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class InvertWork(Work):
     """The options of `deconv invert`.
 
     Attributes:
-        kernels: files, formulas, or what else `--kernel` takes; none with a factor.
+        kernels: files, formulas, or other words that `--kernel` takes; none with a factor.
         kernel_options: how to read them.
         factor: the file of an inverse.
-        settings: those that were typed.
+        settings: the typed settings.
         files: how to read and write.
-        extra: what is written besides the estimate.
-        printed: what is printed.
+        extra: the files to write besides the estimate.
+        printed: what to print.
         chain: layers of a model.
         device: where to compute.
-        first: the first input, whose axes tell what some kernels are.
+        first: the first input, whose axes decide how some kernels are read.
         large: how inputs are cut.
         can_be_cut: whether inputs that do not fit the memory are restored in blocks.
-        resumes: whether a run over blocks that ended early is gone on with.
-        n_sharing: processes that share the memory.
+        resumes: whether to continue an unfinished run over blocks.
+        n_sharing: number of processes that share the memory.
     """
 
     kernels: list[Path]
@@ -71,7 +71,7 @@ class InvertWork(Work):
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
-        """Whether code from outside runs, which may print and warn."""
+        """Whether code of other people runs, which may print and warn."""
         return self.chain is not None or self._is_microscope
 
     @property
@@ -79,7 +79,7 @@ class InvertWork(Work):
         return is_microscope(self.kernels, self.kernel_options)
 
     def read(self, path: Path) -> Source:
-        """Read an input; of one that is restored in blocks no more than a corner."""
+        """Read an input; only a corner of one that is restored in blocks."""
         from deconv_cli.io.limits import allowing
 
         with allowing(self.settings.get("max_memory")):
@@ -103,7 +103,7 @@ class InvertWork(Work):
         return pick(self.device).type
 
     def memory(self) -> int:
-        """Give the bytes that inputs which are worked on at once may take together, as was typed."""
+        """Return the memory in bytes that all inputs in work may take together."""
         return self.settings.get("max_memory") or super().memory()
 
     def shared_by(self, n_workers: int) -> Work:
@@ -113,7 +113,7 @@ class InvertWork(Work):
         return replace(self, settings=self.settings | given, n_sharing=n_workers)
 
     def refuse_existing(self, job: Job) -> None:
-        """Refuse a job whose output is there, or blocks of it which a run left that is not gone on with."""
+        """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
         from deconv_cli.blocks.block_ledger import BlockLedger
         from deconv_cli.blocks.earlier_run import refuse_to_forget
 
@@ -122,12 +122,12 @@ class InvertWork(Work):
             refuse_to_forget([job.target], BlockLedger.of(job.target))
 
     def open(self) -> Process:
-        """Choose the way, and read the kernel, the model or the factor."""
+        """Choose the way to restore, and read the kernel, the model or the factor."""
         whole = self._open_whole()
         return partial(self._by_size, whole) if self.can_be_cut else whole
 
     def _by_size(self, whole: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore an input as a whole; or in blocks, all of it when it is its turn to be written."""
+        """Restore an input as a whole; or in blocks, all of them when it is its turn to be written."""
         if source.large is None:
             return whole(job, source, progress)
         return partial(self._in_blocks().restore, job, source.large, self.extra, progress)
@@ -159,7 +159,7 @@ class InvertWork(Work):
         return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, WORDS)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore an input with the kernels of the optics that it names."""
+        """Restore an input with the kernel of the optics that its file names."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
@@ -187,19 +187,17 @@ class InvertWork(Work):
 
 
 def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:
-    """Tell whether the kernel is to be found in the picture; a file of that name goes before.
+    """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
 
     Raises:
-        UsageError: there are other kernels too, or options that read one.
+        UsageError: other kernels are given too, or options that read one.
     """
     if ESTIMATE not in kernels or ESTIMATE.exists():
         return False
     given = [name for name, value in options.as_options().items() if value is not None]
     if len(kernels) > 1 or given:
         other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
-        raise UsageError(
-            f"--kernel estimate finds the kernel in the picture, so that {other} is of no use; leave it out."
-        )
+        raise UsageError(f"--kernel estimate finds the kernel in the picture, so {other} has no use; leave it out.")
     return True
 
 

@@ -1,4 +1,4 @@
-"""One file restored: read it, reconstruct, and write what came of it."""
+"""Restore one file: read it, reconstruct it, and write the result."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.resolution import InputMetadata
 
 N_ALIGNED = 3
-"""The kernel is held against so many inputs, the first of a run: looking takes longer than to restore a picture."""
+"""The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 NOTABLE_NOISE = 1e-3
-"""Part of the spread of an array from which on noise spoils what is restored under the λ of tensors."""
+"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 
 
 class Restoration:
-    """Restores one input after another; what pictures share, and what tensors share, is prepared once.
+    """Restores one input after another; pictures share one pipeline, and tensors share one.
 
     Args:
         context: kernel, device and files.
-        settings: those that were typed.
-        extra: what is written besides the estimate.
-        printed: what is printed.
+        settings: the typed settings.
+        extra: the files to write besides the estimate.
+        printed: what to print.
     """
 
     def __init__(self, context: Context, settings: SettingValues, extra: ExtraOutputs, printed: PrintOptions) -> None:
@@ -91,7 +91,7 @@ class Restoration:
         return partial(self._finish, job, loaded, plan, planned, result, diagnosis, views)
 
     def _metadata(self, image: ImageFile) -> InputMetadata:
-        """Gather what the files of an input and of the kernel tell."""
+        """Gather what the files of an input and of the kernel record."""
         from deconv_cli.workflows.resolution import InputMetadata
 
         loaded = self._context.loaded
@@ -155,7 +155,7 @@ class Restoration:
         )
 
     def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
-        """Give the options that make the same estimate again: what was resolved, not what was left open."""
+        """Return the options that make the same estimate again, with the resolved settings."""
         from deconv_cli.workflows.resolution import default_noise
 
         settings = result.settings
@@ -176,7 +176,7 @@ class Restoration:
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
-            # A single λ would restore together what was restored one by one, if by chance under the same.
+            # Channels that were restored one by one keep a λ for each, even if all are equal.
             is_of_each = result.lambda_choice is not None or isinstance(self._settings.get("lam"), tuple)
             lams = tuple(part.settings.lam for part in result.channels) if is_of_each else ()
             options["--lambda"] = as_typed("lam", lams or result.lam)
@@ -192,7 +192,7 @@ class Restoration:
         return options | layer_options(settings, self._settings) | predicts | self._extra.as_options()
 
     def _pipeline(self, kind: InputKind) -> Pipeline:
-        """Give the pipeline of pictures or of tensors."""
+        """Return the pipeline of pictures or of tensors."""
         from deconv_cli.workflows.pipeline import Pipeline
 
         loaded = self._context.loaded
@@ -208,13 +208,13 @@ class Restoration:
 def choose_kind(
     image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
 ) -> tuple[InputKind, tuple[str, ...]]:
-    """Choose the defaults of pictures or of tensors; says so where the samples decide, and not the format.
+    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
 
     Args:
         image: the file.
-        samples: gives its samples or parts of them, shape `(*batch, *size)`.
+        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
         loaded: the kernel.
-        given: the settings that were typed.
+        given: the typed settings.
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
@@ -234,7 +234,7 @@ def choose_kind(
 
 
 def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
-    """Tell of a picture whose format is read as a whole whether one of another would be restored in blocks."""
+    """Return whether a picture that is read as a whole would be restored in blocks in another format."""
     from deconv_cli.io.regions.opening import is_read_by_parts
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
@@ -243,7 +243,7 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
 
 
 def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
-    """Measure what the range of the written samples does not hold of a picture; that of those read is measured."""
+    """Measure how much of a picture is outside the range of written samples of another type than the input's."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping

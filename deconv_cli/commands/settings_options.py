@@ -46,14 +46,14 @@ class SettingOption:
 
     Attributes:
         annotation: the parameter's type with Typer's description of it.
-        read: makes the setting's value of what was typed.
+        read: converts the typed value.
     """
 
     annotation: Any
     read: Callable[[Any], object] = lambda value: value
 
     def annotation_with(self, text: str | None) -> Any:  # noqa: ANN401
-        """Give the annotation, with another help text where a command says something else of the setting."""
+        """Return the annotation, with another help text if a command has its own."""
         if text is None:
             return self.annotation
         kind, option = get_args(self.annotation)
@@ -340,12 +340,7 @@ SETTINGS_OPTIONS = dict(
 
 
 def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Container[str]) -> dict[str, object]:
-    """Give the options of a layer that would be typed again: what differs from a plain convolution, or was typed.
-
-    Args:
-        settings: what was resolved, or the layer of it.
-        typed: names of the settings that were typed.
-    """
+    """Return the options of a layer that differ from a plain convolution, or that were typed."""
     options: dict[str, object] = {}
     for name in LAYER_SETTINGS:
         value, is_plain = getattr(settings, name), getattr(settings, name) == getattr(PLAIN, name)
@@ -356,9 +351,9 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
 
 
 def read_settings(typed: SettingValues) -> SettingValues:
-    """Read the settings that were typed; the others are left out.
+    """Read the typed settings; the others are left out.
 
     Raises:
-        UsageError: a text that stands for no value of its setting.
+        UsageError: a text that is no value of its setting.
     """
     return {name: SETTINGS_OPTIONS[name].read(value) for name, value in typed.items() if value is not None}

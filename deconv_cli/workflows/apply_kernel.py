@@ -173,11 +173,7 @@ def forward_taps(
 
 
 def refuse_unknown(rule: BoundaryRule) -> None:
-    """Refuse a boundary that says nothing about the pixels outside.
-
-    Raises:
-        UsageError: it is one.
-    """
+    """Refuse, by `UsageError`, a boundary that says nothing about the pixels outside."""
     if rule.is_unknown:
         others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
         raise UsageError(
@@ -208,11 +204,7 @@ def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
 
 
 def as_bias(bias: Tensor, outputs: Tensor, n_axes: int) -> Tensor:
-    """Shape a bias so that it adds to outputs `(*batch, C_out, *size)` with `n_axes` axes of space.
-
-    Raises:
-        ShapeError: the bias has another length than the outputs have channels.
-    """
+    """Shape a bias to add it to outputs `(*batch, C_out, *size)`; another length raises a `ShapeError`."""
     check_tensor(bias, "the bias")
     n_channels = outputs.shape[-n_axes - 1]
     if bias.shape != (n_channels,):
@@ -224,20 +216,12 @@ def as_bias(bias: Tensor, outputs: Tensor, n_axes: int) -> Tensor:
 
 
 def subtract_bias(y: Tensor, bias: Tensor | None, n_axes: int) -> Tensor:
-    """Take the bias of each output channel, if there is one, off outputs `(*batch, C_out, *size)`.
-
-    Raises:
-        ShapeError: the bias has another length than the outputs have channels.
-    """
+    """Subtract the bias of each output channel, if there is one, from outputs `(*batch, C_out, *size)`."""
     return y if bias is None else y - as_bias(bias, y, n_axes)
 
 
 def find_tap(tap: Tap | str) -> Tap:
-    """Give the tap of a name, or the function itself.
-
-    Raises:
-        UsageError: no such name, or neither a name nor a function.
-    """
+    """Return the tap of a name, or the function itself; anything else raises a `UsageError`."""
     found: object = TAPS[TAPS.check(tap)] if isinstance(tap, str) else tap
     if not callable(found):
         raise UsageError(f"a tap must be one of {', '.join(TAPS)} or a function (pixel, weight), but is {found!r}.")
@@ -245,16 +229,7 @@ def find_tap(tap: Tap | str) -> Tap:
 
 
 def _for_each_image(apply: Callable[[Tensor, Tensor], Tensor], kernel: Kernel, x: Tensor) -> Tensor:
-    """Call `apply(weights, image)` for one image after another, since custom taps are not linear.
-
-    Args:
-        apply: takes weights `(C_out, C_in, *k)` and an image `(C_in, *size)`.
-        kernel: the weights.
-        x: shape `(C, *size)` or `(B, C, *size)`.
-
-    Raises:
-        ShapeError: the channels do not fit the kernel.
-    """
+    """Call `apply` on weights `(C_out, C_in, *k)` and each image `(C_in, *size)` of `x`, `(*batch, C, *size)`."""
     axis = kernel.channel_axis
     if kernel.is_per_channel:
         kernel.check_channels(x)
@@ -303,14 +278,14 @@ class Noise:
         return noise
 
     def kernel_for(self, kernel: Taps, n_axes: int) -> tuple[Taps, tuple[str, ...]]:
-        """Give the kernel to blur by before the noise is added: what is counted takes one without negative taps.
+        """Return the kernel to blur by before the noise is added: counts need one without negative taps.
 
         Args:
             kernel: taps `(*, *k)`, or those of a field.
             n_axes: axes of space, `k`.
 
         Returns:
-            The kernel, or the nearest one without negative taps where those are small, and a sentence that says so.
+            The kernel, or the nearest one without negative taps if those are small, and a sentence that says so.
         """
         taps = kernel.taps if isinstance(kernel, KernelField) else kernel
         share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0

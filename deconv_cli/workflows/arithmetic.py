@@ -16,12 +16,10 @@ from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole,
 
 
 def pick_device(choice: DeviceChoice | str) -> torch.device:
-    """Find the device that a word stands for.
-
-    `auto` takes CUDA where it is there, else the CPU. MPS, which has no float64, is only taken when asked for.
+    """Find the device of a word: `auto` takes CUDA if there is one, else the CPU, but not MPS, which has no float64.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is missing.
     """
     choice = DeviceChoice(choice)
     if choice is DeviceChoice.AUTO:
@@ -34,9 +32,7 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
 
 
 def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor, device: torch.device) -> torch.dtype:
-    """Find the precision of the arithmetic.
-
-    It is the one asked for, else float64 for float64 data and float32 for all others.
+    """Find the precision of the arithmetic: the given one, else float64 for float64 data and float32 for all others.
 
     Raises:
         UsageError: the precision is unknown, or the device does not have it.
@@ -62,7 +58,7 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensio
         kernel: of shape `(*k)` or `(C_out, C_in, *k)`.
         device: of the arithmetic.
         dtype: of the arithmetic.
-        dimensions: axes of space of the images, where the kernel's own do not tell (see `Kernel.from_tensor`).
+        dimensions: axes of space of the images, if the kernel's own do not tell (see `Kernel.from_tensor`).
 
     Raises:
         UsageError: it is no tensor, or varies over the frame.
@@ -82,12 +78,7 @@ def as_any_kernel(
 
 
 def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
-    """Refuse a kernel that varies over the frame, and what is no kernel by its type; gives the kernel itself.
-
-    Raises:
-        UsageError: it is no tensor.
-        MalformedInputError: it is complex.
-    """
+    """Refuse a kernel that varies over the frame, by `UsageError`, and whatever `check_kernel` refuses."""
     if isinstance(kernel, KernelField):
         raise UsageError(
             "a kernel that varies over the frame is taken by forward and invert alone; here give the kernel of one "
@@ -98,12 +89,7 @@ def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
 
 
 def check_kernel(kernel: Tensor | KernelField) -> None:
-    """Refuse what is no kernel by its type.
-
-    Raises:
-        UsageError: it is neither a tensor nor a `KernelField`.
-        MalformedInputError: it is complex.
-    """
+    """Refuse anything but a real tensor or a `KernelField`, by `UsageError` or `MalformedInputError`."""
     if isinstance(kernel, KernelField):
         return
     check_tensor(kernel, "the kernel")
@@ -120,22 +106,14 @@ _SIZES = {
 
 
 def as_size(size: object, n_axes: int = 2) -> Size:
-    """Read a size in pixels, one number for each axis of space.
-
-    Raises:
-        UsageError: it is not so many positive whole numbers.
-    """
+    """Read a size, a positive whole number of pixels for each axis of space; anything else raises a `UsageError`."""
     if isinstance(size, tuple | list) and len(size) == n_axes and all(is_whole(n) and int(n) > 0 for n in size):
         return tuple(int(n) for n in size)
     raise UsageError(f"{_SIZES[n_axes]}, but is {size!r}.")
 
 
 def check_image(image: Tensor, role: str) -> None:
-    """Refuse tensors that are no images.
-
-    Args:
-        image: what was given.
-        role: what it is called in the message.
+    """Refuse tensors that are no images; `role` is the name in the message.
 
     Raises:
         UsageError: it is no tensor.

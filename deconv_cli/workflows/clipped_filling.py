@@ -37,7 +37,7 @@ and more iterations made it a little brighter for as much more time."""
 
 
 def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
-    """Find full samples, which are lower bounds, if the estimate can take account of them."""
+    """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
     if resolution.ceiling is None or resolution.has_bounds is False:
         return None
     if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
@@ -68,16 +68,16 @@ def ceiling_of(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_ax
 def fill_clipped(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, is_clipped: Tensor | None
 ) -> tuple[Tensor, float]:
-    """Replace clipped samples that an estimate exceeds, its λ chosen as for white noise.
+    """Replace full samples that an estimate exceeds, with λ chosen as for white noise.
 
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision, without a graph.
-        kernel: what made them.
-        settings: what was resolved.
-        is_clipped: which samples are lower bounds, of the shape of `y`; none where it is left out.
+        kernel: the kernel that made them.
+        settings: the settings.
+        is_clipped: which samples are lower bounds, of the shape of `y`; `None` for none.
 
     Returns:
-        Data of the shape of `y`, filled in the middle, which is looked at; and the part of that that is as it was.
+        The data, filled in their middle; and the share of the middle that did not change.
     """
     if is_clipped is None or kernel.field is not None:
         return y, 1.0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,26 +37,13 @@ LEAST_WEIGHT = 1e-13
 """λ of the coordinates, which have to exist for images that leave some taps open too."""
 
 
-@dataclass(frozen=True, eq=False)
-class LossMinimum:
-    """The taps at which a loss is least.
-
-    Attributes:
-        columns: over all outputs, shape `(G, N, C_out)`.
-        without: over the outputs that are not held out, of the same shape.
-        ridges: the least squares that resemble the loss, of each group.
-        certificate: how far the minimum may be, relative to what the kernel makes of the images.
-    """
-
-    columns: Tensor
-    without: Tensor
-    ridges: list[Ridge]
-    certificate: float
+GroupFit: TypeAlias = tuple[Tensor, Tensor, Ridge]
+"""Taps `(N, C_out)` of all outputs, taps without the outputs that are held out, and the least squares behind them."""
 
 
 def minimize_loss(
     groups: Sequence[Sequence[Pair]], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
-) -> LossMinimum:
+) -> tuple[list[GroupFit], float]:
     """Minimize the mean loss plus the penalty, from the least squares that resemble the loss.
 
     Args:
@@ -65,6 +53,9 @@ def minimize_loss(
         penalty: LᵀL, shape `(N, N)`.
         lam: weight of the penalty as in `fit_kernel`; `None` takes the likeliest of the least squares.
         constraint: what holds of the taps.
+
+    Returns:
+        The fit of each group; and how far the minimum may be, relative to what the kernel makes of the images.
 
     Raises:
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
@@ -86,7 +77,7 @@ def minimize_loss(
         columns = model.columns().detach().clamp_min(0.0 if constraint.nonnegative else -math.inf)
         found.append((columns, certificate))
     (columns, certificate), (without, _) = found
-    return LossMinimum(columns, without, start.ridges, certificate)
+    return list(zip(columns, without, start.ridges, strict=True)), certificate
 
 
 def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
