@@ -1,4 +1,4 @@
-"""The check that what a caller gives has the type that a function takes."""
+"""Checks of the types of arguments."""
 
 from __future__ import annotations
 
@@ -9,27 +9,14 @@ from deconv_cli.errors import UsageError
 
 
 def check_type(found: object, wanted: type, role: str) -> None:
-    """Refuse a value of another type.
-
-    Args:
-        found: what was given.
-        wanted: its type, or a base of it.
-        role: what it is called in the message.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Refuse a value of another type by a `UsageError`; `role` is its name in the message."""
     if not isinstance(found, wanted):
         package = "torch.nn." if wanted.__module__.startswith("torch.nn.") else ""
         raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Give the path of a file.
-
-    Raises:
-        UsageError: it is neither a text nor a path.
-    """
+    """Return the path of a file; anything but a text or a path raises a `UsageError`."""
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"the path of a file must be a str or a Path, but is of type {type(path).__name__}.")
     return Path(path)

@@ -47,7 +47,7 @@ class TooLargeError(InputRefusedError):
 
 
 def as_too_large(error: BaseException) -> TooLargeError | None:
-    """Recognize that memory could not be had, which torch tells by its message alone."""
+    """Recognize a lack of memory, which torch reports only by its message."""
     is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if not is_of_torch and not isinstance(error, MemoryError):
         return None

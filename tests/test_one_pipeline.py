@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import deconv_cli
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
+from deconv_cli.commands.option_groups import FileOptions
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import format_padding
+from deconv_cli.workflows.resolution import InputMetadata
 
 SIZE = (20, 18)
 
@@ -240,6 +242,44 @@ def test_a_record_and_single_settings_are_not_mixed(files):
         deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, dimensions, padding"
     ):
         deconv_cli.invert(y, kernel, lambda_=1e-3)
+
+
+def test_a_run_decodes_once_checks_its_settings_at_the_doors_and_knows_what_the_library_knows(tmp_path, monkeypatch):
+    from PIL import Image
+
+    random = np.random.default_rng(1)
+    Image.fromarray((255 * random.random((80, 140))).astype(np.uint8)).save(tmp_path / "photo.png")
+    counts = {"read": 0, "check": 0}
+    read, check = FileOptions.read, ReconstructionSettings._check
+
+    def count(name, function):
+        def counted(*arguments):
+            counts[name] += 1
+            return function(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(FileOptions, "read", count("read", read))
+    monkeypatch.setattr(ReconstructionSettings, "_check", count("check", check))
+    words = ["invert", str(tmp_path / "photo.png"), "-k", "disk:2", "-o", str(tmp_path / "x.png"), "--json"]
+    record = json.loads(CliRunner().invoke(app, [*words, "--prior=quadratic"], prog_name="deconv").stdout)
+    assert counts == {"read": 1, "check": 2}
+    assert record["command"] == "invert"
+
+
+def test_the_library_decides_by_the_metadata_of_a_file():
+    y = torch.rand(1, 6, 9, 8, generator=torch.Generator().manual_seed(0))
+    kernel, made = torch.ones(3, 3, 3), {"command": "forward", "boundary": "reflect", "padding": "same", "kernel": {}}
+    metadata = InputMetadata(record=made, kernel_sha256="other", spacing=(3.0, 1.0, 1.0))
+    result = deconv_cli.invert(y, kernel, dimensions=3, penalty="gradient", lam=0.1, metadata=metadata)
+    assert result.boundary == "reflect"
+    assert result.settings.spacing == (3.0, 1.0, 1.0)
+    assert [note[:31] for note in result.notes] == [
+        "deconv forward made this file w",
+        "differences are taken per dista",
+    ]
+    with pytest.raises(deconv_cli.UsageError, match="with tap tan-sum; apply the kernel without"):
+        deconv_cli.invert(y, kernel, dimensions=3, metadata=InputMetadata(record=made | {"tap": "tan-sum"}))
 
 
 def test_settings_are_frozen_comparable_and_known_without_torch():

@@ -27,6 +27,7 @@ from deconv_cli.vocabulary import Convention, DeviceChoice
 if TYPE_CHECKING:
     import torch
 
+    from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
@@ -82,8 +83,16 @@ class InvertWork(Work):
         """Read an input; only a corner of one that is restored in blocks."""
         from deconv_cli.io.limits import allowing
 
+        held = vars(self).pop("_held", None) if path == self.first else None
+        if held is not None:
+            return held
         with allowing(self.settings.get("max_memory")):
             return self._read(path)
+
+    def _read_first(self) -> ImageFile:
+        """Read the first input, and hold it until it is its turn, so that it is decoded once."""
+        source = vars(self)["_held"] = self.read(self.first)
+        return source.image
 
     def _read(self, path: Path) -> Source:
         if not self.can_be_cut:
@@ -156,7 +165,7 @@ class InvertWork(Work):
         if self.factor is not None:
             return load_factor(self.factor, where, self.settings.get("max_memory"))
         dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, WORDS)
+        return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
         """Restore an input with the kernel of the optics that its file names."""

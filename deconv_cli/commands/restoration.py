@@ -198,9 +198,8 @@ class Restoration:
         loaded = self._context.loaded
         with self._making:
             if kind not in self._pipelines:
-                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
-                if loaded.inverse is None:
-                    settings = replace(settings, dimensions=loaded.kernel.n_axes)
+                known = {} if loaded.inverse is not None else {"dimensions": loaded.kernel.n_axes}
+                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings | known)
                 self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
             return self._pipelines[kind]
 
