@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import as_path, check_type
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError, as_path, check_type
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
 from deconv_cli.solvers.factors import Factors

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deconv_cli.argument_types import as_path, check_type
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, as_path, check_type
 from deconv_cli.io.data import write_tensors
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.kernels.kernel_field import KernelField

@@ -14,8 +14,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError, UsageError, check_type
 
 N_INTERVALS = 255 * 16
 """Intervals of a curve with a formula: 8-bit values lie on its knots; between them its error is 1e-7 of white."""

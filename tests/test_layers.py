@@ -13,7 +13,7 @@ import deconv_cli
 PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
-    *("allocator", "argument_types", "errors", "vocabulary", "registry", "thread_warnings"),
+    *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
     "measured_light",
     *("parts", "noise_model", "layer_options", "settings"),
 }
@@ -25,7 +25,6 @@ ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
-    "argument_types": {"errors"},
     "thread_warnings": set(),
     "measured_light": set(),
     "registry": {"errors", "vocabulary"},
@@ -38,8 +37,8 @@ ALLOWED = {
     "kernels": BELOW_OPERATORS | {"operators"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
-    "gradients": {"argument_types", "errors", "vocabulary", "registry"},
-    "tone_curve": {"argument_types", "errors"},
+    "gradients": {"errors", "vocabulary", "registry"},
+    "tone_curve": {"errors"},
     "io": BELOW_OPERATORS | {"tone_curve"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
@@ -72,7 +71,6 @@ SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
     "allocator",
-    "argument_types",
     "thread_warnings",
     "errors",
     "vocabulary",

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from deconv_cli.argument_types import as_path
 from deconv_cli.blocks.block_memory import arithmetic_dtype, default_memory
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
@@ -16,7 +15,7 @@ from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.plan_extras import NO_FILES, ExtraFiles, plan_extras
 from deconv_cli.blocks.run_blocks import BlockListener
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import allowing

@@ -11,8 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError, UsageError, check_type
 from deconv_cli.vocabulary import is_whole
 
 Shape = tuple[int, ...]

@@ -11,8 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.nonnegative_taps import (

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
 from deconv_cli.diagnostics.jpeg_noise import LUMA
-from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
+from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form

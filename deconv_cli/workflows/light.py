@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.tone_curve import ToneCurve
