@@ -20,7 +20,7 @@ The message is complete: no caller adds to it, and the command line prints it as
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import pathlib
 
 
 class DeconvError(Exception):
@@ -82,8 +82,8 @@ def check_type(found: object, wanted: type, role: str) -> None:
         raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
 
 
-def as_path(path: str | os.PathLike[str]) -> Path:
+def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Return the path of a file; anything but a text or a path raises a `UsageError`."""
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"the path of a file must be a str or a Path, but is of type {type(path).__name__}.")
-    return Path(path)
+    return pathlib.Path(path)
