@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
     from deconv_cli.gradients.training.script import watch_gradients
+    from deconv_cli.kernels.beads.bead_psf import BeadPsf, psf_from_beads
+    from deconv_cli.kernels.blind.blur_map import map_blur
+    from deconv_cli.kernels.blind.blurred_picture import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
@@ -78,9 +81,6 @@ if TYPE_CHECKING:
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.apply_kernel import forward, forward_taps
-    from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
-    from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
-    from deconv_cli.workflows.blur_map import map_blur
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -200,9 +200,9 @@ _NAMES = {
     "solvers.solve": ("solve",),
     "tone_curve": ("ToneCurve",),
     "workflows.apply_kernel": ("forward", "forward_taps"),
-    "workflows.bead_psf": ("BeadPsf", "psf_from_beads"),
-    "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
-    "workflows.blur_map": ("map_blur",),
+    "kernels.beads.bead_psf": ("BeadPsf", "psf_from_beads"),
+    "kernels.blind.blurred_picture": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
+    "kernels.blind.blur_map": ("map_blur",),
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),

@@ -34,7 +34,7 @@ ALLOWED = {
     "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
-    "kernels": BELOW_OPERATORS | {"operators"},
+    "kernels": BELOW_OPERATORS | {"operators", "tone_curve"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
     "gradients": {"errors", "vocabulary", "registry"},

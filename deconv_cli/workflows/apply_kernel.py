@@ -24,13 +24,13 @@ from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.linear_operator import check_tensor
+from deconv_cli.operators.linear_operator import check_image, check_tensor
 from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps
 from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_percent, format_size
-from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_image, check_single_kernel, pick_dtype
+from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_single_kernel, pick_dtype
 
 Taps = TypeVar("Taps", Tensor, KernelField, Tensor | KernelField)
 

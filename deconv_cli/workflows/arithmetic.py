@@ -10,7 +10,6 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import AXIS_NAMES, Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole, parse_word
 
@@ -110,24 +109,6 @@ def as_size(size: object, n_axes: int = 2) -> Size:
     if isinstance(size, tuple | list) and len(size) == n_axes and all(is_whole(n) and int(n) > 0 for n in size):
         return tuple(int(n) for n in size)
     raise UsageError(f"{_SIZES[n_axes]}, but is {size!r}.")
-
-
-def check_image(image: Tensor, role: str) -> None:
-    """Refuse tensors that are no images; `role` is the name in the message.
-
-    Raises:
-        UsageError: it is no tensor.
-        MalformedInputError: the tensor is complex, or holds NaN or infinite values.
-    """
-    check_tensor(image, role)
-    if image.is_complex():
-        raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
-    if image.is_floating_point() and not synchronize.are_finite(image):
-        bad = torch.nonzero(~torch.isfinite(image))
-        raise MalformedInputError(
-            f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "
-            "replace them first: a single one spoils a whole FFT."
-        )
 
 
 @dataclass(frozen=True)

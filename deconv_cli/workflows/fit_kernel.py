@@ -28,10 +28,10 @@ from deconv_cli.kernels.fit.pair_equations import (
 from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size
-from deconv_cli.workflows.arithmetic import check_image
 from deconv_cli.workflows.loss_fit import GroupFit, minimize_loss
 
 CHANNELS = ("shared", "each", "mix")

@@ -21,10 +21,12 @@ from torch import Tensor
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
+from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
@@ -37,8 +39,7 @@ from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve, limits_of
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
-from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_image, pick_dtype
-from deconv_cli.workflows.blind import describe_alignment
+from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.kernels.blind.blurred_picture import BlurredPicture
 from deconv_cli.kernels.blind.estimate import (
     NO_BLUR,
     KernelEstimate,
@@ -23,7 +24,6 @@ from deconv_cli.kernels.kernel import stack_kernels
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.blind import BlurredPicture
 
 _MOST_PARTS = 6
 """Along each axis."""

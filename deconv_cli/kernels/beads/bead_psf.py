@@ -28,9 +28,9 @@ from deconv_cli.kernels.beads.bead_finder import (
     take_census,
 )
 from deconv_cli.measured_light import above_noise, connected, smooth
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
-from deconv_cli.workflows.arithmetic import check_image
 
 WIDTHS = 5.0
 """Side of the windows in which beads are found and aligned, in full widths at half maximum."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.jpeg_noise import LUMA
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
@@ -21,6 +20,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.tone_curve import ToneCurve, white_of
 
+LUMA = (0.299, 0.587, 0.114)
+"""Of stored values in red, green and blue, as JPEG makes it (ITU-T T.871)."""
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
