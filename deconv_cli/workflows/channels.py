@@ -20,13 +20,7 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
-    """Join channels that were restored one by one: images side by side, sizes pooled, and the worst of everything else.
-
-    Args:
-        parts: the reconstruction of each channel.
-        resolution: the settings of all of them.
-        n_axes: axes of space of the images.
-    """
+    """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)

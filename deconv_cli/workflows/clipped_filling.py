@@ -70,11 +70,7 @@ def fill_clipped(
 ) -> tuple[Tensor, float]:
     """Replace full samples that an estimate exceeds, with λ chosen as for white noise.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision, without a graph.
-        kernel: the kernel that made them.
-        settings: the settings.
-        is_clipped: which samples are lower bounds, of the shape of `y`; `None` for none.
+    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` has their shape.
 
     Returns:
         The data, filled in their middle; and the share of the middle that did not change.
@@ -93,16 +89,9 @@ def fill_clipped(
 
 
 def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:
-    """Replace clipped samples that a quadratic estimate exceeds, tile by tile: where none are clipped it costs nothing.
+    """Replace full samples of data `(*batch, C_out, H, W)` that a quadratic estimate exceeds, tile by tile.
 
-    Args:
-        y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias, of the kernel's precision.
-        kernel: what made them, of two axes.
-        is_clipped: which samples are lower bounds, of the shape of `y`.
-        origin: of a block, its place in the picture: all blocks have the tiles of that.
-
-    Returns:
-        Data of the shape of `y`.
+    Tiles without full samples cost nothing. A block at `origin` of a picture has the tiles of the picture.
     """
     data, bounds = (kernel.split(part, are_outputs=True) for part in (y, is_clipped.to(y.dtype)))
     size, margins = data.shape[-2:], [N_KERNELS * n_taps for n_taps in kernel.size]

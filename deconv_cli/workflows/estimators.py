@@ -32,14 +32,9 @@ SLOPE_STEPS = 50
 def build_estimator(
     kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor, curve: ToneCurve | None = None
 ) -> Estimator:
-    """Build the estimator of an objective that is not quadratic.
+    """Build the estimator of another objective than the quadratic one, from outputs `(*batch, C_out, *size)`.
 
-    Args:
-        kernel: canonical kernel, in the precision of the arithmetic.
-        image_size: size of the estimated images.
-        settings: the settings; their noise is a model.
-        y: the outputs, without a bias, shape `(C_out, *size)` or `(B, C_out, *size)`.
-        curve: the tone curve that was undone on the outputs; their noise was even before.
+    The outputs have no bias; the noise of the settings is a model; `curve` was undone on the outputs.
 
     Raises:
         UsageError: settings that the prior cannot follow.
@@ -87,10 +82,8 @@ def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
     """Find the noise of each channel, and spread it: even noise of stored values follows the curve's slope in light.
 
-    Rounding by JPEG counts as noise if its trace is seen; the data do not show it as noise.
-
-    Returns:
-        The standard deviation, of a shape that broadcasts to that of `y`.
+    Rounding by JPEG counts as noise if its trace is seen; the data do not show it as noise. The standard deviation
+    broadcasts to the shape of `y`.
     """
     n_axes = kernel.n_axes
     if y.ndim > n_axes + 1:

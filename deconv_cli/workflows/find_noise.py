@@ -34,15 +34,10 @@ def find_noise(
     observed_share: float = 1.0,
     faded: FadedImages | None = None,
 ) -> NoiseModel:
-    """Find the kind of noise of data.
+    """Find the kind of noise of data `(*batch, C_out, *size)` without the bias.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
-        kernel: the kernel that made them.
-        settings: the settings.
-        estimator: built for this kernel and this size; the basis of the fit is computed once for it.
-        observed_share: the noisy share of the data; the rest is predicted from an estimate.
-        faded: the data under a window, arranged for the kernel, if already computed.
+    A fit computes its basis once for each `estimator`, and uses `faded`, the data under a window, if given. A share
+    `observed_share` of the data is noisy; the rest is predicted from an estimate.
 
     Raises:
         UsageError: several models, but one problem.
@@ -72,14 +67,10 @@ def model_of(settings: ReconstructionSettings) -> NoiseModel:
 def find_noise_of_channels(
     channels: Sequence[Tensor], kernels: Sequence[Kernel], observed_shares: Sequence[float] = (1.0,)
 ) -> tuple[NoiseModel, ...]:
-    """Find the kind of noise of each channel of a picture: colored in all of them if it is in one.
+    """Find the kind of noise of each channel `(*batch, 1, *size)` of a picture: colored in all if it is in one.
 
-    Compression and smoothing act on all channels, but the spectrum of one channel may not show it.
-
-    Args:
-        channels: each of shape `(1, *size)` or `(B, 1, *size)`, of the kernels' precision.
-        kernels: of one channel each, as many as channels or one for all.
-        observed_shares: the noisy share of each channel, or of all.
+    Compression and smoothing act on all channels, but the spectrum of one channel may not show it. There are as many
+    kernels, and shares of noisy data, as channels, or one.
     """
     pieces = [_middle(channel, kernels[c % len(kernels)]) for c, channel in enumerate(channels)]
     bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
@@ -98,10 +89,7 @@ def find_noise_of_channels(
 def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
     """Find the noise of each channel with its size; one model if the kernel mixes channels.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias; tiny images have noise of size 0.
-        kernel: the kernel that made them.
-        settings: the settings; their noise is a model.
+    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0.
     """
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)

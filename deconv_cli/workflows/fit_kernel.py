@@ -39,14 +39,14 @@ CHANNELS = ("shared", "each", "mix")
 N_MATRICES = 8
 """Square matrices of all taps that are held at once."""
 ALL_BUT = 1e-3
-"""A residual that is no larger a part of held-out data is none."""
+"""Relative residual of held-out data below which everything is explained."""
 RIM, ROUNDING = 2.0, 1e-12
-"""Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
+"""Error bars, in the root mean square, above which outermost taps are no noise; squares below this share are zero."""
 CUT_SHORT, UNRELATED = 0.02, 0.5
-"""Residuals of held-out data from which on a kernel that is cut is no approximation, and shares of their variance from
-which on the images have little to do with one another."""
+"""Residual of held-out data above which a kernel that is cut is doubted, and share of their variance above which the
+images are unrelated."""
 TRUSTED = 1e-3
-"""Distance to the minimum of a loss from which on a kernel is doubted."""
+"""Distance to the minimum of a loss above which a kernel is doubted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +57,16 @@ class KernelFit:
         taps: of a cross-correlation, shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`, float64.
         errors: one standard deviation of every tap, of the same shape. For kernels without negative taps they are those
             without this constraint. `None` under another loss than the square.
-        lam: λ of each channel that was fitted by itself, in units of the largest eigenvalue of XᵀX beside LᵀL.
-        sigma: standard deviation of what the kernel leaves unexplained, per output, likewise; under another loss than
-            the square without the outputs that it does not heed.
+        lam: λ of each fitted kernel, in units of the largest eigenvalue of XᵀX relative to LᵀL.
+        sigma: standard deviation of the residual of each; under another loss without the outputs that it ignores.
         residual: ‖y − Xk‖ / ‖y‖ over all outputs.
         held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them; NaN where
             there are too few.
-        unexplained: the share of the variance of held-out outputs that is left over; NaN likewise.
+        unexplained: the unexplained share of the variance of held-out outputs; NaN likewise.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
-        certificate: how far the minimum of the loss may be, relative to what the kernel makes of the images; `None` for
-            the square, whose minimum is solved for.
+        certificate: largest distance to the minimum of the loss, relative to the predicted images; `None` for the
+            square, whose minimum is solved for.
     """
 
     taps: Tensor
@@ -82,9 +81,9 @@ class KernelFit:
     certificate: float | None = None
 
     def is_cut(self, n_axes: int) -> bool:
-        """Tell whether the kernel goes on beyond its support, of so many axes: outermost taps stand out of their bars.
+        """Return whether the kernel continues outside its support of `n_axes` axes: outer taps exceed their error bars.
 
-        Then the error bars, which take all beyond for zero, are too small. A kernel that explains all is not cut.
+        Then the error bars are too small. A kernel that explains everything is not cut.
         """
         if self.errors is None or self.held_out <= ALL_BUT:
             return False
@@ -97,10 +96,10 @@ class KernelFit:
         )
 
     def doubts(self, n_axes: int) -> tuple[str, ...]:
-        """Say why the kernel, of so many axes, is not to be trusted, a sentence each; nothing where it is."""
+        """Give the reasons not to trust a kernel of `n_axes` axes, a sentence each."""
         if self.certificate is not None:  # samples that are far off make the residual of other losses large
             change = format_percent(self.certificate)
-            sentence = f"the minimum was not reached: what the kernel makes of the images may change by {change}"
+            sentence = f"the minimum was not reached: the predicted images may change by {change}"
             return () if self.certificate <= TRUSTED else (sentence,)
         if self.unexplained > UNRELATED:
             share = f"{100 * min(self.unexplained, 1):.0f} %"
@@ -109,15 +108,15 @@ class KernelFit:
         if self.held_out > CUT_SHORT and self._sharpens(n_axes):
             return (f"the kernel sharpens {left}; exchange the pictures if the first of a pair is the blurred one",)
         if self.held_out > CUT_SHORT and self.is_cut(n_axes):
-            return (f"the kernel goes on beyond its outermost taps {left}; choose a larger size",)
+            return (f"the kernel continues beyond its outermost taps {left}; choose a larger size",)
         return ()
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
-        """Say what is odd about a kernel, of so many axes, that nothing makes doubtful, a sentence each."""
+        """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
         return () if self.errors is None else describe_raised(raised_detail(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:
-        """Tell whether all kernels keep the brightness, but take off as much as they give."""
+        """Return whether all kernels keep the brightness, but subtract as much as they add."""
         taps = self.taps.flatten(-n_axes)
         keeps = (taps.sum(-1) - 1).abs() < 0.1
         return bool((keeps & (taps.clamp_max(0).sum(-1) < -1)).all())

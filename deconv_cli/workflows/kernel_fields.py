@@ -46,12 +46,8 @@ def choose_lambda_of_field(
 ) -> LambdaChoice:
     """Choose λ at several places, each from the data around it, and take the median.
 
-    Args:
-        kernel: one that varies.
-        data: shape `(C, H, W)` or `(B, C, H, W)`.
-        settings: the settings.
-        choose: chooses λ for data of a single kernel, and those of their samples that are lower bounds.
-        is_clipped: which samples are lower bounds, of the shape of the data.
+    The data have the shape `(C, H, W)` or `(B, C, H, W)`, as `is_clipped` has, which says which are lower bounds.
+    `choose` chooses λ for data of a single kernel.
     """
     field = kernel.field
     assert field is not None

@@ -42,14 +42,7 @@ def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOption
 
 
 def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
-    """Choose λ from the outputs of a layer by probing.
-
-    Args:
-        kernel: canonical kernel with the options of the layer.
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
-        settings: the settings.
-        least_sigma: least size of the noise.
-    """
+    """Choose λ by probing from the outputs of a layer, `(*batch, C_out, *size)`, without the bias."""
     outputs = kernel.split(y, are_outputs=True)
     geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
     operator = kernel.detached().convolution(geometry, settings.boundary)

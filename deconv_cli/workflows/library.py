@@ -82,7 +82,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
 
     Args:
         kernel: the taps, as for `forward`; the arithmetic runs on their device.
-        input_size: size of the images x that are wanted back, one number for each axis of space.
+        input_size: size of the images x, one number for each axis of space.
         options: fields of `ResolvedSettings`, which explains them: `dimensions` (by default what the kernel's axes
             tell), `padding` (`same`), `stride`, `dilation`, `groups`, `transposed` and `output_padding` (those of a
             plain convolution), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`

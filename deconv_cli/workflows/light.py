@@ -48,15 +48,9 @@ class ChosenLight:
 
 
 def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
-    """Give a sentence if the residual of a tile is clearly whiter in the other light.
+    """Give a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
 
     Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur.
-
-    Args:
-        stored: samples as they are stored, shape `(C, H, W)` or `(B, C, H, W)`.
-        kernel: one for all channels.
-        curve: how the samples encode light.
-        is_light: whether the convolution was taken to act on light.
     """
     size = stored.shape[-2:]
     if (
@@ -85,16 +79,7 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
 
 
 def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:
-    """Decide whether a convolution acts on light or on stored samples, by the setting, the record, then the curve.
-
-    Args:
-        wanted: `linear`, `stored` or `auto`.
-        curve: how the samples encode light, if known.
-        recorded: the light that the input's file records.
-
-    Raises:
-        UsageError: light is to be linear, and no curve is known.
-    """
+    """Decide whether a convolution acts on light or on stored samples, by the setting, the record, then the curve."""
     if curve is not None:
         check_type(curve, ToneCurve, "tone_curve")
     if wanted != "auto":

@@ -44,18 +44,10 @@ GroupFit: TypeAlias = tuple[Tensor, Tensor, Ridge]
 def minimize_loss(
     groups: Sequence[Sequence[Pair]], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
 ) -> tuple[list[GroupFit], float]:
-    """Minimize the mean loss plus the penalty, from the least squares that resemble the loss.
-
-    Args:
-        groups: the pairs of each kernel.
-        size: of the kernel.
-        loss: of a prediction and the data.
-        penalty: LᵀL, shape `(N, N)`.
-        lam: weight of the penalty as in `fit_kernel`; `None` takes the likeliest of the least squares.
-        constraint: what holds of the taps.
+    """Minimize the mean loss plus the penalty `(N, N)`, from the least squares that resemble the loss.
 
     Returns:
-        The fit of each group; and how far the minimum may be, relative to what the kernel makes of the images.
+        The fit of each group; and the largest distance to the minimum, relative to the predicted images.
 
     Raises:
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
@@ -81,11 +73,7 @@ def minimize_loss(
 
 
 def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
-    """Refuse a loss whose gradient is wrong, or does not arrive at the taps.
-
-    Raises:
-        GradientFaultError: with what is found, and where.
-    """
+    """Refuse, by `GradientFaultError`, a loss whose gradient is wrong, or does not arrive at the taps."""
     report = check_gradients(
         model,
         stripe.wide,
@@ -149,16 +137,10 @@ class _LeastSquares:
 def _as_squared(
     groups: Sequence[Sequence[Pair]], columns: Tensor, loss: Loss, size: Size
 ) -> tuple[list[list[Pair]], float]:
-    """Replace data by those for which the weighted square has the slope that the loss has for the true ones.
+    """Replace data by those for which the weighted square has the slope of the loss, at taps `(G, N, C_out)`.
 
     Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals; the weights are those of McCullagh and
     Nelder, Generalized Linear Models, 1989, section 2.5, as far as they depend on the prediction alone.
-
-    Args:
-        groups: the pairs of each kernel.
-        columns: taps near the minimum, shape `(G, N, C_out)`.
-        loss: of a prediction and the data.
-        size: of the kernels.
 
     Returns:
         The pairs with other data and weights, and the second derivative of the loss in the middle of the data.

@@ -42,17 +42,10 @@ def measure(
     step: float,
     bounds: Tensor | None,
 ) -> Reconstruction:
-    """Measure the residual of an estimate, and test it if the resolution says so.
+    """Measure the residual of an estimate, and test it if the resolution says to.
 
-    Args:
-        estimator: the estimator that was applied.
-        data: shape `(*batch, C_out, *size)`, without the bias, in the precision of the arithmetic.
-        resolution: the settings.
-        solution: the estimate.
-        tolerance: of the certificate.
-        choice: the choice of λ from the data.
-        step: distance of neighboring values that a sample can have; 0 for any value.
-        bounds: which samples were lower bounds, arranged for the estimator.
+    The data `(*batch, C_out, *size)` have no bias; `step` is the distance of neighboring values that a sample can have,
+    0 for any value; `bounds` says which samples were lower bounds, arranged for the estimator.
     """
     settings, operator, kernel = resolution.settings, estimator.operator, estimator.kernel
     detached = data.detach()  # the numbers of the report need no graph

@@ -181,12 +181,7 @@ class Pipeline:
     ) -> Reconstruction:
         """Restore channels that go together: find the noise, choose λ, build, solve, measure, and predict the error.
 
-        Args:
-            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, in light if the blur acted there.
-            resolution: the settings, for all channels alike.
-            steps: distance of neighboring values of each channel.
-            truth: the true images, likewise.
-            listener: follows the steps.
+        Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
         data, kernel, image_size = self._arranged(y, resolution.settings)
         step = math.hypot(*steps) / math.sqrt(len(steps))
@@ -312,16 +307,7 @@ class Pipeline:
         resolution: Resolution,
         listener: ProgressListener,
     ) -> Reconstruction:
-        """Test what a picture tells of its light, its kernel and its range.
-
-        Args:
-            result: the estimate, in light if the blur acted there.
-            stored: the samples as they are stored.
-            data: the same in light, if the blur acted there.
-            kernel: canonical kernel with the options of its layer.
-            resolution: the settings.
-            listener: follows the steps.
-        """
+        """Test the light, the kernel and the range of a picture; `data` are in light if the blur acted there."""
         curve = resolution.tone_curve
         if resolution.chooses_lambda and resolution.known_curve is not None:
             found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
@@ -445,11 +431,7 @@ class Pipeline:
     def _find_noise(
         self, settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
     ) -> tuple[Tensor, ResolvedSettings]:
-        """Find the kind of noise.
-
-        Returns:
-            The data without the bias, full samples filled in if they hid the noise; and the settings with the noise.
-        """
+        """Find the noise; return data without the bias, full samples filled in if they hid it, and the settings."""
         unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         if is_clipped is not None and settings.objective == "photo":
             filled = fill_tiles(unbiased, kernel, is_clipped, settings.origin)
@@ -534,16 +516,7 @@ def _solve(
     rule: StoppingRule,
     listener: ProgressListener,
 ) -> Solution:
-    """Apply an estimator to data without the bias.
-
-    Args:
-        estimator: the estimator.
-        data: shape `(*batch, C_out, *size)`.
-        filled: the same with full samples filled in.
-        bounds: which samples are full, arranged for the estimator; `None` if none counts as a bound.
-        rule: ends the iteration of an estimate with bounds.
-        listener: follows the iterations.
-    """
+    """Apply an estimator to data without the bias; `filled` has full samples filled in, `bounds` marks them."""
     if isinstance(estimator, PhotoEstimator):
         return estimator.solve(data if bounds is None else filled, listener, bounds)
     if bounds is None:
