@@ -73,15 +73,11 @@ class LoadedKernel:
         return isinstance(made_by, dict) and made_by.get("sha256") == self.source.sha256 is not None
 
     def refuse_for(self, image: ImageFile, size: Size) -> None:
-        """Refuse a kernel that can only spoil a picture: one with a flaw, or one far larger than the picture.
-
-        Args:
-            image: the input, or a corner of it.
-            size: samples of the input along the axes of space.
+        """Refuse a kernel that can only spoil a picture of `size` samples along the axes of space.
 
         Raises:
             UsageError: the kernel has a flaw.
-            ShapeError: the kernel is too large.
+            ShapeError: the kernel is far larger than the picture.
         """
         if not image.is_picture:
             return
@@ -115,7 +111,7 @@ def load_kernels(
         options: how to read them.
         dimensions: axes of space of the images, if given.
         read_image: reads the first image, whose axes decide how a tensor of three axes is read.
-        words: other words that may be typed for the only kernel, for the message about a misspelled one.
+        words: other words for the only kernel, of which one may have been meant.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
