@@ -25,6 +25,7 @@ from deconv_cli.io import plan_output, read_image
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
+from deconv_cli.workflows.resolution import InputMetadata
 
 KERNEL = "gaussian:1.5"
 FULL_SCALE, NOISE = 20000.0, 20.0
@@ -108,7 +109,7 @@ def _solve(frames: list[torch.Tensor], options: list[str]) -> tuple[float, float
     )
     pipeline, timer = Pipeline(deconv_cli.make_kernel(KERNEL), settings), StepTimer()
     for frame in frames:
-        pipeline.reconstruct(frame, pipeline.resolve(sample_type="uint16"), progress=timer)
+        pipeline.reconstruct(frame, pipeline.resolve(InputMetadata(sample_type="uint16")), progress=timer)
         timer.begin("")
     return sum(timer.seconds[step] for step in SOLVER_STEPS), timer.seconds["measuring the residual"]
 

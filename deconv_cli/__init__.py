@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
     from deconv_cli.gradients.training.script import watch_gradients
+    from deconv_cli.kernels.beads.bead_psf import BeadPsf, psf_from_beads
+    from deconv_cli.kernels.blind.blur_map import map_blur
+    from deconv_cli.kernels.blind.blurred_picture import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
@@ -64,18 +67,20 @@ if TYPE_CHECKING:
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
-    from deconv_cli.saved_fields import load_kernel_field, save_kernel_field
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
-    from deconv_cli.saved_layers import ModelLayer, list_layers, load_layer, save_layer
+    from deconv_cli.saved_kernels import (
+        ModelLayer,
+        list_layers,
+        load_kernel_field,
+        load_layer,
+        save_kernel_field,
+        save_layer,
+    )
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
     from deconv_cli.tone_curve import ToneCurve
-    from deconv_cli.workflows.apply_kernel import forward
-    from deconv_cli.workflows.bead_psf import BeadPsf, psf_from_beads
-    from deconv_cli.workflows.blind import align_kernel, estimate_free_kernel, estimate_kernel
-    from deconv_cli.workflows.blur_map import map_blur
-    from deconv_cli.workflows.custom_taps import forward_taps
+    from deconv_cli.workflows.apply_kernel import forward, forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -181,19 +186,24 @@ _NAMES = {
     "operators.differences": ("Gradient", "Laplacian"),
     "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
     "operators.varying_convolution": ("VaryingConvolution",),
-    "saved_fields": ("load_kernel_field", "save_kernel_field"),
     "saved_inverses": ("load_pseudo_inverse", "save_pseudo_inverse"),
-    "saved_layers": ("ModelLayer", "list_layers", "load_layer", "save_layer"),
+    "saved_kernels": (
+        "ModelLayer",
+        "list_layers",
+        "load_kernel_field",
+        "load_layer",
+        "save_kernel_field",
+        "save_layer",
+    ),
     "solvers.pseudo_inverse": ("PseudoInverse",),
     "solvers.solution": ("Solution", "Status"),
     "solvers.solve": ("solve",),
     "tone_curve": ("ToneCurve",),
-    "workflows.apply_kernel": ("forward",),
-    "workflows.bead_psf": ("BeadPsf", "psf_from_beads"),
-    "workflows.blind": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
-    "workflows.blur_map": ("map_blur",),
+    "workflows.apply_kernel": ("forward", "forward_taps"),
+    "kernels.beads.bead_psf": ("BeadPsf", "psf_from_beads"),
+    "kernels.blind.blurred_picture": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
+    "kernels.blind.blur_map": ("map_blur",),
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),
-    "workflows.custom_taps": ("forward_taps",),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),
     "workflows.reconstruction": ("Reconstruction",),

@@ -1,8 +1,7 @@
-"""The memory of this process: how much it has taken, and how it keeps what is freed, which would be cleared again else.
+"""The memory of this process: its peak, and keeping it instead of returning it to the system.
 
 glibc returns large blocks to the kernel as soon as they are freed, and the kernel clears every page that it hands out
-again. A reconstruction allocates image after image: half of the processor's time went into clearing pages. Where there
-is no glibc nothing is done.
+again. A reconstruction allocates image after image: half of the processor's time went into clearing pages.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _TOP_PAD = 256 * 2**20
 
 
 class _MallocInfo(ctypes.Structure):
-    """What mallinfo2(3) fills in."""
+    """The result of mallinfo2(3)."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -41,7 +40,7 @@ class _MallocInfo(ctypes.Structure):
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """Give the C library of this process, if it is a glibc that reports its memory."""
+    """Return the C library of this process, if it is a glibc that reports its memory."""
     try:
         library = ctypes.CDLL(None)
         library.mallopt.argtypes, library.mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
@@ -52,13 +51,10 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep the memory that it frees, instead of giving it back to the operating system.
+    """Make this process keep the memory that it frees, and return whether it can.
 
-    The command line does so at its start. A program that uses the library may: its peak stays the same, but it holds
-    that much until it ends.
-
-    Returns:
-        Whether the C library can, and does.
+    The command line does so at its start. A program that uses the library may do so: its peak stays the same, but it
+    holds that much until it ends.
     """
     library = _glibc()
     if library is None:
@@ -70,13 +66,13 @@ def keep_freed_memory() -> bool:
 
 
 def kept_bytes() -> int:
-    """Return how many freed bytes this process holds: they are usable again, though the system counts them as taken."""
+    """Return the freed bytes that this process holds: they are usable, though the system counts them as taken."""
     library = _glibc()
     return 0 if library is None else int(library.mallinfo2().fordblks)
 
 
 def peak_memory_bytes() -> int:
-    """Ask the operating system for the largest resident size so far."""
+    """Return the largest resident size of this process so far."""
     if sys.platform == "win32":
         import psutil
 

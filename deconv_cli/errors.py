@@ -14,8 +14,13 @@
     ├── GradientFaultError      a loss to be minimized has a gradient that is wrong, or does not arrive
     └── UntrustworthyResultError   a result is there, but is not to be trusted as it is
 
-The message is the whole story: no caller adds to it, and the command line prints it as it stands.
+The message is complete: no caller adds to it, and the command line prints it as it stands.
 """
+
+from __future__ import annotations
+
+import os
+import pathlib
 
 
 class DeconvError(Exception):
@@ -47,7 +52,7 @@ class TooLargeError(InputRefusedError):
 
 
 def as_too_large(error: BaseException) -> TooLargeError | None:
-    """Recognize that memory could not be had, which torch tells by its message alone."""
+    """Recognize a lack of memory, which torch reports only by its message."""
     is_of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if not is_of_torch and not isinstance(error, MemoryError):
         return None
@@ -68,3 +73,17 @@ class GradientFaultError(DeconvError):
 
 class UntrustworthyResultError(DeconvError):
     """A result exists but is not to be trusted as it is."""
+
+
+def check_type(found: object, wanted: type, role: str) -> None:
+    """Refuse a value of another type by a `UsageError`; `role` is its name in the message."""
+    if not isinstance(found, wanted):
+        package = "torch.nn." if wanted.__module__.startswith("torch.nn.") else ""
+        raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
+
+
+def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the path of a file; anything but a text or a path raises a `UsageError`."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"the path of a file must be a str or a Path, but is of type {type(path).__name__}.")
+    return pathlib.Path(path)

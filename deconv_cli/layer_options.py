@@ -1,4 +1,4 @@
-"""What a layer of a network does beside sliding its kernel by single pixels, in torch's words.
+"""Stride, dilation, groups and direction of a layer, in torch's words.
 
 Nothing here imports torch. A layer relates two grids along each axis, `coarse[o] = Σ_t K[t]·fine[stride·o + dilation·t
 − before]`. A convolution goes from the fine grid to the coarse one, a transposed convolution back.
@@ -55,11 +55,7 @@ class LayerOptions:
         return not self.transposed and self.groups == 1 and all(_largest(step) == 1 for step in steps)
 
     def over_axes(self, n_axes: int) -> AxisOptions:
-        """Write each number once for every axis of space.
-
-        Raises:
-            UsageError: there are numbers for another count of axes, or more output padding than a step has pixels.
-        """
+        """Expand each number to all axes of space; numbers that do not fit raise a `UsageError`."""
         stride, dilation, output_padding = (
             _expanded(getattr(self, name), name, n_axes) for name in ("stride", "dilation", "output_padding")
         )
@@ -72,7 +68,7 @@ class LayerOptions:
         return AxisOptions(stride, dilation, output_padding)
 
     def record(self) -> dict[str, Any]:
-        """Give what differs from a plain convolution, by torch's words, for JSON."""
+        """Return the differences from a plain convolution, by torch's words, for JSON."""
         return {
             field.name: list(value) if isinstance(value, tuple) else value
             for field in fields(self)
@@ -80,7 +76,7 @@ class LayerOptions:
         }
 
     def describe(self) -> str:
-        """Write what differs from a plain convolution: `stride 2, groups 4`."""
+        """Write the differences from a plain convolution: `stride 2, groups 4`."""
         return ", ".join(
             "transposed" if value is True else f"{name.replace('_', ' ')} {_typed(value)}"
             for name, value in self.record().items()

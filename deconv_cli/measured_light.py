@@ -1,4 +1,4 @@
-"""Samples of measured light: smoothed, moved by parts of a sample, and told from their noise."""
+"""Samples of measured light: smooth them, shift them, and separate them from their noise."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 N_SCALES, STANDS_OUT = 5, 5.0
-"""A sample stands out if it is so many standard deviations above zero."""
+"""Number of scales, and standard deviations above zero from which on a sample stands out."""
 
 
 def smooth(image: Tensor, step: int = 1, beyond: str = "replicate") -> Tensor:
-    """Smooth by (1, 4, 6, 4, 1)/16 along each axis, with taps so many samples apart.
+    """Smooth by (1, 4, 6, 4, 1)/16 along each axis, with taps `step` samples apart.
 
-    Beyond the edges lie the same samples, or none (`constant`); then the smoothing is its own adjoint.
+    Outside lie the edge samples, or nothing (`constant`); then the smoothing is its own adjoint.
     """
     taps = image.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     found = image
@@ -31,12 +31,12 @@ def above_noise(light: Tensor, sigma: Tensor, n_scales: int = N_SCALES) -> Tenso
     """Keep each sample at the finest scale at which it stands out of the noise, and set the others to zero.
 
     The scales are those of the transform "à trous" (Starck and Murtagh, Astronomical image and data analysis, 2006,
-    section 2.2.3), of what does not stand out yet alone, so that a bright middle does not spread into its tails.
+    section 2.2.3) of samples that do not stand out yet, so that a bright middle does not spread into its tails.
 
     Args:
         light: without its background, shape `(*n)`.
-        sigma: standard deviation of each sample, of the same shape; `inf` where nothing was measured.
-        n_scales: at most; the coarsest scale reaches over 2ⁿ samples.
+        sigma: standard deviation of each sample, of the same shape; `inf` for missing samples.
+        n_scales: number of scales; the coarsest reaches over 2ⁿ samples.
     """
     is_open = sigma.isfinite()
     kept, variance, share = torch.zeros_like(light), sigma.square(), is_open.to(light.dtype)
@@ -55,7 +55,7 @@ def above_noise(light: Tensor, sigma: Tensor, n_scales: int = N_SCALES) -> Tenso
 
 
 def connected(light: Tensor) -> Tensor:
-    """Set to zero what is not connected to the middle sample by samples above zero, diagonal neighbors included."""
+    """Set samples to zero that no path of samples above zero, diagonal steps included, connects to the middle."""
     is_light, pool = light > 0, (functional.max_pool2d, functional.max_pool3d)[light.ndim - 2]
     grown, n_before = torch.zeros_like(light), 0
     grown[tuple(n // 2 for n in light.shape)] = 1

@@ -1,4 +1,4 @@
-"""What kind of noise data have: how large it is, how it is spread over frequencies, and how it grows with the light.
+"""Models of noise: its size and its spectrum.
 
 Nothing here imports torch: a model is a setting, and is read from a file at the prompt.
 """
@@ -20,14 +20,14 @@ _LARGEST = sys.float_info.max
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Noise of variance `sigma`² on average, that is white and even unless there is more to say.
+    """Noise of mean variance `sigma`², white and even unless a spectrum says otherwise.
 
     Attributes:
-        sigma: root mean square over all samples, in their units; `None` where it is yet to be estimated.
+        sigma: root mean square over all samples, in their units; `None` if it is still to be estimated.
         spectrum: power at `FREQUENCIES`, relative to that of white noise of the same size; empty for white noise.
-        is_sigma_given: the user knows its size, which else is an estimate.
-        source: where it came from, as it is typed: `white`, `auto` or a file.
-        light: `linear` or `stored`, in which of them it was found, where that is known: elsewhere it is another noise.
+        is_sigma_given: whether the user knows its size; else it is an estimate.
+        source: its source as typed: `white`, `auto` or a file.
+        light: `linear` or `stored`, if known: the light in which it was found.
 
     Raises:
         UsageError: numbers that are not positive, or too few of them.
@@ -54,12 +54,12 @@ class NoiseModel:
 
     @property
     def is_white(self) -> bool:
-        """Whether all frequencies have their share."""
+        """Whether all frequencies have the same power."""
         return not self.spectrum
 
     @property
     def sentence(self) -> str:
-        """What was found, for a person."""
+        """A description for a person."""
         return describe_noise([self])
 
     @property
@@ -68,16 +68,12 @@ class NoiseModel:
         return 1.0 if self.is_white else self.spectrum[1] / self.spectrum[9]
 
     def as_record(self) -> dict[str, object]:
-        """Give the numbers as JSON can hold them, with the sentence."""
+        """Return the numbers for JSON, with the sentence."""
         return {"sigma": self.sigma, "spectrum": list(self.spectrum), "sentence": self.sentence}
 
     @classmethod
     def of_record(cls, record: Mapping[str, object], source: str, light: str | None = None) -> NoiseModel:
-        """Read what `as_record` gave.
-
-        Raises:
-            UsageError: it is something else.
-        """
+        """Read a record of `as_record`; anything else raises a `UsageError`."""
         sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
         if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
             raise UsageError("a record of noise has a number sigma and a list spectrum, but this one has not.")
@@ -89,7 +85,7 @@ WHITE = NoiseModel()
 
 
 def describe_noise(models: Sequence[NoiseModel]) -> str:
-    """Say what kind of noise channels have, those of one kind together."""
+    """Describe the noise of channels, those of one kind together."""
     kinds = {
         "white": [model for model in models if model.is_white],
         "less": [model for model in models if not model.is_white and model.steepness >= 1],

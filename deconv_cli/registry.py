@@ -26,8 +26,8 @@ class Registry(Generic[Part]):
     Built-in parts are given as `module:attribute`, so that their names are known without importing torch.
 
     Args:
-        kind: what a part is called in messages.
-        modules: for each built-in part where it is defined, `module:name`.
+        kind: the name of the kind in messages.
+        modules: the place of each built-in part, `module:name`.
     """
 
     def __init__(self, kind: str, modules: Mapping[str, str]) -> None:
@@ -54,11 +54,7 @@ class Registry(Generic[Part]):
         return name in self._built_in or name in self._parts
 
     def __getitem__(self, name: str) -> Part:
-        """Give the part of a name.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """Return the part of a name, imported at its first use; an unknown name raises a `UsageError`."""
         if name not in self._parts:
             module, _, attribute = self._built_in[self.check(name)].partition(":")
             found: Any = getattr(importlib.import_module(module), attribute)
@@ -66,22 +62,11 @@ class Registry(Generic[Part]):
         return self._parts[name]
 
     def check(self, name: object) -> str:
-        """Give a name back if a part has it.
-
-        Raises:
-            UsageError: none has; the message lists those that there are, and names the one that comes near.
-        """
+        """Return the name of a part; an unknown one raises a `UsageError`, which lists all and suggests the nearest."""
         return check_name(self.names, name, self.kind)
 
     def register(self, name: str, part: Part) -> Part:
-        """Add a part.
-
-        Args:
-            name: not taken yet.
-            part: what it stands for.
-
-        Returns:
-            The part itself.
+        """Add a part under a new name, and return it.
 
         Raises:
             UsageError: the name is taken.
@@ -95,7 +80,7 @@ class Registry(Generic[Part]):
         """Remove a part that `register` added.
 
         Raises:
-            UsageError: the name is that of a built-in part, or of none.
+            UsageError: the part is built in, or unknown.
         """
         if name in self._built_in or name not in self._parts:
             raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")

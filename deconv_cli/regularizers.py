@@ -44,13 +44,7 @@ class Penalty(ABC):
         """List the differences that L takes of an image with `n_axes` axes of space."""
 
     def operator(self, shape: Shape, *, periodic: bool | tuple[bool, ...]) -> LinearOperator:
-        """Build L for images of `shape`, `(C, *size)`.
-
-        Args:
-            shape: of one image.
-            periodic: differences reach around the edge, along all axes of space or along each; else only those between
-                pixels of the image are taken.
-        """
+        """Build L for images of `shape`, `(C, *size)`; differences reach around the edge along `periodic` axes."""
         return Differences(shape, self.terms(len(shape) - 1), periodic=periodic)
 
     def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -62,11 +56,7 @@ class Penalty(ABC):
         return self.symbol_at(difference_energies(torus, dtype, device))
 
     def symbol_at(self, energies: Sequence[Tensor]) -> Tensor:
-        """Evaluate |l(θ)|² at any frequencies.
-
-        Args:
-            energies: 4 sin²(θ/2) for each axis, of shapes that broadcast.
-        """
+        """Evaluate |l(θ)|² at any frequencies; `energies` are 4 sin²(θ/2) for each axis, of shapes that broadcast."""
         # Not by torch.broadcast_shapes, which imports SymPy: a third of a second.
         total = energies[0].new_zeros(torch.broadcast_tensors(*energies)[0].shape)
         for term in self.terms(len(energies)):
@@ -133,12 +123,11 @@ class LaplacianPenalty(Penalty):
 
 
 class SpacedPenalty(Penalty):
-    """A penalty on images whose pixels are further apart along some axes: differences per distance.
+    """A penalty on images whose pixels have different distances along the axes: differences per distance.
 
     Args:
-        penalty: the penalty on differences between neighbors, whatever their distance.
-        spacing: distances of neighbors along each axis, in any unit: divided by the smallest, so that differences
-            along that axis are what they were.
+        penalty: the penalty on differences between neighbors.
+        spacing: distances of neighbors along each axis, in any unit, divided by the smallest.
     """
 
     def __init__(self, penalty: Penalty, spacing: tuple[float, ...]) -> None:
@@ -147,11 +136,7 @@ class SpacedPenalty(Penalty):
         self.spacing = self._distances
 
     def terms(self, n_axes: int) -> tuple[Difference, ...]:
-        """List the differences of the penalty, each divided by the distance along its axes.
-
-        Raises:
-            UsageError: there is not one distance for each axis.
-        """
+        """List the differences, divided by the distances along their axes; a missing one raises a `UsageError`."""
         if n_axes != len(self._distances):
             raise UsageError(
                 f"the spacing holds {len(self._distances)} distances, but the images have {n_axes} axes of space; "
@@ -177,11 +162,7 @@ PenaltyLike: TypeAlias = "str | Penalty"
 
 
 def find_penalty(penalty: PenaltyLike) -> Penalty:
-    """Return the penalty of a name, or the penalty itself.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the penalty of a name, or the penalty itself; an unknown name raises a `UsageError`."""
     if isinstance(penalty, Penalty):
         return penalty
     found: Penalty = PENALTIES[penalty]
@@ -189,11 +170,7 @@ def find_penalty(penalty: PenaltyLike) -> Penalty:
 
 
 def spaced_penalty(name: str, spacing: tuple[float, ...] | None) -> Penalty:
-    """Return the penalty of a name for pixels at some distances along each axis, all alike if that is `None`.
-
-    Raises:
-        UsageError: there is none, or it takes no differences.
-    """
+    """Return the penalty of a name for pixels at such distances; one without differences raises a `UsageError`."""
     penalty = find_penalty(name)
     if spacing is None:
         return penalty
@@ -203,12 +180,5 @@ def spaced_penalty(name: str, spacing: tuple[float, ...] | None) -> Penalty:
 
 
 def is_determined(lam: float, penalty: PenaltyLike, n_outputs: int, n_inputs: int) -> bool:
-    """Return whether no constant image escapes kernel and penalty together; a penalty on differences misses them all.
-
-    Args:
-        lam: λ; without a penalty the pseudo-inverse is always determined.
-        penalty: which L.
-        n_outputs: output channels of the kernel.
-        n_inputs: input channels of the kernel.
-    """
+    """Return whether no constant image escapes kernel and penalty together; without a penalty it never does."""
     return lam == 0 or find_penalty(penalty).penalizes_constants or n_outputs >= n_inputs

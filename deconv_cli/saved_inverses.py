@@ -1,8 +1,7 @@
 """Inverses in files: factored once, applied at any later time.
 
-A `.safetensors` file holds the taps, the settings, and what was costly to compute: the blocks of circular inverses, and
-the factors of direct ones. Strip and iterative inverses are cheap to build, and are built again. Nothing in the file is
-ever run, and nothing in it is believed before it is checked.
+A `.safetensors` file holds the taps, the settings, and costly factors: the blocks of circular inverses, and the factors
+of direct ones. Strip and iterative inverses are built again. Nothing in the file is run, and all of it is checked.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import as_path, check_type
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError, as_path, check_type
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
 from deconv_cli.solvers.factors import Factors
@@ -30,14 +28,14 @@ BIAS = "bias"
 
 @dataclass(frozen=True)
 class KernelOrigin:
-    """What is known of the file that a kernel was read from.
+    """The origin of a kernel.
 
     Attributes:
-        path: where it was.
-        layer: the layer of a model that the kernel was taken from.
-        convention: what the file held.
+        path: its file.
+        layer: the layer of a model.
+        convention: the content of the file.
         sha256: of all bytes of the file.
-        notes: what was done on reading, a sentence each.
+        notes: notes of its reader, a sentence each.
     """
 
     path: str
@@ -52,19 +50,15 @@ class KernelOrigin:
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> KernelOrigin:
-        """Read what `record` gave.
-
-        Raises:
-            MalformedInputError: a member is missing, or is none that it gives.
-        """
+        """Read a record of `record`; anything else raises a `MalformedInputError`."""
         try:
             path, layer, sha256, notes = (record[name] for name in ("path", "layer", "sha256", "notes"))
             texts = [path, sha256, *notes, *([] if layer is None else [layer])]
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a text is none")
+                raise TypeError("a text is of another type")
             return cls(path, layer, Convention(record["convention"]), sha256, tuple(notes))
         except (KeyError, TypeError, ValueError) as error:
-            raise MalformedInputError("what it tells of the kernel's file is not as it was written.") from error
+            raise MalformedInputError("its record of the kernel's file is not as it was written.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +123,7 @@ def load_pseudo_inverse(
 
 
 def write_inverse(path: Path, saved: SavedInverse) -> None:
-    """Write an inverse with all that goes along with it; an existing file is replaced.
+    """Write an inverse with its bias and its origin; an existing file is replaced.
 
     Raises:
         FileAccessError: disk full, no permission, or the file does not read back.
@@ -141,7 +135,7 @@ def write_inverse(path: Path, saved: SavedInverse) -> None:
 
 
 def read_inverse(path: Path, device: torch.device, max_memory: int | None = None) -> SavedInverse:
-    """Read an inverse with all that goes along with it; arguments as for `load_pseudo_inverse`.
+    """Read an inverse with its bias and its origin; arguments as for `load_pseudo_inverse`.
 
     Raises:
         UsageError: no such file, or a device without the precision of the arithmetic.

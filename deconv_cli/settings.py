@@ -1,7 +1,7 @@
 """Every choice that a reconstruction has, once: the keyword arguments of the library and the options of the command.
 
-Nothing here imports torch. A setting that is left open is filled in from the input when the reconstruction is resolved;
-`ResolvedSettings` is the same record with nothing left open.
+Nothing here imports torch. Open settings are filled in from the input; `ResolvedSettings` is the same record with a
+value for everything.
 """
 
 from __future__ import annotations
@@ -41,64 +41,61 @@ NoiseKindLike = Literal["white", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings:
-    """How a convolution is to be undone; `None` or `auto` where the input decides.
+    """How a convolution is to be undone; `None` or `auto` lets the input decide.
 
     Attributes:
-        defaults: what fills in the settings that are left open: what suits a `tensor` or a `picture`.
+        defaults: values for open settings: those for a `tensor` or for a `picture`.
         dimensions: axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. A kernel of fewer axes
-            works on each plane, or line, by itself. `None` takes what the kernel's axes tell: one is a signal's, five
-            are a layer's of three dimensions, two to four a picture's.
-        padding: how far the kernel reached outside the image; `None` takes what the input records, else `same`.
+            is applied to each plane or line. `None` follows the kernel's axes: one is a signal's, five are a layer's of
+            three dimensions, two to four a picture's.
+        padding: reach of the kernel outside the image; `None` follows the input's record, else `same`.
         stride: pixels from one output to the next, or of a transposed layer from one image pixel to the next in the
-            output; one number, or one for each axis. `None` takes what the input records, else 1; so do the next four.
+            output; one number, or one for each axis. `None` follows the input's record, else 1; likewise the next four.
         dilation: pixels from one tap to the next; one number, or one for each axis.
         groups: sets of channels that the kernel does not mix.
         transposed: the layer is a transposed convolution, as `torch.nn.ConvTranspose2d`.
-        output_padding: of a transposed layer, by how many pixels its output is larger than the smallest possible.
-        input_size: pixels of the image along each axis, where a stride leaves several sizes possible; `None` takes
-            stride × output where that is one of them, else the smallest.
-        boundary: what lay there; `auto` takes what the input records, else `unknown` for a picture and `zero` for a
+        output_padding: of a transposed layer, pixels by which its output is larger than the smallest possible.
+        input_size: pixels of the image along each axis, if a stride allows several sizes; `None` means stride × output
+            if that is one of them, else the smallest.
+        boundary: the boundary rule; `auto` follows the input's record, else `unknown` for a picture and `zero` for a
             tensor.
-        light: in what the blur acts: `linear` undoes the tone curve of the samples first and does it again last, so
-            that λ, noise and errors are of light; `stored` takes samples as they are; `auto` takes what the input
-            records, else light where a tone curve is known.
-        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel where the kernel does not mix them; `auto`
-            chooses it from the data, `None` does so for a picture and takes 1e-6 for a tensor.
-        lambda_rule: how λ is chosen from the data; `None` takes `gcv`, and `whiteness` for light of samples of 8 bits
-            where that asks for more than ten times as large a λ.
+        light: `linear` undoes the tone curve of the samples first and applies it again last, so that λ, noise and
+            errors are of light; `stored` uses samples as they are; `auto` follows the input's record, else `linear` if
+            a tone curve is known.
+        lam: λ ≥ 0 in ‖Ax − y‖² + λσ²max‖Lx‖², or one for each channel if the kernel does not mix them; `auto` chooses
+            it from the data; `None` means `auto` for a picture and 1e-6 for a tensor.
+        lambda_rule: the rule that chooses λ; `None` means `gcv`, and `whiteness` for light of 8-bit samples if it
+            wants more than ten times as large a λ.
         noise_sigma: standard deviation of the noise, in units of the samples, or of light on their scale; `None` or
             `auto` estimates it.
-        noise: its kind: `white`, `auto` to find out from the data, a model of it, or a model for each channel where the
-            kernel does not mix them; `None` takes `auto` for a picture and `white` for a tensor. Full samples of 8 or
-            16 bits are then bounds of the light, but measurements for `white`.
-        quantization: distance of neighboring values that a stored sample can have; the noise is never taken to be
-            smaller than what rounding to it leaves. `None` takes 1 for samples that are whole numbers, else 0.
-        penalty: which L; `None` takes `gradient` for a picture, as far as the kernel allows it, and else `identity`.
+        noise: kind of the noise: `white`, `auto` to find it from the data, a model, or a model for each channel if the
+            kernel does not mix them; `None` means `auto` for a picture and `white` for a tensor. Full samples of 8 or
+            16 bits are then lower bounds, but measurements for `white`.
+        quantization: distance of neighboring values that a stored sample can have; the noise is at least that of
+            rounding to it. `None` means 1 for whole numbers, else 0.
+        penalty: the operator L; `None` means `gradient` for a picture, if the kernel allows it, and else `identity`.
         spacing: distances of neighboring pixels along each axis of space, in any unit: differences in the penalty and
-            in the total variation are divided by them, the smallest being 1. `None` for pixels that are alike along
-            all axes.
+            in the total variation are divided by them, the smallest being 1. `None` means equal distances.
         rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
-        prior: `quadratic` for the penalty above, or another objective; `auto` takes `photo` for pictures of 8 bits with
-            a tone curve, unless a setting of the quadratic prior such as `lam` is given, and else `quadratic`.
-        weight: of the total variation or of another prior, in units of the samples; `auto` or `None` takes it from the
-            noise.
-        strength: for the prior for photographs, how many times the noise is taken for what it is: smoother above 1,
-            sharper below. `None` takes 1.
+        prior: `quadratic` for the penalty above, or another objective; `auto` means `photo` for 8-bit pictures with a
+            tone curve, unless a setting of the quadratic prior such as `lam` is given, and else `quadratic`.
+        weight: of the total variation or of another prior, in units of the samples; `auto` or `None` follows the noise.
+        strength: for prior `photo`, a factor on the noise: smoother above 1, sharper below. `None` means 1.
         gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
-        iterations: for Richardson–Lucy and the total variation, how many there are, in place of a rule that ends them.
+        iterations: for Richardson–Lucy and the total variation, a fixed number of iterations.
         rho: for the total variation, the ρ of its steps, which weighs the split differences; `None` adapts it to the
             image.
-        method: how to solve; `auto` takes what costs least.
-        tolerance: the certificate at which an iteration stops; `None` takes the solver's own.
-        max_iterations: iterations at most.
-        max_memory: bytes that building and applying the inverse may take; `None` for what is free.
-        dtype: precision of the arithmetic; `None` takes float64 for float64 data, else float32.
+        method: the solver; `auto` chooses the cheapest.
+        tolerance: the certificate at which an iteration stops; `None` means the solver's own.
+        max_iterations: largest number of iterations.
+        max_memory: bytes that building and applying the inverse may take; `None` for all free memory.
+        dtype: precision of the arithmetic; `None` means float64 for float64 data, else float32.
         predict: also predict the error of every pixel.
-        seed: of what is drawn to predict the error; `None` for 0.
+        seed: of the random numbers that predict the error; `None` for 0.
 
     Raises:
-        UsageError: a value that is none of those, or settings that contradict one another.
+        UsageError: an invalid value, or settings that contradict one another.
     """
 
     defaults: InputKind = InputKind.TENSOR
@@ -138,6 +135,9 @@ class ReconstructionSettings:
     _is_resolved: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
         self._check_words()
         self._check_layer()
         self._check_numbers()
@@ -148,7 +148,7 @@ class ReconstructionSettings:
         """Make settings of keyword arguments.
 
         Raises:
-            UsageError: an argument that is no setting, or a value that is none of its.
+            UsageError: an argument that is no setting, or an invalid value.
         """
         known = [field.name for field in fields(cls)]
         unknown = sorted(values.keys() - set(known))
@@ -158,11 +158,11 @@ class ReconstructionSettings:
 
     @property
     def layer(self) -> LayerOptions:
-        """Stride, dilation, groups and direction, those of a plain convolution where they were left open."""
+        """Stride, dilation, groups and direction; open ones are those of a plain convolution."""
         return self.layer_over(PLAIN)
 
     def layer_over(self, known: LayerOptions) -> LayerOptions:
-        """Give what is known of a layer from elsewhere, with what was given in its place."""
+        """Return a known layer, with the given options replaced."""
         given = {f.name: getattr(self, f.name) for f in fields(LayerOptions) if getattr(self, f.name) is not None}
         return replace(known, **given)
 
@@ -341,14 +341,12 @@ class ReconstructionSettings:
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "seed draws what the predicted error needs, which nothing asks for; leave it out, or add predict=True."
+                "seed is that of the predicted error, but predict is not set; leave it out, or add predict=True."
             )
 
     def _check_choice_of_lambda(self) -> None:
         if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
-            raise UsageError(
-                "rcond truncates in place of λ, so λ cannot be chosen from the data beside it; leave one out."
-            )
+            raise UsageError("rcond truncates instead of λ, so λ cannot be chosen from the data too; leave one out.")
         if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
             raise UsageError(
                 f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "
@@ -386,25 +384,14 @@ def as_typed(name: str, value: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings(ReconstructionSettings):
-    """The same settings with nothing left open that the input decides.
+    """The same settings, with a value for everything that the input decides. Only `of` checks the values.
 
     Attributes:
-        padding: how far the kernel reached outside the image.
-        stride: pixels from one output to the next, as of the others below.
-        dilation: pixels from one tap to the next.
-        groups: sets of channels that the kernel does not mix.
-        transposed: whether the layer is a transposed convolution.
-        output_padding: of a transposed layer.
-        boundary: what lay there.
-        light: in what the blur acts.
-        lam: λ; 0 for the Moore–Penrose inverse.
-        penalty: which L.
-        prior: what is minimized.
-        wraps: for each axis of space whether the image goes around a torus, whatever the boundary: a block that is cut
-            out of a larger picture does so along the axes that it is cut along; empty for no axis.
+        wraps: whether the image is a torus along each axis, whatever the boundary: a block of a larger picture is one
+            along the axes that it is cut along; empty for no axis.
         origin: of a block, the place of its first pixel in the picture along each axis of space; empty for a picture.
-        noise_levels: of prior photo, the noise of each channel in stored values, where it was found for a whole picture
-            whose blocks are to agree; else empty.
+        noise_levels: of prior photo, the noise of each channel in stored values, found for a whole picture so that its
+            blocks agree; else empty.
     """
 
     padding: PaddingLike = "same"
@@ -423,6 +410,20 @@ class ResolvedSettings(ReconstructionSettings):
     noise_levels: tuple[float, ...] = ()
 
     _is_resolved: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Trust the values: `of` checks those of a caller, and `resolve` takes settings that were checked."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:  # noqa: ANN401
+        """Make settings of keyword arguments, and check them.
+
+        Raises:
+            UsageError: an argument that is no setting, or a value that its setting does not take.
+        """
+        found = super().of(**values)
+        found._check()
+        return found
 
     def as_options(self) -> dict[str, object]:
         """Give the settings as options; λ, which is always among them, says that the prior is the quadratic one."""

@@ -1,8 +1,7 @@
-"""Warnings of one thread alone made errors, or silent.
+"""Warnings as errors, or ignored, in one thread only.
 
-`warnings.catch_warnings` puts back the filters that it found, so that of two threads the second to leave puts back
-those of the first, and all threads have them meanwhile. Here the filters stay, and match in no thread but that which
-is inside.
+`warnings.catch_warnings` acts on all threads, and the last of two threads to leave restores the filters of the first.
+Here the filters stay, and match only in the thread that is inside.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _Action = Literal["error", "ignore"]
 
 
 class _Chosen(threading.local):
-    """What this thread does with warnings, if it is inside."""
+    """The action of this thread on warnings, if it is inside."""
 
     action: _Action | None = None
 
@@ -26,12 +25,12 @@ _CHOSEN = _Chosen()
 
 
 class _ByThread(type):
-    """Makes a category of warnings to which any warning belongs, in the threads that have chosen its action."""
+    """Makes a category that contains every warning, in the threads that have chosen its action."""
 
     action: _Action
 
     def __subclasscheck__(cls, category: type) -> bool:
-        """Tell whether this thread has chosen the action."""
+        """Return whether this thread has chosen the action."""
         return _CHOSEN.action == cls.action
 
 
@@ -48,7 +47,7 @@ _CATEGORIES: dict[_Action, type[Warning]] = {"error": _MadeErrors, "ignore": _Ig
 
 @contextmanager
 def warnings_here(action: _Action) -> Iterator[None]:
-    """Make the warnings of this thread errors, or ignore them; those of other threads are left as they are."""
+    """Turn the warnings of this thread into errors, or ignore them; those of other threads do not change."""
     before = _CHOSEN.action
     # Put in front again each time: that also makes Python forget which warnings it has shown once already.
     warnings.simplefilter(action, _CATEGORIES[action])

@@ -1,7 +1,7 @@
-"""How the samples of a picture encode light: a curve that is undone before optics is, and done again after.
+"""How the samples of a picture encode light, and the range of their type.
 
-Light is counted on the scale of the samples: the brightest stored value, `white`, stands for light `white` too, and 0
-for 0. So λ, noise and residuals keep the unit of gray levels, but these are levels of light.
+Light has the scale of the samples: the brightest stored value, `white`, is light `white` too, and 0 is 0. So λ, noise
+and residuals keep the unit of gray levels, but these are levels of light.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import ShapeError, UsageError, check_type
 
 N_INTERVALS = 255 * 16
-"""Of a curve with a formula: stored values of 8 bits lie on its knots, and between them it is off by 1e-7 of white."""
+"""Intervals of a curve with a formula: 8-bit values lie on its knots; between them its error is 1e-7 of white."""
+
+
+WHITES = {"uint8": 255.0, "uint16": 65535.0}
+"""Stored value of white by sample type, by its NumPy name. Other types have no agreed white."""
 
 
 @dataclass(frozen=True, eq=False)
 class ToneCurve:
     """A rising curve from stored values to light, for all channels alike or one for each.
 
-    It is linear between its knots, and goes on where a value leaves 0 to `white`: below 0 as its mirror image through
-    the origin, above `white` as its last piece. So it has an inverse everywhere, and an estimate that overshoots loses
-    nothing.
+    It is linear between its knots. Below 0 it continues as its mirror image through the origin, and above `white` as
+    its last piece: so it has an inverse everywhere, and an estimate that overshoots loses nothing.
 
     Attributes:
         light: light at stored values that lie evenly from 0 to `white`, rising from 0 to 1; shape `(1, N)` or `(C, N)`.
         white: the stored value of light 1, such as 255 or 65535.
-        name: what the curve is called, such as `sRGB`.
-        origin: how it is known that the samples follow it; empty where that goes without saying.
-        is_default: whether it is undone where nothing is said about light.
+        name: its name, such as `sRGB`.
+        origin: the reason to assume it; empty for the usual curve.
+        is_default: whether it is undone by default.
 
     Raises:
         UsageError: no such curve.
@@ -87,11 +89,7 @@ class ToneCurve:
         return cls.of_formula(lambda stored: stored**exponent, white, f"gamma {exponent:g}")
 
     def check_channels(self, n_channels: int) -> None:
-        """Refuse images of another number of channels than there are curves.
-
-        Raises:
-            ShapeError: there are neither one curve nor as many as channels.
-        """
+        """Refuse images that have neither one channel for each curve nor one curve for all, by `ShapeError`."""
         if self.light.shape[0] not in (1, n_channels):
             raise ShapeError(
                 f"the tone curve has {self.light.shape[0]} channels, but the image has {n_channels}; give one for "
@@ -99,20 +97,15 @@ class ToneCurve:
             )
 
     def to_light(self, stored: Tensor, n_axes: int = 2) -> Tensor:
-        """Undo the curve; stored values in, light on the same scale out.
-
-        Args:
-            stored: floating, shape `(*, C, *size)`.
-            n_axes: axes of space.
-        """
+        """Undo the curve: floating stored values `(*, C, *size)`, with `n_axes` axes of space, to light."""
         return self._by_channel(stored, self._undone, n_axes)
 
     def to_stored(self, light: Tensor, n_axes: int = 2) -> Tensor:
-        """Do the curve again: the inverse of `to_light`, of the same shapes and scale."""
+        """Apply the curve again: the inverse of `to_light`, with the same shapes and scale."""
         return self._by_channel(light, self._done, n_axes)
 
     def slopes(self, stored: Tensor, n_axes: int = 2) -> tuple[float, ...]:
-        """Tell how far light moves where stored values `(*, C, *size)` move by 1: root mean squares, one a channel."""
+        """Return the root mean square slope of light over stored values `(*, C, *size)` for each channel."""
 
         def slope(table: Tensor, position: Tensor) -> Tensor:
             return table.diff()[_interval(position, table)] * (len(table) - 1)
@@ -154,12 +147,40 @@ class ToneCurve:
 
 
 def _interval(stored: Tensor, table: Tensor) -> Tensor:
-    """Find the piece of the curve that stored values from 0 lie on; the last one for what lies above 1.
-
-    What is no number lies on the first, and what whole numbers of 64 bits do not hold on the last.
-    """
+    """Find the interval of the curve around stored values: the last above 1, the first for NaN."""
     return (stored.detach() * (len(table) - 1)).nan_to_num(0.0).clamp(max=len(table) - 2).long()
 
 
 def _srgb(stored: Tensor) -> Tensor:
     return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+
+
+def sample_type(samples: Tensor, stored: str | None = None) -> str:
+    """Name the type of samples in their file.
+
+    Args:
+        samples: any shape.
+        stored: the NumPy name of the type in the file, if known. Else 32 bits whose largest value is the white of 16
+            bits count as 16 bits, which torch computes next to nothing with.
+    """
+    if stored is not None:
+        return stored
+    if samples.dtype == torch.int32 and samples.numel():
+        lowest, highest = (int(end) for end in samples.aminmax())
+        if lowest >= 0 and highest == WHITES["uint16"]:
+            return "uint16"
+    return str(samples.dtype).removeprefix("torch.")
+
+
+def white_of(samples: Tensor, stored: str | None = None) -> float | None:
+    """Return the stored value of white, or `None`; for the arguments see `sample_type`."""
+    return WHITES.get(sample_type(samples, stored))
+
+
+def limits_of(samples: Tensor, stored: str | None = None) -> tuple[float, float] | None:
+    """Return the least and the largest value of whole numbers, or `None`; for the arguments see `sample_type`."""
+    dtype = getattr(torch, sample_type(samples, stored))
+    if dtype.is_floating_point or dtype == torch.bool:
+        return None
+    limits = torch.iinfo(dtype)
+    return float(limits.min), float(limits.max)

@@ -24,7 +24,7 @@ PaddingLike: TypeAlias = "str | int | tuple[int | tuple[int, int], ...] | list[i
 
 
 class InputKind(StrEnum):
-    """What an input is, and so which defaults suit it."""
+    """The kind of an input, which decides its defaults."""
 
     TENSOR = "tensor"
     """Noise-free samples of a network's layer."""
@@ -33,12 +33,12 @@ class InputKind(StrEnum):
 
 
 class Light(StrEnum):
-    """In what a convolution acts."""
+    """What a convolution acts on."""
 
     LINEAR = "linear"
-    """In light: the tone curve of the samples is undone before, and done again after."""
+    """Light: the tone curve of the samples is undone before, and applied again after."""
     STORED = "stored"
-    """In the samples as they are stored."""
+    """The samples as they are stored."""
 
 
 class LambdaRule(StrEnum):
@@ -59,7 +59,7 @@ class LambdaRule(StrEnum):
 
 
 class Convention(StrEnum):
-    """What a kernel file holds."""
+    """The content of a kernel file."""
 
     CORRELATION = "correlation"
     """Taps as `torch.nn.functional.conv2d` applies them."""
@@ -97,25 +97,12 @@ Word = TypeVar("Word", bound=StrEnum)
 
 
 def parse_word(words: type[Word], text: str, name: str) -> Word:
-    """Read one word of a list.
-
-    Args:
-        words: the list.
-        text: the word, or a member of the list already.
-        name: what the word stands for, in the message.
-
-    Raises:
-        UsageError: the word is not in the list.
-    """
+    """Read one word of a list, or a member of it; `name` is what it is called in the error."""
     return words(check_name(words, text, name))
 
 
 def check_name(names: Iterable[str], text: object, kind: str) -> str:
-    """Give a name back if it is one of a list.
-
-    Raises:
-        UsageError: it is not; the message names the list, and the name that comes near.
-    """
+    """Return a name if it is in a list; else raise a `UsageError` with the list, and with the nearest name."""
     names = tuple(names)
     if not isinstance(text, str) or text not in names:
         meant = nearest_name(names, str(text))
@@ -125,32 +112,24 @@ def check_name(names: Iterable[str], text: object, kind: str) -> str:
 
 
 def nearest_name(names: Iterable[str], text: str) -> str | None:
-    """Find the name that a misspelled one may stand for; `None` where none comes near."""
+    """Find the name that a misspelled one may mean; `None` if no name is near."""
     return next(iter(difflib.get_close_matches(text, tuple(names), n=1)), None)
 
 
 def is_whole(found: object) -> TypeGuard[int]:
-    """Tell whether something is a whole number, of NumPy too; a truth value is none."""
+    """Return whether an object is a whole number, of NumPy too; a truth value is not."""
     return isinstance(found, Integral) and not isinstance(found, bool)
 
 
 def check_dimensions(dimensions: object) -> int | None:
-    """Give a number of axes of space back if it is 1, 2, 3 or `None`.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Return a number of axes of space if it is 1, 2, 3 or `None`; anything else raises a `UsageError`."""
     if dimensions is None or (is_whole(dimensions) and dimensions in (1, 2, 3)):
         return None if dimensions is None else int(dimensions)
     raise UsageError(f"dimensions must be 1, 2 or 3, but is {dimensions!r}.")
 
 
 def parse_spacing(text: str) -> tuple[float, ...]:
-    """Read `SD,SH,SW`, the distances of neighboring pixels along each axis, as typed at the prompt.
-
-    Raises:
-        UsageError: the text is none.
-    """
+    """Read `SD,SH,SW`, the distances of neighboring pixels along each axis, as typed; else raise a `UsageError`."""
     try:
         spacing = check_spacing(tuple(float(part) for part in text.split(",")))
     except ValueError:  # a UsageError is one too
@@ -161,11 +140,7 @@ def parse_spacing(text: str) -> tuple[float, ...]:
 
 
 def check_spacing(spacing: object) -> tuple[float, ...] | None:
-    """Give a spacing back if it is one positive number for each axis, or `None`; a list becomes a tuple.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Return a tuple of one positive number for each axis, or `None`; anything else raises a `UsageError`."""
     if spacing is None:
         return None
     numbers = spacing if isinstance(spacing, tuple | list) else ()
@@ -179,11 +154,7 @@ PADDING_WORDS = ("same", "valid", "full")
 
 
 def parse_padding(text: str) -> PaddingLike:
-    """Read `same`, `valid`, `full`, `N`, `NH,NW` or `BEFORE:AFTER,BEFORE:AFTER` as typed at the prompt.
-
-    Raises:
-        UsageError: it is none of these.
-    """
+    """Read `same`, `valid`, `full`, `N`, `NH,NW` or `BEFORE:AFTER,BEFORE:AFTER` as typed; else raise a `UsageError`."""
     parts = text.split(",")
     if all(re.fullmatch(r"\s*\d{1,9}(:\d{1,9})?\s*", part, re.ASCII) for part in parts):
         sides = [tuple(int(n) for n in part.split(":")) for part in parts]
@@ -193,11 +164,7 @@ def parse_padding(text: str) -> PaddingLike:
 
 
 def check_padding(padding: object) -> PaddingLike:
-    """Give a padding back if it is one; lists become tuples.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """Return a padding, lists as tuples; anything else raises a `UsageError`."""
     if isinstance(padding, str) and padding in PADDING_WORDS:
         return padding
     numbers = tuple(padding) if isinstance(padding, tuple | list) else (padding,)
@@ -211,7 +178,7 @@ def check_padding(padding: object) -> PaddingLike:
 
 
 def _plain(n: object) -> object:
-    """Turn a whole number of any library into a plain one; anything else stays what it is."""
+    """Turn a whole number of any library into a plain one."""
     return int(n) if is_whole(n) else n
 
 
@@ -227,15 +194,7 @@ def format_padding(padding: PaddingLike) -> str:
 
 
 def parse_per_axis(text: str, name: str) -> int | tuple[int, ...]:
-    """Read whole numbers as typed at the prompt, one or one for each axis: `2` or `2,1`.
-
-    Args:
-        text: what was typed.
-        name: what the numbers are, in the message; their range is the settings' business.
-
-    Raises:
-        UsageError: the text is none of these.
-    """
+    """Read whole numbers as typed, one or one for each axis: `2` or `2,1`; else raise a `UsageError` about `name`."""
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part, re.ASCII) for part in parts):
         wanted = "a whole number, or one for each axis as in 2,1"
@@ -245,11 +204,7 @@ def parse_per_axis(text: str, name: str) -> int | tuple[int, ...]:
 
 
 def parse_size(text: str) -> Size:
-    """Read a size as typed at the prompt: `N` for signals, `H,W` for pictures, `D,H,W` for stacks.
-
-    Raises:
-        UsageError: the text is none.
-    """
+    """Read a size as typed, `N` for signals, `H,W` for pictures, `D,H,W` for stacks; else raise a `UsageError`."""
     parts = text.split(",")
     size = tuple(int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII))
     if len(size) != len(parts) or len(size) > 3 or min(size) < 1:
@@ -272,12 +227,12 @@ MEMORY_UNITS = {
 
 
 def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["auto"]:
-    """Read `auto` or a number as typed at the prompt; its range is the settings' business.
+    """Read `auto` or a number as typed; the settings check its range.
 
     Args:
-        text: what was typed.
-        name: what it is called in the message.
-        wanted: which numbers there are, in the message.
+        text: the typed text.
+        name: its name in the message.
+        wanted: the allowed numbers, in the message.
 
     Raises:
         UsageError: the text is neither.
@@ -291,19 +246,15 @@ def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["
 
 
 AXES_BY_SHAPE = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}
-"""Axes of space of a kernel or an image of so many axes, where nothing more is known: one is a signal, two to four are
-pictures with their channels, five are stacks."""
+"""Axes of space by the axes of a tensor, if nothing else tells: one is a signal, two to four are pictures with their
+channels, five are stacks."""
 
 MAX_SEED = 2**62
 """The largest seed that every generator of torch takes."""
 
 
 def parse_lambda(text: str) -> float | tuple[float, ...] | Literal["auto"]:
-    """Read λ as typed at the prompt: `auto`, a number, or one for each channel, `0.1,0.02,0.1`.
-
-    Raises:
-        UsageError: the text is none of these.
-    """
+    """Read λ as typed: `auto`, a number, or one for each channel, `0.1,0.02,0.1`; else raise a `UsageError`."""
     wanted = ", zero or a positive number, or one for each channel"
     parts = [parse_number_or_auto(part, "lambda", wanted) for part in text.split(",")]
     numbers = tuple(part for part in parts if not isinstance(part, str))
@@ -318,10 +269,10 @@ def format_lambda(lam: float | tuple[float, ...]) -> str:
 
 
 LONG = 64
-"""Taps along an axis from which on a kernel that is larger than the data is refused; shorter ones take no time."""
+"""Taps along an axis above which a kernel larger than the data is refused; shorter ones cost no time."""
 
 ROUNDING_NOISE = 12**-0.5
-"""Standard deviation of what rounding to whole numbers takes off."""
+"""Standard deviation of rounding to whole numbers."""
 
 
 def _number(text: str) -> float | None:
@@ -337,11 +288,7 @@ def shortened(text: str, limit: int = 60) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Read an amount of memory as typed at the prompt: `8GiB`, `500MB`, `1.5 GB`, or a bare number of bytes.
-
-    Raises:
-        UsageError: the text is none of these, or less than a byte.
-    """
+    """Read bytes as typed: `8GiB`, `500MB`, `1.5 GB` or a bare number, at least one; else raise a `UsageError`."""
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     factor = MEMORY_UNITS.get(match[2] or "b") if match else None
     n_bytes = 0 if match is None or factor is None else int(float(match[1]) * factor)
@@ -354,7 +301,7 @@ def parse_memory(text: str) -> int:
 
 @cache
 def package_version(package: str) -> str:
-    """Name the version of a package, or say that it is not installed, as where its source is run."""
+    """Return the version of a package; its source may be run without being installed."""
     from importlib import metadata  # slow to load, and rarely needed
 
     try:
@@ -364,12 +311,12 @@ def package_version(package: str) -> str:
 
 
 def counted(n: int | str, word: str) -> str:
-    """Write how many things there are, a number or its digits: `1 step`, `2 steps`."""
+    """Write a count, a number or its digits, with its noun: `1 step`, `2 steps`."""
     return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
 
 
 def format_percent(share: float, n_digits: int = 2) -> str:
-    """Write a part of one as percent, to so many digits: `0.0042` is `0.42 %`."""
+    """Write a share as percent with `n_digits` digits: `0.0042` is `0.42 %`."""
     percent = 100 * share
     return f"{percent:.{n_digits}g} %" if percent < 10**n_digits - 0.5 else f"{percent:.0f} %"
 

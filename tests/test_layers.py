@@ -13,36 +13,33 @@ import deconv_cli
 PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
-    *("allocator", "argument_types", "errors", "vocabulary", "registry", "thread_warnings"),
+    *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
     "measured_light",
-    *("parts", "noise_model", "layer_options", "settings", "input_defaults"),
+    *("parts", "noise_model", "layer_options", "settings"),
 }
 BELOW_SOLVERS = BELOW_OPERATORS | {"operators", "regularizers", "kernels"}
-BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve", "sample_range"}
+BELOW_WORKFLOWS = BELOW_SOLVERS | {"solvers", "diagnostics", "gradients", "tone_curve"}
 
 # What each layer may import of the package, beside itself. All that is not listed is a broken rule.
 ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
-    "argument_types": {"errors"},
     "thread_warnings": set(),
     "measured_light": set(),
     "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
     "noise_model": {"errors"},
     "layer_options": {"errors", "vocabulary"},
-    "input_defaults": {"vocabulary", "settings"},
     "settings": {"errors", "vocabulary", "registry", "parts", "noise_model", "layer_options"},
     "operators": BELOW_OPERATORS,
     "regularizers": BELOW_OPERATORS | {"operators"},
-    "kernels": BELOW_OPERATORS | {"operators"},
+    "kernels": BELOW_OPERATORS | {"operators", "tone_curve"},
     "solvers": BELOW_SOLVERS,
     "diagnostics": BELOW_SOLVERS | {"solvers"},
-    "gradients": {"argument_types", "errors", "vocabulary", "registry"},
-    "tone_curve": {"argument_types", "errors"},
-    "sample_range": set(),
-    "io": BELOW_OPERATORS | {"tone_curve", "sample_range"},
+    "gradients": {"errors", "vocabulary", "registry"},
+    "tone_curve": {"errors"},
+    "io": BELOW_OPERATORS | {"tone_curve"},
     "models": BELOW_OPERATORS | {"io"},
     "workflows": BELOW_WORKFLOWS,
     "chains": BELOW_WORKFLOWS | {"workflows"},
@@ -50,8 +47,7 @@ ALLOWED = {
     "blocks": BELOW_WORKFLOWS | {"workflows", "io", "schedulers"},
     "saved_inverses": BELOW_WORKFLOWS | {"io"},
     "saved_denoiser": BELOW_WORKFLOWS | {"io"},
-    "saved_fields": BELOW_SOLVERS | {"io", "models"},
-    "saved_layers": BELOW_OPERATORS | {"io", "models"},
+    "saved_kernels": BELOW_SOLVERS | {"io", "models"},
     "report": BELOW_WORKFLOWS | {"workflows", "chains", "blocks"},
     "commands": BELOW_WORKFLOWS
     | {
@@ -60,14 +56,13 @@ ALLOWED = {
         "schedulers",
         "blocks",
         "saved_inverses",
-        "saved_fields",
-        "saved_layers",
+        "saved_kernels",
         "report",
         "io",
         "models",
         "deconv_cli",
     },
-    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_fields", "saved_layers"},
+    "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_kernels"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
@@ -76,7 +71,6 @@ SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
     "allocator",
-    "argument_types",
     "thread_warnings",
     "errors",
     "vocabulary",
@@ -85,7 +79,6 @@ TORCH_FREE = {
     "noise_model",
     "layer_options",
     "settings",
-    "input_defaults",
     "deconv_cli",
     "__main__",
 }

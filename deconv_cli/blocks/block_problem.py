@@ -19,8 +19,8 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.sample_range import WHITES
 from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.tone_curve import WHITES
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener

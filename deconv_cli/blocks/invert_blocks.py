@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from deconv_cli.argument_types import as_path
 from deconv_cli.blocks.block_memory import arithmetic_dtype, default_memory
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
@@ -16,7 +15,7 @@ from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.plan_extras import NO_FILES, ExtraFiles, plan_extras
 from deconv_cli.blocks.run_blocks import BlockListener
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import allowing
@@ -34,7 +33,7 @@ from deconv_cli.solvers.iteration_log import default_tolerance
 from deconv_cli.vocabulary import InputKind, OutputDType
 from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
-from deconv_cli.workflows.resolution import RecordedConvolution
+from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata
 
 CLOSER = 0.1
 """Of the tolerance of a linear solver, the part to which blocks are solved whose edge pixels few data determine."""
@@ -127,7 +126,7 @@ def lay_out_problem(
     settings: ReconstructionSettings,
     *,
     bias: Tensor | None = None,
-    recorded: RecordedConvolution | None = None,
+    metadata: InputMetadata = NO_METADATA,
 ) -> BlockProblem:
     """Resolve the settings for a large picture; nothing more of it is read.
 
@@ -137,7 +136,7 @@ def lay_out_problem(
         kernel: the taps that blurred it.
         settings: how to undo the blur.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        recorded: what the file says about the convolution that made it.
+        metadata: what is known of the picture besides its samples and their type.
 
     Raises:
         UsageError: settings that contradict one another, or a kernel that blocks cannot take.
@@ -149,7 +148,15 @@ def lay_out_problem(
         )
     check_kernel(kernel)
     settings = replace(settings, dimensions=corner.dimensions)
-    resolution = Pipeline(kernel, settings, bias=bias).resolve(recorded, corner.tone_curve, source.dtype)
+    resolution = Pipeline(kernel, settings, bias=bias).resolve(
+        replace(
+            metadata,
+            record=corner.record,
+            tone_curve=corner.tone_curve,
+            sample_type=source.dtype,
+            spacing=corner.spacing,
+        )
+    )
     _check_settings(resolution.settings)
     # Of pieces alone: what those tell is spread over all blocks.
     resolution = replace(resolution, settings=replace(resolution.settings, predict=False))

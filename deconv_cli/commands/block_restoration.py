@@ -13,7 +13,7 @@ import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import command_line
+from deconv_cli.commands.context import rerun_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
 from deconv_cli.commands.large_files import LargeInput
@@ -312,7 +312,15 @@ class BlockRestoration:
                 *target.notes,
             ),
             environment=environment_of(self._device, arithmetic_dtype(found.task.problem), started),
-            rerun=command_line("invert", job.source, {**self._options(large, found), **extra.as_options()}),
+            rerun=rerun_line(
+                "invert",
+                job.source,
+                {**self._options(large, found), **extra.as_options()},
+                device=self._device.type,
+                output=target.spelled_path,
+                files=self._files,
+                output_dtype=target.dtype,
+            ),
             reconstruction=found,
             spacing=large.corner.spacing,
         )
@@ -333,16 +341,11 @@ class BlockRestoration:
             options["--rho"] = repr(found.plan.choices.rho)
         return {
             **large.loaded.options,
-            **self._files.as_options(),
             **options,
             "--boundary": found.settings.boundary,
             "--max-memory": found.plan.max_memory,
             "--jobs": 1,
             "--block-size": self._large.block_size,
-            "--device": self._device.type,
-            "--output-dtype": found.task.target.dtype,
-            "--output": found.task.target.spelled_path,
-            "--force": True,
         }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.context import LoadedInput, command_line, describe_output, environment_of, load
+from deconv_cli.commands.context import LoadedInput, describe_output, environment_of, load, rerun_line
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.model_options import MODEL_FILES, ModelOptions, open_module
 from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions
@@ -226,7 +226,15 @@ class ChainRestoration:
             inversion=result,
             notes=(*self._notes, *loaded.image.notes, *warnings, *shown, *prepared.notes),
             environment=environment_of(self._device, result.image.dtype, loaded.started),
-            rerun=command_line("invert", job.source, self._again(job, prepared.dtype, shows=shows)),
+            rerun=rerun_line(
+                "invert",
+                job.source,
+                self._chain.as_options() | self._settings.as_options(),
+                device=self._device.type,
+                output=job.target,
+                files=self._files,
+                output_dtype=None if shows else prepared.dtype,
+            ),
         )
         record = describe_chain_run(run)
         prepared.write(record)
@@ -249,19 +257,6 @@ class ChainRestoration:
         if loaded.image.is_picture or self._files.output_dtype is not None:
             return False
         return codec_of_suffix(job.target).holds_whole_numbers_only
-
-    def _again(self, job: Job, dtype: str, *, shows: bool) -> OptionValues:
-        """Give the options that make the same estimate again."""
-        options = self._settings.as_options()
-        return {
-            **self._chain.as_options(),
-            **self._files.as_options(),
-            **options,
-            "--device": self._device.type,
-            "--output-dtype": None if shows else dtype,
-            "--output": job.target,
-            "--force": True,
-        }
 
 
 def as_picture(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:

@@ -95,27 +95,6 @@ class Context:
         doubts = _spacing_notes(self.loaded.spacing, loaded.image.spacing)
         return (*self.loaded.notes, *of_picture, *doubts, *loaded.image.notes, *more, *prepared.notes)
 
-    def rerun(self, job: Job, prepared: PreparedOutput, options: OptionValues) -> str:
-        """Write the command line that gives the same samples again.
-
-        Args:
-            job: what was done.
-            prepared: what is written.
-            options: those that are particular to the command.
-        """
-        from deconv_cli.io.folders import spelled
-
-        values: OptionValues = {
-            **self.loaded.options,
-            **self.files.as_options(),
-            **options,
-            "--device": self.device.type,
-            "--output-dtype": prepared.dtype,
-            "--output": spelled(job.target),
-            "--force": True,
-        }
-        return command_line(self.command, job.source, values)
-
 
 def load(source: Source, image: ImageFile, device: torch.device) -> LoadedInput:
     """Take an input to where the arithmetic is.
@@ -158,8 +137,37 @@ def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> 
     return Environment(str(device), name, peak_memory_bytes(), time.perf_counter() - started)
 
 
-def command_line(command: str, source: Path | None, values: OptionValues) -> str:
-    """Write a command as a shell would read it."""
+def rerun_line(
+    command: str,
+    source: Path | None,
+    options: OptionValues,
+    *,
+    device: str,
+    output: Path | str,
+    files: FileOptions | None = None,
+    output_dtype: str | None = None,
+) -> str:
+    """Write the command line that gives the same samples again, as a shell would read it.
+
+    Args:
+        command: its name.
+        source: the input; `None` if the command has none.
+        options: the options of the kernel and of this command.
+        device: type of the device of the arithmetic.
+        output: where the result is written.
+        files: how the input was read.
+        output_dtype: sample type of the output.
+    """
+    from deconv_cli.io.folders import spelled
+
+    values: OptionValues = {
+        **options,
+        **({} if files is None else files.as_options()),
+        "--device": device,
+        "--output-dtype": output_dtype,
+        "--output": spelled(Path(output)),
+        "--force": True,
+    }
     words = ["deconv", command]
     for option, value in values.items():
         if value is None or value is False:
@@ -167,11 +175,7 @@ def command_line(command: str, source: Path | None, values: OptionValues) -> str
         # One word, so that a value that begins with a dash is not taken for an option.
         for one in value if isinstance(value, list) else [value]:
             words.append(option if one is True else f"{option}={one}")
-    if source is None:
-        return shlex.join(words)
-    from deconv_cli.io.folders import spelled
-
-    return shlex.join([*words, "--", spelled(source)])
+    return shlex.join(words if source is None else [*words, "--", spelled(source)])
 
 
 def pick(device: DeviceChoice) -> torch.device:

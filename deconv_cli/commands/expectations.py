@@ -1,4 +1,4 @@
-"""Findings that the user expects, and what remains of a report without them."""
+"""Findings that the user expects, and the rest of a report without them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expectation:
-    """A verdict, and what has it: a parameter, where * may stand, `model` for the whole, or a line, `train.py:26`."""
+    """A verdict on a parameter (`*` is a wildcard), on the `model` as a whole, or on a line, `train.py:26`."""
 
     verdict: str
     name: str
@@ -39,7 +39,7 @@ class Expectation:
         return cls(verdict, name)
 
     def meets(self, finding: Finding, name: str) -> bool:
-        """Return whether a finding for a parameter, or for the model as a whole, is the one that is expected."""
+        """Return whether a finding for a parameter, or for the model as a whole, is the expected one."""
         lines = [Path(str(cause.location)).resolve() for cause in finding.causes if cause.location.file]
         wanted = Path(self.name)
         is_there = any(line == wanted.resolve() or line.match(str(wanted)) for line in lines)
@@ -52,10 +52,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a report comes to.
+    """The result of a report.
 
     Attributes:
-        expected: names of parameters, and verdicts on the model as a whole, that the user expects.
+        expected: expected names of parameters, and expected verdicts on the model as a whole.
         unmet: expectations that nothing met.
         exit_code: for the shell.
         conclusion: in one line.
@@ -68,7 +68,7 @@ class Outcome:
 
     @classmethod
     def of(cls, report: GradientReport, expectations: list[Expectation]) -> Outcome:
-        """Take out what is expected, and count the rest; frozen parameters are counted by themselves."""
+        """Leave out the expected findings, and count the rest; frozen parameters are counted separately."""
         from deconv_cli.gradients.findings import Verdict
 
         found: list[tuple[Finding, str, str]] = [(finding, finding.name, finding.name) for finding in report.parameters]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands.console import print_answer, print_document
-from deconv_cli.commands.context import command_line, environment_of, pick
+from deconv_cli.commands.context import environment_of, pick, rerun_line
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -94,8 +94,8 @@ def factor(
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.layer_settings import describe_undetermined
-    from deconv_cli.workflows.resolution import resolve
-    from deconv_cli.workflows.solved import assess_well_posedness
+    from deconv_cli.workflows.measurement import assess_well_posedness
+    from deconv_cli.workflows.resolution import InputMetadata, resolve
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()
@@ -108,7 +108,7 @@ def factor(
             f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."
         )
     precision = pick_dtype(given.dtype, taps, where)
-    resolved = resolve(given, loaded.kernel, loaded.recorded).settings
+    resolved = resolve(given, loaded.kernel, InputMetadata(recorded=loaded.recorded)).settings
     building = time.perf_counter()
     inverse = PseudoInverse(as_kernel(taps, where, precision, len(image_size)), image_size, resolved)
     factored = time.perf_counter() - building
@@ -129,7 +129,7 @@ def factor(
         sha256=fingerprint(output),
         notes=notes,
         environment=environment_of(where, precision, started),
-        rerun=command_line("factor", None, _options(loaded, inverse, output)),
+        rerun=rerun_line("factor", None, _options(loaded, inverse), device=where.type, output=output),
     )
     record = describe_factor_run(run)
     if not quiet:
@@ -140,7 +140,7 @@ def factor(
         print_answer(str(output))
 
 
-def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> OptionValues:
+def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> OptionValues:
     """Give the options, resolved, that make the same factor again."""
     options = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
@@ -153,7 +153,4 @@ def _options(loaded: LoadedKernel, inverse: PseudoInverse, output: Path) -> Opti
         "--method": inverse.choice.method,
         "--tolerance": repr(inverse.tolerance),
         "--dtype": str(inverse.kernel.taps.dtype).removeprefix("torch."),
-        "--device": inverse.kernel.taps.device.type,
-        "--output": output,
-        "--force": True,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, pick, rerun_line
 from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import OutputPlan
     from deconv_cli.operators.tap_convolution import Tap
+    from deconv_cli.workflows.apply_kernel import Noise
     from deconv_cli.workflows.light import ChosenLight
-    from deconv_cli.workflows.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class _Convolution:
         Raises:
             UsageError: neither a name nor a function, or a layer with groups or in the transposed direction.
         """
+        from deconv_cli.workflows.apply_kernel import forward_taps
         from deconv_cli.workflows.arithmetic import check_single_kernel
-        from deconv_cli.workflows.custom_taps import forward_taps
 
         if self.layer.groups > 1 or self.layer.transposed:
             raise UsageError(
@@ -165,7 +165,7 @@ class AddedNoise:
             raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
         if text is None:
             return cls(None, None, 0)
-        from deconv_cli.workflows.noise import Noise
+        from deconv_cli.workflows.apply_kernel import Noise
 
         return cls(text, Noise.parse(text), seed or 0)
 
@@ -277,7 +277,15 @@ class _Made:
             output=describe_output(job.target, prepared),
             notes=context.notes(loaded, prepared),
             environment=environment_of(context.device, result.dtype, loaded.started),
-            rerun=context.rerun(job, prepared, self._options()),
+            rerun=rerun_line(
+                context.command,
+                job.source,
+                kernel.options | self._options(),
+                device=context.device.type,
+                output=job.target,
+                files=context.files,
+                output_dtype=prepared.dtype,
+            ),
             padding=convolution.padding,
             boundary=convolution.boundary,
             input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),

@@ -1,4 +1,4 @@
-"""The files that an argument stands for: a file, those of a folder, or those that a pattern matches."""
+"""The files that an argument names: a file, those of a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """One file that an argument stands for.
+    """One file that an argument names.
 
     Attributes:
         path: the file.
-        place: where its output lies in an output folder.
-        is_named: the argument is this very file; else it was found in a folder or by a pattern.
+        place: the place of its output in an output folder.
+        is_named: whether the argument is this very file, and not a folder or a pattern.
     """
 
     path: Path
@@ -30,15 +30,15 @@ class FoundFile:
 
 
 def expand(argument: Path) -> list[FoundFile]:
-    """List the files that an argument stands for, numbers in their names counted: `frame_9` before `frame_10`.
+    """List the files that an argument names, in natural order: `frame_9` before `frame_10`.
 
     Args:
-        argument: a file, an address, or a folder that is one file as a Zarr is; any other folder, for every readable
-            file below it; or, where nothing has that name, a pattern with `*`, `?`, `[...]` or `**`, which the shell
-            did not expand. Hidden files are left out.
+        argument: a file, an address, or a folder that is one file, as a Zarr is; any other folder, for every readable
+            file below it; or a pattern with `*`, `?`, `[...]` or `**` that the shell did not expand. Hidden files are
+            left out.
 
     Raises:
-        UsageError: nothing is there, or nothing that can be read.
+        UsageError: there is nothing, or nothing that can be read.
     """
     what = "is a link to a file that does not exist" if argument.is_symlink() else "does not exist"
     missing = UsageError(f"the input '{argument}' {what}; check the path.")
@@ -61,12 +61,12 @@ def expand(argument: Path) -> list[FoundFile]:
 
 
 def is_pattern(argument: Path) -> bool:
-    """Tell whether an argument is a pattern, and no file that happens to have such a name."""
+    """Return whether an argument is a pattern, and not a file with such a name."""
     return glob.has_magic(str(argument)) and not argument.exists()
 
 
 def natural_order(path: Path) -> tuple[tuple[str | int, ...], ...]:
-    """Give a key that sorts names as a person would, the numbers in them by their size."""
+    """Return a key that sorts names as a person would, the numbers in them by their size."""
     return tuple(
         tuple(int(piece) if piece.isdecimal() else piece.casefold() for piece in _DIGITS.split(part))
         for part in path.parts
@@ -74,7 +74,7 @@ def natural_order(path: Path) -> tuple[tuple[str | int, ...], ...]:
 
 
 def _matching(pattern: Path) -> list[FoundFile]:
-    """List what a pattern matches, with the tree from its first part that is no plain name."""
+    """List the files that match a pattern, with the tree from its first part that has wildcards."""
     plain = [not glob.has_magic(part) for part in pattern.parts]
     base = Path(*pattern.parts[: plain.index(False)])
     names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  that of Path gives hidden files too
@@ -96,9 +96,9 @@ def _below(folder: Path, base: Path) -> list[FoundFile]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """Go through all files below a folder but the hidden ones; a folder that is one file is not entered.
+    """Go through all files below a folder except the hidden ones; a folder that is one file is not entered.
 
-    A link to nothing counts as a file, so that reading it says so.
+    A broken link counts as a file, so that reading it reports the error.
     """
     from deconv_cli.io.folders import is_one_file
 

@@ -279,7 +279,7 @@ def _sampling_notes(found: Inspected) -> list[str]:
 
 def _field_notes(found: Inspected) -> list[str]:
     """Describe a kernel that varies over the frame in a sentence."""
-    from deconv_cli.saved_fields import load_kernel_field
+    from deconv_cli.saved_kernels import load_kernel_field
 
     return [] if not _is_field(found) else [f"the file holds {load_kernel_field(found.path).describe()}"]
 

@@ -11,12 +11,11 @@ import typer
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
 from deconv_cli.commands.batch_options import BatchOptions, files_read
-from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import pick
-from deconv_cli.commands.invert_work import InvertWork
+from deconv_cli.commands.invert_work import InvertWork, is_estimate
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (
@@ -39,7 +38,7 @@ from deconv_cli.vocabulary import DeviceChoice
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
 LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
-"""Settings that a factor leaves open; it fixes the others."""
+"""Settings that a factor does not fix."""
 
 
 def invert(
@@ -170,10 +169,10 @@ def _has_earlier(target: Path) -> bool:
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse options that contradict a factor, or repeat what it says.
+    """Refuse options that contradict a factor, or repeat it.
 
     Raises:
-        UsageError: some were typed; names them.
+        UsageError: names those that were typed.
     """
     if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What `deconv invert` does to each of its inputs: by one of four ways, as the kernel was given."""
+"""What `deconv invert` does to each input: with a kernel, a factor, a chain of layers, optics, or an unknown kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.blind_restoration import BlindRestoration, is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
 from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.job import Finish, Job, Process, Source, Work
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.large_files import is_large
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
@@ -21,13 +21,17 @@ from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.vocabulary import DeviceChoice
+from deconv_cli.errors import UntrustworthyResultError, UsageError
+from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
     import torch
 
+    from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
+
 WORDS = (str(ESTIMATE), MICROSCOPE)
-"""What `--kernel` takes for a kernel that is not given."""
+"""Words that `--kernel` takes instead of a kernel."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,20 @@ class InvertWork(Work):
     """The options of `deconv invert`.
 
     Attributes:
-        kernels: files, formulas, or what else `--kernel` takes; none with a factor.
+        kernels: files, formulas, or other words that `--kernel` takes; none with a factor.
         kernel_options: how to read them.
         factor: the file of an inverse.
-        settings: those that were typed.
+        settings: the typed settings.
         files: how to read and write.
-        extra: what is written besides the estimate.
-        printed: what is printed.
+        extra: the files to write besides the estimate.
+        printed: what to print.
         chain: layers of a model.
         device: where to compute.
-        first: the first input, whose axes tell what some kernels are.
+        first: the first input, whose axes decide how some kernels are read.
         large: how inputs are cut.
         can_be_cut: whether inputs that do not fit the memory are restored in blocks.
-        resumes: whether a run over blocks that ended early is gone on with.
-        n_sharing: processes that share the memory.
+        resumes: whether to continue an unfinished run over blocks.
+        n_sharing: number of processes that share the memory.
     """
 
     kernels: list[Path]
@@ -68,7 +72,7 @@ class InvertWork(Work):
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
-        """Whether code from outside runs, which may print and warn."""
+        """Whether code of other people runs, which may print and warn."""
         return self.chain is not None or self._is_microscope
 
     @property
@@ -76,11 +80,19 @@ class InvertWork(Work):
         return is_microscope(self.kernels, self.kernel_options)
 
     def read(self, path: Path) -> Source:
-        """Read an input; of one that is restored in blocks no more than a corner."""
+        """Read an input; only a corner of one that is restored in blocks."""
         from deconv_cli.io.limits import allowing
 
+        held = vars(self).pop("_held", None) if path == self.first else None
+        if held is not None:
+            return held
         with allowing(self.settings.get("max_memory")):
             return self._read(path)
+
+    def _read_first(self) -> ImageFile:
+        """Read the first input, and hold it until it is its turn, so that it is decoded once."""
+        source = vars(self)["_held"] = self.read(self.first)
+        return source.image
 
     def _read(self, path: Path) -> Source:
         if not self.can_be_cut:
@@ -100,7 +112,7 @@ class InvertWork(Work):
         return pick(self.device).type
 
     def memory(self) -> int:
-        """Give the bytes that inputs which are worked on at once may take together, as was typed."""
+        """Return the memory in bytes that all inputs in work may take together."""
         return self.settings.get("max_memory") or super().memory()
 
     def shared_by(self, n_workers: int) -> Work:
@@ -110,7 +122,7 @@ class InvertWork(Work):
         return replace(self, settings=self.settings | given, n_sharing=n_workers)
 
     def refuse_existing(self, job: Job) -> None:
-        """Refuse a job whose output is there, or blocks of it which a run left that is not gone on with."""
+        """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
         from deconv_cli.blocks.block_ledger import BlockLedger
         from deconv_cli.blocks.earlier_run import refuse_to_forget
 
@@ -119,12 +131,12 @@ class InvertWork(Work):
             refuse_to_forget([job.target], BlockLedger.of(job.target))
 
     def open(self) -> Process:
-        """Choose the way, and read the kernel, the model or the factor."""
+        """Choose the way to restore, and read the kernel, the model or the factor."""
         whole = self._open_whole()
         return partial(self._by_size, whole) if self.can_be_cut else whole
 
     def _by_size(self, whole: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore an input as a whole; or in blocks, all of it when it is its turn to be written."""
+        """Restore an input as a whole; or in blocks, all of them when it is its turn to be written."""
         if source.large is None:
             return whole(job, source, progress)
         return partial(self._in_blocks().restore, job, source.large, self.extra, progress)
@@ -140,23 +152,77 @@ class InvertWork(Work):
             chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
             return chain.restore
         if is_estimate(self.kernels, self.kernel_options):
-            return BlindRestoration(self.files, where, self.settings, self.extra, self.printed).restore
+            return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        context = Context("invert", self._load(where), self.files, where)
-        return Restoration(context, self.settings, self.extra, self.printed).restore
+        return self._restoration(self._load(where)).restore
+
+    def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
+        context = Context("invert", loaded, self.files, pick(self.device))
+        return Restoration(context, self.settings | settings, self.extra, self.printed)
 
     def _load(self, where: torch.device) -> LoadedKernel:
         if self.factor is not None:
             return load_factor(self.factor, where, self.settings.get("max_memory"))
         dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, lambda: self.read(self.first).image, WORDS)
+        return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
 
     def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore an input with the kernels of the optics that it names."""
+        """Restore an input with the kernel of the optics that its file names."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
-        context = Context("invert", loaded, self.files, pick(self.device))
-        own = self.settings | {"dimensions": loaded.kernel.n_axes}
-        return Restoration(context, own, self.extra, self.printed).restore(job, source, progress)
+        return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
+
+    def _restore_blindly(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Find the kernel of one picture, and restore it.
+
+        Raises:
+            UntrustworthyResultError: the picture seems not to be blurred.
+        """
+        from deconv_cli.report.run_record import describe_found
+
+        progress.begin("finding the kernel")
+        found = estimate_kernel_of(source.image, light_of(source.image, self.settings.get("light") or "auto"))
+        if not found.found:
+            advice = "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel"
+            if found.slight is not None:
+                advice = f"give it with --kernel {found.slight.text}"
+            raise UntrustworthyResultError(
+                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred all the same, "
+                f"{advice}."
+            )
+        return self._restoration(_found_kernel(found)).restore(job, source, progress)
+
+
+def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:
+    """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
+
+    Raises:
+        UsageError: other kernels are given too, or options that read one.
+    """
+    if ESTIMATE not in kernels or ESTIMATE.exists():
+        return False
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if len(kernels) > 1 or given:
+        other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
+        raise UsageError(f"--kernel estimate finds the kernel in the picture, so {other} has no use; leave it out.")
+    return True
+
+
+def _found_kernel(found: KernelEstimate) -> LoadedKernel:
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.report.run import KernelInput
+    from deconv_cli.report.run_record import describe_found
+
+    taps = found.taps()
+    source = KernelInput(
+        Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
+    )
+    notes = [f"the kernel was found in the picture: {describe_found(found)}"]
+    if found.doubt is not None:
+        notes.append(found.doubt)
+    rival = close_rival(found)
+    if rival is not None:
+        notes.append(f"{rival} explains the picture about as well; compare what --kernel {rival} gives")
+    return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

@@ -1,4 +1,4 @@
-"""One of many files: what is read, what is made of it, and what came of it."""
+"""One of many files: its input, the work on it, and its result."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Job:
     Attributes:
         source: the input file.
         target: the output file.
-        make_folder: the target lies in an output folder, which is made where it is missing.
-        number: which of many it is, from 1.
-        n_jobs: how many there are.
-        replaces: an output that is there may be replaced, whatever `--force` says, since a run before wrote it.
+        make_folder: whether the target's folder is made if it is missing.
+        number: its number among all jobs, from 1.
+        n_jobs: the number of jobs.
+        replaces: whether an existing output may be replaced without `--force`, since an earlier run wrote it.
     """
 
     source: Path
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Which of many it is, in words; empty for the only one."""
+        """Its number in words; empty for the only job."""
         return "" if self.n_jobs == 1 else f"file {self.number} of {self.n_jobs}"
 
 
@@ -45,9 +45,9 @@ class Source:
     """An input as it was read.
 
     Attributes:
-        image: the file; a corner of it where it is large.
-        large: what is known of one that is restored by parts, of which no more was read.
-        seconds: that reading took.
+        image: the file; only a corner of a large one.
+        large: the header of an input that is restored by parts.
+        seconds: time that reading took.
     """
 
     image: ImageFile
@@ -57,14 +57,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job.
+    """The result of one job.
 
     Attributes:
         record: the report.
         print_summary: prints it as a table for people.
-        doubts: why the result is not to be trusted, a sentence each; empty where it is.
+        doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
         show: draws the result in the terminal.
-        warnings: what may have gone wrong besides, a sentence each.
+        warnings: other warnings, a sentence each.
     """
 
     record: dict[str, Any]
@@ -75,25 +75,25 @@ class Outcome:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether nothing speaks against the result."""
+        """Whether there is no doubt."""
         return not self.doubts
 
 
 Read: TypeAlias = Callable[[Job], Source | None]
-"""Reads the input of a job; `None` where there is nothing to do."""
+"""Reads the input of a job; `None` if there is nothing to do."""
 
 Finish: TypeAlias = Callable[[], Outcome]
 """Writes a result, and describes it."""
 
 Process: TypeAlias = "Callable[[Job, Source, WorkProgress], Finish]"
-"""Does the arithmetic for one input, maybe beside others in other threads; what it gives writes the result."""
+"""Does the arithmetic for one input, in any thread; returns a function that writes the result."""
 
 
 class Work(ABC):
-    """What a command does to each of its inputs, as it was typed: small, and can be sent to another process.
+    """The work of a command on each of its inputs; small, so that it can be sent to another process.
 
     Attributes:
-        is_alone: it changes what all threads share, such as where print goes, so that nothing may go on beside it.
+        is_alone: whether it changes something that all threads share, such as the standard output.
     """
 
     is_alone: bool = False
@@ -108,7 +108,7 @@ class Work(ABC):
         """Where the arithmetic is: `cpu`, `cuda`, ..."""
 
     def memory(self) -> int:
-        """Give the bytes that inputs which are worked on at once may take together: half of what is free."""
+        """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
         import torch
 
         from deconv_cli.solvers.solver import free_memory
@@ -116,15 +116,15 @@ class Work(ABC):
         return free_memory(torch.device(self.device_type)) // 2
 
     def shared_by(self, n_workers: int) -> Work:
-        """Give the same for workers that share the memory that may be used."""
+        """Return the same work for several workers that share the memory."""
         del n_workers
         return self
 
     def refuse_existing(self, job: Job) -> None:
-        """Refuse a job whose output is there already, before it is given to a worker.
+        """Refuse a job whose output exists, before it is given to a worker.
 
         Raises:
-            DeconvError: it is, or cannot be written there.
+            DeconvError: it exists, or cannot be written there.
         """
         from deconv_cli.io.formats import codec_of_suffix
         from deconv_cli.io.output import check_output_files
@@ -137,19 +137,19 @@ class Work(ABC):
         """Prepare what all inputs share, such as the kernel.
 
         Raises:
-            DeconvError: the kernel, the model or the factor cannot be had.
+            DeconvError: the kernel, the model or the factor cannot be read.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """How one job ended: with an outcome, with an error, or without either where there was nothing to do.
+    """The end of one job: with an outcome, with an error, or with neither if there was nothing to do.
 
     Attributes:
-        job: which one.
-        seconds: spent on reading, arithmetic and writing; not on waiting.
-        outcome: what came of it.
-        error: why nothing did.
+        job: the job.
+        seconds: time of reading, arithmetic and writing, without waiting.
+        outcome: the result.
+        error: the reason why there is none.
     """
 
     job: Job

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
-    from deconv_cli.workflows.bead_psf import BeadPsf
+    from deconv_cli.kernels.beads.bead_psf import BeadPsf
 
 EXAMPLE = "Example: deconv kernel from-beads beads.tif --bead-diameter 0.1 -o psf.tif"
 
@@ -83,8 +83,8 @@ def from_beads(
 ) -> None:
     """Measure a point-spread function on a picture of beads: average those that stand alone."""
     from deconv_cli.io import read_image
-    from deconv_cli.sample_range import limits_of
-    from deconv_cli.workflows.bead_psf import psf_from_beads
+    from deconv_cli.kernels.beads.bead_psf import psf_from_beads
+    from deconv_cli.tone_curve import limits_of
 
     if output is not None:
         check_psf_output(output, beads, force=printed.force)
@@ -152,7 +152,7 @@ def _describe(found: BeadPsf) -> dict[str, Any]:
 
 
 def _rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:
-    from deconv_cli.workflows.bead_psf import describe_census
+    from deconv_cli.kernels.beads.bead_psf import describe_census
 
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []

@@ -23,7 +23,6 @@ from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     KernelOptions,
 )
-from deconv_cli.commands.restoration import recorded_convolution
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, check_name
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.blind.blur_map import BlurMap
     from deconv_cli.kernels.blind.estimate import KernelEstimate
-    from deconv_cli.workflows.blur_map import BlurMap
     from deconv_cli.workflows.light import ChosenLight
 
 HELP = "Make or measure a kernel, by a formula or from a layer, pictures, beads or optics; or check one."
@@ -111,14 +110,14 @@ def estimate(
     }
     rows, is_mapped = _estimate_rows(found, chosen.reason), False
     if free:
-        from deconv_cli.workflows.blind import estimate_free_kernel
+        from deconv_cli.kernels.blind.blurred_picture import estimate_free_kernel
 
         form = estimate_free_kernel(_picture_of(image), start=found, size=size, tone_curve=chosen.curve)
         record["free"] = describe_free(form)
         rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
     if map_file is not None:
-        from deconv_cli.saved_fields import save_kernel_field
-        from deconv_cli.workflows.blur_map import map_blur
+        from deconv_cli.kernels.blind.blur_map import map_blur
+        from deconv_cli.saved_kernels import save_kernel_field
 
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
         record["map"] = describe_map(mapped)
@@ -174,8 +173,8 @@ def align(
     """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
     from deconv_cli.commands.loaded_kernel import load_kernels
     from deconv_cli.io import read_image
+    from deconv_cli.kernels.blind.blurred_picture import align_kernel
     from deconv_cli.workflows.arithmetic import check_single_kernel
-    from deconv_cli.workflows.blind import align_kernel
 
     if output is not None:
         check_kernel_output(output, photo, force=printed.force)
@@ -221,20 +220,21 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
         UsageError: another word, a file of tensors, or light is to be linear where no tone curve is known.
     """
     from deconv_cli.workflows.light import choose_light
+    from deconv_cli.workflows.resolution import RecordedConvolution
 
     if not image.is_picture:
         raise UsageError(
             f"a blur is found in a picture, but '{image.path}' is a file of tensors; write it as a picture, such as "
             ".tif, or give the kernel that blurred it."
         )
-    recorded, _ = recorded_convolution(image, None)
+    recorded = RecordedConvolution.of_record(image.record)
     wanted = check_name(("auto", *Light), light, "light")
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:
     """Find the blur of a picture as read."""
-    from deconv_cli.workflows.blind import estimate_kernel
+    from deconv_cli.kernels.blind.blurred_picture import estimate_kernel
 
     return estimate_kernel(
         _picture_of(image), tone_curve=light.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None

@@ -49,7 +49,7 @@ def extract(
     """List the convolutions of a model, or take one out of it; nothing that the file carries is run."""
     from deconv_cli.io.output_path import check_output_path
     from deconv_cli.models.model_layers import find_layer, list_layers
-    from deconv_cli.saved_layers import save_layer
+    from deconv_cli.saved_kernels import save_layer
 
     if output is not None:
         if output.suffix != ".safetensors":

@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.resolution import RecordedConvolution
 
 ESTIMATE = Path("estimate")
-"""What is typed for a kernel that is to be found in the picture."""
+"""The word for a kernel that is to be found in the picture."""
 _LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+([nuµμm]m)?(\*.*)?")
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedKernel:
-    """A kernel as read, by itself or as a part of a precomputed inverse.
+    """A kernel as read, alone or as a part of an inverse that was built before.
 
     Attributes:
-        source: the kernel and where it came from.
+        source: the kernel and its origin.
         taps: as stored, floating; or a kernel that varies over the frame.
-        bias: what a layer adds to each output channel, shape `(C_out,)`.
-        notes: what was done on reading, a sentence each.
-        picture_notes: what to know besides, if the input is a picture.
-        refusal: why no picture is restored with it.
+        bias: added by a layer to each output channel, shape `(C_out,)`.
+        notes: notes of the reader, a sentence each.
         options: the options that would read the same again.
-        recorded: what the file says of the convolution that the kernel belongs to; `None` where it says nothing.
-        inverse: what was built before; `None` for a kernel by itself.
+        picture_notes: further notes if the input is a picture.
+        refusal: the reason not to restore a picture with it.
+        recorded: the convolution of the kernel, as its file records it.
+        inverse: the inverse that was built before.
         factor: the file of that inverse.
-        is_ambiguous: nothing tells whether three axes are one kernel for each channel.
-        spacing: distances of neighboring taps along the axes of space, in micrometers, where they are known.
+        is_ambiguous: whether three axes may be one kernel for each channel or one kernel of three dimensions.
+        spacing: distances of neighboring taps along the axes of space, in micrometers.
     """
 
     source: KernelInput
@@ -68,20 +68,16 @@ class LoadedKernel:
         return self.source.kernel
 
     def is_kernel_of(self, image: ImageFile) -> bool:
-        """Tell whether `deconv forward` made an image with this kernel, read the same way."""
+        """Return whether `deconv forward` made an image with this kernel, read in the same way."""
         made_by = (image.record or {}).get("kernel")
         return isinstance(made_by, dict) and made_by.get("sha256") == self.source.sha256 is not None
 
     def refuse_for(self, image: ImageFile, size: Size) -> None:
-        """Refuse what can only spoil a picture: a kernel with a flaw, or one that is far larger than the picture.
-
-        Args:
-            image: the input, or a corner of it.
-            size: samples of the input along the axes of space.
+        """Refuse a kernel that can only spoil a picture of `size` samples along the axes of space.
 
         Raises:
             UsageError: the kernel has a flaw.
-            ShapeError: the kernel is too large.
+            ShapeError: the kernel is far larger than the picture.
         """
         if not image.is_picture:
             return
@@ -96,7 +92,7 @@ class LoadedKernel:
 
     @property
     def image_dimensions(self) -> int | None:
-        """Axes of space of the images, where that was given."""
+        """Axes of space of the images, if given."""
         given = self.options.get("--dimensions")
         return given if isinstance(given, int) else None
 
@@ -113,9 +109,9 @@ def load_kernels(
     Args:
         paths: files or formulas.
         options: how to read them.
-        dimensions: axes of space of the images, where that was given.
-        read_image: reads the first image, whose axes tell what a tensor of three axes is where that was not.
-        words: what else may be typed for a kernel that is the only one, and so may have been meant.
+        dimensions: axes of space of the images, if given.
+        read_image: reads the first image, whose axes decide how a tensor of three axes is read.
+        words: other words for the only kernel, of which one may have been meant.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -139,7 +135,7 @@ def load_kernels(
 
 
 def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
-    """Say how a tensor was taken, and how else it can be."""
+    """Say how a tensor was read, and how else it can be."""
     from deconv_cli.vocabulary import format_size
 
     n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
@@ -148,7 +144,7 @@ def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
 
 
 SPACE_NAMES = {1: "X", 2: "Y and X", 3: "Z, Y and X"}
-"""What a kernel of so many axes spans."""
+"""The axes that a kernel spans, by their number."""
 
 
 def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
@@ -185,7 +181,7 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
 
 
 def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
-    """Give 1 for signals, for which a formula is that of lines; `None` for all else."""
+    """Return 1 for signals, for which a formula is that of lines; `None` for other images."""
     try:
         return 1 if read_image().named_dimensions == 1 else None
     except DeconvError:  # as restoring it will say
@@ -193,7 +189,7 @@ def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
 
 
 def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
-    """Give the distances of the samples of an image along all of its axes of space, in µm."""
+    """Return the distances of the samples of an image along all of its axes of space, in µm."""
     return image.spanned_by(image.named_dimensions or image.dimensions).spacing
 
 
@@ -204,14 +200,14 @@ def load_kernel(
     spacing: tuple[float, ...] | None = None,
     words: Sequence[str] = (),
 ) -> LoadedKernel:
-    """Read a kernel from its file, or make it of a formula such as `disk:5.2` where no file has that name.
+    """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
     Args:
         path: the file, or the formula; a colon behind a file is followed by the name of a layer.
         options: how to read it.
-        dimensions: axes of space of the images, where that is known.
+        dimensions: axes of space of the images, if known.
         spacing: distances of their samples in µm, for the lengths of a formula that have a unit.
-        words: what else may be typed.
+        words: other words that may be typed.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -219,7 +215,7 @@ def load_kernel(
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.models.kernel_files import read_kernel
     from deconv_cli.report.run import KernelInput
-    from deconv_cli.saved_fields import field_of
+    from deconv_cli.saved_kernels import field_of
 
     if path == ESTIMATE and not path.exists():
         raise UsageError(
@@ -273,7 +269,7 @@ def load_kernel(
 
 
 def recorded_by_model(geometry: dict[str, Any]) -> RecordedConvolution:
-    """Take stride, padding and the rest from what a model file says of a layer."""
+    """Read stride, padding and the rest from the record of a layer in a model file."""
     from deconv_cli.workflows.resolution import RecordedConvolution
 
     names = {field.name for field in fields(LayerOptions)}
@@ -286,14 +282,14 @@ def recorded_by_model(geometry: dict[str, Any]) -> RecordedConvolution:
 
 
 def _as_options(value: object) -> object:
-    """Write numbers for each axis as one where they are equal, as they would be typed."""
+    """Write equal numbers for each axis as one number, as they would be typed."""
     if not isinstance(value, list):
         return value
     return value[0] if len(set(value)) == 1 else tuple(value)
 
 
 def is_formula(path: Path) -> bool:
-    """Tell whether what was given for a kernel is a formula, maybe misspelt or without its numbers, and no file."""
+    """Return whether a kernel is given as a formula, perhaps misspelled or without its numbers, and not as a file."""
     is_meant = str(path).partition(":")[0] in KERNEL_SOURCES
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
@@ -322,7 +318,7 @@ def _make_kernel(
 
 
 def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:
-    """Read a precomputed inverse, whose kernel takes the place of a kernel's file."""
+    """Read an inverse that was built before, with its kernel."""
     from deconv_cli.io import fingerprint
     from deconv_cli.report.run import FactorInput, KernelInput
     from deconv_cli.saved_inverses import KernelOrigin, read_inverse

@@ -75,7 +75,7 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
     from deconv_cli.commands.user_code import running_user_code
-    from deconv_cli.saved_layers import open_model
+    from deconv_cli.saved_kernels import open_model
 
     if options.init is not None and options.model is None:
         raise UsageError(

@@ -11,7 +11,7 @@ from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
-from deconv_cli.commands.restoration import choose_kind, recorded_convolution, with_spacing
+from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings
@@ -77,6 +77,7 @@ def _lay_out(
 ) -> LargeInput:
     from deconv_cli.blocks.invert_blocks import lay_out_problem
     from deconv_cli.io.regions.spread_pieces import read_spread
+    from deconv_cli.workflows.resolution import InputMetadata
 
     whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
     if is_microscope(kernels, options):
@@ -88,15 +89,12 @@ def _lay_out(
     loaded.refuse_for(corner, whole)
     kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)
-    recorded, notes = recorded_convolution(corner, loaded.source.sha256)
     problem = lay_out_problem(
         source,
         corner,
         loaded.taps,
         settings,
         bias=loaded.bias,
-        recorded=recorded or loaded.recorded,
+        metadata=InputMetadata(recorded=loaded.recorded, kernel_sha256=loaded.source.sha256),
     )
-    if "spacing" not in given:
-        problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
-    return LargeInput(source, corner, loaded, problem, (*why, *notes))
+    return LargeInput(source, corner, loaded, problem, why)

@@ -1,8 +1,7 @@
-"""Sentences of the library in the words of the command line: here names of arguments become options."""
+"""Sentences of the library in the words of the command line: names of arguments become options."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 
 from deconv_cli.settings import ReconstructionSettings, option_name
@@ -12,8 +11,8 @@ _SETTINGS = {
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
     **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range", "time_limit")},
 }
-"""Settings, and options on workers, which begin a sentence about themselves."""
-
+"""Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
+_VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
 _ARGUMENTS = {
     "lam": "--lambda",
     **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
@@ -25,23 +24,28 @@ _ARGUMENTS = {
     "batch_size": "--batch-size",
     "block_size": "--block-size",
 }
-"""Arguments that are no words of a sentence by themselves."""
-
-_WITH_VALUE = re.compile(r"\b([a-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s,;()]*[^\s,;().])")
-_ALONE = re.compile(rf"(?<![-\w])({'|'.join(map(re.escape, _ARGUMENTS))})(?![\w=])")
-_FIRST = re.compile(rf"^({'|'.join(_SETTINGS)})(?= (?:must|is|has|draws|helps|chooses|says|truncates|divides) )")
-_QUOTES = "\"'"
+"""Arguments that are no English words."""
+_OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 
 
 def with_options(sentence: str) -> str:
     """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
-    sentence = _FIRST.sub(lambda found: _SETTINGS[found[1]], sentence)
-    sentence = _WITH_VALUE.sub(lambda found: _as_typed(found[1], found[2].strip(_QUOTES)), sentence)
-    return _ALONE.sub(lambda found: _ARGUMENTS[found[1]], sentence)
+    words = sentence.split(" ")
+    if len(words) > 1 and words[1] in _VERBS:
+        words[0] = _SETTINGS.get(words[0], words[0])
+    return " ".join(map(_as_typed, words))
 
 
-def _as_typed(name: str, value: str) -> str:
+def _as_typed(word: str) -> str:
+    """Replace an argument, or an argument with its value, between the punctuation around it."""
+    inner = word.lstrip(_OPENING).rstrip(_CLOSING)
+    name, _, value = inner.partition("=")
+    if not value or not name.isidentifier():
+        name = inner.strip(_QUOTES)
+        return word.replace(name, _ARGUMENTS.get(name, name))
     option = _ARGUMENTS.get(name, option_name(name))
     if value == "False":
-        return option.replace("--", "--no-", 1)
-    return option if value == "True" else f"{option} {value}"
+        option = option.replace("--", "--no-", 1)
+    elif value != "True":
+        option += f" {value.strip(_QUOTES)}"
+    return word.replace(inner, option)

@@ -1,4 +1,4 @@
-"""One file restored: read it, reconstruct, and write what came of it."""
+"""Restore one file: read it, reconstruct it, and write the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.context import SAME_SPACING, Context, LoadedInput, describe_output, environment_of
+from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, rerun_line
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs, PlannedOutputs
@@ -16,12 +16,9 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
 from deconv_cli.commands.terminal_picture import show_picture
-from deconv_cli.errors import TooLargeError, UsageError
-from deconv_cli.input_defaults import DEFAULTS
-from deconv_cli.layer_options import LayerOptions
-from deconv_cli.parts import BOUNDARIES
+from deconv_cli.errors import TooLargeError
 from deconv_cli.settings import ReconstructionSettings, as_typed
-from deconv_cli.vocabulary import InputKind, Light, format_spacing, parse_padding
+from deconv_cli.vocabulary import InputKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,27 +27,26 @@ if TYPE_CHECKING:
 
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.report.run import InvertRun
     from deconv_cli.workflows.diagnose import Diagnosis
     from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
-    from deconv_cli.workflows.resolution import RecordedConvolution, Resolution
+    from deconv_cli.workflows.resolution import InputMetadata
 
 N_ALIGNED = 3
-"""The kernel is held against so many inputs, the first of a run: looking takes longer than to restore a picture."""
+"""The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
 NOTABLE_NOISE = 1e-3
-"""Part of the spread of an array from which on noise spoils what is restored under the λ of tensors."""
+"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 
 
 class Restoration:
-    """Restores one input after another; what pictures share, and what tensors share, is prepared once.
+    """Restores one input after another; pictures share one pipeline, and tensors share one.
 
     Args:
         context: kernel, device and files.
-        settings: those that were typed.
-        extra: what is written besides the estimate.
-        printed: what is printed.
+        settings: the typed settings.
+        extra: the files to write besides the estimate.
+        printed: what to print.
     """
 
     def __init__(self, context: Context, settings: SettingValues, extra: ExtraOutputs, printed: PrintOptions) -> None:
@@ -62,22 +58,24 @@ class Restoration:
         self._making = threading.Lock()
 
     def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Estimate the image of one input; what it gives measures the estimate, writes and describes it."""
-        context = self._context
+        """Reconstruct one input; the function that is returned writes and describes the result."""
+        context, extra = self._context, self._extra
         loaded = context.load(source)
         context.loaded.refuse_for(loaded.image, tuple(loaded.values.shape[2:]))
         kind, notes = choose_kind(loaded.image, lambda: loaded.values, context.loaded, self._settings)
         pipeline = self._pipeline(kind)
-        resolution = self._resolve(pipeline, loaded.image)
+        resolution = pipeline.resolve(self._metadata(loaded.image))
         resolution = replace(resolution, notes=(*notes, *resolution.notes))
+        if job.number > N_ALIGNED or context.loaded.source.estimate is not None:
+            resolution = replace(resolution, tests_alignment=False)
         n_channels = loaded.values.shape[1]
         if not resolution.is_per_channel:
             n_channels = context.loaded.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
         same_size = context.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
-        planned = self._extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
+        planned = extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
         try:
-            measure = pipeline.begin(loaded.values, resolution, truth=planned.truth, progress=progress)
+            result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
         except TooLargeError as error:
             if not _would_be_cut(job.source, loaded.image, context.loaded, resolution.settings):
                 raise
@@ -86,85 +84,80 @@ class Restoration:
         diagnosis: Diagnosis | None = None
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
-            result = measure()
             progress.begin("examining the result")
-            # A page asks for a prediction, which is refused of estimates that are not linear.
+            # A page needs a prediction, which is refused for estimates that are not linear.
             diagnosis = pipeline.diagnose(result, loaded.values)
             views = pipeline.vary_lambda(result, loaded.values, loaded.image.dtype)
-            measure = partial(_as_it_is, result)
-        examined = partial(self._describe, job, loaded, diagnosis=diagnosis, views=views)
-        return partial(self._finish, loaded, plan, planned, measure, examined)
+        return partial(self._finish, job, loaded, plan, planned, result, diagnosis, views)
 
-    def _resolve(self, pipeline: Pipeline, image: ImageFile) -> Resolution:
-        """Fill in what was left open, from what the file says of itself."""
+    def _metadata(self, image: ImageFile) -> InputMetadata:
+        """Gather what the files of an input and of the kernel record."""
+        from deconv_cli.workflows.resolution import InputMetadata
+
         loaded = self._context.loaded
-        recorded, notes = recorded_convolution(image, loaded.source.sha256)
-        if recorded is not None and recorded.tap not in (None, "product"):
-            raise UsageError(
-                f"deconv invert undoes products of pixels and weights alone, but deconv forward made '{image.path}' "
-                f"with --tap {recorded.tap}; apply the kernel without --tap."
-            )
-        resolution = pipeline.resolve(recorded or loaded.recorded, image.tone_curve, image.dtype)
-        resolution = replace(resolution, notes=(*resolution.notes, *notes))
-        if "spacing" not in self._settings and loaded.inverse is None:
-            resolution = with_spacing(resolution, image)
-        return resolution
+        return InputMetadata(
+            record=image.record,
+            recorded=loaded.recorded,
+            kernel_sha256=loaded.source.sha256,
+            tone_curve=image.tone_curve,
+            sample_type=image.dtype,
+            spacing=image.spacing,
+            jpeg_table=image.jpeg_table,
+        )
 
     def _finish(
         self,
+        job: Job,
         loaded: LoadedInput,
         plan: OutputPlan,
         planned: PlannedOutputs,
-        measure: Callable[[], Reconstruction],
-        examined: Callable[[PreparedOutput, Reconstruction], InvertRun],
+        result: Reconstruction,
+        diagnosis: Diagnosis | None,
+        views: tuple[LambdaView, ...],
     ) -> Outcome:
-        """Write what came of one input, and describe it."""
+        """Write the result of one input, and describe it."""
+        from deconv_cli.report.run import InvertRun
         from deconv_cli.report.run_record import describe_run
 
-        result = measure()
+        context = self._context
         prepared = plan.prepare(result.image.cpu())
-        run = examined(prepared, _measured(result, loaded, prepared))
+        result = _measured(result, loaded, prepared)
+        run = InvertRun(
+            command=context.command,
+            source=loaded.describe(job.source),
+            kernel=context.loaded.source,
+            output=describe_output(job.target, prepared),
+            notes=context.notes(loaded, prepared, *result.notes),
+            environment=environment_of(context.device, result.image.dtype, loaded.started),
+            rerun=rerun_line(
+                context.command,
+                job.source,
+                context.loaded.options | self._options(result, loaded.image),
+                device=context.device.type,
+                output=job.target,
+                files=context.files,
+                output_dtype=prepared.dtype,
+            ),
+            reconstruction=result,
+            diagnosis=diagnosis,
+            factor=context.loaded.factor,
+            lambda_views=views,
+        )
         record = describe_run(run)
         prepared.write(record)
         planned.write(run, record, loaded.values)
         return Outcome(
             record,
             partial(print_invert_summary, run, verbose=self._printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in run.reconstruction.doubts),
+            doubts=tuple(doubt.sentence for doubt in result.doubts),
             show=partial(show_picture, result.image, n_axes=run.kernel.kernel.n_axes, is_color=loaded.image.is_picture),
-            warnings=run.reconstruction.cautions,
-        )
-
-    def _describe(
-        self,
-        job: Job,
-        loaded: LoadedInput,
-        prepared: PreparedOutput,
-        result: Reconstruction,
-        *,
-        diagnosis: Diagnosis | None,
-        views: tuple[LambdaView, ...],
-    ) -> InvertRun:
-        from deconv_cli.report.run import InvertRun
-
-        context = self._context
-        doubts = _doubt_alignment(context, loaded, result) if job.number <= N_ALIGNED else ()
-        return InvertRun(
-            command=context.command,
-            source=loaded.describe(job.source),
-            kernel=context.loaded.source,
-            output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared, *result.notes, *doubts),
-            environment=environment_of(context.device, result.image.dtype, loaded.started),
-            rerun=context.rerun(job, prepared, self._options(result, loaded.image)),
-            reconstruction=result,
-            diagnosis=diagnosis,
-            factor=context.loaded.factor,
-            lambda_views=views,
+            warnings=result.cautions,
         )
 
     def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
-        """Give the options that make the same estimate again: what was resolved, not what was left open."""
+        """Return the options that make the same estimate again, with the resolved settings."""
+        from deconv_cli.workflows.resolution import default_noise
+
         settings = result.settings
         options = settings.as_options()
         is_kept = self._extra.is_prediction_kept or "predict" in self._settings
@@ -179,11 +172,11 @@ class Restoration:
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
         dropped |= set() if is_kept else {"--quantization", "--seed"}
-        if "defaults" not in self._settings and options.get("--noise") == DEFAULTS[settings.defaults].noise:
+        if "defaults" not in self._settings and options.get("--noise") == default_noise(settings.defaults):
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}
         if settings.has_lambda:
-            # A single λ would restore together what was restored one by one, if by chance under the same.
+            # Channels that were restored one by one keep a λ for each, even if all are equal.
             is_of_each = result.lambda_choice is not None or isinstance(self._settings.get("lam"), tuple)
             lams = tuple(part.settings.lam for part in result.channels) if is_of_each else ()
             options["--lambda"] = as_typed("lam", lams or result.lam)
@@ -199,15 +192,14 @@ class Restoration:
         return options | layer_options(settings, self._settings) | predicts | self._extra.as_options()
 
     def _pipeline(self, kind: InputKind) -> Pipeline:
-        """Give the pipeline of pictures or of tensors."""
+        """Return the pipeline of pictures or of tensors."""
         from deconv_cli.workflows.pipeline import Pipeline
 
         loaded = self._context.loaded
         with self._making:
             if kind not in self._pipelines:
-                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings)
-                if loaded.inverse is None:
-                    settings = replace(settings, dimensions=loaded.kernel.n_axes)
+                known = {} if loaded.inverse is not None else {"dimensions": loaded.kernel.n_axes}
+                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings | known)
                 self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
             return self._pipelines[kind]
 
@@ -215,13 +207,13 @@ class Restoration:
 def choose_kind(
     image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
 ) -> tuple[InputKind, tuple[str, ...]]:
-    """Choose the defaults of pictures or of tensors; says so where the samples decide, and not the format.
+    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
 
     Args:
         image: the file.
-        samples: gives its samples or parts of them, shape `(*batch, *size)`.
+        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
         loaded: the kernel.
-        given: the settings that were typed.
+        given: the typed settings.
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
@@ -240,12 +232,8 @@ def choose_kind(
     return InputKind.PICTURE, (f'the array was taken for a picture, {why}; defaults="tensor" takes it for a tensor',)
 
 
-def _as_it_is(result: Reconstruction) -> Reconstruction:
-    return result
-
-
 def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
-    """Tell of a picture whose format is read as a whole whether one of another would be restored in blocks."""
+    """Return whether a picture that is read as a whole would be restored in blocks in another format."""
     from deconv_cli.io.regions.opening import is_read_by_parts
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
@@ -253,22 +241,8 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 
-def with_spacing(resolution: Resolution, image: ImageFile) -> Resolution:
-    """Take the distances of samples that a file tells, where they differ and differences are made."""
-    settings, spacing = resolution.settings, image.spacing
-    takes_differences = settings.penalty != "identity" if settings.has_lambda else settings.objective == "tv"
-    if spacing is None or not takes_differences or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
-        return resolution
-    relative = tuple(distance / min(spacing) for distance in spacing)
-    note = (
-        f"differences are taken per distance, since the file says that samples lie {format_spacing(spacing)} apart; "
-        f"spacing={','.join('1' for _ in spacing)} takes all axes alike"
-    )
-    return replace(resolution, settings=replace(settings, spacing=relative), notes=(*resolution.notes, note))
-
-
 def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
-    """Measure what the range of the written samples does not hold of a picture; that of those read is measured."""
+    """Measure how much of a picture is outside the range of written samples of another type than the input's."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping
@@ -281,62 +255,3 @@ def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOut
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
     limits = np.iinfo(prepared.dtype)
     return replace(result, clipping=measure_clipping(image, data, float(limits.min), float(limits.max)))
-
-
-def recorded_convolution(
-    image: ImageFile, kernel_sha256: str | None
-) -> tuple[RecordedConvolution | None, tuple[str, ...]]:
-    """Read what `deconv forward` wrote into a file about how it was made; nothing if somebody else wrote it.
-
-    Args:
-        image: the file.
-        kernel_sha256: of the kernel that is to be undone, where it has one.
-
-    Returns:
-        What was found, and notes on what contradicts this run.
-    """
-    from deconv_cli.workflows.resolution import RecordedConvolution
-
-    record = image.record
-    if record is None or record.get("command") != "forward":
-        return None, ()
-    try:
-        made_by = record["kernel"]
-        light = Light(record.get("light", Light.STORED))  # before there was a choice
-        boundary, padding = BOUNDARIES.check(record["boundary"]), parse_padding(record["padding"])
-        layer, size = LayerOptions(**record.get("layer_options", {})), record.get("input_size")
-        input_size = None if size is None else tuple(map(int, size))
-        found = RecordedConvolution(boundary, padding, light, layer, input_size, record.get("tap"))
-        sha256, named = str(made_by.get("sha256")), f", '{made_by['path']}'" if "path" in made_by else ""
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None, ()
-    if kernel_sha256 is None or sha256 == kernel_sha256:
-        return found, ()
-    return found, (
-        f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
-    )
-
-
-def _doubt_alignment(context: Context, loaded: LoadedInput, result: Reconstruction) -> tuple[str, ...]:
-    """Say so where a picture would rather have the kernel turned or scaled."""
-    from deconv_cli.workflows.blind import check_alignment
-
-    source, image = context.loaded.source, loaded.image
-    is_single = (
-        source.kernel.shared
-        and source.kernel.n_axes == 2
-        and source.kernel.field is None
-        and source.estimate is None
-        and context.loaded.inverse is None
-    )
-    if not (image.is_picture and is_single and len(image.values) == 1) or image.record is not None:
-        return ()
-    taps = source.kernel.taps[0, 0].cpu()
-    doubt = check_alignment(taps, image.values[0], tone_curve=result.tone_curve, jpeg_table=image.jpeg_table)
-    if doubt is None:
-        return ()
-    changes = ", ".join(doubt.orientation_changes)
-    return (
-        f"the picture looks as if the kernel should be {changes}, which is e^{doubt.evidence:.0f} times likelier; "
-        "deconv kernel align writes the corrected one",
-    )

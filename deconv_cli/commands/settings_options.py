@@ -6,9 +6,8 @@ This is the second of the two places where an option is added; the first is its 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from copy import copy
-from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import typer
 
@@ -40,42 +39,51 @@ SOLVER = "Computation"
 ERROR = "The error to be expected"
 
 
+def _as_it_is(value: Any) -> object:  # noqa: ANN401
+    return value
+
+
 @dataclass(frozen=True)
 class SettingOption:
     """An option that sets a setting.
 
     Attributes:
-        annotation: the parameter's type with Typer's description of it.
-        read: makes the setting's value of what was typed.
+        kind: its type at the prompt.
+        help: its help text.
+        names: lists the words that complete it.
+        least: the least number.
+        metavar: its value in the help.
+        read: converts the typed value.
+        name: the setting.
+        panel: its panel of the help.
     """
 
-    annotation: Any
-    read: Callable[[Any], object] = lambda value: value
+    kind: Any
+    help: str
+    names: Callable[[], list[str]] | None = None
+    least: float | None = None
+    metavar: str | None = None
+    read: Callable[[Any], object] = _as_it_is
+    name: str = ""
+    panel: str = ""
 
     def annotation_with(self, text: str | None) -> Any:  # noqa: ANN401
-        """Give the annotation, with another help text where a command says something else of the setting."""
-        if text is None:
-            return self.annotation
-        kind, option = get_args(self.annotation)
-        option = copy(option)
-        option.help = text
-        return Annotated[kind, option]
+        """Return the type with Typer's description of the option, or with another help text."""
+        option = typer.Option(
+            option_name(self.name),
+            metavar=self.metavar or ("NAME" if self.names else None),
+            help=text or self.help,
+            show_default=False,
+            rich_help_panel=self.panel,
+            autocompletion=self.names,
+            min=self.least,
+        )
+        return Annotated[self.kind | None, option]
 
 
-def _setting(
-    name: str,
-    kind: Any,  # noqa: ANN401
-    panel: str,
-    text: str,
-    *,
-    metavar: str | None = None,
-    read: Callable[[Any], object] = lambda value: value,
-    **more: Any,  # noqa: ANN401
-) -> tuple[str, SettingOption]:
-    option = typer.Option(
-        option_name(name), metavar=metavar, help=text, show_default=False, rich_help_panel=panel, **more
-    )
-    return name, SettingOption(Annotated[kind | None, option], read)
+def _panel(panel: str, **options: SettingOption) -> dict[str, SettingOption]:
+    """Name the options of a panel of the help."""
+    return {name: replace(option, name=name, panel=panel) for name, option in options.items()}
 
 
 def _number_or_auto(name: str) -> Callable[[str], object]:
@@ -89,263 +97,199 @@ def _per_axis(name: str) -> Callable[[str], object]:
 LAYER_SETTINGS = ("stride", "dilation", "groups", "transposed", "output_padding")
 """The settings that make a convolution another layer than a plain one."""
 
-SETTINGS_OPTIONS = dict(
-    [
-        _setting(
-            "boundary",
+SETTINGS_OPTIONS = {
+    **_panel(
+        CONVOLUTION,
+        boundary=SettingOption(
             str,
-            CONVOLUTION,
             f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: auto, what deconv forward recorded in the "
             "file; else unknown for pictures and zero for tensors.",
-            metavar="NAME",
-            autocompletion=lambda: ["auto", *BOUNDARIES],
+            names=lambda: ["auto", *BOUNDARIES],
         ),
-        _setting(
-            "light",
+        light=SettingOption(
             str,
-            CONVOLUTION,
             "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
             "sRGB, and back; stored for the samples as they are. Default: auto, what deconv forward recorded in the "
             "file; else linear for pictures but TIFF without a profile, and stored for tensors.",
+            names=lambda: ["auto", *Light],
             metavar="auto|linear|stored",
-            autocompletion=lambda: ["auto", *Light],
         ),
-        _setting(
-            "padding",
+        padding=SettingOption(
             str,
-            CONVOLUTION,
             "How far the kernel reached outside. Default: what deconv forward recorded, else same.",
             metavar="same|valid|full|N|NH,NW",
             read=parse_padding,
         ),
-        _setting(
-            "dimensions",
+        dimensions=SettingOption(
             int,
-            CONVOLUTION,
             "Axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. Default: what file and kernel "
             "say. A kernel of fewer axes works on each plane by itself.",
             metavar="N",
         ),
-        _setting(
-            "stride",
+        defaults=SettingOption(
             str,
-            LAYER,
+            "Use the defaults of pictures, or those of tensors. Default: by the format of the file.",
+            names=lambda: list(InputKind),
+            metavar="KIND",
+        ),
+    ),
+    **_panel(
+        LAYER,
+        stride=SettingOption(
+            str,
             "Pixels from one output to the next, as in torch. Default, here and for the next four: what the model "
             "file or deconv forward recorded, else 1.",
             metavar="N|NH,NW",
             read=_per_axis("stride"),
         ),
-        _setting(
-            "dilation",
-            str,
-            LAYER,
-            "Pixels from one tap to the next.",
-            metavar="N|NH,NW",
-            read=_per_axis("dilation"),
+        dilation=SettingOption(str, "Pixels from one tap to the next.", metavar="N|NH,NW", read=_per_axis("dilation")),
+        groups=SettingOption(int, "Sets of channels that the kernel does not mix.", metavar="N"),
+        transposed=SettingOption(
+            bool, "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW)."
         ),
-        _setting("groups", int, LAYER, "Sets of channels that the kernel does not mix.", metavar="N"),
-        _setting(
-            "transposed",
-            bool,
-            LAYER,
-            "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW).",
-        ),
-        _setting(
-            "output_padding",
+        output_padding=SettingOption(
             str,
-            LAYER,
             "Of a transposed layer, by how many pixels its output is larger than the smallest possible.",
             metavar="N|NH,NW",
             read=_per_axis("output_padding"),
         ),
-        _setting(
-            "input_size",
+        input_size=SettingOption(
             str,
-            LAYER,
             "Size of the images, where a stride leaves several possible. Default: stride × output, else the smallest.",
             metavar="H,W",
             read=_per_axis("input_size"),
         ),
-        _setting(
-            "defaults",
+    ),
+    **_panel(
+        PENALTY,
+        lam=SettingOption(
             str,
-            CONVOLUTION,
-            "Use the defaults of pictures, or those of tensors. Default: by the format of the file.",
-            metavar="KIND",
-            autocompletion=lambda: list(InputKind),
-        ),
-        _setting(
-            "lam",
-            str,
-            PENALTY,
             "Weight of the penalty, in units of σ²max, or one for each channel, as 0.1,0.02,0.1; 0 for the "
             "pseudo-inverse; auto to choose it from the data. Default: auto for pictures, 1e-6 for tensors.",
             metavar="auto|λ|λ,λ,...",
             read=parse_lambda,
         ),
-        _setting(
-            "lambda_rule",
+        lambda_rule=SettingOption(
             str,
-            PENALTY,
             f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv, and whiteness for photographs of 8 "
             "bits where it asks for more than ten times as much.",
-            metavar="NAME",
-            autocompletion=lambda: list(LambdaRule),
+            names=lambda: list(LambdaRule),
         ),
-        _setting(
-            "penalty",
+        penalty=SettingOption(
             str,
-            PENALTY,
             f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for "
             "tensors.",
-            metavar="NAME",
-            autocompletion=lambda: list(PENALTIES),
+            names=lambda: list(PENALTIES),
         ),
-        _setting(
-            "spacing",
+        spacing=SettingOption(
             str,
-            PENALTY,
             "Distances of neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three times as "
             "far apart as pixels: penalty and total variation divide differences by them. Default: all alike.",
             metavar="S,S,...",
             read=parse_spacing,
         ),
-        _setting(
-            "noise_sigma",
+        noise_sigma=SettingOption(
             str,
-            PENALTY,
             "Standard deviation of the noise, in units of the samples, or of light on their scale where light is "
             "linear. Default: auto, estimated.",
             metavar="auto|σ",
             read=_number_or_auto("noise_sigma"),
         ),
-        _setting(
-            "noise",
+        noise=SettingOption(
             str,
-            PENALTY,
             "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. Full samples "
             "then count as 'at least this bright', under white as measurements. Default: auto for pictures, white for "
             "tensors.",
             metavar="white|auto|FILE",
             read=read_noise,
         ),
-        _setting(
-            "quantization",
+        quantization=SettingOption(
             float,
-            PENALTY,
             "Step between neighboring stored values; the noise is at least that of rounding to them. "
             "Default: 1 for files of whole numbers, else 0.",
             metavar="STEP",
         ),
-        _setting(
-            "rcond",
-            float,
-            PENALTY,
-            "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).",
+        rcond=SettingOption(
+            float, "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0)."
         ),
-        _setting("nonnegative", bool, PRIOR, "Minimize among images without negative pixels."),
-        _setting(
-            "prior",
+    ),
+    **_panel(
+        PRIOR,
+        nonnegative=SettingOption(bool, "Minimize among images without negative pixels."),
+        prior=SettingOption(
             str,
-            PRIOR,
             f"What the image is like: {', '.join(prior_names())}. Default: auto, which takes photo, learned from "
             "photographs, for 8-bit pictures with a tone curve, and else quadratic, a small penalty; tv is for flat "
             "regions with sharp edges.",
-            metavar="NAME",
-            autocompletion=lambda: ["auto", *prior_names()],
+            names=lambda: ["auto", *prior_names()],
         ),
-        _setting(
-            "weight",
+        weight=SettingOption(
             str,
-            PRIOR,
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
             metavar="auto|V",
             read=_number_or_auto("weight"),
         ),
-        _setting(
-            "strength",
-            float,
-            PRIOR,
-            "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.",
-            min=0.0,
+        strength=SettingOption(
+            float, "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.", least=0.0
         ),
-        _setting(
-            "gain",
+        gain=SettingOption(
             str,
-            PRIOR,
             "For method richardson-lucy: units of the samples for one count of light, to stop at the noise of counts; "
             "auto estimates it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
             read=_number_or_auto("gain"),
         ),
-        _setting(
-            "iterations",
+        iterations=SettingOption(
             int,
-            PRIOR,
             "Number of iterations of method richardson-lucy, or of prior tv. Default: until the noise or --tolerance "
             "ends them.",
-            min=1,
+            least=1,
         ),
-        _setting(
-            "rho",
+        rho=SettingOption(
             float,
-            PRIOR,
             "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks the same for all.",
-            min=0.0,
+            least=0.0,
         ),
-        _setting(
-            "method",
+    ),
+    **_panel(
+        SOLVER,
+        method=SettingOption(
             str,
-            SOLVER,
             f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
-            metavar="NAME",
-            autocompletion=lambda: list(method_names()),
+            names=lambda: list(method_names()),
         ),
-        _setting(
-            "tolerance",
+        tolerance=SettingOption(
             float,
-            SOLVER,
             "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-5 for "
             "richardson-lucy; for prior tv 1e-2, once a step changes the estimate by less than 0.05 % of its contrast.",
         ),
-        _setting("max_iterations", int, SOLVER, "Iterations at most. Default: 2000.", min=1),
-        _setting(
-            "max_memory",
+        max_iterations=SettingOption(int, "Iterations at most. Default: 2000.", least=1),
+        max_memory=SettingOption(
             str,
-            SOLVER,
             "Memory that the solution may take, such as 8GiB or 500MB, beside about 400 MB of Python and torch. "
             "Default: what is free, and half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,
         ),
-        _setting(
-            "dtype",
+        dtype=SettingOption(
             str,
-            SOLVER,
             "Precision of the arithmetic: float32 or float64. Default: float64 for float64 data, else float32.",
+            names=lambda: list(ArithmeticDType),
             metavar="TYPE",
-            autocompletion=lambda: list(ArithmeticDType),
         ),
-        _setting(
-            "predict",
-            bool,
-            ERROR,
-            "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.",
+    ),
+    **_panel(
+        ERROR,
+        predict=SettingOption(
+            bool, "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report."
         ),
-        _setting(
-            "seed", int, ERROR, "Seed of the random images of the predicted error. Default: 0.", min=0, metavar="N"
-        ),
-    ]
-)
+        seed=SettingOption(int, "Seed of the random images of the predicted error. Default: 0.", least=0, metavar="N"),
+    ),
+}
 
 
 def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Container[str]) -> dict[str, object]:
-    """Give the options of a layer that would be typed again: what differs from a plain convolution, or was typed.
-
-    Args:
-        settings: what was resolved, or the layer of it.
-        typed: names of the settings that were typed.
-    """
+    """Return the options of a layer that differ from a plain convolution, or that were typed."""
     options: dict[str, object] = {}
     for name in LAYER_SETTINGS:
         value, is_plain = getattr(settings, name), getattr(settings, name) == getattr(PLAIN, name)
@@ -356,9 +300,9 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
 
 
 def read_settings(typed: SettingValues) -> SettingValues:
-    """Read the settings that were typed; the others are left out.
+    """Read the typed settings; the others are left out.
 
     Raises:
-        UsageError: a text that stands for no value of its setting.
+        UsageError: a text that is no value of its setting.
     """
     return {name: SETTINGS_OPTIONS[name].read(value) for name, value in typed.items() if value is not None}

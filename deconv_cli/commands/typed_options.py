@@ -1,4 +1,4 @@
-"""Which options a person typed, and those of `check-grad` and `fisher` that would change nothing: refused."""
+"""Find the options that a person typed, and refuse those of `check-grad` and `fisher` that have no effect."""
 
 from __future__ import annotations
 
@@ -14,26 +14,18 @@ if TYPE_CHECKING:
 
 
 def was_typed(invocation: typer.Context, name: str) -> bool:
-    """Return whether a parameter of a command was given at the prompt, even if it is what is the default."""
+    """Return whether a parameter of a command was typed, even with its default."""
     source = invocation.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def typed_options(invocation: typer.Context) -> frozenset[str]:
-    """List the parameters of a command that were given at the prompt."""
+    """List the typed parameters of a command."""
     return frozenset(name for name in invocation.params if was_typed(invocation, name))
 
 
 def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
-    """Refuse options that go with others which are missing, or against others which are there.
-
-    Args:
-        typed: names of the parameters that were given.
-        batch_axis: which axis counts the samples.
-
-    Raises:
-        UsageError: for the first that would be ignored.
-    """
+    """Refuse, by `UsageError`, the first typed option that has no effect; `batch_axis` counts the samples."""
     idle = {
         "--input-shape draws an input, but --data holds the inputs; leave one of the two out.": (
             {"input_shape", "data"} <= typed
@@ -57,11 +49,7 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
 
 
 def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
-    """Refuse options that the kind of a model file has no use for.
-
-    Raises:
-        UsageError: for the first that would be ignored.
-    """
+    """Refuse, by `UsageError`, the first typed option that has no effect on this kind of model file."""
     from deconv_cli.models.model_format import ModelFormat
 
     kind = stored.kind

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from deconv_cli.kernels.blind.blurred_picture import LUMA
+
 BLOCK = 8
-LUMA = (0.299, 0.587, 0.114)
-"""Of stored values, as JPEG makes it (ITU-T T.871)."""
 CHANNEL_ERRORS = (1.5, 1.0, 1.6)
 """Errors of red, green and blue in units of that of the luma: their steps are larger, and half of their samples are
 kept. Measured on five photographs of scikit-image and scikit-learn at qualities of 80 to 95."""

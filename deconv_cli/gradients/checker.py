@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line

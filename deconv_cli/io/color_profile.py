@@ -17,8 +17,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Codec
 from deconv_cli.io.stored_image import Metadata
-from deconv_cli.sample_range import WHITES
-from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.tone_curve import WHITES, ToneCurve
 
 _GAMMA, _SRGB_CHUNK = "PNG chunk gAMA", "PNG chunk sRGB"
 _SRGB = "sRGB"

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import MalformedInputError, ShapeError
+from deconv_cli.errors import MalformedInputError, ShapeError, check_type
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.varying_convolution import as_places, middle_place
 

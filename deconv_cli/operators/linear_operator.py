@@ -11,8 +11,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError, check_type
+from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import is_whole
 
 Shape = tuple[int, ...]
@@ -251,6 +251,24 @@ def check_tensor(found: object, role: str) -> None:
 
 Function = Callable[[Tensor], Tensor]
 """A function of a batch: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself."""
+
+
+def check_image(image: Tensor, role: str) -> None:
+    """Refuse tensors that are no images; `role` is the name in the message.
+
+    Raises:
+        UsageError: it is no tensor.
+        MalformedInputError: the tensor is complex, or holds NaN or infinite values.
+    """
+    check_tensor(image, role)
+    if image.is_complex():
+        raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
+    if image.is_floating_point() and not synchronize.are_finite(image):
+        bad = torch.nonzero(~torch.isfinite(image))
+        raise MalformedInputError(
+            f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "
+            "replace them first: a single one spoils a whole FFT."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deconv_cli.kernels.blind.blur_map import BlurMap
 from deconv_cli.kernels.blind.estimate import LEAST_AREA, NO_BLUR, KernelEstimate
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.kernels.kernel import Kernel
@@ -27,7 +28,6 @@ from deconv_cli.report.run import (
 )
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding, package_version
-from deconv_cli.workflows.blur_map import BlurMap
 
 
 def describe_run(run: ImageRun) -> Record:

@@ -103,7 +103,7 @@ class InverseState:
                 taps=taps,
                 is_shared=_flag(record["is_shared"], "is_shared"),
                 image_size=image_size,
-                settings=ResolvedSettings(
+                settings=ResolvedSettings.of(
                     dimensions=len(image_size),
                     padding=parse_padding(record["padding"]),
                     **_layer(record.get("layer", {})),

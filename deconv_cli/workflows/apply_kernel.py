@@ -1,26 +1,38 @@
-"""Apply a kernel to an image, exactly as `torch.nn.functional.conv2d` and its like do."""
+"""Simulate measurements: apply a kernel as torch's convolutions do, or custom taps, and add noise."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import ShapeError, TooLargeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.kernels.nonnegative_taps import (
+    LEAST_NEGATIVE,
+    MOST_NEGATIVE,
+    negative_share,
+    without_negative_taps,
+)
 from deconv_cli.layer_options import LayerOptions, PerAxis
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.linear_operator import check_tensor
-from deconv_cli.parts import BOUNDARIES
+from deconv_cli.operators.linear_operator import check_image, check_tensor
+from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps
+from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_size
-from deconv_cli.workflows.arithmetic import as_any_kernel, check_image, pick_dtype
-from deconv_cli.workflows.planes import Planes
+from deconv_cli.vocabulary import PaddingLike, check_dimensions, format_memory, format_percent, format_size
+from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, check_single_kernel, pick_dtype
+
+Taps = TypeVar("Taps", Tensor, KernelField, Tensor | KernelField)
 
 
 def forward(
@@ -98,12 +110,69 @@ def forward(
     return stored if planes is None else planes.join(stored)
 
 
-def refuse_unknown(rule: BoundaryRule) -> None:
-    """Refuse a boundary that says nothing about the pixels outside.
+def forward_taps(
+    x: Tensor,
+    kernel: Tensor,
+    tap: Tap | str,
+    *,
+    dimensions: int | None = None,
+    padding: PaddingLike = "same",
+    boundary: str = "zero",
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Tensor:
+    """Compute `y[o, m] = Σ φ(x[i, m + d − p], kernel[o, i, d])` over all input channels i and taps d.
+
+    Args:
+        x: shape `(C_in, *size)` or `(B, C_in, *size)`.
+        kernel: the weights, as the kernel of `forward`, but not a `KernelField`.
+        tap: φ, element by element on tensors that broadcast; or its name in `TAPS`.
+        dimensions: as of `forward`.
+        padding: as of `forward`.
+        boundary: as of `forward`; pixels outside go through φ like all others.
+        stride: as of `forward`.
+        dilation: as of `forward`.
+        bias: added to each output channel, shape `(C_out,)`.
+        dtype: precision of the arithmetic; by default float64 for float64 images, else float32.
+
+    Returns:
+        Shape `(C_out, *output size)` or `(B, C_out, *output size)`.
 
     Raises:
-        UsageError: it is one.
+        ShapeError: kernel, bias and images do not fit one another.
+        UsageError: a tap that fails, that gives no number for each pixel, or that is no function of one pixel.
+        MalformedInputError: images or kernels that are not finite, or outputs that are not.
     """
+    check_image(x, "the image")
+    rule, function = as_rule(boundary), find_tap(tap)
+    refuse_unknown(rule)
+    precision = pick_dtype(dtype, x, x.device)
+    dimensions = check_dimensions(dimensions)
+    weights = as_any_kernel(check_single_kernel(kernel), x.device, precision, dimensions)
+    steps = LayerOptions(stride=stride, dilation=dilation).over_axes(weights.n_axes)
+    planes = Planes.of(x, weights, dimensions)
+
+    def apply(weights: Tensor, image: Tensor) -> Tensor:
+        check_elementwise(function, image.detach(), weights.detach().flatten(2)[..., 0])
+        return convolve_taps(
+            function, weights, image, padding=padding, boundary=rule, stride=steps.stride, dilation=steps.dilation
+        )
+
+    y = _for_each_image(apply, weights, (x if planes is None else planes.split(x)).to(precision))
+    n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
+    if n_bad:
+        raise MalformedInputError(
+            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep the pixels, and those that "
+            "the boundary adds, where the tap is defined."
+        )
+    biased = y if bias is None else y + as_bias(bias, y, weights.n_axes)
+    return biased if planes is None else planes.join(biased)
+
+
+def refuse_unknown(rule: BoundaryRule) -> None:
+    """Refuse, by `UsageError`, a boundary that says nothing about the pixels outside."""
     if rule.is_unknown:
         others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
         raise UsageError(
@@ -134,11 +203,7 @@ def _check_memory(channels: Tensor, kernel: Kernel, geometry: Geometry) -> None:
 
 
 def as_bias(bias: Tensor, outputs: Tensor, n_axes: int) -> Tensor:
-    """Shape a bias so that it adds to outputs `(*batch, C_out, *size)` with `n_axes` axes of space.
-
-    Raises:
-        ShapeError: the bias has another length than the outputs have channels.
-    """
+    """Shape a bias to add it to outputs `(*batch, C_out, *size)`; another length raises a `ShapeError`."""
     check_tensor(bias, "the bias")
     n_channels = outputs.shape[-n_axes - 1]
     if bias.shape != (n_channels,):
@@ -150,9 +215,103 @@ def as_bias(bias: Tensor, outputs: Tensor, n_axes: int) -> Tensor:
 
 
 def subtract_bias(y: Tensor, bias: Tensor | None, n_axes: int) -> Tensor:
-    """Take the bias of each output channel, if there is one, off outputs `(*batch, C_out, *size)`.
-
-    Raises:
-        ShapeError: the bias has another length than the outputs have channels.
-    """
+    """Subtract the bias of each output channel, if there is one, from outputs `(*batch, C_out, *size)`."""
     return y if bias is None else y - as_bias(bias, y, n_axes)
+
+
+def find_tap(tap: Tap | str) -> Tap:
+    """Return the tap of a name, or the function itself; anything else raises a `UsageError`."""
+    found: object = TAPS[TAPS.check(tap)] if isinstance(tap, str) else tap
+    if not callable(found):
+        raise UsageError(f"a tap must be one of {', '.join(TAPS)} or a function (pixel, weight), but is {found!r}.")
+    return found
+
+
+def _for_each_image(apply: Callable[[Tensor, Tensor], Tensor], kernel: Kernel, x: Tensor) -> Tensor:
+    """Call `apply` on weights `(C_out, C_in, *k)` and each image `(C_in, *size)` of `x`, `(*batch, C, *size)`."""
+    axis = kernel.channel_axis
+    if kernel.is_per_channel:
+        kernel.check_channels(x)
+        channels = enumerate(x.split(1, axis))
+        return torch.cat([_for_each_image(apply, kernel.of_channel(c), image) for c, image in channels], axis)
+    images = kernel.split(x)
+    batch = images.shape[:axis]
+    done = torch.stack([apply(kernel.taps, image) for image in images.reshape(-1, *images.shape[axis:])])
+    return kernel.join(done.reshape(*batch, *done.shape[1:]))
+
+
+class NoiseKind(StrEnum):
+    """How the noise is distributed."""
+
+    GAUSSIAN = "gaussian"
+    POISSON = "poisson"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A noise model.
+
+    Attributes:
+        kind: the distribution.
+        level: for `gaussian` the standard deviation, in the units of the samples; for `poisson` the expected count at
+            the brightest sample.
+    """
+
+    kind: NoiseKind
+    level: float
+
+    @classmethod
+    def parse(cls, text: str) -> Noise:
+        """Read `gaussian:SIGMA` or `poisson:PEAK`.
+
+        Raises:
+            UsageError: the text is neither, or its number is not positive.
+        """
+        kind, _, number = text.partition(":")
+        try:
+            noise = cls(NoiseKind(kind), float(number))
+        except ValueError:
+            raise UsageError(f"noise must be gaussian:SIGMA or poisson:PEAK, but is '{text}'.") from None
+        if not 0 < noise.level < float("inf"):
+            raise UsageError(f"the level of the noise must be a positive number, but is {noise.level}.")
+        return noise
+
+    def kernel_for(self, kernel: Taps, n_axes: int) -> tuple[Taps, tuple[str, ...]]:
+        """Return the kernel to blur by before the noise is added: counts need one without negative taps.
+
+        Args:
+            kernel: taps `(*, *k)`, or those of a field.
+            n_axes: axes of space, `k`.
+
+        Returns:
+            The kernel, or the nearest one without negative taps if those are small, and a sentence that says so.
+        """
+        taps = kernel.taps if isinstance(kernel, KernelField) else kernel
+        share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0
+        if not LEAST_NEGATIVE < share <= MOST_NEGATIVE:
+            return kernel, ()
+        nearest = without_negative_taps(taps, n_axes)
+        part = f"{format_percent(share)} beside the others"
+        note = f"counts were blurred by the nearest kernel without negative taps, {part}"
+        return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
+
+    def add(self, image: Tensor, seed: int) -> Tensor:
+        """Add the noise to an image of any shape.
+
+        It is drawn on the CPU, so that a seed gives the same noise on every device.
+
+        Raises:
+            UsageError: Poisson noise for an image with negative samples, or with none above zero.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if self.kind is NoiseKind.GAUSSIAN:
+            noise = torch.randn(image.shape, generator=generator, dtype=image.dtype)
+            return image + self.level * noise.to(image.device)
+        low, high = float(image.min()), float(image.max())
+        if low < -1e-6 * max(high, 0.0) or high <= 0:
+            raise UsageError(
+                f"Poisson noise needs samples from zero upwards, but they go from {low:g} to {high:g}; "
+                "use gaussian noise or a kernel without negative taps."
+            )
+        counts = torch.poisson((image.cpu() * (self.level / high)).clamp_min(0), generator=generator)
+        return (counts * (high / self.level)).to(image.device)

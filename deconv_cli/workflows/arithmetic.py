@@ -1,25 +1,24 @@
-"""In which precision and on which device a workflow computes."""
+"""Checks of tensors, and the precision, the device and the shape in which they are computed with."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.kernels.kernel import AXIS_NAMES, Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.vocabulary import ArithmeticDType, DeviceChoice, Size, is_whole, parse_word
 
 
 def pick_device(choice: DeviceChoice | str) -> torch.device:
-    """Find the device that a word stands for.
-
-    `auto` takes CUDA where it is there, else the CPU. MPS, which has no float64, is only taken when asked for.
+    """Find the device of a word: `auto` takes CUDA if there is one, else the CPU, but not MPS, which has no float64.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is missing.
     """
     choice = DeviceChoice(choice)
     if choice is DeviceChoice.AUTO:
@@ -32,9 +31,7 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
 
 
 def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor, device: torch.device) -> torch.dtype:
-    """Find the precision of the arithmetic.
-
-    It is the one asked for, else float64 for float64 data and float32 for all others.
+    """Find the precision of the arithmetic: the given one, else float64 for float64 data and float32 for all others.
 
     Raises:
         UsageError: the precision is unknown, or the device does not have it.
@@ -60,7 +57,7 @@ def as_kernel(kernel: Tensor, device: torch.device, dtype: torch.dtype, dimensio
         kernel: of shape `(*k)` or `(C_out, C_in, *k)`.
         device: of the arithmetic.
         dtype: of the arithmetic.
-        dimensions: axes of space of the images, where the kernel's own do not tell (see `Kernel.from_tensor`).
+        dimensions: axes of space of the images, if the kernel's own do not tell (see `Kernel.from_tensor`).
 
     Raises:
         UsageError: it is no tensor, or varies over the frame.
@@ -80,12 +77,7 @@ def as_any_kernel(
 
 
 def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
-    """Refuse a kernel that varies over the frame, and what is no kernel by its type; gives the kernel itself.
-
-    Raises:
-        UsageError: it is no tensor.
-        MalformedInputError: it is complex.
-    """
+    """Refuse a kernel that varies over the frame, by `UsageError`, and whatever `check_kernel` refuses."""
     if isinstance(kernel, KernelField):
         raise UsageError(
             "a kernel that varies over the frame is taken by forward and invert alone; here give the kernel of one "
@@ -96,12 +88,7 @@ def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
 
 
 def check_kernel(kernel: Tensor | KernelField) -> None:
-    """Refuse what is no kernel by its type.
-
-    Raises:
-        UsageError: it is neither a tensor nor a `KernelField`.
-        MalformedInputError: it is complex.
-    """
+    """Refuse anything but a real tensor or a `KernelField`, by `UsageError` or `MalformedInputError`."""
     if isinstance(kernel, KernelField):
         return
     check_tensor(kernel, "the kernel")
@@ -118,33 +105,60 @@ _SIZES = {
 
 
 def as_size(size: object, n_axes: int = 2) -> Size:
-    """Read a size in pixels, one number for each axis of space.
-
-    Raises:
-        UsageError: it is not so many positive whole numbers.
-    """
+    """Read a size, a positive whole number of pixels for each axis of space; anything else raises a `UsageError`."""
     if isinstance(size, tuple | list) and len(size) == n_axes and all(is_whole(n) and int(n) > 0 for n in size):
         return tuple(int(n) for n in size)
     raise UsageError(f"{_SIZES[n_axes]}, but is {size!r}.")
 
 
-def check_image(image: Tensor, role: str) -> None:
-    """Refuse tensors that are no images.
+@dataclass(frozen=True)
+class Planes:
+    """How a batch of stacks is split into planes, or lines, for a kernel of fewer axes.
 
-    Args:
-        image: what was given.
-        role: what it is called in the message.
-
-    Raises:
-        UsageError: it is no tensor.
-        MalformedInputError: the tensor is complex, or holds NaN or infinite values.
+    Attributes:
+        batch: axes ahead of the channels, none or one.
+        numbered: the axes of space that the kernel does not span: `(D,)` for a 2-D kernel on a stack.
+        n_axes: the axes of space that it spans.
     """
-    check_tensor(image, role)
-    if image.is_complex():
-        raise MalformedInputError(f"{role} must be real, but is {image.dtype}.")
-    if image.is_floating_point() and not synchronize.are_finite(image):
-        bad = torch.nonzero(~torch.isfinite(image))
-        raise MalformedInputError(
-            f"{role} holds {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}; "
-            "replace them first: a single one spoils a whole FFT."
-        )
+
+    batch: Size
+    numbered: Size
+    n_axes: int
+
+    @classmethod
+    def of(cls, images: Tensor, kernel: Kernel, dimensions: int | None) -> Planes | None:
+        """Return how images are split; `None` if the kernel spans all their axes.
+
+        Args:
+            images: shape `(C, *size)` or `(B, C, *size)`.
+            kernel: the kernel that is applied to them.
+            dimensions: axes of space of the images; `None` for those of the kernel.
+
+        Raises:
+            ShapeError: the images have other axes.
+        """
+        n_axes = kernel.n_axes
+        n_numbered = 0 if dimensions is None else dimensions - n_axes
+        if n_numbered <= 0:
+            return None
+        assert dimensions is not None
+        if images.ndim not in (dimensions + 1, dimensions + 2):
+            axes = ", ".join(("C", *AXIS_NAMES[-dimensions:]))
+            raise ShapeError(
+                f"an image tensor of {dimensions} dimensions must have shape ({axes}) or (B, {axes}), but has "
+                f"{tuple(images.shape)}; add the missing axes, for example image[None]."
+            )
+        channels = images.ndim - dimensions - 1
+        return cls(tuple(images.shape[:channels]), tuple(images.shape[channels + 1 : -n_axes]), n_axes)
+
+    def split(self, images: Tensor) -> Tensor:
+        """Make a batch of the planes: `(*batch, C, *numbered, *size)` to `(n, C, *size)`."""
+        channels = len(self.batch)
+        last = images.movedim(channels, channels + len(self.numbered))
+        return last.reshape(-1, *last.shape[-self.n_axes - 1 :])
+
+    def join(self, planes: Tensor) -> Tensor:
+        """Undo `split`, for planes of any size and number of channels."""
+        channels = len(self.batch)
+        stacked = planes.reshape(*self.batch, *self.numbered, *planes.shape[1:])
+        return stacked.movedim(channels + len(self.numbered), channels)

@@ -1,4 +1,4 @@
-"""Channels that were restored one by one, put together into one reconstruction."""
+"""Join channels that were restored one by one into one reconstruction."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
-    """Put channels together: images side by side, sizes pooled, and of all else the worst.
-
-    Args:
-        parts: one reconstruction for each channel, of one channel each.
-        resolution: what was resolved for all of them.
-        n_axes: axes of space of the images.
-    """
+    """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
@@ -50,7 +44,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
 
 
 def _notes(parts: Sequence[Reconstruction]) -> list[str]:
-    """Say of which channels the notes are; notes that differ in numbers alone become one that lists the numbers."""
+    """Name the channels of each note; notes that differ only in numbers become one that lists the numbers."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
     for number, part in enumerate(parts, start=1):
         for note in part.notes:

@@ -1,15 +1,17 @@
-"""Data whose clipped samples are replaced by what a first estimate predicts.
+"""Saturated samples: found as lower bounds, and filled in by a first estimate.
 
-Where light is cut off the data have creases, which no blur makes: they look like noise, and become rings.
+Saturation leaves creases in the data that no blur makes: they look like noise, and become rings.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.kernels.kernel import Kernel
@@ -20,7 +22,9 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.tone_curve import ToneCurve, white_of
 from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.resolution import Resolution
 
 TILE = 256
 """Samples along each axis that are filled at once."""
@@ -32,19 +36,44 @@ RULE = StoppingRule(tolerance=1e-4, max_iterations=10)
 and more iterations made it a little brighter for as much more time."""
 
 
+def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
+    """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
+    if resolution.ceiling is None or resolution.has_bounds is False:
+        return None
+    if not kernel.layer.is_plain or not resolution.settings.takes_bounds:
+        return None
+    if torch.is_grad_enabled() and (data.requires_grad or kernel.taps.requires_grad):
+        return None
+    least_share = 0.0 if resolution.has_bounds else LEAST_SHARE
+    return find_clipped(data, resolution.ceiling, kernel.size, least_share)
+
+
+def with_ceiling(resolution: Resolution, y: Tensor, n_axes: int) -> Resolution:
+    """Set the value of a full sample; under white noise full samples are measurements."""
+    if resolution.settings.noise in (None, "white"):
+        return replace(resolution, ceiling=None)
+    ceiling = ceiling_of(y, resolution.tone_curve, resolution.sample_type, n_axes)
+    return replace(resolution, ceiling=ceiling)
+
+
+def ceiling_of(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
+    """Return the largest value that a sample can have, in light if light is restored."""
+    ceiling = white_of(y, sample_type)
+    if ceiling is None or curve is None:
+        return ceiling
+    white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
+    return synchronize.as_number(curve.to_light(white, n_axes).min())
+
+
 def fill_clipped(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, is_clipped: Tensor | None
 ) -> tuple[Tensor, float]:
-    """Replace clipped samples that an estimate exceeds, its λ chosen as for white noise.
+    """Replace full samples that an estimate exceeds, with λ chosen as for white noise.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision, without a graph.
-        kernel: what made them.
-        settings: what was resolved.
-        is_clipped: which samples are lower bounds, of the shape of `y`; none where it is left out.
+    The data `(*batch, C_out, *size)` have no bias and no graph; `is_clipped` has their shape.
 
     Returns:
-        Data of the shape of `y`, filled in the middle, which is looked at; and the part of that that is as it was.
+        The data, filled in their middle; and the share of the middle that did not change.
     """
     if is_clipped is None or kernel.field is not None:
         return y, 1.0
@@ -60,16 +89,9 @@ def fill_clipped(
 
 
 def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:
-    """Replace clipped samples that a quadratic estimate exceeds, tile by tile: where none are clipped it costs nothing.
+    """Replace full samples of data `(*batch, C_out, H, W)` that a quadratic estimate exceeds, tile by tile.
 
-    Args:
-        y: shape `(C_out, H, W)` or `(B, C_out, H, W)`, without the bias, of the kernel's precision.
-        kernel: what made them, of two axes.
-        is_clipped: which samples are lower bounds, of the shape of `y`.
-        origin: of a block, its place in the picture: all blocks have the tiles of that.
-
-    Returns:
-        Data of the shape of `y`.
+    Tiles without full samples cost nothing. A block at `origin` of a picture has the tiles of the picture.
     """
     data, bounds = (kernel.split(part, are_outputs=True) for part in (y, is_clipped.to(y.dtype)))
     size, margins = data.shape[-2:], [N_KERNELS * n_taps for n_taps in kernel.size]

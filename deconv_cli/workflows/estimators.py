@@ -1,4 +1,4 @@
-"""Build what estimates the images where that is not a linear inverse, with what it needs to know of the noise."""
+"""Build estimators that are not linear, with what they need to know of the noise."""
 
 from __future__ import annotations
 
@@ -23,24 +23,18 @@ from deconv_cli.workflows.find_noise import measure_noise_of_channels
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
 EVEN, CURVED = 0.45, 0.8
-"""Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on
+"""Factors on the noise for prior photo: of even noise, and after a tone curve was undone. Best on
 photographs of scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
 SLOPE_STEPS = 50
-"""The slope of a tone curve is that over this part of its range to either side."""
+"""The slope of a tone curve is taken over this fraction of its range to either side."""
 
 
 def build_estimator(
     kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor, curve: ToneCurve | None = None
 ) -> Estimator:
-    """Build what minimizes the objective of the settings, which is not the quadratic one.
+    """Build the estimator of another objective than the quadratic one, from outputs `(*batch, C_out, *size)`.
 
-    Args:
-        kernel: canonical kernel, in the precision of the arithmetic.
-        image_size: height and width of the images that are wanted back.
-        settings: what was resolved; their noise is a model of what the data have.
-        y: the outputs, less a bias, shape `(C_out, H_y, W_y)` or `(B, C_out, H_y, W_y)`: what the prior needs to know
-            of them is estimated.
-        curve: the tone curve that was undone on the outputs, whose noise was even before; `None` where there is none.
+    The outputs have no bias; the noise of the settings is a model; `curve` was undone on the outputs.
 
     Raises:
         UsageError: settings that the prior cannot follow.
@@ -57,7 +51,7 @@ def build_estimator(
 def _settled_noise(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> tuple[ResolvedSettings, Tensor]:
-    """Find the noise of every sample; that of a block by its levels, which are found first if they are not known."""
+    """Find the noise of every sample; for a block by the levels of its picture, which are found first if unknown."""
     if not settings.origin:
         return settings, _noise_map(y, kernel, settings, curve)
     if not settings.noise_levels:
@@ -69,14 +63,7 @@ def _settled_noise(
 def find_noise_levels(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> ResolvedSettings:
-    """Find the noise of each channel of a picture in stored values, and settle it for its parts.
-
-    Args:
-        y: as for `build_estimator`, of the whole picture or of a piece that stands for it.
-        kernel: likewise.
-        settings: what was resolved; their noise is a model.
-        curve: the tone curve that was undone on the outputs; `None` where there is none.
-    """
+    """Set the noise of each channel of a picture, or of a piece of it, in stored values; see `build_estimator`."""
     axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
     noise, slope = _noise_map(y, kernel, settings, curve).expand_as(y), _slope(y, kernel, curve)
     levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
@@ -84,7 +71,7 @@ def find_noise_levels(
 
 
 def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
-    """Tell how far light moves with stored values at each sample."""
+    """Return the change of light per change of the stored value at each sample."""
     if curve is None:
         return torch.ones_like(y)
     stored, step = curve.to_stored(y, kernel.n_axes), curve.white / SLOPE_STEPS
@@ -93,12 +80,10 @@ def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
 
 
 def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
-    """Find the noise of each channel, and spread it: even stored values, in light, follow the slope of their curve.
+    """Find the noise of each channel, and spread it: even noise of stored values follows the curve's slope in light.
 
-    What JPEG rounded away is no noise that the data show: it counts as noise where its trace is seen.
-
-    Returns:
-        The standard deviation; of the shape of `y`, or one that broadcasts to it.
+    Rounding by JPEG counts as noise if its trace is seen; the data do not show it as noise. The standard deviation
+    broadcasts to the shape of `y`.
     """
     n_axes = kernel.n_axes
     if y.ndim > n_axes + 1:
@@ -118,7 +103,7 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
 def _estimate(
     needed: DataEstimate | None, kernel: Kernel, image_size: Size, settings: ResolvedSettings, y: Tensor
 ) -> float | None:
-    """Estimate what a prior needs to know of the data."""
+    """Estimate the number that a prior needs to know of the data."""
     data = y.detach()
     if needed == "weight":
         return find_variation_weight(data, kernel, image_size, settings)

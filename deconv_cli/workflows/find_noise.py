@@ -1,4 +1,4 @@
-"""What kind of noise data have, as the settings say or as the data show."""
+"""The kind of noise of data, from the settings or from the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.axes import crop
-from deconv_cli.settings import ResolvedSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 
 LEAST_SIDE = 3
@@ -34,18 +34,13 @@ def find_noise(
     observed_share: float = 1.0,
     faded: FadedImages | None = None,
 ) -> NoiseModel:
-    """Find what kind of noise data have.
+    """Find the kind of noise of data `(*batch, C_out, *size)` without the bias.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
-        kernel: what made them.
-        settings: what was resolved.
-        estimator: built for this kernel and this size; what follows from those is computed once for it.
-        observed_share: the part of the data that is noisy; the rest is predicted from an estimate.
-        faded: the data under a window, arranged for the kernel, where others look at them too.
+    A fit computes its basis once for each `estimator`, and uses `faded`, the data under a window, if given. A share
+    `observed_share` of the data is noisy; the rest is predicted from an estimate.
 
     Raises:
-        UsageError: there is a model for each channel of others than these.
+        UsageError: several models, but one problem.
     """
     found = settings.noise
     if isinstance(found, tuple):
@@ -63,17 +58,19 @@ def find_noise(
     return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
 
 
+def model_of(settings: ReconstructionSettings) -> NoiseModel:
+    """Return the noise model of settings whose noise was found."""
+    assert isinstance(settings.noise, NoiseModel)
+    return settings.noise
+
+
 def find_noise_of_channels(
     channels: Sequence[Tensor], kernels: Sequence[Kernel], observed_shares: Sequence[float] = (1.0,)
 ) -> tuple[NoiseModel, ...]:
-    """Find what kind of noise each channel of a picture has: colored in all of them where it is so in one.
+    """Find the kind of noise of each channel `(*batch, 1, *size)` of a picture: colored in all if it is in one.
 
-    What compresses or smooths a picture does so to all channels, but the spectrum of one alone may not show it.
-
-    Args:
-        channels: each of shape `(1, *size)` or `(B, 1, *size)`, of the kernels' precision.
-        kernels: of one channel each, as many as channels or one for all.
-        observed_shares: the part of each channel that is noisy, or of all; the rest is predicted from an estimate.
+    Compression and smoothing act on all channels, but the spectrum of one channel may not show it. There are as many
+    kernels, and shares of noisy data, as channels, or one.
     """
     pieces = [_middle(channel, kernels[c % len(kernels)]) for c, channel in enumerate(channels)]
     bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
@@ -90,12 +87,9 @@ def find_noise_of_channels(
 
 
 def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
-    """Find the noise of each channel with its size; one model where the kernel mixes channels. Tiny images have none.
+    """Find the noise of each channel with its size; one model if the kernel mixes channels.
 
-    Args:
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
-        kernel: what made them.
-        settings: what was resolved; their noise is a model.
+    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0.
     """
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
@@ -108,7 +102,7 @@ def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSetti
 
 
 def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:
-    """Give what a kernel and the size of a piece `(n, C_out, *window)` decide of the fit, once for each estimator."""
+    """Return the part of the fit that depends only on the kernel and the size, once for each estimator."""
     found = None if estimator is None else _BASES.get(estimator)
     if found is None:
         found = SpectrumBasis.of(kernel.taps, tuple(piece.shape[2:]))
@@ -118,7 +112,7 @@ def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None)
 
 
 def _middle(y: Tensor, kernel: Kernel) -> Tensor:
-    """Cut as much as is affordable out of the middle of data, arranged for the kernel: `(n, C_out, *window)`."""
+    """Cut an affordable window out of the middle of data, arranged for the kernel: `(n, C_out, *window)`."""
     outputs = kernel.split(y.detach(), are_outputs=True)
     outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
     window = affordable_window(tuple(outputs.shape[2:]))

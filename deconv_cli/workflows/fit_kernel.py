@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.fit.kernel_model import Constraint
 from deconv_cli.kernels.fit.loss_functions import Loss, find_loss, squared
 from deconv_cli.kernels.fit.pair_equations import (
@@ -26,21 +27,26 @@ from deconv_cli.kernels.fit.pair_equations import (
 )
 from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.vocabulary import Size, format_percent
-from deconv_cli.workflows.image_pairs import arrange_taps, check_constraints, check_memory, checked_size, group_pairs
-from deconv_cli.workflows.loss_fit import minimize_loss
+from deconv_cli.solvers.solver import free_memory
+from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size
+from deconv_cli.workflows.loss_fit import GroupFit, minimize_loss
 
+CHANNELS = ("shared", "each", "mix")
+"""One kernel for all channels, one for each, or one that mixes them."""
+N_MATRICES = 8
+"""Square matrices of all taps that are held at once."""
 ALL_BUT = 1e-3
-"""A residual that is no larger a part of held-out data is none."""
+"""Relative residual of held-out data below which everything is explained."""
 RIM, ROUNDING = 2.0, 1e-12
-"""Outermost taps of this many error bars, in the root mean square, are no noise; squares below this share are zero."""
+"""Error bars, in the root mean square, above which outermost taps are no noise; squares below this share are zero."""
 CUT_SHORT, UNRELATED = 0.02, 0.5
-"""Residuals of held-out data from which on a kernel that is cut is no approximation, and shares of their variance from
-which on the images have little to do with one another."""
+"""Residual of held-out data above which a kernel that is cut is doubted, and share of their variance above which the
+images are unrelated."""
 TRUSTED = 1e-3
-"""Distance to the minimum of a loss from which on a kernel is doubted."""
+"""Distance to the minimum of a loss above which a kernel is doubted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +57,16 @@ class KernelFit:
         taps: of a cross-correlation, shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`, float64.
         errors: one standard deviation of every tap, of the same shape. For kernels without negative taps they are those
             without this constraint. `None` under another loss than the square.
-        lam: λ of each channel that was fitted by itself, in units of the largest eigenvalue of XᵀX beside LᵀL.
-        sigma: standard deviation of what the kernel leaves unexplained, per output, likewise; under another loss than
-            the square without the outputs that it does not heed.
+        lam: λ of each fitted kernel, in units of the largest eigenvalue of XᵀX relative to LᵀL.
+        sigma: standard deviation of the residual of each; under another loss without the outputs that it ignores.
         residual: ‖y − Xk‖ / ‖y‖ over all outputs.
         held_out: the same over every fifth stripe of outputs, for a kernel that was fitted without them; NaN where
             there are too few.
-        unexplained: the share of the variance of held-out outputs that is left over; NaN likewise.
+        unexplained: the unexplained share of the variance of held-out outputs; NaN likewise.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
-        certificate: how far the minimum of the loss may be, relative to what the kernel makes of the images; `None` for
-            the square, whose minimum is solved for.
+        certificate: largest distance to the minimum of the loss, relative to the predicted images; `None` for the
+            square, whose minimum is solved for.
     """
 
     taps: Tensor
@@ -76,9 +81,9 @@ class KernelFit:
     certificate: float | None = None
 
     def is_cut(self, n_axes: int) -> bool:
-        """Tell whether the kernel goes on beyond its support, of so many axes: outermost taps stand out of their bars.
+        """Return whether the kernel continues outside its support of `n_axes` axes: outer taps exceed their error bars.
 
-        Then the error bars, which take all beyond for zero, are too small. A kernel that explains all is not cut.
+        Then the error bars are too small. A kernel that explains everything is not cut.
         """
         if self.errors is None or self.held_out <= ALL_BUT:
             return False
@@ -91,10 +96,10 @@ class KernelFit:
         )
 
     def doubts(self, n_axes: int) -> tuple[str, ...]:
-        """Say why the kernel, of so many axes, is not to be trusted, a sentence each; nothing where it is."""
+        """Give the reasons not to trust a kernel of `n_axes` axes, a sentence each."""
         if self.certificate is not None:  # samples that are far off make the residual of other losses large
             change = format_percent(self.certificate)
-            sentence = f"the minimum was not reached: what the kernel makes of the images may change by {change}"
+            sentence = f"the minimum was not reached: the predicted images may change by {change}"
             return () if self.certificate <= TRUSTED else (sentence,)
         if self.unexplained > UNRELATED:
             share = f"{100 * min(self.unexplained, 1):.0f} %"
@@ -103,28 +108,18 @@ class KernelFit:
         if self.held_out > CUT_SHORT and self._sharpens(n_axes):
             return (f"the kernel sharpens {left}; exchange the pictures if the first of a pair is the blurred one",)
         if self.held_out > CUT_SHORT and self.is_cut(n_axes):
-            return (f"the kernel goes on beyond its outermost taps {left}; choose a larger size",)
+            return (f"the kernel continues beyond its outermost taps {left}; choose a larger size",)
         return ()
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
-        """Say what is odd about a kernel, of so many axes, that nothing makes doubtful, a sentence each."""
+        """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
         return () if self.errors is None else describe_raised(raised_detail(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:
-        """Tell whether all kernels keep the brightness, but take off as much as they give."""
+        """Return whether all kernels keep the brightness, but subtract as much as they add."""
         taps = self.taps.flatten(-n_axes)
         keeps = (taps.sum(-1) - 1).abs() < 0.1
         return bool((keeps & (taps.clamp_max(0).sum(-1) < -1)).all())
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How taps are fitted: the penalty, λ (`None` chooses it), and what is known of the taps."""
-
-    penalty: str
-    lam: float | None
-    nonnegative: bool
-    unit_sum: bool
 
 
 def fit_kernel(
@@ -160,109 +155,165 @@ def fit_kernel(
         TooLargeError: the normal equations do not fit the memory.
         MalformedInputError: images that are not finite.
     """
-    size, rule = checked_size(size), as_rule(boundary)
-    check_constraints(channels, lam, unit_sum=unit_sum)
-    groups = group_pairs(pairs, size, channels, rule)
-    options, chosen = FitOptions(penalty, lam, nonnegative, unit_sum), find_loss(loss)
-    if chosen is squared:
-        found, certificate = [_fit(group, size, options) for group in groups], None
+    size, chosen = _checked_size(size), find_loss(loss)
+    if unit_sum and channels == "mix":
+        raise UsageError(
+            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
+        )
+    if lam is not None and not (math.isfinite(lam) and lam > 0):
+        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
+    groups = _group_pairs(pairs, size, channels, as_rule(boundary))
+    n_inputs = groups[0][0].wide.shape[0]
+    is_squared = chosen is squared
+    _check_memory((1 if is_squared else len(groups)) * n_inputs * math.prod(size), size)
+    gram, constraint = penalty_gram(penalty, size, n_inputs), Constraint(nonnegative, 1.0 if unit_sum else None)
+    certificate, bars = None, []
+    if is_squared:
+        fits = [_least_squares(group, size, gram, lam, constraint) for group in groups]
+        for taps, _, ridge in fits:
+            variance = variance_under_sum(ridge.variance) if unit_sum else ridge.variance
+            bars.append((ridge.sigma * variance.diagonal().clamp_min(0).sqrt())[:, None].expand_as(taps))
     else:
-        found, certificate = _fit_loss(groups, size, options, chosen)
-    bars = [each.errors for each in found if each.errors is not None]
-    held, held_rest = sum(each.held for each in found), sum(each.held_rest for each in found)
-    squares = [sum(float(pair.y.square().sum()) for pair in group) for group in groups]
+        fits, certificate = minimize_loss(groups, size, chosen, gram, lam, constraint)
+    rest = held_rest = held = spread = total = 0.0
+    for group, (taps, without, _) in zip(groups, fits, strict=True):
+        rest += misfit(group, size, taps).square
+        held_rest += misfit(group, size, without, held=True).square
+        total += sum(float(pair.y.square().sum()) for pair in group)
+        squares, around_mean = _held_out_squares(group, size)
+        held, spread = held + squares, spread + around_mean
     return KernelFit(
-        taps=arrange_taps([each.taps for each in found], size, channels),
-        errors=arrange_taps(bars, size, channels) if bars else None,
-        lam=tuple(each.ridge.lam for each in found),
-        sigma=tuple(each.ridge.sigma for each in found),
-        residual=math.sqrt(sum(each.rest for each in found) / max(sum(squares), 1e-300)),
+        taps=_arrange_taps([taps for taps, _, _ in fits], size, channels),
+        errors=_arrange_taps(bars, size, channels) if bars else None,
+        lam=tuple(ridge.lam for _, _, ridge in fits),
+        sigma=tuple(ridge.sigma for _, _, ridge in fits),
+        residual=math.sqrt(rest / max(total, 1e-300)),
         held_out=math.sqrt(held_rest / held) if held > 0 else math.nan,
-        unexplained=held_rest / max(sum(each.spread for each in found), 1e-300) if held > 0 else math.nan,
+        unexplained=held_rest / max(spread, 1e-300) if held > 0 else math.nan,
         n_data=sum(pair.y.numel() for group in groups for pair in group),
-        n_effective=sum(each.ridge.n_effective for each in found),
+        n_effective=sum(ridge.n_effective for _, _, ridge in fits),
         certificate=certificate,
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What one fit gives: taps, errors `(N, C_out)`, and squares: of what is left over, of data, of their spread."""
-
-    taps: Tensor
-    errors: Tensor | None
-    ridge: Ridge
-    rest: float
-    held_rest: float
-    held: float
-    spread: float
-
-
-def _fit(pairs: list[Pair], size: Size, options: FitOptions) -> _Found:
-    """Fit one kernel, and another one to the rows that are not held out."""
-    n_inputs = pairs[0].wide.shape[0]
-    check_memory(n_inputs * math.prod(size), size)
-    penalty = penalty_gram(options.penalty, size, n_inputs)
+def _least_squares(
+    pairs: list[Pair], size: Size, penalty: Tensor, lam: float | None, constraint: Constraint
+) -> GroupFit:
+    """Fit one kernel to all rows, and another one to the rows that are not held out."""
     everything, kept = gather(pairs, size)
-    ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), options)
-    _, without = _solved(kept, penalty, partial(misfit, pairs, size, held=False), options)
-    variance = variance_under_sum(ridge.variance) if options.unit_sum else ridge.variance
-    errors = ridge.sigma * variance.diagonal().clamp_min(0).sqrt()
-    return _Found(
-        taps=taps,
-        errors=errors[:, None].expand_as(taps),
-        ridge=ridge,
-        rest=misfit(pairs, size, taps).square,
-        held_rest=misfit(pairs, size, without, held=True).square,
-        held=everything.square - kept.square,
-        spread=_spread(pairs, size),
-    )
-
-
-def _fit_loss(groups: list[list[Pair]], size: Size, options: FitOptions, loss: Loss) -> tuple[list[_Found], float]:
-    """Fit all kernels under a loss, and others to the rows that are not held out; gives the certificate too."""
-    n_inputs = groups[0][0].wide.shape[0]
-    check_memory(len(groups) * n_inputs * math.prod(size), size)
-    penalty = penalty_gram(options.penalty, size, n_inputs)
-    constraint = Constraint(options.nonnegative, 1.0 if options.unit_sum else None)
-    minimum = minimize_loss(groups, size, loss, penalty, options.lam, constraint)
-    found = [
-        _Found(
-            taps=taps,
-            errors=None,
-            ridge=ridge,
-            rest=misfit(group, size, taps).square,
-            held_rest=misfit(group, size, without, held=True).square,
-            held=misfit(group, size, torch.zeros_like(taps), held=True).square,
-            spread=_spread(group, size),
-        )
-        for group, taps, without, ridge in zip(groups, minimum.columns, minimum.without, minimum.ridges, strict=True)
-    ]
-    return found, minimum.certificate
-
-
-def _spread(pairs: list[Pair], size: Size) -> float:
-    """Sum the squares of held-out outputs less the mean of each pair's channels."""
-    stripes = [[part.y for part, is_held in pair.stripes(size) if is_held] for pair in pairs]
-    held = [torch.cat([part.flatten(1) for part in parts], 1) for parts in stripes if parts]
-    return sum(float((y - y.mean(1, keepdim=True)).square().sum()) for y in held)
+    ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
+    _, without = _solved(kept, penalty, partial(misfit, pairs, size, held=False), lam, constraint)
+    return taps, without, ridge
 
 
 def _solved(
-    equations: PairEquations, penalty: Tensor, look: Callable[[Tensor], Misfit], options: FitOptions
+    equations: PairEquations,
+    penalty: Tensor,
+    look: Callable[[Tensor], Misfit],
+    lam: float | None,
+    constraint: Constraint,
 ) -> tuple[Ridge, Tensor]:
-    """Solve one set of equations under the constraints; gives the unconstrained solution too."""
-    ridge = solve_ridge(equations, penalty, look, options.lam)
-    if not (options.nonnegative or options.unit_sum):
+    """Solve one set of equations; return the solution without constraints too."""
+    ridge = solve_ridge(equations, penalty, look, lam)
+    if constraint.is_empty:
         return ridge, ridge.taps
     # Around the solution without constraints, whose digits are better than those of the normal equations.
     hessian = equations.gram + ridge.weight * penalty
-    total = 1.0 if options.unit_sum else None
     columns = [
-        solve_constrained(hessian, hessian @ column, nonnegative=options.nonnegative, total=total)
+        solve_constrained(hessian, hessian @ column, nonnegative=constraint.nonnegative, total=constraint.total)
         for column in ridge.taps.T
     ]
     return ridge, torch.stack(columns, 1)
+
+
+def _held_out_squares(pairs: list[Pair], size: Size) -> tuple[float, float]:
+    """Sum the squares of held-out outputs, and of their distances from the mean of each pair's channels."""
+    stripes = [[part.y for part, is_held in pair.stripes(size) if is_held] for pair in pairs]
+    held = [torch.cat([part.flatten(1) for part in parts], 1) for parts in stripes if parts]
+    around_mean = sum(float((y - y.mean(1, keepdim=True)).square().sum()) for y in held)
+    return sum(float(y.square().sum()) for y in held), around_mean
+
+
+def _checked_size(size: object) -> Size:
+    """Read the size of a kernel, one number of taps for each axis of space; anything else raises a `UsageError`."""
+    if not isinstance(size, tuple | list) or not 1 <= len(size) <= 3:
+        raise UsageError(f"size must hold one number of taps for each of one to three axes, but is {size!r}.")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
+        raise UsageError(f"size must hold positive whole numbers of taps, but is {size!r}.")
+    return tuple(size)
+
+
+def _listed(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """List pairs of a sharp and a blurred image; anything else raises a `UsageError`."""
+    try:
+        return [(sharp, blurred) for sharp, blurred in pairs]
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "pairs must hold pairs of a sharp and a blurred image, but what was given does not come apart into two "
+            f"tensors each, as it is of type {type(pairs).__name__}."
+        ) from error
+
+
+def _group_pairs(
+    pairs: Sequence[tuple[Tensor, Tensor]], size: Size, channels: str, boundary: BoundaryRule
+) -> list[list[Pair]]:
+    """Lay out the pairs that each kernel is fitted to: all images, or those of one channel.
+
+    Raises:
+        UsageError: there are none.
+        ShapeError: images that do not fit one another, or the kernel.
+        MalformedInputError: images that are not finite, or zero everywhere.
+    """
+    check_name(CHANNELS, channels, "channels")
+    images = [one for sharp, blurred in _listed(pairs) for one in _one_by_one(sharp, blurred, len(size))]
+    if not images:
+        raise UsageError("a kernel is fitted to pairs of a sharp and a blurred image, but there are none.")
+    counts = {(len(sharp), len(blurred)) for sharp, blurred in images}
+    if len(counts) > 1:
+        raise ShapeError(
+            "all sharp images should have as many channels, and all blurred ones, but there are pairs of "
+            f"{' and '.join(f'{a} and {b}' for a, b in sorted(counts)[:2])}; leave one kind out."
+        )
+    ((n_sharp, n_blurred),) = counts
+    if channels != "mix" and n_sharp != n_blurred:
+        raise ShapeError(
+            f"sharp and blurred images should have as many channels, but have {n_sharp} and {n_blurred}; "
+            'channels="mix" finds a kernel between different ones.'
+        )
+    if not any(bool(sharp.any()) for sharp, _ in images):
+        raise MalformedInputError("the sharp images are zero everywhere, so that they tell nothing of a kernel.")
+    if channels == "mix":
+        return [[Pair.of(sharp, blurred, size, boundary) for sharp, blurred in images]]
+    by_channel = [
+        [Pair.of(sharp[c : c + 1], blurred[c : c + 1], size, boundary) for sharp, blurred in images]
+        for c in range(n_sharp)
+    ]
+    return by_channel if channels == "each" else [[pair for group in by_channel for pair in group]]
+
+
+def _one_by_one(sharp: Tensor, blurred: Tensor, n_axes: int) -> list[tuple[Tensor, Tensor]]:
+    """Split a pair of batches into pairs of images `(C, *size)`."""
+    for image, role in ((sharp, "the sharp image"), (blurred, "the blurred image")):
+        check_image(image, role)
+        if image.ndim not in (n_axes + 1, n_axes + 2):
+            raise ShapeError(
+                f"{role} should have its channels, and perhaps a batch, ahead of {n_axes} axes of space, but is of "
+                f"shape {tuple(image.shape)}."
+            )
+    if sharp.ndim != blurred.ndim or (sharp.ndim == n_axes + 2 and len(sharp) != len(blurred)):
+        raise ShapeError(
+            f"sharp and blurred images should come in equal numbers, but are of shapes {tuple(sharp.shape)} and "
+            f"{tuple(blurred.shape)}."
+        )
+    if sharp.ndim == n_axes + 1:
+        return [(sharp.detach().cpu(), blurred.detach().cpu())]
+    return list(zip(sharp.detach().cpu(), blurred.detach().cpu(), strict=True))
+
+
+def _arrange_taps(columns: Sequence[Tensor], size: Size, channels: str) -> Tensor:
+    """Bring taps `(C_in·prod(k), C_out)` of each group into torch's order: `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`."""
+    taps = torch.stack([column.T.reshape(column.shape[1], -1, *size) for column in columns])
+    return taps[0] if channels == "mix" else taps[:, 0, 0] if channels == "each" else taps[0, 0, 0]
 
 
 def penalty_gram(penalty: str, size: Size, n_inputs: int) -> Tensor:
@@ -274,3 +325,13 @@ def penalty_gram(penalty: str, size: Size, n_inputs: int) -> Tensor:
     crop(basis[:, 0], (2,) * len(size), size).copy_(torch.eye(n_taps, dtype=torch.float64).reshape(n_taps, *size))
     rows = operator.forward(basis).flatten(1)
     return torch.block_diag(*[rows @ rows.T] * n_inputs)
+
+
+def _check_memory(n_taps: int, size: Size) -> None:
+    """Refuse kernels whose normal equations do not fit the memory by a `TooLargeError`."""
+    needed, available = 8 * N_MATRICES * n_taps**2, free_memory(torch.device("cpu"))
+    if needed > available:
+        raise TooLargeError(
+            f"a fit of {n_taps} taps on {format_size(size)} takes about {format_memory(needed)}, more than the "
+            f"{format_memory(available)} that are free; use a smaller size, or fit each channel by itself."
+        )

@@ -23,16 +23,16 @@ from deconv_cli.vocabulary import PaddingLike, Size
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """Samples in numbers; the range and the moments are those of the finite ones.
+    """Samples in numbers; the range and the moments are those of the finite samples.
 
     Attributes:
-        n_samples: how many there are.
-        n_nan: how many are not a number.
-        n_infinite: how many are infinite.
+        n_samples: number of samples.
+        n_nan: number of NaN.
+        n_infinite: number of infinite samples.
         minimum: the least, or `None` if none is finite.
         maximum: the largest.
         mean: their mean.
-        standard_deviation: of all of them around it.
+        standard_deviation: around the mean.
     """
 
     n_samples: int
@@ -51,11 +51,11 @@ class SampleStatistics:
 
 @dataclass(frozen=True)
 class BoundaryAssessment:
-    """What a border would do to images of one size.
+    """The effect of a boundary on images of one size.
 
     Attributes:
-        boundary: what is taken to lie outside.
-        finding: the judgment without a penalty; `None` where this border cannot be.
+        boundary: its name.
+        finding: the judgment without a penalty; `None` if this boundary is impossible.
         reason: the finding, or why there is none, as a sentence.
     """
 
@@ -71,11 +71,10 @@ class KernelProperties:
     Attributes:
         kernel: in canonical form.
         origin: the tap that meets the output pixel under padding same, as `conv2d` applies them.
-        centroid: where the weight of all taps (their sizes) is centered, less the origin: by so many pixels along each
-            axis of space the kernel shifts what it blurs.
-        is_symmetric: it is the same when mirrored about its middle.
+        centroid: center of the absolute weights less the origin: the shift of a blurred image along each axis.
+        is_symmetric: whether it is the same when mirrored about its middle.
         spectrum: the extreme singular values on the torus of the image.
-        borders: what each border would do.
+        borders: the effect of each boundary.
     """
 
     kernel: Kernel
@@ -87,7 +86,7 @@ class KernelProperties:
 
 
 _PIECE = 2**20
-"""Samples that are in double precision at a time."""
+"""Samples that are converted to double precision at a time."""
 
 
 def inspect_samples(samples: Tensor) -> SampleStatistics:
@@ -117,17 +116,17 @@ def inspect_samples(samples: Tensor) -> SampleStatistics:
 def inspect_kernel(
     taps: Tensor, image_size: Size, padding: PaddingLike = "same", *, dimensions: int | None = None
 ) -> KernelProperties:
-    """Describe a kernel, and what every border would do to images of one size, without a penalty.
+    """Describe a kernel, and the effect of every boundary on images of one size, without a penalty.
 
     Args:
         taps: shape `(*k)` or `(C_out, C_in, *k)`, real and finite.
         image_size: of the images, one number for each axis of space.
         padding: how far the kernel reaches outside them.
-        dimensions: axes of space, where those of the taps do not tell (see `Kernel.from_tensor`).
+        dimensions: axes of space, if those of the taps do not tell (see `Kernel.from_tensor`).
 
     Raises:
         ShapeError: another shape, or a kernel that does not fit the size.
-        MalformedInputError: no taps, none that is not zero, or some that are not finite.
+        MalformedInputError: taps that are empty, zero or not finite.
     """
     kernel = Kernel.from_tensor(to_float64(taps), dimensions=dimensions)
     geometry = Geometry.of_image(image_size, kernel.size, padding)
@@ -150,7 +149,7 @@ def inspect_kernel(
 
 
 _LOSSY_KERNEL = (
-    "the boundary loses nothing, but the kernel itself all but removes some waves: a λ above 0 holds noise down"
+    "the boundary loses nothing, but the kernel nearly removes some frequencies: a λ above 0 keeps noise down"
 )
 
 

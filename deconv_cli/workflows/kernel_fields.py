@@ -1,4 +1,4 @@
-"""What a kernel that varies over the frame asks of a pipeline: refusals, and a λ from the pieces of the data.
+"""Kernels that vary over the frame: settings they refuse, and λ from pieces of the data.
 
 Measured on 160 × 160 pixels of five photographs, strokes and Gaussians at nine places, noise of 0.7 and 4: the median
 of the λ of the places costs 1 % of the least error, and 13 % at most; that of the middle kernel on all data 134 %.
@@ -21,22 +21,18 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.vocabulary import Size
 
 MAX_PLACES = 3
-"""Along each axis, λ is chosen at so many places at most."""
+"""Largest number of places along each axis at which λ is chosen."""
 WINDOW = 0.25
-"""A piece of the data takes this part of the way between a place's neighbors, where its kernel holds."""
+"""Size of a piece of the data, in the distance between the neighbors of its place: there its kernel holds."""
 MIN_SIDE, MIN_KERNELS = 32, 3
-"""A piece of the data has so many samples along each axis, and so many times those of the kernel, if there are."""
+"""Least samples of a piece along each axis, and least multiple of the kernel."""
 
 
 def check_settings_of_field(settings: ReconstructionSettings) -> None:
-    """Refuse what is known of single kernels alone.
-
-    Raises:
-        UsageError: the error is to be predicted.
-    """
+    """Refuse, by `UsageError`, to predict the error."""
     if settings.predict:
         raise UsageError(
-            "the error is predicted, and compared with a truth, for a single kernel alone, but this one varies over "
+            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
             "the frame; leave that out, or take the kernel of one place."
         )
 
@@ -48,14 +44,10 @@ def choose_lambda_of_field(
     choose: Callable[[Tensor, Kernel, ResolvedSettings, Tensor | None], LambdaChoice],
     is_clipped: Tensor | None = None,
 ) -> LambdaChoice:
-    """Choose λ at several places from the data around each, and take the median.
+    """Choose λ at several places, each from the data around it, and take the median.
 
-    Args:
-        kernel: one that varies.
-        data: shape `(C, H, W)` or `(B, C, H, W)`.
-        settings: what was resolved.
-        choose: chooses λ for data of a single kernel, and those of their samples that are clipped.
-        is_clipped: which samples are no more than lower bounds, of the shape of the data.
+    The data have the shape `(C, H, W)` or `(B, C, H, W)`, as `is_clipped` has, which says which are lower bounds.
+    `choose` chooses λ for data of a single kernel.
     """
     field = kernel.field
     assert field is not None
@@ -79,7 +71,7 @@ def choose_lambda_of_field(
 
 
 def _spread(n: int) -> list[int]:
-    """Number a few of `n` places, the outermost among them."""
+    """Number a few of `n` places, including the outermost."""
     if n <= MAX_PLACES:
         return list(range(n))
     return [round(step * (n - 1) / (MAX_PLACES - 1)) for step in range(MAX_PLACES)]

@@ -13,9 +13,9 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import LONG, LambdaRule, format_size
+from deconv_cli.workflows.find_noise import model_of
 from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
 from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
-from deconv_cli.workflows.solved import model_of
 
 
 def choose_lambda_of_data(

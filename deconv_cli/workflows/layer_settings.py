@@ -1,4 +1,4 @@
-"""What a layer with a stride, a dilation or groups asks of a pipeline: refusals, its λ, what its outputs leave open."""
+"""Layers with a stride, a dilation or groups: settings they refuse, their λ, and pixels that stay undetermined."""
 
 from __future__ import annotations
 
@@ -24,38 +24,25 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.vocabulary import LambdaRule, format_percent
 
 ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
-"""Of an estimate that shows how much the channels have in common."""
+"""A rough estimate, which shows how much the channels have in common."""
 
 
 def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
-    """Refuse what takes a torus of all pixels to be found from the data.
-
-    Raises:
-        UsageError: λ is to be chosen by whiteness or under colored noise, or the kind of the noise is to be found.
-    """
+    """Refuse, by `UsageError`, a choice of λ or of the noise that needs a torus of all pixels."""
     chooses = settings.lam == "auto" or settings.lambda_rule is not None
-    asked = None
+    needed = None
     if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
-        asked, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
+        needed, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
     elif settings.noise == "auto":
-        asked, instead = "the kind of the noise is found", "take white noise"
+        needed, instead = "the kind of the noise is found", "take white noise"
     elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
-        asked, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
-    if asked is not None:
-        raise UsageError(
-            f"{asked} for plain convolutions alone, but this layer is one with {layer.describe()}; {instead}."
-        )
+        needed, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
+    if needed is not None:
+        raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
 
 
 def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
-    """Choose λ from the data of a layer.
-
-    Args:
-        kernel: canonical kernel with the options of the layer.
-        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
-        settings: what was resolved.
-        least_sigma: an estimate of the noise is taken to be at least this.
-    """
+    """Choose λ by probing from the outputs of a layer, `(*batch, C_out, *size)`, without the bias."""
     outputs = kernel.split(y, are_outputs=True)
     geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
     operator = kernel.detached().convolution(geometry, settings.boundary)
@@ -64,7 +51,7 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
     probed: LinearOperator = operator
     data = outputs
     if penalty.takes_differences:
-        # Of what the penalty leaves free, which are constants above all, the data say nothing about λ.
+        # Images that the penalty leaves free, mainly constants, say nothing about λ.
         probed = operator @ RandomImages.of_penalty(penalty, operator.input_shape, outputs)
         data = outputs - constant_part(operator, outputs)
     n_outputs, n_numbers = _counts(operator)
@@ -80,7 +67,7 @@ def choose_lambda_of_layer(kernel: Kernel, y: Tensor, settings: ResolvedSettings
 
 
 def _modeled_sigma(operator: LayerConvolution, outputs: Tensor) -> float:
-    """Find the noise that makes the first image of a batch likeliest, as a model of images has it."""
+    """Find the noise under which the first image of a batch is likeliest, by a model of images."""
     y = outputs.reshape(-1, *operator.output_shape)[0]
     weight = ROUGH_LAMBDA * operator.spectrum.sigma_max**2
     equations = NormalEquations(operator, y, Identity(operator.input_shape), weight)
@@ -94,12 +81,7 @@ def _counts(operator: LayerConvolution) -> tuple[int, int]:
 
 
 def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
-    """Say which part of the input the outputs of a layer leave open, a sentence each; nothing where it is none.
-
-    Args:
-        operator: the layer.
-        lam: λ.
-    """
+    """Say which part of the input the outputs of a layer do not determine, a sentence each."""
     touched, notes = operator.touched(), []
     in_frame = operator.crop_to_frame(touched)
     n_pixels, n_unused = in_frame.numel(), synchronize.as_index((~in_frame).sum())

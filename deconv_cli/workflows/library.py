@@ -24,7 +24,7 @@ from deconv_cli.workflows.arithmetic import (
 )
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import RecordedConvolution
+from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, RecordedConvolution
 
 
 def invert(
@@ -36,6 +36,7 @@ def invert(
     truth: Tensor | None = None,
     recorded: RecordedConvolution | None = None,
     tone_curve: ToneCurve | None = None,
+    metadata: InputMetadata = NO_METADATA,
     progress: Callable[[int, float], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Reconstruction:
@@ -47,9 +48,11 @@ def invert(
         settings: how to undo it; or give its fields one by one.
         bias: subtracted from each output channel first, shape `(C_out,)`.
         truth: the images themselves, of the shape of the estimate: the error is predicted and compared with theirs.
-        recorded: boundary, padding and light that are known from elsewhere, for settings that leave them open.
+        recorded: boundary, padding and light of the convolution that made `y`, for settings that leave them open.
         tone_curve: how `y` encodes light, and the truth and the estimate too; undone as `light` says.
-        progress: is called after every iteration with its number and the certificate.
+        metadata: what else is known of the input: the record and the sample type of its file, the spacing of its
+            samples, the divisors of a JPEG.
+        progress: called after every iteration with its number and the certificate.
         options: fields of `ReconstructionSettings`, which explains them: `padding`, `boundary`, `lam`, `penalty`, ...
 
     Raises:
@@ -70,7 +73,8 @@ def invert(
     check_tensor(y, "the output to invert")
     check_kernel(kernel)
     pipeline = Pipeline(kernel, settings, bias=bias)
-    return pipeline.reconstruct(y, pipeline.resolve(recorded, tone_curve), truth=truth, progress=progress)
+    metadata = replace(metadata, recorded=recorded or metadata.recorded, tone_curve=tone_curve or metadata.tone_curve)
+    return pipeline.reconstruct(y, pipeline.resolve(metadata), truth=truth, progress=progress)
 
 
 def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> PseudoInverse:  # noqa: ANN401
@@ -78,7 +82,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
 
     Args:
         kernel: the taps, as for `forward`; the arithmetic runs on their device.
-        input_size: size of the images x that are wanted back, one number for each axis of space.
+        input_size: size of the images x, one number for each axis of space.
         options: fields of `ResolvedSettings`, which explains them: `dimensions` (by default what the kernel's axes
             tell), `padding` (`same`), `stride`, `dilation`, `groups`, `transposed` and `output_padding` (those of a
             plain convolution), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`

@@ -1,4 +1,4 @@
-"""In what a convolution acts: whether the tone curve of the samples is undone first, and why."""
+"""Whether a convolution acts on light or on stored samples, and why."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
 from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.tone_curve import ToneCurve
@@ -25,12 +24,12 @@ _TILE, _LARGEST_KERNEL = 256, 64
 
 @dataclass(frozen=True, eq=False)
 class ChosenLight:
-    """In what a convolution acts.
+    """What a convolution acts on.
 
     Attributes:
-        light: in light, or in the samples as they are stored.
-        reason: why, a sentence without its full stop.
-        curve: what is undone; `None` where nothing is.
+        light: light, or the samples as they are stored.
+        reason: the reason, a sentence without its full stop.
+        curve: the tone curve to undo; `None` for stored samples.
     """
 
     light: Light
@@ -44,20 +43,14 @@ class ChosenLight:
         return self.curve.to_light(stored.to(pick_dtype(dtype, stored, stored.device)))
 
     def to_stored(self, light: Tensor) -> Tensor:
-        """Do it again; shape `(*, C, H, W)`."""
+        """Apply the curve again, if there is one; shape `(*, C, H, W)`."""
         return light if self.curve is None else self.curve.to_stored(light)
 
 
 def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
-    """Give a sentence if a convolution acted clearly better in the other light, judged on a tile by its residual.
+    """Give a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
 
-    Where the kernel passes nothing, data hold noise alone, unless a tone curve came in between.
-
-    Args:
-        stored: samples as they are stored, shape `(C, H, W)` or `(B, C, H, W)`.
-        kernel: one for all channels.
-        curve: how the samples encode light.
-        is_light: the convolution was taken to act in linear light.
+    Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur.
     """
     size = stored.shape[-2:]
     if (
@@ -86,16 +79,7 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
 
 
 def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = None) -> ChosenLight:
-    """Decide in what a convolution acts.
-
-    Args:
-        wanted: `linear`, `stored` or `auto`.
-        curve: how the samples encode light, where that is known.
-        recorded: what the input's file says of the convolution that made it.
-
-    Raises:
-        UsageError: light is to be linear, and no curve is known.
-    """
+    """Decide whether a convolution acts on light or on stored samples, by the setting, the record, then the curve."""
     if curve is not None:
         check_type(curve, ToneCurve, "tone_curve")
     if wanted != "auto":
@@ -113,7 +97,7 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     if curve is None:
         raise UsageError(
             "light=linear undoes the tone curve of the samples, but none is known: they are no picture of 8 or 16 bits "
-            "in gray or RGB, or lack the ICC profile that deconv forward went by; use light=stored, or from Python "
+            "in gray or RGB, or lack the ICC profile that deconv forward used; use light=stored, or from Python "
             "give tone_curve."
         )
     origin = f" ({curve.origin})" if curve.origin else ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,35 +37,17 @@ LEAST_WEIGHT = 1e-13
 """λ of the coordinates, which have to exist for images that leave some taps open too."""
 
 
-@dataclass(frozen=True, eq=False)
-class LossMinimum:
-    """The taps at which a loss is least.
-
-    Attributes:
-        columns: over all outputs, shape `(G, N, C_out)`.
-        without: over the outputs that are not held out, of the same shape.
-        ridges: the least squares that resemble the loss, of each group.
-        certificate: how far the minimum may be, relative to what the kernel makes of the images.
-    """
-
-    columns: Tensor
-    without: Tensor
-    ridges: list[Ridge]
-    certificate: float
+GroupFit: TypeAlias = tuple[Tensor, Tensor, Ridge]
+"""Taps `(N, C_out)` of all outputs, taps without the outputs that are held out, and the least squares behind them."""
 
 
 def minimize_loss(
     groups: Sequence[Sequence[Pair]], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
-) -> LossMinimum:
-    """Minimize the mean loss plus the penalty, from the least squares that resemble the loss.
+) -> tuple[list[GroupFit], float]:
+    """Minimize the mean loss plus the penalty `(N, N)`, from the least squares that resemble the loss.
 
-    Args:
-        groups: the pairs of each kernel.
-        size: of the kernel.
-        loss: of a prediction and the data.
-        penalty: LᵀL, shape `(N, N)`.
-        lam: weight of the penalty as in `fit_kernel`; `None` takes the likeliest of the least squares.
-        constraint: what holds of the taps.
+    Returns:
+        The fit of each group; and the largest distance to the minimum, relative to the predicted images.
 
     Raises:
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
@@ -86,15 +69,11 @@ def minimize_loss(
         columns = model.columns().detach().clamp_min(0.0 if constraint.nonnegative else -math.inf)
         found.append((columns, certificate))
     (columns, certificate), (without, _) = found
-    return LossMinimum(columns, without, start.ridges, certificate)
+    return list(zip(columns, without, start.ridges, strict=True)), certificate
 
 
 def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
-    """Refuse a loss whose gradient is wrong, or does not arrive at the taps.
-
-    Raises:
-        GradientFaultError: with what is found, and where.
-    """
+    """Refuse, by `GradientFaultError`, a loss whose gradient is wrong, or does not arrive at the taps."""
     report = check_gradients(
         model,
         stripe.wide,
@@ -158,16 +137,10 @@ class _LeastSquares:
 def _as_squared(
     groups: Sequence[Sequence[Pair]], columns: Tensor, loss: Loss, size: Size
 ) -> tuple[list[list[Pair]], float]:
-    """Replace data by those for which the weighted square has the slope that the loss has for the true ones.
+    """Replace data by those for which the weighted square has the slope of the loss, at taps `(G, N, C_out)`.
 
     Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals; the weights are those of McCullagh and
     Nelder, Generalized Linear Models, 1989, section 2.5, as far as they depend on the prediction alone.
-
-    Args:
-        groups: the pairs of each kernel.
-        columns: taps near the minimum, shape `(G, N, C_out)`.
-        loss: of a prediction and the data.
-        size: of the kernels.
 
     Returns:
         The pairs with other data and weights, and the second derivative of the loss in the middle of the data.

@@ -1,49 +1,71 @@
-"""The one pipeline from data to a reconstruction, for the library and the command line alike.
+"""The pipeline from data to a reconstruction, for the library and the command line alike.
 
-    resolve → undo the tone curve → choose λ → build → solve → measure → predict → do the tone curve again
+    resolve → undo the tone curve → choose λ → build → solve → measure → predict the error → apply the tone curve
 
-A pipeline keeps the inverses that it built last: data of the same sizes under one border cost their factors once.
-Several threads may reconstruct with one at the same time.
+A pipeline keeps the inverses that it built last, so that further data of the same size cost no new factors. Several
+threads may use one pipeline at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle
 
-import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.inverse_filter import InverseFilter
 from deconv_cli.diagnostics.spatial_resolution import measure_resolution
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, ShapeError, UsageError
+from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
+from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import spaced_penalty
-from deconv_cli.sample_range import limits_of, white_of
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
+from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind
-from deconv_cli.workflows.arithmetic import check_image, pick_dtype
-from deconv_cli.workflows.channel_inversions import ChannelInversions
-from deconv_cli.workflows.diagnose import Diagnosis
-from deconv_cli.workflows.inversion import Inversion, Measure, Steps, find_bounds
+from deconv_cli.solvers.solution import Solution
+from deconv_cli.tone_curve import ToneCurve, limits_of
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
+from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
+from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
+from deconv_cli.workflows.built_inverses import BuiltInverses
+from deconv_cli.workflows.channels import join_channels
+from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling
+from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
+from deconv_cli.workflows.estimators import build_estimator
+from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
+from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas, restore_at_strengths
 from deconv_cli.workflows.light import caution_light
-from deconv_cli.workflows.planes import Planes, join_planes
+from deconv_cli.workflows.measurement import measure
+from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import RecordedConvolution, Resolution, resolution_of, resolve
-from deconv_cli.workflows.trust import measure_clipping
+from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, Resolution, resolve, resolve_for_inverse
+from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER, measure_clipping
 
 TESTED_SIDE = 256
 """Samples along each axis of the part of a photograph that tests the kernel. For twelve wrong kernels on three
 photographs of scikit-image, 384 gave the same verdicts in three times the time."""
+LEAST_LAMBDA = 1e-3
+"""λ of the inverse that diagnoses an estimate which is not linear in the data, if no λ was chosen from them."""
+EIGHT_BITS = 255
+"""White of samples whose rounding and compression are a large part of the noise, and vary with the light."""
+
+Steps = tuple[float, ...]
+"""Distance of neighboring values that a sample can have, one for all channels or for each; 0 for any value."""
 
 
 class Pipeline:
@@ -52,9 +74,13 @@ class Pipeline:
     Args:
         kernel: the taps as `forward` takes them, of any device and floating dtype: for all channels alike, one for each
             channel, or one that mixes them; or a field of kernels, for all channels alike.
-        settings: what was chosen; what is left open is resolved for each input.
+        settings: the settings; open ones are resolved for each input.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        inverse: one that was built before, and takes the place of the settings that made it.
+        inverse: an inverse that was built before, used instead of the settings that made it.
+
+    Attributes:
+        settings: the settings that were given.
+        inverse: the linear inverse that was applied last to all channels; `None` if there is none.
 
     Raises:
         ShapeError: the kernel has other axes than such kernels have.
@@ -69,44 +95,22 @@ class Pipeline:
         bias: Tensor | None = None,
         inverse: PseudoInverse | None = None,
     ) -> None:
-        self._kernel = kernel
-        self._settings = settings
-        self._bias = bias
-        self._given = inverse
-        self._together = Inversion(kernel, settings.dimensions, bias=bias, inverse=inverse)
-        self._one_by_one = ChannelInversions(kernel, bias)
+        self.settings = settings
+        self._kernel, self._bias = kernel, bias
+        self._given = self.inverse = inverse
+        self._built = BuiltInverses()
+        self._channels: list[Pipeline] = []
+        self._adding = threading.Lock()
 
-    @property
-    def settings(self) -> ReconstructionSettings:
-        """What was chosen."""
-        return self._settings
-
-    @property
-    def inverse(self) -> PseudoInverse | None:
-        """The linear inverse that was applied last to all channels; `None` where there is none."""
-        return self._together.inverse
-
-    def resolve(
-        self,
-        recorded: RecordedConvolution | None = None,
-        tone_curve: ToneCurve | None = None,
-        sample_type: str | None = None,
-    ) -> Resolution:
-        """Fill in the settings that were left open; nothing is computed yet.
-
-        Args:
-            recorded: what the input's file says about the convolution that made it.
-            tone_curve: how the input encodes light, where that is known.
-            sample_type: of the input's file, by the NumPy name; else told from the tensor, as far as that does.
+    def resolve(self, metadata: InputMetadata = NO_METADATA) -> Resolution:
+        """Fill in the open settings for an input; nothing is computed yet.
 
         Raises:
-            UsageError: a setting that would change nothing.
+            UsageError: a setting that would change nothing, or an input that no kernel can restore.
         """
         if self._given is not None:
-            found = resolution_of(self._given, self._settings, recorded, tone_curve)
-        else:
-            found = resolve(self._settings, self._canonical, recorded, tone_curve)
-        return replace(found, sample_type=sample_type)
+            return resolve_for_inverse(self._given, self.settings, metadata)
+        return resolve(self.settings, self._canonical, metadata)
 
     def reconstruct(
         self,
@@ -120,9 +124,9 @@ class Pipeline:
 
         Args:
             y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, of any real dtype.
-            resolution: what `resolve` gave; found anew where it is left out.
-            truth: the images themselves, of the shape of the estimate, to compare the predicted error with.
-            progress: is called after every iteration.
+            resolution: the result of `resolve`; by default that for no metadata.
+            truth: the true images, of the shape of the estimate, to compare the predicted error with.
+            progress: called after every iteration.
 
         Raises:
             ShapeError: kernel, bias, data and truth do not fit one another.
@@ -130,89 +134,198 @@ class Pipeline:
             TooLargeError: the inverse does not fit the memory.
             MalformedInputError: data or kernels that are not finite.
         """
-        return self.begin(y, resolution, truth=truth, progress=progress)()
-
-    def begin(
-        self,
-        y: Tensor,
-        resolution: Resolution | None = None,
-        *,
-        truth: Tensor | None = None,
-        progress: Callable[[int, float], None] | None = None,
-    ) -> Measure:
-        """Do the part of `reconstruct` that estimates the images; what this gives measures them.
-
-        The pipeline may be given other data before the estimate is measured.
-        """
-        listener = as_listener(progress)
         resolution = self.resolve() if resolution is None else resolution
         check_image(y, "the output to invert")
         if truth is not None:
             check_image(truth, "the truth")
         planes = self._planes(y)
         if planes is None:
-            return self._begin_samples(y, resolution, truth, listener)
+            return self._reconstruct(y, resolution, truth, as_listener(progress))
         known = None if truth is None else planes.split(truth)
-        measure = self._begin_samples(planes.split(y), resolution, known, listener)
-        return lambda: join_planes(planes, measure())
+        result = self._reconstruct(planes.split(y), resolution, known, as_listener(progress))
+        predicted = result.predicted_error
+        if predicted is not None:
+            predicted = replace(predicted, map=planes.join(predicted.map))
+        return replace(result, image=planes.join(result.image), predicted_error=predicted)
 
-    @cached_property
-    def _canonical(self) -> Kernel:
-        """The kernel in canonical form, checked once."""
-        if self._given is not None:
-            return self._given.kernel
-        return Kernel.of_any(self._kernel, dimensions=self._settings.dimensions)
-
-    def _planes(self, y: Tensor) -> Planes | None:
-        """Tell how data are taken apart that have more axes than the kernel spans."""
-        return Planes.of(y, self._canonical, self._settings.dimensions)
-
-    def _begin_samples(
+    def _reconstruct(
         self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
-    ) -> Measure:
-        """Do what `begin` does, for data whose axes are those of the kernel."""
+    ) -> Reconstruction:
+        """Reconstruct data whose axes are those of the kernel: in light if the blur acted there, then in samples."""
         kernel = self._canonical.with_layer(resolution.settings.layer)
         n_axes, axis, curve = kernel.n_axes, kernel.channel_axis, resolution.tone_curve
-        steps = _steps(y, resolution, n_axes)
         if curve is not None and y.ndim > n_axes:
             n_channels = y.shape[axis]
             curve.check_channels(n_channels if resolution.is_per_channel else kernel.n_inputs(n_channels))
-        light = y if curve is None else self._in_light(y, curve, n_axes)
-        true_light = truth if truth is None or curve is None else self._in_light(truth, curve, n_axes)
-        resolution = _with_ceiling(resolution, y, n_axes)
-        if self._is_one_by_one(light, resolution):
-            measure = self._one_by_one.begin(light, kernel, resolution, steps, true_light, listener)
+        steps, resolution = _steps(y, resolution, n_axes), with_ceiling(resolution, y, n_axes)
+        data, truth = self._in_light(y, curve), None if truth is None else self._in_light(truth, curve)
+        if self._is_one_by_one(data, resolution):
+            result = self._restore_channels(data, kernel, resolution, steps, truth, listener)
         else:
-            measure = self._together.begin(light, resolution, steps, true_light, listener)
+            result = self._restore(data, resolution, steps, truth, listener)
+        # A factor has the defaults of tensors, whatever it is applied to.
+        settings = self.settings if self._given is not None and kernel.layer.is_plain else result.settings
+        if resolution.is_tested and settings.defaults is InputKind.PICTURE:
+            result = self._test_picture(result, y, data, kernel, resolution, listener)
+        if curve is None:
+            return result
+        predicted, image = result.predicted_error, result.image
+        if predicted is not None and result.settings.is_linear:
+            ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
+            size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
+            predicted = replace(predicted, in_samples=size)
+        return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 
-        def finish() -> Reconstruction:
-            result = measure()
-            # A factor has the defaults of tensors, whatever it is applied to.
-            settings = self._settings if self._given is not None and kernel.layer.is_plain else result.settings
-            is_looked_at = resolution.is_tested and settings.defaults is InputKind.PICTURE
-            if is_looked_at and resolution.chooses_lambda and resolution.known_curve is not None:
-                found = caution_light(y, kernel, resolution.known_curve, is_light=curve is not None)
-                result = replace(result, light_caution=found)
-            if is_looked_at and result.settings.objective == "photo" and kernel.field is None:
-                listener.begin("testing the kernel")
-                result = self._tested(result, y, resolution)
-            limits = limits_of(y, resolution.sample_type) if is_looked_at else None
-            if limits is not None:
-                result = replace(result, clipping=measure_clipping(result.image.detach(), light, *limits))
-            if curve is None:
-                return result
-            predicted, image = result.predicted_error, result.image
-            if predicted is not None and result.settings.is_linear:
-                ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
-                size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
-                predicted = replace(predicted, in_samples=size)
-            image = curve.to_stored(image, n_axes)
-            return replace(result, image=image, predicted_error=predicted, tone_curve=curve)
+    def _restore(
+        self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
+    ) -> Reconstruction:
+        """Restore channels that go together: find the noise, choose λ, build, solve, measure, and predict the error.
 
-        return finish
+        Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
+        """
+        data, kernel, image_size = self._arranged(y, resolution.settings)
+        step = math.hypot(*steps) / math.sqrt(len(steps))
+        least_noise = step * ROUNDING_NOISE
+        if truth is not None:
+            axis = kernel.channel_axis
+            _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
+        filled, is_clipped, choice = data, find_bounds(data, kernel, resolution), None
+        if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
+            # Else only the tests of the residual need the noise.
+            filled, found = self._find_noise(resolution.settings, data, kernel, is_clipped)
+            resolution = replace(resolution, settings=found)
+        if resolution.chooses_lambda:
+            listener.begin("choosing λ")
+            unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
+            is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
+            choice = choose_lambda_of_data(
+                unbiased, kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
+            )
+            resolution = replace(
+                resolution,
+                settings=replace(resolution.settings, lam=choice.lam),
+                reasons=replace(resolution.reasons, lam=choice.reason),
+                chooses_lambda=False,
+            )
+        settings = resolution.settings
+        listener.begin("building the inverse")
+        estimator: Estimator
+        if settings.is_linear:
+            estimator = self._linear(kernel, image_size, settings, is_kept=choice is None)
+        else:
+            self.inverse = None
+            estimator = build_estimator(kernel, image_size, settings, filled, resolution.tone_curve)
+        tolerance = estimator.tolerance
+        if isinstance(estimator, PseudoInverse) and estimator.problem.lam == 0:
+            is_clipped = None
+        if is_clipped is not None and isinstance(estimator, PseudoInverse):
+            tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
+        listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
+        estimator.arrange(data)  # refuses a kernel that does not fit before a bias that does not
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+        bounds = None if is_clipped is None else estimator.arrange(is_clipped.to(data.dtype)) > 0
+        solution = _solve(
+            estimator, unbiased, filled, bounds, StoppingRule(tolerance, settings.max_iterations), listener
+        )
+        listener.begin("measuring the residual")
+        result = measure(estimator, unbiased, resolution, solution, tolerance, choice, step, bounds)
+        if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
+            result = replace(result, explained_by=self._explanation(estimator, data, resolution))
+        if not settings.predict:
+            return result
+        listener.begin("predicting the error")
+        if not isinstance(estimator, PseudoInverse):
+            curve = resolution.tone_curve
+            predicted = predict_by_restoring_again(
+                estimator, result, unbiased, curve, least_sigma=least_noise, truth=truth
+            )
+            return replace(result, predicted_error=predicted)
+        predicted = predict_for(
+            self._framed(estimator, data, resolution),
+            result,
+            data,
+            bias=self._bias,
+            least_sigma=least_noise,
+            truth=truth,
+            n_pieces=resolution.n_pieces,
+        )
+        return replace(result, predicted_error=predicted)
 
-    def _tested(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
-        """Restore the middle of a photograph with the quadratic prior too, whose residual tells a wrong kernel."""
+    def _restore_channels(
+        self,
+        y: Tensor,
+        kernel: Kernel,
+        resolution: Resolution,
+        steps: Steps,
+        truth: Tensor | None,
+        listener: ProgressListener,
+    ) -> Reconstruction:
+        """Restore each channel with its own kernel, λ or noise; their inverses share the memory."""
+        kernels = [self._kernel]
+        if resolution.is_per_channel:
+            kernel = replace(kernel, is_per_channel=True)
+            kernels = list(kernel.taps[:, 0])
+        self._check_channels(y, kernel, resolution, truth)
+        axis, settings = kernel.channel_axis, resolution.settings
+        n_channels = y.shape[axis]
+        biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
+        own = replace(self.settings, dimensions=kernel.n_axes)
+        with self._adding:  # they are kept while pictures in gray alternate with pictures in color
+            self._channels += [
+                Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
+            ]
+        if settings.max_memory is not None:
+            settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
+        noises = settings.noise
+        if noises == "auto":
+            dtype = pick_dtype(settings.dtype, y, y.device)
+            own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
+            filled, shares = zip(
+                *(
+                    fill_clipped(channel, single, settings, find_bounds(channel, single, resolution))
+                    for channel, single in zip(y.to(dtype).split(1, axis), cycle(own_kernels), strict=False)
+                ),
+                strict=True,
+            )
+            noises = find_noise_of_channels(filled, own_kernels, shares)
+        parts = []
+        for c, pipeline in enumerate(self._channels[:n_channels]):
+            lam = resolution.lams[c] if resolution.lams else settings.lam
+            noise = noises[c % len(noises)] if isinstance(noises, tuple) else noises
+            alone = replace(settings, lam=lam, noise=noise, noise_levels=settings.noise_levels[c : c + 1])
+            part = replace(resolution, settings=alone, lams=(), is_per_channel=False, notes=())
+            known = None if truth is None else truth.narrow(axis, c, 1)
+            parts.append(pipeline._restore(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener))
+        return join_channels(parts, resolution, kernel.n_axes)
+
+    def _test_picture(
+        self,
+        result: Reconstruction,
+        stored: Tensor,
+        data: Tensor,
+        kernel: Kernel,
+        resolution: Resolution,
+        listener: ProgressListener,
+    ) -> Reconstruction:
+        """Test the light, the kernel and the range of a picture; `data` are in light if the blur acted there."""
+        curve = resolution.tone_curve
+        if resolution.chooses_lambda and resolution.known_curve is not None:
+            found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
+            result = replace(result, light_caution=found)
+        if result.settings.objective == "photo" and kernel.field is None:
+            listener.begin("testing the kernel")
+            result = self._test_kernel(result, stored, resolution)
+        limits = limits_of(stored, resolution.sample_type)
+        if limits is not None:
+            result = replace(result, clipping=measure_clipping(result.image.detach(), data, *limits))
+        if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
+            taps, table = kernel.taps[0, 0].detach().cpu(), resolution.jpeg_table
+            sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=table)
+            result = replace(result, notes=(*result.notes, *sentences))
+        return result
+
+    def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
+        """Restore the middle of a photograph with the quadratic prior too, whose residual reveals a wrong kernel."""
         kernel = self._canonical
         settings = replace(resolution.settings, prior="quadratic", strength=None, predict=False, seed=None)
         size = tuple(y.shape[-kernel.n_axes :])
@@ -221,8 +334,9 @@ class Pipeline:
             settings = replace(settings, boundary="unknown", padding="same", input_size=None)
         middle = crop(y, tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True)), window)
         pipeline = Pipeline(self._kernel, settings, bias=self._bias)
+        tested = replace(resolution, settings=settings, chooses_lambda=True, tests_alignment=False, notes=())
         try:
-            found = pipeline.reconstruct(middle, replace(resolution, settings=settings, chooses_lambda=True, notes=()))
+            found = pipeline.reconstruct(middle, tested)
         except DeconvError:  # such as a kernel larger than the part
             return result
         lams = sorted(part.settings.lam for part in found.channels or (found,))
@@ -233,23 +347,16 @@ class Pipeline:
         return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
     def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:
-        """Find samples of data with the axes of the kernel that are full, and so are bounds, as `reconstruct` does."""
-        kernel, curve = self._canonical.with_layer(resolution.settings.layer), resolution.tone_curve
-        light = y if curve is None else self._in_light(y, curve, kernel.n_axes)
-        return find_bounds(light, kernel, _with_ceiling(resolution, y, kernel.n_axes))
-
-    def _in_light(self, stored: Tensor, curve: ToneCurve, n_axes: int) -> Tensor:
-        """Undo the tone curve, in the precision of the arithmetic."""
-        if self._given is not None:
-            return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
-        return curve.to_light(stored.to(pick_dtype(self._settings.dtype, stored, stored.device)), n_axes)
+        """Find the full samples of data with the axes of the kernel that `reconstruct` takes for lower bounds."""
+        kernel = self._canonical.with_layer(resolution.settings.layer)
+        data = self._in_light(y, resolution.tone_curve)
+        return find_bounds(data, kernel, with_ceiling(resolution, y, kernel.n_axes))
 
     def diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
-        """Examine what `reconstruct` gave last, which was linear in the data.
+        """Examine the last result of `reconstruct`, which was made from the data `y`.
 
-        Args:
-            result: what it gave.
-            y: the data that it was applied to.
+        An estimate that is not linear in the data is examined as one of the inverse that tested its kernel, except for
+        its own residual.
         """
         planes = self._planes(y)
         if planes is not None:
@@ -258,26 +365,122 @@ class Pipeline:
         return self._diagnose(result, y)
 
     def _diagnose(self, result: Reconstruction, y: Tensor) -> Diagnosis:
-        """Do what `diagnose` does, for data whose axes are those of the kernel."""
-        n_axes = self._canonical.n_axes
-        if result.tone_curve is not None:
-            y, image = self._in_light(y, result.tone_curve, n_axes), result.tone_curve.to_light(result.image, n_axes)
-            result = replace(result, image=image, tone_curve=None)
+        n_axes, curve = self._canonical.n_axes, result.tone_curve
+        if curve is not None:
+            y = self._in_light(y, curve)
+            result = replace(result, image=curve.to_light(result.image, n_axes), tone_curve=None)
         if result.channels:
-            return self._one_by_one.diagnose(result.channels, y, n_axes)
-        return self._together.diagnose(result, y)
+            channels = zip(
+                self._channels[: len(result.channels)], result.channels, y.split(1, -n_axes - 1), strict=True
+            )
+            return join_diagnoses([pipeline._diagnose(part, data) for pipeline, part, data in channels], n_axes)
+        data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
+        if inverse is None:
+            lam = LEAST_LAMBDA if quadratic is None else quadratic.settings.lam
+            settings = replace(result.settings, prior="quadratic", strength=None, predict=False, seed=None, lam=lam)
+            _, kernel, size = self._arranged(y, settings)
+            inverse = self._built.find(kernel, size, settings)
+        found = diagnose(inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)
+        tests = None if quadratic is None else quadratic.residual_tests
+        return found if tests is None else replace(found, tests=replace(found.tests, finding=tests.finding))
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
-        """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas` and `resolve`."""
+        """Restore a detail of the last result under other λ too; see `restore_at_lambdas` and `resolve`."""
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
-        ceiling = _ceiling(y, result.tone_curve, sample_type, kernel.n_axes)
+        ceiling = ceiling_of(y, result.tone_curve, sample_type, kernel.n_axes)
         restore = restore_at_strengths if result.settings.objective == "photo" else restore_at_lambdas
         return restore(kernel, result, y, self._bias, ceiling)
 
+    @cached_property
+    def _canonical(self) -> Kernel:
+        """The kernel in canonical form, checked once."""
+        if self._given is not None:
+            return self._given.kernel
+        return Kernel.of_any(self._kernel, dimensions=self.settings.dimensions)
+
+    def _planes(self, y: Tensor) -> Planes | None:
+        """Return how data with more axes than the kernel are split into planes."""
+        return Planes.of(y, self._canonical, self.settings.dimensions)
+
+    def _in_light(self, stored: Tensor, curve: ToneCurve | None) -> Tensor:
+        """Undo the tone curve, if there is one, in the precision of the arithmetic."""
+        if curve is None:
+            return stored
+        n_axes = self._canonical.n_axes
+        if self._given is not None:
+            return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
+        return curve.to_light(stored.to(pick_dtype(self.settings.dtype, stored, stored.device)), n_axes)
+
+    def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
+        """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
+        if self._given is not None:
+            taps = self._given.kernel.taps
+            data = y.to(taps.device, taps.dtype)
+            _check_size(data, self._given)
+            self._given.arrange(data)
+            return data, self._given.kernel, self._given.geometry.image_size
+        dtype = pick_dtype(settings.dtype, y, y.device)
+        kernel = as_any_kernel(self._kernel, y.device, dtype, self.settings.dimensions).with_layer(settings.layer)
+        kernel.split(y, are_outputs=True)  # refuses what does not fit before anything is built
+        size = tuple(y.shape[-kernel.n_axes :])
+        geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
+        return y.to(dtype), kernel, geometry.image_size
+
+    def _find_noise(
+        self, settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
+    ) -> tuple[Tensor, ResolvedSettings]:
+        """Find the noise; return data without the bias, full samples filled in if they hid it, and the settings."""
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+        if is_clipped is not None and settings.objective == "photo":
+            filled = fill_tiles(unbiased, kernel, is_clipped, settings.origin)
+            share = synchronize.as_number((filled == unbiased).double().mean())
+        else:
+            filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
+        return filled, replace(settings, noise=find_noise(filled, kernel, settings, observed_share=share))
+
+    def _linear(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, *, is_kept: bool) -> PseudoInverse:
+        """Build an inverse, or take one that was built before; one whose λ is of these data is not kept."""
+        if self._given is not None:
+            return self._given
+        self.inverse = None  # frees its memory first
+        if is_kept:
+            self.inverse = self._built.find(kernel, image_size, settings)
+        else:
+            self.inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
+        return self.inverse
+
+    def _framed(self, inverse: PseudoInverse, data: Tensor, resolution: Resolution) -> PseudoInverse:
+        """Return the inverse at the frame of the whole picture, for data that are a part of it."""
+        if resolution.frame is None:
+            return inverse
+        boundary, padding = resolution.frame
+        kernel, settings = inverse.kernel, replace(resolution.settings, boundary=boundary, padding=padding)
+        size = tuple(data.shape[-kernel.n_axes :])
+        return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
+
+    def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
+        """Return the padding that explains data of a layer if the given one does not; `None` if there is none."""
+        kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
+        is_other = settings.lam > 0 and resolution.settings.padding != "valid"
+        is_plain = kernel.field is None and not estimator.operator.is_layer
+        if not (is_other and is_plain) or settings.defaults is not InputKind.TENSOR:
+            return None
+        geometry = kernel.geometry_of_output(tuple(data.shape[-kernel.n_axes :]), "valid", None)
+        with contextlib.suppress(DeconvError):
+            inverse = self._built.find(kernel, geometry.image_size, settings)
+            other = replace(resolution, settings=settings, is_tested=False)
+            inverse.arrange(data)
+            unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+            solution = inverse.solve(unbiased, as_listener(None))
+            scale = measure(inverse, unbiased, other, solution, inverse.tolerance, None, 0.0, None).scale
+            if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:
+                return 'padding="valid"'
+        return None
+
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
-        """Return whether each channel has a kernel or a λ of its own."""
+        """Return whether each channel has its own kernel or λ."""
         if self._given is not None:
             return False
         kernel = self._canonical
@@ -285,25 +488,67 @@ class Pipeline:
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
+    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
+        """Refuse kernels, λ, a bias or a truth for another number of channels."""
+        if kernel.is_per_channel:
+            kernel.check_channels(y)
+        else:
+            kernel.split(y)
+        n_lams, n_channels = len(resolution.lams), y.shape[kernel.channel_axis]
+        if n_lams not in (0, n_channels):
+            raise UsageError(
+                f"λ was given for {n_lams} channels, but the image of shape {tuple(y.shape)} has {n_channels}; give "
+                "one for each, or a single one."
+            )
+        if self._bias is not None:
+            as_bias(self._bias, y, kernel.n_axes)
+        if truth is not None:
+            size, settings = tuple(y.shape[-kernel.n_axes :]), resolution.settings
+            geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
+            _check_truth(truth, tuple(y.shape[: -kernel.n_axes]), geometry.image_size)
 
-def _with_ceiling(resolution: Resolution, y: Tensor, n_axes: int) -> Resolution:
-    """Set the value at which a sample is full; for white noise full samples are measurements."""
-    if resolution.settings.noise in (None, "white"):
-        return replace(resolution, ceiling=None)
-    return replace(resolution, ceiling=_ceiling(y, resolution.tone_curve, resolution.sample_type, n_axes))
 
-
-def _ceiling(y: Tensor, curve: ToneCurve | None, sample_type: str | None, n_axes: int) -> float | None:
-    """Give the largest value that a sample can have, in light where that is what is restored."""
-    ceiling = white_of(y, sample_type)
-    if ceiling is None or curve is None:
-        return ceiling
-    white = torch.full((y.shape[-n_axes - 1], *[1] * n_axes), ceiling, dtype=torch.float64, device=y.device)
-    return synchronize.as_number(curve.to_light(white, n_axes).min())
+def _solve(
+    estimator: Estimator,
+    data: Tensor,
+    filled: Tensor,
+    bounds: Tensor | None,
+    rule: StoppingRule,
+    listener: ProgressListener,
+) -> Solution:
+    """Apply an estimator to data without the bias; `filled` has full samples filled in, `bounds` marks them."""
+    if isinstance(estimator, PhotoEstimator):
+        return estimator.solve(data if bounds is None else filled, listener, bounds)
+    if bounds is None:
+        return estimator.solve(data, listener)
+    assert isinstance(estimator, PseudoInverse)
+    return solve_clipped(estimator.problem, estimator.arrange(data), bounds, rule, listener)
 
 
 def _steps(y: Tensor, resolution: Resolution, n_axes: int) -> Steps:
-    """Give the distance of neighboring values that a sample of each channel can have; 0 where it can have any."""
+    """Return the distance of neighboring values that a sample of each channel can have."""
     given, curve = resolution.settings.quantization, resolution.tone_curve
     step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
     return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y, n_axes))
+
+
+def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
+    """Refuse data of another size than an inverse was built for."""
+    expected, size = inverse.geometry.output_size, inverse.geometry.image_size
+    if tuple(data.shape[-len(expected) :]) != expected:
+        raise ShapeError(
+            f"the factor takes outputs of {format_size(expected)}, but the data are "
+            f"{format_size(data.shape[-len(expected) :])}; use "
+            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+        )
+
+
+def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
+    """Refuse a truth of another shape than the estimate: batch and channels, and the size of the image."""
+    expected = (*channels, *image_size)
+    if tuple(truth.shape) != expected:
+        raise ShapeError(
+            f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "
+            f"but has {format_size(truth.shape[-len(image_size) :])} pixels or {tuple(truth.shape)}; "
+            "crop it to the same frame."
+        )

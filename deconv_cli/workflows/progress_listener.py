@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 
 class ProgressListener:
-    """Is called as a reconstruction goes on; does nothing by itself, and is there to be derived from."""
+    """Follows a reconstruction; does nothing itself, and is a base to derive from."""
 
     def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
         """Take note of the step that begins.
 
         Args:
-            step: what it is.
-            goal: the certificate at which its iteration ends, if there is one.
-            limit: after how many iterations it ends at the latest; 0 if it does not iterate.
+            step: its name.
+            goal: the certificate at which its iteration ends, if it iterates to one.
+            limit: largest number of iterations; 0 if it does not iterate.
         """
 
     def __call__(self, iteration: int, certificate: float) -> None:
@@ -22,18 +22,18 @@ class ProgressListener:
 
 
 class StepOf(ProgressListener):
-    """Says of each step what it is a part of.
+    """Names the whole that each step is a part of.
 
     Args:
-        whole: what that is.
-        listener: is notified.
+        whole: its name.
+        listener: follows the steps.
     """
 
     def __init__(self, whole: str, listener: ProgressListener) -> None:
         self._whole, self._listener = whole, listener
 
     def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
-        """Pass the step on, with what it is a part of."""
+        """Pass the step on, with the name of the whole."""
         self._listener.begin(f"{self._whole}: {step}", goal=goal, limit=limit)
 
     def __call__(self, iteration: int, certificate: float) -> None:
@@ -50,7 +50,7 @@ class _Forwarding(ProgressListener):
 
 
 def as_listener(progress: Callable[[int, float], None] | None) -> ProgressListener:
-    """Make a listener of any function that is called with an iteration and its certificate, or of none."""
+    """Make a listener of a function of an iteration and its certificate, or of nothing."""
     if isinstance(progress, ProgressListener):
         return progress
     return ProgressListener() if progress is None else _Forwarding(progress)

@@ -1,4 +1,4 @@
-"""What a reconstruction gives: the estimate, how it was obtained, and how good it is."""
+"""The result of a reconstruction: the estimate, how it was obtained, and how good it is."""
 
 from __future__ import annotations
 
@@ -45,34 +45,32 @@ class Reconstruction:
     Attributes:
         image: the estimate, shape `(C_in, H, W)` or `(B, C_in, H, W)`, on the scale of the data as they were given;
             differentiable once in data, bias and kernel.
-        solution: how the solve ended, and what was minimized; its value may reach beyond the frame.
-        tone_curve: what was undone first and done again on the image; solution, residual, λ, noise and predicted error
-            are of light, whose scale ends at its `white` where that of the samples does. `None` where they are of the
-            samples as they are stored.
-        settings: what was solved, with nothing left open.
-        reasons: why settings that were left open are what they are.
+        solution: how the solve ended, and its objective; its value may reach beyond the frame.
+        tone_curve: undone first, and applied again to the image; solution, residual, λ, noise and predicted error are
+            of light, on a scale that ends at `white` as that of the samples. `None` for samples as they are stored.
+        settings: the settings, with a value for everything.
+        reasons: why open settings got their values.
         choice: the method that ran, and why.
-        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing was truncated.
+        rcond: singular values up to this fraction of the largest were dropped; `None` if none were.
         tolerance: the certificate that an iteration had to reach.
         residual: y − Ax̂ in numbers.
-        border: the residual by distance from the edge; the last band gathers all that is deeper.
+        border: the residual by distance from the edge; the last band holds everything deeper.
         spectrum: the extreme singular values of the kernel.
-        scale: the estimate held against white images which the kernel would turn into such data.
-        well_posedness: what the border does to the problem; `None` where there is no quadratic penalty.
-        lost_directions: what a layer loses of its input; `None` where nothing is known to be lost, and for pictures.
-        lambda_choice: how λ was chosen from the data; `None` where it was given.
-        predicted_error: the error to be expected; `None` where it was not asked for. It trusts no pixel of a result
-            that is not to be trusted.
-        residual_tests: what the residual points to; `None` where it was not tested, as for other than linear estimates.
+        scale: the estimate compared with white images that the kernel would turn into such data.
+        well_posedness: the effect of the boundary on the problem; `None` without a quadratic penalty.
+        lost_directions: directions of its input that a layer loses; `None` if none are known, and for pictures.
+        lambda_choice: how λ was chosen from the data; `None` if it was given.
+        predicted_error: the expected error, if asked for. It trusts no pixel of a result that is not trusted.
+        residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
-        clipping: what the range of the samples does not hold; `None` for samples without a range, and for tensors.
-        explained_by: a padding or boundary that explains data which this one does not, as in `padding="valid"`.
+        clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
+        explained_by: a padding that explains the data if the given one does not, as in `padding="valid"`.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
-        finest: pixels that the finest detail there spans: finer detail of the image comes from its prior.
-        light_caution: a sentence, where the convolution seems to have acted in other light than was assumed.
-        notes: what a user should know of how settings were resolved, a sentence each.
-        channels: each channel by itself, where they were restored one by one: with a kernel or a λ for each. All else
-            is then pooled, or that of the channel that did worst.
+        finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
+        light_caution: a sentence if the convolution seems to have acted on other light than assumed.
+        notes: notes on the settings, a sentence each.
+        channels: the single channels, if they were restored one by one. Everything else is then pooled, or that of the
+            worst channel.
     """
 
     image: Tensor
@@ -107,13 +105,13 @@ class Reconstruction:
 
     @property
     def has_bounds(self) -> bool:
-        """Whether full samples were taken for bounds, in any channel."""
+        """Whether full samples were lower bounds, in any channel."""
         with_bounds = (clipped.OBJECTIVE, photo_prior.OBJECTIVE_WITH_BOUNDS)
         return any(part.solution.objective in with_bounds for part in self.channels or (self,))
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
-        """Why the result is not to be trusted as it is; empty where there is no reason to."""
+        """Reasons not to trust the result as it is; empty if there are none."""
         if self.channels:
             found = [
                 replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
@@ -153,7 +151,7 @@ class Reconstruction:
 
     @property
     def prior_sentence(self) -> str | None:
-        """Which prior filled in what the data do not show; `None` for one that learned nothing."""
+        """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
         if self.settings.objective != "photo":
             return None
         finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
@@ -166,12 +164,12 @@ class Reconstruction:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user is warned of, a sentence each: the doubts, then what may have gone wrong."""
+        """All warnings, a sentence each: the doubts, then the cautions."""
         return (*(doubt.sentence for doubt in self.doubts), *self.cautions)
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What may have gone wrong, though the result is not doubted for it, a sentence each."""
+        """Warnings that are no reason to doubt the result, a sentence each."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
             choice, reasons = part.lambda_choice, {doubt.reason for doubt in part.doubts}
@@ -187,7 +185,7 @@ class Reconstruction:
 
     @property
     def noise(self) -> tuple[NoiseModel, ...]:
-        """What kind of noise the data were taken to have: one model, or that of each channel."""
+        """The noise of the data: one model, or one for each channel."""
         if self.channels:
             return tuple(model for channel in self.channels for model in channel.noise)
         model = self.settings.noise
@@ -198,7 +196,7 @@ class Reconstruction:
 
     @property
     def boundary(self) -> str:
-        """What was taken to lie outside the image."""
+        """The boundary rule."""
         return self.settings.boundary
 
     @property
@@ -208,7 +206,7 @@ class Reconstruction:
 
     @property
     def lam(self) -> float | tuple[float, ...] | None:
-        """λ, dimensionless, or that of each channel; `None` where there is no quadratic penalty."""
+        """λ, dimensionless, or that of each channel; `None` without a quadratic penalty."""
         if not self.settings.has_lambda:
             return None
         lams = tuple(channel.settings.lam for channel in self.channels)
@@ -216,26 +214,26 @@ class Reconstruction:
 
     @property
     def penalty(self) -> str | None:
-        """The operator L in λσ²max‖Lx‖²; `None` where there is no quadratic penalty."""
+        """The operator L in λσ²max‖Lx‖²; `None` without a quadratic penalty."""
         return self.settings.penalty if self.settings.has_lambda else None
 
     @property
     def error_curve(self) -> ToneCurve | None:
-        """The curve that the predicted error is of light by; `None` where it is in stored values."""
+        """The tone curve, if the predicted error is one of light; `None` if it is one of stored values."""
         return self.tone_curve if self.settings.is_linear else None
 
     @property
     def unit(self) -> str:
-        """Of residual and noise, and of the predicted error of a linear estimate."""
+        """The unit of residual and noise, and of the predicted error of a linear estimate."""
         if self.tone_curve is None:
             return "the samples"
         return f"light, where {self.tone_curve.white:g} is white"
 
     def raise_for_status(self) -> Reconstruction:
-        """Return the reconstruction itself, if it is to be trusted.
+        """Return the reconstruction itself, if it is trusted.
 
         Raises:
-            UntrustworthyResultError: the solver did not reach what was asked for, or there is another doubt.
+            UntrustworthyResultError: the solver did not reach its tolerance, or there is another doubt.
         """
         self.solution.raise_for_status()
         if not self.is_trusted:

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.input_defaults import DEFAULTS, Defaults
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.parts import BOUNDARIES
+from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.photo_prior import is_blur
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, Light, PaddingLike, Size, format_lambda, format_padding
+from deconv_cli.vocabulary import (
+    InputKind,
+    Light,
+    PaddingLike,
+    Size,
+    format_lambda,
+    format_padding,
+    format_spacing,
+    parse_padding,
+)
 from deconv_cli.workflows.kernel_fields import check_settings_of_field
 from deconv_cli.workflows.layer_settings import check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
+SAME_SPACING = 0.01
+"""Distances of samples count as equal up to this share."""
 _WHITE_OF_8_BITS = 255
 _PHOTO = "the picture was taken for a photograph, whose finest detail may be invented; prior=quadratic invents none"
 
 
 @dataclass(frozen=True)
 class RecordedConvolution:
-    """What a file records of the convolution that made it.
+    """The convolution that made an input, as a file records it.
 
     Attributes:
         boundary: what lay outside the image.
         padding: how far the kernel reached outside.
-        light: in what it acted; `None` where that is not recorded.
+        light: whether it acted on light or on stored samples; `None` if that is not recorded.
         layer: stride, dilation, groups and direction.
-        input_size: pixels of the image along each axis of space, of which such a layer may leave several possible.
-        tap: what was summed in the place of products, as it was typed; `None` for products.
-        reason: where that is known from, for the report.
+        input_size: pixels of the image along each axis of space, since a stride can leave several sizes possible.
+        tap: the function that replaced the products, as it was typed; `None` for products.
+        reason: the source of the record, for the report.
     """
 
     boundary: str
@@ -44,6 +59,78 @@ class RecordedConvolution:
     input_size: Size | None = None
     tap: str | None = None
     reason: str = RECORDED
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any] | None) -> RecordedConvolution | None:
+        """Read the record that `deconv forward` writes into a file; `None` if there is none."""
+        if record is None or record.get("command") != "forward":
+            return None
+        try:
+            size = record.get("input_size")
+            return cls(
+                BOUNDARIES.check(record["boundary"]),
+                parse_padding(record["padding"]),
+                Light(record.get("light", Light.STORED)),  # older files hold no light
+                LayerOptions(**record.get("layer_options", {})),
+                None if size is None else tuple(map(int, size)),
+                record.get("tap"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputMetadata:
+    """What is known of an input besides its samples.
+
+    Attributes:
+        record: the record that an earlier run of this program wrote into the file.
+        recorded: the convolution that made the input, if another source than `record` tells it.
+        kernel_sha256: fingerprint of the kernel's file, which is compared with that of the record.
+        tone_curve: how the samples encode light.
+        sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
+        spacing: distances of neighboring samples along the axes of space.
+        jpeg_table: of a JPEG, the divisors of its luma, shape `(8, 8)`.
+    """
+
+    record: Mapping[str, Any] | None = None
+    recorded: RecordedConvolution | None = None
+    kernel_sha256: str | None = None
+    tone_curve: ToneCurve | None = None
+    sample_type: str | None = None
+    spacing: tuple[float, ...] | None = None
+    jpeg_table: Tensor | None = None
+
+    @property
+    def convolution(self) -> RecordedConvolution | None:
+        """The recorded convolution that made the input.
+
+        Raises:
+            UsageError: its taps were no products, so that nothing undoes it.
+        """
+        found = RecordedConvolution.of_record(self.record) or self.recorded
+        if found is not None and found.tap not in (None, "product"):
+            raise UsageError(
+                f"only products of pixels and weights can be undone, but deconv forward made this file with tap "
+                f"{found.tap}; apply the kernel without a tap."
+            )
+        return found
+
+    @property
+    def kernel_notes(self) -> tuple[str, ...]:
+        """A sentence if the record names another kernel than the one that is to be undone."""
+        made_by = None if self.record is None else self.record.get("kernel")
+        if RecordedConvolution.of_record(self.record) is None or not isinstance(made_by, Mapping):
+            return ()
+        if self.kernel_sha256 in (None, str(made_by.get("sha256"))):
+            return ()
+        named = f", '{made_by['path']}'" if "path" in made_by else ""
+        return (
+            f"deconv forward made this file with another kernel{named}; make sure that this one holds the same taps",
+        )
+
+
+NO_METADATA = InputMetadata()
 
 
 @dataclass(frozen=True)
@@ -57,27 +144,28 @@ class Reasons:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Settings with nothing left open but, perhaps, λ.
+    """Settings with a value for everything, except perhaps λ.
 
     Attributes:
-        settings: the settings; their λ is 0 for now where it is yet to be chosen.
+        settings: the settings; λ is 0 until it is chosen from the data.
         reasons: why they are what they are.
         chooses_lambda: whether λ is to be chosen from the data.
-        lams: λ of each channel, where it was given so.
-        is_per_channel: whether each channel has a kernel of its own.
-        tone_curve: what is undone first and done again last; `None` where samples are taken as they are stored.
-        known_curve: how the samples encode light, where that is known but not recorded by what blurred them.
-        notes: what a user should know, a sentence each.
-        sample_type: of the input's file, by the NumPy name; `None` where it follows from the tensor.
-        ceiling: the value at which a sample is full and no more than a bound, in light where that is restored; `None`
-            where there is none.
-        has_bounds: whether full samples are bounds in the picture that the data are a part of: then all are, however
-            few, and the estimate is found so closely that parts agree. `None` where the data tell.
-        frame: boundary and padding of the picture that the data are a part of, where the error is predicted as it is in
-            that picture; `None` where the data are all of it.
-        n_pieces: of that picture, whose predicted errors are pooled.
-        is_tested: whether the residual is tested and the problem assessed; else no more than the size of the residual
-            is measured, as of a block of a large picture, which other pieces are looked at for.
+        lams: λ of each channel, if given for each.
+        is_per_channel: whether each channel has its own kernel.
+        tone_curve: undone before and done again after; `None` takes samples as they are stored.
+        known_curve: the tone curve of the samples, if known, and not recorded together with the blur.
+        notes: notes for the user, a sentence each.
+        sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
+        jpeg_table: of a JPEG, the divisors of its luma.
+        ceiling: the value of a full sample, which is only a lower bound, in light if light is restored; `None` if there
+            is no such value.
+        has_bounds: whether full samples of the whole picture are bounds, for data that are a part of it: then all of
+            them count, however few, and the solve is close enough that parts agree. `None` decides by the data.
+        frame: boundary and padding of the whole picture, to predict the error of a part of it; `None` for a whole one.
+        n_pieces: number of parts whose predicted errors are pooled.
+        is_tested: whether the residual is tested and the problem assessed; else only the residual's size is measured,
+            as for a block of a large picture, which is judged by other pieces.
+        tests_alignment: whether the kernel is compared with itself turned, mirrored and scaled.
     """
 
     settings: ResolvedSettings
@@ -89,40 +177,67 @@ class Resolution:
     known_curve: ToneCurve | None = None
     notes: tuple[str, ...] = ()
     sample_type: str | None = None
+    jpeg_table: Tensor | None = None
     ceiling: float | None = None
     has_bounds: bool | None = None
     frame: tuple[str, PaddingLike] | None = None
     n_pieces: int = 1
     is_tested: bool = True
+    tests_alignment: bool = False
 
 
-def resolve(
-    settings: ReconstructionSettings,
-    kernel: Kernel,
-    recorded: RecordedConvolution | None = None,
-    tone_curve: ToneCurve | None = None,
-) -> Resolution:
-    """Fill in what is left open: by what the input records of itself, else by the kind of input.
+@dataclass(frozen=True)
+class _Defaults:
+    """Values of open settings, with reasons; the penalty is for kernels with no fewer outputs than inputs."""
+
+    boundary: str
+    boundary_reason: str
+    lam: float | Auto
+    lambda_reason: str
+    penalty: str
+    noise: NoiseKindLike
+
+
+_DEFAULTS = {
+    # λ is small enough for data that carry float32's digits.
+    InputKind.TENSOR: _Defaults(
+        "zero", "layers of networks pad their tensors with zeros", 1e-6, "default for tensors", "identity", "white"
+    ),
+    # A penalty on the pixels themselves would pull the image outside the frame to black, and show bright lines along
+    # its edges.
+    InputKind.PICTURE: _Defaults(
+        "unknown", "a picture shows part of a larger scene", "auto", "chosen from the data", "gradient", "auto"
+    ),
+}
+
+
+def default_noise(kind: InputKind) -> NoiseKindLike:
+    """Return the kind of noise that is expected of a kind of input."""
+    return _DEFAULTS[kind].noise
+
+
+def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> Resolution:
+    """Fill in the open settings from the input's record, or by the kind of input.
 
     Args:
-        settings: what was given.
+        settings: the settings that were given.
         kernel: canonical kernel, of any dtype.
-        recorded: what the input's file says about the convolution that made it.
-        tone_curve: how the input encodes light, where that is known.
+        metadata: what is known of the input besides its samples.
 
     Raises:
-        UsageError: a setting that would change nothing.
+        UsageError: a setting that would change nothing, or an input that no kernel can restore.
     """
+    recorded = metadata.convolution
     if kernel.field is not None:
         check_settings_of_field(settings)
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
-    defaults = DEFAULTS[settings.defaults]
+    kind, defaults = settings.defaults, _DEFAULTS[settings.defaults]
+    noise = settings.noise if settings.noise is not None else defaults.noise
     if not layer.is_plain:
         check_settings_of_layer(settings, layer)
-        # What a layer with a stride or groups gives are no samples of a scene, whose spectrum tells noise from detail.
-        defaults = replace(defaults, noise="white")
-        settings = replace(settings, defaults=InputKind.TENSOR)
+        # The outputs of a stride or of groups are no samples of a scene, whose spectrum separates noise from detail.
+        kind, noise = InputKind.TENSOR, settings.noise if settings.noise is not None else "white"
     boundary, boundary_reason = settings.boundary, GIVEN
     if boundary == "auto" and recorded is not None:
         boundary, boundary_reason = recorded.boundary, recorded.reason
@@ -133,20 +248,17 @@ def resolve(
     padding = settings.padding
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
-    light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
+    light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
     _check_light_of_noise(settings, light.light)
-    is_photograph = _is_photograph(settings, kernel, light.curve)
-    if settings.prior == "auto":
-        settings = replace(settings, prior="photo" if is_photograph else settings.objective)
+    is_photograph = kind is InputKind.PICTURE and _is_photograph(settings, kernel, light.curve)
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
-    # The channels of a picture that nobody made from one image are channels, and no views of one image.
-    is_stacked = (
-        layer.is_plain and settings.defaults is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
-    )
+    # A picture that `deconv forward` did not make from one image has channels, not views of one image.
+    is_stacked = layer.is_plain and kind is InputKind.PICTURE and recorded is None and n_outputs > n_inputs == 1
     is_per_channel = kernel.is_per_channel or is_stacked
-    lam, lambda_reason = _lambda(settings, defaults)
-    if settings.has_lambda and not isinstance(lam, str):
+    has_lambda = settings.has_lambda and not is_photograph
+    lam, lambda_reason = _lambda(settings, defaults) if has_lambda else (1.0, "of no use")
+    if has_lambda and not isinstance(lam, str):
         check_noise_is_used(settings, f"λ is {format_lambda(lam)} here ({lambda_reason})")
     lams = lam if isinstance(lam, tuple) else ()
     if lams and not (kernel.shared or is_per_channel):
@@ -154,14 +266,23 @@ def resolve(
             f"λ was given for each of {len(lams)} channels, but a kernel of shape {tuple(kernel.taps.shape)} mixes "
             "them; give one λ."
         )
+    prior = settings.prior
+    if prior == "auto":
+        prior = "photo" if is_photograph else settings.objective
+    takes_differences = penalty != "identity" if has_lambda else prior == "tv"
+    spacing, notes = settings.spacing, [*metadata.kernel_notes]
+    if spacing is None and takes_differences:
+        spacing, spacing_notes = _relative_spacing(metadata.spacing)
+        notes += spacing_notes
+    input_size = settings.input_size
+    if input_size is None and recorded is not None and recorded.layer == layer:
+        input_size = recorded.input_size
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
-        | {"light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
-        | {"dimensions": settings.dimensions or kernel.n_axes}
-        | {"input_size": settings.input_size or _recorded_size(layer, recorded)}
+        | {"defaults": kind, "light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
+        | {"dimensions": settings.dimensions or kernel.n_axes, "input_size": input_size, "spacing": spacing}
         | {field.name: getattr(layer, field.name) for field in fields(layer)}
-        | {"noise": settings.noise if settings.noise is not None else defaults.noise}
-        | {"lam": lam if isinstance(lam, float) else 0.0}
+        | {"noise": noise, "lam": lam if isinstance(lam, float) else 0.0, "prior": prior}
     )
     return Resolution(
         resolved,
@@ -170,26 +291,40 @@ def resolve(
         lams=lams,
         is_per_channel=is_per_channel,
         tone_curve=light.curve,
-        known_curve=tone_curve if recorded is None else None,
+        known_curve=metadata.tone_curve if recorded is None else None,
         notes=(
             *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
             *([_PHOTO] if is_photograph else []),
+            *notes,
         ),
+        sample_type=metadata.sample_type,
+        jpeg_table=metadata.jpeg_table,
+        tests_alignment=_tests_alignment(kernel, kind, metadata),
     )
+
+
+def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    """Divide the recorded distances of samples by the smallest, and note it; `None` if they are equal or unknown."""
+    if spacing is None or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
+        return None, ()
+    note = (
+        f"differences are taken per distance, since the file says that samples lie {format_spacing(spacing)} apart; "
+        f"spacing={','.join('1' for _ in spacing)} takes all axes alike"
+    )
+    return tuple(distance / min(spacing) for distance in spacing), (note,)
+
+
+def _tests_alignment(kernel: Kernel, kind: InputKind, metadata: InputMetadata) -> bool:
+    """Return whether a turned or scaled kernel is looked for: for pictures that this program did not write."""
+    is_single = kernel.shared and kernel.n_axes == 2 and kernel.field is None
+    return is_single and kind is InputKind.PICTURE and metadata.record is None and metadata.recorded is None
 
 
 def _is_photograph(settings: ReconstructionSettings, kernel: Kernel, curve: ToneCurve | None) -> bool:
     """Return whether the input is most likely a blurred photograph, and no setting belongs to another prior."""
-    is_picture = settings.defaults is InputKind.PICTURE and curve is not None and curve.white == _WHITE_OF_8_BITS
+    has_8_bits = curve is not None and curve.white == _WHITE_OF_8_BITS
     is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
-    if not (is_picture and is_plain and settings.leaves_prior_open):
-        return False
-    return is_blur(kernel)
-
-
-def _recorded_size(layer: LayerOptions, recorded: RecordedConvolution | None) -> Size | None:
-    """Give the size of the image that is on record, where it is that of the same layer."""
-    return recorded.input_size if recorded is not None and recorded.layer == layer else None
+    return has_8_bits and is_plain and settings.leaves_prior_open and is_blur(kernel)
 
 
 def _stacked(kernel: Kernel) -> str:
@@ -200,9 +335,7 @@ def _stacked(kernel: Kernel) -> str:
     )
 
 
-def _lambda(settings: ReconstructionSettings, defaults: Defaults) -> tuple[float | tuple[float, ...] | str, str]:
-    if not settings.has_lambda:
-        return 1.0, "of no use"
+def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
     if settings.lam is not None:
         return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
     if settings.rcond is not None:
@@ -213,7 +346,7 @@ def _lambda(settings: ReconstructionSettings, defaults: Defaults) -> tuple[float
 
 
 def _check_light_of_noise(settings: ReconstructionSettings, light: Light) -> None:
-    """Refuse noise that was found in light for stored samples, and the other way round: it is another noise there."""
+    """Refuse noise that was found in light for stored samples, or in stored samples for light."""
     models = settings.noise if isinstance(settings.noise, tuple) else (settings.noise,)
     for model in models:
         if isinstance(model, NoiseModel) and model.light not in (None, light):
@@ -224,15 +357,7 @@ def _check_light_of_noise(settings: ReconstructionSettings, light: Light) -> Non
 
 
 def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
-    """Refuse a size of the noise that nothing looks at.
-
-    Args:
-        settings: what was given.
-        what: why no λ is chosen with it.
-
-    Raises:
-        UsageError: it was given, and nothing does.
-    """
+    """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
     if settings.noise_sigma is not None and not settings.predict:
         raise UsageError(
             f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
@@ -240,19 +365,15 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
         )
 
 
-def resolution_of(
-    inverse: PseudoInverse,
-    settings: ReconstructionSettings,
-    recorded: RecordedConvolution | None = None,
-    tone_curve: ToneCurve | None = None,
+def resolve_for_inverse(
+    inverse: PseudoInverse, settings: ReconstructionSettings, metadata: InputMetadata = NO_METADATA
 ) -> Resolution:
-    """Take what is solved from an inverse that was built before, and the rest from the settings.
+    """Take the settings that an inverse fixes from it, and the others from `settings`.
 
     Raises:
-        UsageError: a setting that would change nothing.
+        UsageError: a setting that would change nothing, or an input that no kernel can restore.
     """
-    reason = "fixed in the factor"
-    fixed = inverse.settings
+    reason, fixed, recorded = "fixed in the factor", inverse.settings, metadata.convolution
     check_noise_is_used(settings, f"λ is {fixed.lam:g} here ({reason})")
     pairs = []
     if recorded is not None:
@@ -269,11 +390,12 @@ def resolution_of(
     )
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
-    light = choose_light(settings.light, tone_curve, None if recorded is None else recorded.light)
+    light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
     _check_light_of_noise(settings, light.light)
     return Resolution(
         ResolvedSettings(**merged | {"light": light.light}),
         Reasons(reason, reason, light.reason),
         tone_curve=light.curve,
-        notes=notes,
+        notes=(*notes, *metadata.kernel_notes),
+        sample_type=metadata.sample_type,
     )

@@ -22,8 +22,8 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.total_variation import check_noise
 from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.find_noise import model_of
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
-from deconv_cli.workflows.solved import model_of
 
 _TOLERANCE = 1e-3
 """Of the quadratic estimate, whose edges need no more digits."""

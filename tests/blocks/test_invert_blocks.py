@@ -25,7 +25,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
-from deconv_cli.workflows import clipped_filling, solved
+from deconv_cli.workflows import clipped_filling, measurement
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
@@ -51,7 +51,7 @@ EXHAUSTIVE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("zer
 
 @pytest.mark.parametrize("boundary", ["unknown", *EXHAUSTIVE])
 def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, boundary):
-    n_tested = count_calls(monkeypatch, solved, "check_residual_of")
+    n_tested = count_calls(monkeypatch, measurement, "check_residual_of")
     kernel = deconv_cli.make_kernel("gaussian:1")
     y = blurred(tmp_path, scene(150, 140)[None], kernel, boundary)
     found = invert_blocks(

@@ -10,7 +10,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.nonnegative_taps import negative_share, without_negative_taps
 from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.workflows.noise import Noise
+from deconv_cli.workflows.apply_kernel import Noise
 
 
 def change(taps, other):

@@ -7,9 +7,10 @@ import torch
 
 import deconv_cli
 from deconv_cli.errors import TooLargeError
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows import built_inverses, inversion
+from deconv_cli.workflows import built_inverses, pipeline
 from deconv_cli.workflows.built_inverses import BuiltInverses
 from deconv_cli.workflows.pipeline import Pipeline
 
@@ -24,7 +25,8 @@ def built(monkeypatch):
             super().__init__(kernel, image_size, *rest)
             sizes.append(tuple(image_size))
 
-    monkeypatch.setattr(inversion, "PseudoInverse", Counted)
+    monkeypatch.setattr(built_inverses, "PseudoInverse", Counted)
+    monkeypatch.setattr(pipeline, "PseudoInverse", Counted)
     return sizes
 
 
@@ -71,47 +73,42 @@ def test_what_is_of_one_image_is_not_kept(built):
 def test_colors_between_grays_keep_the_inversions_of_their_channels():
     pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
     restore(pipe, (9, 9), channels=3)
-    colors = list(pipe._one_by_one._inversions)
+    colors = list(pipe._channels)
     restore(pipe, (9, 9), channels=2)
-    assert pipe._one_by_one._inversions == colors
+    assert pipe._channels == colors
     assert len(pipe.reconstruct(torch.rand(2, 9, 9)).channels) == 2
 
 
-def inverse_of(size, max_memory=None):
-    return deconv_cli.pseudo_inverse(
-        deconv_cli.make_kernel("gaussian:1"), input_size=(size, size), lam=1e-3, max_memory=max_memory
-    )
+def find(kept, size, max_memory=None):
+    settings = ResolvedSettings(lam=1e-3, max_memory=max_memory)
+    return kept.find(Kernel.from_tensor(deconv_cli.make_kernel("gaussian:1")), (size, size), settings)
 
 
-def test_the_one_that_was_not_used_for_longest_goes_first(monkeypatch):
+def test_the_one_that_was_not_used_for_longest_goes_first(built, monkeypatch):
     monkeypatch.setattr(built_inverses, "MAX_INVERSES", 2)
-    kept, n_built = BuiltInverses(), []
-
-    def build(size):
-        n_built.append(size)
-        return inverse_of(size)
-
+    kept = BuiltInverses()
     for size in (6, 7, 6, 8, 6, 7):
-        assert kept.find(size, lambda size=size: build(size)).geometry.image_size == (size, size)
-    assert n_built == [6, 7, 8, 7]
+        assert find(kept, size).geometry.image_size == (size, size)
+    assert built == [(6, 6), (7, 7), (8, 8), (7, 7)]
 
 
 def test_no_more_is_kept_than_the_memory_allows():
-    kept, allowed = BuiltInverses(), 20 * inverse_of(30).cost.n_bytes_built
+    kept, allowed = BuiltInverses(), 20 * find(BuiltInverses(), 30).cost.n_bytes_built
     for size in (30, 31, 32, 33):
-        kept.find(size, lambda size=size: inverse_of(size, allowed))
-    assert list(kept._kept) == [32, 33]
+        find(kept, size, allowed)
+    assert [inverse.geometry.image_size for inverse in kept._kept.values()] == [(32, 32), (33, 33)]
 
 
-def test_what_is_kept_makes_room_for_what_does_not_fit_beside_it():
+def test_what_is_kept_makes_room_for_what_does_not_fit_beside_it(monkeypatch):
     kept = BuiltInverses()
-    kept.find(6, lambda: inverse_of(6))
+    find(kept, 6)
 
-    def build():
+    def build(*arguments):
         if kept._kept:
             raise TooLargeError("no room")
-        return inverse_of(7)
+        return PseudoInverse(*arguments)
 
-    assert kept.find(7, build).geometry.image_size == (7, 7)
+    monkeypatch.setattr(built_inverses, "PseudoInverse", build)
+    assert find(kept, 7).geometry.image_size == (7, 7)
     with pytest.raises(TooLargeError):
-        BuiltInverses().find(7, lambda: inverse_of(7, max_memory=10))
+        find(BuiltInverses(), 7, max_memory=10)

@@ -6,7 +6,7 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.workflows.noise import Noise
+from deconv_cli.workflows.apply_kernel import Noise
 
 
 def test_forward_equals_conv2d():
@@ -156,12 +156,14 @@ def test_a_kernel_that_does_not_fit_is_told_before_its_bias():
 
 def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeypatch):
     from deconv_cli.settings import ReconstructionSettings
-    from deconv_cli.workflows import solved
+    from deconv_cli.workflows import measurement
     from deconv_cli.workflows.pipeline import Pipeline
 
     judged = []
-    judge = solved.assess
-    monkeypatch.setattr(solved, "assess", lambda *args, **settings: judged.append(args) or judge(*args, **settings))
+    judge = measurement.assess
+    monkeypatch.setattr(
+        measurement, "assess", lambda *args, **settings: judged.append(args) or judge(*args, **settings)
+    )
     kernel = torch.zeros(3, 3, dtype=torch.float64)
     kernel[2, 1], kernel[1, 1] = 1.0, 0.3
     inverse = deconv_cli.pseudo_inverse(kernel, input_size=(20, 18), lam=1e-4)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
 from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.simple_blurs import disk_kernel

@@ -7,8 +7,7 @@ import re
 
 import torch
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.sources.band_limited import sample_kernel
 from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource, product
 from deconv_cli.parts import KERNEL_SOURCES

@@ -1,4 +1,4 @@
-"""Whether the blur is the same everywhere in a picture: the kernel found anew in each of its parts."""
+"""Whether the blur is the same everywhere in a picture: the kernel of each of its parts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.kernels.blind.blurred_picture import BlurredPicture
 from deconv_cli.kernels.blind.estimate import (
     NO_BLUR,
     KernelEstimate,
@@ -23,17 +24,16 @@ from deconv_cli.kernels.kernel import stack_kernels
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.blind import BlurredPicture
 
 _MOST_PARTS = 6
 """Along each axis."""
 _PART_IN_PIECES = 1.5
-"""Side of a part, in sides of the pieces of which its spectrum is the average."""
+"""Side of a part, in sides of the pieces whose spectra are averaged."""
 _SIMPLE = ("gaussian", "disk", "motion")
 _LIMIT = 3.0
 """Mean squared deviation from the mean, in standard errors, above which a blur varies."""
 _LEAST_SPREAD = 0.05
-"""Share of a number by which it has to vary besides; of an angle, that of a radian."""
+"""Least variation of a number, in the number itself; of an angle, in radians."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class BlurMap:
     Attributes:
         rows: middles of the parts, as shares of the height.
         columns: the same of the width.
-        parts: what was found in each, row by row, all of one family or no blur.
-        whole: what was found in all of the picture.
+        parts: the estimate for each part, row by row, all of one family or no blur.
+        whole: the estimate for the whole picture.
     """
 
     rows: tuple[float, ...]
@@ -59,17 +59,17 @@ class BlurMap:
 
     @property
     def is_uniform(self) -> bool | None:
-        """Whether the parts agree within their errors; `None` where a blur was found in less than two."""
+        """Whether the parts agree within their errors; `None` if fewer than two show a blur."""
         if len(self.found) < 2:
             return None
         columns = zip(*(part.parameters for part in self.found), strict=True)
         return all(_agree(numbers) for numbers in columns if numbers[0].error)
 
     def field(self) -> KernelField:
-        """Give the kernels with their places; a part in which no blur was found gets the median of the others.
+        """Return the kernels with their places; a part without a blur gets the median of the others.
 
         Raises:
-            UntrustworthyResultError: a blur was found in no part.
+            UntrustworthyResultError: no part shows a blur.
         """
         if not self.found:
             raise UntrustworthyResultError("no blur was found in any part of the picture, so there is none to map.")
@@ -81,7 +81,7 @@ class BlurMap:
 
 
 def _agree(numbers: tuple[Parameter, ...]) -> bool:
-    """Tell whether one number is the same in all parts, by its errors or for all that matters."""
+    """Return whether one number is the same in all parts, by its errors or for all practical purposes."""
     values = torch.tensor([p.value for p in numbers], dtype=torch.float64)
     scale = float(values.median())
     if period := numbers[0].period:  # 179° lies beside 1°
@@ -100,19 +100,19 @@ def map_blur(
     families: Sequence[str] | None = None,
     whole: KernelEstimate | None = None,
 ) -> BlurMap:
-    """Find the kernel of a picture, and anew in each of its parts.
+    """Find the kernel of a picture, and that of each of its parts.
 
     Args:
         image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`.
         tone_curve: how they encode light.
         jpeg_table: of a JPEG, shape `(8, 8)`.
         families: kernel sources to choose from; by default all that can be found.
-        whole: what was found in all of the picture; by default it is found anew.
+        whole: the estimate for the whole picture; by default it is computed.
 
     Raises:
         ShapeError: no picture, or one that is too small.
         MalformedInputError: samples that are not finite.
-        UsageError: a family that there is not.
+        UsageError: an unknown family.
     """
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     if whole is None:

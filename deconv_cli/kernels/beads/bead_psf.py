@@ -28,21 +28,21 @@ from deconv_cli.kernels.beads.bead_finder import (
     take_census,
 )
 from deconv_cli.measured_light import above_noise, connected, smooth
-from deconv_cli.sample_range import white_of
+from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
-from deconv_cli.workflows.arithmetic import check_image
 
 WIDTHS = 5.0
-"""Beads are found and aligned in windows of so many times their full width at half maximum."""
+"""Side of the windows in which beads are found and aligned, in full widths at half maximum."""
 MOST_UNKNOWN = 0.05
-"""Samples of a template, in those of the image, for each bead."""
+"""Largest number of samples of a template for each bead, in samples of the image."""
 MOST_ACROSS = 127
-"""Samples along an axis up to which the light of a bead is looked for."""
+"""Largest extent of a bead's light along an axis, in samples."""
 LEFT_OUT = 0.005
-"""Part of that light that may lie outside of the point-spread function along each axis."""
+"""Share of that light that may lie outside the point-spread function along each axis."""
 LEAST_SIDE, FIRST_SIDE = 9, 15
 SEEN_OF_A_BEAD = 0.8
-"""A ball that is seen without any blur is wider than this part of its diameter, at half of its maximum."""
+"""Full width at half maximum of a ball without any blur, in its diameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +50,14 @@ class BeadPsf:
     """A point-spread function that was measured, and how.
 
     Attributes:
-        psf: picture of a point, shape `(H, W)` or `(D, H, W)`, float64, of sum 1, its center on the middle sample; a
-            kernel of a cross-correlation is the same turned by 180° (`kernel`).
+        psf: picture of a point, shape `(H, W)` or `(D, H, W)`, float64, of sum 1, centered on the middle sample.
         widths: full width at half maximum along each axis, in samples.
-        scatter: standard deviation of the beads' own widths along each axis.
-        n_used: beads that were averaged.
-        census: those that were left out, and why.
-        n_unlike: beads that were left out because they do not look like the others.
+        scatter: standard deviation of the widths of single beads along each axis.
+        n_used: number of beads that were averaged.
+        census: number of beads that were not used, and why.
+        n_unlike: number of beads that were not used because they do not look like the others.
         background: of the image, without the light of any bead.
-        share: part of the light of a bead that lies within the size, of the light that stands out of the noise.
+        share: share of a bead's light within the size, of the light that stands out of the noise.
         outermost: light of the outermost planes of a stack divided by that of the middle plane; `None` for a picture.
     """
 
@@ -90,17 +89,17 @@ def psf_from_beads(
 
     Args:
         image: beads on an even background, shape `(H, W)` or `(D, H, W)`.
-        size: of the point-spread function in samples, odd, or the planes of a stack alone; what is not given is chosen
-            to hold the light that stands out of the noise.
-        bead_diameter: of the beads, in the unit of the spacing; its blur is taken off. 0 for points.
+        size: of the point-spread function in samples, odd, or only the planes of a stack; by default it holds the light
+            that stands out of the noise.
+        bead_diameter: of the beads, in the unit of the spacing; its blur is removed. 0 for points.
         spacing: distance of neighboring samples along each axis; `None` for 1.
         white: the value of a full sample; `None` takes that of the dtype, if it holds whole numbers.
 
     Raises:
         ShapeError: another number of axes.
-        UsageError: a size or a diameter that cannot be.
+        UsageError: an impossible size or diameter.
         MalformedInputError: samples that are not finite.
-        UntrustworthyResultError: no bead is fit to be measured.
+        UntrustworthyResultError: no bead can be measured.
     """
     check_image(image, "the image of beads")
     samples = image.detach().cpu().double()
@@ -157,7 +156,7 @@ def psf_from_beads(
 
 
 def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: Size) -> Tensor:
-    """Measure what the used beads have in common as far as it stands out, beside the tails of the others."""
+    """Measure the light that the used beads share and that stands out of the noise, beside the tails of others."""
     places = torch.cat([census.used + average.shifts, census.others.double()])
     light = average.heights[average.is_used] / census.heights[average.is_used]
     heights = torch.cat([average.heights, census.other_heights * light.median()])
@@ -173,7 +172,7 @@ def _light_of(image: Tensor, census: BeadCensus, average: BeadAverage, window: S
 
 
 def _holding(light: Tensor) -> Size:
-    """Give the size around the middle that holds all but `LEFT_OUT` of the light along each axis."""
+    """Return the size around the middle that holds all of the light except `LEFT_OUT` along each axis."""
     size = []
     for axis, n in enumerate(light.shape):
         line = light.sum([other for other in range(light.ndim) if other != axis])
@@ -189,7 +188,7 @@ def _outermost(psf: Tensor) -> float | None:
 
 
 def describe_census(census: BeadCensus) -> str:
-    """Say how many beads were left out, and why; empty if none was."""
+    """Say how many beads were not used, and why; empty if all were."""
     counts = {
         "too close to another": census.n_crowded,
         "saturated": census.n_saturated,

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.argument_types import check_type
-from deconv_cli.diagnostics.jpeg_noise import LUMA
-from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
+from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
@@ -20,13 +18,14 @@ from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_r
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import check_tensor
-from deconv_cli.sample_range import white_of
-from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.tone_curve import ToneCurve, white_of
 
+LUMA = (0.299, 0.587, 0.114)
+"""Of stored values in red, green and blue, as JPEG makes it (ITU-T T.871)."""
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
-"""A kernel of free form gets so many taps a side at least, and so many times those of the family."""
+"""Least taps a side of a kernel of free form, and least multiple of those of the family."""
 _TRACES = 0.01
 """Of the largest row or column."""
 _MAX_CHANNELS = 4
@@ -34,7 +33,7 @@ _MAX_CHANNELS = 4
 _PARTS_A_SIDE = 3
 _WINDOW = 2048
 _MUCH_LIKELIER = 20.0
-"""Evidence at which a kernel that was given is doubted; right ones stayed below 10 on the photographs tried."""
+"""Evidence at which a given kernel is doubted; right ones stayed below 10 on the photographs tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +42,8 @@ class BlurredPicture:
 
     Attributes:
         luminance: proportional to light, shape `(H, W)`, float32.
-        luma: what a JPEG compressed, in code values from 0 to 255, shape `(H, W)`; `None` for other files.
-        is_clipped: where a channel is saturated, shape `(H, W)`; `None` where that is not known.
+        luma: the signal that a JPEG compressed, from 0 to 255, shape `(H, W)`; `None` for other files.
+        is_clipped: whether a channel is saturated, shape `(H, W)`; `None` if unknown.
         jpeg_table: divisors of the luma's coefficients, shape `(8, 8)`; `None` for other files.
     """
 
@@ -95,7 +94,7 @@ class BlurredPicture:
         Args:
             rows: of the part.
             columns: of the part.
-            side: of the pieces of which it is the average, in pixels.
+            side: of the averaged pieces, in pixels.
 
         Raises:
             ShapeError: it is too small.
@@ -109,7 +108,7 @@ class BlurredPicture:
         return replace(found, reliance=jpeg_reliance(stored, self.jpeg_table))
 
     def parts(self) -> Iterator[PolarSpectrum]:
-        """Measure the power spectra of a few parts of the picture, one after another; of none if it is small."""
+        """Measure the power spectra of a few parts of the picture; none if it is small."""
         rows, columns = (
             [slice(i * n // _PARTS_A_SIDE, (i + 1) * n // _PARTS_A_SIDE) for i in range(_PARTS_A_SIDE)]
             for n in self.luminance.shape
@@ -135,21 +134,21 @@ def estimate_kernel(
 ) -> KernelEstimate:
     """Find which kernel blurred a picture, from the picture alone.
 
-    The families are disks, polygons, Gaussians, straight motions and so on; the likelihood of the picture's power
-    spectrum decides between them, and tells how sure the numbers are. "No blur" is one of the answers. A blur that
-    a soft scene could be taken for is looked for again in parts of the picture: `doubt` says where they disagree.
+    The families are disks, polygons, Gaussians, straight motions and so on. The likelihood of the picture's power
+    spectrum decides between them, and says how sure the numbers are. "No blur" is one of the answers. A blur that may
+    be a soft scene is looked for again in parts of the picture: `doubt` says where they disagree.
 
     Args:
         image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`, at least 64 × 128 pixels.
-        tone_curve: how they encode light, such as `ToneCurve.srgb(255)`; without it they are taken to be proportional
-            to it. An optical blur acts on light.
-        jpeg_table: divisors of the luma of a JPEG, shape `(8, 8)`: what it rounded away is then not relied on.
+        tone_curve: how they encode light, such as `ToneCurve.srgb(255)`; without it they count as proportional to it.
+            An optical blur acts on light.
+        jpeg_table: divisors of the luma of a JPEG, shape `(8, 8)`: frequencies that it rounded away are not relied on.
         families: kernel sources to choose from; by default all that can be found.
 
     Raises:
         ShapeError: no picture, or one that is too small.
         MalformedInputError: samples that are not finite.
-        UsageError: a family that there is not.
+        UsageError: an unknown family.
     """
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     return look_at_parts(estimate_family(picture.spectrum(), families), picture.parts())
@@ -166,7 +165,7 @@ def estimate_free_kernel(
 
     Args:
         image: samples as stored, shape `(C, H, W)` or `(1, C, H, W)`.
-        start: what `estimate_kernel` found; by default it is found anew.
+        start: the result of `estimate_kernel`; by default it is computed.
         size: taps a side of its support, odd; by default somewhat more than the start reaches.
         tone_curve: how the samples encode light.
 
@@ -191,21 +190,16 @@ def _extent(taps: Tensor) -> int:
     return max(int((along > _TRACES * along.max()).sum()) for along in sums)
 
 
-def check_alignment(
+def describe_alignment(
     kernel: Tensor, image: Tensor, *, tone_curve: ToneCurve | None = None, jpeg_table: Tensor | None = None
-) -> Alignment | None:
-    """Tell whether a kernel that was given is much less likely than itself turned, mirrored or scaled.
-
-    The middle of a large picture stands for all of it.
+) -> tuple[str, ...]:
+    """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
     Args:
         kernel: shape `(kH, kW)`.
         image: the blurred picture as stored, shape `(C, H, W)` or `(1, C, H, W)`.
         tone_curve: how the samples encode light.
         jpeg_table: of a JPEG, shape `(8, 8)`.
-
-    Returns:
-        The likelier one; `None` where nothing speaks against the kernel, or nothing can be told.
     """
     window = [min(n, _WINDOW) for n in image.shape[-2:]]
     # By whole blocks of a JPEG.
@@ -215,8 +209,14 @@ def check_alignment(
         spectrum = BlurredPicture.of(middle, tone_curve=tone_curve, jpeg_table=jpeg_table).spectrum()
         found = align_by_power(kernel, spectrum)
     except DeconvError:  # too small or too flat a picture, or too large a kernel
-        return None
-    return found if found.evidence >= _MUCH_LIKELIER else None
+        return ()
+    if found.evidence < _MUCH_LIKELIER:
+        return ()
+    changes = ", ".join(found.orientation_changes)
+    return (
+        f"the picture looks as if the kernel should be {changes}, which is e^{found.evidence:.0f} times likelier; "
+        "deconv kernel align writes the corrected one",
+    )
 
 
 def align_kernel(
@@ -233,10 +233,10 @@ def align_kernel(
     Args:
         kernel: shape `(kH, kW)`.
         image: the blurred picture as stored, shape `(C, H, W)` or `(1, C, H, W)`.
-        sharp: what it would be without the blur, of the same shape. Without it the power spectrum judges, which tells
+        sharp: the picture without the blur, of the same shape. Without it the power spectrum judges, which shows
             neither a shift nor a turn by 180°; a kernel is then centered on its weight.
         tone_curve: how the samples encode light.
-        sharp_curve: how those of the sharp picture do; by default alike.
+        sharp_curve: how those of the sharp picture do; by default the same.
         jpeg_table: of a JPEG, shape `(8, 8)`.
 
     Raises:
