@@ -35,6 +35,10 @@ from deconv_cli.workflows.light import RECORDED, choose_light
 SAME_SPACING = 0.01
 """Distances of samples count as equal up to this share."""
 _WHITE_OF_8_BITS = 255
+_OVERRULED = (
+    "the picture looks like a photograph, but a setting of the quadratic prior was given, so that prior is used; "
+    "prior=photo restores photographs better"
+)
 _PHOTO = "the picture was taken for a photograph, whose finest detail may be invented; prior=quadratic invents none"
 
 
@@ -250,7 +254,9 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         padding = "same" if recorded is None else recorded.padding
     light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
     _check_light_of_noise(settings, light.light)
-    is_photograph = kind is InputKind.PICTURE and _is_photograph(settings, kernel, light.curve)
+    looks_like_photograph = kind is InputKind.PICTURE and _is_photograph(kernel, light.curve)
+    is_photograph = looks_like_photograph and settings.leaves_prior_open
+    has_other_setting = settings.prior == "auto" and settings.is_linear and settings.lam in (None, "auto")
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
     # A picture that `deconv forward` did not make from one image has channels, not views of one image.
@@ -295,6 +301,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         notes=(
             *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
             *([_PHOTO] if is_photograph else []),
+            *([_OVERRULED] if looks_like_photograph and not is_photograph and has_other_setting else []),
             *notes,
         ),
         sample_type=metadata.sample_type,
@@ -320,11 +327,11 @@ def _tests_alignment(kernel: Kernel, kind: InputKind, metadata: InputMetadata) -
     return is_single and kind is InputKind.PICTURE and metadata.record is None and metadata.recorded is None
 
 
-def _is_photograph(settings: ReconstructionSettings, kernel: Kernel, curve: ToneCurve | None) -> bool:
-    """Return whether the input is most likely a blurred photograph, and no setting belongs to another prior."""
+def _is_photograph(kernel: Kernel, curve: ToneCurve | None) -> bool:
+    """Return whether a picture is most likely a blurred photograph."""
     has_8_bits = curve is not None and curve.white == _WHITE_OF_8_BITS
     is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
-    return has_8_bits and is_plain and settings.leaves_prior_open and is_blur(kernel)
+    return has_8_bits and is_plain and is_blur(kernel)
 
 
 def _stacked(kernel: Kernel) -> str:
