@@ -19,6 +19,8 @@ SIGMAS = (0.003, 0.3)
 """Least and largest mean noise level, of white."""
 PRINT = 0.1
 """Part of the patches that are no photographs."""
+FINE = 0.3
+"""Part of the patches that are chosen for their detail instead of their contrast."""
 LETTERS = "".join(chr(code) for code in range(33, 127)) + " " * 12
 
 
@@ -33,16 +35,37 @@ def draw_patches(pictures: list[np.ndarray], n: int, side: int, rng: np.random.G
     patches = []
     for index in rng.choice(len(pictures), n, p=areas / areas.sum()):
         picture = pictures[index]
-        # The flattest of two candidates is left out: most of a photograph is sky and blur.
-        corners = [(rng.integers(picture.shape[0] - side + 1), rng.integers(picture.shape[1] - side + 1)) for _ in "12"]
-        cut = max((picture[i : i + side, j : j + side] for i, j in corners), key=lambda c: float(c[::3, ::3].std()))
+        # Flat candidates are left out: most of a photograph is sky and blur.
+        is_fine = rng.random() < FINE
+        corners = rng.integers(np.array(picture.shape[:2]) - side + 1, size=(4 if is_fine else 2, 2))
+        cuts = [picture[i : i + side, j : j + side] for i, j in corners]
+        cut = max(cuts, key=_detail if is_fine else _contrast)
         cut = np.rot90(cut, rng.integers(4))
         cut = cut[:, ::-1] if rng.random() < 0.5 else cut
         cut = _print(side, rng) if rng.random() < PRINT else cut
         patches.append(torch.from_numpy(cut.copy()).permute(2, 0, 1))
-    batch = torch.stack(patches).float() / 255
+    batch = torch.stack([_recolored(patch.float() / 255, rng) for patch in patches])
     is_gray = torch.from_numpy(rng.random(n) < 0.15)[:, None, None, None]
     return torch.where(is_gray, batch.mean(dim=1, keepdim=True).expand_as(batch), batch)
+
+
+def _contrast(cut: np.ndarray) -> float:
+    return float(cut[::3, ::3].std())
+
+
+def _detail(cut: np.ndarray) -> float:
+    return float(np.abs(np.diff(cut.astype(np.float32), axis=0)).mean())
+
+
+def _recolored(stored: Tensor, rng: np.random.Generator) -> Tensor:
+    """Give half of the patches other colors: channels exchanged, deeper or paler, some channels dark."""
+    if rng.random() < 0.5:
+        return stored
+    stored = stored[torch.from_numpy(rng.permutation(3))]
+    gray = stored.mean(dim=0, keepdim=True)
+    stored = (gray + math.exp(rng.uniform(math.log(0.7), math.log(3.0))) * (stored - gray)).clamp(0, 1)
+    gains = np.where(rng.random((3, 1, 1)) < 0.3, rng.uniform(0.1, 1.0, (3, 1, 1)), 1.0)
+    return stored * torch.from_numpy(gains).float()
 
 
 def _print(side: int, rng: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deconv_cli.solvers.denoiser import Denoiser, local_mean
+from deconv_cli.solvers.photo_prior import first_pixel
 from training.degrade import blur_gain, gaussian_gain
 
 MARGIN = 10
@@ -62,7 +63,8 @@ class Restoration(nn.Module):
         """Restore; the estimate in light, of the shape of the data."""
         data, gain = sample.data, sample.gain
         z = data
-        for level, weight in zip(self.log_levels.exp(), self.log_weights.exp(), strict=True):
+        steps = zip(self.log_levels.exp(), self.log_weights.exp(), strict=True)
+        for n, (level, weight) in enumerate(steps):
             blurred = torch.fft.irfft2(gain * torch.fft.rfft2(z), s=z.shape[-2:])
             misfit = data - blurred
             misfit = torch.where(sample.is_saturated, misfit.clamp(min=0), misfit)
@@ -70,7 +72,11 @@ class Restoration(nn.Module):
             x = z + torch.fft.irfft2(step, s=z.shape[-2:])
             variance = local_mean(misfit.square().mean(dim=1, keepdim=True))
             levels = torch.cat([level * sample.sigma, (variance + 1e-12).sqrt()], dim=1)
-            z = self.denoiser(x, levels)
+            places = first_pixel(n)
+            x, levels = (torch.roll(part, places, dims=(-2, -1)) for part in (x, levels))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                z = self.denoiser(x, levels)
+            z = torch.roll(z, (-places[0], -places[1]), dims=(-2, -1))
         return z
 
 

@@ -22,7 +22,7 @@ from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.find_noise import measure_noise_of_channels
 from deconv_cli.workflows.variation_weight import find_variation_weight
 
-EVEN, CURVED = 0.45, 0.8
+EVEN, CURVED = 0.45, 0.65
 """Factors on the noise for prior photo: of even noise, and after a tone curve was undone. Best on
 photographs of scikit-image and scikit-learn, under four kernels and two noise levels, and under six kernels as JPEG."""
 SLOPE_STEPS = 50

@@ -142,6 +142,7 @@ def test_what_makes_no_sense_is_refused(options, reason):
         ({"noise_sigma": 2.0}, "photo"),
         ({"prior": "quadratic"}, "quadratic"),
         ({"lam": 0.01}, "quadratic"),
+        ({"lam": "auto"}, "quadratic"),
         ({"penalty": "laplacian"}, "quadratic"),
         ({"method": "richardson-lucy"}, "richardson-lucy"),
         ({"nonnegative": True}, "nonnegative"),
@@ -158,6 +159,8 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
     assert found.settings.objective == prior
     is_noted = any("taken for a photograph" in note for note in found.notes)
     assert is_noted == (prior == "photo" and "strength" not in options)
+    is_overruled = any("looks like a photograph" in note for note in found.notes)
+    assert is_overruled == (options in ({"lam": "auto"}, {"penalty": "laplacian"}))
 
 
 def test_a_picture_too_small_for_its_noise_is_restored():
