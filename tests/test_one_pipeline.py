@@ -245,7 +245,7 @@ def test_the_library_decides_by_the_metadata_of_a_file():
         "deconv forward made this file w",
         "differences are taken per dista",
     ]
-    with pytest.raises(deconv_cli.UsageError, match="with tap tan-sum; apply the kernel without"):
+    with pytest.raises(deconv_cli.UsageError, match="with tap=tan-sum; apply the kernel without"):
         deconv_cli.invert(y, kernel, dimensions=3, metadata=InputMetadata(record=made | {"tap": "tan-sum"}))
 
 
