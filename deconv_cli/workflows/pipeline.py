@@ -272,11 +272,10 @@ class Pipeline:
         axis, settings = kernel.channel_axis, resolution.settings
         n_channels = y.shape[axis]
         biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
-        own = replace(self.settings, dimensions=kernel.n_axes)
         with self._adding:  # they are kept while pictures in gray alternate with pictures in color
-            self._channels += [
-                Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
-            ]
+            for c in range(len(self._channels), n_channels):
+                own = replace(self.settings, dimensions=kernel.n_axes)
+                self._channels.append(Pipeline(kernels[c % len(kernels)], own, bias=biases[c]))
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         noises = settings.noise
