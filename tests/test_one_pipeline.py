@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from typer.testing import CliRunner
 
 import deconv_cli
 from deconv_cli.commands.app import app
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import FileOptions
-from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.resolution import InputMetadata
@@ -211,27 +212,33 @@ def test_a_record_and_single_settings_are_not_mixed(files):
         deconv_cli.invert(y, kernel, lambda_=1e-3)
 
 
-def test_a_run_decodes_once_checks_its_settings_at_the_doors_and_knows_what_the_library_knows(tmp_path, monkeypatch):
+def test_a_run_decodes_and_checks_once_and_notes_what_the_library_notes(tmp_path, monkeypatch):
     from PIL import Image
 
-    random = np.random.default_rng(1)
-    Image.fromarray((255 * random.random((80, 140))).astype(np.uint8)).save(tmp_path / "photo.png")
-    counts = {"read": 0, "check": 0}
-    read, check = FileOptions.read, ReconstructionSettings._check
+    photograph = Path(__file__).parents[1] / "sample_images" / "camera_blurred.png"
+    picture = Image.open(photograph).convert("L").crop((100, 100, 240, 220))
+    picture.save(tmp_path / "photo.png")
+    counts = {"read": 0, "_check": 0}
 
-    def count(name, function):
+    def count(owner, name):
+        function = getattr(owner, name)
+
         def counted(*arguments):
             counts[name] += 1
             return function(*arguments)
 
-        return counted
+        monkeypatch.setattr(owner, name, counted)
 
-    monkeypatch.setattr(FileOptions, "read", count("read", read))
-    monkeypatch.setattr(ReconstructionSettings, "_check", count("check", check))
+    count(FileOptions, "read")
+    count(ReconstructionSettings, "_check")
     words = ["invert", str(tmp_path / "photo.png"), "-k", "disk:2", "-o", str(tmp_path / "x.png"), "--json"]
     record = json.loads(CliRunner().invoke(app, [*words, "--prior=quadratic"], prog_name="deconv").stdout)
-    assert counts == {"read": 1, "check": 2}
-    assert record["command"] == "invert"
+    assert counts == {"read": 1, "_check": 2}  # as typed, and with the defaults of a picture
+    settings = {"defaults": "picture", "prior": "quadratic", "tone_curve": deconv_cli.ToneCurve.srgb(255.0)}
+    image = torch.from_numpy(np.array(picture))[None]
+    (note,) = deconv_cli.invert(image, deconv_cli.make_kernel("disk:2"), **settings).notes
+    assert note.startswith("the picture looks as if the kernel should be scaled by 0.5")
+    assert note in record["notes"]
 
 
 def test_the_library_decides_by_the_metadata_of_a_file():
@@ -245,7 +252,7 @@ def test_the_library_decides_by_the_metadata_of_a_file():
         "deconv forward made this file w",
         "differences are taken per dista",
     ]
-    with pytest.raises(deconv_cli.UsageError, match="with tap tan-sum; apply the kernel without"):
+    with pytest.raises(deconv_cli.UsageError, match="with tap=tan-sum; apply the kernel without"):
         deconv_cli.invert(y, kernel, dimensions=3, metadata=InputMetadata(record=made | {"tap": "tan-sum"}))
 
 

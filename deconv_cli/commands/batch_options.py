@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from deconv_cli.commands.manifest import Manifest
-from deconv_cli.commands.typed_options import typed_options
+from deconv_cli.commands.option_checks import typed_options
 from deconv_cli.errors import UsageError
 
 MANY_FILES = "Many files"

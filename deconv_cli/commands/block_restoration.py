@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import rerun_line
 from deconv_cli.commands.exit_codes import ExitCode
@@ -23,7 +24,6 @@ from deconv_cli.commands.option_groups import FileOptions, KernelOptions, Option
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import UsageError

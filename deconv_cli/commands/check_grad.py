@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_answer, print_document, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
 from deconv_cli.commands.gradient_case import Case, open_case
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.gradient_table import print_findings
-from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.commands.option_checks import refuse_idle, typed_options
 from deconv_cli.commands.script_case import check_script_at_prompt, refuse_idle_for_script
-from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import package_version

@@ -14,7 +14,7 @@ from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
 from deconv_cli.commands.gradient_options import CaseOptions
-from deconv_cli.commands.typed_options import refuse_idle, typed_options
+from deconv_cli.commands.option_checks import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 

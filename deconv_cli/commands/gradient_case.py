@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.gradient_options import CaseOptions
 from deconv_cli.commands.model_options import parse_init
-from deconv_cli.commands.typed_options import refuse_idle_for_file
+from deconv_cli.commands.option_checks import refuse_idle_for_file
 from deconv_cli.commands.user_code import naming_options
 from deconv_cli.errors import UsageError
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_document, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.inspection_table import print_inspection
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
-from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_note, print_table, print_warning
-from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.vocabulary import format_size
 
 MAX_ENTRIES = 40

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.job import Done, Job
-from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, UsageError
 
 Line = dict[str, Any]

@@ -122,7 +122,7 @@ LEAST_RAISED = 1.1
 _BARS = 3.0
 
 
-def raised_detail(taps: Tensor, errors: Tensor, n_axes: int) -> float:
+def sharpening(taps: Tensor, errors: Tensor, n_axes: int) -> float:
     """Give the largest gain of kernels relative to that of even brightness, less three error bars of it.
 
     Args:

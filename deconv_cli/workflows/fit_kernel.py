@@ -25,7 +25,7 @@ from deconv_cli.kernels.fit.pair_equations import (
     solve_ridge,
     variance_under_sum,
 )
-from deconv_cli.kernels.nonnegative_taps import describe_raised, raised_detail
+from deconv_cli.kernels.nonnegative_taps import describe_raised, sharpening
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
@@ -113,7 +113,7 @@ class KernelFit:
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
         """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
-        return () if self.errors is None else describe_raised(raised_detail(self.taps, self.errors, n_axes))
+        return () if self.errors is None else describe_raised(sharpening(self.taps, self.errors, n_axes))
 
     def _sharpens(self, n_axes: int) -> bool:
         """Return whether all kernels keep the brightness, but subtract as much as they add."""

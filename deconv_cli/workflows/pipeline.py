@@ -168,7 +168,10 @@ class Pipeline:
         # A factor has the defaults of tensors, whatever it is applied to.
         settings = self.settings if self._given is not None and kernel.layer.is_plain else result.settings
         if resolution.is_tested and settings.defaults is InputKind.PICTURE:
-            result = self._test_picture(result, y, data, kernel, resolution, listener)
+            if result.settings.objective == "photo" and kernel.field is None:
+                listener.begin("testing the kernel")
+                result = self._test_kernel(result, y, resolution)
+            result = _test_picture(result, y, data, kernel, resolution)
         if curve is None:
             return result
         predicted, image = result.predicted_error, result.image
@@ -271,11 +274,10 @@ class Pipeline:
         axis, settings = kernel.channel_axis, resolution.settings
         n_channels = y.shape[axis]
         biases = [None] * n_channels if self._bias is None else list(self._bias.split(1))
-        own = replace(self.settings, dimensions=kernel.n_axes)
         with self._adding:  # they are kept while pictures in gray alternate with pictures in color
-            self._channels += [
-                Pipeline(kernels[c % len(kernels)], own, bias=biases[c]) for c in range(len(self._channels), n_channels)
-            ]
+            for c in range(len(self._channels), n_channels):
+                own = replace(self.settings, dimensions=kernel.n_axes)
+                self._channels.append(Pipeline(kernels[c % len(kernels)], own, bias=biases[c]))
         if settings.max_memory is not None:
             settings = replace(settings, max_memory=max(settings.max_memory // n_channels, 1))
         noises = settings.noise
@@ -300,32 +302,6 @@ class Pipeline:
             parts.append(pipeline._restore(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener))
         return join_channels(parts, resolution, kernel.n_axes)
 
-    def _test_picture(
-        self,
-        result: Reconstruction,
-        stored: Tensor,
-        data: Tensor,
-        kernel: Kernel,
-        resolution: Resolution,
-        listener: ProgressListener,
-    ) -> Reconstruction:
-        """Test the light, the kernel and the range of a picture; `data` are in light if the blur acted there."""
-        curve = resolution.tone_curve
-        if resolution.chooses_lambda and resolution.known_curve is not None:
-            found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
-            result = replace(result, light_caution=found)
-        if result.settings.objective == "photo" and kernel.field is None:
-            listener.begin("testing the kernel")
-            result = self._test_kernel(result, stored, resolution)
-        limits = limits_of(stored, resolution.sample_type)
-        if limits is not None:
-            result = replace(result, clipping=measure_clipping(result.image.detach(), data, *limits))
-        if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
-            taps, table = kernel.taps[0, 0].detach().cpu(), resolution.jpeg_table
-            sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=table)
-            result = replace(result, notes=(*result.notes, *sentences))
-        return result
-
     def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
         """Restore the middle of a photograph with the quadratic prior too, whose residual reveals a wrong kernel."""
         kernel = self._canonical
@@ -338,7 +314,7 @@ class Pipeline:
         pipeline = Pipeline(self._kernel, settings, bias=self._bias)
         tested = replace(resolution, settings=settings, chooses_lambda=True, tests_alignment=False, notes=())
         try:
-            found = pipeline.reconstruct(middle, tested)
+            found = pipeline._reconstruct(middle, tested, None, as_listener(None))
         except DeconvError as error:
             return replace(result, notes=(*result.notes, f"the kernel was not tested: {error}"))
         lams = sorted(part.settings.lam for part in found.channels or (found,))
@@ -508,6 +484,24 @@ class Pipeline:
             size, settings = tuple(y.shape[-kernel.n_axes :]), resolution.settings
             geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
             _check_truth(truth, tuple(y.shape[: -kernel.n_axes]), geometry.image_size)
+
+
+def _test_picture(
+    result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: Resolution
+) -> Reconstruction:
+    """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
+    curve = resolution.tone_curve
+    if resolution.chooses_lambda and resolution.known_curve is not None:
+        found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
+        result = replace(result, light_caution=found)
+    limits = limits_of(stored, resolution.sample_type)
+    if limits is not None:
+        result = replace(result, clipping=measure_clipping(result.image.detach(), data, *limits))
+    if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
+        taps = kernel.taps[0, 0].detach().cpu()
+        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
+        result = replace(result, notes=(*result.notes, *sentences))
+    return result
 
 
 def _solve(

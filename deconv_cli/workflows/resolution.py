@@ -115,8 +115,8 @@ class InputMetadata:
         found = RecordedConvolution.of_record(self.record) or self.recorded
         if found is not None and found.tap not in (None, "product"):
             raise UsageError(
-                f"only products of pixels and weights can be undone, but deconv forward made this file with tap "
-                f"{found.tap}; apply the kernel without a tap."
+                "only products of pixels and weights can be undone, but deconv forward made this file with "
+                f"tap={found.tap}; apply the kernel without a tap."
             )
         return found
 

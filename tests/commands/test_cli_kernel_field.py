@@ -51,7 +51,7 @@ def test_inspect_describes_it_in_a_sentence(deconv, field, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["invert", "{photograph}", "--report", "page.html"], "the error is predicted.*single kernel alone"),
+        (["invert", "{photograph}", "--report", "page.html"], "the error is predicted.*only for a single kernel"),
         (["invert", "{photograph}", "--method", "strip"], "varies over the frame"),
         (["factor", "--size", "40,48"], "taken by forward and invert alone"),
         (["forward", "{photograph}", "--clean-kernel"], "--clean-kernel"),

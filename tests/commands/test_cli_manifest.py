@@ -373,14 +373,14 @@ def test_an_error_that_nobody_foresaw_costs_one_file_and_keeps_its_traceback(
     mend(frames)
     from deconv_cli.workflows.pipeline import Pipeline
 
-    begin = Pipeline.begin
+    reconstruct = Pipeline.reconstruct
 
     def fails_once(self, y, *rest, **options):
         if bool((y == read_image(frames / "10.npy").values).all()):
             raise ZeroDivisionError("by what")
-        return begin(self, y, *rest, **options)
+        return reconstruct(self, y, *rest, **options)
 
-    monkeypatch.setattr(Pipeline, "begin", fails_once)
+    monkeypatch.setattr(Pipeline, "reconstruct", fails_once)
     words = ["invert", frames, "-k", gentle, "-o", tmp_path / "out", "--json"]
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert [failure["error"] for failure in done.report["failed"]] == ["unexpected ZeroDivisionError: by what"]

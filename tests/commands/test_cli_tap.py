@@ -36,7 +36,7 @@ def test_forward_records_the_tap_and_invert_refuses_it(deconv, refuses, case, ta
     assert done.report["tap"] == tap
     assert ("called" in done.stderr) == ("saturate" in tap)
     refuses("invert", folder / "y.safetensors", "-k", weights, "-o", folder / "x.npy", code=ExitCode.USAGE,
-            says=f"with --tap {tap.rpartition('/')[2]}; apply the kernel without --tap")  # fmt: skip
+            says=f"with --tap {tap.rpartition('/')[2]}; apply the kernel without a tap")  # fmt: skip
 
 
 def test_invert_undoes_the_products_that_were_named_so(deconv, case, values, distance):

@@ -91,4 +91,4 @@ def test_only_samples_at_the_white_of_their_file_are_full(deconv, tmp_path, dtyp
     tifffile.imwrite(tmp_path / "a.tif", counts.astype(dtype))
     options = ["--lambda", "1e-3", "--light", "stored", "--json", "-o", tmp_path / "x.npy"]
     report = deconv("invert", tmp_path / "a.tif", "-k", "gaussian:1", *options, expect=tuple(ExitCode)).report
-    assert any("samples are full" in note for note in report["notes"]) == is_full
+    assert any("samples are saturated" in note for note in report["notes"]) == is_full

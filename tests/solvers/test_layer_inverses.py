@@ -141,7 +141,7 @@ COLORED = NoiseModel(sigma=0.1, spectrum=tuple(2.0**-i for i in range(len(FREQUE
     "options", [{"lambda_rule": "whiteness"}, {"lam": 1e-3, "noise": "auto"}, {"lam": "auto", "noise": COLORED}]
 )
 def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
-    with pytest.raises(deconv_cli.UsageError, match="for plain convolutions alone, but this layer is one"):
+    with pytest.raises(deconv_cli.UsageError, match="only for plain convolutions, but this layer has"):
         deconv_cli.invert(random((2, 4, 4)), random((2, 1, 3, 3)), stride=2, **options)
 
 

@@ -105,8 +105,8 @@ def test_other_objectives_take_a_field_too(scene, options):
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        (lambda y: deconv_cli.invert(y, FIELD, predict=True), "predicted.*single kernel alone"),
-        (lambda y: deconv_cli.invert(y, FIELD, truth=y), "predicted.*single kernel alone"),
+        (lambda y: deconv_cli.invert(y, FIELD, predict=True), "predicted.*only for a single kernel"),
+        (lambda y: deconv_cli.invert(y, FIELD, truth=y), "predicted.*only for a single kernel"),
         (lambda y: deconv_cli.invert(y, FIELD, method="strip"), "varies over the frame"),
         (lambda y: deconv_cli.pseudo_inverse(FIELD, input_size=(72, 84)), "taken by forward and invert alone"),
     ],

@@ -1,0 +1,129 @@
+"""A detail under other λ is what a restoration with that λ gives there."""
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.kernels.kernel_field import KernelField
+from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows import lambda_series
+from deconv_cli.workflows.apply_kernel import forward
+from deconv_cli.workflows.lambda_series import RATIOS, STRENGTHS, find_detail
+from deconv_cli.workflows.library import invert
+from deconv_cli.workflows.pipeline import Pipeline
+from deconv_cli.workflows.resolution import InputMetadata
+
+KERNEL = torch.tensor([[0.0, 1.0, 0.0], [1.0, 4.0, 2.0], [0.0, 1.0, 1.0]], dtype=torch.float64) / 10
+
+
+def views_of(y, kernel, tone_curve=None, bias=None, **options):
+    pipeline = Pipeline(kernel, ReconstructionSettings.of(**options), bias=bias)
+    result = pipeline.reconstruct(y, pipeline.resolve(InputMetadata(tone_curve=tone_curve)))
+    return result, pipeline.vary_lambda(result, y)
+
+
+@pytest.fixture
+def bright():
+    """A checkered picture of two channels, blurred, with a little noise."""
+    sharp = 60 + 120 * ((torch.arange(24)[:, None] // 6 + torch.arange(20) // 5) % 2)
+    return forward(sharp.double().expand(2, 24, 20), KERNEL, boundary="reflect") + 0.5 * random((2, 24, 20))
+
+
+@pytest.mark.parametrize("boundary", ["zero", "reflect", "unknown"])
+@pytest.mark.parametrize("curve", [None, ToneCurve.srgb(255)])
+def test_each_view_is_the_restoration_with_its_lambda(bright, boundary, curve):
+    given = {"boundary": boundary, "penalty": "gradient", "padding": "same", "light": "linear" if curve else "stored"}
+    _, views = views_of(bright, KERNEL, curve, lam=1e-2, **given)
+    assert tuple(view.ratio for view in views) == RATIOS
+    for view in views:
+        assert view.lams == (pytest.approx(1e-2 * view.ratio),)
+        whole = invert(bright, KERNEL, tone_curve=curve, lam=view.lams[0], **given).image
+        assert (view.image - whole).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("curve", [None, ToneCurve.srgb(255)])
+def test_each_view_of_a_photograph_is_the_restoration_at_its_strength(bright, curve):
+    given = {"prior": "photo", "light": "linear" if curve else "stored", "defaults": "picture"}
+    _, views = views_of(bright, KERNEL, curve, strength=1.5, **given)
+    assert tuple(view.strength for view in views) == tuple(1.5 * ratio for ratio in STRENGTHS)
+    for view in views[::2]:
+        whole = invert(bright, KERNEL, tone_curve=curve, strength=view.strength, **given).image
+        assert (view.image - whole).abs().max() < 0.1
+
+
+def test_of_a_stack_it_is_a_plane():
+    sharp = torch.zeros(1, 9, 20, 18, dtype=torch.float64)
+    sharp[:, 5:, 8:12, 6:10] = 100
+    kernel = KERNEL.expand(3, 3, 3) / 3
+    blurred = forward(sharp, kernel, dimensions=3, boundary="reflect")
+    given = {"boundary": "reflect", "penalty": "gradient", "padding": "same", "dimensions": 3}
+    _, views = views_of(blurred, kernel, lam=1e-2, **given)
+    whole = invert(blurred, kernel, lam=0.1, **given).image
+    assert views[3].image.shape == (1, 20, 18)
+    assert min((views[3].image - plane).abs().max() for plane in whole.unbind(1)) < 0.1
+
+
+def test_each_channel_has_its_kernel_its_lambda_and_its_bias(bright):
+    kernels = torch.stack([KERNEL, KERNEL.flip(0)])
+    bias = torch.tensor([10.0, -20.0], dtype=torch.float64)
+    given = {"boundary": "zero", "penalty": "gradient", "padding": "same", "defaults": "picture"}
+    _, views = views_of(bright, kernels, bias=bias, lam=(1e-2, 3e-2), **given)
+    assert views[3].lams == pytest.approx((0.1, 0.3))
+    whole = invert(bright, kernels, bias=bias, lam=(0.1, 0.3), **given).image
+    assert (views[3].image - whole).abs().max() < 0.1
+
+
+def test_full_samples_are_bounds_in_every_view_too(bright):
+    """Else rings would surround them that the restoration has not."""
+    full = (1.6 * bright).clamp(0, 255).byte()
+    given = {"boundary": "zero", "penalty": "gradient", "padding": "same", "defaults": "picture", "noise": "auto"}
+    result, views = views_of(full, KERNEL, lam=(1e-2, 1e-2), **given)
+    assert any("saturated" in note for part in result.channels for note in part.notes)
+    whole = invert(full, KERNEL, lam=(0.1, 0.1), **given).image
+    assert (views[3].image - whole).abs().max() < 0.1
+    plain = invert(full, KERNEL, lam=(0.1, 0.1), **given | {"noise": "white"}).image
+    assert (whole - plain).abs().max() > 5
+
+
+def test_samples_are_full_before_the_bias_is_subtracted(bright):
+    full = (1.6 * bright).clamp(0, 255).byte()
+    given = {"boundary": "zero", "penalty": "gradient", "padding": "same", "defaults": "picture", "noise": "auto"}
+    bias = torch.tensor([60.0, 60.0], dtype=torch.float64)
+    _, views = views_of(full, KERNEL, bias=bias, lam=(1e-2, 1e-2), **given)
+    whole = invert(full, KERNEL, bias=bias, lam=(0.1, 0.1), **given).image
+    assert (views[3].image - whole).abs().max() < 0.1
+
+
+def test_of_a_large_picture_only_a_detail_is_restored(monkeypatch):
+    """What lies beyond the margin hardly matters."""
+    monkeypatch.setattr(lambda_series, "SIDE", 16)
+    y = 0.1 * random((1, 64, 80))
+    y[0, 30:50, 40:60] += random((20, 20))
+    result, views = views_of(y, KERNEL, boundary="reflect", penalty="gradient", lam=1e-2)
+    part = find_detail(y, 16, 16)
+    there = result.image[:, part[0], part[1]]
+    assert views[2].image.shape == there.shape == (1, 16, 16)
+    assert (views[2].image - there).square().mean() < 1e-4 * there.square().mean()
+
+
+def test_there_is_none_without_a_lambda_to_vary_or_where_channels_mix_or_the_kernel_varies(bright):
+    for kernel, options in [
+        (KERNEL, {"lam": 0.0}),
+        (KERNEL, {"lam": 1e-2, "nonnegative": True}),
+        (KERNEL, {"prior": "tv", "weight": 0.1}),
+        (random((2, 2, 3, 3)), {"lam": 1e-2}),
+        (KernelField(KERNEL.expand(1, 2, 3, 3), (0.5,), (0.0, 1.0)), {"lam": 1e-2}),
+    ]:
+        assert views_of(bright, kernel, boundary="zero", **options)[1] == ()
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (37, 51), (59, 81)])
+def test_the_detail_is_where_neighbors_differ_most(row, column):
+    image = torch.zeros(3, 83, 107)
+    image[:, row : row + 24, column : column + 26] = random((24, 26)).float()
+    rows, columns = find_detail(image, 24, 26)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (24, 26)
+    assert abs(rows.start - row) <= 3
+    assert abs(columns.start - column) <= 3
+    assert find_detail(image, 200, 26)[0] == slice(0, 83)

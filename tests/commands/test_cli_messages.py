@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from deconv_cli.commands.prompt_sentences import with_options
+from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.settings import ReconstructionSettings, option_name
 
 
@@ -21,7 +21,7 @@ from deconv_cli.settings import ReconstructionSettings, option_name
         ("pass normalize=False.", "pass --no-normalize."),
         ("pass force=True to replace it.", "pass --force to replace it."),
         ('made with input_size="14,15".', "made with --input-size 14,15."),
-        ("rcond truncates in place of λ", "--rcond truncates in place of λ"),
+        ("rcond truncates instead of λ", "--rcond truncates instead of λ"),
         ("iterations says how many", "--iterations says how many"),
         ("spacing divides differences", "--spacing divides differences"),
         ("noise_sigma helps to choose λ", "--noise-sigma helps to choose λ"),
