@@ -22,9 +22,8 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import ExpectedError
-    from deconv_cli.diagnostics.well_posedness import WellPosedness
+    from deconv_cli.diagnostics.well_posedness import InfluenceDepth, WellPosedness
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import (
         Environment,

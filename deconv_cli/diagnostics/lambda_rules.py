@@ -27,8 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.power_by_gain import PowerByGain
-from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.spectral_data import PowerByGain, SpectralData
 from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import LambdaRule
 

@@ -19,7 +19,6 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import N_CHANNELS
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import (
     PageContents,
@@ -29,11 +28,11 @@ from deconv_cli.report.page import (
     describe_trust,
     draw_plots,
     fill_page,
+    key_numbers,
 )
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.page_sections import describe_plan_section
-from deconv_cli.report.reconstruction_record import describe_predicted_error
-from deconv_cli.report.record import SCHEMA, Record
+from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
 from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, images_to_show, show_images

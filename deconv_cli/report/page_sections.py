@@ -10,15 +10,17 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
 from deconv_cli.noise_model import describe_noise
-from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
-from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_center
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures, taps_plot
+from deconv_cli.report.plots import Plot, Theme, draw_plot, style
 from deconv_cli.report.run import KernelInput
 from deconv_cli.vocabulary import counted, format_memory, format_percent, format_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Row = tuple[str, str, str]
+"""Name, value, meaning."""
 
 _UNITS = {"ANGLE": "°", "RADIUS": " pixels", "SIGMA": " pixels", "LENGTH": " pixels", "FWHM": " pixels"}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.argument_types import check_type
-from deconv_cli.diagnostics.jpeg_noise import LUMA
+from deconv_cli.diagnostics.stored_samples import LUMA
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
 from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts

@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.gain import estimate_gain
-from deconv_cli.diagnostics.jpeg_noise import estimate_jpeg_noise
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
+from deconv_cli.diagnostics.stored_samples import estimate_jpeg_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -20,7 +19,7 @@ from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.find_noise import measure_noise_of_channels
-from deconv_cli.workflows.variation_weight import find_variation_weight
+from deconv_cli.workflows.lambda_of_data import find_variation_weight
 
 EVEN, CURVED = 0.45, 0.8
 """Parts of the noise that prior photo is told, where it is even and where a tone curve was undone. Best on

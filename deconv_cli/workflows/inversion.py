@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.stored_samples import LEAST_SHARE, find_clipped
 from deconv_cli.errors import DeconvError, ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField

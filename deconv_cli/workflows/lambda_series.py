@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.diagnostics.stored_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient

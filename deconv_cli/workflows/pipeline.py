@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.inverse_filter import InverseFilter
-from deconv_cli.diagnostics.spatial_resolution import measure_resolution
+from deconv_cli.diagnostics.conditioning import measure_resolution, widest
+from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
@@ -229,7 +229,7 @@ class Pipeline:
         penalty = spaced_penalty(settings.penalty, settings.spacing)
         weight, rcond = lams[len(lams) // 2] * found.spectrum.sigma_max**2, default_rcond(result.image.dtype)
         taps = kernel.taps[:1] if resolution.is_per_channel else kernel.taps
-        finest = measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)).widest
+        finest = widest(measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)))
         return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
     def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:

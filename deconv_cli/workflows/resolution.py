@@ -15,8 +15,7 @@ from deconv_cli.solvers.photo_prior import is_blur
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Light, PaddingLike, Size, format_lambda, format_padding
-from deconv_cli.workflows.kernel_fields import check_settings_of_field
-from deconv_cli.workflows.layer_settings import check_settings_of_layer
+from deconv_cli.workflows.layer_settings import check_settings_of_field, check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 _WHITE_OF_8_BITS = 255

@@ -4,8 +4,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.influence import InfluenceDepth, influence_depth
-from deconv_cli.diagnostics.well_posedness import assess
+from deconv_cli.diagnostics.well_posedness import InfluenceDepth, assess, influence_depth
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import deconv_cli
-from deconv_cli.diagnostics.error_profile import smoothed
+from deconv_cli.diagnostics.predicted_error import smoothed
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
@@ -222,7 +222,7 @@ def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     y, _ = stored_picture(deconv_cli.make_kernel("motion:15@70"), noise=2.0, size=(220, 180))
     wrong = deconv_cli.make_kernel("motion:15@110")
     result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
-    assert "under the quadratic prior, channel 1: the data hold what this kernel all but removes" in str(result.doubts)
+    assert "under the quadratic prior, channel 1: the data contain frequencies that this kernel nearly removes" in str(result.doubts)
     assert result.solution.status is Status.FIXED_STEPS
     assert 1 < result.finest < 12
     assert f"finer than about {result.finest:.1f} pixels is plausible" in result.prior_sentence

@@ -9,11 +9,10 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.diagnostics.continuation import affordable_window
-from deconv_cli.diagnostics.gain import estimate_gain
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, draw_noise, fit_noise_spectrum
+from deconv_cli.diagnostics.periodic_extension import affordable_window
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.workflows.pipeline import Pipeline

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.winding import MAX_ORDER, axis_roots
+from deconv_cli.diagnostics.boundary_modes import MAX_ORDER, axis_roots
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 
