@@ -58,10 +58,8 @@ def move_ahead(taps: Tensor, axis: int) -> Tensor:
 def edge_angles(n_lines: int, n_axes: int, like: Tensor) -> Tensor:
     """Spread angles evenly over half of the frequencies along an edge, between the zeros of symmetric kernels.
 
-    By symmetry the other half is alike. A signal has no axis along its edge, a picture one, a stack two.
-
-    Returns:
-        Shape `(n_lines, n_axes)`, from 0 to π along the first axis and to 2π along the second, in the dtype of `like`.
+    The other half is alike by symmetry. Shape `(n_lines, n_axes)`, from 0 to π along the first and to 2π along the
+    second axis of the edge.
     """
     steps = torch.arange(n_lines, dtype=like.dtype, device=like.device) + 0.5
     along = [steps * (math.pi / n_lines), (steps * GOLDEN_SECTION % 1) * (2 * math.pi)]
@@ -170,10 +168,7 @@ class AxisRoots:
     def border_modes(self, pads: Size, length: int, edge: int) -> tuple[BorderModes, ...]:
         """Count the modes at one end that only data at the other end could determine, for each group of channels.
 
-        Args:
-            pads: border pixels before and after the image.
-            length: pixels of the image along the axis.
-            edge: pixels along the edge.
+        The axis has `length` pixels and `pads` before and after them, and its edge has `edge` pixels.
         """
         return tuple(group.border_modes(pads, length, edge / self.n_lines) for group in self.groups)
 
@@ -193,13 +188,8 @@ def _vanishing_values(moduli: Tensor, inside: Tensor, at_start: Tensor, n_modes:
 def axis_roots(taps: Tensor, axis: int, edge: int) -> AxisRoots | None:
     """Find the roots of a kernel's polynomial along one axis, on the CPU and in double precision.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        axis: of space; in a picture 0 has the edges top and bottom.
-        edge: pixels along the edge, an upper bound of the number of frequencies, as is `MAX_LINES`.
-
-    Returns:
-        `None` if there are too many channels for the test, or if they depend on one another.
+    There are at most as many frequencies as pixels along the edge, `edge`. `None` if there are too many channels, or if
+    they depend on one another.
     """
     along = move_ahead(taps.detach().cpu().double(), axis)
     blocks = _separate_channels(along)
@@ -259,16 +249,11 @@ def _group_roots(blocks: Tensor, waves: Tensor) -> _Roots | None:
 
 
 def _root_moduli(coefficients: Tensor) -> Tensor | None:
-    """Find |z| for the roots of Σ_j P_j z^j, P_j of full column rank.
+    """Find |z| for the roots of Σ_j P_j z^j, P_j of full column rank, in ascending order, shape `(n, C_in · degree)`.
 
-    A shift to a point z₀ of the unit circle and inversion make every root finite, at zero and at infinity too:
-    μ = z₀ / (z − z₀) are the eigenvalues of z₀(A − z₀B)⁻¹B, with the companion pencil A − zB.
-
-    Args:
-        coefficients: complex, shape `(n, degree + 1, C_out, C_in)` with `C_out >= C_in`.
-
-    Returns:
-        Ascending, shape `(n, C_in · degree)`; `None` if the polynomial is singular at every z.
+    A shift to a point z₀ of the unit circle and inversion make every root finite, at zero and at infinity too: μ = z₀ /
+    (z − z₀) are the eigenvalues of z₀(A − z₀B)⁻¹B, with the companion pencil A − zB. `None` if the polynomial of
+    coefficients `(n, degree + 1, C_out, C_in)`, `C_out >= C_in`, is singular at every z.
     """
     n, _, n_outputs, n_inputs = coefficients.shape
     degree = coefficients.shape[1] - 1
@@ -338,14 +323,7 @@ Roots: TypeAlias = tuple[AxisRoots, ...]
 def count_lost_modes(roots: Roots, pads: Pads, image_size: Size, threshold: float) -> tuple[int, int]:
     """Estimate how many singular values vanish as the image grows though those of the symbol do not.
 
-    Args:
-        roots: of the kernel's polynomial along each axis.
-        pads: border pixels.
-        image_size: pixels of the image along each axis.
-        threshold: of singular values, in units of the root mean square of the symbol's.
-
-    Returns:
-        All of them, and those below the threshold at this size.
+    Gives all of them, and those below a threshold at this size, in units of the root mean square of the symbol's.
     """
     found = below = 0.0
     by_axis = [

@@ -130,13 +130,7 @@ def _width(line: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class LostDirections:
-    """The directions of the input that leave no trace in the data.
-
-    Attributes:
-        n_lost: how many there are, or at least are.
-        n_unknowns: dimension of the input.
-        is_exact: whether `n_lost` is exact.
-    """
+    """How many of `n_unknowns` directions of the input leave no trace in the data, or at least how many."""
 
     n_lost: int
     n_unknowns: int
@@ -189,11 +183,9 @@ class DeterminedShare:
 
 
 def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
-    """Measure the part of an input's dimensions that the outputs determine.
+    """Measure the part of an input's dimensions that the outputs determine, by the derivative J at the input.
 
-    Args:
-        jacobian: the derivative J at the input.
-        like: a tensor of the input's shape, dtype and device.
+    `like` is a tensor of the input's shape, dtype and device.
     """
     n_inputs, n_outputs = math.prod(jacobian.input_shape), math.prod(jacobian.output_shape)
     if n_inputs * n_outputs <= MAX_DENSE_ENTRIES:

@@ -117,9 +117,8 @@ class ErrorPredictor:
     def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
         """Restore drawn images and, the first time, noise with σ = 1.
 
-        Returns:
-            The squared error of images without noise in each band, where estimates have their mean detail, and that of
-            the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
+        Gives the squared error of images without noise in each band, where estimates have their mean detail, and that
+        of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
         """
         operator = self._probed.problem.operator
         images, seen = self._drawn(estimate, model)

@@ -104,14 +104,9 @@ class ImageModel:
         return not self.noise.is_white and self.channels.shape[0] == 1
 
     def share_left(self, taps: Tensor, torus: Size) -> Tensor:
-        """Compute A, the part of the data's amplitude that compression left, at the frequencies of `rfftn` on a torus.
+        """Compute A, the part of the data's amplitude that compression left, at the frequencies of `rfftn`.
 
-        Args:
-            taps: of the kernel, shape `(C_out, 1, *k)`.
-            torus: `(N1, N2, ...)`.
-
-        Returns:
-            From 0 to 1, float64, shape `(*torus[:-1], torus[-1] // 2 + 1)`.
+        The kernel has taps `(C_out, 1, *k)`; the result is of float64.
         """
         seen = self.power(torus) * gain_in_blocks(mean_gain(taps, torus), torus)
         noise = self.sigma**2 * interpolated(self.noise.spectrum, torus, seen)
@@ -145,14 +140,7 @@ def fit_image_model(
 
 
 def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float | None = None) -> ImageModel:
-    """Fit the model to power by frequency.
-
-    Args:
-        data: of a picture, or of a piece.
-        channels: G with GGᵀ the covariance of the channels, shape `(C_in, C_in)`.
-        lam: λ of the estimate whose errors are of interest.
-        sigma: standard deviation of the noise, if it is known.
-    """
+    """Fit the model to power by frequency, for the factor G `(C_in, C_in)` and the λ of the estimate."""
     components = _Components.of(data, channels, lam)
     share = data.observed_share  # the noise is only there
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
@@ -285,12 +273,8 @@ def _fit_to_what_is_left(
 ) -> Tensor:
     """Fit the coefficients of an image of one channel that lost weak detail.
 
-    Args:
-        components: of the data.
-        data: power by frequency.
-        spectrum: of the noise; at the lowest frequency it is the error of strong coefficients.
-        weight: of each component.
-        noise: power of the noise in the components.
+    The noise has a power of `noise` in the components, and a spectrum that is the error of strong coefficients at the
+    lowest frequency.
     """
     kept, torus, level = _kept(data), data.modes.torus, noise / data.observed_share
     gain = gain_in_blocks(data.modes.sigma.square().sum(dim=-1), torus).flatten()[kept]

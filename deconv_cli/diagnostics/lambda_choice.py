@@ -216,14 +216,8 @@ def _choose_in_rounds(
 ) -> LambdaChoice:
     """Choose λ from data that depend on the last λ, until it no longer changes.
 
-    Args:
-        data_of: gives the data of the next round for the last λ.
-        noise_of: gives the standard deviation of their noise.
-        window: size of the data, for the report.
-        rule: as for `choose_lambda`.
-        start: λ before the first round.
-        n_rounds: how many there are at most.
-        check: the rule of the cross-check; `gcv` by default, or `ml` for `gcv` itself.
+    `data_of` gives the data of the next round for the last λ, and `noise_of` their noise. The cross-check is by rule
+    `check`; `gcv` by default, or `ml` for `gcv` itself.
     """
     is_open, rule = rule is None, rule or LambdaRule.GCV
     lam, n, is_converged = start, 0, False

@@ -43,14 +43,7 @@ _GOLDEN_STEPS = 12
 
 @dataclass(frozen=True)
 class LambdaCurve:
-    """What a rule minimizes, over λ.
-
-    Attributes:
-        rule: the rule.
-        lams: the λ that were tried, ascending.
-        values: what the rule minimizes, one for each λ.
-        chosen: the λ of the minimum.
-    """
+    """What a rule minimizes, at ascending λ, and the λ of the minimum."""
 
     rule: LambdaRule
     lams: tuple[float, ...]
@@ -64,12 +57,9 @@ class LambdaCurve:
 
 
 def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: float) -> LambdaCurve:
-    """Choose λ by one rule.
+    """Choose λ by one rule from power by frequency, or by gain, which `whiteness` cannot use.
 
-    Args:
-        rule: which; `whiteness` looks at frequencies, and so at `SpectralData` alone.
-        data: power by frequency, or by gain.
-        sigma: standard deviation of the noise, in the units of the samples; only `upre` and `discrepancy` use it.
+    Only `upre` and `discrepancy` use the standard deviation of the noise, in the units of the samples.
     """
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]

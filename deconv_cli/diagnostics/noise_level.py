@@ -56,21 +56,14 @@ _MIN_POWER, _MAX_POWER = 0.6, 1.4
 
 
 def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
-    """Estimate the standard deviation of white noise from the finest detail of an image.
+    """Estimate the standard deviation of white noise from the finest detail of images `(*batch, C, *size)`.
 
     It is the median of the absolute values of differences of second order, which edges change little (Donoho and
     Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast
-    noise variance estimation", Computer Vision and Image Understanding 64, 1996).
-
-    Args:
-        y: shape `(*batch, C, *size)`, at least three pixels along each axis of space.
-        n_axes: axes of space.
-
-    Returns:
-        In the units of the samples.
+    noise variance estimation", Computer Vision and Image Understanding 64, 1996). It is in the units of the samples.
 
     Raises:
-        ShapeError: the image is smaller.
+        ShapeError: the image has fewer than three pixels along an axis of space.
     """
     if y.ndim < n_axes or min(y.shape[-n_axes:]) < 3:
         least = format_size((3,) * n_axes)
@@ -99,15 +92,12 @@ def estimate_noise_of_spectrum(data: SpectralData) -> float:
 
 
 def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
-    """Estimate the standard deviation of white noise in blurred data.
+    """Estimate the standard deviation of white noise in blurred data, in the units of the samples.
 
     A blur removes most of the fine detail, and white noise has the same power at every frequency. So the space of
     frequencies is cut into cells, the median gives the level of each cell, and the noise is the level of the lowest
-    cells, if they agree.
-
-    Returns:
-        In the units of the samples; `None` if the lowest cells differ, because not only white noise fills them, or if
-        they are hardly below the picture itself.
+    cells. `None` if they differ, because not only white noise fills them, or if they are hardly below the picture
+    itself.
     """
     n_axes, power = faded.n_axes, faded.power.flatten(0, 1)
     spread = synchronize.as_number(to_float64(faded.images).std(correction=0))
@@ -142,19 +132,13 @@ def _rows_by_frequency(length: int, n_bands: int) -> tuple[list[int], list[int]]
 
 
 def estimate_gain(y: Tensor, n_axes: int = 2) -> float | None:
-    """Estimate the gain from the variance of the noise, if it grows in proportion to the mean.
+    """Estimate the gain, in units a count, from the variance of the noise, if it grows in proportion to the mean.
 
     The photon transfer method (Janesick, Klaasen and Elliott, Charge-coupled-device charge-collection efficiency and
-    the photon-transfer technique, Optical Engineering 26, 1987) on a single image. A block of 2 × 2 samples, or of four
-    in a line, gives a mean and a difference that cancels slopes. The variance of that difference is that of the noise
-    where the image is smooth, as a blurred one is.
-
-    Args:
-        y: samples ≥ 0, shape `(*batch, C, *size)`; the planes of a stack are a batch.
-        n_axes: axes of space.
-
-    Returns:
-        Units a count; `None` if the noise is not that of counts, or cannot be measured.
+    the photon-transfer technique, Optical Engineering 26, 1987) on a single image `(*batch, C, *size)` of samples ≥ 0.
+    A block of 2 × 2 samples, or of four in a line, gives a mean and a difference that cancels slopes. The variance of
+    that difference is that of the noise where the image is smooth, as a blurred one is. `None` if it cannot be
+    measured.
     """
     a, b, c, d = _blocks(y.to(accumulation_dtype(y)), n_axes)
     means, order = ((a + b + c + d) / 4).sort()

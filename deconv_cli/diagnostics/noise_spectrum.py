@@ -134,11 +134,8 @@ def _mean_power(levels: Sequence[float], y: Tensor) -> float:
 def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_whole: bool = False) -> Tensor:
     """Evaluate powers that are given at `FREQUENCIES` on a torus, in the dtype and on the device of `like`.
 
-    Their logarithm is linear in between, and constant beyond.
-
-    Returns:
-        At the frequencies of `torch.fft.rfftn`, shape `(*torus[:-1], torus[-1] // 2 + 1)`, or at those of the whole
-        torus.
+    Their logarithm is linear in between, and constant beyond. They are at the frequencies of `torch.fft.rfftn`, or at
+    all.
     """
     squared = like.new_zeros(1)
     for axis, length in enumerate(torus):
@@ -153,13 +150,7 @@ def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_who
 
 
 def passed_sigma(model: NoiseModel, taps: Tensor, y: Tensor) -> float:
-    """Compute the size of noise at the frequencies that a kernel `(C_out, C_in, *k)` passes, weighted by |K|.
-
-    Args:
-        model: the kind of noise, and its mean size.
-        taps: of the kernel.
-        y: the data, shape `(*batch, C, *size)`.
-    """
+    """Compute the size of noise in data `(*batch, C, *size)`, weighted by the |K| of a kernel `(C_out, C_in, *k)`."""
     assert model.sigma is not None
     if model.is_white:
         return model.sigma
@@ -202,11 +193,7 @@ def _position(radius: Tensor) -> Tensor:
 def _fit(power: Tensor, count: Tensor, basis: SpectrumBasis, noise: Tensor) -> tuple[list[float], float]:
     """Fit scene and noise; gives the logarithms of the noise at the knots and the misfit.
 
-    Args:
-        power: of the data in each bin, shape `(n,)`.
-        count: number of independent coefficients in each.
-        basis: of the kernel and the size.
-        noise: functions for the noise, shape `(n, K)`.
+    Each of n bins has the power of the data and a number of independent coefficients; the noise has functions `(n, K)`.
     """
     gain, scene = basis.gain, basis.scene
     center = power.new_zeros(scene.shape[1])

@@ -80,10 +80,7 @@ class PeriodicExtension:
         self._latest: tuple[float, PseudoInverse] | None = None
 
     def initial(self, y: Tensor) -> SpectralData:
-        """Close the data smoothly, before any estimate.
-
-        Args:
-            y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
+        """Close data `(C, *size)` or `(B, C, *size)` without the bias smoothly, before any estimate.
 
         Raises:
             ShapeError: `y` does not fit the kernel.
@@ -93,10 +90,7 @@ class PeriodicExtension:
     def continued(self, y: Tensor, lam: float, is_clipped: Tensor | None = None) -> SpectralData:
         """Solve with λ = `lam`, and continue the data, and clipped samples upwards, by the prediction of the estimate.
 
-        Args:
-            y: as in `initial`.
-            lam: λ.
-            is_clipped: which samples are only lower bounds, of the shape of `y`; ignored for periodic data.
+        `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data.
         """
         if self.is_periodic:
             return self.initial(y)
@@ -117,13 +111,7 @@ class PeriodicExtension:
     def fill(self, y: Tensor, lam: float, is_clipped: Tensor) -> tuple[Tensor, float]:
         """Fill clipped samples of the window by the prediction of an estimate with λ = `lam` where that exceeds them.
 
-        Args:
-            y: as in `continued`; not periodic.
-            lam: λ.
-            is_clipped: as in `continued`.
-
-        Returns:
-            Data of the shape of `y`, and the part of the window's samples that did not change.
+        Gives data of the shape of `y`, and the part of the window's samples that did not change.
         """
         piece = self._piece(y)
         predicted = crop(self._predicted(piece, lam, is_clipped), (0,) * len(self.window), self.window)

@@ -22,8 +22,7 @@ _N_LEVELS = 4
 def frequency_grid(torus: Size, like: Tensor) -> Tensor:
     """Tabulate the frequencies of `torch.fft.rfftn` in radians a pixel, in the precision and on the device of `like`.
 
-    Returns:
-        Shape `(*torus[:-1], torus[-1] // 2 + 1, n_axes)`.
+    The shape is `(*torus[:-1], torus[-1] // 2 + 1, n_axes)`.
     """
     last = len(torus) - 1
     lines = [
@@ -34,12 +33,9 @@ def frequency_grid(torus: Size, like: Tensor) -> Tensor:
 
 
 def directional_functions(units: Tensor) -> list[Tensor]:
-    """Evaluate the constant and the even functions of second degree of a direction, shape `(*,)` each.
+    """Evaluate the constant and the even functions of second degree of unit vectors `(*, n_axes)`, shape `(*,)` each.
 
     Those are cos 2φ and sin 2φ in a plane, five in space, and none on a line.
-
-    Args:
-        units: unit vectors, shape `(*, n_axes)`, or zero where there is no direction.
     """
     n_axes = units.shape[-1]
     parts = units.unbind(-1)

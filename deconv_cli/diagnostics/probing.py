@@ -89,13 +89,9 @@ class GolubKahan:
 
 
 class ProbedPower:
-    """Power by gain of data under an operator; more steps make it more exact.
+    """Power by gain of data `(*batch, *output_shape)` under an operator; more steps make it more exact.
 
-    Args:
-        operator: A, with the prior's square root if the penalty is not the identity.
-        y: shape `(*batch, *output_shape)`.
-        sigma_max: the largest singular value, which gains are measured by.
-        seed: of the random signs.
+    The operator contains the prior's square root if the penalty is not the identity. Gains are measured by `sigma_max`.
     """
 
     def __init__(self, operator: LinearOperator, y: Tensor, sigma_max: float, *, seed: int = 0) -> None:
@@ -128,11 +124,7 @@ class ProbedPower:
 class RandomImages(LinearOperator):
     """Turn white images on a torus into images whose amplitude depends on frequency, cropped to a size.
 
-    Args:
-        amplitude: at the frequencies of `rfftn` on the torus, real.
-        channels: G with GGᵀ the covariance of the channels, shape `(C, C)`.
-        torus: its size.
-        size: of the images.
+    The real amplitude is at the frequencies of `rfftn`; `channels` is G with GGᵀ the covariance of the channels.
     """
 
     def __init__(self, amplitude: Tensor, channels: Tensor, torus: Size, size: Size) -> None:

@@ -27,10 +27,7 @@ MAX_LAG = 5
 def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Tensor:
     """Count the pixels between each pixel of a part of a picture and the picture's nearest edge, 0 on the edge itself.
 
-    Args:
-        size: pixels of the whole picture along each axis.
-        part: begin and end of the part along each axis.
-        device: of the result.
+    The picture has `size` pixels; the part begins and ends at the given places along each axis.
     """
     places = [torch.arange(start, stop, device=device) for start, stop in part]
     distance, *others = [torch.minimum(place, n - 1 - place) for place, n in zip(places, size, strict=True)]
@@ -48,13 +45,7 @@ def band_counts(size: Size, n_bands: int) -> list[int]:
 class EdgeBands:
     """Bands of pixels at the same distance from the nearest edge; the innermost one has all that are deeper.
 
-    Args:
-        size: pixels along each axis.
-        depth: how many bands are wanted; a small image has fewer.
-        device: of the pixels.
-
-    Attributes:
-        depth: how many bands there are.
+    There are `depth` of them, or fewer in a small image.
     """
 
     def __init__(self, size: Size, depth: int, device: torch.device) -> None:

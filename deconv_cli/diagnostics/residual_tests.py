@@ -38,7 +38,6 @@ SUSPICIOUS = 0.25
 TAKEN_UP = 0.4
 # Where the noise is unknown, a residual above this part of the contrast is no noise.
 NOTABLE = 0.01
-N_BINS = 61
 # An estimate shows mostly noise if noise makes up this part of its usual variance, and of the contrast of the data.
 MOSTLY_NOISE = 0.5
 
@@ -138,19 +137,6 @@ class ResidualTests:
         return largest_correlation(inside, n_axes)
 
     @cached_property
-    def histogram(self) -> tuple[list[float], list[int]]:
-        """Edges of bins, in the units of the samples, and how many samples of the interior each bin has.
-
-        The bins end at five times the root mean square; samples beyond are in the outermost ones.
-        """
-        residual, half = _inside(self.residual, self.kernel_size), 5 * self.interior_rms
-        if half == 0:
-            return [-0.5, 0.5], [residual.numel()]
-        counts = torch.histc(residual.float().clamp(-half, half), N_BINS, -half, half)
-        edges = [half * (2 * at / N_BINS - 1) for at in range(N_BINS + 1)]
-        return edges, [round(count) for count in synchronize.as_numbers(counts)]
-
-    @cached_property
     def implausible_share(self) -> float:
         """The part of the residual's excess over the noise that no plausible image explains under this kernel."""
         if self.known_share is not None:
@@ -222,21 +208,11 @@ def check_residual(
 def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
 ) -> float | None:
-    """Compare the noise in a linear estimate that shows mostly noise with the contrast of the data.
+    """Divide the noise in a linear estimate by the contrast of the data; `None` below 1, or if it shows the picture.
 
     The noise is measured twice: in the weakest frequencies of the data, and in the residual, which contains a known
     part of it. Exact data may look noisy in one of the two, but not in both. The contrast is that of most samples: a
-    few bright points on an even background would hide any noise between them.
-
-    Args:
-        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
-        data: y, less the bias.
-        bands: modes of the kernel on the torus of the data, and the filter that made the estimate.
-        estimate: x̂, shape `(*batch, C_in, *space)`.
-        noise: the kind of noise, and its size if it is known.
-
-    Returns:
-        Noise over contrast; `None` if it is below 1, or if the estimate shows mostly the picture.
+    few bright points on an even background would hide any noise between them. See `check_residual` for the arguments.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
@@ -283,14 +259,8 @@ def _implausible_share(
     """Compute the part of the residual's excess over the noise that no plausible image explains.
 
     Along a mode the residual is (1 − f)(σx + n). If x is several times as strong in a band of like σ as in the modes
-    that the data decide, it is not a picture that was smoothed.
-
-    Args:
-        residual: shape `(*batch, C_out, *space)`.
-        data: y.
-        bands: modes and filter.
-        by_mode: power of the noise along each mode relative to white noise of its size, shape `(*F, m)`.
-        level: standard deviation of the noise; `None` if it is unknown.
+    that the data decide, it is not a picture that was smoothed. `by_mode` is the power of the noise along each mode
+    relative to white noise of its size, shape `(*F, m)`; `level` is its standard deviation, if it is known.
     """
     modes, noise, left = bands.modes, ((level or 0.0) ** 2 * by_mode).flatten(), FadedImages.of(residual, data.n_axes)
     of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, data))

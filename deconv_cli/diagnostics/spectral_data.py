@@ -58,15 +58,8 @@ class PowerByGain:
 def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Sum amounts of about the same gain, so that a rule takes as long for any picture.
 
-    Zero and infinity are groups of their own.
-
-    Args:
-        gain: shape `(n,)`.
-        amounts: not negative, shape `(n,)` each.
-
-    Returns:
-        For each of the amounts the gains of the groups, by the mean logarithm, and their sums, both of a fixed shape;
-        the input itself if it has no more gains than groups.
+    Zero and infinity are groups of their own. Gives for each of the amounts `(n,)` the gains of the groups, by the mean
+    logarithm, and their sums; the input itself if it has no more gains than groups.
     """
     if len(gain) <= _N_GROUPS:
         return [(gain, amount) for amount in amounts]

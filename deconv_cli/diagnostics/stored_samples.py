@@ -87,8 +87,7 @@ def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
 def estimate_jpeg_noise(stored: Tensor) -> Tensor | None:
     """Estimate the standard deviation of the error of JPEG by channel, shape `(C,)`; `None` without a trace of JPEG.
 
-    Args:
-        stored: stored values from 0 to 255, shape `(C, H, W)`, C 1 or 3; the blocks may begin anywhere.
+    Stored values are from 0 to 255, shape `(C, H, W)`, C 1 or 3; the blocks may begin anywhere.
     """
     if stored.shape[0] not in (1, 3) or min(stored.shape[1:]) < 2 * BLOCK:
         return None

@@ -99,12 +99,9 @@ class TorusModes:
         return squared_modulus(self.sampled(spectrum)).sum(dim=-len(self.torus) - 1)
 
     def null_share(self, coefficients: Tensor, spectrum: Tensor, threshold: float) -> float:
-        """Compute the share of the energy of images or outputs that lies in modes up to a threshold, or in no mode.
+        """Compute the share of the energy of images or outputs in modes up to a threshold, or in no mode.
 
-        Args:
-            coefficients: `of_inputs` or `of_outputs` of the spectrum.
-            spectrum: of the images or outputs, at all frequencies.
-            threshold: singular values up to this one count as zero.
+        `coefficients` are those of the spectrum, by `of_inputs` or `of_outputs`.
         """
         squares = torch.where(self.sigma > threshold, squared_modulus(coefficients), 0)
         passed = synchronize.as_number((self.weights[..., None] * squares).sum())
@@ -123,12 +120,9 @@ class TorusModes:
 
 
 def torus_modes(taps: Tensor, torus: Size, *, is_bounded: bool = True) -> TorusModes:
-    """Decompose the symbol of a cross-correlation on a torus.
+    """Decompose the symbol of a cross-correlation `(C_out, C_in, *k)` on a torus.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        torus: `(N1, N2, ...)`.
-        is_bounded: take every second, third, ... frequency along an axis if all of them are too much work.
+    If all frequencies are too much work, a bounded decomposition takes every second, third, ... along an axis.
     """
     wide = to_float64(taps.detach())
     plane = half_spectrum(torus)
@@ -142,11 +136,7 @@ def torus_modes(taps: Tensor, torus: Size, *, is_bounded: bool = True) -> TorusM
 
 
 def symbol_at(taps: Tensor, torus: Size, frequencies: tuple[Tensor, ...]) -> Tensor:
-    """Evaluate Σ_d K[d] exp(iθ·d) at numbered frequencies of a torus, for taps `(C_out, C_in, *k)`.
-
-    Returns:
-        Complex, shape `(F1, F2, ..., C_out, C_in)`.
-    """
+    """Evaluate Σ_d K[d] exp(iθ·d) at numbered frequencies of a torus, complex, `(F1, F2, ..., C_out, C_in)`."""
     tables = [
         phases(numbers, length, n_taps, taps)
         for numbers, length, n_taps in zip(frequencies, torus, taps.shape[2:], strict=True)

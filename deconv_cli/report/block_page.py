@@ -137,7 +137,7 @@ def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
         header=_write_header(run, result, examined),
         shown=replace(shown, comparisons=tuple(comparisons)),
         views=draw_views(examined.views, piece_images, n_axes),
-        plots=draw_plots(first.result, examined.diagnosis, run.reconstruction.expected_error),
+        plots=draw_plots(first.result, run.reconstruction.expected_error),
         key_numbers=key_numbers(first.result, examined.diagnosis),
         spacing=run.spacing,
         varied="strengths" if first.result.settings.objective == "photo" else "λ",

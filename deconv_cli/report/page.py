@@ -18,7 +18,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.page_pictures import PagePicture
 from deconv_cli.report.page_sections import PlanSection, Row, describe_kernel_section
-from deconv_cli.report.plots import Plot, border_plot, histogram_plot, lambda_plot
+from deconv_cli.report.plots import Plot, border_plot, lambda_plot
 from deconv_cli.report.reconstruction_record import Record
 from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
@@ -290,7 +290,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
         header=write_header(run, diagnosis),
         shown=show_images(images, omission, source.spacing, n_axes, is_picture=source.is_picture),
         views=draw_views(run.lambda_views, images, n_axes),
-        plots=draw_plots(result, diagnosis, result.predicted_error),
+        plots=draw_plots(result, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
         varied="strengths" if result.settings.objective == "photo" else "λ",
         numbers_of=_of_channels(result, diagnosis),
@@ -328,11 +328,8 @@ def fill_page(run: Run, contents: PageContents, record: Record) -> str:
     )
 
 
-def draw_plots(result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None) -> list[Plot]:
-    """Draw the choice of λ, the residual and the expected error."""
+def draw_plots(result: Reconstruction, predicted: ExpectedError | None) -> list[Plot]:
+    """Draw the choice of λ, and residual and expected error by distance from the edge."""
     is_in_one_unit = predicted is not None and result.error_curve is result.tone_curve
-    return [
-        *([] if result.lambda_choice is None else [lambda_plot(result.lambda_choice)]),
-        border_plot(result.border, predicted.bands if predicted is not None and is_in_one_unit else None),
-        histogram_plot(diagnosis.tests),
-    ]
+    border = border_plot(result.border, predicted.bands if predicted is not None and is_in_one_unit else None)
+    return [border] if result.lambda_choice is None else [lambda_plot(result.lambda_choice), border]

@@ -1,10 +1,9 @@
-"""Plots of a page as SVG, once for paper and once for a dark screen: the choice of λ, the border and the residual."""
+"""Plots of a page as SVG, once for paper and once for a dark screen: the choice of λ, and the border."""
 
 from __future__ import annotations
 
 import base64
 import io
-import itertools
 import logging
 import math
 import re
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ErrorBand
 from deconv_cli.diagnostics.residual import BorderBand
-from deconv_cli.diagnostics.residual_tests import ResidualTests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,28 +164,3 @@ def border_plot(bands: Sequence[BorderBand], errors: Sequence[ErrorBand] | None)
         alt += f" Predicted error {errors[0].predicted:.3g} on the edge, {errors[-1].predicted:.3g} inside."
     caption = "Root mean square by distance from the nearest edge; the last point is for all deeper pixels."
     return draw_plot("From the edge inwards", caption, alt, draw)
-
-
-def histogram_plot(tests: ResidualTests) -> Plot:
-    """Draw the distribution of the residual, and that of the noise."""
-    edges, counts = tests.histogram
-    noise = tests.noise
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        axes.stairs(counts, edges, fill=True, color=theme.first, alpha=0.8, label="residual")
-        if noise:
-            middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-            top = sum(counts) * (edges[1] - edges[0]) / (noise * math.sqrt(2 * math.pi))
-            heights = [top * math.exp(-0.5 * (middle / noise) ** 2) for middle in middles]
-            axes.plot(middles, heights, color=theme.second, linewidth=1.6, label="noise of the data")
-        style(axes, theme, f"residual, {UNIT}", "samples")
-        legend(axes, theme)
-
-    known = "" if noise is None else f"; noise of the data {noise:.3g}"
-    alt = f"Distribution of the residual away from the edges: rms {tests.interior_rms:.3g} {UNIT}{known}."
-    caption = (
-        "The line is the noise of the data. A residual that is much wider contains more than noise. It is usually "
-        "narrower, since the estimate contains a part of the noise; the top of the page says whether that is too much."
-    )
-    return draw_plot("Residual against noise", caption, alt, draw)

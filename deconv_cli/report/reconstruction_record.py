@@ -45,6 +45,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "prior": result.settings.objective,
         "prior_sentence": result.prior_sentence,
         "finest_measured_detail": result.finest,
+        "noise_told_to_prior": list(result.solution.noise_levels) or None,
         "weight": result.solution.weight,
         "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},

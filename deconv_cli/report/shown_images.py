@@ -156,7 +156,13 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
     if before.values.shape != after.values.shape or (before.low, before.high) != (after.low, after.high):
         return None
     part = find_detail(before.values, MAX_SIDE, MAX_SIDE)
-    (left, right), side = draw_pictures([_cut(image, part) for image in (before, after)])
+    cut = [
+        replace(
+            image, values=image.values[..., part[0], part[1]], mask=None if image.mask is None else image.mask[part]
+        )
+        for image in (before, after)
+    ]
+    (left, right), side = draw_pictures(cut)
     rows, columns = (p.stop - p.start for p in part)
     is_whole = (rows, columns) == size
     is_exact = side >= max(rows, columns)
@@ -185,26 +191,15 @@ def draw_views(
             values=view.image.cpu() if is_color else view.image[0].cpu(),
             low=estimate.low,
             high=estimate.high,
-            caption=_setting(view),
+            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
+            if view.strength is None
+            else f"Strength {view.strength:g}.",
             unit=estimate.unit,
         )
         for view in views
     ]
     pictures, _ = draw_pictures(shown)
     return [(picture, view.ratio == 1) for picture, view in zip(pictures, views, strict=True)]
-
-
-def _setting(view: LambdaView) -> str:
-    if view.strength is not None:
-        return f"Strength {view.strength:g}."
-    return f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
-
-
-def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
-    def cut(values: Tensor) -> Tensor:
-        return values[..., part[0], part[1]]
-
-    return replace(image, values=cut(image.values), mask=None if image.mask is None else cut(image.mask))
 
 
 def _times(view: LambdaView) -> str:

@@ -107,17 +107,10 @@ def diagnose(
 def equivalent_convolution(
     operator: Convolution, data: Tensor, estimate: Tensor, residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
-    """Give a convolution on a torus with its images: for a layer, the group with the largest residual, by phases.
+    """Give a convolution on a torus with its images; for a layer, one group with its phases as channels.
 
-    Args:
-        operator: A.
-        data: y, shape `(*batch, C_out, *output_size)`.
-        estimate: x̂, shape `(*batch, C_in, *image_size)`.
-        residual: y − Ax̂.
-
-    Returns:
-        Taps `(C_out, C_in, *k)`, data, estimate and residual, and whether channels of the data or of the estimate are
-        phases of one image.
+    That is the group with the largest residual. Gives the taps `(C_out, C_in, *k)` first, and last whether channels are
+    phases of one image.
     """
     if not isinstance(operator, LayerConvolution):
         return operator.kernel, data, estimate, residual, False

@@ -56,13 +56,16 @@ def build_estimator(
 def _settled_noise(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> tuple[ResolvedSettings, Tensor]:
-    """Find the noise of every sample; that of a block by its levels, which are found first if they are not known."""
-    if not settings.origin:
-        return settings, _noise_map(y, kernel, settings, curve)
-    if not settings.noise_levels:
-        settings = find_noise_levels(y, kernel, settings, curve)
-    levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
-    return settings, levels * _slope(y, kernel, curve)
+    """Find the noise of every sample, and keep its models and levels; a block has the levels of its picture."""
+    if settings.origin:
+        if not settings.noise_levels:
+            settings = find_noise_levels(y, kernel, settings, curve)
+        levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
+        return settings, levels * _slope(y, kernel, curve)
+    if y.ndim == kernel.n_axes + 1:  # each picture of a batch has noise of its own
+        settings = replace(settings, noise=measure_noise_of_channels(y, kernel, settings))
+    noise = _noise_map(y, kernel, settings, curve)
+    return replace(settings, noise_levels=_levels(noise, y, kernel, curve)), noise
 
 
 def find_noise_levels(
@@ -76,10 +79,14 @@ def find_noise_levels(
         settings: what was resolved; their noise is a model.
         curve: the tone curve that was undone on the outputs; `None` where there is none.
     """
+    return replace(settings, noise_levels=_levels(_noise_map(y, kernel, settings, curve), y, kernel, curve))
+
+
+def _levels(noise: Tensor, y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> tuple[float, ...]:
+    """Average the noise of each channel in stored values."""
     axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
-    noise, slope = _noise_map(y, kernel, settings, curve).expand_as(y), _slope(y, kernel, curve)
-    levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
-    return replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
+    levels = (noise.expand_as(y).square().mean(axes) / _slope(y, kernel, curve).square().mean(axes)).sqrt()
+    return tuple(synchronize.as_numbers(levels))
 
 
 def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:

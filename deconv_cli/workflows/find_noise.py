@@ -95,8 +95,10 @@ def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSetti
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias.
         kernel: what made them.
-        settings: what was resolved; their noise is a model.
+        settings: what was resolved; their noise is a model, or that of each channel if it was measured before.
     """
+    if isinstance(settings.noise, tuple):
+        return settings.noise
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
     is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE

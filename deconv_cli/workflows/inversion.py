@@ -119,7 +119,9 @@ class Inversion:
         tolerance = estimator.tolerance
         if is_clipped is not None and isinstance(estimator, PseudoInverse):
             tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
-        listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
+        has_goal = not isinstance(estimator, PhotoEstimator)  # which takes a fixed number of steps
+        limit = settings.max_iterations if has_goal else 0
+        listener.begin("restoring", goal=tolerance if has_goal else None, limit=limit)
         full = None if is_clipped is None else (is_clipped, filled)
         solved = self._solve(estimator, data, resolution, full, choice, step, tolerance, listener)
 

@@ -33,7 +33,7 @@ from deconv_cli.workflows.arithmetic import check_image, pick_dtype
 from deconv_cli.workflows.channel_inversions import ChannelInversions
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inversion import Inversion, Measure, Steps, find_bounds
-from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas, restore_at_strengths
+from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.planes import Planes, join_planes
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
@@ -268,13 +268,12 @@ class Pipeline:
         return self._together.diagnose(result, y)
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
-        """Restore a detail of what `reconstruct` gave under other λ too; see `restore_at_lambdas` and `resolve`."""
+        """Restore a detail of what `reconstruct` gave under other λ too; see `vary_smoothing` and `resolve`."""
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
         ceiling = _ceiling(y, result.tone_curve, sample_type, kernel.n_axes)
-        restore = restore_at_strengths if result.settings.objective == "photo" else restore_at_lambdas
-        return restore(kernel, result, y, self._bias, ceiling)
+        return vary_smoothing(kernel, result, y, self._bias, ceiling)
 
     def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
         """Return whether each channel has a kernel or a λ of its own."""

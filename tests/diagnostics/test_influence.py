@@ -107,12 +107,6 @@ def test_a_point_reaches_nowhere_in_an_image_of_any_size(size):
     assert not found.is_deep
 
 
-def test_a_point_has_no_influence_beyond_its_pixel():
-    point = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    found = influence_depth(point, (8, 8), weight=0.0, penalty="identity")
-    assert (found.tenth, found.hundredth, found.thousandth) == (1, 1, 1)
-
-
 def test_singular_symbols_and_too_many_channels_are_not_measured():
     dependent = random((2, 2, 1, 1))
     dependent[1] = 0

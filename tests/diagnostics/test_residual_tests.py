@@ -217,27 +217,6 @@ def test_a_bias_is_no_residual():
     assert shifted.finding is plain.finding
 
 
-def test_the_histogram_counts_every_sample_away_from_the_edges():
-    found = examined(photograph(KERNELS["gaussian"], 3.0), KERNELS["gaussian"], lam=1e-2)
-    edges, counts = found.histogram
-    side = 256 - 2 * CROP - 2 * len(KERNELS["gaussian"])
-    assert len(edges) == len(counts) + 1
-    assert sum(counts) == side**2
-    assert edges[-1] == pytest.approx(-edges[0]) == pytest.approx(5 * found.interior_rms)
-    within = sum(count for edge, count in zip(edges, counts, strict=False) if abs(edge) < found.interior_rms)
-    assert within / sum(counts) == pytest.approx(0.68, abs=0.05)
-
-
-def test_outliers_are_counted_in_the_outermost_bins():
-    found = examined(photograph(KERNELS["gaussian"], 3.0), KERNELS["gaussian"], lam=1e-2)
-    residual = torch.zeros(1, 20, 20)
-    residual[0, 10, 10], residual[0, 11, 11] = 1000.0, -2000.0
-    rms = float(residual[..., 4:16, 4:16].square().mean().sqrt())
-    _, counts = replace(found, residual=residual, interior_rms=rms, kernel_size=(4, 4)).histogram
-    assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 142, 1)
-    assert replace(found, residual=torch.zeros(1, 8, 8), interior_rms=0.0).histogram[1] == [16]
-
-
 def test_what_a_verdict_does_not_need_is_computed_on_demand(monkeypatch):
     called = []
     compute = residual_tests._implausible_share
