@@ -134,13 +134,7 @@ def fit_image_model(
     """
     kernel = extension.kernel
     channels = common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
-    model = fit_to_power(extension.continued(y, lam), channels, lam, sigma)
-    model = replace(model, noise=extension.noise or model.noise)
-    return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
-
-
-def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float | None = None) -> ImageModel:
-    """Fit the model to power by frequency, for the factor G `(C_in, C_in)` and the λ of the estimate."""
+    data = extension.continued(y, lam)
     components = _Components.of(data, channels, lam)
     share = data.observed_share  # the noise is only there
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
@@ -151,7 +145,9 @@ def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float 
         coefficients, noise = components.fit(weight, noise, coefficients)
     # The continued part has less detail, so the power of the whole torus is smaller than that of the frame.
     coefficients[0] -= math.log(data.detailed_share)
-    return ImageModel(coefficients, channels, (noise / share) ** 0.5)
+    found = (noise / share) ** 0.5
+    least = least_sigma if sigma is None else 0.0
+    return ImageModel(coefficients, channels, max(found, least), extension.noise or WHITE)
 
 
 @dataclass(frozen=True, eq=False)
