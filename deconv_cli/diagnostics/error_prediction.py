@@ -83,13 +83,10 @@ class ErrorPredictor:
         contrast: float = math.inf,
         truth: Tensor | None = None,
     ) -> PredictedError:
-        """Predict the error of the estimate of one image.
+        """Predict the error of the estimate of one image `(C_in, *size)`, cropped to the frame, by a model of its data.
 
-        Args:
-            estimate: shape `(C_in, *size)`, cut to the frame.
-            model: fitted to its data.
-            contrast: of the image (see `contrast_of`); nothing is trusted if the error is larger.
-            truth: the image itself, of the same shape, to compare the prediction with.
+        Nothing is trusted if the error is larger than the contrast of the image. A truth is compared with the
+        prediction.
         """
         bands = self._bands
         missing, unit_noise, unit_detail = self._probe(estimate, model)

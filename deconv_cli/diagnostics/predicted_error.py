@@ -81,12 +81,9 @@ class ErrorProfile:
     def squared_parts(self, smoothed: Tensor, distance: Tensor) -> dict[str, Tensor]:
         """Compute the expected squared error of each pixel of an estimate, or of a part of one, and its parts.
 
-        Args:
-            smoothed: its `smoothed_energy`, shape `(C, *size)`.
-            distance: of each pixel from the nearest edge of the whole, shape `size`.
-
-        Returns:
-            By the names of `ErrorBand`, of the estimate's shape; that of the noise has the shape `size`.
+        `distance` is that of each pixel from the nearest edge of the whole, shape `size`. The parts have the names of
+        `ErrorBand` and the shape `(C, *size)` of `smoothed`, the estimate's `smoothed_energy`; that of the noise has
+        the shape `size`.
         """
         band, detail = distance.clamp(0, len(self.noise) - 1), self.detail(smoothed)
         noise, missing, outside = (
@@ -103,13 +100,7 @@ class ErrorProfile:
     def outweighs(self, images: Tensor, squared: Tensor, n_axes: int) -> Tensor:
         """Find the pixels whose error exceeds the contrast around them, or a part of the contrast of the whole.
 
-        Args:
-            images: estimates or parts of them, shape `(*batch, C, *size)`.
-            squared: their expected squared error, of the same shape.
-            n_axes: axes of space.
-
-        Returns:
-            Shape `(*batch, *size)`.
+        Images and their expected squared error have the shape `(*batch, C, *size)`, the result `(*batch, *size)`.
         """
         mean = smoothed(images, n_axes)
         contrast = smoothed((images - mean).square(), n_axes).mean(dim=-n_axes - 1)
@@ -266,15 +257,9 @@ class PredictedError(ExpectedError):
 
 
 def pool_errors(parts: Sequence[PredictedError], units: Sequence[float], shape: tuple[int, ...]) -> PredictedError:
-    """Pool the predictions of single images, or channels, of one size.
+    """Pool the predictions of single images, or channels, of one size, each times its unit.
 
-    Args:
-        parts: one for each image.
-        units: factor of each.
-        shape: of all images together.
-
-    Returns:
-        The map of all, and trusted the pixels that are trusted in each.
+    Gives the map of all in a shape, and as trusted the pixels that are trusted in each.
     """
     depths, exponents = [part.trusted_depth for part in parts], [part.exponent for part in parts]
     return replace(

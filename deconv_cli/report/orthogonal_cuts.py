@@ -97,9 +97,8 @@ class Cuts:
 def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) -> Cuts:
     """Draw stacks, cut at the brightest place of the estimate, as large as `MAX_BYTES` for all of them allow.
 
-    Args:
-        images: stacks, `(D, H, W)` or `(3, D, H, W)`, the estimate among them; smaller ones are in its middle.
-        spacing: distances of the samples along Z, Y and X in micrometers, if they are known.
+    The estimate is among the images `(D, H, W)` or `(3, D, H, W)`; smaller ones are in its middle. The spacing of the
+    samples along Z, Y and X is in micrometers.
     """
     estimate = next(image for image in images if image.name.startswith("Estimate")).values
     shape, place = tuple(estimate.shape[-3:]), brightest_place(estimate)

@@ -63,14 +63,7 @@ def describe_lambda(result: Reconstruction) -> str:
 def describe_trust(
     result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None, *, is_trusted: bool
 ) -> str:
-    """Say where to trust a picture.
-
-    Args:
-        result: what was examined.
-        diagnosis: what was found.
-        predicted: the expected error of the whole picture, if it was predicted.
-        is_trusted: whether every check passed.
-    """
+    """Say where to trust a picture, by its diagnosis and the expected error, if it was predicted."""
     finding = diagnosis.tests.finding
     sentences = [] if is_trusted else ["Nowhere as it is: see the warnings."]
     # The prompt does not say that a λ that was chosen from the data smooths, and is right.
@@ -245,17 +238,8 @@ def source_hash(source: str) -> str:
 class PageContents:
     """The contents of a page of a restoration.
 
-    Attributes:
-        title: name of the input.
-        header: the first lines.
-        shown: the images.
-        views: a detail under several λ or strengths, each with whether it is the one that was taken.
-        plots: drawn beside.
-        key_numbers: those that matter most.
-        spacing: distances of the samples along the axes of space, if they are known.
-        varied: what differs between the views.
-        numbers_of: what the key numbers and plots are of, if that is not all of the input.
-        plan: how the input was cut; `None` if it was not.
+    `views` show a detail under several λ or strengths, which `varied` names, each with whether it is the one that was
+    taken. `numbers_of` says what numbers and plots are of, if that is not all of the input.
     """
 
     title: str

@@ -211,16 +211,9 @@ def _times(view: LambdaView) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ShownImages:
-    """The images of a page, drawn.
+    """The images of a page, drawn; `longest` is the longest side of an image, `side` that of a picture at most.
 
-    Attributes:
-        comparisons: before and after on either side of a line.
-        cuts: of stacks; else `None`.
-        pictures: those that are not compared.
-        signals: before and after as lines; else `None`.
-        omission: a sentence on what is not shown, if there is any.
-        longest: longest side of an image, in pixels.
-        side: of a picture, at most.
+    `omission` is a sentence on what is not shown.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -245,14 +238,9 @@ def show_images(
     *,
     is_picture: bool,
 ) -> ShownImages:
-    """Draw the images of a page, data and estimate among them.
+    """Draw the images of a page, data and estimate among them; `is_picture` if these can be compared.
 
-    Args:
-        images: as `images_to_show` gives them.
-        omission: likewise.
-        spacing: distances of the samples along the axes of space, if they are known.
-        n_axes: axes of space.
-        is_picture: data and estimate are of one kind, and can be compared.
+    `spacing` holds the distances of the samples along the axes of space, if they are known.
     """
     cuts = draw_cuts(images, spacing) if n_axes == 3 else None
     planes = list(images) if cuts is None else [plane_of(image, cuts.geometry.place[0]) for image in images]

@@ -49,12 +49,9 @@ class LambdaView:
 
 
 def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
-    """Find the rows and columns where neighboring pixels differ most.
+    """Find the rows and columns where neighboring pixels differ most, at most `height` and `width` of them.
 
-    Args:
-        image: shape `(*, H, W)`; leading axes are averaged.
-        height: of the detail, at most.
-        width: of the detail, at most.
+    Leading axes of an image `(*, H, W)` are averaged.
     """
     plane = image.detach().cpu().float().reshape(-1, *image.shape[-2:]).mean(0)
     height, width = min(height, plane.shape[0]), min(width, plane.shape[1])

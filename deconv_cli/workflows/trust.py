@@ -107,13 +107,7 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
     """Compare an estimate with white images, and with the image that would explain its residual.
 
     An image z with Az = r has ‖z‖ ≥ ‖r‖² / ‖Aᵀr‖, and an estimate x̂ under the penalty identity has Aᵀr = λσ²max·x̂.
-
-    Args:
-        gain: mean square of the singular values, a single number.
-        estimate: any shape.
-        data: y, any shape.
-        weight: λσ²max; 0 without λ.
-        residual: ‖r‖.
+    `gain` is the mean square of the singular values, `weight` λσ²max or 0, and `residual` ‖r‖.
     """
     of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
     ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
@@ -129,11 +123,7 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
 def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float) -> Clipping:
     """Measure how much of an estimate lies far beyond a range.
 
-    Args:
-        image: the estimate, any shape.
-        data: y; if it has the same shape, samples at the ends of the range do not count.
-        lowest: the least sample of the range.
-        highest: the largest one.
+    If the data have the shape of the estimate, samples at the ends of the range do not count.
     """
     low, high = (synchronize.as_number(end) for end in data.aminmax())
     margin = OVERSHOOT * (high - low)
@@ -208,13 +198,7 @@ _CAUSES = (
 
 
 def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
-    """Doubt an estimate that the tests of its residual reject.
-
-    Args:
-        residual: y − Ax̂ in numbers.
-        tests: of the residual.
-        is_lambda_chosen: λ was chosen from the data, so it is not the reason of a large residual.
-    """
+    """Doubt an estimate if the tests of its residual reject it; a chosen λ is not the reason of a large residual."""
     if residual.relative < NEGLIGIBLE_RESIDUAL:
         is_implausible = residual.relative > ROUNDING and tests.implausible_share > CLEARLY_IMPLAUSIBLE
         return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)] if is_implausible else []
