@@ -37,19 +37,15 @@ class Conditioning:
     """The singular values of the kernel on a torus, and what the inverse does to noise, for one image.
 
     Attributes:
-        sigma_max: the largest singular value at the sampled frequencies.
-        sigma_min: the smallest.
         threshold: singular values up to this one count as zero.
         rank: how many are above it.
-        n_values: how many singular values there are.
+        n_values: number of singular values.
         noise_gain: root mean square of the estimate for white noise of unit variance.
         degrees_of_freedom: Σ σ² / (σ² + μ|l|²), the number of values of the estimate that the data decide.
         n_unknowns: the number of values of the estimate.
         is_sampled: only a part of the frequencies was computed.
     """
 
-    sigma_max: float
-    sigma_min: float
     threshold: float
     rank: int
     n_values: int
@@ -65,8 +61,6 @@ def measure_conditioning(modes: TorusModes, inverse: InverseFilter) -> Condition
     threshold = inverse.threshold(modes)
     weights = modes.weights[..., None]
     return Conditioning(
-        sigma_max=synchronize.as_number(sigma.max()),
-        sigma_min=synchronize.as_number(sigma.min()),
         threshold=threshold,
         rank=round(synchronize.as_number((weights * (sigma > threshold)).sum())),
         n_values=sigma.shape[-1] * n_points,

@@ -93,7 +93,7 @@ class ErrorPredictor:
         noise, noise_detail = model.sigma**2 * unit_noise, synchronize.as_number(model.sigma**2 * unit_detail)
         by_band = synchronize.as_numbers(noise), synchronize.as_numbers(missing)
         energy = smoothed_energy(estimate, estimate.ndim - 1)
-        profile = replace(ErrorProfile.of(*by_band, noise_detail, energy), contrast=contrast)
+        profile = ErrorProfile.of(*by_band, noise_detail, energy, contrast)
         squares = profile.squared_parts(energy, bands.distance) | {"estimate": estimate.square()}
         if truth is not None:
             squares["actual"] = (estimate - truth).square()

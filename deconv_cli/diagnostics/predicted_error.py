@@ -43,11 +43,11 @@ class ErrorProfile:
 
     @classmethod
     def of(
-        cls, noise: Sequence[float], missing: Sequence[float], noise_detail: float, smoothed: Tensor
+        cls, noise: Sequence[float], missing: Sequence[float], noise_detail: float, smoothed: Tensor, contrast: float
     ) -> ErrorProfile:
         """Take the mean detail from the `smoothed_energy` of an estimate, shape `(C, *size)`."""
         energy = synchronize.as_number((smoothed - noise_detail).clamp_min(0).mean())
-        return cls(tuple(noise), tuple(missing), noise_detail, energy)
+        return cls(tuple(noise), tuple(missing), noise_detail, energy, contrast)
 
     @property
     def outside(self) -> tuple[float, ...]:

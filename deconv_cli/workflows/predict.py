@@ -149,7 +149,7 @@ def predict_by_restoring_again(
     missing = bands.mean(squared) / bands.mean(energy).clamp_min(1e-30)
     contrast = contrast_of(samples.reshape(-1, *samples.shape[-n_axes:]), result.spectrum.sigma_max)
     by_band = synchronize.as_numbers(missing * energy.mean())
-    profile = replace(ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy), contrast=contrast)
+    profile = ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy, contrast)
     # One sample scatters: further inwards than its first value as small as deep inside, its excess means nothing.
     profile = replace(profile, missing=tuple(by_band[-1] + more for more in profile.outside))
     depth, around = profile.trusted_depth, smoothed(squared, n_axes)
