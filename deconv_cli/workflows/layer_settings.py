@@ -19,7 +19,7 @@ def check_settings_of_field(settings: ReconstructionSettings) -> None:
     """
     if settings.predict:
         raise UsageError(
-            "the error is predicted, and compared with a truth, for a single kernel only, but this one varies over "
+            "the error is predicted, and compared with a truth, for a single kernel alone, but this one varies over "
             "the frame; leave that out, or take the kernel of one place."
         )
 
