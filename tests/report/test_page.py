@@ -16,7 +16,7 @@ from browser import needs_browser
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.report.page import all_numbers, as_sentence
+from deconv_cli.report.page import all_numbers, as_sentence, key_numbers
 from deconv_cli.report.page_pictures import draw_pictures
 from deconv_cli.report.page_sections import describe_kernel_section
 from deconv_cli.report.plots import DARK, LIGHT
@@ -89,8 +89,10 @@ def test_a_solver_that_did_not_finish_is_the_first_warning(contents):
 def test_a_method_without_lambda_or_assessed_boundary_is_described_too(contents):
     given = contents()
     settings = dataclasses.replace(given.run.reconstruction.settings, prior="tv")
-    header = given.with_result(settings=settings, well_posedness=None).header()
-    choice = given.run.reconstruction.choice
+    without = given.with_result(settings=settings, well_posedness=None)
+    header, choice = without.header(), given.run.reconstruction.choice
+    names = [{name for name, *_ in key_numbers(of.run.reconstruction, of.run.diagnosis)} for of in (given, without)]
+    assert names[0] - names[1] == {"Noise gain", "Degrees of freedom", "Resolution"}  # those of the linear inverse
     assert header.chosen == f"There is no λ. Method {choice.method}: {choice.reason}."
     assert "A mistake at the edge may reach through the whole picture" in header.trust
 
