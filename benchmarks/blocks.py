@@ -16,7 +16,7 @@ from benchmarks.measuring import Case, Figures, Scale, timed
 from benchmarks.printing import Report, Target, column, number, ratio, seconds, small, table, times
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.diagnostics.clipped_samples import NEARLY_FULL
+from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE
 
 KERNELS = ("gaussian:1.5", "motion:9@30")

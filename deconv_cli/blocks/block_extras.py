@@ -13,8 +13,8 @@ from deconv_cli.blocks.block_grid import Block
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart, choose_steps
-from deconv_cli.diagnostics.edge_bands import edge_distance
-from deconv_cli.diagnostics.error_profile import DETAIL_REACH
+from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
+from deconv_cli.diagnostics.residual import edge_distance
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout

@@ -11,7 +11,7 @@ from deconv_cli.blocks.block_memory import SHARE, block_bytes, largest_samples
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
 from deconv_cli.blocks.sample_windows import SampleWindow
-from deconv_cli.diagnostics.error_profile import DETAIL_REACH
+from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions.region_target import RegionTarget

@@ -14,9 +14,16 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import N_PIECES
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
-from deconv_cli.diagnostics.edge_bands import band_counts, edge_distance
-from deconv_cli.diagnostics.error_profile import ErrorProfile, pool_profiles, smoothed_energy
-from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError, PredictedError, pool_errors
+from deconv_cli.diagnostics.predicted_error import (
+    ErrorBand,
+    ErrorProfile,
+    ExpectedError,
+    PredictedError,
+    pool_errors,
+    pool_profiles,
+    smoothed_energy,
+)
+from deconv_cli.diagnostics.residual import band_counts, edge_distance
 from deconv_cli.vocabulary import Size, counted, format_size
 
 

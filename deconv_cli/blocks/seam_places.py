@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import contrast_of
-from deconv_cli.diagnostics.edge_waves import GOLDEN_SECTION
+from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
 
 MIN_SEAMS = 2
 SEAM_SHARE = 1 / 64

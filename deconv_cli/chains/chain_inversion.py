@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deconv_cli.chains.chain_layers import Layers, Part, compose, list_parts
 from deconv_cli.chains.chain_size import input_shape_of
-from deconv_cli.diagnostics.determined_share import MAX_DENSE_ENTRIES, DeterminedShare, determined_share
+from deconv_cli.diagnostics.conditioning import MAX_DENSE_ENTRIES, DeterminedShare, determined_share
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import Function, Linearization, LinearOperator, check_image

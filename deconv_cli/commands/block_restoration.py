@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.report.block_page import BlockInvertRun
-    from deconv_cli.report.record import Record
+    from deconv_cli.report.reconstruction_record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
     from deconv_cli.vocabulary import Size
 

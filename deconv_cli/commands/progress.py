@@ -77,9 +77,9 @@ class WorkProgress(ProgressListener):
         if self._seen and iteration <= self._seen[-1][0]:
             self._seen.clear()  # another iteration has begun
         self._seen.append((iteration, certificate, self._clock()))
-        line = f"iteration {iteration}: certificate {certificate:.2e}"
-        if self._goal is not None:
-            line += f", goal {self._goal:.0e}"
+        is_counted = self._goal is None and not self._most  # a fixed number of steps claims no minimum
+        line = f"step {iteration}: change" if is_counted else f"iteration {iteration}: certificate"
+        line = f"{line} {certificate:.2e}" + ("" if self._goal is None else f", goal {self._goal:.0e}")
         left = self.seconds_left()
         if left is not None:
             line += f", about {format_duration(left)} left"

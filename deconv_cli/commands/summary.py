@@ -22,9 +22,8 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from deconv_cli.diagnostics.influence import InfluenceDepth
     from deconv_cli.diagnostics.predicted_error import ExpectedError
-    from deconv_cli.diagnostics.well_posedness import WellPosedness
+    from deconv_cli.diagnostics.well_posedness import InfluenceDepth, WellPosedness
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import (
         Environment,
@@ -264,12 +263,14 @@ def _details(result: Reconstruction) -> Rows:
     """List what an expert may want to know."""
     spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
     condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
+    told = ", ".join(f"{level:.3g}" for level in result.solution.noise_levels)
     return [
         *([] if result.lam is None else [("minimized", result.solution.objective)]),
         ("padding", format_padding(result.padding)),
         ("method", f"{result.choice.method}: {result.choice.reason}"),
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
+        *([("prior noise", f"σ {told} in stored values, as prior photo was told")] if told else []),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
         ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
         *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),

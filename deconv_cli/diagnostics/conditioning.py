@@ -1,4 +1,4 @@
-"""What a kernel passes on the torus of the image, and what its regularized inverse makes of noise."""
+"""How much of the image a kernel passes on, how much of it the data determine, and how strongly noise comes back."""
 
 from __future__ import annotations
 
@@ -8,41 +8,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.inverse_filter import InverseFilter
-from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.torus_modes import TorusModes, symbol_at, torus_modes
+from deconv_cli.diagnostics.hann_window import squared_modulus
+from deconv_cli.diagnostics.torus_modes import InverseFilter, TorusModes, symbol_at, torus_modes
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import single_threaded, singular_values
+from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.fourier import default_rcond
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
-# A map finer than this along any axis shows nothing more.
-MAX_MAP = 192
-MAX_MAP_OPERATIONS = 1e8
+MAX_BLOCK_OPERATIONS = 1e8
+# More frequencies along an axis do not change the share of removed frequencies.
+MAX_GRID = 192
+# The response to a single pixel is local: a torus of this side holds all of it.
+MAX_SIDE = 256
+RULE = StoppingRule(tolerance=1e-4, max_iterations=300)
+MAX_DENSE_ENTRIES = 2**20
+"""The rank of a derivative is exact up to this number of entries of its matrix."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """The singular values of the kernel on a torus, and what the inverse makes of noise.
-
-    Counts and shares are those of one image; channels that share a kernel are one image each.
+    """The singular values of the kernel on a torus, and what the inverse does to noise, for one image.
 
     Attributes:
-        sigma_max: the largest singular value of the frequencies looked at.
-        sigma_min: the smallest.
-        threshold: singular values up to here count as zero.
+        threshold: singular values up to this one count as zero.
         rank: how many are above it.
-        n_values: how many there are.
-        noise_gain: root mean square of the estimate of unit white noise: how much stronger noise comes back.
-        degrees_of_freedom: Σ σ² / (σ² + μ|l|²), how many numbers of the estimate the data decide.
-        n_unknowns: how many numbers the estimate has.
-        is_sampled: a part of the frequencies stands for all.
+        n_values: number of singular values.
+        noise_gain: root mean square of the estimate for white noise of unit variance.
+        degrees_of_freedom: Σ σ² / (σ² + μ|l|²), the number of values of the estimate that the data decide.
+        n_unknowns: the number of values of the estimate.
+        is_sampled: only a part of the frequencies was computed.
     """
 
-    sigma_max: float
-    sigma_min: float
     threshold: float
     rank: int
     n_values: int
@@ -57,29 +60,71 @@ def measure_conditioning(modes: TorusModes, inverse: InverseFilter) -> Condition
     sigma, n_points = modes.sigma, math.prod(modes.torus)
     threshold = inverse.threshold(modes)
     weights = modes.weights[..., None]
-    n_unknowns = modes.vh.shape[-1] * n_points
     return Conditioning(
-        sigma_max=synchronize.as_number(sigma.max()),
-        sigma_min=synchronize.as_number(sigma.min()),
         threshold=threshold,
         rank=round(synchronize.as_number((weights * (sigma > threshold)).sum())),
         n_values=sigma.shape[-1] * n_points,
         noise_gain=inverse.noise_gain(modes),
         degrees_of_freedom=synchronize.as_number((weights * inverse.passed(modes)).sum()),
-        n_unknowns=n_unknowns,
+        n_unknowns=modes.vh.shape[-1] * n_points,
         is_sampled=not modes.is_complete,
     )
 
 
+def removed_share(taps: Tensor, image_size: Size, limit: float) -> float:
+    """Compute the share of frequencies whose smallest singular value is below `limit` times the largest of those."""
+    wide = to_float64(taps.detach())
+    n_outputs, n_inputs = wide.shape[:2]
+    affordable = MAX_BLOCK_OPERATIONS / max(n_outputs * n_inputs * min(n_outputs, n_inputs), 1)
+    side = max(int(min(MAX_GRID, affordable ** (1 / len(image_size)))), 8)
+    grid = tuple(min(n, side) for n in image_size)
+    numbers = tuple(torch.arange(n, device=wide.device) for n in grid)
+    with single_threaded(wide.device):
+        smallest = singular_values(symbol_at(wide, grid, numbers)).amin(-1)
+    return synchronize.as_number((smallest < limit * smallest.max()).to(smallest.dtype).mean())
+
+
+Widths = tuple[tuple[float | None, ...], ...]
+"""Full widths at half maximum, in pixels: for each channel, along each axis of space; `None` if it never halves."""
+
+
+def measure_resolution(taps: Tensor, image_size: Size, inverse: InverseFilter) -> Widths:
+    """Measure how wide blur and inverse together make a single bright pixel; 1 is one pixel.
+
+    The response (KᴴK + μ|l|²)⁻¹KᴴK is computed on the torus of the image, or on a smaller one that holds all of it.
+    """
+    n_outputs, n_inputs = taps.shape[:2]
+    cost = 1 if n_outputs == n_inputs == 1 else max(n_outputs * n_inputs * min(n_outputs, n_inputs), 512)
+    side = min(MAX_SIDE, max(int((MAX_BLOCK_OPERATIONS / cost) ** (1 / (taps.ndim - 2))), 8))
+    torus = tuple(min(n, side) for n in image_size)
+    modes = torus_modes(taps, torus, is_bounded=False)
+    transfer = (squared_modulus(modes.vh) * inverse.passed(modes)[..., None]).sum(dim=-2).movedim(-1, 0)
+    response = torch.fft.irfftn(transfer.to(modes.vh.dtype), s=torus, dim=space_axes(len(torus)))
+    return tuple(
+        tuple(_width(channel.movedim(axis, 0).reshape(n, -1)[:, 0]) for axis, n in enumerate(torus))
+        for channel in response
+    )
+
+
+def widest(widths: Widths) -> float | None:
+    """Give the largest width of all channels; `None` if one of them never falls to half."""
+    values = [width for of_channel in widths for width in of_channel]
+    return None if None in values else max(width for width in values if width is not None)
+
+
+def _width(line: Tensor) -> float | None:
+    """Find twice the distance from the peak, at index 0, at which a line falls to half of it."""
+    values = synchronize.as_numbers(line[: len(line) // 2 + 1])
+    half = values[0] / 2
+    for at in range(1, len(values)):
+        if values[at] < half:
+            return 2 * (at - 1 + (values[at - 1] - half) / (values[at - 1] - values[at]))
+    return None
+
+
 @dataclass(frozen=True)
 class LostDirections:
-    """The directions of the input that leave no trace in the data.
-
-    Attributes:
-        n_lost: how many there are, or at least are.
-        n_unknowns: numbers of the input.
-        is_exact: all of them were counted.
-    """
+    """How many of `n_unknowns` directions of the input leave no trace in the data, or at least how many."""
 
     n_lost: int
     n_unknowns: int
@@ -87,22 +132,22 @@ class LostDirections:
 
     @property
     def sentence(self) -> str:
-        """The count with what it means, without a full stop."""
+        """The count and its meaning, without a full stop."""
         least = "" if self.is_exact else "at least "
         count = f"{least}{self.n_lost} of {self.n_unknowns} directions of the input"
-        return f"{count} leave no trace in the data: the part of the input along them cannot be had back"
+        return f"{count} leave no trace in the data: the part of the input along them cannot be recovered"
 
 
 def count_lost_directions(inverse: PseudoInverse) -> LostDirections:
-    """Count the directions that the data lose by the rank of the matrix, or of the kernel's symbol if that is unknown.
+    """Count the directions that the data lose, by the rank of the matrix or else of the kernel's symbol.
 
-    The symbol counts all on a torus. Under another boundary, or for λ > 0, it counts what every frequency loses.
+    The symbol counts all of them on a torus. Under another boundary, or for λ > 0, it counts what every frequency
+    loses.
     """
     operator, geometry, taps = inverse.operator, inverse.geometry, inverse.operator.kernel
     n_unknowns = math.prod(operator.input_shape)
     if inverse.rank is not None:
         return LostDirections(n_unknowns - inverse.rank, n_unknowns, is_exact=True)
-    n_pixels = min(math.prod(geometry.image_size), math.prod(geometry.output_size))
     if inverse.problem.lam > 0 or operator.is_layer:
         rank = min(math.prod(operator.output_shape), n_unknowns)
         return LostDirections(n_unknowns - rank, n_unknowns, is_exact=False)
@@ -111,50 +156,38 @@ def count_lost_directions(inverse: PseudoInverse) -> LostDirections:
     if operator.boundary.is_periodic and geometry.image_size == geometry.output_size and modes.is_complete:
         return LostDirections(n_unknowns - found.rank, n_unknowns, is_exact=True)
     rank = synchronize.as_index((modes.sigma > found.threshold).sum(dim=-1).max())
+    n_pixels = min(math.prod(geometry.image_size), math.prod(geometry.output_size))
     return LostDirections(n_unknowns - rank * n_pixels, n_unknowns, is_exact=False)
 
 
-def null_share_of_outputs(modes: TorusModes, images: Tensor, threshold: float) -> float:
-    """Compute which part of the energy of outputs no image explains: 1 − ‖UᴴY‖² / ‖Y‖² over singular values that count.
+@dataclass(frozen=True)
+class DeterminedShare:
+    """The part of an input's dimensions that the outputs determine.
 
-    Args:
-        modes: on the torus of the outputs.
-        images: shape `(*batch, C_out, N1, N2, ...)`.
-        threshold: singular values up to here count as zero.
+    Attributes:
+        share: from 0 to 1.
+        n_dimensions: dimension of the input.
+        is_exact: whether it is the rank of the derivative. If not, it is the part of white noise that conjugate
+            gradients recover, which leaves out what the outputs hardly show.
     """
-    spectrum = modes.transformed(images)
-    return _null_share(modes, modes.of_outputs(spectrum), modes.energy(spectrum), threshold)
+
+    share: float
+    n_dimensions: int
+    is_exact: bool
 
 
-def null_share_of_inputs(modes: TorusModes, images: Tensor, threshold: float) -> float:
-    """Compute which part of the energy of images `(*batch, C_in, N1, N2, ...)` lies in the kernel's null space."""
-    spectrum = modes.transformed(images)
-    return _null_share(modes, modes.of_inputs(spectrum), modes.energy(spectrum), threshold)
+def determined_share(jacobian: LinearOperator, like: Tensor) -> DeterminedShare:
+    """Measure the part of an input's dimensions that the outputs determine, by the derivative J at the input.
 
-
-def _null_share(modes: TorusModes, coefficients: Tensor, energy: Tensor, threshold: float) -> float:
-    squares = squared_modulus(coefficients)
-    passed = synchronize.as_number((modes.weights[..., None] * torch.where(modes.sigma > threshold, squares, 0)).sum())
-    whole = synchronize.as_number((modes.weights * energy).sum())
-    return max(1 - passed / whole, 0.0) if whole > 0 else 0.0
-
-
-def gain_map(taps: Tensor, image_size: Size) -> Tensor:
-    """Map the largest and the smallest singular value over all frequencies, zero in the middle.
-
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        image_size: of the torus; a large one is looked at on a coarser grid.
-
-    Returns:
-        Shape `(2, n1, n2, ...)`, at the frequencies of `fftshift(fftfreq(n))` cycles a pixel along each axis.
+    `like` is a tensor of the input's shape, dtype and device.
     """
-    wide = to_float64(taps.detach())
-    n_outputs, n_inputs = wide.shape[:2]
-    affordable = MAX_MAP_OPERATIONS / max(n_outputs * n_inputs * min(n_outputs, n_inputs), 1)
-    side = max(int(min(MAX_MAP, affordable ** (1 / len(image_size)))), 8)
-    grid = tuple(min(n, side) for n in image_size)
-    frequencies = tuple((torch.arange(n, device=wide.device) - n // 2) % n for n in grid)
-    with single_threaded(wide.device):
-        values = singular_values(symbol_at(wide, grid, frequencies))
-    return torch.stack([values.amax(-1), values.amin(-1)])
+    n_inputs, n_outputs = math.prod(jacobian.input_shape), math.prod(jacobian.output_shape)
+    if n_inputs * n_outputs <= MAX_DENSE_ENTRIES:
+        rank = synchronize.as_index(torch.linalg.matrix_rank(jacobian.as_matrix()))
+        return DeterminedShare(rank / n_inputs, n_inputs, is_exact=True)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    # Conjugate gradients from zero find J⁺Jv: the rest of the noise v lies in the null space of J.
+    seen = iterate(NormalEquations(jacobian, jacobian.forward(noise)), RULE).value
+    lost = synchronize.as_number((noise - seen).square().sum() / noise.square().sum())
+    return DeterminedShare(1 - lost, n_inputs, is_exact=False)

@@ -1,11 +1,11 @@
 """Predicts the error of estimates, pixel by pixel, by probing the inverse that made them.
 
 Images are drawn from the model that was fitted to the data (`image_model.py`), blurred by the operator under its real
-boundary, noised, and restored by the same inverse; the difference is the error. It has a part that the noise makes, and
-a part that the data do not determine: what the kernel and compression (`lost_signal.py`) took away, and near the edges
-what lies outside. Errors of the second kind are larger where the image has more detail, so they are spread in
-proportion to the detail of the estimate around each pixel. Near the edges an estimate has less detail than the image
-has; where compression left noise, that of drawn images says how much less.
+boundary, get noise, and are restored by the same inverse: the difference is the error. One part comes from the noise.
+The other is not determined by the data: the kernel and compression removed it, or it lies outside of the frame. That
+part is larger where the image has more detail, so it is spread in proportion to the detail of the estimate around each
+pixel. Near the edges an estimate has less detail than the image; where compression left noise, the drawn images show
+how much less.
 """
 
 from __future__ import annotations
@@ -16,43 +16,45 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.edge_bands import EdgeBands
-from deconv_cli.diagnostics.error_profile import ErrorProfile, smoothed_energy
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.lost_signal import is_lossy, without_lost
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
-from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
-from deconv_cli.diagnostics.probed_frame import with_smaller_frame
+from deconv_cli.diagnostics.periodic_extension import affordable_window, lambda_of_size
+from deconv_cli.diagnostics.predicted_error import ErrorBand, ErrorProfile, PredictedError, smoothed_energy
+from deconv_cli.diagnostics.probing import roomy_torus
+from deconv_cli.diagnostics.residual import EdgeBands
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, squared_gradient
-from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.operators.axes import crop, space_axes, squared_gradient
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Size
 
 N_PROBES = 8
-"""Images to draw where they have 256 × 256 pixels and at most three channels; where bands hold more samples than there,
-fewer will do."""
+"""Images to draw for 256 × 256 pixels and at most three channels; fewer if the bands hold more samples."""
 _MIN_PROBES = 2
 _MAX_PROBES_OF_SIGNALS = 256
-"""Of a signal only two samples lie at each distance from the ends."""
+"""A signal has only two samples at each distance from its ends."""
 _LEAST_CONTRAST = 0.01
 _LEAST_DETAIL = 0.1
 """Of drawn estimates at one distance from the edge, relative to the mean."""
-
 _MIN_DEPTH = 16
 _KERNEL_WIDTHS = 4
 _MAX_PIXELS = 2**21
+_SIDE, _SIDE_OF_SIGNALS = 1024, 64
+"""A frame with the pixels of a square of this side contains each band of a larger one often enough."""
+_LEAST_INSIDE = 32
+"""Pixels between bands of opposite edges."""
+_WORTHWHILE = 0.5
+"""Part of the pixels of the whole frame above which a smaller one saves too little to be built."""
 
 
 class ErrorPredictor:
-    """Predicts the errors of estimates that one inverse made; what noise becomes is probed once for all of them.
+    """Predicts the errors of estimates that one inverse made; it probes the noise once for all of them.
 
     Args:
         inverse: what made the estimates.
         n_images: estimates whose errors are pooled in the end.
-        n_pieces: of one picture, whose errors are pooled too, each with a predictor of its own.
-        n_probes: images to draw for each; by default as many as sizes and numbers ask for.
+        n_pieces: pieces of one picture whose errors are pooled, each with a predictor of its own.
+        n_probes: images to draw for each; by default enough for the size.
         seed: of the random numbers.
     """
 
@@ -67,7 +69,7 @@ class ErrorPredictor:
     ) -> None:
         self.seed = seed
         self._bands, device = bands_of(inverse), inverse.kernel.taps.device
-        self._probed = with_smaller_frame(inverse, self._bands.depth)
+        self._probed = _with_smaller_frame(inverse, self._bands.depth)
         size, n_channels = self._probed.geometry.image_size, n_images * inverse.operator.input_shape[0]
         self._probed_bands = self._bands if self._probed is inverse else EdgeBands(size, self._bands.depth, device)
         self.n_probes = _enough_probes(size, n_channels, n_pieces) if n_probes is None else n_probes
@@ -79,28 +81,22 @@ class ErrorPredictor:
         model: ImageModel,
         *,
         contrast: float = math.inf,
-        periodic: Tensor | None = None,
         truth: Tensor | None = None,
     ) -> PredictedError:
-        """Predict the error of the estimate of one image.
+        """Predict the error of the estimate of one image `(C_in, *size)`, cropped to the frame, by a model of its data.
 
-        Args:
-            estimate: shape `(C_in, *size)`, cut to the frame.
-            model: fitted to the data that it came from.
-            contrast: of the image (see `contrast_of`); where the error is larger, nothing is trusted.
-            periodic: the estimate of the same shape that takes the picture to repeat itself.
-            truth: the image itself, of the same shape, to hold the prediction against.
+        Nothing is trusted if the error is larger than the contrast of the image. A truth is compared with the
+        prediction.
         """
         bands = self._bands
         missing, unit_noise, unit_detail = self._probe(estimate, model)
         noise, noise_detail = model.sigma**2 * unit_noise, synchronize.as_number(model.sigma**2 * unit_detail)
         by_band = synchronize.as_numbers(noise), synchronize.as_numbers(missing)
         energy = smoothed_energy(estimate, estimate.ndim - 1)
-        profile = replace(ErrorProfile.of(*by_band, noise_detail, energy), contrast=contrast)
+        profile = ErrorProfile.of(*by_band, noise_detail, energy, contrast)
         squares = profile.squared_parts(energy, bands.distance) | {"estimate": estimate.square()}
-        for name, other in (("periodic", periodic), ("actual", truth)):
-            if other is not None:
-                squares[name] = (estimate - other).square()
+        if truth is not None:
+            squares["actual"] = (estimate - truth).square()
         depth = profile.trusted_depth
         return PredictedError(
             map=squares["predicted"].expand(estimate.shape).sqrt(),
@@ -118,9 +114,8 @@ class ErrorPredictor:
     def _probe(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor, Tensor]:
         """Restore drawn images and, the first time, noise with σ = 1.
 
-        Returns:
-            The squared error of images without noise in each band, where estimates have as much detail as on average,
-            that of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
+        Gives the squared error of images without noise in each band, where estimates have their mean detail, and that
+        of the noise, shape `(depth,)` each, and the mean squared gradient that the noise leaves.
         """
         operator = self._probed.problem.operator
         images, seen = self._drawn(estimate, model)
@@ -134,39 +129,65 @@ class ErrorPredictor:
         else:
             restored = self._restored(outputs)
         missing = self._probed_bands.mean_square(operator.crop_to_frame(restored - images))
-        if is_lossy(model):
+        if model.is_lossy:
             energy = smoothed_energy(operator.crop_to_frame(restored), estimate.ndim - 1)
             detail = self._probed_bands.mean(energy) / energy.mean().clamp_min(1e-30)
             missing = missing / detail.clamp_min(_LEAST_DETAIL)
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
-        """Draw images as large as the operator takes them, around the estimate's mean, and what data show of them."""
+        """Draw images of the operator's size, around the estimate's mean; give them, and what compression leaves."""
         operator = self._probed.problem.operator
         _, *size = operator.input_shape
-        # An image on a torus has no seam; any other is cut out of a larger one.
+        # An image on a torus has no seam; any other is cropped from a larger one.
         is_periodic = operator.boundary.is_periodic
-        torus = tuple(size) if is_periodic else tuple(next_fast_size(n + n // 4) for n in size)
+        torus = tuple(size) if is_periodic else roomy_torus(tuple(size))
         images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
-        seen = without_lost(images, model, self._probed.kernel.taps) if is_lossy(model) else images
+        seen = without_lost(images, model, self._probed.kernel.taps) if model.is_lossy else images
         cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
         return cut, kept
 
     def _restored(self, outputs: Tensor) -> Tensor:
-        """Apply the inverse to outputs `(B, C_out, *size)` of its operator, as many at once as cost little memory."""
+        """Apply the inverse to outputs `(B, C_out, *size)` of its operator, as many at once as need little memory."""
         step = max(1, _MAX_PIXELS // (outputs[0].numel() + 1))
         shape = self._probed.problem.operator.input_shape
         return torch.cat([self._probed.solve(part).value.reshape(-1, *shape) for part in outputs.split(step)])
 
 
+def without_lost(images: Tensor, model: ImageModel, taps: Tensor) -> Tensor:
+    """Compute what compression leaves of images `(B, 1, *torus)`."""
+    size = tuple(images.shape[2:])
+    axes, left = space_axes(len(size)), model.share_left(taps, size).to(images.dtype)
+    return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * left, s=size, dim=axes)
+
+
+def _with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
+    """Build the same inverse for a smaller frame, if one is much smaller.
+
+    Its pixels have the errors of those of the large frame at the same distance from the edge. The inverse of a layer
+    stays as it is, since its errors differ from phase to phase.
+    """
+    if inverse.operator.is_layer:
+        return inverse
+    size, least = inverse.geometry.image_size, 2 * depth + _LEAST_INSIDE
+    if inverse.penalty == "identity" and min(size) < least:
+        return inverse  # it suppresses long waves, of which a shorter thin frame has fewer
+    window = affordable_window(size, _SIDE if len(size) > 1 else _SIDE_OF_SIGNALS)
+    frame = tuple(min(n, max(side, least)) for n, side in zip(size, window, strict=True))
+    if math.prod(frame) > _WORTHWHILE * math.prod(size):
+        return inverse
+    lam = lambda_of_size(inverse.settings.lam, inverse.spectrum.sigma_max, inverse.kernel, frame)
+    return PseudoInverse(inverse.kernel, frame, replace(inverse.settings, lam=lam))
+
+
 def bands_of(estimator: Estimator) -> EdgeBands:
-    """Group the pixels of an estimator's images by their distance from the edge, as far as their errors are told."""
+    """Group the pixels of an estimator's images by their distance from the edge."""
     depth = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(estimator.kernel.size))
     return EdgeBands(estimator.geometry.image_size, depth, estimator.kernel.taps.device)
 
 
 def describe_bands(bands: EdgeBands, squares: dict[str, Tensor]) -> tuple[ErrorBand, ...]:
-    """Pool squares over bands, by the names of `ErrorBand`; their shape is that of the picture or of its channels."""
+    """Pool squares of the shape of the picture or of its channels over bands; their names are those of `ErrorBand`."""
     n_pixels = synchronize.as_numbers(bands.count)
     rms = {name: synchronize.as_numbers(bands.mean(values).sqrt()) for name, values in squares.items()}
     return tuple(
@@ -176,7 +197,7 @@ def describe_bands(bands: EdgeBands, squares: dict[str, Tensor]) -> tuple[ErrorB
 
 
 def _enough_probes(size: Size, n_channels: int, n_pieces: int) -> int:
-    """Count the images to draw for each piece, for as many samples along all edges as 256 × 256 pixels have."""
+    """Count the images to draw for each piece, so that all edges have as many samples as those of 256 × 256 pixels."""
     n_axes = len(size)
     along_edge = 2 * n_axes * math.prod(size) ** ((n_axes - 1) / n_axes)
     enough = round(N_PROBES * 1024 / along_edge / max(n_channels / 3, 1) / n_pieces)
@@ -184,13 +205,10 @@ def _enough_probes(size: Size, n_channels: int, n_pieces: int) -> int:
 
 
 def contrast_of(output: Tensor, sigma_max: float) -> float:
-    """Compute a contrast that an image has at least, from its data: they have at most σmax times as much.
+    """Compute a lower bound of the contrast of an image from its data `(C_out, *space)`.
 
-    A hundredth of the brightness is conceded, so that an image without detail has a scale too.
-
-    Args:
-        output: the data, shape `(C_out, *space)`.
-        sigma_max: largest singular value of the kernel.
+    The data have at most σmax times that contrast. A hundredth of the brightness counts as contrast, so that an image
+    without detail has a scale too.
     """
     means = output.flatten(1).mean(dim=1, keepdim=True)
     spread = synchronize.as_number((output.flatten(1) - means).square().mean().sqrt())

@@ -1,15 +1,14 @@
 """A statistical model of an image and its noise, fitted to data by frequency.
 
-Photographs have power spectra that fall with a power of frequency (Field, "Relations between the statistics of natural
-images and the response properties of cortical cells", Journal of the Optical Society of America A 4, 1987), more of it
-in some directions than in others. So log E|x(θ)|² is taken to be linear in log |θ|, with a slow function of direction;
-the channels have one covariance C at all frequencies. A component of the data with the input mixture v then has the
-power E|b|² = S²(vᴴCv)E|x|² + σ². The noise is found from all frequencies. The image is then found from those where the
-estimate passes from following the data to ignoring them, since there begins what it hides. Both times the likelihood is
-the largest (Whittle, "Estimation and information in stationary time series", Arkiv för Matematik 2, 1953), by Fisher
-scoring. Where the noise is that of lossy compression, weak detail was taken away (`quantization.py`): a component then
-has the power A²S²(vᴴCv)E|x|² + σ², where A, the part that is left, follows from the model itself. With A = 1 images
-would be taken to be smoother than they are.
+The power spectra of photographs fall with a power of frequency (Field, "Relations between the statistics of natural
+images and the response properties of cortical cells", Journal of the Optical Society of America A 4, 1987), and depend
+on direction. So log E|x(θ)|² is linear in log |θ|, plus a slow function of direction; the channels have one covariance
+C at all frequencies. A component of the data with the input mixture v has the power E|b|² = S²(vᴴCv)E|x|² + σ². All
+frequencies give the noise. The frequencies at which the estimate turns from following the data to ignoring them then
+give the image, since beyond them the data are hidden. Fisher scoring maximizes both likelihoods (Whittle, "Estimation
+and information in stationary time series", Arkiv för Matematik 2, 1953). Lossy compression also removes weak detail
+(`stored_samples.py`), as do smoothing and demosaicing: a component then has the power A²S²(vᴴCv)E|x|² + σ², where the
+remaining part A follows from the model itself. With A = 1 images would seem smoother than they are.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.continuation import Continuation
-from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
-from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.diagnostics.quantization import gain_in_blocks, part_left
+from deconv_cli.diagnostics.hann_window import squared_modulus
+from deconv_cli.diagnostics.noise_spectrum import interpolated
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
+from deconv_cli.diagnostics.polar_bins import directional_functions, frequency_grid
 from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.stored_samples import gain_in_blocks, part_left
+from deconv_cli.diagnostics.torus_modes import mean_gain
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, space_axes
@@ -36,15 +37,15 @@ _N_STEPS = 60
 _N_HALVINGS = 12
 _CONVERGED = 1e-7
 _SLOPES, _SLOPE_SPREADS = {1: -0.7, 2: -1.2, 3: -1.4}, {1: 0.5, 2: 0.15, 3: 0.15}
-"""What images are like, by their number of axes. The slope of most photographs lies near that of 1 / θ. That of a line
-through one is half a power less; in a stack solids have one of 2, sheets of 1, threads of 0.5."""
+"""Prior of the slope, by the number of axes. Most photographs have amplitudes near 1 / θ, a line through one half a
+power less; in a stack solids have a power of 2, sheets of 1, threads of 0.5."""
 _SLOPE_OF_LOSSY = {2: -1.3}
-"""The same where compression left nothing of weak detail, which the data then do not tell: with it the predicted errors
-of 53 photographs as JPEG files, none of them in `benchmarks/jpeg.py`, came nearest to the real ones."""
+"""The same if compression removed weak detail, so that the data do not show the slope: the predicted errors of 53
+photographs as JPEG files, none of them in `benchmarks/jpeg.py`, were nearest to the real ones."""
 _N_ROUNDS_OF_LOSSY = 6
 _CONSTANT_SPREAD, _ANGULAR_SPREAD = 1e3, 0.7
 _TEMPER = 0.03
-"""Weight of a component: in a real picture neighboring frequencies are not independent."""
+"""Weight of a component: neighboring frequencies of a real picture depend on one another."""
 _LOWEST_SHARE = 0.1
 _LEAST_WEIGHT = 1e-4
 
@@ -57,7 +58,7 @@ class ImageModel:
         coefficients: of log E|x|², shape `(6,)` for two axes: the constant, its variation with direction, the slope.
         channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
         sigma: standard deviation of the noise, in units of the samples.
-        noise: what kind of noise it is.
+        noise: the kind of noise.
     """
 
     coefficients: Tensor
@@ -67,12 +68,9 @@ class ImageModel:
 
     @classmethod
     def isotropic(cls, exponent: float, channels: Tensor, size: Size) -> ImageModel:
-        """Make a model without noise that is the same in all directions, its pixels varying by one on average.
+        """Make an isotropic model without noise, with amplitudes 1 / θᵖ, the factor G, and pixels of unit variance.
 
-        Args:
-            exponent: p in 1 / θᵖ.
-            channels: G.
-            size: of the images whose pixels vary so.
+        The variance is the mean over images of `size`.
         """
         coefficients = channels.new_zeros(_basis((2,) * len(size), channels).shape[1])
         coefficients[-1] = -exponent
@@ -82,7 +80,7 @@ class ImageModel:
 
     @property
     def exponent(self) -> float:
-        """How fast the amplitude falls with frequency, on average: p in 1 / θᵖ, at a radian a pixel."""
+        """How fast the amplitude falls with frequency: p in 1 / θᵖ, at a radian a pixel."""
         return -synchronize.as_number(self.coefficients[-1])
 
     def power(self, torus: Size) -> Tensor:
@@ -100,9 +98,23 @@ class ImageModel:
         spectrum = torch.fft.rfftn(mixed, dim=axes) * self.power(torus).sqrt().to(dtype)
         return torch.fft.irfftn(spectrum, s=torus, dim=axes)
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the noise removed weak detail, as far as is known: not if channels are mixed."""
+        return not self.noise.is_white and self.channels.shape[0] == 1
+
+    def share_left(self, taps: Tensor, torus: Size) -> Tensor:
+        """Compute A, the part of the data's amplitude that compression left, at the frequencies of `rfftn`.
+
+        The kernel has taps `(C_out, 1, *k)`; the result is of float64.
+        """
+        seen = self.power(torus) * gain_in_blocks(mean_gain(taps, torus), torus)
+        noise = self.sigma**2 * interpolated(self.noise.spectrum, torus, seen)
+        return part_left(self.sigma**2 * self.noise.spectrum[0] / (seen + noise).clamp_min(1e-30))
+
 
 def fit_image_model(
-    continuation: Continuation,
+    extension: PeriodicExtension,
     y: Tensor,
     estimate: Tensor,
     *,
@@ -113,29 +125,16 @@ def fit_image_model(
     """Fit the model to the data of a picture, or to a piece of them.
 
     Args:
-        continuation: built for the kernel and the size of the data.
+        extension: built for the kernel and the size of the data.
         y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
-        estimate: what was restored from them, shape `(*, C, *size)`, whose channels show how much they have in common.
+        estimate: restored from them, shape `(*, C, *size)`; shows the covariance of its channels.
         lam: λ of the estimate.
         sigma: standard deviation of the noise in the units of the samples, if it is known.
-        least_sigma: an estimate is taken to be at least this, as that of rounding.
+        least_sigma: lower bound of the estimate, such as the noise of rounding.
     """
-    kernel = continuation.kernel
+    kernel = extension.kernel
     channels = common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
-    model = fit_to_power(continuation.continued(y, lam), channels, lam, sigma)
-    model = replace(model, noise=continuation.noise or model.noise)
-    return model if sigma is not None else replace(model, sigma=max(model.sigma, least_sigma))
-
-
-def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float | None = None) -> ImageModel:
-    """Fit the model to power by frequency.
-
-    Args:
-        data: power by frequency.
-        channels: G with GGᵀ the covariance of the channels, shape `(C_in, C_in)`.
-        lam: λ of the estimate whose errors are of interest.
-        sigma: standard deviation of the noise, if it is known.
-    """
+    data = extension.continued(y, lam)
     components = _Components.of(data, channels, lam)
     share = data.observed_share  # the noise is only there
     coefficients, noise = components.fit(components.weight, None if sigma is None else share * sigma**2)
@@ -144,16 +143,18 @@ def fit_to_power(data: SpectralData, channels: Tensor, lam: float, sigma: float 
         coefficients = _fit_to_what_is_left(components, data, data.noise, weight, noise)
     else:
         coefficients, noise = components.fit(weight, noise, coefficients)
-    # What was continued has less detail than the frame, which the power of the whole torus is too small for.
+    # The continued part has less detail, so the power of the whole torus is smaller than that of the frame.
     coefficients[0] -= math.log(data.detailed_share)
-    return ImageModel(coefficients, channels, (noise / share) ** 0.5)
+    found = (noise / share) ** 0.5
+    least = least_sigma if sigma is None else 0.0
+    return ImageModel(coefficients, channels, max(found, least), extension.noise or WHITE)
 
 
 @dataclass(frozen=True, eq=False)
 class _Components:
-    """Components of the data, evenly spaced, but for the mean: each member of shape `(n,)`, the basis `(n, m)`.
+    """Evenly spaced components of the data without the mean: members of shape `(n,)`, the basis `(n, m)`.
 
-    `slope` is the one to be expected, `n_axes` the number of axes of space.
+    `slope` is the mean of its prior, `n_axes` the number of axes of space.
     """
 
     gain: Tensor
@@ -185,7 +186,7 @@ class _Components:
         )
 
     def fit(self, weight: Tensor, noise: float | None, start: Tensor | None = None) -> tuple[Tensor, float]:
-        """Find coefficients, and the power of the noise unless it is given."""
+        """Fit the coefficients, and the power of the noise unless it is given."""
         is_free = noise is None
         dtype, device = self.gain.dtype, self.gain.device
         center, spread = self._expectations()
@@ -214,14 +215,14 @@ class _Components:
         return parameters[:-1], math.exp(synchronize.as_number(parameters[-1]))
 
     def start(self, weight: Tensor) -> Tensor:
-        """Give the coefficients to be expected, with the constant that the data have."""
+        """Give the mean of the prior, with the constant of the data."""
         start, _ = self._expectations()
         passed = (self.gain * (self.basis @ start).exp() * weight).sum()
         start[0] = ((self.power * weight).sum() / passed).clamp_min(1e-30).log()
         return start
 
     def _expectations(self) -> tuple[Tensor, Tensor]:
-        """Say what coefficients are before anything was seen, and how far they may be from that: `(m,)` each."""
+        """Give mean and standard deviation of the prior of the coefficients, `(m,)` each."""
         center = self.gain.new_zeros(self.basis.shape[1])
         spread = torch.full_like(center, _ANGULAR_SPREAD)
         center[-1] = self.slope
@@ -242,7 +243,7 @@ class _Components:
     def _scoring_step(
         self, parameters: Tensor, weight: Tensor, ridge: Tensor, middle: Tensor, *, is_free: bool
     ) -> Tensor:
-        """Solve with the expected curvature; the last parameter is the logarithm of the noise."""
+        """Take a step by the expected curvature; the last parameter is the logarithm of the noise."""
         signal, expected = self._expected(parameters)
         share = signal / expected
         slopes = torch.cat([share[:, None] * self.basis, (1 - share)[:, None] * float(is_free)], dim=1)
@@ -258,7 +259,7 @@ class _Components:
 
 
 def _kept(data: SpectralData) -> Tensor:
-    """Number the frequencies that are looked at, evenly spaced, without the first."""
+    """Number the frequencies to use, evenly spaced, without the first."""
     step = max(1, data.power.numel() // _MAX_COMPONENTS)
     return torch.arange(1, data.power.shape[0], step, device=data.power.device)
 
@@ -266,14 +267,10 @@ def _kept(data: SpectralData) -> Tensor:
 def _fit_to_what_is_left(
     components: _Components, data: SpectralData, spectrum: Tensor, weight: Tensor, noise: float
 ) -> Tensor:
-    """Find coefficients of an image of one channel whose weak detail was taken away.
+    """Fit the coefficients of an image of one channel that lost weak detail.
 
-    Args:
-        components: of the data.
-        data: power by frequency.
-        spectrum: of the noise of the data, which is that of strong coefficients at the lowest frequency.
-        weight: of each component.
-        noise: power of the noise, as the components have it.
+    The noise has a power of `noise` in the components, and a spectrum that is the error of strong coefficients at the
+    lowest frequency.
     """
     kept, torus, level = _kept(data), data.modes.torus, noise / data.observed_share
     gain = gain_in_blocks(data.modes.sigma.square().sum(dim=-1), torus).flatten()[kept]
@@ -300,7 +297,7 @@ def common_factor(estimate: Tensor, n_channels: int, n_axes: int) -> Tensor:
 
 
 def _basis(torus: Size, like: Tensor) -> Tensor:
-    """Evaluate the functions whose combination log E|x|² is, in the precision of `like`: `(F, m)`."""
+    """Evaluate the functions that log E|x|² is a combination of, in the precision of `like`: `(F, m)`."""
     waves = frequency_grid(torus, like)
     radius = torch.linalg.vector_norm(waves, dim=-1)
     radius = torch.where(radius > 0, radius, 1)
@@ -308,5 +305,5 @@ def _basis(torus: Size, like: Tensor) -> Tensor:
     if len(torus) == 2:
         cosine, sine = directions[1:]
         directions += [2 * cosine.square() - 1, 2 * sine * cosine]  # of four times the angle
-    # Amplitudes 1 / θ have the power θ⁻², so that a coefficient of −1 belongs to the slope.
+    # Amplitudes 1 / θ have the power θ⁻²: the coefficient of the slope is −1.
     return torch.stack([*directions, 2 * radius.log()], dim=-1).flatten(0, -2)

@@ -27,13 +27,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.power_by_gain import PowerByGain
-from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.spectral_data import PowerByGain, SpectralData
 from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import LambdaRule
 
 SMALLEST, LARGEST = 1e-9, 1e3
-"""No λ outside of these is considered: below, rounding of single precision is larger than what λ holds back."""
+"""Range of λ. Below it, rounding of single precision is larger than what λ suppresses."""
 ROBUSTNESS = 0.7
 """γ of the robust cross-validation; 1 for the plain one."""
 
@@ -44,14 +43,7 @@ _GOLDEN_STEPS = 12
 
 @dataclass(frozen=True)
 class LambdaCurve:
-    """What a rule minimizes, over λ.
-
-    Attributes:
-        rule: the rule.
-        lams: the λ that were tried, ascending.
-        values: what the rule minimizes, one for each λ.
-        chosen: the λ of the minimum.
-    """
+    """What a rule minimizes, at ascending λ, and the λ of the minimum."""
 
     rule: LambdaRule
     lams: tuple[float, ...]
@@ -65,23 +57,20 @@ class LambdaCurve:
 
 
 def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: float) -> LambdaCurve:
-    """Choose λ by one rule.
+    """Choose λ by one rule from power by frequency, or by gain, which `whiteness` cannot use.
 
-    Args:
-        rule: which; `whiteness` looks at frequencies, and so at `SpectralData` alone.
-        data: power by frequency, or by gain.
-        sigma: standard deviation of the noise, in the units of the samples; only `upre` and `discrepancy` use it.
+    Only `upre` and `discrepancy` use the standard deviation of the noise, in the units of the samples.
     """
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
     by_gain = data.by_gain if isinstance(data, SpectralData) else data
     if rule is LambdaRule.LCURVE:
         return _sharpest_bend(by_gain, lams)
-    # Where data were continued by the model there is no noise, and the residual is all but zero.
+    # The continued part has no noise, and nearly no residual.
     sigma = sigma * by_gain.observed_share**0.5
 
     def criteria(lams: list[float]) -> list[float]:
-        column = _column(lams, by_gain)
+        column = by_gain.ratio.new_tensor(lams)[:, None]  # a row for each λ, beside the gains
         if rule is LambdaRule.WHITENESS:
             assert isinstance(data, SpectralData)
             return synchronize.as_numbers(_whiteness(data, column))
@@ -112,35 +101,25 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> float:
     return math.exp((a + b) / 2)
 
 
-def _column(lams: list[float], data: PowerByGain) -> Tensor:
-    """Arrange λ so that each has a row of its own beside the gains, shape `(k, 1)`."""
-    return torch.tensor(lams, dtype=data.ratio.dtype, device=data.ratio.device)[:, None]
-
-
 def _left(ratio: Tensor, lam: Tensor | float) -> Tensor:
-    """1 − f, the part of each component that stays in the residual."""
+    """1 − f, the part of each component that stays in the residual: 0 where the penalty is zero."""
     return lam / (ratio + lam)
 
 
-def _passed(ratio: Tensor, lam: Tensor | float) -> Tensor:
-    """f, the part that the estimate explains: 1 where the penalty is zero."""
-    return 1 - _left(ratio, lam)
-
-
 def residual_square_sum(data: PowerByGain, lam: Tensor | float) -> Tensor:
-    """Compute RSS, for all images of the batch together, in squared units of the samples; for λ `(k, 1)` of each."""
+    """Compute RSS for all images of the batch together, in squared units of the samples; for each λ of `(k, 1)`."""
     return (_left(data.ratio, lam).square() * data.power).sum(dim=-1) + data.outside
 
 
 def effective_parameters(data: PowerByGain, lam: Tensor | float) -> Tensor:
-    """Compute EDF, for all images of the batch together; for λ of the shape `(k, 1)` of each."""
-    return (data.count * _passed(data.count_ratio, lam)).sum(dim=-1)
+    """Compute EDF for all images of the batch together; for each λ of `(k, 1)`."""
+    return (data.count * (1 - _left(data.count_ratio, lam))).sum(dim=-1)
 
 
 def _gcv(data: PowerByGain, lam: Tensor, _sigma: float) -> Tensor:
     n = data.n_data
     plain = n * residual_square_sum(data, lam) / (n - effective_parameters(data, lam)).square()
-    squares = (data.count * _passed(data.count_ratio, lam).square()).sum(dim=-1)
+    squares = (data.count * (1 - _left(data.count_ratio, lam)).square()).sum(dim=-1)
     return plain * (ROBUSTNESS + (1 - ROBUSTNESS) * squares / n)
 
 
@@ -184,8 +163,10 @@ def _whiteness(data: SpectralData, lam: Tensor) -> Tensor:
 
 def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
     """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
-    column = _column(lams, data)
-    across, down = residual_square_sum(data, column).log(), _penalty(data, column).log()
+    column = data.ratio.new_tensor(lams)[:, None]
+    ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
+    penalty = (ratio / (ratio + column).square() * data.power).sum(dim=-1)  # ‖Lx‖², up to a constant factor
+    across, down = residual_square_sum(data, column).log(), penalty.log()
     first = [torch.gradient(v)[0] for v in (across, down)]
     second = [torch.gradient(v)[0] for v in first]
     speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
@@ -195,12 +176,6 @@ def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
     values = synchronize.as_numbers((-bend).nan_to_num(posinf=1e300))
     best = min(range(1, len(lams) - 1), key=lambda k: values[k])
     return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
-
-
-def _penalty(data: PowerByGain, lam: Tensor) -> Tensor:
-    """Compute ‖Lx‖², up to a constant factor."""
-    ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
-    return (ratio / (ratio + lam).square() * data.power).sum(dim=-1)
 
 
 _CRITERIA: dict[LambdaRule, Callable[[PowerByGain, Tensor, float], Tensor]] = {

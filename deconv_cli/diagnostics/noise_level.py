@@ -1,13 +1,13 @@
-"""How large white noise is, from the data alone: three estimates, for three states of knowledge.
+"""How large the noise is, from the data alone.
 
-* `estimate_noise` knows nothing but the picture. It is for what must be known before any inverse is built: the weight
-  of the total variation.
-* `estimate_noise_of_spectrum` knows the kernel, and data that were continued onto a torus. It is for the choice of λ,
-  and always gives a number.
-* `estimate_noise_of_blurred` knows only that some blur was there. It is for tests of a residual, where the kernel
-  itself is in doubt, and gives no number where there is none to trust.
+* `estimate_noise` uses the picture alone. It is for the weight of the total variation, before any inverse is built.
+* `estimate_noise_of_spectrum` uses the kernel, and data on a torus. It is for the choice of λ, and always gives a
+  number.
+* `estimate_noise_of_blurred` assumes some blur. It is for tests of a residual, where the kernel itself may be wrong,
+  and gives no number if it finds none to trust.
+* `estimate_gain` finds how many units of the samples one count of light is, if the noise is that of counts.
 
-A fourth, for the predicted error, is fitted together with the power of the image (`image_model.py`).
+The noise for the predicted error is fitted together with the power of the image (`image_model.py`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1
-"""The part of all components that counts as weak."""
+"""The part of all components that count as weak."""
 NORMAL_MEDIAN = 0.6744897501960817
 """The median of |z| for a standard normal z."""
 _RAYLEIGH_MEDIAN = math.sqrt(math.log(2))
@@ -41,26 +42,28 @@ _MIN_COEFFICIENTS = {1: 48, 2: 48, 3: 200}
 _AGREEMENT = 1.2
 # Which part of the cells must agree on the lowest level.
 _MIN_PART = 0.06
-# A level above this part of the data's own standard deviation is taken for the picture itself.
+# A level above this part of the standard deviation of the data is the picture itself.
 _MAX_LEVEL = 0.35
+
+# Bins of brightness of the photon transfer, and the fewest blocks in one.
+_N_BRIGHTNESS, _MIN_BLOCKS = 10, 50
+# Deviations beyond this many standard deviations are edges, not noise.
+_CLIP, _N_CLIPS = 3.0, 5
+# The bins must span this factor of brightness.
+_MIN_RANGE = 2.0
+# The variance grows with this power of the mean: 1 for counts, 0 for noise that does not depend on brightness.
+_MIN_POWER, _MAX_POWER = 0.6, 1.4
 
 
 def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
-    """Estimate the standard deviation of white noise, from the finest detail of an image.
+    """Estimate the standard deviation of white noise from the finest detail of images `(*batch, C, *size)`.
 
-    The median of the absolute values of differences of second order, which edges change little (Donoho and Johnstone,
-    "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast noise
-    variance estimation", Computer Vision and Image Understanding 64, 1996).
-
-    Args:
-        y: shape `(*batch, C, *size)`, at least three pixels along each axis of space.
-        n_axes: axes of space.
-
-    Returns:
-        In the units of the samples.
+    It is the median of the absolute values of differences of second order, which edges change little (Donoho and
+    Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast
+    noise variance estimation", Computer Vision and Image Understanding 64, 1996). It is in the units of the samples.
 
     Raises:
-        ShapeError: the image is smaller.
+        ShapeError: the image has fewer than three pixels along an axis of space.
     """
     if y.ndim < n_axes or min(y.shape[-n_axes:]) < 3:
         least = format_size((3,) * n_axes)
@@ -75,13 +78,9 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
 
 
 def estimate_noise_of_spectrum(data: SpectralData) -> float:
-    """Estimate the standard deviation of white noise, from the components of the data that the kernel passes least.
+    """Estimate the standard deviation of white noise from the components of the data that the kernel passes least.
 
-    Args:
-        data: power by frequency.
-
-    Returns:
-        In the units of the samples. Where the kernel passes everything well, it is an upper bound.
+    It is in the units of the samples, and an upper bound if the kernel passes everything well.
     """
     gain, power = data.gain.flatten(), data.power.flatten() / data.n_images
     n_weak = max(1, int(_WEAK_SHARE * gain.numel()))
@@ -93,17 +92,12 @@ def estimate_noise_of_spectrum(data: SpectralData) -> float:
 
 
 def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
-    """Estimate the standard deviation of white noise in blurred data.
+    """Estimate the standard deviation of white noise in blurred data, in the units of the samples.
 
-    A blur takes most of the fine detail away, and white noise fills every frequency alike. So the space of frequencies
-    is cut into cells, each cell's level is estimated by its median, and the noise is where the lowest of them agree.
-
-    Args:
-        faded: the data.
-
-    Returns:
-        In the units of the samples, or `None` where the lowest cells differ (something else than white noise fills
-        them), or are hardly below the picture itself.
+    A blur removes most of the fine detail, and white noise has the same power at every frequency. So the space of
+    frequencies is cut into cells, the median gives the level of each cell, and the noise is the level of the lowest
+    cells. `None` if they differ, because not only white noise fills them, or if they are hardly below the picture
+    itself.
     """
     n_axes, power = faded.n_axes, faded.power.flatten(0, 1)
     spread = synchronize.as_number(to_float64(faded.images).std(correction=0))
@@ -119,7 +113,7 @@ def estimate_noise_of_blurred(faded: FadedImages) -> float | None:
 
 
 def _cells(power: Tensor, n_bands: int) -> list[Tensor]:
-    """Cut a half spectrum `(n, *plane)` into bands of like frequency along each axis."""
+    """Cut a half spectrum `(n, *plane)` into bands of similar frequency along each axis."""
     *rows, last = power.shape[1:]
     cells = [power]
     for axis, length in enumerate(rows, start=1):
@@ -132,6 +126,56 @@ def _cells(power: Tensor, n_bands: int) -> list[Tensor]:
 
 @lru_cache(maxsize=64)
 def _rows_by_frequency(length: int, n_bands: int) -> tuple[list[int], list[int]]:
-    """Order the numbers of the frequencies along a whole axis by their band, low ones first; count each band's."""
+    """Order the frequencies along a whole axis by their band, low ones first, and count those of each band."""
     bands = [min(2 * min(number, length - number) * n_bands // length, n_bands - 1) for number in range(length)]
     return sorted(range(length), key=bands.__getitem__), [bands.count(band) for band in range(n_bands)]
+
+
+def estimate_gain(y: Tensor, n_axes: int = 2) -> float | None:
+    """Estimate the gain, in units a count, from the variance of the noise, if it grows in proportion to the mean.
+
+    The photon transfer method (Janesick, Klaasen and Elliott, Charge-coupled-device charge-collection efficiency and
+    the photon-transfer technique, Optical Engineering 26, 1987) on a single image `(*batch, C, *size)` of samples ≥ 0.
+    A block of 2 × 2 samples, or of four in a line, gives a mean and a difference that cancels slopes. The variance of
+    that difference is that of the noise where the image is smooth, as a blurred one is. `None` if it cannot be
+    measured.
+    """
+    a, b, c, d = _blocks(y.to(accumulation_dtype(y)), n_axes)
+    means, order = ((a + b + c + d) / 4).sort()
+    squares = ((a - b - c + d) / 2)[order].square()
+    n = len(means) // _N_BRIGHTNESS
+    if n < _MIN_BLOCKS:
+        return None
+    mean = means[: n * _N_BRIGHTNESS].reshape(_N_BRIGHTNESS, n).mean(dim=1)
+    variance = _clipped_variance(squares[: n * _N_BRIGHTNESS].reshape(_N_BRIGHTNESS, n))
+    if not synchronize.holds_everywhere((mean > 0) & (variance > 0)):
+        return None
+    brightness, size = mean.log(), variance.log()
+    if synchronize.as_number((brightness[-1] - brightness[0]).exp()) < _MIN_RANGE:
+        return None
+    around = brightness - brightness.mean()
+    power = synchronize.as_number((around * (size - size.mean())).sum() / around.square().sum())
+    if not _MIN_POWER <= power <= _MAX_POWER:
+        return None
+    return synchronize.as_number((variance / mean).median())
+
+
+def _blocks(y: Tensor, n_axes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the four samples of each block; a − b − c + d is zero on a slope."""
+    if n_axes == 1:
+        lines = y[..., : y.shape[-1] // 4 * 4].reshape(-1, 4)
+        a, b, c, d = lines.unbind(-1)
+        return a, b, c, d
+    height, width = y.shape[-2] // 2 * 2, y.shape[-1] // 2 * 2
+    y = y[..., :height, :width]
+    a, b, c, d = (y[..., i::2, j::2].flatten() for i in (0, 1) for j in (0, 1))
+    return a, b, c, d
+
+
+def _clipped_variance(squares: Tensor) -> Tensor:
+    """Average the squares of each row without its outliers."""
+    variance = squares.mean(dim=1)
+    for _ in range(_N_CLIPS):
+        is_noise = squares <= _CLIP**2 * variance[:, None]
+        variance = torch.where(is_noise, squares, 0).sum(dim=1) / is_noise.sum(dim=1)
+    return variance

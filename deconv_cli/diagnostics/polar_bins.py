@@ -1,4 +1,4 @@
-"""Bins of frequency and direction on a torus, in any number of axes: the same for all data of one size."""
+"""Frequencies of a torus by size and direction, in any number of axes, and bins of them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,49 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.frequencies import directional_functions, frequency_grid
 from deconv_cli.operators import synchronize
 from deconv_cli.vocabulary import Size
 
 LOWEST = 0.015
-"""Cycles a pixel; what is below is left out."""
+"""Cycles a pixel; the bins leave out lower frequencies."""
 _N_RADIAL, _N_ANGULAR = 96, 12
 _N_LEVELS = 4
-"""Along each axis, the directions in space are told apart by so many sizes of that part of them."""
-_N_SIZES = 4
-"""So many sizes are kept, each of a few megabytes."""
+"""In space, sectors are cut at this number of levels along each axis."""
+
+
+def frequency_grid(torus: Size, like: Tensor) -> Tensor:
+    """Tabulate the frequencies of `torch.fft.rfftn` in radians a pixel, in the precision and on the device of `like`.
+
+    The shape is `(*torus[:-1], torus[-1] // 2 + 1, n_axes)`.
+    """
+    last = len(torus) - 1
+    lines = [
+        (torch.fft.rfftfreq if axis == last else torch.fft.fftfreq)(n, dtype=like.dtype, device=like.device)
+        for axis, n in enumerate(torus)
+    ]
+    return 2 * math.pi * torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
+
+
+def directional_functions(units: Tensor) -> list[Tensor]:
+    """Evaluate the constant and the even functions of second degree of unit vectors `(*, n_axes)`, shape `(*,)` each.
+
+    Those are cos 2φ and sin 2φ in a plane, five in space, and none on a line.
+    """
+    n_axes = units.shape[-1]
+    parts = units.unbind(-1)
+    last = parts[-1]
+    pure = [last.square() - part.square() for part in parts[:-1]]
+    mixed = [2 * parts[i] * parts[j] for i in range(n_axes) for j in range(i + 1, n_axes)]
+    return [torch.ones_like(last), *pure, *mixed]
 
 
 @dataclass(frozen=True, eq=False)
 class PolarBins:
-    """What the n bins that hold any frequency are, and which frequencies of `torch.fft.rfftn` they hold.
+    """The n bins that are not empty, and the frequencies of `torch.fft.rfftn` in each.
 
     Attributes:
-        index: the bin of each frequency, any one for those left out, shape `(F,)`.
-        weight: half of how often each frequency stands in the full spectrum, 0 for those left out, shape `(F,)`.
+        index: the bin of each frequency, arbitrary for those left out, shape `(F,)`.
+        weight: half of how often each frequency occurs in the full spectrum, 0 for those left out, shape `(F,)`.
         count: sums of the weights, shape `(n,)`.
         radius: mean cycles a pixel, shape `(n,)`.
         directions: means of the functions of second degree of the direction, shape `(n,)` each.
@@ -41,11 +64,11 @@ class PolarBins:
     directions: tuple[Tensor, ...]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average over each bin what is given at the frequencies of `torch.fft.rfftn`, shape `(n,)`."""
+        """Average values at the frequencies of `torch.fft.rfftn` over each bin, shape `(n,)`."""
         return _summed(self.index, self.weight * values.flatten(), len(self.count)) / self.count
 
 
-@lru_cache(maxsize=_N_SIZES)
+@lru_cache(maxsize=4)  # a few megabytes each
 def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBins:
     """Lay out the bins on a torus `(N1, N2, ...)`."""
     waves = frequency_grid(torus, torch.empty(0, dtype=dtype, device=device)) / (2 * math.pi)
@@ -68,17 +91,17 @@ def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBi
 
 
 def _summed(index: Tensor, values: Tensor, n_bins: int) -> Tensor:
-    # There are no bins where there is one pixel; what the index names then is nothing.
+    # A single pixel has no bins; then the index is arbitrary.
     return values.new_zeros(max(n_bins, 1)).scatter_add(0, index, values)[:n_bins]
 
 
 def _sectors(units: Tensor) -> tuple[Tensor, int]:
-    """Number the sectors of directions, of which opposite ones are the same; give how many there are too."""
+    """Number the sectors of directions, the same for opposite ones, and count them."""
     if units.shape[-1] == 2:
         angle = torch.atan2(units[..., 0], units[..., 1])
         return ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1), _N_ANGULAR
     sector = torch.zeros_like(units[..., 0], dtype=torch.int64)
-    for part in units.unbind(-1)[:-1]:  # what is left has no sign
+    for part in units.unbind(-1)[:-1]:  # the last one has no sign
         level = ((part + 1) * (_N_LEVELS / 2)).long().clamp_max(_N_LEVELS - 1)
         sector = sector * _N_LEVELS + level
     return sector, _N_LEVELS ** (units.shape[-1] - 1)

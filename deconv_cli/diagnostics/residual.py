@@ -1,20 +1,99 @@
-"""What the estimate leaves unexplained, altogether and by distance from the edge."""
+"""A residual in numbers: altogether, by distance from the edge, and how far its neighbors correlate."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.edge_bands import EdgeBands
+from deconv_cli.diagnostics.hann_window import squared_modulus
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.circulant import next_fast_size, phases, to_float64
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.
 PROFILE_KERNEL_WIDTHS = 2
 MIN_PROFILE_DEPTH = 16
+MAX_LAG = 5
+"""The largest lag along each axis at which neighbors are compared."""
+
+
+def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Tensor:
+    """Count the pixels between each pixel of a part of a picture and the picture's nearest edge, 0 on the edge itself.
+
+    The picture has `size` pixels; the part begins and ends at the given places along each axis.
+    """
+    places = [torch.arange(start, stop, device=device) for start, stop in part]
+    distance, *others = [torch.minimum(place, n - 1 - place) for place, n in zip(places, size, strict=True)]
+    for to_end in others:
+        distance = torch.minimum(distance[..., None], to_end)
+    return distance
+
+
+def band_counts(size: Size, n_bands: int) -> list[int]:
+    """Count the pixels at each distance from the nearest edge; the last band has all that are deeper."""
+    within = [math.prod(max(n - 2 * depth, 0) for n in size) for depth in range(n_bands)]
+    return [n - deeper for n, deeper in zip(within, [*within[1:], 0], strict=True)]
+
+
+class EdgeBands:
+    """Bands of pixels at the same distance from the nearest edge; the innermost one has all that are deeper.
+
+    There are `depth` of them, or fewer in a small image.
+    """
+
+    def __init__(self, size: Size, depth: int, device: torch.device) -> None:
+        self.depth = min(depth, (min(size) + 1) // 2)
+        self._size, self._device = size, device
+        outer, rim = self.depth - 1, []
+        self._inside = [(outer, length - outer) for length in size]
+        for axis, length in enumerate(size):
+            ahead, behind = self._inside[:axis], [(0, n) for n in size[axis + 1 :]]
+            rim += [[*ahead, ends, *behind] for ends in ((0, outer), (length - outer, length))]
+        self._rim = [(_slices(part), edge_distance(size, part, device).flatten()) for part in rim]
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """Pixels between each pixel and the nearest edge, 0 on the edge itself, shape `size`."""
+        return edge_distance(self._size, [(0, length) for length in self._size], self._device)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """How many pixels each band has, shape `(depth,)`."""
+        return torch.tensor(band_counts(self._size, self.depth), device=self._device)
+
+    def mean_square(self, values: Tensor) -> Tensor:
+        """Average the squares of values `(*batch, *size)` over each band and the batch, in double precision."""
+        first, *others = values.reshape(-1, *self._size)
+        # A norm over the axis of the images takes eight times as long.
+        by_pixel = first.to(accumulation_dtype(values), copy=True).square_()
+        for image in others:
+            wide = image.to(by_pixel.dtype)
+            by_pixel.addcmul_(wide, wide)
+        return self._sums(by_pixel) / ((1 + len(others)) * self.count)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average values `(*batch, *size)` over each band and the batch, in double precision where it exists."""
+        dtype = accumulation_dtype(values)
+        return self._sums(values.reshape(-1, *self._size).mean(dim=0, dtype=dtype)) / self.count
+
+    def _sums(self, by_pixel: Tensor) -> Tensor:
+        """Sum values of shape `size` over each band; most of the pixels are in the innermost one."""
+        sums = by_pixel.new_zeros(self.depth)
+        for part, distance in self._rim:
+            sums.scatter_add_(0, distance, by_pixel[part].flatten())
+        sums[-1] += by_pixel[_slices(self._inside)].sum()
+        return sums
+
+
+def _slices(part: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in part)
 
 
 @dataclass(frozen=True)
@@ -22,10 +101,10 @@ class ResidualSummary:
     """The residual y − Ax̂ in numbers.
 
     Attributes:
-        relative: ‖y − Ax̂‖ / ‖y‖ over everything.
+        relative: ‖y − Ax̂‖ / ‖y‖.
         absolute: ‖y − Ax̂‖, in the units of the samples.
         root_mean_square: the same for a single sample.
-        per_channel: ‖y − Ax̂‖ / ‖y‖ for each output channel.
+        per_channel: ‖y − Ax̂‖ / ‖y‖ of each output channel.
     """
 
     relative: float
@@ -36,25 +115,14 @@ class ResidualSummary:
 
 @dataclass(frozen=True)
 class BorderBand:
-    """The residual over the output pixels at one distance from the nearest edge.
-
-    Attributes:
-        distance: pixels to the nearest edge; 0 on the edge itself.
-        residual_rms: root mean square of the residual there, in the units of the samples.
-    """
+    """The root mean square of the residual over the output pixels at one distance, in pixels, from the nearest edge."""
 
     distance: int
     residual_rms: float
 
 
 def summarize_residual(residual: Tensor, data: Tensor, n_axes: int = 2) -> ResidualSummary:
-    """Measure a residual against the data it belongs to.
-
-    Args:
-        residual: y − Ax̂, shape `(*batch, C, *space)`.
-        data: y, less the bias if there is one; of the same shape.
-        n_axes: how many axes of space there are.
-    """
+    """Compare a residual with its data less the bias, both of shape `(*batch, C, *space)`."""
     of_residual, of_data = _square_sums(residual, n_axes), _square_sums(data, n_axes)
     total = synchronize.as_number(of_residual.sum())
     return ResidualSummary(
@@ -66,15 +134,7 @@ def summarize_residual(residual: Tensor, data: Tensor, n_axes: int = 2) -> Resid
 
 
 def border_profile(residual: Tensor, kernel_size: Size) -> tuple[BorderBand, ...]:
-    """Follow the residual from the edge inwards.
-
-    Args:
-        residual: y − Ax̂, shape `(*batch, C, *space)`.
-        kernel_size: taps along each axis of space, which set how deep the profile goes.
-
-    Returns:
-        One band a pixel of distance, starting with the edge. The innermost band gathers everything deeper.
-    """
+    """Follow a residual `(*batch, C, *space)` from the edge inwards, a band a pixel, some kernel widths deep."""
     depth = max(PROFILE_KERNEL_WIDTHS * max(kernel_size), MIN_PROFILE_DEPTH)
     bands = EdgeBands(tuple(residual.shape[-len(kernel_size) :]), depth, residual.device)
     rms = synchronize.as_numbers(bands.mean_square(residual).sqrt())
@@ -82,10 +142,52 @@ def border_profile(residual: Tensor, kernel_size: Size) -> tuple[BorderBand, ...
 
 
 def _square_sums(images: Tensor, n_axes: int) -> Tensor:
-    """Add up the squares of each channel, shape `(C,)`."""
+    """Sum the squares of each channel, shape `(C,)`."""
     axes = tuple(axis for axis in range(images.ndim) if axis != images.ndim - n_axes - 1)
     return torch.linalg.vector_norm(images, dim=axes, dtype=accumulation_dtype(images)).square()
 
 
 def _ratio(squared_part: float, squared_whole: float) -> float:
     return (squared_part / squared_whole) ** 0.5 if squared_whole > 0 else 0.0
+
+
+def largest_correlation(residual: Tensor, n_axes: int = 2) -> float:
+    """Find the largest |ρ(d)|, ρ(d) = Σ r[m] r[m + d] / Σ r[m]², over lags d ≠ 0 up to `MAX_LAG` along each axis.
+
+    White noise has about zero. All images and channels of a residual `(*batch, C, *space)` are taken together.
+    """
+    size = residual.shape[-n_axes:]
+    planes = residual.reshape(-1, *size)
+    mean = planes.mean(dim=space_axes(n_axes), keepdim=True, dtype=accumulation_dtype(planes))
+    planes = planes - mean.to(planes.dtype)
+    lag = max(min(MAX_LAG, (min(size) - 1) // 2), 0)
+    sums = _lagged_products(planes, lag)
+    power = sums.flatten()[sums.numel() // 2]
+    if synchronize.as_number(power) == 0 or lag == 0:
+        return 0.0
+    n_pairs = sums.new_full((1,), len(planes))
+    for length in size:
+        n_pairs = n_pairs[..., None] * (length - torch.arange(-lag, lag + 1, device=planes.device).abs())
+    # Distant lags have fewer products. Subtracting the mean lowers every product as much as it lowers the power.
+    n_pixels = math.prod(size)
+    correlation = sums / n_pairs[0] / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
+    return synchronize.as_number(correlation.abs().flatten()[: correlation.numel() // 2].max())
+
+
+def _lagged_products(planes: Tensor, lag: int) -> Tensor:
+    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around.
+
+    For so few lags, matrix products invert the transform of the power faster than an FFT.
+    """
+    size = [next_fast_size(n + lag) for n in planes.shape[1:]]
+    spectrum = torch.fft.rfftn(planes, s=size, dim=space_axes(len(size)))
+    products = to_float64(squared_modulus(spectrum).sum(dim=0))
+    products[..., 1 : (size[-1] + 1) // 2] *= 2  # for the frequencies that mirror these
+    for length in size:
+        numbers = torch.arange(len(products), device=planes.device)
+        waves = phases(numbers, length, 2 * lag + 1, products.real, lag)
+        if products.is_complex():
+            products = torch.tensordot(products, waves, dims=([0], [0]))
+        else:
+            products = torch.view_as_complex(torch.tensordot(products, torch.view_as_real(waves), dims=([0], [0])))
+    return products.real / math.prod(size)

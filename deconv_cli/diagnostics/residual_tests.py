@@ -1,78 +1,113 @@
-"""Tests of a residual against the noise, by place and by frequency, and what they point to."""
+"""Tests of a residual against the noise, by place and by frequency, and what they find."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import FadedImages
-from deconv_cli.diagnostics.mode_bands import ModeBands
 from deconv_cli.diagnostics.noise_level import NORMAL_MEDIAN, estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
-from deconv_cli.diagnostics.residual import BorderBand, border_profile
-from deconv_cli.diagnostics.residual_finding import ResidualFinding
-from deconv_cli.diagnostics.torus_modes import TorusModes
-from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
+from deconv_cli.diagnostics.residual import BorderBand, border_profile, largest_correlation
+from deconv_cli.diagnostics.torus_modes import ModeBands, TorusModes
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
-# Noise in the estimate is called fitted if it is above this part of the data's own contrast, and above so many times
+# The estimate has fitted noise if the noise in it exceeds this part of the contrast of the data, and this multiple of
 # the noise in the data.
 VISIBLE = 0.2
 AMPLIFIED = 3.0
-# A residual rms above this multiple of the noise holds something else.
+# A residual rms above this multiple of the noise contains something else.
 EXCESS = 1.25
-# The edge is out of line if its residual is so many times that of the interior.
+# The boundary is wrong if the residual at the edge exceeds this multiple of that inside.
 EDGE_EXCESS = 2.0
-# The image would have to be so many times stronger in what is left over than in what the data decide.
+# No plausible image is this many times stronger in the modes of the residual than in the modes that the data decide.
 IMPLAUSIBLE = 2.0
-# A part of the excess over noise that points to the kernel.
+# The kernel is wrong if this part of the excess over the noise is implausible.
 SUSPICIOUS = 0.25
-# A residual rms below this part of the noise says nothing: the estimate has taken up whatever there was.
+# A residual rms below this part of the noise shows nothing: the estimate contains most of the noise.
 TAKEN_UP = 0.4
-# Without a noise level: a part of the data that is too large for noise.
+# Where the noise is unknown, a residual above this part of the contrast is no noise.
 NOTABLE = 0.01
-N_BINS = 61
-# An estimate shows mostly noise if noise is more than this part of its usual variance, and of the data's contrast.
+# An estimate shows mostly noise if noise makes up this part of its usual variance, and of the contrast of the data.
 MOSTLY_NOISE = 0.5
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """How the residual is distributed.
+class ResidualFinding(StrEnum):
+    """What a residual shows; `sentence` puts it into words."""
 
-    Attributes:
-        edges: of the bins, in the units of the samples; samples beyond are counted in the outermost bins.
-        counts: samples of each bin, one number fewer.
-    """
+    FINE = "fine"
+    OVER_SMOOTHED = "over-smoothed"
+    NOISE_FITTED = "noise fitted"
+    WRONG_KERNEL = "wrong kernel"
+    WRONG_BOUNDARY = "wrong boundary"
+    INCONCLUSIVE = "inconclusive"
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    @property
+    def sentence(self) -> str:
+        """The finding and what to do, as a sentence without its full stop."""
+        return _SENTENCES[self]
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether something is wrong."""
+        return self not in (ResidualFinding.FINE, ResidualFinding.INCONCLUSIVE)
+
+    @property
+    def is_rejection(self) -> bool:
+        """Whether the residual contradicts the model itself, so that no λ gives a trustworthy result."""
+        return self in (ResidualFinding.WRONG_KERNEL, ResidualFinding.WRONG_BOUNDARY)
+
+
+_SENTENCES = {
+    ResidualFinding.FINE: "the residual is no larger than the noise: nothing contradicts kernel, boundary or smoothing",
+    ResidualFinding.OVER_SMOOTHED: (
+        "the residual still contains detail of the picture that the kernel passes: the estimate is over-smoothed, and "
+        "a smaller λ would recover more"
+    ),
+    ResidualFinding.NOISE_FITTED: (
+        "the residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
+        "If λ was chosen from the data, check the kernel too: a kernel that is too wide leads to a small λ"
+    ),
+    ResidualFinding.WRONG_KERNEL: (
+        "the data contain frequencies that this kernel nearly removes, so no plausible picture explains them: the "
+        "kernel is probably wrong"
+    ),
+    ResidualFinding.WRONG_BOUNDARY: (
+        "the residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
+        'try boundary="unknown"'
+    ),
+    ResidualFinding.INCONCLUSIVE: (
+        "the residual neither confirms nor contradicts the kernel: the estimate contains most of the noise, or "
+        "the noise cannot be separated from the picture itself"
+    ),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualTests:
-    """A residual looked at from several sides; what no verdict needs is computed where it is asked for.
+    """What the tests of a residual found; what the finding did not need is computed on demand.
 
     Attributes:
-        finding: what it points to.
+        finding: what the residual shows.
         noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
-        model: what kind of noise that is.
+        model: the kind of noise.
         interior_rms: root mean square of the residual away from the edges.
-        edge_ratio: the largest at one distance from the edge, up to a kernel's width, divided by that of the interior.
+        edge_ratio: the largest at one distance from the edge, up to a kernel's width, divided by that inside.
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
         data: y, shape `(n, C_out, *space)`.
-        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
+        bands: modes of the kernel on the torus of the data, and the filter that made the estimate.
         kernel_size: taps along each axis of space.
-        known_share: `implausible_share`, where the verdict needed it.
+        known_share: `implausible_share`, if the finding needed it.
     """
 
     finding: ResidualFinding
@@ -92,19 +127,18 @@ class ResidualTests:
         return self.model.is_sigma_given
 
     @cached_property
-    def whiteness(self) -> Whiteness:
-        """Its autocorrelation, away from the edges, once noise that is known to be colored was made white."""
-        n_axes = len(self.kernel_size)
-        return measure_whiteness(_whitened(_inside(self.residual, self.kernel_size), self.model, n_axes), n_axes)
-
-    @cached_property
-    def histogram(self) -> Histogram:
-        """Its distribution, away from the edges."""
-        return _histogram(_inside(self.residual, self.kernel_size), self.interior_rms)
+    def largest_correlation(self) -> float:
+        """The largest correlation of neighbors in the residual, away from the edges, after whitening colored noise."""
+        inside, n_axes = _inside(self.residual, self.kernel_size), len(self.kernel_size)
+        if not self.model.is_white:
+            size, axes = tuple(inside.shape[-n_axes:]), space_axes(n_axes)
+            power = interpolated(self.model.spectrum, size, inside)
+            inside = torch.fft.irfftn(torch.fft.rfftn(inside, dim=axes) / power.sqrt(), s=size, dim=axes)
+        return largest_correlation(inside, n_axes)
 
     @cached_property
     def implausible_share(self) -> float:
-        """Which part of the residual's excess over noise no plausible image explains under this kernel."""
+        """The part of the residual's excess over the noise that no plausible image explains under this kernel."""
         if self.known_share is not None:
             return self.known_share
         return _implausible_share(
@@ -123,21 +157,22 @@ def check_residual(
     least_noise: float = 0.0,
     is_boundary_free: bool = False,
 ) -> ResidualTests:
-    """Test a residual, and find what it points to.
+    """Test a residual, and find what it shows.
 
-    A kernel that removes more than the true one did is found out, if λ is not so small that the estimate follows the
-    data anywhere, nor so large that all is smoothed alike. One that removes less, or that only moves waves (a kernel
-    turned by half a circle), leaves no trace in any residual.
+    A kernel that removes more than the true one is found, unless λ is so small that the estimate follows the data
+    everywhere, or so large that everything is smoothed alike. A kernel that removes less, or is the true one turned by
+    half a circle, leaves no trace in any residual.
 
     Args:
         residual: y − Ax̂, shape `(*batch, C_out, *space)`.
-        data: y, less the bias if there is one; of the same shape but for a single axis of batch.
-        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
+        data: y, less the bias.
+        bands: modes of the kernel on the torus of the data, and the filter that made the estimate.
         kernel_size: taps along each axis of space.
-        border: what `border_profile` gave of the residual, where it was asked before.
-        noise: what kind of noise the data have, and how large it is, where that is known.
-        least_noise: what is no larger than this accuses no kernel, as that of lossy compression is not white.
-        is_boundary_free: nothing was assumed about what lies outside, so that the boundary cannot be at fault.
+        border: `border_profile` of the residual, if it is known.
+        noise: the kind of noise, and its size if it is known.
+        least_noise: a residual up to this size does not show a wrong kernel: the noise of lossy compression is not
+            white.
+        is_boundary_free: nothing was assumed about the outside, so the boundary cannot be wrong.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     interior_rms = _rms(_inside(residual, kernel_size))
@@ -173,28 +208,18 @@ def check_residual(
 def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
 ) -> float | None:
-    """Compare the noise in a linear estimate that shows mostly noise with the contrast of the data.
+    """Divide the noise in a linear estimate by the contrast of the data; `None` below 1, or if it shows the picture.
 
-    The noise is found twice: where the data are lowest, and in the residual, which holds a known part of it. Exact data
-    may look noisy in one of the two ways, but not in both. The contrast is that of most samples, since a few bright
-    points on an even background would hide any noise between them.
-
-    Args:
-        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
-        data: y, less the bias if there is one; of the same shape but for a single axis of batch.
-        bands: modes of the kernel on the torus of the data, and what made the estimate as a filter.
-        estimate: x̂, shape `(*batch, C_in, *space)`.
-        noise: what kind of noise the data have, and how large it is, where that is known.
-
-    Returns:
-        How many times as large the noise is; `None` where it is less, or not most of what the estimate shows.
+    The noise is measured twice: in the weakest frequencies of the data, and in the residual, which contains a known
+    part of it. Exact data may look noisy in one of the two, but not in both. The contrast is that of most samples: a
+    few bright points on an even background would hide any noise between them. See `check_residual` for the arguments.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
         return None
     modes, by_mode = bands.modes, noise_by_mode(noise, bands.modes)
     left = bands.mean(by_mode.flatten() * bands.lost)
-    # The residual holds all noise that no image explains: of kernels with more outputs than inputs.
+    # With more outputs than inputs, the residual contains all noise that no image explains.
     part = modes.sigma.shape[-1] / modes.u.shape[-2]
     share = part * sum(left) / len(left) + 1 - part
     gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
@@ -208,14 +233,14 @@ def measure_noise_ratio(
 
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:
-    """Cut off what is less than a kernel away from the edge, but never more than a quarter of a side."""
+    """Crop a kernel's width at each edge, but at most a quarter of a side."""
     for axis, margin in zip(space_axes(len(kernel_size)), _margins(residual, kernel_size), strict=True):
         residual = residual.narrow(axis, margin, residual.shape[axis] - 2 * margin)
     return residual
 
 
 def _edge_ratio(residual: Tensor, kernel_size: Size, interior_rms: float, border: Sequence[BorderBand] | None) -> float:
-    """Divide the largest rms at any one distance from the edge, up to a kernel's width, by that of the interior."""
+    """Divide the largest rms at one distance from the edge, up to a kernel's width, by that of the interior."""
     depth = max(_margins(residual, kernel_size))
     if depth == 0 or interior_rms == 0:
         return 1.0
@@ -231,17 +256,11 @@ def _margins(residual: Tensor, kernel_size: Size) -> Size:
 def _implausible_share(
     residual: Tensor, data: FadedImages, bands: ModeBands, by_mode: Tensor, level: float | None
 ) -> float:
-    """Compute which part of what the residual holds beyond noise no plausible image explains.
+    """Compute the part of the residual's excess over the noise that no plausible image explains.
 
-    Along a mode the residual is (1 − f)(σx + n). Modes of like σ are taken together; if x came out several times as
-    strong as it is where the data decide it, it is not a picture that was smoothed away.
-
-    Args:
-        residual: shape `(*batch, C_out, *space)`.
-        data: what it is of.
-        bands: modes and filter.
-        by_mode: power of the noise along each mode relative to white noise of its size, shape `(*F, m)`.
-        level: standard deviation of the noise; `None` if it is unknown.
+    Along a mode the residual is (1 − f)(σx + n). If x is several times as strong in a band of like σ as in the modes
+    that the data decide, it is not a picture that was smoothed. `by_mode` is the power of the noise along each mode
+    relative to white noise of its size, shape `(*F, m)`; `level` is its standard deviation, if it is known.
     """
     modes, noise, left = bands.modes, ((level or 0.0) ** 2 * by_mode).flatten(), FadedImages.of(residual, data.n_axes)
     of_residual, of_data = (modes.power_of_outputs(images).flatten() for images in (left, data))
@@ -249,7 +268,7 @@ def _implausible_share(
     excess = implausible = 0.0
     n_perpendicular = modes.u.shape[-2] - modes.sigma.shape[-1]
     if n_perpendicular > 0:
-        # What lies outside the range of the kernel is explained by no image at all.
+        # No image explains what lies outside the range of the kernel.
         outside = (modes.energy(left.spectrum).mean(0).sum() - of_residual.sum()).clamp_min(0)
         beyond = (
             synchronize.as_number(outside)
@@ -272,32 +291,13 @@ def noise_by_mode(noise: NoiseModel, modes: TorusModes) -> Tensor:
     )
 
 
-def _whitened(residual: Tensor, model: NoiseModel, n_axes: int) -> Tensor:
-    """Divide by the root of the noise's power at each frequency."""
-    if model.is_white:
-        return residual
-    size, axes = tuple(residual.shape[-n_axes:]), space_axes(n_axes)
-    power = interpolated(model.spectrum, size, residual)
-    return torch.fft.irfftn(torch.fft.rfftn(residual, dim=axes) / power.sqrt(), s=size, dim=axes)
-
-
-def _histogram(residual: Tensor, spread: float) -> Histogram:
-    """Count the values of a residual up to five times their root mean square."""
-    if spread == 0:
-        return Histogram((-0.5, 0.5), (residual.numel(),))
-    half = 5 * spread
-    counts = torch.histc(residual.float().clamp(-half, half), N_BINS, -half, half)
-    edges = [half * (2 * at / N_BINS - 1) for at in range(N_BINS + 1)]
-    return Histogram(tuple(edges), tuple(round(count) for count in synchronize.as_numbers(counts)))
-
-
 def _contrast(data: FadedImages) -> float:
     images = data.images
     return _rms(images - images.mean(dim=space_axes(data.n_axes), keepdim=True))
 
 
 def _usual_contrast(data: FadedImages) -> float:
-    """Estimate the contrast of most samples from the median deviation; it is at most that of all."""
+    """Estimate the contrast of most samples from the median deviation, at most that of all samples."""
     parts = list(data.images.flatten(0, 1))
     middles = synchronize.medians(parts)
     deviations = synchronize.medians([(part - middle).abs() for part, middle in zip(parts, middles, strict=True)])

@@ -19,7 +19,6 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import N_CHANNELS
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.report.key_numbers import key_numbers
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import (
     PageContents,
@@ -29,11 +28,11 @@ from deconv_cli.report.page import (
     describe_trust,
     draw_plots,
     fill_page,
+    key_numbers,
 )
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.page_sections import describe_plan_section
-from deconv_cli.report.reconstruction_record import describe_predicted_error
-from deconv_cli.report.record import SCHEMA, Record
+from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
 from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, images_to_show, show_images
@@ -138,7 +137,7 @@ def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
         header=_write_header(run, result, examined),
         shown=replace(shown, comparisons=tuple(comparisons)),
         views=draw_views(examined.views, piece_images, n_axes),
-        plots=draw_plots(first.result, examined.diagnosis, run.reconstruction.expected_error),
+        plots=draw_plots(first.result, run.reconstruction.expected_error),
         key_numbers=key_numbers(first.result, examined.diagnosis),
         spacing=run.spacing,
         varied="strengths" if first.result.settings.objective == "photo" else "λ",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from deconv_cli.chains.chain_inversion import ChainInversion
-from deconv_cli.report.drawing import Plot, Theme, draw_plot, legend, style
-from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.page import fill_template
 from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures, signals_plot
-from deconv_cli.report.record import SCHEMA, Record
+from deconv_cli.report.page_sections import Row
+from deconv_cli.report.plots import Plot, Theme, draw_plot, legend, style
+from deconv_cli.report.reconstruction_record import SCHEMA, Record
 from deconv_cli.report.run import Environment, InputFile, OutputFile
 from deconv_cli.report.run_record import describe_environment
 from deconv_cli.vocabulary import counted, format_percent

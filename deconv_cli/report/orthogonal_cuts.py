@@ -1,4 +1,4 @@
-"""Stacks on a page: their planes, one of which is seen at a time, and two cuts across all of them."""
+"""Stacks on a page: one plane at a time, and two cuts across all planes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators.axes import crop, unravel
-from deconv_cli.report.drawing import data_uri
 from deconv_cli.report.page_pictures import ScaledImage, averaged, encode_hatching, encode_scale, encode_shades
+from deconv_cli.report.plots import data_uri
 from deconv_cli.vocabulary import Size, format_size, format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
 MAX_SIDE = 320
 MIN_SIDE = 64
 MAX_PLANES = 48
-"""Planes of a stack that a page carries; of a deeper one they lie evenly, and the brightest is among them."""
+"""Planes of a stack on a page; a deeper one has evenly spaced planes and the brightest one."""
 MAX_BYTES = 2_500_000
-"""Of all planes of all stacks of a page together; base64 makes four of three."""
+"""Of all stacks of a page; base64 makes four of three."""
 WIDTH = 1000.0
 """Of a plane, in the units of the drawing."""
 GAP = 12.0
@@ -29,9 +29,9 @@ STRIPES = 5
 
 @dataclass(frozen=True, eq=False)
 class CutPicture:
-    """A stack as a page shows it: all planes one below another, the cut to the right of them, and the one below.
+    """A stack on a page: all planes one below another, the cut to the right of them, and the cut below.
 
-    `hatchings` are stripes to lay over the three, where some places are not to be trusted.
+    `hatchings` are stripes over the three, if some places are not to be trusted.
     """
 
     image: ScaledImage
@@ -49,9 +49,9 @@ class CutGeometry:
 
     Attributes:
         shape: samples along Z, Y and X.
-        extent: lengths along Z, Y and X in the units of the drawing; as the samples' distances are, where known.
+        extent: lengths along Z, Y and X in the units of the drawing, to scale if the samples' distances are known.
         place: where the stacks are cut: the numbers of plane, row and column.
-        planes: numbers of the planes that are carried.
+        planes: numbers of the planes on the page.
         gap: between the planes and the cuts, in the units of the drawing.
     """
 
@@ -71,23 +71,23 @@ class CutGeometry:
 
     @property
     def start(self) -> int:
-        """Which of the carried planes is seen first."""
+        """The plane that is shown first, by its place in `planes`."""
         return self.planes.index(self.place[0])
 
     @property
     def middles(self) -> tuple[float, ...]:
-        """Where the middle of the cut sample lies along each axis, in the units of the drawing."""
+        """Middle of the cut sample along each axis, in the units of the drawing."""
         return tuple(length * (at + 0.5) / n for length, at, n in zip(self.extent, self.place, self.shape, strict=True))
 
     @property
     def depths(self) -> tuple[float, ...]:
-        """Where the middle of each carried plane lies along Z, in the units of the drawing."""
+        """Middle of each plane along Z, in the units of the drawing."""
         return tuple(round(self.extent[0] * (plane + 0.5) / self.shape[0], 2) for plane in self.planes)
 
 
 @dataclass(frozen=True, eq=False)
 class Cuts:
-    """Stacks that are cut at one place, as drawings of one size, and a sentence on where that is."""
+    """Stacks that are cut at one place, as drawings of one size, and a sentence on that place."""
 
     geometry: CutGeometry
     pictures: tuple[CutPicture, ...]
@@ -95,21 +95,20 @@ class Cuts:
 
 
 def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) -> Cuts:
-    """Draw stacks, cut at the brightest place of the estimate, as large as all of them together may be.
+    """Draw stacks, cut at the brightest place of the estimate, as large as `MAX_BYTES` for all of them allow.
 
-    Args:
-        images: stacks, `(D, H, W)` or `(3, D, H, W)`, the estimate among them; smaller ones lie in its middle.
-        spacing: distances of the samples along Z, Y and X in micrometers, where they are known.
+    The estimate is among the images `(D, H, W)` or `(3, D, H, W)`; smaller ones are in its middle. The spacing of the
+    samples along Z, Y and X is in micrometers.
     """
     estimate = next(image for image in images if image.name.startswith("Estimate")).values
     shape, place = tuple(estimate.shape[-3:]), brightest_place(estimate)
     geometry = CutGeometry.of(shape, place, spacing, _planes(shape[0], place[0]))
     longest = max(shape[1:])
     side = min(longest, MAX_SIDE)
-    pictures = _draw_all(images, geometry, side)
+    pictures = tuple(_draw(image, geometry, side) for image in images)
     while (n_bytes := sum(map(_size, pictures))) > MAX_BYTES and side > MIN_SIDE:
         side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
-        pictures = _draw_all(images, geometry, side)
+        pictures = tuple(_draw(image, geometry, side) for image in images)
     sentence = (
         f"{format_size(shape)} samples. To the right of each plane lies the cut along column {place[2] + 1}, below it "
         f"the cut along row {place[1] + 1}, through a bright place of the estimate; the lines show where they meet."
@@ -124,17 +123,17 @@ def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) ->
 
 
 def draw_center(image: ScaledImage, spacing: Sequence[float] | None) -> Cuts:
-    """Draw a stack that is cut through its middle, of which one plane is seen."""
+    """Draw one plane of a stack, and cuts through its middle."""
     shape = tuple(image.values.shape[-3:])
     place = tuple(n // 2 for n in shape)
     geometry = CutGeometry.of(shape, place, spacing, place[:1])
-    return Cuts(geometry, _draw_all([image], geometry, max(shape[1:])), "")
+    return Cuts(geometry, (_draw(image, geometry, max(shape[1:])),), "")
 
 
 def brightest_place(values: Tensor) -> tuple[int, ...]:
     """Find the numbers of plane, row and column where a stack `(*, D, H, W)` is brightest, averaged over neighbors.
 
-    What lies near the edges, where an estimate is least to be trusted, is left out.
+    Places near the edges, which are least trustworthy, do not count.
     """
     stack = values.detach().cpu().float().reshape(1, -1, *values.shape[-3:]).mean(dim=1, keepdim=True)
     smooth = functional.avg_pool3d(stack, 3, stride=1, padding=1, count_include_pad=False)[0, 0]
@@ -151,19 +150,15 @@ def plane_of(image: ScaledImage, number: int) -> ScaledImage:
 
 
 def _planes(n_planes: int, chosen: int) -> tuple[int, ...]:
-    """Choose planes that lie evenly, with one that has to be among them."""
+    """Choose evenly spaced planes, a given one among them."""
     step = -(-n_planes // MAX_PLANES)
     return tuple(range(chosen % step, n_planes, step))
-
-
-def _draw_all(images: Sequence[ScaledImage], geometry: CutGeometry, side: int) -> tuple[CutPicture, ...]:
-    return tuple(_draw(image, geometry, side) for image in images)
 
 
 def _draw(image: ScaledImage, geometry: CutGeometry, side: int) -> CutPicture:
     shape, place, planes = geometry.shape, geometry.place, geometry.planes
     own = image.values.shape[-3:]
-    # A stack that is smaller lies in the middle of the estimate, and a larger one around it.
+    # All stacks have the same middle.
     shifts = [(n - n_own) // 2 for n, n_own in zip(shape, own, strict=True)]
     _, row, column = (min(max(p - s, 0), n - 1) for p, s, n in zip(place, shifts, own, strict=True))
     depths = [min(max(plane - shifts[0], 0), own[0] - 1) for plane in planes]

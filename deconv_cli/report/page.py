@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.conditioning import widest
 from deconv_cli.diagnostics.predicted_error import ExpectedError
-from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.report.drawing import Plot
-from deconv_cli.report.key_numbers import Row, all_numbers, key_numbers
 from deconv_cli.report.page_pictures import PagePicture
-from deconv_cli.report.page_sections import PlanSection, describe_kernel_section
-from deconv_cli.report.plots import (
-    border_plot,
-    correlation_plot,
-    error_parts_plot,
-    gain_plot,
-    histogram_plot,
-    lambda_plot,
-    picard_plot,
-)
-from deconv_cli.report.record import Record
+from deconv_cli.report.page_sections import PlanSection, Row, describe_kernel_section
+from deconv_cli.report.plots import Plot, border_plot, lambda_plot
+from deconv_cli.report.reconstruction_record import Record
 from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import ShownImages, draw_views, images_to_show, show_images
@@ -38,7 +30,7 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What was done, with which λ and why, where to trust the picture, and why to doubt it: in sentences."""
+    """In sentences: what was done, which λ was taken and why, where to trust the picture, and why to doubt it."""
 
     done: str
     chosen: str
@@ -71,37 +63,29 @@ def describe_lambda(result: Reconstruction) -> str:
 def describe_trust(
     result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None, *, is_trusted: bool
 ) -> str:
-    """Say where to trust a picture, and how far.
-
-    Args:
-        result: what was examined.
-        diagnosis: what was found.
-        predicted: the error to be expected of the whole picture; `None` where it was not predicted.
-        is_trusted: whether nothing speaks against it.
-    """
+    """Say where to trust a picture, by its diagnosis and the expected error, if it was predicted."""
     finding = diagnosis.tests.finding
     sentences = [] if is_trusted else ["Nowhere as it is: see the warnings."]
-    # Of a λ that was chosen from the data, the prompt does not say that it smooths, and is right.
+    # The prompt does not say that a λ that was chosen from the data smooths, and is right.
     is_chosen = any(part.lambda_choice is not None for part in result.channels or (result,))
     is_warned = any(finding.sentence in warning for warning in result.warnings)
-    is_left_out = is_warned or (finding is ResidualFinding.OVER_SMOOTHED and is_chosen)
-    is_of_lambda = finding in (ResidualFinding.OVER_SMOOTHED, ResidualFinding.NOISE_FITTED)
-    is_left_out |= is_of_lambda and result.lam is None
+    is_smoothed = finding is ResidualFinding.OVER_SMOOTHED
+    is_left_out = is_warned or (is_smoothed and is_chosen)
+    is_left_out |= result.lam is None and (is_smoothed or finding is ResidualFinding.NOISE_FITTED)
     sentences += [] if is_left_out else [as_sentence(finding.sentence)]
-    is_measured = diagnosis.resolution is not None and result.prior_sentence is None
-    sentences += [_resolved(diagnosis.resolution.widest)] if is_measured and diagnosis.resolution else []
+    if diagnosis.resolution is not None and result.prior_sentence is None:
+        sentences.append(_resolved(widest(diagnosis.resolution)))
     if predicted is not None:
         unit = "" if result.error_curve is None else f" of {result.unit},"
         sentences += _expected_error(predicted, unit, is_trusted=is_trusted)
-    # How strongly noise comes back, and how deep the border reaches, is told by λ.
-    is_told = result.prior_sentence is None
-    sentences += [_edges(result, diagnosis, is_predicted=predicted is not None)] if is_told else []
+    if result.prior_sentence is None:  # a learned prior has no linear inverse
+        sentences.append(_edges(result, diagnosis, is_predicted=predicted is not None))
     return " ".join(sentences)
 
 
 def _resolved(width: float | None) -> str:
     if width is None:
-        return "The resolution is not limited evenly: some channel hardly comes through."
+        return "The resolution is not limited evenly: some channel is nearly removed."
     if width < 1.05:
         return "Single pixels are resolved."
     return f"Detail finer than about {width:.1f} pixels is not resolved."
@@ -142,11 +126,89 @@ def as_sentence(clause: str) -> str:
     return clause[:1].upper() + clause[1:] + ("" if clause.endswith((".", "!", "?")) else ".")
 
 
+def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
+    """List the numbers that matter most; those of the linear inverse only if that made the estimate."""
+    solution, tests, conditioning = result.solution, diagnosis.tests, diagnosis.conditioning
+    condition = result.spectrum.condition
+    size = f"{condition:.3g}" if math.isfinite(condition) else "infinite"
+    null = (diagnosis.null_share_of_data, diagnosis.null_share_of_estimate)
+    of_data, of_estimate = (format_percent(share) if share > 1e-9 else "0 %" for share in null)
+    rows: list[Row] = [
+        ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")
+        if solution.status.has_certificate
+        else ("Steps", str(solution.n_iterations), solution.ending),
+        (
+            "Residual",
+            f"{result.residual.root_mean_square:.3g} rms",
+            f"{format_percent(result.residual.relative, 3)} of the data",
+        ),
+        (
+            "Noise of the data",
+            "unknown" if tests.noise is None else f"{tests.noise:.3g}",
+            "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
+        ),
+        ("Condition", size, "how much stronger relative noise comes back from the exact inverse of the kernel"),
+        (
+            "Numerical rank",
+            f"{conditioning.rank} of {conditioning.n_values}",
+            f"singular values above {conditioning.threshold:.2g}",
+        ),
+        (
+            "Null space",
+            f"{of_data} of the data, {of_estimate} of the estimate",
+            "energy that the kernel removes altogether",
+        ),
+        ("Edges", f"{tests.edge_ratio:.2f}", "residual along the edges, divided by that inside"),
+        ("Whiteness", f"{tests.largest_correlation:.2g}", "largest correlation of the residual's neighbors"),
+    ]
+    if solution.distance_bound is not None:
+        bound = f"{solution.distance_bound:.2g}"
+        rows.insert(1, ("Distance", bound, "to the exact solution at most, in parts of the estimate"))
+    if result.lam is None:
+        return rows
+    decided = f"{conditioning.degrees_of_freedom:.0f} of {conditioning.n_unknowns}"
+    rows += [
+        ("Noise gain", f"{conditioning.noise_gain:.3g}", "how much stronger white noise comes back with this λ"),
+        ("Degrees of freedom", decided, "how many numbers of the estimate the data decide; λ decides the others"),
+    ]
+    if diagnosis.resolution is not None:
+        width = widest(diagnosis.resolution)
+        pixels = "none" if width is None else f"{width:.2f} pixels"
+        rows.append(("Resolution", pixels, "how wide a single bright pixel comes back, at half of its height"))
+    return rows
+
+
+def all_numbers(record: Record) -> list[tuple[str, str]]:
+    """List every entry of a record: its path, and its value as JSON has it."""
+    return list(_entries("", record))
+
+
+def _entries(path: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _entries(f"{path}.{name}" if path else str(name), member)
+    elif isinstance(value, list | tuple) and any(isinstance(member, dict | list | tuple) for member in value):
+        for index, member in enumerate(value):
+            yield from _entries(f"{path}[{index}]", member)
+    elif isinstance(value, list | tuple):
+        yield path, ", ".join(map(_literal, value)) or "none"
+    else:
+        yield path, _literal(value)
+
+
+def _literal(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def fill_template(name: str, record: Record, **contents: Any) -> str:  # noqa: ANN401  whatever a template shows
-    """Fill a template of this package, with every number of a record; a value that it lacks is an error."""
+    """Fill a template of this package, with every number of a record; a missing value is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -168,25 +230,16 @@ def read_source(name: str) -> str:
 
 
 def source_hash(source: str) -> str:
-    """Name a script or a style sheet to the browser, so that it runs no other one."""
+    """Compute the hash by which the browser recognizes a script or a style sheet, so that it runs no other one."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
 @dataclass(frozen=True, eq=False)
 class PageContents:
-    """What a page shows of a restoration, ready to be filled in.
+    """The contents of a page of a restoration.
 
-    Attributes:
-        title: name of the input.
-        header: the first lines.
-        shown: the images.
-        views: a detail under several λ or strengths, each with whether it is the one that was taken.
-        plots: what is drawn beside.
-        key_numbers: those that matter most.
-        varied: what differs between the views.
-        numbers_of: what the key numbers and plots are of, where that is not all of the input.
-        spacing: distances of the samples along the axes of space, where they are known.
-        plan: how the input was cut; `None` where it was not.
+    `views` show a detail under several λ or strengths, which `varied` names, each with whether it is the one that was
+    taken. `numbers_of` says what numbers and plots are of, if that is not all of the input.
     """
 
     title: str
@@ -210,17 +263,18 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     Args:
         run: what was done, with a diagnosis.
         data: y, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
-        truth: the image that was to be found, of the shape of the estimate.
+        truth: the true image, of the shape of the estimate.
     """
     result, diagnosis, source = run.reconstruction, run.diagnosis, run.source
     assert diagnosis is not None
     images, omission = images_to_show(run, diagnosis, data, truth)
+    n_axes = run.kernel.kernel.n_axes
     contents = PageContents(
         title=Path(source.path).name,
         header=write_header(run, diagnosis),
-        shown=show_images(images, omission, source.spacing, run.kernel.kernel.n_axes, is_picture=source.is_picture),
-        views=draw_views(run.lambda_views, images, run.kernel.kernel.n_axes),
-        plots=draw_plots(result, diagnosis, result.predicted_error),
+        shown=show_images(images, omission, source.spacing, n_axes, is_picture=source.is_picture),
+        views=draw_views(run.lambda_views, images, n_axes),
+        plots=draw_plots(result, result.predicted_error),
         key_numbers=key_numbers(result, diagnosis),
         varied="strengths" if result.settings.objective == "photo" else "λ",
         numbers_of=_of_channels(result, diagnosis),
@@ -230,12 +284,9 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
 
 
 def _of_channels(result: Reconstruction, diagnosis: Diagnosis) -> str | None:
-    """Say which channel numbers and plots are of, where channels were restored one by one."""
+    """Say which channel numbers and plots are of, if channels were restored one by one."""
     if diagnosis.channel is None:
-        of_kernel = (
-            "Numbers and plots of the kernel are those of the quadratic prior, under the λ that suits the middle."
-        )
-        return None if result.quadratic is None else of_kernel
+        return None
     choices = [part.lambda_choice for part in result.channels]
     chosen = "and "
     if result.lambda_choice is not None:
@@ -261,19 +312,8 @@ def fill_page(run: Run, contents: PageContents, record: Record) -> str:
     )
 
 
-def draw_plots(result: Reconstruction, diagnosis: Diagnosis, predicted: ExpectedError | None) -> list[Plot]:
-    """Draw the problem, the residual and the error to be expected."""
-    choice = result.lambda_choice
-    gains = diagnosis.gain_map.cpu()
-    has_parts = predicted is not None and predicted.bands[0].noise is not None
-    bands = predicted.bands if predicted is not None and result.error_curve is result.tone_curve else None
-    plots = [
-        None if choice is None else lambda_plot(choice),
-        picard_plot(diagnosis.picard),
-        gain_plot(gains, diagnosis.conditioning.sigma_max, has_channels=not torch.equal(gains[0], gains[1])),
-        border_plot(result.border, bands),
-        error_parts_plot(predicted.bands) if predicted is not None and has_parts else None,
-        histogram_plot(diagnosis.tests),
-        correlation_plot(diagnosis.tests.whiteness),
-    ]
-    return [plot for plot in plots if plot is not None]
+def draw_plots(result: Reconstruction, predicted: ExpectedError | None) -> list[Plot]:
+    """Draw the choice of λ, and residual and expected error by distance from the edge."""
+    is_in_one_unit = predicted is not None and result.error_curve is result.tone_curve
+    border = border_plot(result.border, predicted.bands if predicted is not None and is_in_one_unit else None)
+    return [border] if result.lambda_choice is None else [lambda_plot(result.lambda_choice), border]

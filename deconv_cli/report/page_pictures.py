@@ -1,9 +1,8 @@
-"""Images on a page: as pictures in gray or under a color map, averaged down where they are large; signals as lines."""
+"""Images on a page: pictures in gray or with a color map, averaged down if they are large; signals as lines."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.report.drawing import Plot, Theme, data_uri, draw_plot, legend, style
+from deconv_cli.report.plots import Plot, Theme, data_uri, draw_plot, legend, style
 from deconv_cli.vocabulary import counted
 
 if TYPE_CHECKING:
@@ -21,19 +20,19 @@ if TYPE_CHECKING:
 # Longest side of a picture in pixels: at most, and at least.
 MAX_SIDE = 1024
 MIN_SIDE = 128
-# Bytes of the pictures that are drawn together; base64 makes four of three.
+# Bytes of all pictures together; base64 makes four of three.
 MAX_BYTES = 1_000_000
-# Levels of a color map: more cannot be told apart, and would take twice the space.
+# Levels of a color map: more look alike, and take twice the space.
 N_LEVELS = 64
 SCALE_LENGTH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledImage:
-    """An image, `(H, W)` or `(3, H, W)` in colors, and the values that its darkest and its lightest shade stand for.
+    """An image, `(H, W)` or `(3, H, W)` in colors, and the values of its darkest and its lightest shade.
 
-    Gray without a `color_map` of matplotlib's; hatched where the `mask` of shape `(H, W)` is true. A stack has an axis
-    of depth before the last two.
+    It is gray without a `color_map` of matplotlib, and hatched where the `mask` of shape `(H, W)` is true. A stack has
+    an axis of depth before the last two.
     """
 
     name: str
@@ -55,7 +54,7 @@ class ScaledImage:
 
 @dataclass(frozen=True, eq=False)
 class PagePicture:
-    """An image as a page shows it: with its content in words, its scale of shades, and stripes to lay over it."""
+    """An image of a page: with its content in words, its scale of shades, and stripes over it."""
 
     image: ScaledImage
     alt: str
@@ -67,25 +66,16 @@ class PagePicture:
 
 
 def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
-    """Draw images as large as all of them together may be.
-
-    Returns:
-        The pictures, and the longest side that was allowed, in pixels.
-    """
+    """Draw images as large as `MAX_BYTES` for all of them allow; give the longest side in pixels too."""
     side = min(max((max(image.values.shape[-2:]) for image in images), default=MIN_SIDE), MAX_SIDE)
     while True:
         encoded = [encode_shades(image, side) for image in images]
         n_bytes = sum(map(len, encoded))
         if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
             break
-        # Bytes grow with the area; what is averaged is smoother, but not by much.
+        # Bytes grow with the area.
         side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
     return [_picture(image, content, side) for image, content in zip(images, encoded, strict=True)], side
-
-
-def _reduced(values: Tensor, side: int) -> Tensor:
-    """Average pixels so that the longer side has no more than `side`: `(*, H, W)` to `(*, h, w)`."""
-    return averaged(values, _reduced_size(values, side))
 
 
 def averaged(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -105,7 +95,7 @@ def _reduced_size(values: Tensor, side: int) -> tuple[int, int]:
 def encode_shades(image: ScaledImage, side: int) -> bytes:
     """Write an image as PNG, its longer side averaged down to at most `side`."""
     n_levels = 256 if image.color_map is None else N_LEVELS
-    part = (_reduced(image.values, side) - image.low) / (image.high - image.low)
+    part = (averaged(image.values, _reduced_size(image.values, side)) - image.low) / (image.high - image.low)
     levels = (part * n_levels).floor().clamp(0, n_levels - 1).to(torch.uint8)
     if levels.ndim == 3:
         return encode_png(levels.permute(1, 2, 0))
@@ -141,59 +131,37 @@ def _palette(name: str, n_levels: int) -> Tensor:
 
 def encode_hatching(mask: Tensor, side: int, period: int | None = None) -> bytes:
     """Write a PNG of stripes where more than half of a pixel is masked, `period` pixels apart; elsewhere nothing."""
-    masked = _reduced(mask, side) > 0.5
+    masked = averaged(mask, _reduced_size(mask, side)) > 0.5
     height, width = masked.shape
     period = period or max(max(height, width) // 48, 4)
     stripe = (torch.arange(height)[:, None] + torch.arange(width)) % period < (period + 2) // 3
     palette = torch.tensor([[0, 0, 0], [230, 159, 0]], dtype=torch.uint8)
-    return encode_png((masked & stripe).to(torch.uint8), palette, bytes([0, 255]))
+    return encode_png((masked & stripe).to(torch.uint8), palette, transparency=0)
 
 
-GRAY, RGB, PALETTE = 0, 2, 3
-FILTER_UP = 2
+def encode_png(samples: Tensor, palette: Tensor | None = None, **options: int) -> bytes:
+    """Encode samples of 8 bits, shape `(H, W)` or `(H, W, 3)`, by Pillow with its options.
 
-
-def encode_png(samples: Tensor, palette: Tensor | None = None, alpha: bytes = b"") -> bytes:
-    """Encode samples of 8 bits.
-
-    Args:
-        samples: uint8, shape `(H, W)` or `(H, W, 3)`.
-        palette: uint8, shape `(n, 3)`: the colors that `(H, W)` samples stand for.
-        alpha: opacity of the first colors of the palette, a byte each.
-
-    Returns:
-        The whole file (Portable Network Graphics Specification, third edition, 2025).
+    A palette `(n, 3)` gives the colors of samples `(H, W)`.
     """
-    height, width = samples.shape[:2]
-    color_type = RGB if samples.ndim == 3 else GRAY if palette is None else PALETTE
-    lines = samples.contiguous().reshape(height, -1)
-    if color_type != PALETTE:
-        # The difference to the line above is what compresses in a photograph; numbers of colors have none.
-        lines = torch.cat([lines[:1], lines[1:] - lines[:-1]])
-    kind = torch.full((height, 1), 0 if color_type == PALETTE else FILTER_UP, dtype=torch.uint8)
-    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0))]
+    from PIL import Image
+
+    picture = Image.fromarray(samples.numpy())
     if palette is not None:
-        chunks.append(_chunk(b"PLTE", bytes(palette.flatten().tolist())))
-        chunks += [_chunk(b"tRNS", alpha)] if alpha else []
-    body = zlib.compress(torch.cat([kind, lines], dim=1).numpy().tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        picture.putpalette(palette.flatten().tolist())
+    written = io.BytesIO()
+    picture.save(written, "PNG", **options)
+    return written.getvalue()
 
 
 N_SAMPLES = 2**20
 """Of a larger image only every second, third, ... sample is used."""
 CLIPPED = 0.001
-"""The share of the samples beyond either end of the range."""
+"""Share of the samples beyond either end of the range."""
 
 
 def display_range(*images: Tensor) -> tuple[float, float]:
-    """Find the range that all but the most extreme thousandth of the finite samples lie in, for all images together.
-
-    Args:
-        images: of any shapes; samples that are not finite are left out.
+    """Find the range of all but the most extreme thousandth of the finite samples of images of any shapes.
 
     Returns:
         The values for black and white, in units of the samples; white is above black.
@@ -205,7 +173,7 @@ def display_range(*images: Tensor) -> tuple[float, float]:
         flat = flat[flat.isfinite()]
         if len(flat) == 0:
             continue
-        # By order, since torch's quantiles are limited in size.
+        # torch.quantile is limited in size.
         ordered = flat.sort().values
         last = len(ordered) - 1
         lows.append(float(ordered[round(CLIPPED * last)]))
@@ -220,11 +188,7 @@ _LINES = ("Input", "Estimate", "Truth")
 
 
 def signals_plot(images: Sequence[ScaledImage]) -> Plot:
-    """Draw the first channel of the signals of a page, each of shape `(N,)`.
-
-    Args:
-        images: the input and the estimate, and the truth and the predicted error where they are known.
-    """
+    """Draw the first channel of input, estimate, truth and predicted error, if they are known, shape `(N,)` each."""
     named = {image.name.partition(",")[0]: image for image in reversed(images)}
     shown = {name: named[name] for name in _LINES if name in named}
     error = named.get("Predicted error")

@@ -1,4 +1,4 @@
-"""Sections of a page: the kernel and how sure it is where it was estimated, and the blocks of a large picture."""
+"""Sections of a page: the kernel, and the blocks of a large picture."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-from deconv_cli.kernels.blind.estimate import NO_BLUR, KernelEstimate
+from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.noise_model import describe_noise
-from deconv_cli.report.drawing import Plot, Theme, draw_plot, style
-from deconv_cli.report.key_numbers import Row
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_center
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_pictures, taps_plot
+from deconv_cli.report.plots import Plot, Theme, draw_plot, style
 from deconv_cli.report.run import KernelInput
 from deconv_cli.vocabulary import counted, format_memory, format_percent, format_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Row = tuple[str, str, str]
+"""Name, value, meaning."""
+
 _UNITS = {"ANGLE": "°", "RADIUS": " pixels", "SIGMA": " pixels", "LENGTH": " pixels", "FWHM": " pixels"}
 
 
 @dataclass(frozen=True, eq=False)
 class KernelSection:
-    """What a page says of a kernel.
+    """The kernel on a page.
 
     Attributes:
-        picture: the kernel as what becomes of a point of light; `None` where it spans three axes, or one.
-        cuts: the same of one of three axes.
-        line: the same of one of one axis.
-        origin: where it came from.
-        numbers: what was found, with its standard errors, and how it compares; empty for a kernel that was given.
-        candidates: how likely each family is; `None` likewise.
+        picture: the image of a point of light, for two axes.
+        cuts: the same for three axes.
+        line: the same for one axis.
+        origin: where the kernel came from.
+        numbers: of an estimated kernel, with standard errors and the runner-up.
     """
 
     picture: PagePicture | None
@@ -41,16 +42,10 @@ class KernelSection:
     line: Plot | None
     origin: str
     numbers: tuple[Row, ...]
-    candidates: Plot | None
 
 
 def describe_kernel_section(source: KernelInput, spacing: Sequence[float] | None = None) -> KernelSection:
-    """Draw a kernel, the first where there are several, and say where it came from.
-
-    Args:
-        source: the kernel.
-        spacing: distances of the image's samples along the axes of space, where they are known.
-    """
+    """Draw a kernel, or the first of several, and say where it came from; `spacing` is that of the image's samples."""
     found = source.estimate
     origin = f"{source.path}, {format_size(source.shape)} taps"
     origin = f"Given: {origin}." if found is None else f"Found in the picture itself: {origin}."
@@ -61,17 +56,16 @@ def describe_kernel_section(source: KernelInput, spacing: Sequence[float] | None
         line=taps_plot(image.values, image.caption) if n_axes == 1 else None,
         origin=origin,
         numbers=() if found is None else tuple(_numbers(found)),
-        candidates=None if found is None else _candidates_plot(found),
     )
 
 
 def _image(source: KernelInput) -> ScaledImage:
     taps = source.kernel.taps.detach().cpu()
     n_kernels = taps.shape[0] * taps.shape[1]
-    caption = "What becomes of a point of light, every tap a square."
+    caption = "The image of a point of light, every tap a square."
     if n_kernels > 1:
         caption = f"The first of {n_kernels} kernels. {caption}"
-    # What a cross-correlation makes of a point is its taps, turned by half a circle.
+    # A cross-correlation turns its taps by half a circle.
     values = taps[0, 0].flip(tuple(range(source.kernel.n_axes)))
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     return ScaledImage("Kernel", values, low, high, caption, "share of the light", "viridis")
@@ -95,62 +89,20 @@ def _numbers(found: KernelEstimate) -> list[Row]:
     return [*rows, ("Against no blur", f"{found.evidence:.4g}", "the same, for a picture that was never blurred")]
 
 
-def _candidates_plot(found: KernelEstimate) -> Plot:
-    """Draw a bar for each family: how far its best kernel is behind the likeliest."""
-    best = found.candidates[0].misfit
-    behind = [(c.text if c.family != NO_BLUR else "no blur", c.misfit - best) for c in found.candidates]
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        names, values = zip(*behind, strict=True)
-        places = range(len(names))
-        axes.barh(places, values, color=theme.first, height=0.6)
-        axes.set_yticks(places, names)
-        axes.invert_yaxis()
-        axes.set_xscale("symlog", linthresh=1.0)
-        axes.set_xlim(left=0)
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(
-                f"{value:.3g}",
-                (value, place),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                color=theme.ink,
-                fontsize=9,
-            )
-        axes.margins(x=0.15)
-        style(axes, theme, "logarithm of the likelihood, below the likeliest", "")
-
-    alt = "Below the likeliest: " + "; ".join(f"{name} by {value:.3g}" for name, value in behind) + "."
-    caption = "The best kernel of each family. The shorter the bar, the likelier; 10 is a factor of 20 000."
-    return draw_plot("Candidates", caption, alt, draw, (6.0, 0.9 + 0.3 * len(behind)))
-
-
 MAX_LINES = 64
-"""Between blocks along an axis that are drawn: of more none could be told from the next."""
+"""Most lines between blocks along an axis that are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlanSection:
-    """What a page says of the blocks.
-
-    Attributes:
-        numbers: what was planned and measured.
-        grid: the blocks over the frame; `None` for signals.
-    """
+    """The blocks on a page: what was planned and measured, and the blocks over the frame, but for signals."""
 
     numbers: list[Row]
     grid: Plot | None
 
 
 def describe_plan_section(found: BlockReconstruction, pieces: Sequence[Sequence[Interval]]) -> PlanSection:
-    """Say how a picture was cut.
-
-    Args:
-        found: what came of it.
-        pieces: where those lie that the page shows, along each axis of space.
-    """
+    """Describe how a picture was cut, and where the pieces on the page lie along each axis of space."""
     n_axes = found.task.problem.layout.dimensions
     return PlanSection(_block_numbers(found), _grid_plot(found, pieces) if n_axes > 1 else None)
 
@@ -159,19 +111,19 @@ def _block_numbers(found: BlockReconstruction) -> list[Row]:
     summary, halo, grid = found.summary, found.plan.halo, found.task.grid
     assert summary is not None
     core = tuple(grid.core[grid.layout.axes.index(letter)] for letter in grid.layout.space)
-    measured = ("not measured", "as there are none, or no block lies across any")
+    measured = ("not measured", "there are none, or no block lies across any")
     if found.seam is not None:
         where = f"the most at {counted(summary.n_seams, 'place')}, by blocks that lie across the seams"
         measured = f"{found.seam:.2g} of the range", where
     noise = describe_noise(found.plan.choices.noise)
     rows = [
-        ("Blocks", f"{grid.n_blocks} of {format_size(core)}", "each restored by itself, with a halo around it"),
-        ("Halo", str(halo), "pixels that are read around a block, and restored with it"),
-        ("Memory", format_memory(found.plan.block_bytes), "that a block takes, about"),
+        ("Blocks", f"{grid.n_blocks} of {format_size(core)}", "each restored separately, with a halo around it"),
+        ("Halo", str(halo), "pixels around a block that are restored with it"),
+        ("Memory", format_memory(found.plan.block_bytes), "of a block, about"),
         (
             "Seams, expected",
             f"{halo.predicted:.2g} of the range",
-            "by which a block may differ from the whole at most, as pieces tell that were cut and not cut",
+            "largest difference of a block from the whole, measured on pieces that were cut and not cut",
         ),
         ("Seams, measured", *measured),
         (
@@ -180,11 +132,11 @@ def _block_numbers(found: BlockReconstruction) -> list[Row]:
             f"{format_percent(summary.residual, 3)} of the data, over all blocks",
         ),
     ]
-    return [*rows, ("Noise", noise, "as the pieces have it")] if noise else rows
+    return [*rows, ("Noise", noise, "of the pieces")] if noise else rows
 
 
 def _grid_plot(found: BlockReconstruction, pieces: Sequence[Sequence[Interval]]) -> Plot:
-    """Draw the blocks over rows and columns, with the halo of one in the middle and the pieces that are shown."""
+    """Draw the blocks over rows and columns, the halo of one in the middle, and the pieces on the page."""
     grid, (height, width) = found.task.grid, found.task.problem.image_size[-2:]
     rows, columns = (grid.core[grid.layout.axes.index(letter)] for letter in "YX")
     lines = [(range(step, length, step), length) for step, length in ((rows, height), (columns, width))]
@@ -214,6 +166,6 @@ def _grid_plot(found: BlockReconstruction, pieces: Sequence[Sequence[Interval]])
     alt = f"{format_size(n_along)} blocks over {height} rows and {width} columns."
     caption = (
         "The blocks over the frame. Orange: what is read for one of them, with its halo; blue: the pieces "
-        "that were looked at again, pixel by pixel."
+        "that are shown pixel by pixel."
     )
     return draw_plot("The plan", caption, alt, draw, (6.0, 4.2))

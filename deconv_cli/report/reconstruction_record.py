@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.operators.geometry import Pads
-from deconv_cli.report.record import Record, finite_or_none
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
 from deconv_cli.workflows.reconstruction import Reconstruction
+
+SCHEMA = 1
+"""Version of the records; it changes where a name or a meaning changes that was released."""
+
+Record = dict[str, Any]
+"""An object of JSON: its members are objects, lists, texts, finite numbers, booleans and `None`."""
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return a number if JSON can hold it, else `None`."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def describe_reconstruction(result: Reconstruction) -> Record:
@@ -32,6 +45,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "prior": result.settings.objective,
         "prior_sentence": result.prior_sentence,
         "finest_measured_detail": result.finest,
+        "noise_told_to_prior": list(result.solution.noise_levels) or None,
         "weight": result.solution.weight,
         "strength": (result.settings.strength or 1.0) if result.settings.objective == "photo" else None,
         "residual": {**vars(result.residual), "per_channel": list(result.residual.per_channel)},
@@ -60,7 +74,7 @@ def describe_reconstruction(result: Reconstruction) -> Record:
 
 
 def _describe_channel(result: Reconstruction) -> Record:
-    """Describe what is particular to a channel that was restored by itself."""
+    """Describe a channel that was restored separately."""
     choice = result.lambda_choice
     return {
         "lambda": result.settings.lam if result.settings.has_lambda else None,
@@ -91,7 +105,7 @@ def describe_lambda_choice(choice: LambdaChoice) -> Record:
 
 
 def describe_predicted_error(predicted: ExpectedError) -> Record:
-    """Describe the error to be expected."""
+    """Describe the expected error."""
     return {
         "root_mean_square": predicted.root_mean_square,
         "root_mean_square_in_samples": predicted.root_mean_square
@@ -136,10 +150,8 @@ def _describe_pads(pads: Pads) -> dict[str, int]:
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> Record:
-    """Describe what was found out about a reconstruction besides."""
-    conditioning, picard, tests = diagnosis.conditioning, diagnosis.picard, diagnosis.tests
-    whiteness = tests.whiteness
-    resolution = diagnosis.resolution
+    """Describe a diagnosis."""
+    conditioning, tests, widths = diagnosis.conditioning, diagnosis.tests, diagnosis.resolution
     return {
         "channel": diagnosis.channel,
         "residual_finding": tests.finding.value,
@@ -149,13 +161,7 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
         "interior_rms": tests.interior_rms,
         "edge_ratio": tests.edge_ratio,
         "implausible_share": tests.implausible_share,
-        "whiteness": {
-            "largest_correlation": whiteness.largest,
-            "statistic": whiteness.statistic,
-            "lags": whiteness.n_lags,
-            "p_value": whiteness.p_value,
-            "z_score": whiteness.z_score,
-        },
+        "whiteness": {"largest_correlation": tests.largest_correlation},
         "rank": conditioning.rank,
         "singular_values": conditioning.n_values,
         "rank_threshold": conditioning.threshold,
@@ -165,15 +171,12 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
         "is_sampled": conditioning.is_sampled,
         "null_share_of_data": diagnosis.null_share_of_data,
         "null_share_of_estimate": diagnosis.null_share_of_estimate,
-        "noise_floor": picard.noise_floor,
-        "recoverable": picard.n_recoverable,
-        "components": picard.n_modes,
-        "resolution_pixels": None if resolution is None else [list(widths) for widths in resolution.widths],
+        "resolution_pixels": widths and [list(channel) for channel in widths],
     }
 
 
 def describe_samples(statistics: SampleStatistics) -> Record:
-    """Describe samples; a mean that float64 cannot hold is left out."""
+    """Describe samples; a mean beyond float64 is `None`."""
     return {
         "samples": statistics.n_samples,
         "nan": statistics.n_nan,
@@ -186,7 +189,7 @@ def describe_samples(statistics: SampleStatistics) -> Record:
 
 
 def describe_kernel_properties(properties: KernelProperties) -> Record:
-    """Describe a kernel, and what each boundary would do."""
+    """Describe a kernel and the effect of each boundary."""
     kernel, spectrum = properties.kernel, properties.spectrum
     return {
         "channels": None if kernel.shared else [kernel.taps.shape[1], kernel.taps.shape[0]],

@@ -1,4 +1,4 @@
-"""A finished run of a command, typed: what the table, the JSON record and the page are made from."""
+"""Finished runs of commands, from which table, JSON record and page are made."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as read: its path, the shape, axes and sample type as stored, and the SHA-256 of all its bytes.
-
-    `spacing` holds the distances of neighboring samples along the axes of space, in micrometers, where they are known.
-    """
+    """An input as stored, with the SHA-256 of its bytes, and the spacing of its samples in micrometers, if known."""
 
     path: str
     shape: tuple[int, ...]
@@ -37,10 +34,9 @@ class InputFile:
 
 @dataclass(frozen=True, eq=False)
 class KernelInput:
-    """A kernel, and where it came from: the path of its file with its SHA-256, or the words that made it.
+    """A kernel with the path of its file and the SHA-256, or the words that made it.
 
-    `has_bias` says whether a bias of the layer was subtracted from, or added to, the outputs; `estimate` is how it was
-    found in the blurred picture.
+    `has_bias` says whether the bias of the layer was used; `estimate` is the result if the kernel was estimated.
     """
 
     kernel: Kernel
@@ -53,7 +49,7 @@ class KernelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the taps, without an axis of channels that the kernel does not mix."""
+        """Shape of the taps, without axes of channels if the kernel does not mix them."""
         taps = self.kernel.all_taps
         if self.kernel.field is not None:
             return tuple(taps.shape)
@@ -72,7 +68,7 @@ class FactorInput:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """An output as written: its path, shape, axes and sample type, and the SHA-256 of its samples."""
+    """An output as written, with the SHA-256 of its samples."""
 
     path: str
     shape: tuple[int, ...]
@@ -83,7 +79,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a result was computed with: device, precision, peak memory in bytes, and time in seconds."""
+    """Device, precision, peak memory in bytes, and time in seconds of a run."""
 
     device: str
     dtype: str
@@ -93,7 +89,7 @@ class Environment:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What all commands that take a kernel have in common; `rerun` is the command line that makes the same again."""
+    """A run with a kernel; `rerun` is the command line that repeats it."""
 
     kernel: KernelInput
     notes: tuple[str, ...]
@@ -103,7 +99,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class ImageRun(Run):
-    """What commands that turn images into images have in common."""
+    """A run that turns images into images."""
 
     command: str
     source: InputFile
@@ -112,10 +108,9 @@ class ImageRun(Run):
 
 @dataclass(frozen=True, eq=False)
 class ForwardRun(ImageRun):
-    """A finished run of `deconv forward`, in what it acted, and with the noise that was added; `None` for none.
+    """A finished run of `deconv forward`.
 
-    `tap` is what was summed in the place of products, as it was typed; `None` for products. `layer` is the stride, the
-    dilation and the rest; `input_size` are the pixels of the image along each axis of space.
+    `noise` is the noise that was added, and `tap` the expression that replaced products, as they were typed.
     """
 
     padding: PaddingLike
@@ -130,10 +125,7 @@ class ForwardRun(ImageRun):
 
 @dataclass(frozen=True, eq=False)
 class InvertRun(ImageRun):
-    """A finished run of `deconv invert`, with the file of an inverse that was given.
-
-    For a page there are a diagnosis, and a detail under other λ.
-    """
+    """A finished run of `deconv invert`; the diagnosis, and a detail under other λ, are for a page."""
 
     reconstruction: Reconstruction
     diagnosis: Diagnosis | None
@@ -143,7 +135,7 @@ class InvertRun(ImageRun):
 
 @dataclass(frozen=True, eq=False)
 class FactorRun(Run):
-    """A finished run of `deconv factor`: what was built, in how many seconds, and its file with size and SHA-256."""
+    """A finished run of `deconv factor`: the inverse, the seconds it took, and its file with size and SHA-256."""
 
     inverse: PseudoInverse
     well_posedness: WellPosedness | None
@@ -154,13 +146,11 @@ class FactorRun(Run):
 
     @property
     def factors(self) -> Mapping[str, Tensor]:
-        """What the method computed once, by name; empty where that costs nothing."""
+        """What the method precomputed, by name."""
         return self.inverse.state.precomputed.factors.tensors
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """The notes, with one where there is nothing to keep."""
-        return self.notes if self.factors else (*self.notes, _BUILT_AGAIN)
-
-
-_BUILT_AGAIN = "this method has nothing that is costly to keep: deconv invert builds it again from the taps"
+        """The notes, with one if nothing was precomputed."""
+        unneeded = "this method precomputes nothing: deconv invert builds it again from the taps"
+        return self.notes if self.factors else (*self.notes, unneeded)

@@ -12,11 +12,12 @@ from deconv_cli.kernels.blind.estimate import LEAST_AREA, NO_BLUR, KernelEstimat
 from deconv_cli.kernels.blind.free_form import FreeForm
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report.reconstruction_record import (
+    SCHEMA,
+    Record,
     describe_diagnosis,
     describe_reconstruction,
     describe_well_posedness,
 )
-from deconv_cli.report.record import SCHEMA, Record
 from deconv_cli.report.run import (
     Environment,
     FactorRun,

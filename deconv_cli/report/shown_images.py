@@ -1,4 +1,4 @@
-"""The images of a page: which are shown, on which scale, and how: compared, side by side, as cuts, or as lines."""
+"""The images of a page: which ones, on which scale, and whether as a comparison, pictures, cuts or lines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from deconv_cli.report.drawing import Plot
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, display_range, draw_pictures, signals_plot
+from deconv_cli.report.plots import Plot
 from deconv_cli.report.run import InvertRun
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView, find_detail
 
 N_CHANNELS = 3
-"""How many channels are shown of an image that is not a color picture."""
+"""Channels to show of an image that is not a color picture."""
 
 
 def images_to_show(
@@ -25,8 +25,8 @@ def images_to_show(
     """Choose the images of a page, for data of shape `(C_out, *size)` or `(B, C_out, *size)`.
 
     Returns:
-        The images, which are stacks where the kernel spans three axes, and a sentence on what is left out; `None` where
-        nothing is.
+        The images, which are stacks if the kernel spans three axes, and a sentence on images and channels that are not
+        shown, if there are any.
     """
     unit = f"in units of the {run.source.dtype} samples"
     estimate = run.reconstruction.image
@@ -54,12 +54,12 @@ def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> 
     return [
         *(ScaledImage(name, x, *of_data, f"As it came. {scale}", unit) for name, x in _named("Input", inputs)),
         *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
-        *(ScaledImage(name, x, low, high, "What was to be found.", unit) for name, x in _named("Truth", truths)),
+        *(ScaledImage(name, x, low, high, "The true image.", unit) for name, x in _named("Truth", truths)),
     ]
 
 
 def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, float]:
-    """Narrow a range: what overshoots that of the samples is neither darker than black nor lighter than white."""
+    """Narrow a range to that of the samples."""
     darkest, lightest = float(limits.min), float(limits.max)
     low, high = max(low, darkest), min(high, lightest)
     return (low, high) if low < high else (darkest, lightest)
@@ -84,7 +84,7 @@ def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage
 
 def _residual(diagnosis: Diagnosis, unit: str, n_axes: int) -> ScaledImage:
     residual = _first(diagnosis.residual, n_axes)
-    name, text = "Residual", "Input less what the kernel makes of the estimate"
+    name, text = "Residual", "Input less the blurred estimate"
     if residual.shape[0] == 1:
         low, high = display_range(residual[0])
         limit = max(-low, high)
@@ -104,7 +104,7 @@ def _root_mean_square(image: Tensor) -> Tensor:
 
 
 def _channels(run: InvertRun, images: Tensor) -> list[Tensor]:
-    """Take the colors of the first image where it has some, else its first channels one by one."""
+    """Take the first image if it has colors, else its first channels one by one."""
     first = _first(images, run.kernel.kernel.n_axes)
     return [first] if run.source.is_picture and first.shape[0] == 3 else list(first[:N_CHANNELS])
 
@@ -126,18 +126,18 @@ def _omission(run: InvertRun, data: Tensor, estimate: Tensor) -> str | None:
 
 
 MAX_SIDE = 512
-"""Longest side of a picture that is compared as a whole, in pixels; of a larger one it is a detail of this size."""
+"""Longest side of a picture that is compared as a whole, in pixels; a larger one shows a detail of this size."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The data and the estimate, pixel on pixel.
+    """Data and estimate, pixel on pixel.
 
     Attributes:
         before: the data.
         after: the estimate.
-        caption: which part of them it is, and on which scale.
-        is_whole: they are shown from edge to edge, and with every pixel.
+        caption: the part of the picture, and the scale.
+        is_whole: every pixel of the picture is shown.
     """
 
     before: PagePicture
@@ -147,7 +147,7 @@ class Comparison:
 
 
 def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
-    """Draw the pair of the images of a page; `None` where data and estimate are not of one size and scale."""
+    """Draw data and estimate of a page; `None` if they are not of one size and scale."""
     named = {image.name: image for image in images}
     if not named.keys() >= {"Input", "Estimate"}:
         return None
@@ -156,7 +156,13 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
     if before.values.shape != after.values.shape or (before.low, before.high) != (after.low, after.high):
         return None
     part = find_detail(before.values, MAX_SIDE, MAX_SIDE)
-    (left, right), side = draw_pictures([_cut(image, part) for image in (before, after)])
+    cut = [
+        replace(
+            image, values=image.values[..., part[0], part[1]], mask=None if image.mask is None else image.mask[part]
+        )
+        for image in (before, after)
+    ]
+    (left, right), side = draw_pictures(cut)
     rows, columns = (p.stop - p.start for p in part)
     is_whole = (rows, columns) == size
     is_exact = side >= max(rows, columns)
@@ -170,12 +176,7 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
 def draw_views(
     views: Sequence[LambdaView], images: Sequence[ScaledImage], n_axes: int = 2
 ) -> list[tuple[PagePicture, bool]]:
-    """Draw the detail under each λ, or at each strength, on the scale of the estimate.
-
-    Args:
-        views: the details.
-        images: those of the page, the estimate among them.
-        n_axes: axes of space of these.
+    """Draw the detail under each λ, or at each strength, on the scale of the estimate among the images of the page.
 
     Returns:
         The pictures, each with whether its λ or strength is the one that was taken.
@@ -190,26 +191,15 @@ def draw_views(
             values=view.image.cpu() if is_color else view.image[0].cpu(),
             low=estimate.low,
             high=estimate.high,
-            caption=_setting(view),
+            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
+            if view.strength is None
+            else f"Strength {view.strength:g}.",
             unit=estimate.unit,
         )
         for view in views
     ]
     pictures, _ = draw_pictures(shown)
     return [(picture, view.ratio == 1) for picture, view in zip(pictures, views, strict=True)]
-
-
-def _setting(view: LambdaView) -> str:
-    if view.strength is not None:
-        return f"Strength {view.strength:g}."
-    return f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
-
-
-def _cut(image: ScaledImage, part: tuple[slice, slice]) -> ScaledImage:
-    def cut(values: Tensor) -> Tensor:
-        return values[..., part[0], part[1]]
-
-    return replace(image, values=cut(image.values), mask=None if image.mask is None else cut(image.mask))
 
 
 def _times(view: LambdaView) -> str:
@@ -221,16 +211,9 @@ def _times(view: LambdaView) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ShownImages:
-    """What became of images.
+    """The images of a page, drawn; `longest` is the longest side of an image, `side` that of a picture at most.
 
-    Attributes:
-        comparisons: before and after under a line that is dragged.
-        cuts: of stacks; `None` for others.
-        pictures: those that are not compared.
-        signals: before and after as lines; `None` for others.
-        omission: what is left out, a sentence; `None` where nothing is.
-        longest: longest side of an image, in pixels.
-        side: of a picture, at most.
+    `omission` is a sentence on what is not shown.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -255,14 +238,9 @@ def show_images(
     *,
     is_picture: bool,
 ) -> ShownImages:
-    """Draw the images of a page.
+    """Draw the images of a page, data and estimate among them; `is_picture` if these can be compared.
 
-    Args:
-        images: the data and the estimate, and what else there is.
-        omission: what is left out.
-        spacing: distances of the samples along the axes of space, where they are known.
-        n_axes: axes of space.
-        is_picture: whether data and estimate are of one kind, and can be compared.
+    `spacing` holds the distances of the samples along the axes of space, if they are known.
     """
     cuts = draw_cuts(images, spacing) if n_axes == 3 else None
     planes = list(images) if cuts is None else [plane_of(image, cuts.geometry.place[0]) for image in images]

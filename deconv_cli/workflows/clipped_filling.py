@@ -11,9 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.clipped_samples import LEAST_SHARE, find_clipped
-from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
+from deconv_cli.diagnostics.stored_samples import LEAST_SHARE, find_clipped
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
@@ -77,15 +77,15 @@ def fill_clipped(
     """
     if is_clipped is None or kernel.field is not None:
         return y, 1.0
-    continuation = Continuation(
+    extension = PeriodicExtension(
         kernel,
         tuple(y.shape[-kernel.n_axes :]),
         boundary="unknown",
         penalty=spaced_penalty(settings.penalty, settings.spacing),
         max_memory=settings.max_memory,
     )
-    lam = choose_lambda(continuation, y, is_clipped).lam
-    return continuation.fill(y, lam, is_clipped)
+    lam = choose_lambda(extension, y, is_clipped).lam
+    return extension.fill(y, lam, is_clipped)
 
 
 def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:

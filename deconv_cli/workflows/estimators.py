@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.gain import estimate_gain
-from deconv_cli.diagnostics.jpeg_noise import estimate_jpeg_noise
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
+from deconv_cli.diagnostics.stored_samples import estimate_jpeg_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
@@ -20,7 +19,7 @@ from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.find_noise import measure_noise_of_channels
-from deconv_cli.workflows.variation_weight import find_variation_weight
+from deconv_cli.workflows.lambda_of_data import find_variation_weight
 
 EVEN, CURVED = 0.45, 0.65
 """Factors on the noise for prior photo: of even noise, and after a tone curve was undone. Best on
@@ -51,23 +50,30 @@ def build_estimator(
 def _settled_noise(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> tuple[ResolvedSettings, Tensor]:
-    """Find the noise of every sample; for a block by the levels of its picture, which are found first if unknown."""
-    if not settings.origin:
-        return settings, _noise_map(y, kernel, settings, curve)
-    if not settings.noise_levels:
-        settings = find_noise_levels(y, kernel, settings, curve)
-    levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
-    return settings, levels * _slope(y, kernel, curve)
+    """Find the noise of every sample, and keep its models and levels; a block has the levels of its picture."""
+    if settings.origin:
+        if not settings.noise_levels:
+            settings = find_noise_levels(y, kernel, settings, curve)
+        levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
+        return settings, levels * _slope(y, kernel, curve)
+    if y.ndim == kernel.n_axes + 1:  # each picture of a batch has noise of its own
+        settings = replace(settings, noise=measure_noise_of_channels(y, kernel, settings))
+    noise = _noise_map(y, kernel, settings, curve)
+    return replace(settings, noise_levels=_levels(noise, y, kernel, curve)), noise
 
 
 def find_noise_levels(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> ResolvedSettings:
-    """Set the noise of each channel of a picture, or of a piece of it, in stored values; see `build_estimator`."""
+    """Find the noise of each channel of a picture, or of a piece of it, in stored values; see `build_estimator`."""
+    return replace(settings, noise_levels=_levels(_noise_map(y, kernel, settings, curve), y, kernel, curve))
+
+
+def _levels(noise: Tensor, y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> tuple[float, ...]:
+    """Average the noise of each channel in stored values."""
     axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
-    noise, slope = _noise_map(y, kernel, settings, curve).expand_as(y), _slope(y, kernel, curve)
-    levels = (noise.square().mean(axes) / slope.square().mean(axes)).sqrt()
-    return replace(settings, noise_levels=tuple(synchronize.as_numbers(levels)))
+    levels = (noise.expand_as(y).square().mean(axes) / _slope(y, kernel, curve).square().mean(axes)).sqrt()
+    return tuple(synchronize.as_numbers(levels))
 
 
 def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:

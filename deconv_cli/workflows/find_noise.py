@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.continuation import affordable_window
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
+from deconv_cli.diagnostics.periodic_extension import affordable_window
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
@@ -89,8 +89,11 @@ def find_noise_of_channels(
 def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
     """Find the noise of each channel with its size; one model if the kernel mixes channels.
 
-    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0.
+    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. Noise that the
+    settings hold for each channel already is returned.
     """
+    if isinstance(settings.noise, tuple):
+        return settings.noise
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
     models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
     is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE

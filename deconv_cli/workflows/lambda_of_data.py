@@ -1,21 +1,59 @@
-"""λ chosen from data: by frequency where one kernel made them, by probing for layers, at several places for fields."""
+"""λ, or the weight of the total variation, chosen from data: for pictures, fields of kernels and layers.
+
+A picture gives λ by frequency, a layer by probing (`diagnostics/lambda_choice.py`). A kernel that varies gives one λ at
+each of several places; the median of those costs 1 % of the least error, and at most 13 %, where the middle kernel on
+all data costs 134 % (160 × 160 pixels of five photographs, strokes and Gaussians at nine places, noise of 0.7 and 4).
+
+For the total variation: if |∇x| is exponential, of the mean b, the likeliest image has the weight σ²/b. The quadratic
+estimate gives b, with a λ that is chosen from the same data: with a smaller λ its edges are those of the noise. A
+weight of σ removes all noise, and a larger one removes only edges, so w is σ²/(b + σ), with the σ of the noise that the
+kernel passes. On JPEG files of 21 photographs this weight lost 0.4 dB to the best one in the median and 0.9 dB at
+worst; one for the edges of an estimate with λ = 0.001 up to 9 dB; and one that leaves as much unexplained as the noise
+up to 13 dB.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.continuation import Continuation
-from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda
+from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda, choose_lambda_by_probing
+from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_spectrum import passed_sigma
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
+from deconv_cli.diagnostics.probing import RandomImages, constant_part, fit_probed_image_model
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop
+from deconv_cli.operators.geometry import Geometry
+from deconv_cli.operators.layer_convolution import LayerConvolution
+from deconv_cli.operators.linear_operator import Identity, LinearOperator
+from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.vocabulary import LONG, LambdaRule, format_size
-from deconv_cli.workflows.find_noise import model_of
-from deconv_cli.workflows.kernel_fields import choose_lambda_of_field
-from deconv_cli.workflows.layer_settings import choose_lambda_of_layer
+from deconv_cli.solvers.cgls import iterate
+from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.total_variation import check_noise
+from deconv_cli.vocabulary import LONG, LambdaRule, Size, format_size
+from deconv_cli.workflows.layer_settings import count_numbers
+
+MAX_PLACES = 3
+"""Places at most along each axis of a field."""
+WINDOW = 0.25
+"""Size of a piece of the data, relative to the distance between a place's neighbors, in which its kernel applies."""
+MIN_SIDE, MIN_KERNELS = 32, 3
+"""Least size of a piece, in samples, and relative to the kernel."""
+ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
+"""Of an estimate that shows the covariance of the channels."""
+_EDGES_TOLERANCE = 1e-3
+"""Of the quadratic estimate whose edges give the weight of the total variation."""
 
 
 def choose_lambda_of_data(
@@ -32,39 +70,143 @@ def choose_lambda_of_data(
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
         kernel: what made them.
-        settings: what was resolved; their noise is a model of what the data have.
-        least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
-        is_clipped: which samples are no more than lower bounds, of the shape of `y`; a layer takes them for more.
-        is_noise_even: it is taken to be as large in the dark as in the light.
+        settings: what was resolved; their noise is a model of the noise of the data.
+        least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
+        is_clipped: which samples are only lower bounds, of the shape of `y`; ignored for a layer.
+        is_noise_even: the noise is as large in dark places as in bright ones.
 
     Raises:
         UsageError: the kernel is larger than the data along every axis.
     """
     if kernel.field is not None:
-        return choose_lambda_of_field(
-            kernel,
-            y,
-            settings,
-            lambda piece, single, own, bounds: choose_lambda_of_data(
-                piece, single, own, least_sigma, bounds, is_noise_even=is_noise_even
-            ),
-            is_clipped,
-        )
+        choose = partial(choose_lambda_of_data, least_sigma=least_sigma, is_noise_even=is_noise_even)
+        if kernel.field.grid == (1, 1):
+            return choose(y, replace(kernel, field=None), settings, is_clipped=is_clipped)
+        geometry = Geometry.of_output(tuple(y.shape[-2:]), kernel.size, settings.padding)
+        every = kernel.field.taps.flatten(0, 1)
+        largest = max(kernel_spectrum(taps[None, None], geometry.image_size).sigma_max for taps in every)
+        choices = []
+        for single, start, size in _places(kernel, geometry):
+            piece, bounds = (None if part is None else crop(part, start, size) for part in (y, is_clipped))
+            assert piece is not None
+            # A piece shows part of a larger scene, whatever lies outside the whole.
+            found = choose(piece, single, replace(settings, boundary="unknown"), is_clipped=bounds)
+            scale = kernel_spectrum(single.taps, size).sigma_max / largest
+            choices.append(replace(found, lam=found.lam * scale**2))
+        choices.sort(key=lambda choice: choice.lam)
+        return replace(choices[(len(choices) - 1) // 2], n_places=len(choices))
     if not kernel.layer.is_plain:
-        return choose_lambda_of_layer(kernel, y, settings, least_sigma)
+        return _choose_lambda_of_layer(y, kernel, settings, least_sigma)
     size = tuple(y.shape[-kernel.n_axes :])
     if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):
         raise UsageError(
             f"λ cannot be chosen from {format_size(size)} samples, since the kernel of {format_size(kernel.size)} "
             "taps is larger; give one, such as lam=1e-3."
         )
-    continuation = Continuation(
+    assert isinstance(settings.noise, NoiseModel)
+    extension = PeriodicExtension(
         replace(kernel, taps=kernel.taps.detach()),
         size,
         boundary=settings.boundary,
         penalty=spaced_penalty(settings.penalty, settings.spacing),
         max_memory=settings.max_memory,
-        noise=model_of(settings),
+        noise=settings.noise,
     )
     rule = settings.lambda_rule or (LambdaRule.GCV if is_noise_even else None)
-    return choose_lambda(continuation, y, is_clipped, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)
+    return choose_lambda(extension, y, is_clipped, rule=rule, sigma=settings.noise_sigma, least_sigma=least_sigma)
+
+
+def _places(kernel: Kernel, geometry: Geometry) -> list[tuple[Kernel, Size, Size]]:
+    """List a few places of a field, the outermost among them: the kernel, and start and size of the data around it."""
+    field, places = kernel.field, []
+    assert field is not None
+    numbers = [
+        list(range(n)) if n <= MAX_PLACES else [round(step * (n - 1) / (MAX_PLACES - 1)) for step in range(MAX_PLACES)]
+        for n in field.grid
+    ]
+    for i in numbers[0]:
+        for j in numbers[1]:
+            boxes = [_interval(geometry, axis, at) for axis, at in enumerate(((i, field.rows), (j, field.columns)))]
+            starts, sizes = zip(*boxes, strict=True)
+            places.append((replace(kernel, taps=field.taps[i, j][None, None], field=None), starts, sizes))
+    return places
+
+
+def _interval(geometry: Geometry, axis: int, place: tuple[int, tuple[float, ...]]) -> tuple[int, int]:
+    """Give start and size of the output pixels around a place: a quarter of the way to the next ones or to the edge."""
+    at, centers = place
+    n, length = geometry.output_size[axis], geometry.image_size[axis]
+    shift = geometry.pads.before[axis] - (geometry.kernel_size[axis] - 1) / 2
+    before, after = ([0.0, *centers][at], [*centers, 1.0][at + 1])
+    least = max(MIN_SIDE, MIN_KERNELS * geometry.kernel_size[axis])
+    size = min(n, max(least, round(WINDOW * (after - before) * length)))
+    start = round(centers[at] * length + shift - size / 2)
+    return min(max(start, 0), n - size), size
+
+
+def _choose_lambda_of_layer(y: Tensor, kernel: Kernel, settings: ResolvedSettings, least_sigma: float) -> LambdaChoice:
+    """Choose λ from the data of a layer with a stride, a dilation or groups."""
+    outputs = kernel.split(y, are_outputs=True)
+    geometry = kernel.geometry_of_output(tuple(y.shape[-kernel.n_axes :]), settings.padding, settings.input_size)
+    operator = kernel.detached().convolution(geometry, settings.boundary)
+    assert isinstance(operator, LayerConvolution)
+    penalty = spaced_penalty(settings.penalty, settings.spacing)
+    probed: LinearOperator = operator
+    data = outputs
+    if penalty.takes_differences:
+        # What the penalty leaves free, above all constants, contains nothing about λ.
+        probed = operator @ RandomImages.of_penalty(penalty, operator.input_shape, outputs)
+        data = outputs - constant_part(operator, outputs)
+    n_outputs, n_numbers = count_numbers(operator)
+    return choose_lambda_by_probing(
+        probed,
+        data,
+        operator.spectrum.sigma_max,
+        rule=settings.lambda_rule,
+        sigma=settings.noise_sigma,
+        modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs < n_numbers else None,
+        least_sigma=least_sigma,
+    )
+
+
+def _modeled_sigma(operator: LayerConvolution, outputs: Tensor) -> float:
+    """Estimate the noise of the first image of a batch by a model of the image."""
+    y = outputs.reshape(-1, *operator.output_shape)[0]
+    weight = ROUGH_LAMBDA * operator.spectrum.sigma_max**2
+    equations = NormalEquations(operator, y, Identity(operator.input_shape), weight)
+    return fit_probed_image_model(operator, y, iterate(equations, ROUGH_RULE).value).sigma
+
+
+@torch.no_grad()
+def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> float:
+    """Find w in ½‖Ax − y‖² + w·TV(x), one for all images of a batch, in the unit of the samples.
+
+    Args:
+        y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
+        kernel: what made them.
+        image_size: of the images.
+        settings: what was resolved; their noise is a model of the noise of the data.
+
+    Raises:
+        UsageError: the data have no noise.
+    """
+    assert isinstance(settings.noise, NoiseModel)
+    sigma = settings.noise.sigma or estimate_noise(y, kernel.n_axes)
+    check_noise(y, sigma)
+    noise = replace(settings.noise, sigma=sigma)
+    sigma = passed_sigma(noise, kernel.taps, y)
+    quadratic = replace(
+        settings,
+        prior="quadratic",
+        penalty="gradient",
+        weight=None,
+        rho=None,
+        iterations=None,
+        tolerance=_EDGES_TOLERANCE,
+        noise=noise,
+    )
+    lam = choose_lambda_of_data(y, kernel, quadratic, 0.0).lam
+    inverse = PseudoInverse(kernel, image_size, replace(quadratic, lam=lam, noise=None))
+    edges = inverse.problem.penalty_operator.forward(inverse.solve(y).value)
+    mean = torch.linalg.vector_norm(edges, dim=-inverse.n_dims - 1).mean()
+    return sigma**2 / (synchronize.as_number(mean) + sigma)

@@ -1,7 +1,4 @@
-"""A detail of a picture, or of a plane of a stack, restored under weaker and stronger λ than the one that was taken.
-
-A photograph whose prior was learned has no λ: its detail is restored at other strengths.
-"""
+"""A detail of a picture, or of a plane of a stack, restored under weaker and stronger λ or strengths of prior photo."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.diagnostics.stored_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient
@@ -20,19 +17,18 @@ from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.clipped_filling import fill_tiles
 from deconv_cli.workflows.estimators import build_estimator, find_noise_levels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""λ over the one that was taken."""
+"""Factors of the λ that was taken."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Strengths of prior photo over the one that was taken."""
-SIDE = 192
-"""Of the detail, in pixels, at most."""
-SIDE_IN_SPACE = 96
-"""The same in a stack, where the planes around it have to be restored with it."""
+"""Factors of the strength that was taken."""
+SIDE, SIDE_IN_SPACE = 192, 96
+"""Pixels of the detail along each axis at most. In a stack the planes around it are restored too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +37,9 @@ class LambdaView:
 
     Attributes:
         ratio: λ or strength over the one that was taken.
-        lams: λ of all channels, or of each; empty where there is none.
+        lams: λ of all channels, or of each; empty without λ.
         image: shape `(C, h, w)`, on the scale of the data as they were given.
-        strength: of prior photo; `None` for others.
+        strength: of prior photo; else `None`.
     """
 
     ratio: float
@@ -52,53 +48,10 @@ class LambdaView:
     strength: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Detail:
-    """A detail with a margin, beyond which nothing is assumed.
-
-    Attributes:
-        whole: the first image of the data, less the bias, in light where that is restored, shape `(C, *size)`.
-        outer: where the detail lies with its margin.
-        inner: where it lies in that.
-        is_clipped: which samples of `outer` are lower bounds; `None` where none are.
-        is_whole: whether nothing is cut off.
-    """
-
-    whole: Tensor
-    outer: tuple[slice, ...]
-    inner: tuple[slice, ...]
-    is_clipped: Tensor | None
-    is_whole: bool
-
-    @classmethod
-    def of(
-        cls, kernel: Kernel, result: Reconstruction, y: Tensor, bias: Tensor | None, ceiling: float | None
-    ) -> _Detail:
-        """Find the detail of the first image that has most contrast."""
-        n_axes, curve = kernel.n_axes, result.tone_curve
-        stored = (y if y.ndim == n_axes + 1 else y[0]).detach()
-        data = stored.to(result.image.dtype)
-        data = data if curve is None else curve.to_light(data)
-        is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
-        data = subtract_bias(data, bias, n_axes)
-        size = tuple(data.shape[1:])
-        # Farther away than two kernels little of what was cut off is left.
-        parts = [
-            _with_margin(part, 2 * n_taps, length)
-            for part, n_taps, length in zip(find_detail_in_space(stored), kernel.size, size, strict=True)
-        ]
-        outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
-        is_whole = tuple(data[outer].shape[1:]) == size and result.padding == "same"
-        return cls(data, outer, inner, None if is_clipped is None else is_clipped[outer], is_whole)
-
-
 def find_detail(image: Tensor, height: int, width: int) -> tuple[slice, slice]:
-    """Find the rows and columns where neighboring pixels differ most.
+    """Find the rows and columns where neighboring pixels differ most, at most `height` and `width` of them.
 
-    Args:
-        image: shape `(*, H, W)`; leading axes are averaged.
-        height: of the detail; all rows where there are no more.
-        width: of the detail.
+    Leading axes of an image `(*, H, W)` are averaged.
     """
     plane = image.detach().cpu().float().reshape(-1, *image.shape[-2:]).mean(0)
     height, width = min(height, plane.shape[0]), min(width, plane.shape[1])
@@ -120,110 +73,109 @@ def find_detail_in_space(image: Tensor) -> tuple[slice, ...]:
     return slice(plane, plane + 1), *find_detail(image[:, plane], SIDE_IN_SPACE, SIDE_IN_SPACE)
 
 
-def restore_at_lambdas(
+def vary_smoothing(
     kernel: Kernel,
     result: Reconstruction,
     y: Tensor,
     bias: Tensor | None = None,
     ceiling: float | None = None,
 ) -> tuple[LambdaView, ...]:
-    """Restore the detail of the first image that has most contrast, under λ from a hundredth to a hundredfold.
+    """Restore the detail of the first image with the most contrast, once for each of `RATIOS` or `STRENGTHS`.
 
-    The detail is cut out with a margin beyond which nothing is assumed, so that it costs the same in a picture of any
-    size.
+    The detail is cut out with a margin beyond which nothing is assumed, so that the cost does not depend on the size of
+    the picture. The noise for prior photo is that of the whole picture.
 
     Args:
-        kernel: as the result was made with it.
+        kernel: what the result was made with.
         result: what was reconstructed.
         y: its data, shape `(C, *output_size)` or `(B, C, *output_size)`.
         bias: of each channel.
-        ceiling: the largest value that a sample can have, in light where that is what is restored; `None` for any.
+        ceiling: the largest value that a sample can have, in light if that is restored; `None` for any.
 
     Returns:
-        One view for each of `RATIOS`; none where there is no λ to change, or where the kernel mixes channels, varies
-        over the frame, or spans a single axis.
+        Nothing without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, or spans a
+        single axis.
     """
-    settings, n_axes = result.settings, kernel.n_axes
-    if kernel.field is not None or n_axes == 1:
-        return ()
+    settings, n_axes, curve = result.settings, kernel.n_axes, result.tone_curve
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
-    kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
-    if not kernels or not settings.is_linear or not settings.has_lambda or min(lams) == 0:
+    is_photo = settings.objective == "photo"
+    if kernel.field is not None or n_axes == 1 or (is_photo and result.channels):
         return ()
-    detail, curve = _Detail.of(kernel, result, y, bias, ceiling), result.tone_curve
-    alike = ResolvedSettings(
-        boundary=result.boundary if detail.is_whole else "unknown",
+    kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
+    has_lambda = settings.is_linear and settings.has_lambda and min(lams) > 0
+    if not is_photo and not (kernels and has_lambda):
+        return ()
+    stored = (y if y.ndim == n_axes + 1 else y[0]).detach()
+    data = stored.to(result.image.dtype)
+    data = data if curve is None else curve.to_light(data)
+    is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
+    data = subtract_bias(data, bias, n_axes)
+    size = tuple(data.shape[1:])
+    # Farther away than two kernels, little of the rest of the picture matters.
+    parts = [
+        _with_margin(part, 2 * n_taps, length)
+        for part, n_taps, length in zip(find_detail_in_space(stored), kernel.size, size, strict=True)
+    ]
+    outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
+    detail, bounds = data[outer], None if is_clipped is None else is_clipped[outer]
+    is_whole = tuple(detail.shape[1:]) == size and result.padding == "same"
+    boundary = result.boundary if is_whole else "unknown"
+    kernel = replace(kernel, taps=kernel.taps.detach().to(result.image))
+    if is_photo:
+        if not settings.noise_levels:
+            settings = find_noise_levels(data, kernel, settings, curve)
+        origin = tuple(part.start or 0 for part in outer[1:])
+        settings = replace(settings, padding="same", boundary=boundary, origin=origin)
+        detail = detail if bounds is None else fill_tiles(detail, kernel, bounds)
+    plain = ResolvedSettings(
+        boundary=boundary,
         penalty=settings.penalty,
         spacing=settings.spacing,
         tolerance=settings.tolerance,
         max_memory=settings.max_memory,
     )
     views = []
-    for ratio in RATIOS:
-        weights = tuple(ratio * lam for lam in lams)
-        image = _restore(kernels, weights, alike, detail.whole[detail.outer], detail.is_clipped)
-        image = (image if curve is None else curve.to_stored(image))[detail.inner]
-        views.append(LambdaView(ratio, weights, image if n_axes == 2 else image[:, 0]))
-    return tuple(views)
-
-
-def restore_at_strengths(
-    kernel: Kernel,
-    result: Reconstruction,
-    y: Tensor,
-    bias: Tensor | None = None,
-    ceiling: float | None = None,
-) -> tuple[LambdaView, ...]:
-    """Do what `restore_at_lambdas` does at strengths of prior photo, from a quarter to fourfold; see there.
-
-    The noise is that of the whole picture.
-    """
-    if result.channels or kernel.field is not None:
-        return ()
-    kernel = replace(kernel, taps=kernel.taps.detach().to(result.image))
-    detail, curve = _Detail.of(kernel, result, y, bias, ceiling), result.tone_curve
-    settings = result.settings
-    if not settings.noise_levels:
-        settings = find_noise_levels(detail.whole, kernel, settings, curve)
-    settings = replace(
-        settings,
-        padding="same",
-        boundary=result.boundary if detail.is_whole else "unknown",
-        origin=tuple(part.start or 0 for part in detail.outer[1:]),
-    )
-    data, bounds = detail.whole[detail.outer], detail.is_clipped
-    data = data if bounds is None else fill_tiles(data, kernel, bounds)
-    views = []
-    for ratio in STRENGTHS:
-        strength = ratio * (result.settings.strength or 1.0)
-        own = replace(settings, strength=strength)
-        estimator = build_estimator(kernel, tuple(data.shape[1:]), own, data, curve)
-        assert isinstance(estimator, PhotoEstimator)
-        is_bound = None if bounds is None else estimator.arrange(bounds.to(data)) > 0
-        image = estimator.frame(estimator.solve(data, None, is_bound).value)
-        image = (image if curve is None else curve.to_stored(image))[detail.inner]
-        views.append(LambdaView(ratio, (), image, strength))
+    for ratio in STRENGTHS if is_photo else RATIOS:
+        if is_photo:
+            strength = ratio * (settings.strength or 1.0)
+            image = _restore_photo(kernel, replace(settings, strength=strength), detail, bounds, curve)
+            weights: tuple[float, ...] = ()
+        else:
+            strength, weights = None, tuple(ratio * lam for lam in lams)
+            image = _restore(kernels, weights, plain, detail, bounds)
+        image = (image if curve is None else curve.to_stored(image))[inner]
+        views.append(LambdaView(ratio, weights, image if n_axes == 2 else image[:, 0], strength))
     return tuple(views)
 
 
 def _with_margin(part: slice, margin: int, length: int) -> tuple[slice, slice]:
-    """Widen a part of an axis; give it, and where the part lies in it."""
+    """Widen a part of an axis; give it, and the place of the part in it."""
     start = max(part.start - margin, 0)
     return slice(start, min(part.stop + margin, length)), slice(part.start - start, part.stop - start)
 
 
 def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
-    """Give the kernel of all channels, or of each; none where it mixes them."""
+    """Give the kernel of all channels, or of each; none if it mixes them."""
     if n_channels == 1 and taps.shape[:2] != (1, 1):
         return []
     shared, n_axes = taps.detach().flatten(0, 1), taps.ndim - 2
     return [Kernel.from_tensor(shared[channel % len(shared)], dimensions=n_axes) for channel in range(n_channels)]
 
 
+def _restore_photo(
+    kernel: Kernel, settings: ResolvedSettings, data: Tensor, bounds: Tensor | None, curve: ToneCurve | None
+) -> Tensor:
+    """Restore data of shape `(C, H, W)` with prior photo."""
+    estimator = build_estimator(kernel, tuple(data.shape[1:]), settings, data, curve)
+    assert isinstance(estimator, PhotoEstimator)
+    is_bound = None if bounds is None else estimator.arrange(bounds.to(data)) > 0
+    return estimator.frame(estimator.solve(data, None, is_bound).value)
+
+
 def _restore(
     kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor, is_clipped: Tensor | None
 ) -> Tensor:
-    """Restore data of shape `(C, *size)`, channel by channel where each has its kernel or λ."""
+    """Restore data of shape `(C, *size)`, channel by channel if each has its kernel or λ."""
     rule = StoppingRule(settings.tolerance or DEFAULT_TOLERANCE, settings.max_iterations)
     images = []
     for channels, kernel, lam in zip(torch.arange(len(data)).chunk(len(kernels)), kernels, lams, strict=True):

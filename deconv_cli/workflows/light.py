@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
@@ -65,11 +65,11 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0].float(), start, window)
     middle, found = images.shape[0] // 2, {}
     kernel = replace(kernel, taps=kernel.taps.detach().to(images))
-    continuation = Continuation(kernel, window, boundary="unknown", penalty="gradient")
+    extension = PeriodicExtension(kernel, window, boundary="unknown", penalty="gradient")
     for name, tile in ((Light.STORED, images), (Light.LINEAR, curve.to_light(images))):
         data = tile[middle : middle + 1]
-        lam = choose_by_rule(LambdaRule.GCV, continuation.initial(data), 0.0).chosen
-        found[name] = min(choose_by_rule(LambdaRule.WHITENESS, continuation.continued(data, lam), 0.0).values)
+        lam = choose_by_rule(LambdaRule.GCV, extension.initial(data), 0.0).chosen
+        found[name] = min(choose_by_rule(LambdaRule.WHITENESS, extension.continued(data, lam), 0.0).values)
     light, other = (Light.LINEAR, Light.STORED) if is_light else (Light.STORED, Light.LINEAR)
     if found[light] <= _CLEARLY * found[other]:
         return None

@@ -18,8 +18,8 @@ from itertools import cycle
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.inverse_filter import InverseFilter
-from deconv_cli.diagnostics.spatial_resolution import measure_resolution
+from deconv_cli.diagnostics.conditioning import measure_resolution, widest
+from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
@@ -47,7 +47,7 @@ from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
 from deconv_cli.workflows.estimators import build_estimator
 from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
 from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
-from deconv_cli.workflows.lambda_series import LambdaView, restore_at_lambdas, restore_at_strengths
+from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.measurement import measure
 from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
@@ -225,7 +225,9 @@ class Pipeline:
             is_clipped = None
         if is_clipped is not None and isinstance(estimator, PseudoInverse):
             tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
-        listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
+        has_goal = not isinstance(estimator, PhotoEstimator)  # which takes a fixed number of steps
+        limit = settings.max_iterations if has_goal else 0
+        listener.begin("restoring", goal=tolerance if has_goal else None, limit=limit)
         estimator.arrange(data)  # refuses a kernel that does not fit before a bias that does not
         unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         bounds = None if is_clipped is None else estimator.arrange(is_clipped.to(data.dtype)) > 0
@@ -321,7 +323,7 @@ class Pipeline:
         penalty = spaced_penalty(settings.penalty, settings.spacing)
         weight, rcond = lams[len(lams) // 2] * found.spectrum.sigma_max**2, default_rcond(result.image.dtype)
         taps = kernel.taps[:1] if resolution.is_per_channel else kernel.taps
-        finest = measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)).widest
+        finest = widest(measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)))
         return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
     def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:
@@ -363,13 +365,12 @@ class Pipeline:
         return found if tests is None else replace(found, tests=replace(found.tests, finding=tests.finding))
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
-        """Restore a detail of the last result under other λ too; see `restore_at_lambdas` and `resolve`."""
+        """Restore a detail of the last result under other λ too; see `vary_smoothing` and `resolve`."""
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
         ceiling = ceiling_of(y, result.tone_curve, sample_type, kernel.n_axes)
-        restore = restore_at_strengths if result.settings.objective == "photo" else restore_at_lambdas
-        return restore(kernel, result, y, self._bias, ceiling)
+        return vary_smoothing(kernel, result, y, self._bias, ceiling)
 
     @cached_property
     def _canonical(self) -> Kernel:

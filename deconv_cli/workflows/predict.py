@@ -1,4 +1,4 @@
-"""The error to be expected of a reconstruction, image by image."""
+"""The expected error of a reconstruction, image by image."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.conditioning import gain_map
-from deconv_cli.diagnostics.continuation import Continuation
+from deconv_cli.diagnostics.conditioning import removed_share
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor, bands_of, contrast_of, describe_bands
-from deconv_cli.diagnostics.error_profile import ErrorProfile, smoothed, smoothed_energy
 from deconv_cli.diagnostics.image_model import ImageModel, fit_image_model
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
-from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
-from deconv_cli.diagnostics.probed_image_model import fit_probed_image_model
-from deconv_cli.errors import ShapeError, TooLargeError
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
+from deconv_cli.diagnostics.predicted_error import ErrorProfile, PredictedError, pool_errors, smoothed, smoothed_energy
+from deconv_cli.diagnostics.probing import fit_probed_image_model
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, squared_gradient
-from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
@@ -35,12 +32,12 @@ from deconv_cli.workflows.find_noise import measure_noise_of_channels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 UNSEEN, UNSEEN_OF_LOST, UNSEEN_OF_SMOOTHED = 1.9, 0.55, 0.3
-"""How many times as large the real error is as the change of an estimate that is blurred and restored again: 1.9 times
-e^(0.55·the share of frequencies that the kernel all but removes) times the 0.3th power of the squared gradient that the
-estimate lost over that of the change. Least squares on logarithms, for five photographs of scikit-image and
-scikit-learn as JPEG and linear files under the kernels of `benchmarks/photographs.py`, which judges it on others."""
+"""The real error is 1.9 times e^(0.55·the share of frequencies that the kernel nearly removes) times the 0.3th power of
+the squared gradient that the estimate lost over that of the change, as large as the change of an estimate that is
+blurred and restored again. Least squares on logarithms, for five photographs of scikit-image and scikit-learn as JPEG
+and linear files under the kernels of `benchmarks/photographs.py`, which tests it on others."""
 ALL_BUT_REMOVED = 0.01
-"""Part of the largest singular value below which a frequency counts as removed."""
+"""The kernel nearly removes a frequency below this part of the largest singular value."""
 SMOOTHED_LIMITS = 0.3, 2.0
 
 
@@ -54,15 +51,15 @@ def predict_for(
     truth: Tensor | None = None,
     n_pieces: int = 1,
 ) -> PredictedError:
-    """Predict the error of a reconstruction, and hold it against the truth where there is one.
+    """Predict the error of a reconstruction, and compare it with the truth if there is one.
 
     Args:
-        inverse: what made it; or, where the data are a part of a picture, one with the frame of that picture, whose
-            image may end before that of the reconstruction does.
+        inverse: what made it; for a part of a picture, one with the frame of the picture, whose image may be smaller
+            than that of the reconstruction.
         result: the reconstruction.
         y: the data, in the inverse's dtype.
         bias: of each output channel.
-        least_sigma: an estimate of the noise is taken to be at least this, as that of rounding.
+        least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
         truth: of the shape of the estimate.
         n_pieces: of one picture, whose errors are pooled: fewer images are drawn for each.
     """
@@ -72,14 +69,12 @@ def predict_for(
     image = _within_frame(inverse, result)
     outputs, estimates = _one_by_one(kernel, data, are_outputs=True), _one_by_one(kernel, image)
     known = None if truth is None else _one_by_one(kernel, truth.to(result.image))
-    periodic = _periodic_estimate(inverse, data)
-    others = None if periodic is None else _one_by_one(kernel, periodic)
     predictor = ErrorPredictor(inverse, n_images=len(outputs), n_pieces=n_pieces, seed=result.settings.seed or 0)
     fit = _fit_of(inverse, result)
-    # Of two sizes of images and channels, what has more numbers has as much energy in more of them.
+    # If image and data differ in size, the same energy is spread over another number of values.
     gain = result.spectrum.sigma_max * (estimates[0].numel() / outputs[0].numel()) ** 0.5
     parts, units = [], []
-    # What one image is like, and its noise, need not be so of another.
+    # Images, and their noise, differ.
     for i, (output, estimate) in enumerate(zip(outputs, estimates, strict=True)):
         unit = common_unit(output)
         model = fit(
@@ -92,7 +87,6 @@ def predict_for(
             estimate / unit,
             model,
             contrast=contrast_of(output / unit, gain),
-            periodic=None if others is None else others[i] / unit,
             truth=None if known is None else known[i] / unit,
         )
         parts.append(found)
@@ -101,7 +95,7 @@ def predict_for(
     operator = inverse.operator
     if not isinstance(operator, LayerConvolution):
         return pooled
-    # Of pixels that no output depends on there is nothing to be trusted.
+    # Pixels that no output depends on are never trusted.
     return replace(pooled, trusted=pooled.trusted & operator.crop_to_frame(operator.touched()))
 
 
@@ -114,19 +108,19 @@ def predict_by_restoring_again(
     least_sigma: float = 0.0,
     truth: Tensor | None = None,
 ) -> PredictedError:
-    """Predict the error of an estimate that is not linear in the data, in stored values.
+    """Predict the error of a nonlinear estimate, in stored values.
 
-    The estimate is blurred, gets noise like that of the data, and is restored in the same way again. What changes is a
+    The estimate is blurred, gets noise like that of the data, and is restored in the same way again. The change is a
     sample of the error (the parametric bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
-    6.5). Its squares are averaged around each pixel. A factor makes up for the detail that the estimate lacks.
+    6.5). Its squares are averaged around each pixel. A factor compensates the detail that the estimate lacks.
 
     Args:
         estimator: what made the estimate.
         result: the reconstruction.
-        data: y, less the bias, shape `(*batch, C_out, *size)`; light where a tone curve was undone.
-        curve: the tone curve; `None` where none was undone.
-        least_sigma: the noise is taken to be at least this, as that of rounding.
-        truth: of the shape of the estimate; light where the data are.
+        data: y, less the bias, shape `(*batch, C_out, *size)`; in light if a tone curve was undone.
+        curve: the tone curve; `None` if none was undone.
+        least_sigma: lower bound of the noise, such as the noise of rounding.
+        truth: of the shape of the estimate; in light if the data are.
     """
     kernel, settings, value = estimator.kernel, estimator.settings, result.solution.value
     n_axes, axis, seed = kernel.n_axes, kernel.channel_axis, settings.seed or 0
@@ -151,12 +145,12 @@ def predict_by_restoring_again(
     squares = {"predicted": squared, "estimate": image.square()}
     if truth is not None:
         squares["actual"] = (image - stored(truth)).square()
-    # Edges of the picture with more detail than its middle have larger errors for that alone.
+    # Bands with more detail have larger errors for that reason alone.
     missing = bands.mean(squared) / bands.mean(energy).clamp_min(1e-30)
     contrast = contrast_of(samples.reshape(-1, *samples.shape[-n_axes:]), result.spectrum.sigma_max)
     by_band = synchronize.as_numbers(missing * energy.mean())
-    profile = replace(ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy), contrast=contrast)
-    # Of one sample of the error, what lies inwards of where it first is as small as deep inside is scatter.
+    profile = ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy, contrast)
+    # One sample scatters: further inwards than its first value as small as deep inside, its excess means nothing.
     profile = replace(profile, missing=tuple(by_band[-1] + more for more in profile.outside))
     depth, around = profile.trusted_depth, smoothed(squared, n_axes)
     outweighed = profile.outweighs(image, around, n_axes).reshape(-1, *image.shape[-n_axes:]).any(dim=0)
@@ -174,9 +168,8 @@ def predict_by_restoring_again(
 
 
 def _unseen(estimator: Estimator, image: Tensor, again: Tensor) -> float:
-    """Tell how many times as large the real error is as the change of an estimate that was restored again."""
-    gains = gain_map(estimator.operator.kernel, estimator.geometry.image_size)[1]
-    lost = synchronize.as_number((gains < ALL_BUT_REMOVED * gains.max()).double().mean())
+    """Compute the factor from the change of an estimate that was restored again to its real error."""
+    lost = removed_share(estimator.operator.kernel, estimator.geometry.image_size, ALL_BUT_REMOVED)
     before, after, change = (
         synchronize.as_number(squared_gradient(part, estimator.kernel.n_axes).mean())
         for part in (image, again, again - image)
@@ -187,7 +180,7 @@ def _unseen(estimator: Estimator, image: Tensor, again: Tensor) -> float:
 
 
 def _within_frame(inverse: PseudoInverse, result: Reconstruction) -> Tensor:
-    """Cut an estimate to the image of an inverse of the same data."""
+    """Crop an estimate to the image of an inverse of the same data."""
     image, geometry = result.image.detach(), inverse.geometry
     if inverse.operator.is_layer or tuple(image.shape[-len(geometry.image_size) :]) == geometry.image_size:
         return image
@@ -197,12 +190,12 @@ def _within_frame(inverse: PseudoInverse, result: Reconstruction) -> Tensor:
 
 
 def _fit_of(inverse: PseudoInverse, result: Reconstruction) -> Callable[..., ImageModel]:
-    """Give what fits a model to the data of one image: by frequency where there are such, else by probing."""
+    """Give the function that fits a model to the data of one image: by probing for a layer, else by frequency."""
     settings = result.settings
     if inverse.operator.is_layer:
         return partial(fit_probed_image_model, inverse.operator, seed=settings.seed or 0)
     assert result.penalty is not None
-    continuation = Continuation(
+    extension = PeriodicExtension(
         inverse.kernel,
         inverse.geometry.output_size,
         boundary=result.boundary,
@@ -210,24 +203,10 @@ def _fit_of(inverse: PseudoInverse, result: Reconstruction) -> Callable[..., Ima
         max_memory=inverse.settings.max_memory,
         noise=settings.noise if isinstance(settings.noise, NoiseModel) else None,
     )
-    return partial(fit_image_model, continuation, lam=settings.lam)
+    return partial(fit_image_model, extension, lam=settings.lam)
 
 
 def _one_by_one(kernel: Kernel, images: Tensor, *, are_outputs: bool = False) -> Tensor:
-    """Arrange images, or the channels of a shared kernel, one by one: `(n, C, *size)`."""
+    """Arrange images, or the channels that share a kernel, along one axis: `(n, C, *size)`."""
     arranged = kernel.split(images, are_outputs=are_outputs)
     return arranged.reshape(-1, *arranged.shape[kernel.channel_axis :])
-
-
-def _periodic_estimate(inverse: PseudoInverse, data: Tensor) -> Tensor | None:
-    """Restore as if the picture repeated itself; `None` where it cannot, does not fit the memory, or was done."""
-    geometry, settings = inverse.geometry, inverse.settings
-    if inverse.operator.is_layer:
-        return None
-    if as_rule(settings.boundary).is_periodic or geometry.output_size != geometry.image_size:
-        return None
-    circular = replace(settings, boundary="circular", method="auto")
-    try:
-        return PseudoInverse(inverse.kernel, geometry.image_size, circular)(data).detach()
-    except (ShapeError, TooLargeError):
-        return None

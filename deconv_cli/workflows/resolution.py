@@ -28,8 +28,7 @@ from deconv_cli.vocabulary import (
     format_spacing,
     parse_padding,
 )
-from deconv_cli.workflows.kernel_fields import check_settings_of_field
-from deconv_cli.workflows.layer_settings import check_settings_of_layer
+from deconv_cli.workflows.layer_settings import check_settings_of_field, check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 SAME_SPACING = 0.01

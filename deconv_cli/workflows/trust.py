@@ -1,4 +1,4 @@
-"""Whether a reconstruction is to be trusted as it is: the one place that decides, for every report and exit code."""
+"""Decides whether a reconstruction is to be trusted, for every report and exit code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.residual_finding import ResidualFinding
-from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualTests
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding, ResidualTests
 from deconv_cli.operators import synchronize
 from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
@@ -21,34 +20,34 @@ from deconv_cli.vocabulary import format_percent
 MAX_RELATIVE_RESIDUAL = 0.05
 """Residual of a tensor, in parts of the data, that no noise of a layer explains."""
 MAX_SHRINKAGE = 3.0
-"""The residual may also be so many times what λ leaves over of white images."""
+"""The residual may also be this multiple of the part that λ leaves of white images."""
 MAX_AMPLIFICATION = 50.0
 """How many times larger than usual an estimate may be."""
 SUSPICIOUS_AMPLIFICATION, SUSPICIOUS_RESIDUAL = 4.0, 0.004
-"""Both together are not seen under the right kernel; each alone is, of smooth images and of noise."""
+"""The right kernel never gives both. It gives one of them for smooth images, and the other for noise."""
 COARSE_ROUNDING = 2e-3
 """Residual of a tensor, in parts of the data, that rounding to bfloat16 may leave."""
 MAX_MISSING = 1.25
-"""Size of what is missing from an estimate, in that of white images. Layers of the face detector MTCNN and random ones
+"""Size of the missing part of an estimate, relative to white images. Layers of the face detector MTCNN and random ones
 lack at most 0.8 under the right padding, if λ is at most 0.1 and noise at most 1 %, and at least 4.8 under a wrong one
 if they have as many outputs as inputs."""
 EXPLAINED, PLAUSIBLE = 0.1, 1.3
 """Another padding explains the data if less than this is missing and the estimate is no larger."""
 EDGES_STAND_OUT = 5.0
-"""Residual on the edge of a layer's output, in parts of that inside, that no noise has: at most 3 was seen under the
-right padding and at least 12 under a wrong one."""
+"""Residual on the edge of a layer's output over that inside: at most 3 under the right padding, at least 12 under a
+wrong one."""
 MAX_CLIPPED_SHARE = 0.05
 """Part of the samples that may leave the range of their type."""
 OVERSHOOT = 0.05
-"""A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot a little."""
+"""A sample leaves the range if it is beyond it by this part of the contrast of the data: edges overshoot slightly."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
-"""Residual of a picture, in parts of the data. Below the first its size and place say nothing, since what λ leaves over
-of exact data is as large; below the second it may be no more than rounding, and says nothing at all."""
+"""Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
+of exact data; below the second it may be rounding alone."""
 CLEARLY_IMPLAUSIBLE = 0.5
 """Part of data without noise that no picture explains: right kernels stay below 0.31, a Gaussian whose width is off by
-a quarter lies above 0.72 (crops of the sample pictures, reflect and circular)."""
+a quarter is above 0.72 (crops of the sample pictures, reflect and circular)."""
 FAR_ABOVE_NOISE = 3.0
-"""Multiple of the noise at which the residual of a λ that was chosen from the data is called too large."""
+"""Multiple of the noise that the residual of a λ that was chosen from the data may have."""
 
 
 class DoubtReason(StrEnum):
@@ -64,19 +63,14 @@ class DoubtReason(StrEnum):
 
 
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
-"""Reasons that the quadratic prior gives for a kernel that is not that of a photograph."""
+"""Reasons of the quadratic prior that show a wrong kernel of a photograph."""
 WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
-"""Reasons that a layer gives that is not what it was taken for."""
+"""Reasons that show a wrong layer."""
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """One reason not to trust a result as it is.
-
-    Attributes:
-        reason: why it is doubted.
-        sentence: the same in words, with what to do.
-    """
+    """One reason not to trust a result, with a clause that says what to do."""
 
     reason: DoubtReason
     sentence: str
@@ -84,13 +78,14 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Scale:
-    """An estimate held against white images of the size that the kernel would turn into such data.
+    """The size of an estimate, compared with white images that the kernel would turn into such data.
 
     Attributes:
         amplification: how many times larger it is.
-        shrinkage: which part of the data λ would leave over of theirs.
-        missing: an image that explains the residual is at least so many times as large, if the penalty is the identity.
-        has_more_data: whether there are more data than numbers of the image, so that noise alone has no explanation.
+        shrinkage: the part of their data that λ would leave.
+        missing: an image that explains the residual is at least this many times as large, if the penalty is the
+            identity.
+        has_more_data: there are more data than values of the image, so that noise alone has no explanation.
     """
 
     amplification: float
@@ -101,13 +96,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Clipping:
-    """Samples of an estimate that their range does not hold.
-
-    Attributes:
-        lowest: the least sample of the range.
-        highest: the largest one.
-        share: part of the samples far beyond the range, of those that the data leave inside; between 0 and 1.
-    """
+    """The share of samples of an estimate far beyond a range, of those that the data leave inside."""
 
     lowest: float
     highest: float
@@ -115,16 +104,10 @@ class Clipping:
 
 
 def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, residual: float) -> Scale:
-    """Hold an estimate against white images, and against the image that its residual asks for.
+    """Compare an estimate with white images, and with the image that would explain its residual.
 
     An image z with Az = r has ‖z‖ ≥ ‖r‖² / ‖Aᵀr‖, and an estimate x̂ under the penalty identity has Aᵀr = λσ²max·x̂.
-
-    Args:
-        gain: mean square of the singular values, a single number.
-        estimate: any shape.
-        data: y, any shape.
-        weight: λσ²max; 0 where there is no λ.
-        residual: ‖r‖.
+    `gain` is the mean square of the singular values, `weight` λσ²max or 0, and `residual` ‖r‖.
     """
     of_estimate, of_data = (torch.linalg.vector_norm(a, dtype=accumulation_dtype(a)) for a in (estimate, data))
     ratio = (of_estimate * gain.sqrt() / of_data).nan_to_num(0.0)
@@ -140,11 +123,7 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
 def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float) -> Clipping:
     """Measure how much of an estimate lies far beyond a range.
 
-    Args:
-        image: the estimate, any shape.
-        data: y; where it has the same shape, samples that are at the ends of the range already are not counted.
-        lowest: the least sample of the range.
-        highest: the largest one.
+    If the data have the shape of the estimate, samples at the ends of the range do not count.
     """
     low, high = (synchronize.as_number(end) for end in data.aminmax())
     margin = OVERSHOOT * (high - low)
@@ -152,7 +131,6 @@ def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float)
     below, above = lowest - margin, highest + margin
     if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
-    # A comparison takes three times as long as finding both ends.
     is_beyond = (
         image < below if most <= above else image > above if below <= least else (image < below) | (image > above)
     )
@@ -182,15 +160,15 @@ def doubt_layer(
     penalty: str,
     explained_by: str | None = None,
 ) -> list[Doubt]:
-    """Doubt that a layer is what it was taken for.
+    """Doubt that a layer is the right one.
 
     Args:
         residual: y − Ax̂ in numbers.
         scale: of the estimate.
-        border: the residual by distance from the edge; empty where it was not looked at.
-        noise: standard deviation of the noise where it was given, in units of the samples; else 0.
-        penalty: what was penalized. One on differences fills in what no output depends on, which is larger than usual.
-        explained_by: a setting under which the same data have an explanation.
+        border: the residual by distance from the edge, if it was measured.
+        noise: standard deviation of the noise if it was given, in units of the samples; else 0.
+        penalty: one on differences fills in pixels that no output depends on, with larger values than usual.
+        explained_by: a setting that explains the same data.
     """
     allowed = MAX_SHRINKAGE * scale.shrinkage
     is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
@@ -220,19 +198,13 @@ _CAUSES = (
 
 
 def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
-    """Doubt an estimate that the tests of its residual reject.
-
-    Args:
-        residual: y − Ax̂ in numbers.
-        tests: of the residual.
-        is_lambda_chosen: λ was chosen from the data, so that it is not why the residual is large.
-    """
+    """Doubt an estimate if the tests of its residual reject it; a chosen λ is not the reason of a large residual."""
     if residual.relative < NEGLIGIBLE_RESIDUAL:
         is_implausible = residual.relative > ROUNDING and tests.implausible_share > CLEARLY_IMPLAUSIBLE
         return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)] if is_implausible else []
     noise = tests.noise or 0.0
     is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise
-    # What a large λ leaves over has edges of its own, as at the seam of a scene that does not repeat.
+    # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
     is_of_lambda = tests.finding is ResidualFinding.WRONG_BOUNDARY and is_far and not is_lambda_chosen
     if tests.finding.is_rejection and not is_of_lambda:
         return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
@@ -243,15 +215,10 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
 
 
 def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> str | None:
-    """Give the sentence of a residual that is at odds with λ, though the result is not doubted for it.
+    """Warn of a residual that contradicts λ, though the result is not doubted for it.
 
     Of 40 blurred channels of photographs one looked over-smoothed under the λ that was chosen from the data, though no
-    other restored it better; all that looked so under three to thirty times that λ were restored worse by it.
-
-    Args:
-        residual: y − Ax̂ in numbers.
-        tests: of the residual.
-        is_lambda_chosen: λ was chosen from the data.
+    other restored it better; all that looked so under three to thirty times that λ were restored worse.
     """
     is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and not is_lambda_chosen
     is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
@@ -259,18 +226,13 @@ def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lamb
 
 
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
-    """Doubt a λ that a rule was to choose, but did not; the least one is right for data that it explains to rounding.
-
-    Args:
-        choice: how λ was chosen.
-        residual: y − Ax̂ in numbers.
-    """
+    """Doubt a λ if the rule found no minimum, unless the least λ explains the data up to rounding."""
     is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
     return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
 
 
 def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
-    """Doubt an estimate that shows mostly noise, so many times as strong as the usual contrast of the data."""
+    """Doubt an estimate that shows mostly noise, `ratio` times as strong as the usual contrast of the data."""
     found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of most of the data"
     advice = 'a larger λ; lam="auto" chooses it from the data'
     if is_lambda_chosen:

@@ -20,7 +20,7 @@ from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.fixed_choices import N_PIECES, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.plan_extras import ExtraFiles
-from deconv_cli.diagnostics.residual_finding import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.scheduler import JobShare

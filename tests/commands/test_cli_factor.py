@@ -147,9 +147,9 @@ def test_the_report_of_factor(deconv, layer, tmp_path):
 def test_what_has_nothing_to_keep_says_so(deconv, layer, tmp_path):
     words = ["factor", "--kernel", layer, "--layer", "conv", "--size", "14,15", "-o", tmp_path / "f.safetensors"]
     done = deconv(*words, "--method", "iterative", "--json")
-    assert any("nothing that is costly to keep" in note for note in done.report["notes"])
+    assert any("this method precomputes nothing" in note for note in done.report["notes"])
     assert done.report["factors"]["shapes"] == {}
-    assert "nothing that is costly to keep" in done.stderr
+    assert "this method precomputes nothing" in done.stderr
 
 
 def test_one_factor_for_many_files_is_read_once(deconv, factor, save, tmp_path, monkeypatch):

@@ -142,4 +142,4 @@ def test_the_page_shows_how_lambda_was_chosen_and_the_error_against_the_truth(de
         assert heading in text
     assert record["lambda_reason"].split(";")[0] in text
     assert "<strong>Actual error.</strong>" in text
-    assert "what lies outside" in text
+    assert "lies outside" in text

@@ -59,6 +59,9 @@ def test_a_verbose_line_tells_file_step_and_end(clock, capsys):
         "file 2 of 7: iteration 2: certificate 1.00e-02, goal 1e-06",
         "file 2 of 7: iteration 3: certificate 1.00e-03, goal 1e-06, about 6 s left",
     ]
+    progress.begin("restoring")  # in a fixed number of steps
+    run(progress, clock, [1e-1])
+    assert capsys.readouterr().err.splitlines()[1:] == ["file 2 of 7: step 1: change 1.00e-01"]
 
 
 @pytest.mark.parametrize("options", [{"is_silent": True}, {"is_silent": True, "verbose": True}, {}])

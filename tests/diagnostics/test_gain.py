@@ -5,8 +5,7 @@ import torch
 from cases import random
 
 import deconv_cli
-from deconv_cli.diagnostics.gain import estimate_gain
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.errors import ShapeError
 
 

@@ -7,17 +7,16 @@ import math
 import pytest
 import torch
 
-from deconv_cli.diagnostics import power_by_gain
+from deconv_cli.diagnostics import spectral_data
 from deconv_cli.diagnostics.lambda_rules import (
     LambdaCurve,
     choose_by_rule,
     effective_parameters,
     residual_square_sum,
 )
-from deconv_cli.diagnostics.noise_level import estimate_noise, estimate_noise_of_spectrum
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
-from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -60,7 +59,9 @@ class TestAgainstMatrices:
         influence = dense.influence(lam)
         residual = dense.columns - influence @ dense.columns
         n_images = dense.y.shape[0]
-        assert dense.data.n_data == dense.y.numel()
+        energy = dense.data.multiplicity * (dense.data.power.sum(-1) + dense.data.outside)
+        assert float(energy.sum()) == pytest.approx(float(dense.y.square().sum()), rel=1e-12)
+        assert dense.data.by_gain.n_data == dense.y.numel()
         assert float(residual_square_sum(dense.data.by_gain, lam)) == pytest.approx(
             float(residual.square().sum()), rel=1e-9
         )
@@ -109,7 +110,7 @@ def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
         return len(data.by_gain.ratio), choose_by_rule(rule, data, 0.1)
 
     n_groups, grouped = chosen()
-    monkeypatch.setattr(power_by_gain, "_N_GROUPS", 10**9)
+    monkeypatch.setattr(spectral_data, "_N_GROUPS", 10**9)
     n_gains, alone = chosen()
     assert n_groups < 5000 < n_gains
     assert grouped.values == pytest.approx(alone.values, rel=1e-5, abs=1e-5)
@@ -154,27 +155,16 @@ def test_gcv_is_the_leave_one_out_error_of_a_circulant_times_a_factor():
         assert len(dense.a) * curve.values[index] == pytest.approx(total, rel=1e-8)
 
 
-class TestNoise:
-    @pytest.mark.parametrize("sigma", [0.01, 3.0])
-    def test_white_noise_on_a_ramp_is_measured(self, sigma):
-        ramp = torch.linspace(0, 10, 200)[:, None] + torch.linspace(0, 5, 150)
-        noise = torch.randn(2, 3, 200, 150, generator=torch.Generator().manual_seed(0))
-        assert estimate_noise(ramp + sigma * noise) == pytest.approx(sigma, rel=0.02)
-
-    def test_a_picture_that_is_too_small(self):
-        with pytest.raises(ShapeError, match="3×3"):
-            estimate_noise(torch.zeros(1, 2, 8))
-
-    @pytest.mark.parametrize("n_images", [1, 3])
-    def test_the_floor_of_data_that_the_kernel_passes_little_of(self, n_images):
-        steps = torch.arange(-6, 7, dtype=torch.float64)
-        line = torch.exp(-0.5 * (steps / 2.5).square())
-        taps = (line[:, None] * line / line.sum() ** 2)[None, None]
-        generator = torch.Generator().manual_seed(1)
-        x = torch.rand(n_images, 1, 64, 64, generator=generator, dtype=torch.float64).cumsum(-1)
-        kernel = Kernel.from_tensor(taps)
-        operator = Convolution.of_geometry(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), "circular")
-        y = operator.forward(x)
-        y = y + 0.05 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        data = SpectralData.of(torus_modes(taps, (64, 64)), y, penalty="gradient", sigma_max=1.0)
-        assert estimate_noise_of_spectrum(data) == pytest.approx(0.05, rel=0.1)
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_the_floor_of_data_that_the_kernel_passes_little_of(n_images):
+    steps = torch.arange(-6, 7, dtype=torch.float64)
+    line = torch.exp(-0.5 * (steps / 2.5).square())
+    taps = (line[:, None] * line / line.sum() ** 2)[None, None]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(n_images, 1, 64, 64, generator=generator, dtype=torch.float64).cumsum(-1)
+    kernel = Kernel.from_tensor(taps)
+    operator = Convolution.of_geometry(kernel.taps, Geometry.of_image((64, 64), (13, 13), "same"), "circular")
+    y = operator.forward(x)
+    y = y + 0.05 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    data = SpectralData.of(torus_modes(taps, (64, 64)), y, penalty="gradient", sigma_max=1.0)
+    assert estimate_noise_of_spectrum(data) == pytest.approx(0.05, rel=0.1)

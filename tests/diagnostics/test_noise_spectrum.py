@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from deconv_cli import invert
-from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import (
@@ -20,6 +19,7 @@ from deconv_cli.diagnostics.noise_spectrum import (
     interpolated,
     passed_sigma,
 )
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -149,7 +149,7 @@ def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
     choices = {}
     for label, noise, model in (("white", plain, None), ("unknown", SMOOTHED, None), ("known", SMOOTHED, SMOOTHED)):
         y, _ = blurred(scene, taps, noise)
-        continuation = Continuation(kernel, (SIZE, SIZE), boundary="unknown", penalty="gradient", noise=model)
+        continuation = PeriodicExtension(kernel, (SIZE, SIZE), boundary="unknown", penalty="gradient", noise=model)
         choices[label] = choose_lambda(continuation, y).lam
     assert 0.5 < choices["known"] / choices["white"] < 4
     assert choices["unknown"] < 0.1 * choices["known"]

@@ -4,10 +4,10 @@ import pytest
 from cases import random
 from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
-from deconv_cli.diagnostics.continuation import Continuation
 from deconv_cli.diagnostics.error_prediction import ErrorPredictor
 from deconv_cli.diagnostics.image_model import fit_image_model
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.direct import DirectSolver
@@ -28,7 +28,7 @@ def choose(taps, y, boundary, rule):
     """What comes out is a number; the data times it show that it was found where they are."""
     kernel = Kernel(taps, shared=taps.shape[0] == 1)
     options = {"boundary": boundary, "penalty": "gradient", "max_memory": MEMORY}
-    return y * choose_lambda(Continuation(kernel, SIZE, **options), y, rule=rule).lam
+    return y * choose_lambda(PeriodicExtension(kernel, SIZE, **options), y, rule=rule).lam
 
 
 def predict(taps, y, boundary):
@@ -36,10 +36,10 @@ def predict(taps, y, boundary):
     settings = ResolvedSettings(padding="same", boundary=boundary, lam=1e-2, penalty="gradient", max_memory=MEMORY)
     inverse = PseudoInverse(kernel, SIZE, settings)
     estimate = inverse(y).detach()
-    continuation = Continuation(kernel, SIZE, boundary=boundary, penalty="gradient", max_memory=MEMORY)
-    model = fit_image_model(continuation, y, estimate, lam=1e-2)
+    extension = PeriodicExtension(kernel, SIZE, boundary=boundary, penalty="gradient", max_memory=MEMORY)
+    model = fit_image_model(extension, y, estimate, lam=1e-2)
     predictor = ErrorPredictor(inverse, n_probes=2)
-    found = predictor.predict(estimate, model, periodic=0.5 * estimate, truth=2 * estimate)
+    found = predictor.predict(estimate, model, truth=2 * estimate)
     return found.map, found.trusted
 
 

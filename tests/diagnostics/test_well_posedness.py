@@ -82,9 +82,9 @@ def test_any_whole_number_of_border_pixels(boundary, padding):
     ("boundary", "padding", "word"),
     [
         ("circular", "same", "torus"),
-        ("unknown", "same", "nothing is taken to lie outside"),
-        ("zero", "valid", "nothing is taken to lie outside"),
-        ("zero", "full", "all that the kernel made of every pixel"),
+        ("unknown", "same", "nothing is assumed about the outside"),
+        ("zero", "valid", "nothing is assumed about the outside"),
+        ("zero", "full", "everything that the kernel makes of every pixel"),
     ],
 )
 def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, boundary, padding, word):

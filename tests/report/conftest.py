@@ -52,7 +52,6 @@ def band(distance):
         null_space=0.5,
         outside_frame=max(0.0, 2.0 - distance / 4),
         estimate=50.0,
-        periodic=20.0 - distance,
         actual=2.5 - distance / 10,
     )
 

@@ -31,7 +31,7 @@ def test_samples_come_back(shape, mode):
 def test_a_palette_gives_its_colors_and_its_holes():
     palette = torch.tensor([[1, 2, 3], [230, 159, 0]], dtype=torch.uint8)
     samples = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
-    found, mode = read(encode_png(samples, palette, bytes([0, 255])))
+    found, mode = read(encode_png(samples, palette, transparency=0))
     assert mode == "P"
     assert found.getpixel((1, 0)) == (230, 159, 0, 255)
     assert found.getpixel((0, 0))[3] == 0

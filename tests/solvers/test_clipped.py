@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deconv_cli
-from deconv_cli.diagnostics.clipped_samples import find_clipped
+from deconv_cli.diagnostics.stored_samples import find_clipped
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.convolution import Convolution

@@ -4,8 +4,7 @@ import pytest
 from cases import random
 from devices import DOUBLE, cases, check_on_cuda, check_without_numbers, needs_cuda
 
-from deconv_cli.diagnostics.gain import estimate_gain
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import estimate_gain, estimate_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 import deconv_cli
-from deconv_cli.diagnostics.error_profile import smoothed
+from deconv_cli.diagnostics.predicted_error import smoothed
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.report.reconstruction_record import describe_reconstruction
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.workflows import find_noise
 from deconv_cli.workflows.estimators import find_noise_levels
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -221,11 +223,26 @@ def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
     assert 0 < found.trusted_share < 1
 
 
+def test_the_noise_is_searched_once_and_its_level_reported(monkeypatch):
+    """The residual's own test of the middle searches it again, with the quadratic prior."""
+    y, _ = stored_picture(deconv_cli.make_kernel("disk:3"), noise=2.0)
+    searched, search = [], find_noise.find_noise_of_channels
+    monkeypatch.setattr(find_noise, "find_noise_of_channels", lambda *given: searched.append(1) or search(*given))
+    result = deconv_cli.invert(
+        y, deconv_cli.make_kernel("disk:3"), prior="photo", defaults="picture", tone_curve=CURVE, predict=True
+    )
+    assert searched == [1]
+    told = describe_reconstruction(result)["noise_told_to_prior"]
+    assert told == list(result.solution.noise_levels)
+    assert all(1 < level < 3 for level in told)
+
+
 def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     y, _ = stored_picture(deconv_cli.make_kernel("motion:15@70"), noise=2.0, size=(220, 180))
     wrong = deconv_cli.make_kernel("motion:15@110")
     result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
-    assert "under the quadratic prior, channel 1: the data hold what this kernel all but removes" in str(result.doubts)
+    found = "under the quadratic prior, channel 1: the data contain frequencies that this kernel nearly removes"
+    assert found in str(result.doubts)
     assert result.solution.status is Status.FIXED_STEPS
     assert 1 < result.finest < 12
     assert f"finer than about {result.finest:.1f} pixels is plausible" in result.prior_sentence

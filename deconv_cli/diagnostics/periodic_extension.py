@@ -1,4 +1,4 @@
-"""Data of a picture continued onto a torus by the model itself, so that rules of the torus hold for them."""
+"""Data of a picture continued onto a torus by an estimate, so that the rules of a torus apply."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ MAX_SIDE = 768
 _MAX_SIDE_OF_BLOCKS = 384
 _MAX_BLOCK_OPERATIONS = 3e8
 _TOLERANCE = 1e-4
-"""Certificate of the estimates that continue the data: λ needs no more digits."""
+"""Certificate of the estimates that continue the data; λ needs no more digits."""
 _RULE = StoppingRule(_TOLERANCE, max_iterations=200)
-"""When estimates with clipped samples end; at a tolerance of 1e-3 creases remain in what they predict."""
+"""For estimates with clipped samples; at a tolerance of 1e-3 creases remain in what they predict."""
 _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 
 
-class Continuation:
-    """Continues data onto a torus: observed in the frame, and beyond it what the model predicts from an estimate.
+class PeriodicExtension:
+    """Continues data onto a torus: observed in the frame, predicted from an estimate beyond it.
 
-    A piece of at most as many samples as 768 × 768 from their middle is taken (less where channels mix), as a part of a
-    larger scene of which nothing is known outside; periodic data that are no larger are taken as they are. It is built
-    once for all data of a kernel and a size, and keeps the inverse of the latest λ.
+    It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, as a part of a
+    larger scene of which nothing is known outside; periodic data of that size stay as they are. Build it once for a
+    kernel and a size; it keeps the inverse of the latest λ.
 
     Args:
         kernel: what made the data.
@@ -49,13 +49,13 @@ class Continuation:
         boundary: only whether it is circular matters.
         penalty: which L.
         max_memory: bytes that an estimate may take.
-        noise: what kind of noise the data have; by default it is white.
+        noise: the kind of noise of the data; white by default.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
         is_periodic: the data are periodic, and need no continuation.
         window: size of the piece.
-        torus: size of what it is continued to.
+        torus: size of the torus.
         modes: singular vectors and values on that torus.
     """
 
@@ -80,10 +80,7 @@ class Continuation:
         self._latest: tuple[float, PseudoInverse] | None = None
 
     def initial(self, y: Tensor) -> SpectralData:
-        """Close the data themselves, before anything is known of the image.
-
-        Args:
-            y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
+        """Close data `(C, *size)` or `(B, C, *size)` without the bias smoothly, before any estimate.
 
         Raises:
             ShapeError: `y` does not fit the kernel.
@@ -91,12 +88,9 @@ class Continuation:
         return self._transformed(close_smoothly(self._piece(y), self.torus))
 
     def continued(self, y: Tensor, lam: float, is_clipped: Tensor | None = None) -> SpectralData:
-        """Solve with λ = `lam`, and continue the data by what the estimate predicts, clipped samples upward too.
+        """Solve with λ = `lam`, and continue the data, and clipped samples upwards, by the prediction of the estimate.
 
-        Args:
-            y: as in `initial`.
-            lam: λ.
-            is_clipped: which samples are no more than lower bounds, of the shape of `y`; of periodic data none are.
+        `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data.
         """
         if self.is_periodic:
             return self.initial(y)
@@ -108,22 +102,16 @@ class Continuation:
             frame.copy_(piece)
             return self._transformed(data, math.prod(self.window) / math.prod(self.torus), share)
         is_free = self._is_free(is_clipped, piece, frame)
-        # Much may be predicted here. It has no noise, so that λ would become smaller from round to round.
+        # The predicted part may be large. Without noise in it, λ would become smaller from round to round.
         left = torch.where(is_free, 0, piece - frame).square().sum() / (~is_free).sum().clamp_min(1)
         data += left.sqrt() * draw_noise(self.noise or NoiseModel(), data, 0, len(self.window))
         frame.copy_(torch.where(is_free, frame, piece))
         return self._transformed(data, detailed_share=share)
 
     def fill(self, y: Tensor, lam: float, is_clipped: Tensor) -> tuple[Tensor, float]:
-        """Fill clipped samples of the window by what an estimate with λ = `lam` predicts, where that exceeds them.
+        """Fill clipped samples of the window by the prediction of an estimate with λ = `lam` where that exceeds them.
 
-        Args:
-            y: as in `continued`, which is not periodic.
-            lam: λ.
-            is_clipped: as there.
-
-        Returns:
-            Data of the shape of `y`, and the part of the window's samples that are as they were.
+        Gives data of the shape of `y`, and the part of the window's samples that did not change.
         """
         piece = self._piece(y)
         predicted = crop(self._predicted(piece, lam, is_clipped), (0,) * len(self.window), self.window)
@@ -134,11 +122,11 @@ class Continuation:
         return filled, 1 - synchronize.as_number(is_free.double().mean())
 
     def _is_free(self, is_clipped: Tensor, piece: Tensor, predicted: Tensor) -> Tensor:
-        """Find the clipped samples of a piece that a prediction exceeds, so that they say nothing."""
+        """Find the clipped samples of a piece that a prediction exceeds."""
         return (self._piece(is_clipped.to(piece.dtype)) > 0) & (predicted > piece)
 
     def _predicted(self, piece: Tensor, lam: float, is_clipped: Tensor | None) -> Tensor:
-        """Predict the data on the torus from an estimate."""
+        """Predict the data on the torus from an estimate of a piece."""
         inverse, data = self._inverse(lam), self.kernel.join(piece)
         if is_clipped is None:
             estimate = inverse.solve(data).value
@@ -150,13 +138,13 @@ class Continuation:
         return self._blur.forward(close_smoothly(estimate, self.torus))
 
     def _piece(self, y: Tensor) -> Tensor:
-        """Cut the window out of the middle, channels arranged for the operators: shape `(n, C_out, *window)`."""
+        """Crop the window, with the channels arranged for the operators: shape `(n, C_out, *window)`."""
         outputs = self.kernel.split(y, are_outputs=True)
         outputs = outputs.reshape(-1, *outputs.shape[-len(self.window) - 1 :])
         return self._middle(outputs)
 
     def _middle(self, outputs: Tensor) -> Tensor:
-        """Cut the window out of the middle of samples whose last axes are those of space."""
+        """Crop the window from the middle of samples whose last axes are those of space."""
         size = outputs.shape[-len(self.window) :]
         start = tuple((n - kept) // 2 for n, kept in zip(size, self.window, strict=True))
         return crop(outputs, start, self.window)
@@ -191,14 +179,10 @@ class Continuation:
 
 
 def detailed_share(whole: Tensor, frame: Tensor) -> float:
-    """Estimate which part of a torus is as the frame within it, between 0 and 1.
+    """Estimate the part of a torus `(n, C, *torus)` that has as much detail as a frame in it, between 0 and 1.
 
-    What was continued is smoother, the more so the finer the detail: the geometric mean of two shares, of the squares
-    of differences between neighbors and of those from the mean.
-
-    Args:
-        whole: shape `(n, C, *torus)`.
-        frame: a part of it, shape `(n, C, *size)`.
+    The continued part is smoother, above all in fine detail. The result is the geometric mean of two shares: of the
+    squares of differences between neighbors, and of those from the mean.
     """
     n_axes, means = whole.ndim - 2, []
     level = frame.mean(dim=space_axes(n_axes), keepdim=True)
@@ -209,15 +193,12 @@ def detailed_share(whole: Tensor, frame: Tensor) -> float:
 
 
 def lambda_of_size(lam: float, sigma_max: float, kernel: Kernel, size: Size) -> float:
-    """Give the λ that weighs the penalty of an image of another size as λ does where the singular value is σmax.
-
-    λ is measured by the largest singular value on the torus of the image, which differs from size to size.
-    """
+    """Convert λ to another size of the image, since it is measured by σmax on the image's torus."""
     return lam * (sigma_max / kernel_spectrum(kernel.taps, size).sigma_max) ** 2
 
 
 def affordable_window(size: Size, side: int = MAX_SIDE) -> Size:
-    """Find the size of the largest piece with as many samples as `side` × `side`, its axes as equal as they can be."""
+    """Find the size of the largest piece with at most `side` × `side` samples and axes as equal as possible."""
     longest = side if len(size) == 2 else max(size)
     while math.prod(min(n, longest) for n in size) > side**2:
         longest = min(longest - 1, int(longest * 0.99))
@@ -225,7 +206,7 @@ def affordable_window(size: Size, side: int = MAX_SIDE) -> Size:
 
 
 def _roomy_torus(window: Size, kernel_size: Size) -> Size:
-    # In space a wide gap would be most of the torus, and what was continued tells nothing of λ.
+    # In space a wide gap would be most of the torus, and the continued part contains nothing about λ.
     least, n_kernels = (_MIN_GAP, 2) if len(window) < 3 else (_MIN_GAP_IN_SPACE, 1)
     gaps = (k - 1 + max(least, n_kernels * (k - 1)) for k in kernel_size)
     return tuple(next_fast_size(n + gap) for n, gap in zip(window, gaps, strict=True))

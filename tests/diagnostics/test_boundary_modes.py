@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.winding import MAX_ORDER, axis_roots
+from deconv_cli.diagnostics.boundary_modes import MAX_ORDER, axis_roots
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 
@@ -146,22 +146,6 @@ def test_outputs_that_share_their_roots_are_as_bad_as_one():
         Convolution.of_geometry(filtered, Geometry.of_image((24, 24), (4, 4), "same"), "zero").as_matrix()
     )
     assert int((values < 1e-3).sum()) == 24
-
-
-@pytest.mark.parametrize("empty", [(0, 1), (2, 0)])
-def test_a_repeated_output_or_input_changes_nothing_whatever_the_padding(empty):
-    single = torch.nn.functional.pad(torch.outer(polynomial(0.5, -0.6, 4.0), torch.ones(1)), (0, 0, *empty))[None, None]
-    alone = axis_roots(single, 0, edge=6)
-    found = []
-    for pads in ((0, 0), (1, 1), (2, 1), (0, 2), (3, 1), (4, 4), (5, 0)):
-        expected = n_modes(alone, pads, edge=6)
-        for several in (torch.cat([single, 2 * single]), torch.cat([single, 2 * single], 1)):
-            assert n_modes(axis_roots(several, 0, edge=6), pads, edge=6) == expected
-        found.append(expected)
-    assert len(set(found)) > 1
-    for kernel in (single, torch.cat([single, 2 * single]), torch.cat([single, 2 * single], 1)):
-        (modes,) = axis_roots(kernel, 0, edge=6).border_modes((0, 0), 32, 6)
-        assert (modes.estimate(modes.n_null) > 0, modes.estimate(modes.n_left_null)) == (True, 0)
 
 
 def test_channels_that_never_meet_are_counted_apart():

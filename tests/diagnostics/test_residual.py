@@ -1,0 +1,128 @@
+"""Residuals in numbers by brute force, in one to three axes, and the noise of blurred data."""
+
+import pytest
+import torch
+from cases import random
+
+from deconv_cli.diagnostics.hann_window import FadedImages
+from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+from deconv_cli.diagnostics.residual import EdgeBands, border_profile, largest_correlation, summarize_residual
+from deconv_cli.diagnostics.torus_modes import torus_modes
+
+
+def distances(size):
+    """Pixels between each pixel and the nearest edge, one by one."""
+    places = torch.cartesian_prod(*(torch.arange(n) for n in size)).reshape(-1, len(size))
+    last = torch.tensor(size) - 1
+    return torch.minimum(places, last - places).amin(-1).reshape(size)
+
+
+@pytest.mark.parametrize("size", [(7,), (6, 9), (5, 6, 7)])
+def test_bands_by_distance_from_the_edge(size):
+    values = random((2, 3, *size))
+    bands = EdgeBands(size, 3, values.device)
+    distance = distances(size)
+    assert torch.equal(bands.distance, distance)
+    for k in range(bands.depth):
+        chosen = distance == k if k < bands.depth - 1 else distance >= k
+        assert int(bands.count[k]) == int(chosen.sum())
+        assert float(bands.mean(values)[k]) == pytest.approx(float(values[..., chosen].mean()))
+
+
+@pytest.mark.parametrize("size", [(40,), (36, 41), (33, 34, 35)])
+def test_the_residual_by_channel_and_by_distance(size):
+    residual, data = random((2, 3, *size)), random((2, 3, *size), seed=1)
+    found = summarize_residual(residual, data, n_axes=len(size))
+    for channel, ratio in enumerate(found.per_channel):
+        expected = residual[:, channel].square().sum() / data[:, channel].square().sum()
+        assert ratio == pytest.approx(float(expected) ** 0.5)
+    profile = border_profile(residual, (3,) * len(size))
+    on_edge = residual[..., distances(size) == 0]
+    assert profile[0].residual_rms == pytest.approx(float(on_edge.square().mean()) ** 0.5)
+
+
+def test_sizes_of_residuals_whose_squares_leave_their_type():
+    """2^90 is a number of single precision, and its square is none."""
+    residual, data = random((3, 20, 24)).float(), random((3, 20, 24), seed=1).float()
+    plain, huge = summarize_residual(residual, data), summarize_residual(2.0**90 * residual, 2.0**90 * data)
+    assert (huge.relative, huge.per_channel) == (plain.relative, plain.per_channel)
+    assert huge.root_mean_square == pytest.approx(2.0**90 * plain.root_mean_square)
+    bands = [border_profile(factor * residual, (3, 3)) for factor in (1.0, 2.0**90)]
+    for one, other in zip(*bands, strict=True):
+        assert other.residual_rms == pytest.approx(2.0**90 * one.residual_rms)
+
+
+@pytest.mark.parametrize("size", [(400,), (40, 50), (12, 14, 16)])
+def test_a_window_keeps_the_power_of_white_noise(size):
+    images = random((50, 1, *size))
+    faded = FadedImages.of(images, len(size))
+    assert float(faded.spectrum.abs().square().mean()) == pytest.approx(float(images.square().mean()), rel=0.07)
+    modes = torus_modes(random((1, 1, *(3,) * len(size))), size)
+    expected = modes.of_outputs(faded.spectrum).abs().square().mean(0)
+    assert torch.allclose(modes.power_of_outputs(faded), expected, rtol=1e-9)
+
+
+def correlations_by_hand(plane):
+    """|ρ(d)| of a centered plane at all lags up to four, by counting pairs."""
+    height, width = plane.shape
+    variance, found = float(plane.square().sum()) / (plane.numel() - 1), []
+    for down in range(5):
+        for across in range(-4, 5):
+            ahead = plane[down:, max(across, 0) : width + min(across, 0)]
+            behind = plane[: height - down, max(-across, 0) : width - max(across, 0)]
+            if (down, across) > (0, 0):
+                found.append(abs(float((ahead * behind).mean()) / variance + 1 / plane.numel()))
+    return found
+
+
+def test_the_largest_correlation_is_that_of_counting():
+    plane = random((9, 12))
+    expected = max(correlations_by_hand(plane - plane.mean()))
+    assert largest_correlation(plane[None]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [(4000,), (60, 70), (24, 25, 26)])
+def test_white_noise_has_small_correlations_and_a_smooth_residual_large_ones(size):
+    noise = random((1, *size))
+    assert largest_correlation(noise, len(size)) < 0.1
+    smooth = noise[:, 1:] + noise[:, :-1]
+    assert largest_correlation(smooth, len(size)) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("residual", [torch.zeros(1, 8, 8), torch.ones(1, 1, 1)])
+def test_an_even_residual_has_no_correlation(residual):
+    assert largest_correlation(residual) == 0
+
+
+def scene(size=160):
+    """Smooth hills and a sharp square, blurred by 9 × 9 pixels."""
+    across = torch.linspace(0, 6, size, dtype=torch.float64)
+    image = 50 * torch.sin(across)[:, None] * torch.cos(1.7 * across) + 100
+    image[40:90, 60:120] += 60
+    return torch.nn.functional.avg_pool2d(image[None, None], 9, stride=1)[0]
+
+
+def noise_of(y, n_axes=2):
+    return estimate_noise_of_blurred(FadedImages.of(y, n_axes))
+
+
+@pytest.mark.parametrize("noise", [0.1, 2.0])
+def test_the_noise_of_a_blurred_picture_is_found(noise):
+    image = scene()
+    assert noise_of(image + noise * random(image.shape, seed=9)) == pytest.approx(noise, rel=0.1)
+
+
+@pytest.mark.parametrize(("n_axes", "size"), [(1, (4000,)), (3, (20, 24, 22))])
+def test_the_noise_of_a_smooth_signal_and_stack_is_found(n_axes, size):
+    smooth = 30 * torch.ones(size, dtype=torch.float64).cumsum(0) / size[0]
+    assert noise_of((smooth + 2.5 * random(size))[None], n_axes) == pytest.approx(2.5, rel=0.15)
+
+
+def test_noise_that_cannot_be_told_from_the_picture_is_not_made_up():
+    assert noise_of(random((1, 64, 64))) is None
+    # A picture without noise: what is left at the highest frequencies is no more than the window lets through.
+    assert (noise_of(scene()) or 0) < 1e-4 * float(scene().std())
+    assert noise_of(torch.ones(1, 64, 64)) is None
+    # Too few samples to tell one frequency from another.
+    steep = 100 * torch.arange(10.0, dtype=torch.float64).expand(1, 10, 10)
+    assert noise_of(steep + random((1, 10, 10))) is None
