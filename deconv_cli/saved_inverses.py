@@ -20,7 +20,7 @@ from deconv_cli.argument_types import as_path, check_type
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
-from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention

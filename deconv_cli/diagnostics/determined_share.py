@@ -11,8 +11,8 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.solution import StoppingRule
 
 RULE = StoppingRule(tolerance=1e-4, max_iterations=300)
 MAX_DENSE_ENTRIES = 2**20

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype
 
 N_BINS = 10
 MIN_BLOCKS_PER_BIN = 50

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.power_by_gain import PowerByGain
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, norm, safe_ratio
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.norms import as_factor, norm, safe_ratio
 
 # Random signs hold so many numbers together, where one image has fewer.
 N_PROBED = 2**15

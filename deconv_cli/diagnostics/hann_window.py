@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.modulus import squared_modulus
-from deconv_cli.operators.axes import space_axes
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 
 
 def apply_hann_window(images: Tensor, n_axes: int = 2) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype
 
 _GROUPS_PER_DECADE = 200
 """Gains of a group differ by 1.2 % at most: what an estimate passes of it is then known to 2e-6."""

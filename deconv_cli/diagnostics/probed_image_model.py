@@ -23,8 +23,8 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import Penalty
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import LambdaRule, Size
 
 MEAN_RULE = StoppingRule(tolerance=1e-3, max_iterations=30)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.edge_bands import EdgeBands
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.

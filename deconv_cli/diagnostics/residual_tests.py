@@ -20,8 +20,7 @@ from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.diagnostics.whiteness import Whiteness, measure_whiteness
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.vocabulary import Size
 
 # Noise in the estimate is called fitted if it is above this part of the data's own contrast, and above so many times

@@ -209,7 +209,15 @@ class Composed(LinearOperator):
         return self._adjoint(y)
 
 
-class Identity(LinearOperator):
+class SymmetricOperator(LinearOperator):
+    """An operator that is its own transpose."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)
+
+
+class Identity(SymmetricOperator):
     """The operator that changes nothing.
 
     Args:
@@ -222,10 +230,6 @@ class Identity(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` as it is."""
         return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return `y` as it is."""
-        return y
 
 
 def check_tensor(found: object, role: str) -> None:

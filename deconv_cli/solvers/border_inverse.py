@@ -1,7 +1,7 @@
-"""An inverse by an iteration on what lies along the border, refined to the last digit.
+"""An inverse by an iteration on the border's unknowns, refined to the last digit.
 
-What completes the border's unknowns (`strip.py`, `slab_system.py`) is solved with any right-hand side: with that
-of the data at first, and then with what is left over of the normal equations.
+The systems that complete these unknowns (`strip.py`, `slab.py`) take any right-hand side: first that of the data, and
+then what is left over of the normal equations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 
 # A distance is taken to be so many times as long as it comes out. Solved to 1e-2 of the gradient it came out up to
-# seven times too short, since what is hardly penalized is a small part of that.
+# seven times too short, since weakly penalized images are a small part of that.
 DISTANCE_RULE = StoppingRule(tolerance=1e-4, max_iterations=100)
 DISTANCE_SAFETY = 2.0
 # Under small λ a penalty on differences left eigenvalues below λ: by up to a factor of four in 1,000 random problems.
@@ -28,7 +27,7 @@ SMOOTH_SAFETY = 8.0
 
 
 class CompletingSystem(Protocol):
-    """What solves normal equations by completing them on a torus, until the gradient that remains is small enough."""
+    """Solves normal equations by completing them on a torus, until the remaining gradient is small enough."""
 
     def solve(
         self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
@@ -45,7 +44,7 @@ class BorderInverse(Inverse):
     Args:
         problem: one that the system's solver covers.
         rule: when to stop.
-        make_system: completes the problem, once it is known that a torus can.
+        make_system: makes the system, after a check that a torus can complete the problem.
 
     Raises:
         SingularSystemError: λ = 0 and the symbol has not full rank, or constants are undetermined on the torus.
@@ -58,7 +57,7 @@ class BorderInverse(Inverse):
         self.rule = rule
         check_constants(problem)
         self._system = make_system(problem)
-        # Differences penalize smooth images by less than their norm, which small λ leave to count.
+        # Differences penalize smooth images by less than their norm, which matters for small λ.
         is_estimate = find_penalty(problem.penalty).takes_differences and problem.lam < MIN_LAMBDA_IN_FLOAT32
         least = min(problem.weight, problem.least_constant_gain**2)
         self._least = least / SMOOTH_SAFETY if is_estimate else least
@@ -66,8 +65,8 @@ class BorderInverse(Inverse):
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`.
 
-        With other penalties than `identity` the distance is an estimate: what is not constant is taken to be penalized
-        by its own norm at least. See `_distance` for λ above 1.
+        With other penalties than `identity` the distance is an estimate, which takes all but constants to be penalized
+        by their own norm at least. See `_distance` for λ above 1.
         """
         is_begun = False
 
@@ -79,8 +78,8 @@ class BorderInverse(Inverse):
             return self._improve(equations, x, gradient, log)
 
         equations = NormalEquations.of_data(self.problem, y)
-        is_bounded = self.problem.weight > 0
-        return refine_equations(equations, None, self.rule, improve, progress, self._distance if is_bounded else None)
+        distance = self._distance if self.problem.weight > 0 else None
+        return refine_equations(equations, None, self.rule, improve, progress, distance)
 
     def solve_normal(self, g: Tensor) -> Tensor:
         """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
@@ -88,30 +87,28 @@ class BorderInverse(Inverse):
             equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
         else:
             equations = NormalEquations.of_gradient(self.problem, g)
-
         return refine_equations(equations, None, self.rule, self._improve).warn_for_status().value
 
     def approximate_normal(self, g: Tensor) -> Tensor:
-        """Compute about H⁺g by the system once, without looking at what is left over of the normal equations."""
+        """Compute about H⁺g by one solve of the system, without refinement."""
         equations = NormalEquations.of_gradient(self.problem, g)
         if self.problem.weight == 0 or equations.needs_float64:
             return super().approximate_normal(g)
         return self._system.solve(None, g, GradientLog(self.rule, equations.norm(g)))
 
     def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by the system itself, read as outputs."""
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 the system gives the outputs itself."""
         if self.problem.weight > 0:
             return super().solve_transposed(g)
-        equations = NormalEquations.of_transpose(self.problem, g)
 
         def improve(equations: NormalEquations, p: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
-            del gradient
             return p + self._system.solve_transposed(equations.residual(p), log)
 
+        equations = NormalEquations.of_transpose(self.problem, g)
         return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
     def _distance(self, equations: NormalEquations, gradient: Tensor) -> Tensor:
-        """Bound ‖x − x*‖; under a heavy penalty on differences estimate it by what the system makes of the gradient.
+        """Bound ‖x − x*‖; under a heavy penalty on differences estimate it by solving for the gradient.
 
         There most of the gradient is rounding, in directions that are penalized by far more than the least.
         """
@@ -122,7 +119,7 @@ class BorderInverse(Inverse):
         return torch.minimum(bound, DISTANCE_SAFETY * equations.norm(self._system.solve(None, gradient, log)))
 
     def _improve(self, equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
-        """Add what the system makes of what is left over."""
+        """Solve the system for the residual, or for the gradient, and add the result."""
         if self.problem.weight == 0:
             return x + self._system.solve(equations.residual(x), None, log)
         return x + self._system.solve(None, gradient, log)

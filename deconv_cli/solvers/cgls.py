@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, safe_ratio
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.norms import as_factor, inner, safe_ratio
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 
 # A gradient so many times as large as it was before shows that the recurrence has lost the truth to rounding.
 DIVERGED = 1e4

@@ -1,12 +1,12 @@
-"""Samples at the top of their range are bounds: min ½‖Ax − y‖² + ½λσ²max‖Lx‖², hardly counting what Ax exceeds them by.
+"""Saturated samples as lower bounds: min ½‖Ax − y‖² + ½λσ²max‖Lx‖², in which light above a bound costs little.
 
-A sensor or a file that is full says "at least this bright". So a clipped sample counts as any other where the
-prediction Ax stays below it, and above it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
-`HUBER_THRESHOLD` on. The objective is convex, quadratic in pieces, and differentiable. Newton's method solves it: with
-the curvature w of each sample, 1, `EXCESS_WEIGHT` or 0, least squares are solved by conjugate gradients, until no
-curvature changes any more (Mangasarian, "A finite Newton method for classification", Optimization Methods and Software
-17, 2002, on problems of this form; light in place of classes. Huber, "Robust estimation of a location parameter",
-Annals of Mathematical Statistics 35, 1964). A step that goes too far, since nothing curves where w = 0, is shortened.
+A saturated sample says "at least this bright". It counts as any other where the prediction Ax stays below it, and above
+it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from `HUBER_THRESHOLD` on. The objective is
+convex, quadratic in pieces, and differentiable. Newton's method solves it: with the curvature w of each sample, 1,
+`EXCESS_WEIGHT` or 0, conjugate gradients solve least squares, until no curvature changes (Mangasarian, "A finite Newton
+method for classification", Optimization Methods and Software 17, 2002, on problems of this form; Huber, "Robust
+estimation of a location parameter", Annals of Mathematical Statistics 35, 1964). Nothing curves where w = 0, so a step
+may go too far and is then shortened.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, relative
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, inner, relative
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖², where light above clipped samples costs hardly anything"
 EXCESS_WEIGHT = 1e-3
@@ -42,12 +41,7 @@ CLOSE_TOLERANCE = 3e-8
 
 
 class WeightedSamples(LinearOperator):
-    """A whose outputs are multiplied one by one.
-
-    Args:
-        operator: A.
-        factors: shape `(*batch, *operator.output_shape)`.
-    """
+    """A with outputs multiplied by `factors`, shape `(*batch, *operator.output_shape)`."""
 
     def __init__(self, operator: LinearOperator, factors: Tensor) -> None:
         self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
@@ -69,7 +63,7 @@ def solve_clipped(
     rule: StoppingRule,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve with clipped samples as lower bounds.
+    """Solve with saturated samples as lower bounds; the certificate is that of `_Quadratic`.
 
     Args:
         problem: with λ > 0.
@@ -77,9 +71,6 @@ def solve_clipped(
         is_clipped: which samples are bounds, of the same shape.
         rule: when to stop; each round may take all the iterations that are left.
         progress: called after every iteration.
-
-    Returns:
-        Its certificate is that of `_Quadratic`.
     """
     preconditioner, history = TorusPreconditioner(problem), list[float]()
     objective = _Objective.of(problem, y, is_clipped)
@@ -103,13 +94,13 @@ def solve_clipped(
 
 
 def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
-    """Count iterations over all rounds, and give the certificate in place of the part of a gradient that is left."""
+    """Count iterations over all rounds, and report the certificate instead of the remaining part of a gradient."""
     return progress and (lambda n, part: progress(n_before + n, part * certificate))
 
 
 @dataclass(frozen=True, eq=False)
 class _Objective:
-    """What is minimized, in double precision: in single precision what is left over has too few digits.
+    """The objective, in double precision: in single precision the rest has too few digits.
 
     Attributes:
         equations: AᴴA + μLᴴL and Aᴴy, of all samples alike.
@@ -121,7 +112,7 @@ class _Objective:
 
     @classmethod
     def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> _Objective:
-        """Write it down for data of any precision."""
+        """Make the objective for data of any precision."""
         operator = problem.operator.in_float64()
         data = y.to(operator.kernel.dtype)
         return cls(NormalEquations(operator, data, problem.penalty_operator, problem.weight), is_clipped)
@@ -132,7 +123,7 @@ class _Objective:
         return self.equations.y
 
     def at(self, x: Tensor) -> _Quadratic:
-        """Look at an estimate."""
+        """Compute curvature, gradient and certificate at an estimate."""
         residual = self.equations.residual(x)
         exceeds, least = self.is_clipped & (residual <= 0), -HUBER_THRESHOLD * self.y.abs()
         weights = torch.ones_like(self.y).masked_fill_(exceeds, EXCESS_WEIGHT)
@@ -143,7 +134,7 @@ class _Objective:
         return _Quadratic(x, weights, gradient, synchronize.as_number(certificate))
 
     def step(self, here: _Quadratic, way: Tensor) -> _Quadratic:
-        """Go along a way, of each image as far as the objective's slope does not turn into one half as steep."""
+        """Search along a line: shorten the step of each image until its slope has not turned by over one half."""
         n_dims = self.equations.n_dims
         slope = inner(here.gradient, way, n_dims)
         length = torch.ones_like(slope)
@@ -166,7 +157,7 @@ class _Quadratic:
         x: the estimate.
         weights: curvature w of each sample, of the shape of the data.
         gradient: down the objective, of the shape of the estimate.
-        certificate: its norm over that of Aᴴy, of the image that is worst.
+        certificate: its norm over that of Aᴴy, of the worst image.
     """
 
     x: Tensor
@@ -175,7 +166,7 @@ class _Quadratic:
     certificate: float
 
     def correction(self, problem: TikhonovProblem) -> NormalEquations:
-        """Pose what is added to the estimate as long as no curvature changes, in the precision of `problem`."""
+        """Set up the equations of the next step, which hold as long as no curvature changes."""
         dtype = problem.operator.kernel.dtype
         operator = WeightedSamples(problem.operator, self.weights.to(dtype).sqrt())
         nothing = torch.zeros_like(self.weights, dtype=dtype)

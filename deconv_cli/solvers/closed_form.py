@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum
+from deconv_cli.operators.axes import half_spectrum, norm, relative
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
-from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
-from deconv_cli.solvers.norms import norm, relative
+from deconv_cli.solvers.inverse import ClosedFormInverse, Factors, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
 
 class CircularSolver(Solver):
     """Division in frequency, for boundary `circular` and an output as large as the image."""
+
+    why = "a circular convolution of unchanged size is diagonal in frequency"
 
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover periodic problems of unchanged size."""
@@ -37,14 +37,8 @@ class CircularSolver(Solver):
         """Count the symbol, its inverse, and a few images."""
         return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Name the diagonal form."""
-        del problem
-        return "a circular convolution of unchanged size is diagonal in frequency"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Invert the symbol."""
-        del rule
         return CircularInverse(problem, factors)
 
 

@@ -1,13 +1,11 @@
-"""What lies outside a box at the origin of a torus: its unknowns as one vector, and the closed slabs that hold them.
+"""The unknowns outside a box at the origin of a torus as one vector, and the closed slabs that hold them.
 
-A slab lies across each axis. Each slab is closed: it goes around the torus along every other axis. The slabs meet in
-edges and corners, so the vector holds pieces that do not: of the slab across an axis what lies inside the box along all
-axes before it.
+A slab lies across each axis, and goes around the torus along every other axis. Slabs meet in edges and corners, so the
+vector holds disjoint pieces: of the slab across an axis the part inside the box along all axes before it.
 
 At each frequency of the other axes, a convolution that is cut to a slab is one small Hermitian matrix between its
-planes, those of all kinds of unknowns that lie in it. It is inverted exactly by FFTs where that is worth its memory.
-Where the symbol hardly changes along the axis, as for a blur at most frequencies, the matrix is almost the mean of the
-symbol on its diagonal. Such matrices are not stored, and the means of each kind stand for them.
+planes, for all kinds of unknowns in it. It is inverted exactly by FFTs if that is worth its memory. Where the symbol
+hardly changes along the axis, as for a blur at most frequencies, the mean of the symbol stands for the matrix.
 """
 
 from __future__ import annotations
@@ -29,13 +27,7 @@ from deconv_cli.vocabulary import Size
 
 
 class OutsideBox:
-    """What lies outside a box: `C` channels, in vectors of shape `(B, n)`.
-
-    Args:
-        n_channels: C.
-        box: size of the box.
-        torus: pixels along each axis, at least as many as the box has.
-    """
+    """The unknowns outside a box of a torus: C channels, in vectors of shape `(B, n)`."""
 
     def __init__(self, n_channels: int, box: Size, torus: Size) -> None:
         self.n_channels = n_channels
@@ -45,13 +37,7 @@ class OutsideBox:
         self.n_unknowns = n_channels * (math.prod(torus) - math.prod(box))
 
     def put(self, vector: Tensor, field: Tensor, planes: slice) -> None:
-        """Write a vector into planes of a field.
-
-        Args:
-            vector: shape `(B, n)`.
-            field: shape `(B, C, n_planes, *torus[1:])`; what is in the box stays as it is.
-            planes: which planes these are, along the first axis.
-        """
+        """Write a vector into planes of a field `(B, C, n_planes, *torus[1:])`; the box stays as it is."""
         for place, piece in self._planes_of_pieces(vector, field, planes):
             place.copy_(piece)
 
@@ -75,7 +61,7 @@ class OutsideBox:
             piece.add_(place)
 
     def _pieces(self, vector: Tensor) -> list[tuple[int, Tensor]]:
-        """View a vector as the pieces of its slabs, each with its axis."""
+        """View a vector as its pieces, each with the axis of its slab."""
         pieces, first = [], 0
         for axis in self.axes:
             shape = (*self.box[:axis], self.torus[axis] - self.box[axis], *self.torus[axis + 1 :])
@@ -85,7 +71,7 @@ class OutsideBox:
         return pieces
 
     def _planes_of_pieces(self, vector: Tensor, field: Tensor, planes: slice) -> list[tuple[Tensor, Tensor]]:
-        """Pair what planes of a field hold of each piece with what the piece holds of them."""
+        """Pair each part of a field's planes with the part of the piece that it holds."""
         pairs = []
         for axis, piece in self._pieces(vector):
             # Where the piece lies along the first axis.
@@ -102,7 +88,7 @@ class OutsideBox:
         return pairs
 
     def _pieces_of_slab(self, vector: Tensor, slab: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
-        """Pair what a slab across an axis, its axes in the order of the torus, shares with each piece."""
+        """Pair each part of a slab, its axes in the order of the torus, with the piece that shares it."""
         pairs, width = [], self.torus[axis] - self.box[axis]
         for own, piece in self._pieces(vector):
             if own > axis:
@@ -118,11 +104,7 @@ class OutsideBox:
 
 
 class OutsideBoxes:
-    """Unknowns of several kinds, each outside a box of its own; their channels follow one another in fields.
-
-    Args:
-        boxes: one for each kind.
-    """
+    """Unknowns of several kinds, each outside a box of its own; their channels follow one another in fields."""
 
     def __init__(self, boxes: list[OutsideBox]) -> None:
         self.boxes = boxes
@@ -156,12 +138,7 @@ MAX_ENTRIES_AT_ONCE = 2**18
 
 @dataclass(frozen=True)
 class SlabPlanes:
-    """What unknowns of one kind take up of a slab, which ends where the torus does.
-
-    Attributes:
-        n_channels: of the kind.
-        width: planes.
-    """
+    """The channels and planes of unknowns of one kind in a slab, which ends where the torus does."""
 
     n_channels: int
     width: int
@@ -173,14 +150,14 @@ class SlabPlanes:
 
 
 class ClosedSlab:
-    """The inverse of a convolution that is cut to the closed slab across an axis: positive definite, and about exact.
+    """The approximate inverse of a convolution that is cut to the closed slab across an axis: positive definite.
 
     Args:
-        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real where C = 1, the channels of one
-            kind of unknowns after those of another.
+        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real for C = 1, with the channels of
+            one kind of unknowns after those of another.
         torus: pixels along each axis, at least two axes.
-        axis: which one the slab lies across.
-        kinds: what those of each kind take up.
+        axis: the axis that the slab lies across.
+        kinds: the planes of each kind.
         max_numbers: entries of all matrices together, at most.
     """
 
@@ -240,11 +217,11 @@ class ClosedSlab:
 class SymbolLines:
     """A symbol as lines along one axis, at the frequencies of `torch.fft.rfftn` along the others.
 
-    Of lines along the last axis only one half is stored: the other one is the conjugate of what stands, mirrored,
-    on the line at the opposite frequencies of the other axes.
+    Of lines along the last axis only one half is stored: the other half is the conjugate, mirrored, of the line at the
+    opposite frequencies of the other axes.
 
     Args:
-        symbol: Hermitian, shape `(C, C, *half spectrum)`, real where C = 1.
+        symbol: Hermitian, shape `(C, C, *half spectrum)`, real for C = 1.
         torus: pixels along each axis.
         axis: the axis of the lines.
     """
@@ -272,15 +249,11 @@ class SymbolLines:
         return (sums / self._length).unflatten(-1, self._plane)
 
     def change(self, own: Sequence[Tensor]) -> Tensor:
-        """Compute what the lines have beside the means of each kind, in the mean square, relative to those.
+        """Compute how much the lines vary around the means of each kind, relative to them: `(*plane)`.
 
-        Entries between two kinds are held against the means of both: those of one may be far smaller than the other's.
-
-        Args:
-            own: of each kind the mean among its own channels, shape `(C_k, C_k, *plane)`.
-
-        Returns:
-            Shape `(*plane)`. Of a single kind it is how large all lags but zero are together, beside the lag zero.
+        It is in the mean square; entries between two kinds are divided by the means of both. For a single kind it is
+        the size of all lags but zero relative to the lag zero. `own` holds for each kind the mean among its own
+        channels, shape `(C_k, C_k, *plane)`.
         """
         tiny = torch.finfo(own[0].abs().dtype).tiny
         sizes = [part.abs().square().sum(dim=(0, 1)).sqrt().clamp_min(tiny) for part in own]

@@ -7,17 +7,13 @@ the solution is
     z = P(Sᵀy + Tᵀu) − N W ν,     [ T M Tᵀ     T Pᴴ W  ] [u]   [ −T M Sᵀ y ]
                                   [ Wᵀ P Tᵀ   −Wᵀ N W ] [ν] = [ −Wᵀ P Sᵀ y ]
 
-where P, M and N are diagonal in frequency:
-
-    λ > 0:                P = (KᴴK + μ|l|²)⁻¹Kᴴ,   M = I − KP,      N = (KᴴK + μ|l|²)⁻¹
-    λ = 0, more outputs:  P = K⁺,                  M = I − KK⁺,     N = (KᴴK)⁻¹
-    λ = 0, fewer outputs: P = K⁺,                  M = (KKᴴ)⁻¹,     N = I − K⁺K
-    λ = 0, as many:       P = K⁻¹, and the second row alone decides:  WᵀPTᵀ u = −WᵀPSᵀy
+with P, M and N of `fourier.TorusBlocks`, diagonal in frequency. For λ = 0 and as many outputs as pixels P = K⁻¹, and
+the second row alone decides: WᵀPTᵀ u = −WᵀPSᵀy.
 
 The entries of the system are gathered from inverse FFTs of P, M and N. For λ = 0 a kernel of zero mean has no inverse
-on a plain torus, but one on a torus around which fields change their sign (`twisted_torus.py`); the rest stays as it
-is. Derived for this project; Reeves (Fast image restoration without boundary artifacts, IEEE Transactions on Image
-Processing 14, 2005) has the case of a single channel with an unknown border.
+on a plain torus, but one on a torus around which fields change their sign (`twisted_torus.py`). Derived for this
+project; Reeves (Fast image restoration without boundary artifacts, IEEE Transactions on Image Processing 14, 2005) has
+the case of a single channel with an unknown border.
 """
 
 from __future__ import annotations
@@ -32,12 +28,12 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import FrequencyBlocks
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import SymmetricOperator
 from deconv_cli.operators.twisted_torus import Twists
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.problem import TikhonovProblem
 
 # A symbol of a larger condition is taken for singular, if another torus has a better one.
@@ -45,10 +41,10 @@ MAX_CONDITION = 1e6
 
 
 def choose_twists(problem: TikhonovProblem) -> Twists:
-    """Find the torus on which the symbol is far from singular; a plain one, if it will do.
+    """Find the torus on which the symbol is far from singular; a plain one if possible.
 
-    For λ > 0 it will. So it must where pixels repeat others: then a constant is an image like any other, and a kernel
-    that annihilates it has no inverse.
+    A plain one is possible for λ > 0. It is necessary if pixels repeat others: then constants are images like any
+    other, and a kernel that annihilates them has no inverse.
     """
     operator = problem.operator
     plain: Twists = (False,) * (problem.n_dims - 1)
@@ -76,11 +72,11 @@ def restore_twists(factors: Factors, n_axes: int) -> Twists:
     return tuple(bool(twist) for twist in synchronize.as_numbers(factors.take("twists", (n_axes,), torch.uint8)))
 
 
-class BoundarySystem(LinearOperator):
+class BoundarySystem(SymmetricOperator):
     """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus.
 
     Args:
-        problem: what is solved.
+        problem: the problem.
         twists: axes around which the torus is twisted.
         factors: the factors of an equal system, which are then not computed.
     """
@@ -114,7 +110,7 @@ class BoundarySystem(LinearOperator):
         self._estimate = FrequencyBlocks(estimate)
 
     def factors(self) -> dict[str, Tensor]:
-        """Return what was costly to compute: P, and M and N where they are used, and the factors of the system."""
+        """Return P, M and N as far as they are used, and the factors of the system."""
         blocks = {"estimate": self._estimate, "outputs": self._outputs, "inputs": self._inputs}
         matrices = {name: b.matrices for name, b in blocks.items() if b is not None}
         twists = torch.tensor(self._places.twists, dtype=torch.uint8, device=self._places.device)
@@ -175,10 +171,6 @@ class BoundarySystem(LinearOperator):
         size = self._places.output_size
         return crop(self._to_places(outputs), (0,) * len(size), size).to(g.dtype)
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
-
     def _from_border(self, u: Tensor, nu: Tensor) -> Tensor:
         """Compute P Tᵀu − N W ν."""
         outputs = self._fourier.transform(self._places.put_unobserved(u, self._n_outputs))
@@ -217,12 +209,10 @@ class _SquareSolver:
         return {"factors": self._factors, "pivots": self._pivots}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve for right-hand sides `(*batch, ·)`."""
         u = torch.linalg.lu_solve(self._factors, self._pivots, _as_columns(tied)).T.reshape(tied.shape)
         return u, unobserved
 
     def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve the transposed system for right-hand sides `(*batch, ·)`."""
         columns = _as_columns(unobserved)
         nu = torch.linalg.lu_solve(self._factors, self._pivots, columns, adjoint=True).T.reshape(unobserved.shape)
         return tied, nu
@@ -259,7 +249,6 @@ class _SaddleSolver:
         return {"tied_factor": self._tied_factor, "coupling": self._coupling, "schur_factor": self._schur_factor}
 
     def solve(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve for right-hand sides `(*batch, ·)`."""
         right_u = _as_columns(unobserved)
         right_nu = torch.linalg.solve_triangular(self._tied_factor, _as_columns(tied), upper=False)
         u = torch.cholesky_solve(right_u + self._coupling.T @ right_nu, self._schur_factor)
@@ -267,7 +256,6 @@ class _SaddleSolver:
         return u.T.reshape(unobserved.shape), nu.T.reshape(tied.shape)
 
     def solve_transposed(self, unobserved: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve the transposed system, which is the system itself."""
         return self.solve(unobserved, tied)
 
 

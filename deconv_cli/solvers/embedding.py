@@ -1,7 +1,7 @@
-"""An image with its border laid onto a torus: which positions carry what.
+"""An image with its border on a torus, where the convolution is circulant: which positions carry what.
 
-On a torus the convolution is circulant. What keeps the real problem from being so is as wide as the border: pixels that
-are not free, because a rule ties them to others or to zero, and outputs that were not observed.
+The real problem differs only as far as the border is wide: pixels that a rule ties to others or to zero, and outputs
+that were not observed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deconv_cli.vocabulary import Size
 
 @dataclass(frozen=True)
 class TorusLayout:
-    """The smallest torus on which a convolution is exact: sizes alone, and how many positions are special.
+    """The smallest torus on which a convolution is exact.
 
     Attributes:
         torus: pixels along each axis.
@@ -75,9 +75,9 @@ class TorusEmbedding(TorusLayout):
 
     Attributes:
         line_sources: for each axis the pixels that those beyond the image repeat, shape `(N − n,)`; `None` for zeros.
-        line_factors: for each axis by what these are multiplied, shape `(N − n,)`; `None` for plain copies.
-        device: where positions are wanted.
-        twists: axes around which fields change their sign; only where no pixel repeats another.
+        line_factors: for each axis the factors of these copies, shape `(N − n,)`; `None` for plain copies.
+        device: device of the positions.
+        twists: axes around which fields change their sign; only if no pixel repeats another.
     """
 
     line_sources: tuple[Tensor | None, ...]
@@ -89,14 +89,7 @@ class TorusEmbedding(TorusLayout):
     def of(
         cls, geometry: Geometry, boundary: BoundaryRule, device: torch.device, twists: Twists | None = None
     ) -> TorusEmbedding:
-        """Lay out a convolution.
-
-        Args:
-            geometry: the sizes.
-            boundary: what lies outside the image.
-            device: where the positions are wanted.
-            twists: axes around which fields change their sign, by default none; only for rules that copy no pixels.
-        """
+        """Lay out a convolution; `twists` are by default none."""
         layout = TorusLayout.plan(geometry, boundary)
         sources: list[Tensor | None] = []
         factors: list[Tensor | None] = []
@@ -129,7 +122,7 @@ class TorusEmbedding(TorusLayout):
 
     @cached_property
     def sources(self) -> Tensor | None:
-        """For each tied position the one whose value it repeats, shape `(n_tied,)`; `None` where all are zero."""
+        """For each tied position its source, shape `(n_tied,)`; `None` if all are zero."""
         lines = [
             torch.cat([torch.arange(n, device=self.device), sources])
             for n, sources in zip(self.image_size, self.line_sources, strict=True)
@@ -141,7 +134,7 @@ class TorusEmbedding(TorusLayout):
 
     @cached_property
     def factors(self) -> Tensor | None:
-        """For each tied position by what its source is multiplied, shape `(n_tied,)`; `None` for plain copies."""
+        """For each tied position the factor of its source, shape `(n_tied,)`; `None` for plain copies."""
         lines = [
             None if factors is None else torch.cat([factors.new_ones(n), factors])[at]
             for n, factors, at in zip(self.image_size, self.line_factors, self._coordinates(self.tied), strict=True)
@@ -172,18 +165,14 @@ class TorusEmbedding(TorusLayout):
         return coordinates[::-1]
 
     def _number(self, coordinates: list[Tensor]) -> Tensor:
-        """Join coordinates to positions; coordinates outside the torus count on from its other end."""
+        """Join coordinates to positions; coordinates outside the torus wrap around."""
         position = torch.zeros_like(coordinates[0])
         for length, coordinate in zip(self.torus, coordinates, strict=True):
             position = position * length + coordinate % length
         return position
 
     def covers_inputs(self, symbol: Tensor) -> bool:
-        """Return whether there are enough outputs to determine the image, by their numbers alone.
-
-        Args:
-            symbol: of shape `(*, C_out, C_in)`.
-        """
+        """Return whether there are enough outputs to determine the image, for a symbol `(*, C_out, C_in)`."""
         sizes = zip(self.output_size, self.image_size, strict=True)
         return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 

@@ -1,10 +1,14 @@
-"""What all ways from outputs back to images have in common: a kernel, a size and a boundary, and data of that size."""
+"""The base of every map from outputs back to images, and of priors other than a quadratic penalty.
+
+To add a prior, write one subclass and `deconv_cli.PRIORS.register("name", MyPrior())`: it can then be given as `prior`.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +23,7 @@ from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.iteration_log import Progress
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Progress, Solution
 from deconv_cli.solvers.solver import Cost, check_memory
 from deconv_cli.vocabulary import Size
 
@@ -33,7 +36,7 @@ class Estimator(ABC):
 
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
+        image_size: size of the images to estimate.
         settings: how to invert.
 
     Attributes:
@@ -42,11 +45,11 @@ class Estimator(ABC):
         geometry: the sizes.
         operator: A, under its true boundary; its taps do not change with the caller's.
         choice: the method, and why it was taken.
-        cost: what it takes.
+        cost: memory and operations.
         tolerance: the certificate at which an iteration stops.
-        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
-        lam: λ of the penalty λσ²max‖Lx‖²; `None` where there is no such penalty.
-        penalty: which L; `None` where there is none.
+        rcond: singular values up to this fraction of the largest were dropped; `None` if nothing is truncated.
+        lam: λ of the penalty λσ²max‖Lx‖²; `None` without such a penalty.
+        penalty: which L; `None` without one.
 
     Raises:
         ShapeError: the kernel does not fit the size, or reaches too far outside it.
@@ -73,11 +76,9 @@ class Estimator(ABC):
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for `y` and return the outcome; the value is in the operators' arrangement (see `frame`).
+        """Solve for `y`, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
 
-        Args:
-            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
-            progress: called after every iteration.
+        The value is in the operators' arrangement (see `frame`). `progress` is called after every iteration.
 
         Raises:
             ShapeError: `y` is not an output of this convolution.
@@ -137,24 +138,20 @@ class Estimator(ABC):
         return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
     def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
-        """Refuse to build, or to apply to `n_images` images, what does not fit the memory.
-
-        Raises:
-            TooLargeError: it does not fit.
-        """
+        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory."""
         limit = self.settings.max_memory
         check_memory(self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images)
 
 
 def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
-    """Divide images by a power of two each where their squares would leave the range of their type.
+    """Divide each image by a power of two if its squares would leave the range of its type.
 
     Args:
         data: shape `(*batch, C, *size)`.
         n_dims: axes of one image.
 
     Returns:
-        The quotient and the powers, shape `(*batch, 1, …, 1)`; `None`, and the data themselves, in ordinary cases.
+        The quotient and the powers, shape `(*batch, 1, …, 1)`; the data themselves and `None` in ordinary cases.
     """
     axes = image_axes(n_dims - 1)
     peak = torch.maximum(data.amax(dim=axes, keepdim=True), -data.amin(dim=axes, keepdim=True))
@@ -166,17 +163,48 @@ def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
 
 
 def common_unit(data: Tensor) -> float:
-    """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
+    """Find the power of two to divide a batch by if its squares would leave the range of its type; else 1."""
     peak = max(abs(end) for end in synchronize.as_numbers(torch.stack(data.aminmax())))
     is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
     return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
 
 
 def check_finite(y: Tensor) -> None:
-    """Refuse outputs that hold NaN or infinite values, or such whose squares are beyond double precision."""
+    """Refuse outputs that hold NaN or infinite values, or values whose squares are beyond double precision."""
     size = sum(abs(end) for end in synchronize.as_numbers(torch.stack(y.detach().aminmax()))) if y.numel() else 0.0
     if not math.isfinite(size * size):
         raise MalformedInputError(
             "the output to invert holds values that are NaN or infinite, or whose squares are infinite; replace them "
             "first, since one spoils all."
         )
+
+
+DataEstimate = Literal["noise", "noise map", "gain", "weight"]
+"""What is estimated from the data: the standard deviation of the noise, the same for every sample, units of the samples
+a count, or the weight of the total variation."""
+
+
+class Prior(ABC):
+    """An objective, with the estimator that minimizes it."""
+
+    def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
+        """Return which number `build` needs to be estimated from the data beforehand; `None` for none."""
+        return None
+
+    @abstractmethod
+    def build(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
+    ) -> Estimator:
+        """Build the estimator.
+
+        Args:
+            kernel: canonical kernel; its dtype and device are those of the arithmetic.
+            image_size: size of the images to estimate.
+            settings: all settings; a prior reads its own, such as weight, gain and noise_sigma.
+            estimate: the number that `needs` names, in units of the samples; `None` if the data do not show it.
+
+        Raises:
+            ShapeError: the kernel does not fit the size.
+            UsageError: settings that the prior cannot follow.
+            TooLargeError: it does not fit the memory.
+        """

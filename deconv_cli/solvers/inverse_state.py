@@ -1,4 +1,4 @@
-"""An inverse as plain tensors and plain words: what a saved one consists of."""
+"""An inverse as plain tensors and plain words, as it is saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size, check_name, check_spacing, format_padding, parse_padding
 
 TAPS = "taps"
@@ -22,12 +22,12 @@ _FACTOR = "factor."
 
 @dataclass(frozen=True, eq=False)
 class Precomputed:
-    """What an inverse takes over from an equal one, instead of computing it again.
+    """Results that an inverse takes over from an equal one.
 
     Attributes:
-        choice: the method that was chosen, and why.
-        sigma_max: the largest singular value of the symbol, as far as the problem needs it.
-        factors: what was costly to compute.
+        choice: the method, and why it was chosen.
+        sigma_max: largest singular value of the symbol, if the problem needs it.
+        factors: the costly tensors.
     """
 
     choice: Choice
@@ -37,12 +37,12 @@ class Precomputed:
 
 @dataclass(frozen=True, eq=False)
 class InverseState:
-    """All that makes an inverse what it is.
+    """An inverse as it is saved.
 
     Attributes:
         taps: of the canonical kernel, shape `(C_out, C_in, *k)`, in the dtype of the arithmetic.
         is_shared: whether they are applied to every channel alike.
-        image_size: size of the images that are wanted back.
+        image_size: size of the images to estimate.
         settings: how the convolution is undone; `max_memory` bounds the building and is not saved.
         precomputed: what was computed when the inverse was built.
     """
@@ -82,10 +82,10 @@ class InverseState:
 
     @classmethod
     def of_record(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> InverseState:
-        """Read what `record` and `tensors` gave.
+        """Read the results of `record` and `tensors`.
 
         Raises:
-            MalformedInputError: a member is missing, or is none that they give.
+            MalformedInputError: a member is missing or invalid.
         """
         try:
             taps = tensors[TAPS]
@@ -131,7 +131,7 @@ class InverseState:
 
 
 def _layer(record: object) -> dict[str, Any]:
-    """Read the options of a layer; inverses that were saved before there were layers have none."""
+    """Read the options of a layer; older saved inverses have none."""
     names = {field.name for field in fields(LayerOptions)}
     if not isinstance(record, dict) or not record.keys() <= names:
         raise ValueError(f"layer is {record!r}")

@@ -9,22 +9,18 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, masked
+from deconv_cli.operators.axes import as_factor, crop, inner, masked, norm
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
-from deconv_cli.solvers.condition import plain_iterations
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import gram_inverse_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, inner, norm
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, plain_iterations
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
@@ -75,7 +71,6 @@ class IterativeSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return IterativeInverse(problem, rule)
 
@@ -200,7 +195,7 @@ class IterativeInverse(Inverse):
         return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
-class RestoringPreconditioner(LinearOperator):
+class RestoringPreconditioner(SymmetricOperator):
     """A preconditioner that restores data too, if only about, for the iteration to start from."""
 
     @abstractmethod
@@ -208,7 +203,7 @@ class RestoringPreconditioner(LinearOperator):
         """Restore data `y` of shape `(*batch, C_out, *output_size)`; shape `(*batch, C_in, *size)`."""
 
 
-class StripPreconditioner(LinearOperator):
+class StripPreconditioner(SymmetricOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
     def __init__(self, problem: TikhonovProblem) -> None:
@@ -218,10 +213,6 @@ class StripPreconditioner(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, H, W)`."""
         return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
 
 
 class TorusPreconditioner(RestoringPreconditioner):
@@ -253,10 +244,6 @@ class TorusPreconditioner(RestoringPreconditioner):
         size = self.input_shape[1:]
         solved = self._gram_inverse.forward(x.to(self._operator.kernel.dtype))
         return crop(solved, (0,) * len(size), size).to(x.dtype)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data as if they were periodic on the torus; shape `(*batch, C_in, *size)`.

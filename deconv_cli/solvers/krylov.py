@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.norms import accumulation_dtype, safe_ratio
+from deconv_cli.operators.axes import accumulation_dtype, safe_ratio
 
 Action = Callable[[Tensor], Tensor]
 """A linear map of vectors `(B, n)`."""

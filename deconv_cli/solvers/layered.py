@@ -23,24 +23,21 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, half_spectrum, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, norm, space_axes
 from deconv_cli.operators.circulant import multiply_lines, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import GridAxis
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
 from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import RitzValues, iterate
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, gram_inverse_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.iterative import PRECONDITIONER_LAMBDA, TORUS_MARGIN
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
@@ -60,6 +57,7 @@ N_SYMBOLS, N_IMAGES = 3, 12
 class LayeredSolver(Solver):
     """Preconditioned conjugate gradients, which cover every layer that has one solution."""
 
+    why = "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
     takes_plain = False
     takes_layers = True
     takes_singular = True
@@ -87,14 +85,8 @@ class LayeredSolver(Solver):
         n_symbol = N_SYMBOLS * 16 * n_places * math.prod(channels)
         return Cost(n_operations, n_symbol, N_IMAGES * 8 * (n_inputs + n_outputs))
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Say that nothing else covers the problem at less cost."""
-        del problem
-        return "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return LayeredInverse(problem, rule)
 
@@ -316,7 +308,7 @@ def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
     return next_fast_size(n_pixels + max(n_taps - 1, min(TORUS_MARGIN, n_pixels)))
 
 
-class TorusInverse(LinearOperator):
+class TorusInverse(SymmetricOperator):
     """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
 
     Args:
@@ -347,7 +339,3 @@ class TorusInverse(LinearOperator):
         result = torch.zeros_like(x)
         self._part.put_fine(result, images)
         return result
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, norm, relative
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
-from deconv_cli.solvers.norms import as_factor, inner, norm, relative
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolutio
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.choice import choose_method, find_solver
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
 
 # To set one plain problem up takes as long as so many operations, however small it is.

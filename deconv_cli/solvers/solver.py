@@ -1,7 +1,7 @@
-"""What describes a solver of quadratic problems: which problems it covers, what it costs, and how its inverse is built.
+"""The base of all solvers of quadratic problems: what one covers, what it costs, and how its inverse is built.
 
-A solver of a caller's own is one subclass and one line, `deconv_cli.SOLVERS.register("name", MySolver())`: it can then
-be given as `method`, is considered where `method` is `auto`, and is saved and restored with its inverse.
+To add a solver, write one subclass and `deconv_cli.SOLVERS.register("name", MySolver())`: it can then be given as
+`method`, competes under method `auto`, and is saved and restored with its inverse.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from deconv_cli.errors import TooLargeError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution, prefers_fft
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import format_memory, format_size
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
@@ -39,14 +38,14 @@ CALL_OPERATIONS = 5e5
 
 @dataclass(frozen=True)
 class Cost:
-    """What a solver takes for one problem, estimated before anything is allocated.
+    """The estimated cost of a solver for one problem.
 
     Attributes:
-        n_operations: floating-point operations of building the inverse and of applying it to one image, beyond the
+        n_operations: floating-point operations of building the inverse and applying it to one image, beyond the
             division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
-        basis: vectors that the solver stores for each application; `None` where it stores none.
+        basis: vectors that the solver stores for each application; `None` if it stores none.
     """
 
     n_operations: float
@@ -64,12 +63,12 @@ class Cost:
         n_images: int = N_IMAGES_ITERATED,
         basis: KrylovBasis | None = None,
     ) -> Cost:
-        """Estimate what a solver takes that works by FFTs.
+        """Estimate the cost of a solver that works by FFTs.
 
         Args:
-            problem: what is solved.
+            problem: the problem.
             n_operations: see above.
-            n_bytes_factored: memory of what is factored; by default that of the symbol.
+            n_bytes_factored: memory of the factors; by default that of the symbol.
             n_images: images with the channels of input and output that an application keeps at once.
             basis: see above.
         """
@@ -84,12 +83,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class KrylovBasis:
-    """The basis that GMRES stores.
-
-    Attributes:
-        n_numbers: in one vector, for each image.
-        itemsize: bytes of a number.
-    """
+    """The basis that GMRES stores: the numbers of one vector for each image, and the bytes of a number."""
 
     n_numbers: int
     itemsize: int
@@ -101,7 +95,7 @@ class KrylovBasis:
 
     @classmethod
     def n_vectors(cls, n_numbers: int) -> int:
-        """Return how many vectors are stored at most, if each of them holds so many numbers."""
+        """Return how many vectors of so many numbers are stored at most."""
         return max(cls.MIN_VECTORS, min(cls.MAX_VECTORS, cls.MAX_NUMBERS // n_numbers))
 
     def n_bytes(self, n_images: int) -> int:
@@ -114,16 +108,18 @@ class Solver(ABC):
     """One way to solve quadratic problems.
 
     Attributes:
-        memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
-            memory is short.
+        why: clause that says why it is taken.
+        memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over if memory
+            is short.
         takes_singular: whether no problem that it covers can turn out to be singular for it.
         takes_plain: whether it inverts a single kernel that slides by single pixels.
-        takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
+        takes_varying: whether it inverts kernels that vary over the frame.
         takes_layers: whether it inverts layers with a stride, a dilation or groups, and transposed ones.
         takes_mixed: whether it inverts single kernels on images that go around a torus along some axes and end along
             others.
     """
 
+    why = ""
     memory_grows_with_border = False
     takes_singular = False
     takes_plain = True
@@ -141,15 +137,15 @@ class Solver(ABC):
 
     @abstractmethod
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Return `None` if it can solve the problem, else why not: what follows "method NAME" in a sentence."""
+        """Return `None` if it can solve the problem, else why not, as the words after "method NAME"."""
 
     @abstractmethod
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Estimate what a problem takes that it covers."""
+        """Estimate the cost of a problem that it covers."""
 
-    @abstractmethod
     def reason(self, problem: TikhonovProblem) -> str:
-        """Say in a clause why it is the one to take."""
+        """Return the clause that says why it is taken; by default `why`."""
+        return self.why
 
     @abstractmethod
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
@@ -158,7 +154,7 @@ class Solver(ABC):
         Args:
             problem: one that it covers.
             rule: when iterations end.
-            factors: what `Inverse.factors` gave for an equal problem; `None` to compute it.
+            factors: those of `Inverse.factors` for an equal problem; `None` to compute them.
 
         Raises:
             SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
@@ -168,7 +164,7 @@ class Solver(ABC):
 
 
 def general_refusal(problem: TikhonovProblem) -> str | None:
-    """Say why no solver but a closed form covers a problem; `None` if others may."""
+    """Return why no solver but a closed form covers a problem; `None` if others may."""
     operator = problem.operator
     if problem.rcond is not None:
         return (
@@ -236,15 +232,15 @@ def check_memory(
     max_memory: int | None,
     n_images: int | None = None,
 ) -> None:
-    """Refuse what cannot fit.
+    """Refuse a method that cannot fit the memory.
 
     Args:
-        method: what is about to run.
-        cost: what it takes.
+        method: the method that is about to run.
+        cost: its cost.
         taps: the kernel, shape `(C_out, C_in, *k)`, in the precision of the arithmetic.
         geometry: the sizes.
-        max_memory: bytes that may be used; by default what is free.
-        n_images: images that an inverse, built already, is about to be applied to; `None` before it is built.
+        max_memory: bytes that may be used; by default the free memory.
+        n_images: images that a built inverse is about to be applied to; `None` before it is built.
 
     Raises:
         TooLargeError: it does not fit.

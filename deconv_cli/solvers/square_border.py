@@ -21,11 +21,10 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.band_solver import coupling, invert_lines, solve_lines
-from deconv_cli.solvers.bands import Band, BandGroup
+from deconv_cli.solvers.bands import BandGroup, coupling, invert_lines, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size
 
 # How far the solution of a trial system may be off before the elimination is given up.
@@ -33,10 +32,10 @@ MAX_PROBE_ERROR = 1e-3
 
 
 class SquareBorderSystem:
-    """The inverse of a square operator, in double precision.
+    """The inverse of an operator with as many outputs as pixels, in double precision.
 
     Args:
-        operator: as many outputs as pixels, along either axis and in the channels.
+        operator: the operator.
         factors: those of an equal system, which are then not computed.
 
     Raises:
@@ -46,18 +45,8 @@ class SquareBorderSystem:
     def __init__(self, operator: Convolution, factors: Factors | None = None) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        self._outputs = outputs = BandGroup(
-            taps.shape[0],
-            Band(places.torus[0], places.output_size[0]),
-            Band(places.torus[1], places.output_size[1]),
-            taps,
-        )
-        self._ties = ties = BandGroup(
-            taps.shape[1],
-            Band(places.torus[0], places.image_size[0], places.line_sources[0]),
-            Band(places.torus[1], places.image_size[1], places.line_sources[1]),
-            taps,
-        )
+        self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
+        self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         if factors is not None:
             self._restore(factors)
             return
@@ -74,7 +63,7 @@ class SquareBorderSystem:
             raise SingularSystemError("the system on the border is singular")
 
     def factors(self) -> dict[str, Tensor]:
-        """Return what was costly to compute: P, D_rr⁻¹ and the factors of S."""
+        """Return P, D_rr⁻¹ and the factors of S."""
         estimate, rows = self._estimate.matrices, self._rows
         return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
 
@@ -113,12 +102,7 @@ class SquareBorderSystem:
         return field.to(like.dtype).reshape(like.shape)
 
     def solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve D u = r.
-
-        Args:
-            rows: r on the band of rows, shape `(B, C, w1, N2)`.
-            columns: r on the rest of the band of columns, shape `(B, C, h, w2)`.
-        """
+        """Solve D u = r, for r on the band of rows `(B, C, w1, N2)` and the rest of columns `(B, C, h, w2)`."""
         first = self._solve_rows(rows)
         columns = columns - self._ties.read_columns(self._apply(first, None))
         columns = self._solve_columns(columns)
@@ -169,7 +153,7 @@ class SquareBorderSystem:
 
 
 def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
-    """Write out an operator that does not change along a line, on part of that line.
+    """Write out an operator that does not change along a line, on the first `height` places of that line.
 
     Args:
         lines: its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`.

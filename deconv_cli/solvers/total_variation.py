@@ -1,8 +1,8 @@
-"""Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM with an exact inverse of AᴴA + ρ∇ᴴ∇ under the true border.
+"""Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM (`admm.py`) with an inverse of AᴴA + ρ∇ᴴ∇ under the true border.
 
-TV(x) is isotropic, and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
-pixels of the image, divided by their distances where these are not the same along all axes (Rudin, Osher and Fatemi,
-Nonlinear total variation based noise removal algorithms, Physica D 60, 1992). `admm.py` has the iteration.
+TV(x) is isotropic and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
+pixels of the image, divided by their distances if these differ between axes (Rudin, Osher and Fatemi, Nonlinear total
+variation based noise removal algorithms, Physica D 60, 1992).
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.admm import Admm, AdmmRun
+from deconv_cli.solvers.admm import Admm, AdmmRun, MaskedAdmm
 from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.estimator import Estimator, common_unit
+from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.masked_admm import MaskedAdmm
-from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
@@ -55,10 +52,10 @@ INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying", "layered")
 
 
 class TotalVariation(Prior):
-    """Images that are flat but for their edges."""
+    """Images that are flat except at their edges."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Ask for the weight, where neither it nor the noise that it would follow from is given."""
+        """Ask for the weight, unless it or the noise is given."""
         is_open = settings.weight in (None, "auto") and settings.noise_sigma is None
         return "weight" if is_open else None
 
@@ -75,21 +72,21 @@ TOTAL_VARIATION = TotalVariation()
 
 
 class TotalVariationEstimator(Estimator):
-    """Estimates images that are flat but for their edges.
+    """Estimates images that are flat except at their edges.
 
-    The certificate of its solutions is the larger of two numbers, computed afresh from the estimate x and a field p
-    that is nowhere longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the
-    stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*;
-    the objective is above that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
+    The certificate is the larger of two numbers, computed afresh from the estimate x and a field p that is nowhere
+    longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the stationarity ‖Aᴴ(Ax −
+    y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*; the objective is above
+    that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
 
     Args:
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
-        settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends where a step
-            changes the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations`
-            and `rho` are given, a pixel of the estimate depends only on data near it.
-        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is what the
-            noise makes (Morozov's discrepancy principle), which fails where noise is taken for too small.
+        image_size: size of the images to estimate.
+        settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
+            the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations` and
+            `rho` are given, a pixel of the estimate depends only on data near it.
+        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is that of
+            the noise (Morozov's discrepancy principle), which fails if the noise estimate is too small.
         noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
 
     Raises:
@@ -159,12 +156,12 @@ class TotalVariationEstimator(Estimator):
         )
 
     def _finish(self, run: AdmmRun, weight: float) -> Status:
-        """Minimize as far as is asked for: up to a tolerance, or by so many steps."""
+        """Minimize up to a tolerance, or by the given number of steps."""
         n_steps = self.settings.iterations
         return run.run(weight, self.tolerance) if n_steps is None else run.take(weight, n_steps)
 
     def inverse(self, rho: float) -> Inverse:
-        """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
+        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
         problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, self._gradient)
         try:
@@ -221,11 +218,7 @@ def _check(operator: Convolution, settings: ResolvedSettings, weight: float | No
 
 
 def check_noise(data: Tensor, noise: float) -> None:
-    """Refuse to take a weight from noise that is no more than the rounding of data.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Refuse to take a weight from noise that is no more than the rounding of data."""
     rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(

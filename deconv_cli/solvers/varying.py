@@ -24,11 +24,10 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.varying_convolution import Part, VaryingConvolution, hat_weights, parts_of
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, RestoringPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 
 # Shares of a pixel that the data show. A photograph under motion blur at four places, boundary unknown, λ 0.01, 1e-3:
@@ -41,6 +40,7 @@ OVERLAP = 4
 class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
+    why = "the kernel varies over the frame, and no other method inverts that"
     takes_plain = False
     takes_varying = True
 
@@ -56,14 +56,8 @@ class VaryingSolver(Solver):
         n_operations = 4 * OVERLAP * N_ITERATIONS * transform_operations(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Say that nothing else covers the problem."""
-        del problem
-        return "the kernel varies over the frame, and no other method inverts that"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return VaryingInverse(problem, rule)
 
@@ -102,10 +96,6 @@ class VaryingPreconditioner(RestoringPreconditioner):
         for part, inverse in self._pieces:
             part.cut(total).add_(part.weights * inverse.forward(part.weights * part.cut(x)))
         return total
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data piece by piece, and blend the pieces; shape `(*batch, 1, H, W)`."""

@@ -19,8 +19,8 @@ from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import LambdaRule, format_percent
 
 ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)

@@ -15,8 +15,8 @@ from deconv_cli.diagnostics.residual_tests import check_residual
 from deconv_cli.diagnostics.spatial_resolution import measure_resolution
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.diagnostics.winding import axis_roots
+from deconv_cli.operators.axes import inner
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.solvers.norms import inner
 
 
 def look_at(residual):

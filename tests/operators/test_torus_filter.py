@@ -1,7 +1,5 @@
 """Filters by parts do what transforms of the whole do."""
 
-import math
-
 import pytest
 import torch
 from cases import random
@@ -57,20 +55,6 @@ def test_a_part_of_a_symbol_is_that_of_the_whole(torus, dtype):
         found = symbol.at(part)
         assert found.dtype == dtype
         assert (found - whole[:, :, :, part]).abs().max() < (1e-12 if dtype == torch.complex128 else 1e-5)
-
-
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize("channels", [(1, 1), (2, 3), (5, 4)])
-def test_a_circulant_of_a_stack_is_applied_by_parts(channels):
-    torus, size = (4, 5, 6), (3, 5, 4)
-    operator = BlockCirculant(torus_symbol(random((*channels, 2, 3, 2)), torus), torus)
-    x, y = random((2, channels[1], *size)), random((2, channels[0], *torus), seed=1)
-    image = operator.forward(x)
-    spectrum = operator.blocks.multiply(torch.fft.rfftn(x, s=torus, dim=(-3, -2, -1)))
-    assert (image - torch.fft.irfftn(spectrum, s=torus, dim=(-3, -2, -1))).abs().max() < 1e-13
-    back = operator.adjoint(y, size)
-    assert back.shape == x.shape
-    assert math.isclose(float((image * y).sum()), float((x * back).sum()), rel_tol=1e-11)
 
 
 @pytest.mark.usefixtures("parts")

@@ -37,13 +37,6 @@ def test_a_field_comes_back(size, twists):
 
 
 @pytest.mark.parametrize("twists", TWISTS)
-def test_a_smaller_field_is_zero_beyond_its_end(twists):
-    torus, field = TwistedTorus((6, 7), twists), random((4, 5))
-    padded = torch.nn.functional.pad(field, (0, 2, 0, 2))
-    torch.testing.assert_close(torus.transform(field), torus.transform(padded), rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("twists", TWISTS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("origin", [(0, 0), (1, 2)])
 def test_the_symbol_is_that_of_the_correlation(size, twists, origin):

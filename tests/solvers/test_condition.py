@@ -57,7 +57,7 @@ def test_wide_kernels_are_searched_on_a_coarse_grid(monkeypatch):
         seen.append(symbol.shape)
         return torch.linalg.svdvals(symbol)
 
-    monkeypatch.setattr("deconv_cli.solvers.condition.singular_values", watched)
+    monkeypatch.setattr("deconv_cli.solvers.problem.singular_values", watched)
     operator = Convolution(layer(16), (400, 300), boundary="circular", padding="valid")
     assert 1 < TikhonovProblem(operator, 0.0).condition < 1e3
     assert math.prod(seen[0][:2]) * 16**3 <= 1e7

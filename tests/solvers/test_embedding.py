@@ -58,41 +58,6 @@ def test_the_convolution_on_the_torus_is_the_real_one(rule, size, shape, padding
     torch.testing.assert_close(found, operator(x), rtol=0, atol=1e-12)
 
 
-@every
-def test_free_pixels_tied_ones_and_outputs_fill_the_torus(rule, size, shape, padding):
-    _, embedding = lay_out(rule, size, shape, padding)
-    n_axes, n = len(size), math.prod(embedding.torus)
-    numbers = torch.arange(n).reshape(embedding.torus)
-    for positions, box, count in (
-        (embedding.tied, embedding.image_size, embedding.n_tied),
-        (embedding.unobserved, embedding.output_size, embedding.n_unobserved),
-    ):
-        assert len(positions) == count
-        inside = crop(numbers, (0,) * n_axes, box).flatten()
-        assert torch.equal(torch.cat([positions, inside]).sort().values, torch.arange(n))
-
-
-@every
-def test_ties_are_transposed_and_gathered_as_matrices(rule, size, shape, padding):
-    operator, embedding = lay_out(rule, size, shape, padding)
-    n_channels, n = shape[1], math.prod(embedding.torus)
-    basis = torch.eye(n_channels * n, dtype=torch.float64).reshape(-1, n_channels, *embedding.torus)
-    ties = embedding.take_tied(basis)
-    puts = torch.eye(ties.shape[1], dtype=torch.float64)
-    assert torch.equal(embedding.put_tied(puts, n_channels).flatten(1), ties.T)
-    takes = embedding.take_unobserved(basis)
-    assert torch.equal(embedding.put_unobserved(torch.eye(takes.shape[1]).double(), n_channels).flatten(1), takes.T)
-    # A convolution of the torus with as many outputs as inputs, as a matrix and gathered.
-    kernel = random((n_channels, n_channels, *embedding.torus), seed=2)
-    spectrum = torch.fft.rfftn(kernel, dim=space_axes(len(size)))
-    blocks = FrequencyBlocks(spectrum.permute(*range(2, spectrum.ndim), 0, 1))
-    whole = embedding.fourier.restore(blocks.multiply(embedding.fourier.transform(basis))).flatten(1).T
-    torch.testing.assert_close(embedding.gather_tied(kernel), ties.T @ whole @ ties, rtol=0, atol=1e-11)
-    rows = embedding.gather_tied_rows(kernel, embedding.unobserved)
-    torch.testing.assert_close(rows, ties.T @ whole @ takes, rtol=0, atol=1e-11)
-    assert operator.output_shape[1:] == embedding.output_size
-
-
 @pytest.mark.parametrize("name", ["zero", "unknown"])
 @pytest.mark.parametrize(("size", "shape"), PROBLEMS)
 def test_twisted_tori_carry_the_same_convolution(name, size, shape):

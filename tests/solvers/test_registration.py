@@ -9,9 +9,8 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PRIORS, SOLVERS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.solvers.estimator import Estimator, Prior
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost, Solver

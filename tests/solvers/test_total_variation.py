@@ -16,9 +16,8 @@ from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import admm, total_variation
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import Status, StoppingRule
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
 
 SIZE = (8, 7)
