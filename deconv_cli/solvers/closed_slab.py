@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,12 +37,12 @@ class OutsideBox:
 
     def put(self, vector: Tensor, field: Tensor, planes: slice) -> None:
         """Write a vector into planes of a field `(B, C, n_planes, *torus[1:])`; the box stays as it is."""
-        for place, piece in self._planes_of_pieces(vector, field, planes):
+        for place, piece in self._pairs(vector, field, {0: planes}):
             place.copy_(piece)
 
     def take(self, field: Tensor, vector: Tensor, planes: slice) -> None:
         """Read planes of a field, shape `(B, C, n_planes, *torus[1:])`, into their part of a vector `(B, n)`."""
-        for place, piece in self._planes_of_pieces(vector, field, planes):
+        for place, piece in self._pairs(vector, field, {0: planes}):
             piece.copy_(place)
 
     def slab(self, vector: Tensor, axis: int) -> Tensor:
@@ -51,56 +50,37 @@ class OutsideBox:
         shape = list(self.torus)
         shape[axis] -= self.box[axis]
         slab = vector.new_zeros(len(vector), self.n_channels, *shape)
-        for place, piece in self._pieces_of_slab(vector, slab, axis):
+        for place, piece in self._pairs(vector, slab, {axis: slice(self.box[axis], self.torus[axis])}):
             place.copy_(piece)
         return slab.movedim(2 + axis, 2)
 
     def add_slab(self, slab: Tensor, vector: Tensor, axis: int) -> None:
         """Add a slab `(B, C, w, *others)` to a vector `(B, n)`."""
-        for place, piece in self._pieces_of_slab(vector, slab.movedim(2, 2 + axis), axis):
+        across = {axis: slice(self.box[axis], self.torus[axis])}
+        for place, piece in self._pairs(vector, slab.movedim(2, 2 + axis), across):
             piece.add_(place)
 
-    def _pieces(self, vector: Tensor) -> list[tuple[int, Tensor]]:
-        """View a vector as its pieces, each with the axis of its slab."""
-        pieces, first = [], 0
+    def _pairs(self, vector: Tensor, field: Tensor, region: dict[int, slice]) -> list[tuple[Tensor, Tensor]]:
+        """Pair the parts of a field, given on a region of the torus along some axes, with those of a vector."""
+        whole = [slice(0, n) for n in self.torus]
+        given = [region.get(axis, all_of_it) for axis, all_of_it in enumerate(whole)]
+        pairs, first = [], 0
         for axis in self.axes:
-            shape = (*self.box[:axis], self.torus[axis] - self.box[axis], *self.torus[axis + 1 :])
-            n = self.n_channels * math.prod(shape)
-            pieces.append((axis, vector[:, first : first + n].unflatten(-1, (self.n_channels, *shape))))
-            first += n
-        return pieces
-
-    def _planes_of_pieces(self, vector: Tensor, field: Tensor, planes: slice) -> list[tuple[Tensor, Tensor]]:
-        """Pair each part of a field's planes with the part of the piece that it holds."""
-        pairs = []
-        for axis, piece in self._pieces(vector):
-            # Where the piece lies along the first axis.
-            first, last = (self.box[0], self.torus[0]) if axis == 0 else (0, self.box[0])
-            start, stop = max(planes.start, first), min(planes.stop, last)
-            if start >= stop:
-                continue
-            place = field[:, :, start - planes.start : stop - planes.start]
-            for other in range(1, axis):
-                place = place.narrow(2 + other, 0, self.box[other])
-            if axis > 0:
-                place = place.narrow(2 + axis, self.box[axis], self.torus[axis] - self.box[axis])
-            pairs.append((place, piece[:, :, start - first : stop - first]))
+            inside = [slice(0, n) for n in self.box[:axis]]
+            own = [*inside, slice(self.box[axis], self.torus[axis]), *whole[axis + 1 :]]
+            shape = [self.n_channels, *(part.stop - part.start for part in own)]
+            last = first + math.prod(shape)
+            piece, first = vector[:, first:last].unflatten(-1, shape), last
+            shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(own, given, strict=True)]
+            if all(part.start < part.stop for part in shared):
+                pairs.append((_within(field, shared, given), _within(piece, shared, own)))
         return pairs
 
-    def _pieces_of_slab(self, vector: Tensor, slab: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
-        """Pair each part of a slab, its axes in the order of the torus, with the piece that shares it."""
-        pairs, width = [], self.torus[axis] - self.box[axis]
-        for own, piece in self._pieces(vector):
-            if own > axis:
-                continue
-            place = slab
-            for other in range(own):
-                place = place.narrow(2 + other, 0, self.box[other])
-            if own < axis:
-                place = place.narrow(2 + own, self.box[own], self.torus[own] - self.box[own])
-                piece = piece.narrow(2 + axis, self.box[axis], width)
-            pairs.append((place, piece))
-        return pairs
+
+def _within(field: Tensor, part: list[slice], region: list[slice]) -> Tensor:
+    """View a part of a torus in a field that is given on a region of it."""
+    places = [slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True)]
+    return field[(slice(None), slice(None), *places)]
 
 
 class OutsideBoxes:
@@ -136,17 +116,8 @@ NEGLIGIBLE_CHANGE = 0.05
 MAX_ENTRIES_AT_ONCE = 2**18
 
 
-@dataclass(frozen=True)
-class SlabPlanes:
-    """The channels and planes of unknowns of one kind in a slab, which ends where the torus does."""
-
-    n_channels: int
-    width: int
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of the matrices that are theirs."""
-        return self.n_channels * self.width
+SlabPlanes = tuple[int, int]
+"""The channels of unknowns of one kind, and their planes in a slab, which ends where the torus does."""
 
 
 class ClosedSlab:
@@ -163,7 +134,7 @@ class ClosedSlab:
 
     def __init__(self, symbol: Tensor, torus: Size, axis: int, kinds: Sequence[SlabPlanes], max_numbers: int) -> None:
         self._others = tuple(n for other, n in enumerate(torus) if other != axis)
-        self._kinds, n_channels = kinds, [kind.n_channels for kind in kinds]
+        self._kinds, n_channels = kinds, [n for n, _ in kinds]
         lines = SymbolLines(symbol, torus, axis)
         mean = lines.mean()
         own = [
@@ -172,7 +143,7 @@ class ClosedSlab:
         ]
         self._mean_inverses = [FrequencyBlocks(_inverse(channels_last(part))) for part in own]
         change = lines.change(own).flatten()
-        n = sum(kind.n_rows for kind in kinds)
+        n = sum(math.prod(kind) for kind in kinds)
         n_matrices = min(max_numbers // n**2, len(change))
         change, chosen = change.topk(n_matrices)
         self._chosen = chosen[: synchronize.as_index((change > NEGLIGIBLE_CHANGE).sum())]
@@ -193,7 +164,7 @@ class ClosedSlab:
         solved = torch.cat([s.flatten(3).index_select(-1, self._chosen).flatten(1, 2) for s in spectra], dim=1)
         if solved.numel() > 0:
             solved = multiply_lines(self._matrices, solved)
-        of_kinds = solved.split([kind.n_rows for kind in self._kinds], dim=1)
+        of_kinds = solved.split([math.prod(kind) for kind in self._kinds], dim=1)
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
         for slab, spectrum, mean_inverse, rows in zip(slabs, spectra, self._mean_inverses, of_kinds, strict=True):
             chosen = rows.unflatten(1, slab.shape[1:3])
@@ -272,7 +243,7 @@ class SymbolLines:
     def matrices(self, chosen: Tensor, kinds: Sequence[SlabPlanes]) -> Tensor:
         """Write out the matrices between the planes of a slab at some frequencies: shape `(F, n, n)`."""
         kernel = torch.fft.ifft(self._whole(chosen), dim=2)
-        widths = [kind.width for kind in kinds for _ in range(kind.n_channels)]
+        widths = [width for n_channels, width in kinds for _ in range(n_channels)]
         planes = torch.cat([torch.arange(-width, 0, device=chosen.device) for width in widths])
         channels = torch.cat([torch.full((width,), n, device=chosen.device) for n, width in enumerate(widths)])
         lags = (planes[:, None] - planes) % self._length

@@ -96,12 +96,14 @@ class InverseState:
                 raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
             if record["method"] == "auto":
                 raise MalformedInputError("its record does not say which method was chosen.")
+            if not isinstance(record["is_shared"], bool):
+                raise TypeError(f"is_shared is {record['is_shared']!r}")
             image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
             if len(image_size) != taps.ndim - 2 or not 1 <= len(image_size) <= 3:
                 raise ValueError(f"image_size is {image_size}, and its taps have the shape {tuple(taps.shape)}")
             return cls(
                 taps=taps,
-                is_shared=_flag(record["is_shared"], "is_shared"),
+                is_shared=record["is_shared"],
                 image_size=image_size,
                 settings=ResolvedSettings(
                     dimensions=len(image_size),
@@ -145,12 +147,6 @@ def _name(dtype: torch.dtype) -> str:
 def _whole(value: object, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}")
-    return value
-
-
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}")
     return value
 
 

@@ -112,7 +112,37 @@ class LayeredInverse(Inverse):
         if problem.weight > 0:
             periodic = wide.boundary.is_periodic
             self._penalty = find_penalty(problem.penalty).operator(self._layer.input_shape, periodic=periodic)
-        self._torus = LayerTorus(self._layer, problem)
+
+    @cached_property
+    def _of_images(self) -> LinearOperator:
+        """About (AᴴA + μLᴴL)⁻¹ on a torus, with a small μ for λ = 0."""
+        return self._precondition(is_input=True)
+
+    @cached_property
+    def _of_data(self) -> LinearOperator:
+        """About (AAᴴ + μ)⁻¹ on a torus, with a small μ."""
+        return self._precondition(is_input=False)
+
+    def _precondition(self, *, is_input: bool) -> LinearOperator:
+        """Invert Gram matrices of the phases' symbol from the fine grid to the coarse one at each frequency."""
+        layer = self._layer.layer
+        axes, groups = layer.grid_axes, layer.options.groups
+        part, is_fine = whole_layer(axes), is_input != layer.options.transposed
+        taps = rearranged_taps(to_float64(layer.kernel), axes, groups, on_torus=True)
+        torus = _torus_of(layer)
+        origin = tuple(along.before for along in part.axes)
+        symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2]).movedim(-3, 0)
+        blocks = symbol if is_fine else symbol.mH
+        penalty = torch.ones(plane := blocks.shape[1:-2], dtype=blocks.real.dtype, device=blocks.device)
+        weight = self.problem.weight
+        if is_input and weight > 0:
+            if all(axis.stride == 1 for axis in axes):
+                penalty = find_penalty(self.problem.penalty).symbol(torus, penalty.dtype, penalty.device)
+        else:
+            weight = PRECONDITIONER_LAMBDA * synchronize.as_number(block_norms(symbol).max()) ** 2
+        inverse = gram_inverse_blocks(blocks, weight, penalty.expand(blocks.shape[0], *plane))
+        shape = self._layer.input_shape if is_input else self._layer.output_shape
+        return TorusInverse(inverse.to(layer.kernel.dtype.to_complex()), torus, shape, part if is_fine else None)
 
     @cached_property
     def _side(self) -> str:
@@ -143,7 +173,7 @@ class LayeredInverse(Inverse):
             found = self._solve_side(self._side, data, progress)
         else:
             equations = NormalEquations(self._layer, data, self._penalty, self.problem.weight)
-            found = self._iterate(equations, self._torus.inputs, progress, bounds_distance=True)
+            found = self._iterate(equations, self._of_images, progress, bounds_distance=True)
         x = self._unite(found.value, y)
         return replace(found, value=x, certificate=synchronize.as_number(self.problem.certificate(x, y).max()))
 
@@ -160,7 +190,7 @@ class LayeredInverse(Inverse):
         right = self._divide(g)
         if self._penalty is not None or self._side == "image":
             return self._unite(self._layer.forward(self._invert_gram(right)), g)
-        preconditioner = self._torus.outputs if self._side == "data" else None
+        preconditioner = self._of_data if self._side == "data" else None
         equations = NormalEquations(self._layer.H, right, is_derived=True)
         found = self._iterate(equations, preconditioner).warn_for_status()
         return self._unite(self._seeing * found.value, g)
@@ -173,13 +203,11 @@ class LayeredInverse(Inverse):
         if side == "plain":
             return self._iterate(NormalEquations(layer, data), None, progress, rule, bounds_distance=True)
         if side == "image":
-            found = self._iterate(
-                NormalEquations(layer, data), self._torus.inputs, progress, rule, bounds_distance=True
-            )
+            found = self._iterate(NormalEquations(layer, data), self._of_images, progress, rule, bounds_distance=True)
             return replace(found, value=self._touched * found.value)
         zero = layer.adjoint(torch.zeros_like(data))
         equations = NormalEquations(layer.H, zero, g=self._seeing * data)
-        found = self._iterate(equations, self._torus.outputs, progress, rule, bounds_distance=True)
+        found = self._iterate(equations, self._of_data, progress, rule, bounds_distance=True)
         return replace(found, value=layer.adjoint(found.value))
 
     def _invert_gram(self, right: Tensor) -> Tensor:
@@ -187,9 +215,9 @@ class LayeredInverse(Inverse):
         zero = self._layer.forward(torch.zeros_like(right))
         if self._penalty is not None:
             equations = NormalEquations(self._layer, zero, self._penalty, self.problem.weight, g=right)
-            return self._iterate(equations, self._torus.inputs).warn_for_status().value
+            return self._iterate(equations, self._of_images).warn_for_status().value
         equations = NormalEquations(self._layer, zero, g=self._touched * right)
-        return self._touched * self._iterate(equations, self._torus.inputs).warn_for_status().value
+        return self._touched * self._iterate(equations, self._of_images).warn_for_status().value
 
     def _iterate(
         self,
@@ -238,58 +266,6 @@ def _smaller(layer: Convolution) -> LayerConvolution | None:
     return LayerConvolution(
         layer.kernel, tuple(sizes), layer.options, padding=layer.geometry.pads, boundary=layer.boundary
     )
-
-
-class LayerTorus:
-    """A layer on a torus, whose Gram matrices are inverted at each frequency.
-
-    Args:
-        layer: the layer.
-        problem: tells the penalty.
-
-    Attributes:
-        inputs: about (AᴴA + μLᴴL)⁻¹, with a small μ for λ = 0.
-        outputs: about (AAᴴ + μ)⁻¹.
-    """
-
-    def __init__(self, layer: GroupedLayer, problem: TikhonovProblem) -> None:
-        self._layer, self._axes, self._problem = layer.layer, layer.layer.grid_axes, problem
-        self._part = whole_layer(self._axes)
-        self._shapes = layer.input_shape, layer.output_shape
-
-    @cached_property
-    def inputs(self) -> LinearOperator:
-        """The preconditioner for images."""
-        return self._preconditioner(is_fine=not self._layer.options.transposed, is_input=True)
-
-    @cached_property
-    def outputs(self) -> LinearOperator:
-        """The preconditioner for data."""
-        return self._preconditioner(is_fine=self._layer.options.transposed, is_input=False)
-
-    def _preconditioner(self, *, is_fine: bool, is_input: bool) -> LinearOperator:
-        symbol, torus = self._symbol
-        blocks = symbol if is_fine else symbol.mH
-        penalty = torch.ones(torus_plane := blocks.shape[1:-2], dtype=blocks.real.dtype, device=blocks.device)
-        weight = self._problem.weight
-        if is_input and weight > 0:
-            if all(axis.stride == 1 for axis in self._axes):
-                penalty = find_penalty(self._problem.penalty).symbol(torus, penalty.dtype, penalty.device)
-        else:
-            weight = PRECONDITIONER_LAMBDA * synchronize.as_number(block_norms(symbol).max()) ** 2
-        inverse = gram_inverse_blocks(blocks, weight, penalty.expand(blocks.shape[0], *torus_plane))
-        inverse = inverse.to(self._layer.kernel.dtype.to_complex())
-        return TorusInverse(inverse, torus, self._shapes[0 if is_input else 1], self._part if is_fine else None)
-
-    @cached_property
-    def _symbol(self) -> tuple[Tensor, Size]:
-        """The symbol from the phases of the fine grid to the coarse one, shape `(groups, *plane, O, I)`."""
-        layer = self._layer
-        taps = rearranged_taps(to_float64(layer.kernel), self._axes, layer.options.groups, on_torus=True)
-        torus = _torus_of(layer)
-        origin = tuple(part.before for part in self._part.axes)
-        symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2])
-        return symbol.movedim(-3, 0), torus
 
 
 def _torus_of(layer: LayerConvolution) -> Size:

@@ -25,10 +25,9 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.border_inverse import BorderInverse
-from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes, SlabPlanes
+from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
 from deconv_cli.solvers.krylov import dot, solve_definite
 from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -215,7 +214,7 @@ class SlabSystem:
         for kinds, alike in itertools.groupby(groups, key=lambda group: group[1]):
             symbol = self._completion.symbol_of(kinds)
             for axis, _ in alike:
-                planes = [SlabPlanes(boxes[k].n_channels, self._torus[axis] - boxes[k].box[axis]) for k in kinds]
+                planes = [(boxes[k].n_channels, self._torus[axis] - boxes[k].box[axis]) for k in kinds]
                 slab = ClosedSlab(symbol, self._torus, axis, planes, n_left // (len(groups) - len(slabs)))
                 n_left -= slab.n_numbers
                 slabs.append((axis, kinds, slab))

@@ -48,7 +48,12 @@ class SquareBorderSystem:
         self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
         self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         if factors is not None:
-            self._restore(factors)
+            n, torus, n_columns = taps.shape[0], places.torus, outputs.n_columns_unknowns
+            plane, r = (torus[0], torus[1] // 2 + 1), n * outputs.rows.width
+            self._estimate = FrequencyBlocks(factors.take("estimate", (*plane, n, n), torch.complex128))
+            self._rows = factors.take("rows", (plane[1], r, r), torch.complex128)
+            self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
+            self._pivots = factors.take_pivots(n_columns)
             return
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
@@ -66,16 +71,6 @@ class SquareBorderSystem:
         """Return P, D_rr⁻¹ and the factors of S."""
         estimate, rows = self._estimate.matrices, self._rows
         return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
-
-    def _restore(self, factors: Factors) -> None:
-        outputs, torus = self._outputs, self._places.torus
-        n, wide = outputs.n_channels, torch.complex128
-        r = n * outputs.rows.width
-        self._estimate = FrequencyBlocks(factors.take("estimate", (torus[0], torus[1] // 2 + 1, n, n), wide))
-        self._rows = factors.take("rows", (torus[1] // 2 + 1, r, r), wide)
-        n_columns = outputs.n_columns_unknowns
-        self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
-        self._pivots = factors.take_pivots(n_columns)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""
