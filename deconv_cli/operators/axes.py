@@ -1,4 +1,4 @@
-"""The axes of space are the last ones of a tensor, the channels stand before them, and batches before those."""
+"""The axes of an image in a tensor, and its norms: space comes last, channels before it, and batches before those."""
 
 from __future__ import annotations
 
@@ -51,12 +51,8 @@ def planes_of(x: Tensor, part: slice, n_axes: int) -> Tensor:
 def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut arrays across their first axis of space, into views so small that one stays in the cache from pass to pass.
 
-    What takes several passes over arrays that are larger than the cache waits for the memory else. Other devices than
-    the processor are given the whole at once.
-
-    Args:
-        n_axes: axes of space.
-        arrays: of the same size of space each, shape `(*batch, C, *size)`, whatever stands before it.
+    Several passes over arrays larger than the cache would wait for the memory. Other devices than the processor get the
+    whole at once. The arrays have the shape `(*batch, C, *size)` with the same size of space.
     """
     first = arrays[0]
     axis, length = -n_axes, first.shape[-n_axes]
@@ -68,7 +64,7 @@ def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def half_spectrum(torus: Size) -> Size:
-    """Return the shape of what `torch.fft.rfftn` makes of a real field on a torus."""
+    """Return the shape of `torch.fft.rfftn` of a real field on a torus."""
     return *torus[:-1], torus[-1] // 2 + 1
 
 
@@ -95,16 +91,7 @@ IMAGE_DIMS = 3
 
 
 def inner(a: Tensor, b: Tensor, n_dims: int) -> Tensor:
-    """Compute the inner product over the last axes, summed in double precision where the device has it.
-
-    Args:
-        a: shape `(*batch, *element)`.
-        b: of the shape of `a`.
-        n_dims: axes of one element: for an image its channels and its axes of space.
-
-    Returns:
-        Shape `(*batch,)`.
-    """
+    """Compute the inner product over the last `n_dims` axes, shape `(*batch,)`, in the widest real type."""
     if n_dims > IMAGE_DIMS:
         # Plane by plane: the products of a stack, and what they are in double precision, take three times its memory.
         planes = zip(a.unbind(1 - n_dims), b.unbind(1 - n_dims), strict=True)

@@ -16,8 +16,8 @@ from deconv_cli.vocabulary import Size
 class Extension(LinearOperator):
     """Surround an image `(*batch, C, *size)` by its border.
 
-    The adjoint folds the border back: each border pixel, times its factor, is added to the pixel that it was copied
-    from. Only the border strips are gathered; the interior is moved as a whole.
+    The adjoint folds the border back: each border pixel, times its factor, is added to its source. Only the border
+    strips are gathered; the interior is moved as a whole.
 
     Args:
         geometry: the sizes.
@@ -79,22 +79,14 @@ class Extension(LinearOperator):
 
 
 def outside_positions(before: int, after: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Number the border pixels of a line: −before, …, −1 ahead of it, and length, …, length + after − 1 behind it.
-
-    Returns:
-        Whole numbers of shapes `(before,)` and `(after,)`.
-    """
+    """Number the border pixels of a line: −before, …, −1 ahead of it, and length, …, length + after − 1 behind it."""
     return torch.arange(-before, 0, device=device), torch.arange(length, length + after, device=device)
 
 
 def close_smoothly(y: Tensor, torus: Size) -> Tensor:
-    """Lengthen `y` to a torus so that each end runs smoothly into the beginning.
+    """Lengthen `y` of shape `(*batch, C, *size)` to a torus so that each end runs smoothly into the beginning.
 
-    Along each axis the gap is filled by a blend of the mirror images of both ends, so that the torus has no seam.
-
-    Args:
-        y: shape `(*batch, C, *size)`.
-        torus: at least as large as the present size along each axis.
+    Along each axis a blend of the mirror images of both ends fills the gap, so that the torus has no seam.
     """
     for axis, length in zip(space_axes(len(torus)), torus, strict=True):
         n = y.shape[axis]

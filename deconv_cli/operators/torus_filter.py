@@ -1,8 +1,8 @@
 """Filters on a large torus, some planes and some frequencies at a time.
 
-A transform of a whole stack keeps several copies of it. Here the fields that come and go are planes, and all that is
-kept whole is one spectrum, transformed along all axes but the first; along that one some columns are transformed,
-filtered and transformed back at a time, which stay in the processor's cache meanwhile.
+A transform of a whole stack keeps several copies of it. Here fields come and go plane by plane, and only one spectrum
+is kept whole, transformed along all axes but the first. Along the first axis some columns are transformed, filtered and
+transformed back at a time, which stay in the processor's cache meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TorusFilter:
     Args:
         torus: pixels along each axis.
         like: a tensor of the real dtype and on the device of the arithmetic.
-        cuts: whether filters take parts of the frequencies; else they are given all at once.
+        cuts: whether filters take parts of the frequencies; else they get all at once.
         n_entries: of the blocks that filters multiply by, which share the cache.
 
     Attributes:
@@ -56,12 +56,12 @@ class TorusFilter:
         return self._half
 
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
-        """Transform a field along all axes but the first.
+        """Transform a field of `(B, C)` images and channels along all axes but the first.
 
         Args:
-            shape: images and channels, `(B, C)`.
-            fill: the field.
-            n_planes: those beyond are zero; by default there are none.
+            shape: `(B, C)`.
+            fill: writes the field.
+            n_planes: planes of the field, zero beyond them; by default all.
 
         Returns:
             Complex, shape `(B, C, n_planes, …, Nn // 2 + 1)`.
@@ -82,13 +82,13 @@ class TorusFilter:
     def filter(
         self, spectrum: Tensor, apply: Filter, n_channels: int | None = None, n_planes: int | None = None
     ) -> Tensor:
-        """Filter what `transform` gave, part by part, and transform it back along the first axis.
+        """Filter the result of `transform`, part by part, and transform it back along the first axis.
 
         Args:
             spectrum: it may be overwritten.
             apply: gives spectra of `n_channels`.
             n_channels: by default as many as there are.
-            n_planes: how many are wanted, from the first one on; by default all.
+            n_planes: planes of the result, from the first one on; by default all.
 
         Returns:
             Complex, shape `(B, n_channels, n_planes, …)`, or with further planes that mean nothing.
@@ -109,7 +109,7 @@ class TorusFilter:
         return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
-        """Add up the squares of the field that a filter makes of what `transform` gave, shape `(B,)`."""
+        """Add up the squares of the field that a filter makes from the result of `transform`, shape `(B,)`."""
         total: Tensor | None = None
         last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
@@ -127,17 +127,12 @@ class TorusFilter:
         return total / math.prod(self.torus)
 
     def fields(self, spectrum: Tensor, n_planes: int | None = None) -> Iterator[tuple[Tensor, slice]]:
-        """Transform what `filter` gave back, and give the field some planes at a time: `(B, C, n, *torus[1:])`.
-
-        Args:
-            spectrum: shape `(B, C, *half spectrum)`.
-            n_planes: how many are wanted, from the first one on; by default all.
-        """
+        """Transform the result of `filter` back; yield its first planes, some at a time: `(B, C, n, *torus[1:])`."""
         for planes in self._planes_up_to(self.torus[0] if n_planes is None else n_planes):
             yield torch.fft.irfftn(spectrum[:, :, planes], s=self.torus[1:], dim=self._rest), planes
 
     def crop(self, spectrum: Tensor, size: Size) -> Tensor:
-        """Transform what `filter` gave back, and cut a box out at the origin: shape `(B, C, *size)`."""
+        """Transform the result of `filter` back, and cut a box out at the origin: shape `(B, C, *size)`."""
         result = self.like.new_empty(*spectrum.shape[:2], *size)
         for field, planes in self.fields(spectrum, size[0]):
             result[:, :, planes] = crop(field, (0,) * (len(size) - 1), size[1:])

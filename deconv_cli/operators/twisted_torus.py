@@ -1,7 +1,7 @@
 """A torus on which a field may change its sign each time around: its frequencies lie between those of a plain one.
 
-Along a twisted axis z(x + N) = −z(x), and the frequencies are (2k + 1)π/N: none of them is zero. So a kernel of zero
-mean, which has no inverse on a plain torus, has one here. Along an axis that is not twisted all is as in `torch.fft`.
+Along a twisted axis z(x + N) = −z(x), and the frequencies are (2k + 1)π/N, never zero. So a kernel of zero mean, which
+has no inverse on a plain torus, has one here. Other axes are as in `torch.fft`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ Twists = tuple[bool, ...]
 class TwistedTorus:
     """The discrete Fourier transform of real fields on a torus, and the symbol of a kernel there.
 
-    Only one frequency of each conjugate pair is kept, like `torch.fft.rfftn` does: along the last axis of length N
-    `N // 2 + 1` of them, or `(N + 1) // 2` where it is twisted.
-
-    Attributes:
-        size: pixels along each axis.
-        twists: which axes are twisted.
+    Only one frequency of each conjugate pair is kept, as by `torch.fft.rfftn`: along the last axis of length N `N // 2
+    + 1` of them, or `(N + 1) // 2` if it is twisted. `twists` names the twisted axes.
     """
 
     size: Size
@@ -82,15 +78,7 @@ class TwistedTorus:
         return (half * self._turn(length, length, spectrum.real, -1)).real
 
     def symbol(self, kernel: Tensor, origin: Size) -> Tensor:
-        """Evaluate the symbol of a cross-correlation, as `torus_symbol` does on a plain torus.
-
-        Args:
-            kernel: real, shape `(C_out, C_in, *k)`.
-            origin: the tap that meets the output pixel.
-
-        Returns:
-            Complex, shape `(*plane, C_out, C_in)`.
-        """
+        """Evaluate the symbol `(*plane, C_out, C_in)` of a cross-correlation; see `torus_symbol`."""
         if not any(self.twists):
             return torus_symbol(kernel, self.size, origin)
         tables = [

@@ -1,8 +1,8 @@
 """Preconditioned conjugate gradients for least squares (CGLS), on the normal equations without forming AᴴA.
 
 Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4; the residual is kept in the data space, where
-it loses no digits. Every image of a batch has its own step lengths, so that a batch gives what its images would give
-one by one.
+it loses no digits. Every image of a batch has its own step lengths, so that a batch gives the same as its images one by
+one.
 """
 
 from __future__ import annotations
@@ -71,14 +71,13 @@ def iterate(
     A zero start without a preconditioner stays in the range of Aᴴ: for μ = 0 it leads to the solution of least norm.
 
     Args:
-        equations: what to solve.
+        equations: the equations.
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
         progress: called after every iteration.
-        bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
-            near.
-        ritz: what is known of the eigenvalues beforehand; by default nothing.
+        bounds_distance: also bound, or estimate, the distance to the minimizer, and iterate until it is small.
+        ritz: knowledge of the eigenvalues beforehand; by default none.
     """
     ritz = ritz or RitzValues(preconditioner, math.inf)
 
@@ -90,24 +89,23 @@ def iterate(
 
 
 class RitzValues:
-    """What conjugate gradients learn of the smallest eigenvalue of M H, M the preconditioner and H = AᴴA + μLᴴL.
+    """Knowledge of conjugate gradients about the smallest eigenvalue of M H, M the preconditioner and H = AᴴA + μLᴴL.
 
     Their coefficients are those of the Lanczos process (Meurant, The Lanczos and Conjugate Gradient Algorithms, 2006,
     section 2.3), whose tridiagonal matrix is T = LDLᵀ with D = diag(1/α_k) and L unit bidiagonal with entries √β_k. So
     tr T⁻¹ = Σ α_k s_k with s_0 = 1, s_(k+1) = 1 + β_k s_k, and 1 / tr T⁻¹ is a lower bound of the smallest Ritz value.
-    That itself is not below the smallest eigenvalue: what follows from it is an estimate.
+    That itself is not below the smallest eigenvalue, so the result is an estimate.
 
     Args:
         preconditioner: M; `None` for the identity.
         at_first: stands for tr T⁻¹ before the first round: 1 if M is the inverse of H but for rounding and corners.
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
-        determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
+        determined: takes undetermined constants out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.
         groups: leading axes of those numbers, for an operator whose images have a part for each group.
 
     Attributes:
-        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that
-            was given stands for it.
+        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
     """
 
     def __init__(
@@ -151,7 +149,7 @@ class RitzValues:
         return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)
 
     def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
-        """Solve for random numbers, until what they hold of any single mode is resolved."""
+        """Solve for random numbers, until their part in any single mode is resolved."""
         wide = equations.in_float64() or equations
         shape = (*self._groups, *wide.operator.input_shape)
         right = determined(synchronize.normal_numbers(wide.y, shape, seed=0))

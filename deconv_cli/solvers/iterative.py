@@ -79,7 +79,7 @@ ITERATIVE = IterativeSolver()
 
 
 def expected_iterations(problem: TikhonovProblem) -> float:
-    """Estimate the iterations that a problem takes, at most `N_ITERATIONS`."""
+    """Estimate the iterations of a problem, at most `N_ITERATIONS`."""
     n_plain = _plain_iterations(problem)
     if problem.lam > 0:
         # The strip states its distance to the solution after a few iterations, which may take these many times as long.
@@ -100,7 +100,7 @@ def strip_problem(problem: TikhonovProblem) -> TikhonovProblem:
 def uses_strip(problem: TikhonovProblem) -> bool:
     """Return whether the solver on the strip preconditions a problem with λ = 0.
 
-    It does where there are outputs enough, and where it is not known that plain iterations end as soon.
+    It does if there are outputs enough, unless plain iterations are known to end as soon.
     """
     operator = problem.operator
     sizes = zip(operator.output_shape, operator.input_shape, strict=True)
@@ -112,11 +112,11 @@ def uses_strip(problem: TikhonovProblem) -> bool:
 class IterativeInverse(Inverse):
     """Inverse of one problem, ready for many outputs.
 
-    For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
-    and started from the circular estimate. For λ = 0 and at least as many outputs as pixels the preconditioner is the
-    exact solution for a tiny λ, unless the problem is known to be well-conditioned: it leaves no more iterations than
-    there are modes that the border all but loses. With fewer outputs nothing but a start from zero without a
-    preconditioner keeps the iteration in the range of Aᴴ, where the solution of least norm lies.
+    For λ > 0 the inverse of a circulant approximation on a larger torus preconditions the normal equations, and the
+    circular estimate starts them. For λ = 0 and at least as many outputs as pixels the preconditioner is the exact
+    solution for a tiny λ, unless the problem is known to be well-conditioned: as many iterations are left as modes that
+    the border almost loses. With fewer outputs only a start from zero without a preconditioner keeps the iteration in
+    the range of Aᴴ, where the solution of least norm lies.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
@@ -141,11 +141,11 @@ class IterativeInverse(Inverse):
         )
 
     def _solve_exactly(self, y: Tensor, progress: Progress | None) -> Solution:
-        """Solve with λ = 0, and make sure that the preconditioner has not filled the null space with rounding.
+        """Solve with λ = 0, and check that the preconditioner has not filled the null space with rounding.
 
-        The certificate is blind to images that A annihilates, of which the preconditioner multiplies what rounding
-        leaves by 1 / λ. So the answer must be found again from its own output; else the plain iteration, which never
-        leaves the range of Aᴴ, has the last word.
+        The certificate does not see images that A annihilates, in which the preconditioner multiplies rounding by 1 /
+        λ. So the answer must be found again from its own output; else the plain iteration, which never leaves the range
+        of Aᴴ, decides.
         """
         n_done = 0
 
@@ -196,7 +196,7 @@ class IterativeInverse(Inverse):
 
 
 class RestoringPreconditioner(SymmetricOperator):
-    """A preconditioner that restores data too, if only about, for the iteration to start from."""
+    """A preconditioner that also restores data roughly, as the start of the iteration."""
 
     @abstractmethod
     def estimate(self, y: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class TorusPreconditioner(RestoringPreconditioner):
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data as if they were periodic on the torus; shape `(*batch, C_in, *size)`.
 
-        Data beyond the frame are zero where the image is known to be, else a blend of mirror images of the opposite
+        Beyond the frame the data are zero if the image is known to be, else a blend of mirror images of the opposite
         edges, so that the torus has no seam.
         """
         operator, torus = self._operator, self._gram_inverse.torus

@@ -1,6 +1,6 @@
 """Conjugate gradients and GMRES for a small system given by its action, for a batch of right-hand sides at once.
 
-Every right-hand side has its own coefficients, so that a batch gives what its members would give one by one.
+Every right-hand side has its own coefficients, so that a batch gives the same as its members one by one.
 """
 
 from __future__ import annotations
@@ -43,11 +43,10 @@ def solve_definite(
     Args:
         apply: the system.
         precondition: symmetric positive definite, close to its inverse.
-        right: right-hand sides, shape `(B, n)`; they are overwritten, since vectors are as large as images where
-            borders are wide.
+        right: right-hand sides, shape `(B, n)`; overwritten to save memory.
         watch: decides when to stop.
-        measure: gives what `watch` is given of a residual, shape `(B,)`; by default its norm.
-        start: what the solution is added to, and overwrites; zero if not given.
+        measure: computes the argument of `watch` from a residual, shape `(B,)`; by default its norm.
+        start: the solution is added to it and overwrites it; zero if not given.
     """
     x = torch.zeros_like(right) if start is None else start
     residual = right
@@ -79,14 +78,7 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
     """Solve any system by GMRES, preconditioned from the right and started again after `n_vectors` iterations.
 
     Saad and Schultz, GMRES, SIAM Journal on Scientific and Statistical Computing 7, 1986. The basis is orthogonalized
-    twice by the classical process, which keeps it orthogonal to rounding.
-
-    Args:
-        apply: the system.
-        precondition: close to its inverse.
-        right: right-hand sides, shape `(B, n)`.
-        watch: decides when to stop.
-        n_vectors: of the basis that are stored at most.
+    twice by the classical process, which keeps it orthogonal to rounding. Arguments as for `solve_definite`.
     """
     x = torch.zeros_like(right)
     residual, going = right, True
@@ -103,7 +95,7 @@ def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: 
 def _cycle(
     apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int
 ) -> tuple[Tensor, bool, bool]:
-    """Run one cycle; gives the correction, whether to go on, and whether this one has brought the residual down."""
+    """Run one cycle; returns the correction, whether to go on, and whether it has brought the residual down."""
     wide = accumulation_dtype(residual)
     n_batch, n_unknowns = residual.shape
     beta = residual.norm(dim=-1)

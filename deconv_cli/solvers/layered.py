@@ -1,16 +1,16 @@
 """Layers of any size under any border, by conjugate gradients on the true operator.
 
-What preconditions them is the layer on a torus: its phases are channels there (`operators/phases.py`), so that AᴴA and
-AAᴴ are a small matrix at each frequency. With λ > 0 that is the preconditioner of the normal equations. The
-Moore–Penrose inverse has two cases, of pixels that some output depends on and outputs that depend on some pixel:
+The preconditioner is the layer on a torus: its phases are channels there (`operators/phases.py`), so that AᴴA and AAᴴ
+are a small matrix at each frequency. For λ > 0 it preconditions the normal equations. The Moore–Penrose inverse has two
+cases, for pixels that some output depends on and outputs that depend on some pixel:
 
 - the outputs determine the pixels: the normal equations AᴴAx = Aᴴy, preconditioned by (KᴴK + ε)⁻¹;
 - the pixels have room for every output: AAᴴz = y and x = Aᴴz, preconditioned by (KKᴴ + ε)⁻¹. A step in the data stays
   in the range of Aᴴ, where the solution of least norm lies (Björck, Numerical Methods for Least Squares Problems, 1996,
   section 7.4.3, without a preconditioner).
 
-Which one it is follows from the channels, and is tested on a small image that is known. Where neither holds, plain
-conjugate gradients started from zero have the last word. Groups are a batch, each with step lengths of its own.
+The channels suggest the case, and a known small image tests it. If neither holds, plain conjugate gradients start from
+zero. Groups are a batch, each with step lengths of its own.
 """
 
 from __future__ import annotations
@@ -95,12 +95,7 @@ LAYERED = LayeredSolver()
 
 
 class LayeredInverse(Inverse):
-    """Inverse of one layer, ready for many outputs.
-
-    Args:
-        problem: one that `LAYERED` covers.
-        rule: when to stop.
-    """
+    """Inverse of one layer, ready for many outputs; see the module."""
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem, self._rule = problem, rule
@@ -154,7 +149,7 @@ class LayeredInverse(Inverse):
         return next((side for side in sides if tried._is_sound(side)), "plain")
 
     def _is_sound(self, side: str) -> bool:
-        """Find numbers again that lie on one side, from what the layer makes of them, without many iterations."""
+        """Solve for known random numbers on one side within few iterations, and compare."""
         layer, is_image = self._layer, side == "image"
         shape, mask = (layer.input_shape, self._touched) if is_image else (layer.output_shape, self._seeing)
         like = layer.layer.kernel
@@ -240,7 +235,7 @@ class LayeredInverse(Inverse):
         )
 
     def _determined(self, images: Tensor) -> Tensor:
-        """Take what nothing determines out of divided images."""
+        """Take constants that nothing determines out of divided images."""
         return self._layer.divide(self.problem.split_null_space(self._layer.unite(images))[0])
 
     def _divide(self, images: Tensor) -> Tensor:
@@ -251,9 +246,9 @@ class LayeredInverse(Inverse):
 
 
 def _smaller(layer: Convolution) -> LayerConvolution | None:
-    """Give the same layer for a smaller image, whose borders lie apart all the same; `None` where that is no smaller.
+    """Give the same layer for a smaller image whose borders still lie apart; `None` if it is as small already.
 
-    What the outputs lose, they lose along the borders, or at every size.
+    Any loss of the outputs happens along the borders, or at every size.
     """
     assert isinstance(layer, LayerConvolution)
     sizes = []
@@ -277,7 +272,7 @@ def _torus_of(layer: LayerConvolution) -> Size:
 
 
 def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
-    """Give the pixels of a torus for the phases of an axis: their own where the image goes around it."""
+    """Give the pixels of a torus for the phases of an axis: their own if the image goes around it."""
     n_pixels = max(-(-axis.n_fine // axis.stride), axis.n_coarse)
     if goes_around and axis.n_fine == axis.stride * n_pixels:
         return n_pixels
@@ -291,7 +286,7 @@ class TorusInverse(SymmetricOperator):
         blocks: Hermitian, positive definite, shape `(groups, *plane, C, C)`.
         torus: pixels along each axis.
         shape: of the images of one group, `(C, *size)`.
-        part: how pixels are rearranged to phases; `None` where they are none.
+        part: how pixels are rearranged to phases; `None` if they are not.
     """
 
     def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:

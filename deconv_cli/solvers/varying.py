@@ -1,14 +1,12 @@
 """A kernel that varies over the frame, undone by conjugate gradients on the true operator under its true boundary.
 
-Both the preconditioner and the start are put together of the single kernels' circulant inverses, each on the box of
-pixels where its weight w_j is not zero (`operators/varying_convolution.py`): Σ √w_j M_j √w_j, which is symmetric
-positive definite, and Σ w_j x_j, where x_j is restored from the piece of the data there. Nagy and O'Leary, Restoring
-images degraded by spatially variant blur, SIAM Journal on Scientific Computing 19, 1998, sections 3 and 4, precondition
-by sections too, but with piecewise constant weights.
-
-Measured on a photograph under motion blur at nine places, boundary symmetric, λ 0.01 and 1e-4: strokes that turn by 32°
-over the frame take 25 and 364 iterations, and 67 and more than 400 with the inverse of the mean kernel in its place; of
-one kernel everywhere they are as many. The start saves a tenth to a fifth.
+The preconditioner and the start combine the single kernels' circulant inverses, each on the box of pixels where its
+weight w_j is not zero (`operators/varying_convolution.py`): Σ √w_j M_j √w_j, which is symmetric positive definite, and
+Σ w_j x_j, where x_j is restored from the piece of the data there. Nagy and O'Leary, Restoring images degraded by
+spatially variant blur, SIAM Journal on Scientific Computing 19, 1998, sections 3 and 4, precondition by sections too,
+but with piecewise constant weights. On a photograph under motion blur at nine places, strokes that turn by 32° over the
+frame take 25 iterations with λ 0.01 and 364 with 1e-4; with the inverse of the mean kernel they take 67 and more than
+400.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ class VaryingSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the symbols of all boxes, those of the operator and those of the preconditioner, and the iterations."""
+        """Count the symbols of all boxes, of the operator and the preconditioner, and the iterations."""
         symbols = symbol_bytes(problem, 2 if problem.lam > 0 else 1)
         n_operations = 4 * OVERLAP * N_ITERATIONS * transform_operations(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
@@ -75,8 +73,8 @@ class VaryingInverse(IterativeInverse):
 class VaryingPreconditioner(RestoringPreconditioner):
     """`Σ √w_j M_j √w_j`, where M_j is the circulant inverse of the kernel at place j on the box of its weight.
 
-    Pixels near the edge, of which the data show little, have pieces of their own. Their weights are hats of the
-    logarithm of the share that is shown, along each axis, and the inverse is that of the kernel times the share's root.
+    Pixels near the edge, which the data show only in part, have pieces of their own. Their weights are hats of the
+    logarithm of the visible share along each axis, and the inverse is that of the kernel times the share's root.
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
@@ -122,12 +120,7 @@ def _problem_of(
 def _pieces(
     problem: TikhonovProblem, operator: VaryingConvolution, whole: list[tuple[Part, TorusPreconditioner]]
 ) -> list[tuple[Part, TorusPreconditioner]]:
-    """Divide the parts by the share of their pixels that the data show.
-
-    Args:
-        problem: what is solved.
-        operator: its operator.
-        whole: the parts, each with the inverse of its kernel.
+    """Divide the parts, each with the inverse of its kernel, by the visible share of their pixels.
 
     Returns:
         Parts whose weights are the roots √w, each with its inverse.
@@ -154,7 +147,7 @@ def _pieces(
 
 
 def _bands(operator: VaryingConvolution, axis: int) -> Tensor:
-    """Evaluate the hats of the shares that the data show of each line of pixels, shape `(n_shares, n_places, n)`."""
+    """Evaluate the hats of the visible share of each line of pixels, shape `(n_shares, n_places, n)`."""
     weights, boundary, geometry = operator.input_weights(axis), operator.boundary, operator.geometry
     if not boundary.is_unknown and any(geometry.pads.total):  # the data show half of a pixel on the edge, or more
         return torch.stack([torch.full_like(weights, float(share == 1)) for share in SHARES])
