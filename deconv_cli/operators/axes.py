@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deconv_cli.vocabulary import Size
 
-# So many numbers of a few arrays fit the cache of a processor together; for fewer, where its cores have other work too,
-# they wait for one another more often than they compute.
+# Numbers of a few arrays that fit a processor's cache together. With fewer, busy cores wait for one another more often
+# than they compute.
 SLAB = 2**21
 
 
@@ -38,7 +38,7 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
 
 
 def masked(numbers: Sequence[int], is_kept: Sequence[bool]) -> Size:
-    """Keep the numbers of some axes, and put zeros in the place of the others."""
+    """Keep the numbers of some axes, and replace the others by zero."""
     return tuple(n if is_one else 0 for n, is_one in zip(numbers, is_kept, strict=True))
 
 
@@ -93,7 +93,7 @@ IMAGE_DIMS = 3
 def inner(a: Tensor, b: Tensor, n_dims: int) -> Tensor:
     """Compute the inner product over the last `n_dims` axes, shape `(*batch,)`, in the widest real type."""
     if n_dims > IMAGE_DIMS:
-        # Plane by plane: the products of a stack, and what they are in double precision, take three times its memory.
+        # Plane by plane: the products of a stack, also in double precision, take three times its memory.
         planes = zip(a.unbind(1 - n_dims), b.unbind(1 - n_dims), strict=True)
         return torch.stack([inner(p, q, n_dims - 1) for p, q in planes]).sum(dim=0)
     product = a * b

@@ -24,8 +24,8 @@ MAX_PAIRS_AS_PLANES = 16
 MAX_TAPS_AS_SUM = 9
 # The same where the sums are matrix products of whole planes.
 MAX_TAPS_AS_PRODUCT = 64
-# From so many axes on fields are transformed by parts, without planes of zeros and planes that are not wanted. Of 64
-# planes in 96, where a kernel reaches over 31, that took half the time, and half the memory.
+# With this many axes or more, fields are transformed by parts, without planes of zeros and planes that are cropped. For
+# 64 planes in 96 and a kernel of 31 that took half the time and half the memory.
 MIN_AXES_BY_PARTS = 3
 # Transforms along both axes of planes, averaged over all lengths up to 760: of the next length without a large prime
 # factor 1.25 times as long as of the best one from there on, of the next multiple of four among them 1.02 times.

@@ -1,4 +1,4 @@
-"""The boundary rule as a linear operator: an image goes in, the image with its border comes out."""
+"""The boundary rule as a linear operator: it takes an image to the image with its border."""
 
 from __future__ import annotations
 

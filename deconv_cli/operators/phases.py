@@ -29,7 +29,7 @@ from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 
 NOTHING = -1
-"""In the place of a pixel or a tap that there is not."""
+"""Stands for a missing pixel or tap."""
 
 
 @dataclass(frozen=True)

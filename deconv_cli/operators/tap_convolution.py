@@ -1,4 +1,4 @@
-"""A convolution with taps φ(pixel, weight) in the place of pixel · weight, under any boundary."""
+"""A convolution with taps φ(pixel, weight) instead of pixel · weight, under any boundary."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class TorusFilter:
 
     Attributes:
         like: see above.
-        parts: parts of the second axis of a spectrum, filtered one after the other.
+        parts: parts of the second axis of a spectrum, filtered in turn.
     """
 
     def __init__(self, torus: Size, like: Tensor, *, cuts: bool = True, n_entries: int = 1) -> None:
@@ -114,7 +114,7 @@ class TorusFilter:
         last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
             values = torch.view_as_real(apply(number, self._columns(spectrum, part))).square()
-            # A half spectrum stands for the whole: what is mirrored counts twice.
+            # In a half spectrum mirrored frequencies count twice.
             weights = values.new_full((self._half[-1],), 2.0)
             weights[0] = 1.0
             if self.torus[-1] % 2 == 0:
@@ -149,7 +149,7 @@ def write_box(box: Tensor, field: Tensor, planes: slice) -> None:
 
 
 def parts_of(n: int, n_numbers: int, device: torch.device) -> list[slice]:
-    """Cut an axis of length `n`, with so many numbers at each place, into parts that are worked on one by one."""
+    """Cut an axis of length `n` into parts that are worked on one by one; `n_numbers` lie at each place."""
     most = MAX_NUMBERS_IN_CACHE if device.type == "cpu" else MAX_NUMBERS_ELSEWHERE
     length = max(1, most // max(1, n_numbers))
     return [slice(first, min(first + length, n)) for first in range(0, n, length)]

@@ -4,7 +4,7 @@ Wang, Yang, Yin and Zhang, A new alternating minimization algorithm for total va
 Journal on Imaging Sciences 1, 2008: a step is a shrinkage of z and the quadratic problem in x of penalty `gradient`
 with λσ²max = ρ. The steps are over-relaxed (Eckstein and Bertsekas, Mathematical Programming 55, 1992). ρ balances the
 two relative residuals (Wohlberg, ADMM penalty parameter selection by residual balancing, arXiv:1704.06209, 2017), at
-ever longer intervals, since each change builds the inverse anew.
+ever longer intervals, since each change rebuilds the inverse.
 
 The inverse is applied to the residual, never to Aᴴy itself. So float32 keeps its digits, and an inverse solved to a
 third of its right-hand side is good enough for each step.
@@ -31,7 +31,7 @@ from deconv_cli.solvers.solution import IterationLog, Status
 RELAXATION = 1.8
 # λ of the quadratic problem whose estimate the iteration starts from.
 START_LAMBDA = 1e-3
-# ρ is looked at after so many steps, then after twice as many each time; smaller mismatches than this are left.
+# The step at which ρ is first balanced, and then at twice as many each time; smaller mismatches than this stay.
 FIRST_BALANCE = 10
 MIN_MISMATCH = 1.5
 MAX_MISMATCH = 10.0
@@ -193,7 +193,7 @@ class AdmmRun:
     largest_change: float = math.inf
 
     def take(self, weight: float, n_steps: int) -> Status:
-        """Take so many steps, whatever their certificate."""
+        """Take a number of steps, whatever their certificate."""
         self.admm.begin(weight)
         for _ in range(n_steps):
             self.admm.step(weight)

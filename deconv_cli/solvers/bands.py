@@ -76,7 +76,7 @@ class BandGroup:
             n_half = self.torus[1] // 2 + 1
             self._down = rows.phases(self.torus[0], like)
             self._across = columns.phases(n_half, like)
-            # A half spectrum stands for the whole: its inner columns count twice.
+            # The inner columns of a half spectrum count twice.
             weights = like.new_full((n_half,), 2.0)
             weights[0] = 1.0
             if self.torus[1] % 2 == 0:
@@ -86,7 +86,7 @@ class BandGroup:
     def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         """Place a vector on the torus and transform it: complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
 
-        It is the transpose of `read`. `None` stands for zeros.
+        It is the transpose of `read`. `None` means zeros.
         """
         if not self._is_thin:
             return torch.fft.rfft2(self._place(rows, columns))
@@ -218,7 +218,7 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
         phases = unit_phases(lags, n1, length, like) * (down[:, 0] / n1)
         sums = (phases @ values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
         return sums.transpose(0, 1) * across[:, None, None, None]
-    # A half spectrum stands for the whole: its inner columns count twice, once as they are and once mirrored.
+    # The inner columns of a half spectrum count twice, once as they are and once mirrored.
     weights = torch.ones_like(across)
     weights[0] = 0.5
     if length % 2 == 0:

@@ -21,7 +21,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations, refine_equation
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 
-# A gradient so many times as large as it was before shows that the recurrence has lost the truth to rounding.
+# A gradient that grows by this factor shows that rounding dominates the recurrence.
 DIVERGED = 1e4
 # A probe is solved until less than this part is left of what random numbers hold of one mode.
 PROBE_ACCURACY = 0.1
@@ -98,7 +98,7 @@ class RitzValues:
 
     Args:
         preconditioner: M; `None` for the identity.
-        at_first: stands for tr T⁻¹ before the first round: 1 if M is the inverse of H but for rounding and corners.
+        at_first: tr T⁻¹ before the first round: 1 if M is nearly the inverse of H.
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
         determined: takes undetermined constants out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.

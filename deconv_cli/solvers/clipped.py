@@ -30,7 +30,7 @@ EXCESS_WEIGHT = 1e-3
 """Of what Ax exceeds a bound by. Where the penalty alone held the estimate it took three times the iterations in wide
 full parts, and hung on data far away."""
 HUBER_THRESHOLD = 0.1
-"""Of a bound, from which on light above it costs no more than linearly: else saturated stars lose their brightness, and
+"""Part of a bound, from which on light above it costs linearly: else saturated stars lose their brightness, and
 what is around them with it."""
 NEWTON_ACCURACY = 0.5
 LEAST_SHORTENING, MOST_SHORTENING, MAX_SHORTENINGS = 0.9, 0.1, 20
@@ -76,7 +76,7 @@ def solve_clipped(
     objective = _Objective.of(problem, y, is_clipped)
     here = objective.at(preconditioner.estimate(y).to(objective.y.dtype))
     while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
-        # There is no use in solving exactly what the next round poses anew.
+        # The next round changes the equations, so an exact solution is not needed.
         left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
         listener = _of_all_rounds(progress, len(history), here.certificate)
         found = iterate(here.correction(problem), left, preconditioner=preconditioner, progress=listener)

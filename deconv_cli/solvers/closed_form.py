@@ -157,9 +157,9 @@ class CircularInverse(ClosedFormInverse):
 
 
 # Operations of a singular value decomposition of an n × n matrix, and of the orthogonal triangularization of a taller
-# one with m rows before it: so many times n³ and m·n² (Golub and Van Loan, figure 8.6.1 and section 5.2).
+# one with m rows before it: factors of n³ and m·n² (Golub and Van Loan, figure 8.6.1 and section 5.2).
 SVD_OPERATIONS, QR_OPERATIONS = 20.0, 2.0
-# Measured from 40 to 800 columns: so many times as many of these operations are done in a second as those of an FFT.
+# Speed of these operations relative to those of an FFT, measured from 40 to 800 columns.
 SVD_SPEED = 2.0
 N_CALLS = 4
 BYTES_PER_NUMBER = 8

@@ -5,7 +5,7 @@ vector holds disjoint pieces: of the slab across an axis the part inside the box
 
 At each frequency of the other axes, a convolution that is cut to a slab is one small Hermitian matrix between its
 planes, for all kinds of unknowns in it. It is inverted exactly by FFTs if that is worth its memory. Where the symbol
-hardly changes along the axis, as for a blur at most frequencies, the mean of the symbol stands for the matrix.
+hardly changes along the axis, as for a blur at most frequencies, the mean of the symbol replaces the matrix.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class OutsideBoxes:
         return zip(self.boxes, self.split(vector), channels, strict=True)
 
 
-# Where all that is beside the diagonal is below this part of it, the diagonal is taken for the whole.
+# Entries beside the diagonal are neglected if all of them are below this part of it.
 NEGLIGIBLE_CHANGE = 0.05
 # Entries of matrices that are factored at a time.
 MAX_ENTRIES_AT_ONCE = 2**18
@@ -260,7 +260,7 @@ class SymbolLines:
 
 
 def _parts(lengths: Sequence[int]) -> list[slice]:
-    """Give the places of parts of such lengths, one after another."""
+    """Give the slices of consecutive parts of these lengths."""
     ends = list(itertools.accumulate(lengths))
     return [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
@@ -273,7 +273,7 @@ def _inverse(mean: Tensor) -> Tensor:
 
 
 def _invert_definite(matrices: Tensor) -> Tensor:
-    """Invert Hermitian matrices `(F, n, n)`; the identity stands for those that rounding has left indefinite."""
+    """Invert Hermitian matrices `(F, n, n)`; the identity replaces those that rounding has left indefinite."""
     with single_threaded(matrices.device):
         # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
         factors, info = torch.linalg.cholesky_ex(matrices.mT)

@@ -35,7 +35,7 @@ from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_ra
 from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.problem import TikhonovProblem
 
-# A symbol of a larger condition is taken for singular, if another torus has a better one.
+# A symbol of a larger condition counts as singular, if another torus has a better one.
 MAX_CONDITION = 1e6
 
 

@@ -31,7 +31,7 @@ from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 BYTES_PER_NUMBER = 8
 # A factorization was measured to run this many times more operations a second than an iteration does.
 FACTORIZATION_SPEED = 4.0
-# To find where an entry of its matrices stands was measured to take as long as so many operations.
+# Finding the place of an entry of its matrices takes about as long as this many operations (measured).
 OPERATIONS_PER_PLACE = 60
 N_CALLS = 40
 

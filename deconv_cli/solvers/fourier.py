@@ -22,9 +22,9 @@ from deconv_cli.solvers import small_blocks
 RANK_ULPS = 64
 # Eigenvalues of a Gram matrix below this part of the largest are rounding noise.
 SINGULAR = 1e-15
-# How far K⁺K may be from the identity where K has full rank; in single precision rounding alone may leave √ε.
+# The largest distance of K⁺K from the identity if K has full rank; in single precision rounding alone may leave √ε.
 MAX_DEFECT = 1e-6
-# A factorization that leaves a larger defect is taken for wrong, and its block is done again.
+# A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
 
 

@@ -132,8 +132,8 @@ class ClosedFormInverse(Inverse):
         """Bound or estimate what rounding does to the estimate `x` of the data `y`, relative to ‖x‖."""
 
 
-# A distance is taken to be so many times as long as it comes out. Solved to 1e-2 of the gradient it came out up to
-# seven times too short, since weakly penalized images are a small part of that.
+# Factor on estimated distances: solved to 1e-2 of the gradient they were up to seven times too short, since weakly
+# penalized images are a small part of it.
 DISTANCE_RULE = StoppingRule(tolerance=1e-4, max_iterations=100)
 DISTANCE_SAFETY = 2.0
 # Under small λ a penalty on differences left eigenvalues below λ: by up to a factor of four in 1,000 random problems.

@@ -59,7 +59,7 @@ class InverseState:
         return {TAPS: self.taps.detach()} | factors
 
     def record(self) -> dict[str, Any]:
-        """Write all but the tensors as a JSON object."""
+        """Write everything except the tensors as a JSON object."""
         settings = self.settings
         return {
             "image_size": list(self.image_size),

@@ -21,7 +21,7 @@ Watch = Callable[[Tensor], bool]
 
 # A cycle of GMRES that does not bring the residual below this part of what it was is the last.
 MIN_GAIN = 0.9
-# A residual so many times as large as it was before shows that the recurrence has lost the truth to rounding.
+# A residual that grows by this factor shows that rounding dominates the recurrence.
 DIVERGED = 100.0
 # Products that are added up at once.
 MAX_NUMBERS_AT_ONCE = 2**20
@@ -146,6 +146,6 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Compute inner products of vectors `(B, n)`, added up in double precision where the device has it."""
-    # By parts: the products of long vectors, and what they are in double precision, take three times their memory.
+    # By parts: the products of long vectors, also in double precision, take three times their memory.
     parts = zip(a.split(MAX_NUMBERS_AT_ONCE, -1), b.split(MAX_NUMBERS_AT_ONCE, -1), strict=True)
     return torch.stack([(p * q).sum(dim=-1, dtype=accumulation_dtype(a)) for p, q in parts]).sum(dim=0)

@@ -43,12 +43,12 @@ from deconv_cli.vocabulary import Size
 
 # A known image must be found again this well from its outputs, or the outputs do not determine it.
 MAX_PROBE_ERROR = 1e-4
-# It is so many kernels and pixels long at least.
+# Its least length in kernels, and in pixels beyond that.
 PROBE_KERNELS, PROBE_MARGIN = 4, 8
 PROBE_RULE = StoppingRule(tolerance=1e-6, max_iterations=300)
 # Measured for layers of trained networks: 10 to 60 steps.
 N_STEPS = 30
-# What a step takes however small the layer is.
+# Fixed cost of a step, however small the layer is.
 OPERATIONS_PER_STEP = 2 * CALL_OPERATIONS
 # Symbols of the layer that are alive at once, and images.
 N_SYMBOLS, N_IMAGES = 3, 12

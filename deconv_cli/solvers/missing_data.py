@@ -29,7 +29,7 @@ from deconv_cli.solvers.fourier import SINGULAR, torus_blocks
 class Completion(ABC):
     """The system's symbol H, and the maps from its unknowns to the image.
 
-    Spectra go in and come out for a part of the torus' frequencies: `(B, channels, N1, n_columns, *)`. The input may be
+    It maps spectra of a part of the torus' frequencies: `(B, channels, N1, n_columns, *)`. The input may be
     overwritten.
 
     Args:
@@ -77,14 +77,14 @@ class Completion(ABC):
 
     @abstractmethod
     def gradient(self, number: int, residual: Tensor) -> Tensor:
-        """Compute the gradient of the normal equations, but for its sign, for a residual of the system."""
+        """Compute the negative gradient of the normal equations for a residual of the system."""
 
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return H among the channels of some kinds of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
         return torch.cat([channels_first(part.matrices) for part in self._blocks], dim=3)
 
     def _kernel(self, number: int) -> FrequencyBlocks:
-        """Evaluate K at a part of the frequencies, each time anew to save memory."""
+        """Evaluate K at a part of the frequencies, at each call to save memory."""
         return FrequencyBlocks(channels_last(self._symbol.at(self._torus.parts[number])))
 
 

@@ -32,13 +32,13 @@ from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
-# A Newton system is solved until this part of its right-hand side is left, or for so many iterations.
+# A Newton system is solved until this part of its right-hand side is left, at most for these iterations.
 NEWTON_ACCURACY = 0.1
 MAX_INNER_ITERATIONS = 200
 # A step must bring at least this part of the decrease that the gradient promises; it is halved so often until it does.
 SUFFICIENT_DECREASE = 0.1
 MAX_HALVINGS = 20
-# The certificate may rise between steps, since the objective alone falls: so many steps without a new low are too many.
+# The certificate may rise between steps, since only the objective falls: the most steps without a new low.
 MAX_STEPS_WITHOUT_GAIN = 40
 
 

@@ -38,7 +38,7 @@ class NormalEquations:
         y: shape `(*batch, *operator.output_shape)`.
         penalty: L; `None` for μ = 0.
         weight: μ.
-        g: shape `(*batch, *operator.input_shape)`; `None` stands for zero.
+        g: shape `(*batch, *operator.input_shape)`; `None` means zero.
         needs_float64: rounding of the penalty's gradient in float32 exceeds the tolerance.
         is_derived: y is the result of divisions by small singular values, so that Aᴴy may be smaller than the rounding
             of its parts; the scale is then that of the parts.
@@ -152,7 +152,7 @@ def _penalty(problem: TikhonovProblem) -> tuple[LinearOperator | None, float, bo
 
 
 MAX_ROUNDS = 8
-# How far an estimate may be from the minimizer, relative to its norm, to count as accurate.
+# The largest distance of an accurate estimate from the minimizer, relative to its norm.
 MAX_DISTANCE = 0.01
 # The gradient is brought to this part of what that asks for.
 SAFETY = 0.5
@@ -253,7 +253,7 @@ class _Refinement:
                 keeps = as_factor(is_better, is_better, equations.n_dims)
                 x = torch.where(keeps, better.x, found.x)
                 found = _Estimate(x, torch.where(keeps, better.gradient, found.gradient))
-            # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
+            # A round that does not halve the gradient is the last; the batch continues while one image gains.
             gains = (reached <= 0.5 * best) & (reached > goal)
             best = torch.minimum(reached, best)
             if not synchronize.holds_anywhere(gains):

@@ -97,12 +97,12 @@ def _overlap(operator: Convolution) -> int:
     return math.prod(-(-n_outputs // n_pixels) for n_outputs, n_pixels in sizes)
 
 
-# A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
+# A sum of taps whose smallest singular value is below this part of σmax nearly annihilates some constant.
 MIN_CONSTANT_GAIN = 1e-5
 # From this λ on float32 solves a problem to its last digits; below it systems are solved in double precision, and the
 # answer is float32's all the same.
 MIN_LAMBDA_IN_FLOAT32 = 1e-4
-# Up to this λ a penalty on differences is rounded no more than the data are.
+# Up to this λ rounding of a penalty on differences does not exceed that of the data.
 MAX_LAMBDA_IN_FLOAT32 = 1.0
 
 
@@ -286,5 +286,5 @@ def check_weight(problem: TikhonovProblem) -> None:
         dtype = str(taps.dtype).removeprefix("torch.")
         raise UsageError(
             f"λ must be at most {largest:.2g} for this kernel in {dtype}, but is {problem.lam:g}; "
-            "all but the penalty is lost to rounding long before."
+            "long before that rounding leaves nothing but the penalty."
         )

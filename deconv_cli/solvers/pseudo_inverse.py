@@ -4,14 +4,14 @@ The derivatives of x = H⁺Aᴴy in the data and in the kernel take one more sol
 the gradient g of some loss in x, w = H⁺g and H = AᴴA + μLᴴL, the gradient in y is Aw. The derivative in the kernel
 follows from that of a pseudo-inverse of constant rank (Golub and Pereyra, The differentiation of pseudo-inverses and
 nonlinear least squares problems whose variables separate, SIAM Journal on Numerical Analysis 10, 1973, eq. 4.12),
-applied to A stacked on √μL. It is the gradient at the present kernel of
+applied to A stacked on √μL. It is the gradient at the given kernel of
 
     φ(K) = ⟨A_K w, y − Ax⟩ − ⟨Aw, A_K x⟩ − μ(K)⟨Lw, Lx⟩ + ⟨A_K g₀, AH⁺x⟩,
 
 a scalar that depends on K through the operators A_K and μ(K) = λσ²max(K) alone. g₀ is the part of g in the null space
 of H; for λ > 0 it holds only constants that kernel and penalty both annihilate. σmax is differentiated at one frequency
 where it is attained. If several frequencies attain it, or the rank changes, there is no derivative; the result is then
-that of one of the frequencies, or of the present rank.
+that of one of the frequencies, or of the given rank.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
 
-# To set one plain problem up takes as long as so many operations, however small it is.
+# Setting up one plain problem takes as long as this many operations, however small it is.
 OPERATIONS_PER_PROBLEM = 2e7
 ITERATED = "iterative"
 _METHODS = "methods"
@@ -47,7 +47,7 @@ class PhasesSolver(Solver):
             return "does not cover this layer, whose border or size is not the same for all phases of its pixels"
         is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
         if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
-            return f"moves neighboring pixels apart, so that penalty {problem.penalty} is none of theirs any more"
+            return f"moves neighboring pixels apart, so that penalty {problem.penalty} no longer applies to neighbors"
         if ITERATED in _rearrange(problem)[2]:
             return "leads to plain convolutions that only an iteration solves"
         return None

@@ -39,7 +39,7 @@ from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
 DEFAULT_TOLERANCE = 1e-5
-# Samples below zero by no more than this part of the largest are rounding.
+# Samples below zero by up to this part of the largest are rounding.
 ROUNDING = 1e-6
 # Images with the channels of input and output that the iteration keeps at once.
 N_IMAGES = 10
@@ -94,7 +94,7 @@ class RichardsonLucyEstimator(Estimator):
         gain: units of the samples a count; `None` to hold samples out instead.
         sigma: standard deviation of noise whose neighbors are alike, so that held-out samples say nothing: the
             iteration ends, image by image, when the residual is as large.
-        origin: where the gain came from, or why there is none, for the report alone.
+        origin: the source of the gain, or the reason for having none, for the report alone.
 
     Raises:
         UsageError: a kernel with large negative taps, or a gain that is not positive.
@@ -147,7 +147,7 @@ class RichardsonLucyEstimator(Estimator):
         data = _counts(arranged)
         unit = common_unit(data)
         data = data / unit
-        # What channels of one image say about noise is taken together; the pages of a batch end each by themselves.
+        # The channels of one image end together; each page of a batch ends at its own time.
         is_batch = y.ndim > self.n_dims
         data = data if is_batch else data[None]
         if self.n_steps is None:

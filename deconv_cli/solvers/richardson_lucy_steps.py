@@ -41,7 +41,7 @@ LATTICE = (5, 7, 4, 1)
 def divergence(y: Tensor, mean: Tensor) -> Tensor:
     """Compute y·log(y/m) − y + m for each sample: half the deviance of counts `y` under means `mean` > 0.
 
-    Its sum is, but for a constant, the negative logarithm of the likelihood of `y` (Csiszár, Why least squares and
+    Up to a constant, its sum is the negative logarithm of the likelihood of `y` (Csiszár, Why least squares and
     maximum entropy?, Annals of Statistics 19, 1991). No sample's part is negative.
     """
     wide = accumulation_dtype(y)
@@ -89,11 +89,11 @@ def held_out(y: Tensor, n_dims: int) -> Tensor:
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
 # Momentum alone darkens a pixel to no less than this part of itself, and hardly one that is as dark as this part of
-# the mean: those that are all but black grow so slowly that a mistake would stay.
+# the mean: nearly black ones grow so slowly that a mistake would stay.
 MIN_LEFT = 0.5
 MIN_LIGHT = 1e-3
 SMALLEST = 1e-30
-# After n steps the share of the way that momentum adds is 1 − (1 + n/4)^−¾. With a root in the place of the power the
+# After n steps the share of the way that momentum adds is 1 − (1 + n/4)^−¾. With a root instead of the power the
 # best estimates take a third more steps; of stars they have a hundredth less error, and of photographs as much.
 FIRST_STEPS = 4
 GROWTH = 0.75
@@ -122,7 +122,7 @@ class RichardsonLucySteps:
         self.operator, self.y, self._are_local = operator, y, are_local
         self._n_axes = len(operator.input_shape) - 1
         self._axes = image_axes(self._n_axes)
-        # Samples that are not used are taken for black, and predicted without consequence.
+        # Unused samples count as black, and their prediction does not matter.
         self._used = (y.new_ones(()) if used is None else used.to(y.dtype)).expand_as(y[:1])
         self._counts = y if used is None else y * self._used
         sensitivity = operator.adjoint(self._used)
@@ -187,7 +187,7 @@ class RichardsonLucySteps:
             if unreached:
                 back.masked_fill_(unreached[0], SMALLEST)
             force = back - sensitivity
-            # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
+            # A pixel so dark that it hardly moves, but that should grow, counts as if it were as bright as the start.
             growth = torch.maximum(x, self._start).mul_(force)
             self._imbalance += per_image(torch.maximum(growth, force.mul_(x).abs_(), out=growth))
             likelier = back.div_(sensitivity).mul_(x)
@@ -230,7 +230,7 @@ class RichardsonLucySteps:
 
 
 def per_image(a: Tensor) -> Tensor:
-    """Sum over all but the first axis, shape `(B,)`."""
+    """Sum over all axes except the first, shape `(B,)`."""
     return a.sum(dim=tuple(range(1, a.ndim)), dtype=accumulation_dtype(a))
 
 
@@ -253,7 +253,7 @@ def reaches_noise(steps: RichardsonLucySteps, sigma: float) -> Tensor:
     return per_image(squares) <= sigma**2 * per_image(torch.ones_like(squares))
 
 
-# The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
+# The iteration ends if held-out samples gained nothing for this part of the steps so far, and at least for this many.
 PATIENCE = 0.5
 MIN_PATIENCE = 10
 

@@ -1,7 +1,7 @@
 """The exact answer if a torus lacks nothing but outputs or zeros, in one dimension, three or more.
 
 On the torus of `embedding.py`, enlarged to lengths that are fast for the FFT, the missing data lie outside of boxes
-(`closed_slab.py`): in a slab across each axis. FFTs along a slab solve it by itself. The sum of these solutions
+(`closed_slab.py`): in a slab across each axis. FFTs along a slab solve it. The sum of these solutions
 preconditions conjugate gradients on the whole system (additive Schwarz; Smith, Bjørstad and Gropp, Domain
 Decomposition, 1996, chapter 1). Only the edges in which slabs meet are left to the iteration, so the number of
 iterations does not grow with the image.
@@ -156,7 +156,7 @@ class SlabSystem:
 
         Args:
             right: right-hand side, shape `(B, n)`; it is overwritten.
-            batch: the shape that B stands for.
+            batch: the batch shape, of B images.
             log: when to stop.
             unit: the factor between the gradient of a residual and that in the log's unit.
             start: the solution is added to it and overwrites it, shape `(B, n)`; by default zero.
@@ -200,8 +200,8 @@ class SlabSystem:
         """Invert the system on the slab across each axis, for all kinds of unknowns in it together.
 
         On planes of the torus beyond the image nothing is known, and outputs and differences together would be
-        singular. Such planes exist if the image's own length is slow for the FFT; then each kind is inverted by itself.
-        All slabs share the room for matrices: one slab without matrices costs more iterations than more matrices save
+        singular. Such planes exist if the image's own length is slow for the FFT; each kind is then inverted separately.
+        Slabs share the room for matrices: one slab without matrices costs more iterations than more matrices save
         in the others.
         """
         boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)

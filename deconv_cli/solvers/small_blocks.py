@@ -17,7 +17,7 @@ from torch import Tensor
 from deconv_cli.operators.spectrum import single_threaded
 
 MAX_CHANNELS = 4
-# Frequencies at a time: a dozen matrices of planes of so many complex numbers fit into a processor's cache. Threads
+# Frequencies at a time: a dozen matrices of planes of this size fit into a processor's cache. Threads
 # would wait for one another longer than they compute on so few.
 N_AT_ONCE = 2**12
 
@@ -140,7 +140,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _adjoint(a: Tensor) -> Tensor:
-    # In memory: a lazy conjugate would be made anew for every product that it enters.
+    # In memory: a lazy conjugate would be evaluated in every product.
     return a.transpose(0, 1).conj().resolve_conj()
 
 
