@@ -168,12 +168,12 @@ def _assemble(path: Path, found: SavedState, device: torch.device, max_memory: i
         raise UsageError(f"'{path}' was factored in float64, which an Apple GPU does not have; use device cpu.")
     # Building takes a few images' memory at least.
     limits.check_budget(path, math.prod(state.image_size) * state.taps.element_size())
-    factors = Factors({name: tensor.to(device) for name, tensor in state.precomputed.factors.tensors.items()})
+    factors = Factors({name: tensor.to(device) for name, tensor in state.factors.tensors.items()})
     state = replace(
         state,
         taps=state.taps.to(device),
         settings=replace(state.settings, max_memory=max_memory),
-        precomputed=replace(state.precomputed, factors=factors),
+        factors=factors,
     )
     inverse = PseudoInverse.from_state(state)
     if bias is not None:

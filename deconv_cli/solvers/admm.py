@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,6 +119,34 @@ class Admm:
         self._z = shrunk
         return synchronize.as_number(moved.max())
 
+    def take(self, weight: float, n_steps: int, log: IterationLog) -> Status:
+        """Take a number of steps, whatever their certificate."""
+        self.begin(weight)
+        for _ in range(n_steps):
+            self.step(weight)
+            log.record(synchronize.as_number(self.certificate(weight).max()))
+        return Status.ALL_ITERATIONS
+
+    def run(self, weight: float, tolerance: float, log: IterationLog, largest_change: float) -> Status:
+        """Take steps until certificate and last change are small, nothing is gained, or the steps are spent."""
+        self.begin(weight)
+        lowest, n_since = math.inf, 0
+        n_steps, next_balance = 0, FIRST_BALANCE
+        while not log.is_spent:
+            change = self.step(weight)
+            n_steps += 1
+            certificate = synchronize.as_number(self.certificate(weight).max())
+            log.record(certificate)
+            if certificate <= tolerance and change <= largest_change:
+                return Status.CONVERGED
+            lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
+            if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
+                return Status.STAGNATED
+            if n_steps == next_balance:
+                self.balance()
+                next_balance *= 2
+        return Status.MAX_ITERATIONS
+
     def balance(self) -> None:
         """Change ρ if one of the two relative residuals is much larger than the other, unless ρ was given."""
         if self._change is None:
@@ -176,49 +203,6 @@ class Admm:
     def _set_rho(self, rho: float) -> None:
         self._inverse = None  # the old one's memory first
         self.rho, self._inverse = rho, self._build(rho)
-
-
-@dataclass
-class AdmmRun:
-    """The steps of one solve, for all weights.
-
-    Attributes:
-        admm: the variables.
-        log: the steps, with the certificate after each.
-        largest_change: how far the last step may change the estimate, as `Admm.step` returns it.
-    """
-
-    admm: Admm
-    log: IterationLog
-    largest_change: float = math.inf
-
-    def take(self, weight: float, n_steps: int) -> Status:
-        """Take a number of steps, whatever their certificate."""
-        self.admm.begin(weight)
-        for _ in range(n_steps):
-            self.admm.step(weight)
-            self.log.record(synchronize.as_number(self.admm.certificate(weight).max()))
-        return Status.ALL_ITERATIONS
-
-    def run(self, weight: float, tolerance: float) -> Status:
-        """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""
-        self.admm.begin(weight)
-        lowest, n_since = math.inf, 0
-        n_steps, next_balance = 0, FIRST_BALANCE
-        while not self.log.is_spent:
-            change = self.admm.step(weight)
-            n_steps += 1
-            certificate = synchronize.as_number(self.admm.certificate(weight).max())
-            self.log.record(certificate)
-            if certificate <= tolerance and change <= self.largest_change:
-                return Status.CONVERGED
-            lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
-            if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
-                return Status.STAGNATED
-            if n_steps == next_balance:
-                self.admm.balance()
-                next_balance *= 2
-        return Status.MAX_ITERATIONS
 
 
 def _size(a: Tensor) -> float:

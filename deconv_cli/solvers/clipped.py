@@ -12,6 +12,7 @@ may go too far and is then shortened.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,13 +74,14 @@ def solve_clipped(
         progress: called after every iteration.
     """
     preconditioner, history = TorusPreconditioner(problem), list[float]()
-    objective = _Objective.of(problem, y, is_clipped)
+    objective = _Objective(problem, y, is_clipped)
     here = objective.at(preconditioner.estimate(y).to(objective.y.dtype))
     while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
         # The next round changes the equations, so an exact solution is not needed.
         left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
-        listener = _of_all_rounds(progress, len(history), here.certificate)
-        found = iterate(here.correction(problem), left, preconditioner=preconditioner, progress=listener)
+        listener = partial(_report, progress, len(history), here.certificate) if progress else None
+        equations = _correction(problem, here)
+        found = iterate(equations, left, preconditioner=preconditioner, progress=listener)
         history += [part * here.certificate for part in found.residual_norms]
         last, here = here, objective.step(here, found.value.to(objective.y.dtype))
         if here.certificate >= last.certificate and synchronize.holds_everywhere(here.weights == last.weights):
@@ -93,34 +95,26 @@ def solve_clipped(
     return Solution(x, status, len(history), certificate, tuple(history), OBJECTIVE)
 
 
-def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
+def _report(progress: Progress, n_before: int, certificate: float, n: int, part: float) -> None:
     """Count iterations over all rounds, and report the certificate instead of the remaining part of a gradient."""
-    return progress and (lambda n, part: progress(n_before + n, part * certificate))
+    progress(n_before + n, part * certificate)
 
 
-@dataclass(frozen=True, eq=False)
+def _correction(problem: TikhonovProblem, here: _Quadratic) -> NormalEquations:
+    """Set up the equations of the next step, which hold as long as no curvature changes."""
+    dtype = problem.operator.kernel.dtype
+    operator = WeightedSamples(problem.operator, here.weights.to(dtype).sqrt())
+    nothing = torch.zeros_like(here.weights, dtype=dtype)
+    return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=here.gradient.to(dtype))
+
+
 class _Objective:
-    """The objective, in double precision: in single precision the rest has too few digits.
+    """The objective, in double precision: in single precision the rest has too few digits."""
 
-    Attributes:
-        equations: AᴴA + μLᴴL and Aᴴy, of all samples alike.
-        is_clipped: which samples are bounds, of the shape of the data.
-    """
-
-    equations: NormalEquations
-    is_clipped: Tensor
-
-    @classmethod
-    def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> _Objective:
-        """Make the objective for data of any precision."""
+    def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
         operator = problem.operator.in_float64()
-        data = y.to(operator.kernel.dtype)
-        return cls(NormalEquations(operator, data, problem.penalty_operator, problem.weight), is_clipped)
-
-    @property
-    def y(self) -> Tensor:
-        """The data."""
-        return self.equations.y
+        self.y, self.is_clipped = y.to(operator.kernel.dtype), is_clipped
+        self.equations = NormalEquations(operator, self.y, problem.penalty_operator, problem.weight)
 
     def at(self, x: Tensor) -> _Quadratic:
         """Compute curvature, gradient and certificate at an estimate."""
@@ -164,10 +158,3 @@ class _Quadratic:
     weights: Tensor
     gradient: Tensor
     certificate: float
-
-    def correction(self, problem: TikhonovProblem) -> NormalEquations:
-        """Set up the equations of the next step, which hold as long as no curvature changes."""
-        dtype = problem.operator.kernel.dtype
-        operator = WeightedSamples(problem.operator, self.weights.to(dtype).sqrt())
-        nothing = torch.zeros_like(self.weights, dtype=dtype)
-        return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=self.gradient.to(dtype))

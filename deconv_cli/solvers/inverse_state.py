@@ -21,21 +21,6 @@ _FACTOR = "factor."
 
 
 @dataclass(frozen=True, eq=False)
-class Precomputed:
-    """Results that an inverse takes over from an equal one.
-
-    Attributes:
-        choice: the method, and why it was chosen.
-        sigma_max: largest singular value of the symbol, if the problem needs it.
-        factors: the costly tensors.
-    """
-
-    choice: Choice
-    sigma_max: float
-    factors: Factors
-
-
-@dataclass(frozen=True, eq=False)
 class InverseState:
     """An inverse as it is saved.
 
@@ -44,18 +29,22 @@ class InverseState:
         is_shared: whether they are applied to every channel alike.
         image_size: size of the images to estimate.
         settings: how the convolution is undone; `max_memory` bounds the building and is not saved.
-        precomputed: what was computed when the inverse was built.
+        choice: the method, and why it was chosen.
+        sigma_max: largest singular value of the symbol, if the problem needs it.
+        factors: the costly tensors.
     """
 
     taps: Tensor
     is_shared: bool
     image_size: Size
     settings: ResolvedSettings
-    precomputed: Precomputed
+    choice: Choice
+    sigma_max: float
+    factors: Factors
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
-        factors = {_FACTOR + name: tensor for name, tensor in self.precomputed.factors.tensors.items()}
+        factors = {_FACTOR + name: tensor for name, tensor in self.factors.tensors.items()}
         return {TAPS: self.taps.detach()} | factors
 
     def record(self) -> dict[str, Any]:
@@ -75,9 +64,9 @@ class InverseState:
             "asked_method": settings.method,
             "tolerance": settings.tolerance,
             "max_iterations": settings.max_iterations,
-            "method": self.precomputed.choice.method,
-            "method_reason": self.precomputed.choice.reason,
-            "sigma_max": self.precomputed.sigma_max,
+            "method": self.choice.method,
+            "method_reason": self.choice.reason,
+            "sigma_max": self.sigma_max,
         }
 
     @classmethod
@@ -118,11 +107,9 @@ class InverseState:
                     tolerance=_optional(record["tolerance"], "tolerance"),
                     max_iterations=_whole(record["max_iterations"], "max_iterations"),
                 ),
-                precomputed=Precomputed(
-                    Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
-                    _number(record["sigma_max"], "sigma_max"),
-                    Factors(factors),
-                ),
+                choice=Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
+                sigma_max=_number(record["sigma_max"], "sigma_max"),
+                factors=Factors(factors),
             )
         except KeyError as error:
             raise MalformedInputError(f"it lacks its {error.args[0]!r}.") from error

@@ -32,7 +32,7 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver, restore_inverse
 from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
 from deconv_cli.solvers.inverse import Factors, Inverse
-from deconv_cli.solvers.inverse_state import InverseState, Precomputed
+from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, default_tolerance
 from deconv_cli.vocabulary import Size, format_size
@@ -47,7 +47,7 @@ class PseudoInverse(Estimator):
         kernel: canonical kernel; its dtype and device are those of the arithmetic.
         image_size: size of the images to estimate.
         settings: how to invert.
-        precomputed: results of an equal inverse (see `from_state`).
+        state: the state of an equal inverse (see `from_state`).
 
     Attributes:
         problem: the problem.
@@ -60,35 +60,35 @@ class PseudoInverse(Estimator):
     """
 
     def __init__(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, precomputed: Precomputed | None = None
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, state: InverseState | None = None
     ) -> None:
         super().__init__(kernel, image_size, settings)
         self.lam, self.penalty = settings.lam, settings.penalty
         problem = TikhonovProblem(
             self.operator,
             settings.lam,
-            None if precomputed is None else precomputed.sigma_max,
+            None if state is None else state.sigma_max,
             spaced_penalty(settings.penalty, settings.spacing),
             settings.rcond,
         )
-        if precomputed is None:
+        if state is None:
             self.choice = choose_method(problem, settings.method, settings.max_memory)
         else:
-            choose_method(problem, precomputed.choice.method)
-            self.choice = precomputed.choice
+            choose_method(problem, state.choice.method)
+            self.choice = state.choice
         self.cost = find_solver(self.choice.method).cost(problem)
         self.check_memory(self.cost)
-        if precomputed is None and settings.lam > 0:
+        if state is None and settings.lam > 0:
             problem = replace(problem, known_sigma_max=self.spectrum.sigma_max)
         check_weight(problem)
         self.problem = problem
         self.tolerance = default_tolerance(kernel.taps.dtype) if settings.tolerance is None else settings.tolerance
         rule = StoppingRule(self.tolerance, settings.max_iterations)
-        if precomputed is None:
+        if state is None:
             self._inverse, self.choice = build_inverse(problem, rule, self.choice)
             self.cost = find_solver(self.choice.method).cost(problem)
         else:
-            self._inverse = restore_inverse(problem, rule, self.choice.method, precomputed.factors)
+            self._inverse = restore_inverse(problem, rule, self.choice.method, state.factors)
         self.rcond, self.rank = self._inverse.rcond, self._inverse.rank
 
     def __repr__(self) -> str:
@@ -101,9 +101,15 @@ class PseudoInverse(Estimator):
     @property
     def state(self) -> InverseState:
         """The whole inverse as plain tensors and plain words."""
-        precomputed = Precomputed(self.choice, self.problem.sigma_max, Factors(self._inverse.factors()))
-        taps = self.operator.kernel
-        return InverseState(taps, self.kernel.shared, self.geometry.image_size, self.settings, precomputed)
+        return InverseState(
+            self.operator.kernel,
+            self.kernel.shared,
+            self.geometry.image_size,
+            self.settings,
+            self.choice,
+            self.problem.sigma_max,
+            Factors(self._inverse.factors()),
+        )
 
     @classmethod
     def from_state(cls, state: InverseState) -> PseudoInverse:
@@ -121,10 +127,10 @@ class PseudoInverse(Estimator):
                 raise MalformedInputError(
                     f"its taps of shape {tuple(kernel.taps.shape)} cannot act on every channel alike."
                 )
-            inverse = cls(kernel, state.image_size, state.settings, state.precomputed)
+            inverse = cls(kernel, state.image_size, state.settings, state)
         except (UsageError, ShapeError) as error:
             raise MalformedInputError(f"its settings contradict one another: {error}") from error
-        unknown = state.precomputed.factors.tensors.keys() - inverse._inverse.factors().keys()
+        unknown = state.factors.tensors.keys() - inverse._inverse.factors().keys()
         if unknown:
             raise MalformedInputError(
                 f"method {inverse.choice.method} has no use here for its factors {', '.join(sorted(unknown))}."

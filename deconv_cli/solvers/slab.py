@@ -200,9 +200,8 @@ class SlabSystem:
         """Invert the system on the slab across each axis, for all kinds of unknowns in it together.
 
         On planes of the torus beyond the image nothing is known, and outputs and differences together would be
-        singular. Such planes exist if the image's own length is slow for the FFT; each kind is then inverted separately.
-        Slabs share the room for matrices: one slab without matrices costs more iterations than more matrices save
-        in the others.
+        singular. Such planes exist if the image's own length is slow for the FFT; each kind is then separate. Slabs
+        share the room for matrices: one slab without any costs more iterations than more matrices save in the others.
         """
         boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
         groups = []

@@ -19,7 +19,7 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.admm import Admm, AdmmRun, MaskedAdmm
+from deconv_cli.solvers.admm import Admm, MaskedAdmm
 from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
@@ -139,9 +139,18 @@ class TotalVariationEstimator(Estimator):
             check_noise(data, self.noise)
         admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        run = AdmmRun(admm, log, DEFAULT_CHANGE if self.settings.tolerance is None else math.inf)
-        weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
-        status = self._finish(run, weight) if explains_noise else Status.NOISE_NOT_REACHED
+        change = DEFAULT_CHANGE if self.settings.tolerance is None else math.inf
+        explains_noise, n_steps = True, self.settings.iterations
+        if self.weight is not None:
+            weight = self.weight / unit
+        else:
+            weight, explains_noise = self._search(admm, log, change, unit)
+        if not explains_noise:
+            status = Status.NOISE_NOT_REACHED
+        elif n_steps is None:
+            status = admm.run(weight, self.tolerance, log, change)
+        else:
+            status = admm.take(weight, n_steps, log)
         certificate = synchronize.as_number(admm.certificate(weight).max())
         weight *= unit
         return Solution(
@@ -155,11 +164,6 @@ class TotalVariationEstimator(Estimator):
             rho=admm.rho,
         )
 
-    def _finish(self, run: AdmmRun, weight: float) -> Status:
-        """Minimize up to a tolerance, or by the given number of steps."""
-        n_steps = self.settings.iterations
-        return run.run(weight, self.tolerance) if n_steps is None else run.take(weight, n_steps)
-
     def inverse(self, rho: float) -> Inverse:
         """Build (AᴴA + ρ∇ᴴ∇)⁻¹ in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
@@ -170,14 +174,13 @@ class TotalVariationEstimator(Estimator):
             self.choice = Choice("iterative", f"method {self.choice.method} cannot be used, since {error}")
         return find_solver("iterative").build(problem, INNER_RULE)
 
-    def _search(self, run: AdmmRun, unit: float) -> tuple[float, bool]:
+    def _search(self, admm: Admm, log: IterationLog, change: float, unit: float) -> tuple[float, bool]:
         """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
 
         Returns:
             The weight, and whether the residual is as large as the noise there.
         """
         assert self.noise is not None
-        admm = run.admm
         variance = (self.noise / unit) ** 2
         start = admm.roughness
         weight = variance / max(start, variance**0.5)
@@ -185,9 +188,9 @@ class TotalVariationEstimator(Estimator):
         below, above = -math.inf, math.inf
         previous: tuple[float, float] | None = None
         for _ in range(MAX_TRIALS):
-            run.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
+            admm.run(weight, max(self.tolerance, SEARCH_TOLERANCE), log, change)
             place, excess = math.log(weight), math.log(max(admm.squared_residual, 1e-300) / expected)
-            if abs(excess) <= SEARCH_ACCURACY or run.log.is_spent:
+            if abs(excess) <= SEARCH_ACCURACY or log.is_spent:
                 return weight, True
             if excess < 0 and admm.roughness <= FLATNESS * start:
                 return weight, True  # even a flat image explains the data
