@@ -21,7 +21,7 @@ from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.dense_border import BoundarySystem, choose_twists, restore_twists
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.fourier import SingularSystemError
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
@@ -106,7 +106,7 @@ def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
     return n_unobserved - n_columns, n_columns
 
 
-class DirectInverse(Inverse):
+class DirectInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs.
 
     Args:
@@ -142,21 +142,13 @@ class DirectInverse(Inverse):
             progress=progress,
         )
 
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
         if self.problem.weight == 0:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
-            return self._refine(equations, self._system.estimate).warn_for_status().value
+            return self._refine(equations, self._system.estimate_transposed if transposed else self._system.estimate)
         assert isinstance(self._system, BoundarySystem)
-        equations, start = NormalEquations.of_gradient(self.problem, g), self._system.forward(g)
-        return iterate(equations, self.rule, start=start, preconditioner=self._system).warn_for_status().value
-
-    def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 with the factors themselves, transposed."""
-        if self.problem.weight > 0:
-            return super().solve_transposed(g)
-        equations = NormalEquations.of_transpose(self.problem, g)
-        return self._refine(equations, self._system.estimate_transposed).warn_for_status().value
+        assert equations.g is not None
+        start = self._system.forward(equations.g)
+        return iterate(equations, self.rule, start=start, preconditioner=self._system)
 
     def _refine(
         self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None

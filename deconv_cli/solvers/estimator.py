@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.argument_types import check_type
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
@@ -24,8 +24,8 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Progress, Solution
-from deconv_cli.solvers.solver import Cost, check_memory
-from deconv_cli.vocabulary import Size
+from deconv_cli.solvers.solver import Cost, free_memory
+from deconv_cli.vocabulary import Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
 ORDINARY = (1e-8, 1e8)
@@ -138,9 +138,33 @@ class Estimator(ABC):
         return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
     def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
-        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory."""
-        limit = self.settings.max_memory
-        check_memory(self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images)
+        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory.
+
+        Raises:
+            TooLargeError: it does not fit.
+        """
+        method, taps, max_memory = self.choice.method, self.kernel.taps, self.settings.max_memory
+        is_built, is_batch = n_images is not None, n_images not in (None, 1)
+        needed = cost.n_bytes(1 if n_images is None else n_images)
+        if max_memory is not None:
+            budget, source = max_memory, "that max_memory allows"
+        else:
+            budget, source = free_memory(taps.device), "that are free"
+            needed -= cost.n_bytes_built if is_built else 0
+        if needed <= budget:
+            return
+        advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]
+        if is_batch:
+            advice.insert(0, "fewer images at a time")
+        if method == "direct":
+            advice.insert(0, "method auto or iterative")
+        elif taps.dtype == torch.float64:
+            advice.insert(0, "float32")
+        count, size = f"{n_images} images" if is_batch else "an image", format_size(self.geometry.image_size)
+        raise TooLargeError(
+            f"method {method} needs about {format_memory(needed)} for {count} of {size} pixels and a kernel of shape "
+            f"{tuple(taps.shape)}, more than the {format_memory(budget)} {source}; use {' or '.join(advice)}."
+        )
 
 
 def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:

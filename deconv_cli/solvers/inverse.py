@@ -140,6 +140,31 @@ DISTANCE_SAFETY = 2.0
 SMOOTH_SAFETY = 8.0
 
 
+class IteratedInverse(Inverse):
+    """An inverse by iterations on normal equations."""
+
+    rule: StoppingRule
+
+    @abstractmethod
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
+        """Solve normal equations of the problem, or with λ = 0 of its transpose."""
+
+    def solve_normal(self, g: Tensor) -> Tensor:
+        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+        if self.problem.weight > 0:
+            equations = NormalEquations.of_gradient(self.problem, g)
+        else:
+            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
+        return self._iterate(equations).warn_for_status().value
+
+    def solve_transposed(self, g: Tensor) -> Tensor:
+        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by the equations of the transpose."""
+        if self.problem.weight > 0:
+            return super().solve_transposed(g)
+        equations = NormalEquations.of_transpose(self.problem, g)
+        return self._iterate(equations, transposed=True).warn_for_status().value
+
+
 class CompletingSystem(Protocol):
     """Solves normal equations by completing them on a torus, until the remaining gradient is small enough."""
 
@@ -152,7 +177,7 @@ class CompletingSystem(Protocol):
         """Compute A(AᴴA + μLᴴL)⁺g; see `StripSystem.solve_transposed`."""
 
 
-class BorderInverse(Inverse):
+class BorderInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs.
 
     Args:
@@ -195,13 +220,9 @@ class BorderInverse(Inverse):
         distance = self._distance if self.problem.weight > 0 else None
         return refine_equations(equations, None, self.rule, improve, progress, distance)
 
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
-        if self.problem.weight == 0:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
-        else:
-            equations = NormalEquations.of_gradient(self.problem, g)
-        return refine_equations(equations, None, self.rule, self._improve).warn_for_status().value
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
+        improve = self._improve_transposed if transposed else self._improve
+        return refine_equations(equations, None, self.rule, improve)
 
     def approximate_normal(self, g: Tensor) -> Tensor:
         """Compute about H⁺g by one solve of the system, without refinement."""
@@ -209,17 +230,6 @@ class BorderInverse(Inverse):
         if self.problem.weight == 0 or equations.needs_float64:
             return super().approximate_normal(g)
         return self._system.solve(None, g, GradientLog(self.rule, equations.norm(g)))
-
-    def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 the system gives the outputs itself."""
-        if self.problem.weight > 0:
-            return super().solve_transposed(g)
-
-        def improve(equations: NormalEquations, p: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
-            return p + self._system.solve_transposed(equations.residual(p), log)
-
-        equations = NormalEquations.of_transpose(self.problem, g)
-        return refine_equations(equations, None, self.rule, improve).warn_for_status().value
 
     def _distance(self, equations: NormalEquations, gradient: Tensor) -> Tensor:
         """Bound ‖x − x*‖; under a heavy penalty on differences estimate it by solving for the gradient.
@@ -237,3 +247,7 @@ class BorderInverse(Inverse):
         if self.problem.weight == 0:
             return x + self._system.solve(equations.residual(x), None, log)
         return x + self._system.solve(None, gradient, log)
+
+    def _improve_transposed(self, equations: NormalEquations, p: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
+        """Add the outputs that the system computes for the residual of the transpose."""
+        return p + self._system.solve_transposed(equations.residual(p), log)

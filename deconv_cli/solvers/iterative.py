@@ -17,7 +17,7 @@ from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, plain_iterations
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
@@ -109,7 +109,7 @@ def uses_strip(problem: TikhonovProblem) -> bool:
     return has_outputs and is_slow and STRIP.covers(strip_problem(problem)) is None
 
 
-class IterativeInverse(Inverse):
+class IterativeInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs.
 
     For λ > 0 the inverse of a circulant approximation on a larger torus preconditions the normal equations, and the
@@ -172,19 +172,8 @@ class IterativeInverse(Inverse):
             solution = plain if plain.status.is_success else failed
         return replace(solution, n_iterations=n_done)
 
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
-        if self.problem.weight > 0:
-            equations = NormalEquations.of_gradient(self.problem, g)
-        else:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
-        return iterate(equations, self.rule, preconditioner=self._preconditioner).warn_for_status().value
-
-    def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by an iteration on Aᴴ itself."""
-        if self.problem.weight > 0:
-            return super().solve_transposed(g)
-        return iterate(NormalEquations.of_transpose(self.problem, g), self.rule).warn_for_status().value
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
+        return iterate(equations, self.rule, preconditioner=None if transposed else self._preconditioner)
 
     def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
         """Keep the estimate for those images of the batch that it brings closer than zero would."""

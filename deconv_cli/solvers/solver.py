@@ -14,14 +14,11 @@ import psutil
 import torch
 
 from deconv_cli.allocator import kept_bytes
-from deconv_cli.errors import TooLargeError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution, prefers_fft
-from deconv_cli.operators.geometry import Geometry
 from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.vocabulary import format_memory, format_size
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
 # measured in processes of their own, and a test keeps them within a factor of two.
@@ -221,49 +218,3 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) + kept_bytes()
-
-
-def check_memory(
-    method: str,
-    cost: Cost,
-    taps: torch.Tensor,
-    geometry: Geometry,
-    *,
-    max_memory: int | None,
-    n_images: int | None = None,
-) -> None:
-    """Refuse a method that cannot fit the memory.
-
-    Args:
-        method: the method that is about to run.
-        cost: its cost.
-        taps: the kernel, shape `(C_out, C_in, *k)`, in the precision of the arithmetic.
-        geometry: the sizes.
-        max_memory: bytes that may be used; by default the free memory.
-        n_images: images that a built inverse is about to be applied to; `None` before it is built.
-
-    Raises:
-        TooLargeError: it does not fit.
-    """
-    is_built = n_images is not None
-    needed = cost.n_bytes(1 if n_images is None else n_images)
-    if max_memory is not None:
-        budget, source = max_memory, "that max_memory allows"
-    else:
-        budget, source = free_memory(taps.device), "that are free"
-        needed -= cost.n_bytes_built if is_built else 0
-    if needed <= budget:
-        return
-    advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]
-    if is_built and n_images != 1:
-        advice.insert(0, "fewer images at a time")
-    if method == "direct":
-        advice.insert(0, "method auto or iterative")
-    elif taps.dtype == torch.float64:
-        advice.insert(0, "float32")
-    count = f"{n_images} images" if is_built and n_images != 1 else "an image"
-    raise TooLargeError(
-        f"method {method} needs about {format_memory(needed)} for {count} of {format_size(geometry.image_size)} pixels "
-        f"and a kernel of shape {tuple(taps.shape)}, more than the {format_memory(budget)} {source}; "
-        f"use {' or '.join(advice)}."
-    )

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(method, boundary, a
 
 
 def test_free_memory_bounds_what_is_built(monkeypatch):
-    monkeypatch.setattr("deconv_cli.solvers.solver.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("deconv_cli.solvers.estimator.free_memory", lambda device: 10_000)
     with pytest.raises(deconv_cli.TooLargeError, match=r"more than the 9.766 KiB that are free"):
         deconv_cli.pseudo_inverse(random((3, 3)), input_size=(64, 60), boundary="circular")
 
