@@ -24,6 +24,9 @@ from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.vocabulary import Size
 
+Places = tuple[slice, ...]
+"""The index of a part of a tensor."""
+
 
 class OutsideBox:
     """The unknowns outside a box of a torus: C channels, in vectors of shape `(B, n)`."""
@@ -34,15 +37,16 @@ class OutsideBox:
         self.torus = torus
         self.axes = [axis for axis, (n, whole) in enumerate(zip(box, torus, strict=True)) if n < whole]
         self.n_unknowns = n_channels * (math.prod(torus) - math.prod(box))
+        self._plans: dict[tuple[int, int, int], list[tuple[slice, list[int], Places, Places]]] = {}
 
     def put(self, vector: Tensor, field: Tensor, planes: slice) -> None:
         """Write a vector into planes of a field `(B, C, n_planes, *torus[1:])`; the box stays as it is."""
-        for place, piece in self._pairs(vector, field, {0: planes}):
+        for place, piece in self._pairs(vector, field, 0, planes):
             place.copy_(piece)
 
     def take(self, field: Tensor, vector: Tensor, planes: slice) -> None:
         """Read planes of a field, shape `(B, C, n_planes, *torus[1:])`, into their part of a vector `(B, n)`."""
-        for place, piece in self._pairs(vector, field, {0: planes}):
+        for place, piece in self._pairs(vector, field, 0, planes):
             piece.copy_(place)
 
     def slab(self, vector: Tensor, axis: int) -> Tensor:
@@ -50,37 +54,46 @@ class OutsideBox:
         shape = list(self.torus)
         shape[axis] -= self.box[axis]
         slab = vector.new_zeros(len(vector), self.n_channels, *shape)
-        for place, piece in self._pairs(vector, slab, {axis: slice(self.box[axis], self.torus[axis])}):
+        for place, piece in self._pairs(vector, slab, axis, slice(self.box[axis], self.torus[axis])):
             place.copy_(piece)
         return slab.movedim(2 + axis, 2)
 
     def add_slab(self, slab: Tensor, vector: Tensor, axis: int) -> None:
         """Add a slab `(B, C, w, *others)` to a vector `(B, n)`."""
-        across = {axis: slice(self.box[axis], self.torus[axis])}
-        for place, piece in self._pairs(vector, slab.movedim(2, 2 + axis), across):
+        across = slice(self.box[axis], self.torus[axis])
+        for place, piece in self._pairs(vector, slab.movedim(2, 2 + axis), axis, across):
             piece.add_(place)
 
-    def _pairs(self, vector: Tensor, field: Tensor, region: dict[int, slice]) -> list[tuple[Tensor, Tensor]]:
-        """Pair the parts of a field, given on a region of the torus along some axes, with those of a vector."""
+    def _pairs(self, vector: Tensor, field: Tensor, axis: int, part: slice) -> list[tuple[Tensor, Tensor]]:
+        """Pair the pieces of a field, given on a part of the torus along an axis, with those of a vector."""
+        key = axis, part.start, part.stop
+        if key not in self._plans:
+            self._plans[key] = self._plan(axis, part)
+        return [
+            (field[place], vector[:, numbers].unflatten(-1, shape)[own])
+            for numbers, shape, place, own in self._plans[key]
+        ]
+
+    def _plan(self, axis: int, part: slice) -> list[tuple[slice, list[int], Places, Places]]:
+        """Find the numbers and the shape of each piece, and the places that it shares in the field and in itself."""
         whole = [slice(0, n) for n in self.torus]
-        given = [region.get(axis, all_of_it) for axis, all_of_it in enumerate(whole)]
-        pairs, first = [], 0
-        for axis in self.axes:
-            inside = [slice(0, n) for n in self.box[:axis]]
-            own = [*inside, slice(self.box[axis], self.torus[axis]), *whole[axis + 1 :]]
-            shape = [self.n_channels, *(part.stop - part.start for part in own)]
-            last = first + math.prod(shape)
-            piece, first = vector[:, first:last].unflatten(-1, shape), last
+        given = [*whole[:axis], part, *whole[axis + 1 :]]
+        plan, first = [], 0
+        for at in self.axes:
+            inside = [slice(0, n) for n in self.box[:at]]
+            own = [*inside, slice(self.box[at], self.torus[at]), *whole[at + 1 :]]
+            shape = [self.n_channels, *(side.stop - side.start for side in own)]
+            numbers, first = slice(first, first + math.prod(shape)), first + math.prod(shape)
             shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(own, given, strict=True)]
-            if all(part.start < part.stop for part in shared):
-                pairs.append((_within(field, shared, given), _within(piece, shared, own)))
-        return pairs
+            if all(side.start < side.stop for side in shared):
+                plan.append((numbers, shape, _within(shared, given), _within(shared, own)))
+        return plan
 
 
-def _within(field: Tensor, part: list[slice], region: list[slice]) -> Tensor:
-    """View a part of a torus in a field that is given on a region of it."""
+def _within(part: list[slice], region: list[slice]) -> Places:
+    """Index a part of a torus in a field that is given on a region of it."""
     places = [slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True)]
-    return field[(slice(None), slice(None), *places)]
+    return (slice(None), slice(None), *places)
 
 
 class OutsideBoxes:
