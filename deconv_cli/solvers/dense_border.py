@@ -11,7 +11,7 @@ with P, M and N of `fourier.TorusBlocks`, diagonal in frequency. For λ = 0 and 
 the second row alone decides: WᵀPTᵀ u = −WᵀPSᵀy.
 
 The entries of the system are gathered from inverse FFTs of P, M and N. For λ = 0 a kernel of zero mean has no inverse
-on a plain torus, but one on a torus around which fields change their sign (`twisted_torus.py`). Derived for this
+on a plain torus, but one on a torus around which fields change their sign (`embedding.py`). Derived for this
 project; Reeves (Fast image restoration without boundary artifacts, IEEE Transactions on Image Processing 14, 2005) has
 the case of a single channel with an unknown border.
 """
@@ -28,9 +28,8 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.operators.linear_operator import SymmetricOperator
-from deconv_cli.operators.twisted_torus import Twists
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.embedding import TorusEmbedding
+from deconv_cli.solvers.embedding import TorusEmbedding, Twists
 from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
 from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.problem import TikhonovProblem

@@ -14,7 +14,6 @@ K scaled to σmax = 1, s = λ (1 for λ = 0), and P, M and N as in `fourier.Toru
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -26,11 +25,13 @@ from deconv_cli.operators.torus_filter import TorusFilter
 from deconv_cli.solvers.fourier import SINGULAR, torus_blocks
 
 
-class Completion(ABC):
-    """The system's symbol H, and the maps from its unknowns to the image.
+class _Blocks:
+    """What the three systems share: the system's symbol H at a part of the torus' frequencies after the other.
 
-    It maps spectra of a part of the torus' frequencies: `(B, channels, N1, n_columns, *)`. The input may be
-    overwritten.
+    Their maps take spectra of one part, `(B, channels, N1, n_columns, *)`, and may overwrite them: `read` makes the
+    system's right-hand side of a gradient g, `image` the image that unknowns add, `outputs` the outputs Pᴴg of the
+    image of g, `outputs_of_unknowns` those of the image that unknowns add, and `gradient` the negative gradient of the
+    normal equations for a residual of the system.
 
     Args:
         symbol: K, in double precision.
@@ -55,29 +56,9 @@ class Completion(ABC):
         """Multiply by H, which is M or N unless a subclass says otherwise."""
         return self._blocks[number].multiply(unknowns)
 
-    @abstractmethod
-    def read(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute the system's right-hand side for a gradient g."""
-
-    @abstractmethod
-    def image(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute the image that unknowns add."""
-
     def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
         """Compute Ng."""
         return self._blocks[number].multiply(inputs)
-
-    @abstractmethod
-    def outputs(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute the outputs Pᴴg of the image of a gradient g."""
-
-    @abstractmethod
-    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute the outputs of the image that unknowns add."""
-
-    @abstractmethod
-    def gradient(self, number: int, residual: Tensor) -> Tensor:
-        """Compute the negative gradient of the normal equations for a residual of the system."""
 
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return H among the channels of some kinds of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
@@ -88,7 +69,7 @@ class Completion(ABC):
         return FrequencyBlocks(channels_last(self._symbol.at(self._torus.parts[number])))
 
 
-class MissingOutputs(Completion):
+class MissingOutputs(_Blocks):
     """Outputs that were not observed, where nothing else is missing."""
 
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
@@ -123,7 +104,7 @@ class MissingOutputs(Completion):
         return self._kernel(number).multiply(residual, adjoint=True)
 
 
-class MissingDifferences(Completion):
+class MissingDifferences(_Blocks):
     """Outputs that were not observed, and differences that the torus has and the image has not; λ > 0.
 
     Args, beside those of any completion:
@@ -224,7 +205,7 @@ class MissingDifferences(Completion):
         return product
 
 
-class TiedPixels(Completion):
+class TiedPixels(_Blocks):
     """Pixels that are zero outside the image, where all outputs were observed."""
 
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
@@ -256,6 +237,10 @@ class TiedPixels(Completion):
         """Compute KᴴKr for the residual r of pixels outside that should be zero."""
         kernel = self._kernel(number)
         return kernel.multiply(kernel.multiply(residual), adjoint=True)
+
+
+Completion = MissingOutputs | MissingDifferences | TiedPixels
+"""One of the systems."""
 
 
 def _outputs_block(kernel: Tensor, lam: float, dtype: torch.dtype) -> FrequencyBlocks:

@@ -31,6 +31,8 @@ N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
 # What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
+# GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors.
+MAX_VECTORS, MIN_VECTORS, MAX_NUMBERS = 300, 20, 2**26
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Cost:
             division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
-        basis: vectors that the solver stores for each application; `None` if it stores none.
+        basis: of the vectors that GMRES stores, the numbers for each image and their bytes; `None` if it stores none.
     """
 
     n_operations: float
     n_bytes_built: int
     n_bytes_per_image: int
-    basis: KrylovBasis | None = None
+    basis: tuple[int, int] | None = None
 
     @classmethod
     def of_transforms(
@@ -58,7 +60,7 @@ class Cost:
         *,
         n_bytes_factored: int | None = None,
         n_images: int = N_IMAGES_ITERATED,
-        basis: KrylovBasis | None = None,
+        basis: tuple[int, int] | None = None,
     ) -> Cost:
         """Estimate the cost of a solver that works by FFTs.
 
@@ -74,31 +76,16 @@ class Cost:
 
     def n_bytes(self, n_images: int = 1) -> int:
         """Add up the peak of memory for a batch."""
-        basis = 0 if self.basis is None else self.basis.n_bytes(n_images)
-        return self.n_bytes_built + n_images * self.n_bytes_per_image + basis
+        n_bytes = self.n_bytes_built + n_images * self.n_bytes_per_image
+        if self.basis is None:
+            return n_bytes
+        n_numbers, itemsize = n_images * self.basis[0], self.basis[1]
+        return n_bytes + (count_vectors(n_numbers) + 1) * n_numbers * itemsize
 
 
-@dataclass(frozen=True)
-class KrylovBasis:
-    """The basis that GMRES stores: the numbers of one vector for each image, and the bytes of a number."""
-
-    n_numbers: int
-    itemsize: int
-
-    # At most this many vectors are stored, and at most this many numbers in them, unless that were too few vectors.
-    MAX_VECTORS = 300
-    MIN_VECTORS = 20
-    MAX_NUMBERS = 2**26
-
-    @classmethod
-    def n_vectors(cls, n_numbers: int) -> int:
-        """Return how many vectors of so many numbers are stored at most."""
-        return max(cls.MIN_VECTORS, min(cls.MAX_VECTORS, cls.MAX_NUMBERS // n_numbers))
-
-    def n_bytes(self, n_images: int) -> int:
-        """Return the memory for a batch."""
-        n_numbers = n_images * self.n_numbers
-        return (self.n_vectors(n_numbers) + 1) * n_numbers * self.itemsize
+def count_vectors(n_numbers: int) -> int:
+    """Return how many vectors of this many numbers GMRES stores at most."""
+    return max(MIN_VECTORS, min(MAX_VECTORS, MAX_NUMBERS // n_numbers))
 
 
 class Solver(ABC):

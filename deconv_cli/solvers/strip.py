@@ -25,17 +25,17 @@ from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
 from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
-from deconv_cli.solvers.solver import Cost, KrylovBasis, Solver, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
 
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**21
 
 
-def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
-    """Describe the vectors that GMRES stores; `None` for conjugate gradients, which store no basis."""
+def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
+    """Count the numbers of a vector that GMRES stores, and their bytes; `None` for conjugate gradients."""
     n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
     itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
-    return KrylovBasis(n_numbers, itemsize) if n_numbers else None
+    return (n_numbers, itemsize) if n_numbers else None
 
 
 class StripSystem:
@@ -151,7 +151,7 @@ class StripSystem:
             return self._unpack(torch.zeros_like(right))
         if is_definite:
             return self._unpack(solve_definite(apply, precondition, sign * right, watch))
-        return self._unpack(solve_indefinite(apply, precondition, right, watch, KrylovBasis.n_vectors(right.numel())))
+        return self._unpack(solve_indefinite(apply, precondition, right, watch, count_vectors(right.numel())))
 
     def _transform(self, field: Tensor) -> Tensor:
         """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""

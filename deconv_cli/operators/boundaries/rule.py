@@ -34,7 +34,6 @@ class BoundaryRule:
 
     def along(self, axis: int) -> BoundaryRule:
         """Return the rule that holds along an axis of space, counted from the first."""
-        del axis
         return self
 
     def wraps(self, n_axes: int) -> tuple[bool, ...]:
@@ -62,7 +61,6 @@ class BoundaryRule:
 
     def reach(self, length: int) -> int | None:
         """Return how many pixels it can supply beyond either end of a line of `length`; `None` for any number."""
-        del length
         return None
 
     def sources(self, position: Tensor, length: int) -> Tensor:
@@ -86,7 +84,6 @@ class BoundaryRule:
         Returns:
             Real or whole numbers, shape `(n,)`; `None` for plain copies.
         """
-        del position, length
         return None
 
 
