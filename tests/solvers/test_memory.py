@@ -12,7 +12,7 @@ from deconv_cli.solvers import strip
 from deconv_cli.solvers.choice import find_solver
 from deconv_cli.solvers.krylov import solve_indefinite
 from deconv_cli.solvers.solver import MAX_VECTORS, MIN_VECTORS, count_vectors
-from deconv_cli.vocabulary import format_memory, parse_memory
+from deconv_cli.vocabulary import parse_memory
 
 # Peak of the resident memory over that of a small problem, which has loaded all the code.
 MEASURE = """
@@ -122,11 +122,6 @@ def test_amounts_of_memory_are_read(text, n_bytes):
 def test_what_is_no_amount_of_memory_is_refused(text):
     with pytest.raises(deconv_cli.UsageError, match="must be like 8GiB"):
         parse_memory(text)
-
-
-def test_amounts_of_memory_are_written_for_a_person():
-    assert format_memory(10_000) == "9.766 KiB"
-    assert format_memory(512) == "512 bytes"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

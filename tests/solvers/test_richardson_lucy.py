@@ -258,11 +258,6 @@ def test_search_and_steps_share_the_iterations(limit):
     assert found.solution.n_iterations <= limit
 
 
-def test_spent_iterations_are_told():
-    estimate = estimator(gain=1e-9, max_iterations=3)
-    assert estimate.solve(estimate.operator.forward(scene(estimate))).status is Status.MAX_ITERATIONS
-
-
 def test_what_cannot_be_is_refused():
     with pytest.raises(UsageError, match="needs a kernel without negative taps"):
         estimator(random((3, 3)))

@@ -171,11 +171,6 @@ def test_so_many_steps_at_one_rho_depend_on_data_nearby_alone():
     assert difference[..., 15:-15, 15:-15].max() < 3e-4
 
 
-def test_spent_iterations_are_told():
-    estimate = estimator(BLUR, max_iterations=3)
-    assert estimate.solve(blocks(estimate)[1]).status is Status.MAX_ITERATIONS
-
-
 def test_a_tolerance_out_of_reach_is_told(monkeypatch):
     estimate = estimator(BLUR.float(), tolerance=1e-12)
     monkeypatch.setattr(admm, "MAX_STEPS_WITHOUT_GAIN", 50)
