@@ -215,14 +215,10 @@ def _factored_inverse(blocks: Tensor) -> Tensor:
         if n_outputs == n_inputs:
             # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
             return torch.linalg.inv_ex(blocks.mT)[0].mT
-        if n_outputs > n_inputs:
-            return _tall_pseudo_inverse(blocks)
-        return _tall_pseudo_inverse(blocks.mH).mH.contiguous()
-
-
-def _tall_pseudo_inverse(blocks: Tensor) -> Tensor:
-    q, r = torch.linalg.qr(blocks)
-    return torch.linalg.solve_triangular(r, q.mH, upper=True)
+        is_tall = n_outputs > n_inputs
+        q, r = torch.linalg.qr(blocks if is_tall else blocks.mH)
+        inverse = torch.linalg.solve_triangular(r, q.mH, upper=True)
+        return inverse if is_tall else inverse.mH.contiguous()
 
 
 def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:

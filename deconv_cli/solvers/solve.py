@@ -70,9 +70,18 @@ def solve(
     rule = _stopping_rule(default_tolerance(y.dtype) if tolerance is None else tolerance, max_iterations)
     data, unit = to_unit(y, len(A.output_shape))
     if type(A) is Convolution and isinstance(penalty, str | None):
-        solution = _solve_convolution(A, data, penalty or "identity", lam, rule, progress)
+        problem = TikhonovProblem(A, lam, penalty=penalty or "identity")
+        choice = choose_method(problem)
+        check_weight(problem)
+        solution = build_inverse(problem, rule, choice)[0].solve(data, progress)
+        solution = replace(solution, value=problem.split_null_space(solution.value)[0])
+    elif lam == 0:
+        solution = iterate(NormalEquations(A, data), rule, progress=progress)
     else:
-        solution = _solve_any(A, data, penalty, lam, rule, progress)
+        L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
+        equations = NormalEquations(A, data, L, lam * largest_singular_value_of(A, data) ** 2)
+        ritz = RitzValues(None, math.inf, determined=lambda x: x)
+        solution = iterate(equations, rule, progress=progress, bounds_distance=True, ritz=ritz)
     if unit is None:
         return solution
     factor = unit.reshape(*y.shape[: y.ndim - len(A.output_shape)], *[1] * len(A.input_shape))
@@ -119,38 +128,6 @@ def _stopping_rule(tolerance: object, max_iterations: object) -> StoppingRule:
 def _kind(value: object) -> str:
     """Name the type of a value, or the dtype of a tensor."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _solve_convolution(
-    A: Convolution,
-    y: Tensor,
-    penalty: str,
-    lam: float,
-    rule: StoppingRule,
-    progress: Progress | None,
-) -> Solution:
-    problem = TikhonovProblem(A, lam, penalty=penalty)
-    choice = choose_method(problem)
-    check_weight(problem)
-    inverse, _ = build_inverse(problem, rule, choice)
-    solution = inverse.solve(y, progress)
-    return replace(solution, value=problem.split_null_space(solution.value)[0])
-
-
-def _solve_any(
-    A: LinearOperator,
-    y: Tensor,
-    penalty: str | LinearOperator | None,
-    lam: float,
-    rule: StoppingRule,
-    progress: Progress | None,
-) -> Solution:
-    if lam == 0:
-        return iterate(NormalEquations(A, y), rule, progress=progress)
-    L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
-    weight = lam * largest_singular_value_of(A, y) ** 2
-    ritz = RitzValues(None, math.inf, determined=lambda x: x)
-    return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True, ritz=ritz)
 
 
 def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
