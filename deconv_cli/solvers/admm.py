@@ -54,11 +54,6 @@ class Admm:
         y: data, shape `(*batch, C_out, *output_size)`.
         sigma_max: largest singular value of the kernel's symbol.
         rho: the ρ of all steps; `None` adapts it to the image.
-
-    Attributes:
-        x: the estimate.
-        y: the data.
-        rho: the ρ of the last step.
     """
 
     def __init__(

@@ -184,18 +184,18 @@ def solve_lines(inverse: Tensor, lines: Tensor, *, transposed: bool = False) -> 
 
 
 def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
-    """Compute what a block-circulant operator does from one band to another, at each frequency along the bands.
+    """Compute what a block-circulant operator does from one band, of w' lines, to another, of w lines.
 
     Args:
-        rows: the band of the result, w lines.
-        columns: the band of the argument, w' lines.
+        rows: the band of the result.
+        columns: the band of the argument.
         values: the operator's blocks, shape `(N1, N2 // 2 + 1, a, b)`.
         down: a factor for each row of frequencies, shape `(N1, 1)`.
         across: a factor for each column of frequencies, shape `(N2 // 2 + 1,)`.
         axis: the axis across the bands.
 
     Returns:
-        Shape `(frequencies, w·a, w'·b)`.
+        At each frequency along the bands, shape `(frequencies, w·a, w'·b)`.
     """
     length = rows.length
     lags, signs = [], []

@@ -61,15 +61,7 @@ class Unknowns:
 
 
 class BorderSystem:
-    """The Hermitian system of the module's formulas, applied by FFTs.
-
-    Args:
-        places: the torus.
-        blocks: P, M and N in the complex dtype of the arithmetic.
-        boundary: the rule for pixels outside the image.
-        penalty: which L.
-        weight: μ.
-    """
+    """The Hermitian system of the module's formulas, applied by FFTs, in the dtype of the blocks."""
 
     def __init__(
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
@@ -169,15 +161,10 @@ class BorderSystem:
 
 
 class BandSolver:
-    """The inverse of the system on a closed band, for all kinds of unknowns at once.
+    """The inverse of the system on a closed band, of rows for axis 0 or columns for axis 1, for all kinds of unknowns.
 
     At each frequency along the band it is one small matrix, whose entries are sums of P, M and N over the frequencies
     of the other axis.
-
-    Args:
-        system: the whole system.
-        blocks: P, M and N.
-        axis: 0 for the band of rows, 1 for the band of columns.
     """
 
     def __init__(self, system: BorderSystem, blocks: TorusBlocks, axis: int) -> None:
@@ -251,7 +238,7 @@ def _as_real(blocks: Tensor) -> Tensor:
 def _list_unknowns(
     places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
 ) -> list[Unknowns]:
-    """List outputs that were not observed, differences that the torus has and the image has not, and tied pixels."""
+    """List missing outputs, differences that the torus has and the image has not, and tied pixels."""
     torus, (n_inputs, n_outputs) = places.torus, blocks.estimate.shape[-2:]
     like = blocks.estimate.real.new_empty(0)
     one_down = blocks.estimate.new_ones(torus[0], 1)

@@ -77,7 +77,7 @@ def iterate(
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
         progress: called after every iteration.
         bounds_distance: also bound, or estimate, the distance to the minimizer, and iterate until it is small.
-        ritz: knowledge of the eigenvalues beforehand; by default none.
+        ritz: prior knowledge of the eigenvalues.
     """
     ritz = ritz or RitzValues(preconditioner, math.inf)
 

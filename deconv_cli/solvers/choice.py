@@ -60,13 +60,10 @@ def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
 
 
 def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
-    """Choose a method for a problem.
+    """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
 
-    Args:
-        problem: the problem.
-        method: the name of a solver, or `auto` for the cheapest one that fits the memory. If none fits, solvers whose
-            memory grows with the border are left out.
-        max_memory: bytes that may be used; by default a part of the free memory.
+    If none fits, solvers whose memory grows with the border are left out. `max_memory` is in bytes, by default a part
+    of the free memory.
 
     Raises:
         UsageError: the method cannot solve this problem, or none can.

@@ -145,13 +145,10 @@ class _Objective:
 
 @dataclass(frozen=True, eq=False)
 class _Quadratic:
-    """The objective around an estimate, where it is quadratic.
+    """The objective around an estimate x, where it is quadratic.
 
-    Attributes:
-        x: the estimate.
-        weights: curvature w of each sample, of the shape of the data.
-        gradient: down the objective, of the shape of the estimate.
-        certificate: its norm over that of Aᴴy, of the worst image.
+    `weights` are the curvatures of the samples, `gradient` points down the objective, and the certificate is its norm
+    over that of Aᴴy, for the worst image.
     """
 
     x: Tensor

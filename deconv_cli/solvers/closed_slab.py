@@ -137,8 +137,7 @@ class ClosedSlab:
     """The approximate inverse of a convolution that is cut to the closed slab across an axis: positive definite.
 
     Args:
-        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real for C = 1, with the channels of
-            one kind of unknowns after those of another.
+        symbol: Hermitian and positive definite, `(C, C, *half spectrum)`, real for C = 1, kind after kind.
         torus: pixels along each axis, at least two axes.
         axis: the axis that the slab lies across.
         kinds: the planes of each kind.
@@ -199,15 +198,10 @@ class ClosedSlab:
 
 
 class SymbolLines:
-    """A symbol as lines along one axis, at the frequencies of `torch.fft.rfftn` along the others.
+    """A symbol `(C, C, *half spectrum)` as lines along one axis, at half the frequencies of the others.
 
     Of lines along the last axis only one half is stored: the other half is the conjugate, mirrored, of the line at the
-    opposite frequencies of the other axes.
-
-    Args:
-        symbol: Hermitian, shape `(C, C, *half spectrum)`, real for C = 1.
-        torus: pixels along each axis.
-        axis: the axis of the lines.
+    opposite frequencies of the other axes. The symbol is Hermitian, and real for C = 1.
     """
 
     def __init__(self, symbol: Tensor, torus: Size, axis: int) -> None:

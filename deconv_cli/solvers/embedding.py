@@ -263,15 +263,10 @@ class TorusEmbedding(TorusLayout):
         return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 
     def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Write out the part of a convolution on the torus that leads from some positions to others.
+        """Write out the part of a convolution on the torus from some positions, `columns`, to others, `rows`.
 
-        Args:
-            kernel: real, shape `(a, b, *torus)`: entry δ leads from a position to the one δ further on.
-            rows: positions of the results, shape `(m,)`.
-            columns: positions of the arguments, shape `(k,)`.
-
-        Returns:
-            Dense, shape `(a·m, b·k)`, channel by channel.
+        The kernel is real, of shape `(a, b, *torus)`: entry δ leads from a position to the one δ further on. The result
+        is dense, of shape `(a·len(rows), b·len(columns))`, channel by channel.
         """
         pairs = zip(self._coordinates(rows), self._coordinates(columns), strict=True)
         steps = [to[:, None] - start for to, start in pairs]

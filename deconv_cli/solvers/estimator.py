@@ -35,13 +35,11 @@ class Estimator(ABC):
     """A map from outputs of a convolution back to images: built once, applied to many outputs.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: how to invert.
 
     Attributes:
-        kernel: the kernel.
-        settings: how it inverts.
         geometry: the sizes.
         operator: A, under its true boundary; its taps do not change with the caller's.
         choice: the method, and why it was taken.
@@ -219,13 +217,7 @@ class Prior(ABC):
     def build(
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
-        """Build the estimator.
-
-        Args:
-            kernel: canonical kernel; its dtype and device are those of the arithmetic.
-            image_size: size of the images to estimate.
-            settings: all settings; a prior reads its own, such as weight, gain and noise_sigma.
-            estimate: the number that `needs` names, in units of the samples; `None` if the data do not show it.
+        """Build the estimator; `estimate` is the number that `needs` names, `None` if the data do not show it.
 
         Raises:
             ShapeError: the kernel does not fit the size.

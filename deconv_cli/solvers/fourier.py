@@ -91,13 +91,9 @@ class TorusBlocks:
 
 
 def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_inputs: bool) -> TorusBlocks:
-    """Compute P, M and N.
+    """Compute P, M and N from a symbol `(*plane, C_out, C_in)`, μ, and |l(θ)|², shape `(*plane,)`, unused for λ = 0.
 
-    Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`.
-        weight: μ = λ·σ²max.
-        penalty: |l(θ)|², shape `(*plane,)`; not used for λ = 0.
-        covers_inputs: for λ = 0, whether the outputs determine the image (`more outputs` above).
+    `covers_inputs` says for λ = 0 whether the outputs determine the image (`more outputs` above).
 
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.

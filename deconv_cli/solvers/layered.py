@@ -282,11 +282,8 @@ def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
 class TorusInverse(SymmetricOperator):
     """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
 
-    Args:
-        blocks: Hermitian, positive definite, shape `(groups, *plane, C, C)`.
-        torus: pixels along each axis.
-        shape: of the images of one group, `(C, *size)`.
-        part: how pixels are rearranged to phases; `None` if they are not.
+    The blocks are Hermitian, of shape `(groups, *plane, C, C)`; `shape` is that of the images of one group. `part`
+    tells how pixels are rearranged to phases, `None` if they are not.
     """
 
     def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:

@@ -26,21 +26,12 @@ from deconv_cli.solvers.fourier import SINGULAR, torus_blocks
 
 
 class _Blocks:
-    """What the three systems share: the system's symbol H at a part of the torus' frequencies after the other.
+    """The common part of the three systems: the symbol H, for one part of the torus' frequencies after the other.
 
-    Their maps take spectra of one part, `(B, channels, N1, n_columns, *)`, and may overwrite them: `read` makes the
+    The maps take spectra of one part, `(B, channels, N1, n_columns, *)`, and may overwrite them: `read` gives the
     system's right-hand side of a gradient g, `image` the image that unknowns add, `outputs` the outputs Pᴴg of the
     image of g, `outputs_of_unknowns` those of the image that unknowns add, and `gradient` the negative gradient of the
-    normal equations for a residual of the system.
-
-    Args:
-        symbol: K, in double precision.
-        torus: the transforms.
-        lam: λ.
-        dtype: the real dtype of the arithmetic.
-
-    Attributes:
-        n_channels: of the unknowns.
+    normal equations for a residual of the system. K is in double precision, `dtype` is the real one of the arithmetic.
     """
 
     n_channels: int
@@ -107,9 +98,7 @@ class MissingOutputs(_Blocks):
 class MissingDifferences(_Blocks):
     """Outputs that were not observed, and differences that the torus has and the image has not; λ > 0.
 
-    Args, beside those of any completion:
-        terms: the differences that are penalized.
-        is_missing: whether the image lacks any of each that the torus has.
+    `terms` are the penalized differences, and `is_missing` tells whether the image lacks any of each.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class PseudoInverse(Estimator):
     It is differentiable in the outputs and, if the taps require a gradient, in the taps as they were when it was built.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: how to invert.
         state: the state of an equal inverse (see `from_state`).
@@ -138,19 +138,10 @@ class PseudoInverse(Estimator):
         return inverse
 
     def __call__(self, y: Tensor) -> Tensor:
-        """Estimate the images that gave the outputs `y`.
-
-        Args:
-            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
+        """Estimate the images that gave the outputs `y`; see `Estimator.solve` for its shape and the errors.
 
         Returns:
             Shape `(C_in, *size)` or `(B, C_in, *size)`; differentiable once in `y` and in the taps.
-
-        Raises:
-            ShapeError: `y` is not an output of this convolution.
-            UsageError: `y` has another dtype or device than the arithmetic.
-            TooLargeError: the batch does not fit the memory.
-            MalformedInputError: `y` holds NaN or infinite values.
 
         Warns:
             RuntimeWarning: an iteration did not reach the tolerance; `solve` returns its outcome.
@@ -199,7 +190,7 @@ def attach_gradient(value: Tensor, y: Tensor, taps: Tensor, inverse: Inverse, sp
         y: shape `(*batch, C_out, *output_size)`.
         taps: the kernel that `inverse` was built for, shape `(C_out, C_in, *k)`.
         inverse: the inverse that computed the estimate.
-        spectrum: where the kernel's σmax is attained; needed for λ > 0 and a kernel that requires a gradient.
+        spectrum: where σmax is attained; needed for λ > 0 and a kernel that requires a gradient.
     """
     if not (torch.is_grad_enabled() and (y.requires_grad or taps.requires_grad)):
         return value

@@ -104,12 +104,8 @@ class SlabSystem:
     ) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the remaining gradient reaches the log's goal.
 
-        Args:
-            residual: shape `(*batch, C_out, *output_size)`; `None` for zero.
-            gradient: shape `(*batch, C_in, *size)`; `None` for zero. One of the two is given.
-            log: when to stop.
-            closes: continue the outputs smoothly around the torus at the start: smooth images then need fewer
-                iterations.
+        One of the two is given, of shape `(*batch, C_out, *output_size)` or `(*batch, C_in, *size)`. `closes` continues
+        the outputs smoothly around the torus at the start: smooth images then need fewer iterations.
         """
         given = residual if residual is not None else gradient
         assert given is not None
@@ -152,14 +148,10 @@ class SlabSystem:
     def _iterate(
         self, right: Tensor, batch: tuple[int, ...], log: GradientLog, unit: float, start: Tensor | None = None
     ) -> Tensor:
-        """Solve for unknowns.
+        """Solve for unknowns of B images, a batch of this shape.
 
-        Args:
-            right: right-hand side, shape `(B, n)`; it is overwritten.
-            batch: the batch shape, of B images.
-            log: when to stop.
-            unit: the factor between the gradient of a residual and that in the log's unit.
-            start: the solution is added to it and overwrites it, shape `(B, n)`; by default zero.
+        The right-hand side `(B, n)` is overwritten; the solution is added to `start`, by default zero, in place. `unit`
+        is the factor between the gradient of a residual and that in the log's unit.
         """
         start = self._zeros(len(right)) if start is None else start
         if right.shape[-1] == 0 or log.is_spent:

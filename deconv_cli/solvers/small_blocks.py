@@ -24,13 +24,9 @@ N_AT_ONCE = 2**12
 
 @dataclass(frozen=True)
 class SmallInverse:
-    """Inverses of blocks A, and measures of their accuracy.
+    """Inverses `(F, n, m)` of blocks A, plane by plane in memory, with ‖A‖, ‖A⁻¹‖ by Frobenius, and a flaw.
 
-    Attributes:
-        inverse: shape `(F, n, m)`, in memory plane by plane.
-        norm: ‖A‖ by Frobenius, shape `(F,)`.
-        inverse_norm: ‖A⁻¹‖, shape `(F,)`; not finite where A is singular.
-        flaw: shape `(F,)`; see the functions.
+    The measures have the shape `(F,)`; ‖A⁻¹‖ is not finite where A is singular.
     """
 
     inverse: Tensor

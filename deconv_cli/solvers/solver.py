@@ -64,12 +64,8 @@ class Cost:
     ) -> Cost:
         """Estimate the cost of a solver that works by FFTs.
 
-        Args:
-            problem: the problem.
-            n_operations: see above.
-            n_bytes_factored: memory of the factors; by default that of the symbol.
-            n_images: images with the channels of input and output that an application keeps at once.
-            basis: see above.
+        The factors take by default the memory of the symbol, and an application keeps `n_images` with the channels of
+        input and output at once.
         """
         factored = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
         return cls(n_operations, factored + _blurring_bytes(problem), _image_bytes(problem, n_images), basis)

@@ -150,13 +150,8 @@ class SquareBorderSystem:
 def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
     """Write out an operator that does not change along a line, on the first `height` places of that line.
 
-    Args:
-        lines: its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`.
-        length: of the line.
-        height: places of the part.
-
-    Returns:
-        Real, shape `(r·height, r·height)`, place by place within each of the r.
+    `lines` is its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`. The result is real, of shape
+    `(r·height, r·height)`, place by place within each of the r.
     """
     kernel = torch.fft.irfft(lines, n=length, dim=0) if lines.numel() else lines.real.new_zeros(length, 0, 0)
     place = torch.arange(height, device=lines.device)

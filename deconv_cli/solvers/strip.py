@@ -71,12 +71,8 @@ class StripSystem:
     ) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the system's own residual reaches the log's goal.
 
-        Args:
-            residual: shape `(*batch, C_out, H_y, W_y)`; `None` for zero.
-            gradient: shape `(*batch, C_in, H, W)`; `None` for zero.
-            log: when to stop.
-            closes: continue the outputs smoothly around the torus at the start: a photograph then needs fewer
-                iterations.
+        The shapes are `(*batch, C_out, H_y, W_y)` and `(*batch, C_in, H, W)`; `None` means zero. `closes` continues the
+        outputs smoothly around the torus at the start: a photograph then needs fewer iterations.
         """
         given = residual if residual is not None else gradient
         assert given is not None

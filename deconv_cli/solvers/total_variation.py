@@ -74,20 +74,20 @@ TOTAL_VARIATION = TotalVariation()
 class TotalVariationEstimator(Estimator):
     """Estimates images that are flat except at their edges.
 
-    The certificate is the larger of two numbers, computed afresh from the estimate x and a field p that is nowhere
-    longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the stationarity ‖Aᴴ(Ax −
-    y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*; the objective is above
-    that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
+    The certificate is the larger of two numbers, computed from the estimate x and a field p that is nowhere longer than
+    w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖
+    relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*; the objective exceeds that minimum
+    by at most the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
             the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations` and
             `rho` are given, a pixel of the estimate depends only on data near it.
-        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is that of
-            the noise (Morozov's discrepancy principle), which fails if the noise estimate is too small.
-        noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
+        weight: w > 0, in the unit of the samples; `None` finds one for a whole batch, under which ‖Ax − y‖² is that of
+            the noise (Morozov's discrepancy principle); it fails if the noise estimate is too small.
+        noise: standard deviation of the noise in the data; needed without a weight.
 
     Raises:
         UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
