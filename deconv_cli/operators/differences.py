@@ -69,11 +69,8 @@ def second_differences(n_axes: int) -> tuple[Difference, ...]:
 class Differences(LinearOperator):
     """Several differences at once, stacked ahead of the channels: `(*batch, C, *size)` → `(*batch, n, C, *size)`.
 
-    Args:
-        shape: of one image, `(C, *size)`.
-        terms: the n differences.
-        periodic: the last pixel's neighbor is the first, for all axes of space or for each; else only differences
-            between pixels of the image are taken, and the rest is zero.
+    If it is periodic, for all axes of space or for each, the last pixel's neighbor is the first; else only differences
+    between pixels of the image are taken, and the rest is zero.
     """
 
     def __init__(self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool | tuple[bool, ...]) -> None:

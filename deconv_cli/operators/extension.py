@@ -14,15 +14,10 @@ from deconv_cli.vocabulary import Size
 
 
 class Extension(LinearOperator):
-    """Surround an image `(*batch, C, *size)` by its border.
+    """Surround an image `(*batch, C, *size)` by its border, for a rule that copies pixels or that of zeros.
 
     The adjoint folds the border back: each border pixel, times its factor, is added to its source. Only the border
     strips are gathered; the interior is moved as a whole.
-
-    Args:
-        geometry: the sizes.
-        n_channels: C.
-        boundary: a rule that copies pixels, or that of zeros.
 
     Raises:
         ShapeError: the border is wider than the rule can supply.

@@ -36,16 +36,12 @@ Padding: TypeAlias = "PaddingLike | Pads"
 
 
 def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
-    """Turn a padding, as torch words it, into pixels on each side.
+    """Turn a padding, as torch words it, into pixels on each side, for taps along each axis.
 
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
-    Args:
-        padding: `same`, `valid`, `full`, a whole number, one or a pair (before, after) for each axis, or the pads.
-        kernel_size: taps along each axis.
-
     Raises:
-        UsageError: the padding is none of these.
+        UsageError: the padding is none of torch's words, a whole number, one or a pair for each axis, or `Pads`.
     """
     if isinstance(padding, Pads):
         return padding
@@ -160,14 +156,8 @@ def check_image_size(image_size: Size, kernel_size: Size) -> None:
 class GridAxis:
     """One axis of a layer: `coarse[o] = Σ_t K[t]·fine[stride·o + dilation·t − before]`.
 
-    Attributes:
-        n_fine: pixels of the fine grid; positions outside of it are the border.
-        n_coarse: pixels of the coarse grid.
-        n_taps: of the kernel.
-        stride: see above.
-        dilation: see above.
-        before: pixels of the border ahead of the first one.
-        after: pixels of the border behind the last one.
+    `before` and `after` count the pixels of the border outside the fine grid, ahead of its first pixel and behind its
+    last.
     """
 
     n_fine: int

@@ -38,14 +38,9 @@ NEARLY = 0.8
 
 
 class StridedCorrelation(LinearOperator):
-    """Slide grouped, dilated taps with a stride over an image with its border.
+    """Slide grouped, dilated taps `(C_out, C_in / groups, *k)` with a stride over an image with its border.
 
-    Args:
-        kernel: shape `(C_out, C_in / groups, *k)`.
-        size: pixels of the image with its border.
-        steps: stride and dilation along each axis.
-        groups: sets of channels.
-        n_outputs: outputs along each axis, at most all.
+    It gives the first `n_outputs` along each axis.
     """
 
     def __init__(self, kernel: Tensor, size: Size, steps: AxisOptions, groups: int, n_outputs: Size) -> None:

@@ -225,16 +225,10 @@ def whole_layer(axes: Sequence[GridAxis]) -> Part:
 
 
 def rearranged_taps(taps: Tensor, axes: Sequence[GridAxis], groups: int, *, on_torus: bool = False) -> Tensor:
-    """Rearrange the taps of a layer to those of its plain convolutions from the fine grid to the coarse one.
+    """Rearrange the taps `(C_coarse, C_fine / groups, *k)` of a layer to those of its plain convolutions.
 
-    Args:
-        taps: shape `(C_coarse, C_fine / groups, *k)`.
-        axes: the axes of space.
-        groups: sets of channels.
-        on_torus: see `tap_table`.
-
-    Returns:
-        Shape `(groups, C_coarse / groups, C_fine / groups · phases, *k')`.
+    These lead from the fine grid to the coarse one: `(groups, C_coarse / groups, C_fine / groups · phases, *k')`. For
+    `on_torus` see `tap_table`.
     """
     found, n_phases = taps.unflatten(0, (groups, -1)), []
     for at, axis in enumerate(axes):

@@ -33,10 +33,7 @@ def name_of(tap: Tap) -> str:
 def evaluate(tap: Tap, pixels: Tensor, weights: Tensor) -> Tensor:
     """Compute φ for all pairs of channels: shape `(C_out, C_in, *size)`.
 
-    Args:
-        tap: φ.
-        pixels: shape `(C_in, *size)`.
-        weights: shape `(C_out, C_in)`.
+    The pixels have the shape `(C_in, *size)`, the weights `(C_out, C_in)`.
 
     Raises:
         UsageError: the tap fails, or gives no floating-point number for each pair.

@@ -56,15 +56,10 @@ class TorusFilter:
         return self._half
 
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
-        """Transform a field of `(B, C)` images and channels along all axes but the first.
+        """Transform a field of `(B, C)` images and channels, which `fill` writes, along all axes but the first.
 
-        Args:
-            shape: `(B, C)`.
-            fill: writes the field.
-            n_planes: planes of the field, zero beyond them; by default all.
-
-        Returns:
-            Complex, shape `(B, C, n_planes, …, Nn // 2 + 1)`.
+        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, n_planes, …, Nn // 2 +
+        1)`.
         """
         n_planes = self.torus[0] if n_planes is None else n_planes
         spectrum = self.like.new_empty(*shape, n_planes, *self._half[1:], dtype=self.like.dtype.to_complex())
@@ -84,14 +79,8 @@ class TorusFilter:
     ) -> Tensor:
         """Filter the result of `transform`, part by part, and transform it back along the first axis.
 
-        Args:
-            spectrum: it may be overwritten.
-            apply: gives spectra of `n_channels`.
-            n_channels: by default as many as there are.
-            n_planes: planes of the result, from the first one on; by default all.
-
-        Returns:
-            Complex, shape `(B, n_channels, n_planes, …)`, or with further planes that mean nothing.
+        It gives `n_channels`, by default as many as there are, and the first `n_planes`, by default all: complex, shape
+        `(B, n_channels, n_planes, …)`, or with further planes that mean nothing. The spectrum may be overwritten.
         """
         n_channels = spectrum.shape[1] if n_channels is None else n_channels
         n_planes = self.torus[0] if n_planes is None else n_planes

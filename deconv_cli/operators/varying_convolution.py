@@ -119,10 +119,8 @@ def runs_of(weights: Tensor) -> Iterator[tuple[int, Tensor]]:
 class VaryingCorrelation(LinearOperator):
     """Sliding a kernel that varies over an image with its border: Σ K_j diag(w_j) without padding.
 
-    Args:
-        taps: shape `(n_rows, n_columns, kH, kW)`.
-        row_weights: shape `(n_rows, H)`, for the rows of the image with its border, on the host.
-        column_weights: shape `(n_columns, W)`.
+    The taps have the shape `(n_rows, n_columns, kH, kW)`; the weights of rows `(n_rows, H)` and columns `(n_columns,
+    W)` are for the image with its border, on the host.
     """
 
     def __init__(self, taps: Tensor, row_weights: Tensor, column_weights: Tensor) -> None:

@@ -73,10 +73,7 @@ def restore_twists(factors: Factors, n_axes: int) -> Twists:
 class BoundarySystem(SymmetricOperator):
     """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus.
 
-    Args:
-        problem: the problem.
-        twists: axes around which the torus is twisted.
-        factors: the factors of an equal system, which are then not computed.
+    With factors of an equal system nothing is computed.
     """
 
     def __init__(self, problem: TikhonovProblem, twists: Twists, factors: Factors | None = None) -> None:

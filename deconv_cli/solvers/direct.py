@@ -107,12 +107,7 @@ def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
 
 
 class DirectInverse(IteratedInverse):
-    """Inverse of one problem, ready for many outputs.
-
-    Args:
-        problem: one that `DIRECT` covers.
-        rule: when the refinement ends.
-        factors: those of an equal inverse, which are then not computed.
+    """Inverse of one problem, ready for many outputs; with factors of an equal inverse nothing is factored.
 
     Raises:
         SingularSystemError: the system on the border is singular to working precision.

@@ -168,10 +168,6 @@ class Estimator(ABC):
 def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
     """Divide each image by a power of two if its squares would leave the range of its type.
 
-    Args:
-        data: shape `(*batch, C, *size)`.
-        n_dims: axes of one image.
-
     Returns:
         The quotient and the powers, shape `(*batch, 1, …, 1)`; the data themselves and `None` in ordinary cases.
     """

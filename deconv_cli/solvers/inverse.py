@@ -178,12 +178,7 @@ class CompletingSystem(Protocol):
 
 
 class BorderInverse(IteratedInverse):
-    """Inverse of one problem, ready for many outputs.
-
-    Args:
-        problem: one that the system's solver covers.
-        rule: when to stop.
-        make_system: makes the system, after a check that a torus can complete the problem.
+    """Inverse of one problem, ready for many outputs, by a system that completes it on a torus.
 
     Raises:
         SingularSystemError: λ = 0 and the symbol has not full rank, or constants are undetermined on the torus.

@@ -40,13 +40,8 @@ def solve_definite(
     Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; preconditioned as in Saad,
     Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1.
 
-    Args:
-        apply: the system.
-        precondition: symmetric positive definite, close to its inverse.
-        right: right-hand sides, shape `(B, n)`; overwritten to save memory.
-        watch: decides when to stop.
-        measure: computes the argument of `watch` from a residual, shape `(B,)`; by default its norm.
-        start: the solution is added to it and overwrites it; zero if not given.
+    The right-hand sides `(B, n)` are overwritten to save memory. `watch` decides when to stop, from `measure` of the
+    residual, by default its norm. The solution is added to `start`, by default zero, in place.
     """
     x = torch.zeros_like(right) if start is None else start
     residual = right

@@ -58,10 +58,7 @@ def plain_iterations(condition: float, tolerance: float) -> float:
 def _least_gain(operator: Convolution, symbol: Tensor, least: Tensor) -> Tensor | None:
     """Bound the squares of A's nonzero singular values from below; `None` if the symbol gives no bound.
 
-    Args:
-        operator: A.
-        symbol: shape `(*plane, C_out, C_in)`.
-        least: squares of the symbol's smallest singular values, shape `(*plane,)`.
+    The symbol has the shape `(*plane, C_out, C_in)`; `least` are the squares of its smallest singular values.
     """
     boundary, geometry, pads = operator.boundary, operator.geometry, operator.geometry.pads
     n_outputs, n_inputs = operator.kernel.shape[:2]

@@ -185,12 +185,8 @@ class PseudoInverse(Estimator):
 def attach_gradient(value: Tensor, y: Tensor, taps: Tensor, inverse: Inverse, spectrum: Spectrum | None) -> Tensor:
     """Make an estimate a differentiable function of its data and kernel, if either requires a gradient.
 
-    Args:
-        value: the estimate for `y`, shape `(*batch, C_in, *size)`, computed without a graph.
-        y: shape `(*batch, C_out, *output_size)`.
-        taps: the kernel that `inverse` was built for, shape `(C_out, C_in, *k)`.
-        inverse: the inverse that computed the estimate.
-        spectrum: where σmax is attained; needed for λ > 0 and a kernel that requires a gradient.
+    `value` is the estimate of `inverse` for `y`, computed without a graph, and `taps` the kernel that it was built for.
+    The spectrum tells where σmax is attained; it is needed for λ > 0 and a kernel that requires a gradient.
     """
     if not (torch.is_grad_enabled() and (y.requires_grad or taps.requires_grad)):
         return value

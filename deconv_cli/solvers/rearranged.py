@@ -126,12 +126,7 @@ def _method_of(plain: TikhonovProblem) -> str:
 
 
 class PhasesInverse(Inverse):
-    """Inverse of one layer, ready for many outputs.
-
-    Args:
-        problem: one that `PHASES` covers.
-        rule: when iterations end.
-        factors: those of an equal inverse, which are then not computed.
+    """Inverse of one layer, ready for many outputs; with factors of an equal inverse nothing is factored.
 
     Raises:
         SingularSystemError: one of the plain problems turns out to be singular.

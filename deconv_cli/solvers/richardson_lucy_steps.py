@@ -72,12 +72,7 @@ def expected_deviance(mean: Tensor) -> Tensor:
 def held_out(y: Tensor, n_dims: int) -> Tensor:
     """Pick about one sample in nineteen, on a slanted lattice, so that every row, column and channel has its share.
 
-    Args:
-        y: shape `(*batch, C, *size)`.
-        n_dims: axes of one image, its channels included: at most four.
-
-    Returns:
-        Booleans, shape `(C, *size)`.
+    Images have `n_dims` axes, at most four with their channels. The result is boolean, shape `(C, *size)`.
     """
     number = torch.zeros((), dtype=torch.int64, device=y.device)
     steps = (LATTICE[0], *LATTICE[-(n_dims - 1) :])
@@ -286,11 +281,7 @@ def run_until(
 ) -> Status:
     """Take steps until the noise or the certificate ends every image, or the steps are spent.
 
-    Args:
-        steps: the steps.
-        criterion: decides which images the noise ends.
-        log: the steps so far, and how many more may be taken.
-        share: the part of the remaining steps that may be spent.
+    At most this share of the remaining steps of the log may be spent.
     """
     limit = int(share * (log.rule.max_iterations - len(log.history)))
     n_steps = 0

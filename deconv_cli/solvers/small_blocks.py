@@ -47,16 +47,10 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> SmallInverse:
-    """Compute (KᴴK + d)⁻¹ by elimination, which is stable as it is.
+    """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ, by elimination, which is stable as it is.
 
-    Args:
-        blocks: K, complex, shape `(F, m, n)`.
-        diagonal: d, shape `(F,)`.
-        times_adjoint: compute (KᴴK + d)⁻¹Kᴴ instead; for m < n by way of the smaller KKᴴ.
-
-    Returns:
-        Inverses, shape `(F, n, n)` or `(F, n, m)`, with the norms of the Gram matrix and its inverse; the flaw is minus
-        its smallest pivot.
+    K is complex, of shape `(F, m, n)`, d of shape `(F,)`. Times Kᴴ with m < n goes by way of the smaller KKᴴ. The norms
+    are those of the Gram matrix and its inverse; the flaw is minus its smallest pivot.
     """
     n_outputs, n_inputs = blocks.shape[-2:]
     is_wide = times_adjoint and n_outputs < n_inputs

@@ -49,11 +49,8 @@ def default_tolerance(dtype: torch.dtype) -> float:
 class IterationLog:
     """The iterations of one solve, all rounds together.
 
-    Attributes:
-        rule: when to stop.
-        progress: called after every iteration.
-        history: certificate after every iteration, or after every step of several.
-        n_inner: iterations within the steps, which have no certificate of their own.
+    `history` is the certificate after every iteration, or after every step of several; `n_inner` counts iterations
+    within the steps, which have no certificate of their own.
     """
 
     rule: StoppingRule
@@ -86,13 +83,8 @@ class IterationLog:
 class GradientLog(IterationLog):
     """The iterations of one solve of normal equations.
 
-    Args:
-        rule: when to stop.
-        scale: norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`.
-        progress: called after every iteration.
-
-    Attributes:
-        goal: norm of the gradient to be reached, shape `(*batch,)`.
+    `scale` is the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`, and `goal` the norm of the gradient
+    to be reached.
     """
 
     def __init__(self, rule: StoppingRule, scale: Tensor, progress: Progress | None = None) -> None:

@@ -32,11 +32,7 @@ MAX_PROBE_ERROR = 1e-3
 
 
 class SquareBorderSystem:
-    """The inverse of an operator with as many outputs as pixels, in double precision.
-
-    Args:
-        operator: the operator.
-        factors: those of an equal system, which are then not computed.
+    """The inverse of an operator with as many outputs as pixels, in double precision, or from its factors.
 
     Raises:
         SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.

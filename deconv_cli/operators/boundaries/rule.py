@@ -64,14 +64,10 @@ class BoundaryRule:
         return None
 
     def sources(self, position: Tensor, length: int) -> Tensor:
-        """Find the pixels that are copied to positions outside a line.
+        """Find the pixels that are copied to positions outside a line of `length` pixels, numbered from 0.
 
-        Args:
-            position: whole numbers below 0 or from `length` on, shape `(n,)`.
-            length: pixels of the line, numbered from 0.
-
-        Returns:
-            The numbers of the pixels, shape `(n,)`, from 0 to `length - 1`.
+        The positions are whole numbers below 0 or from `length` on, shape `(n,)`; so are the results, from 0 to `length
+        - 1`.
 
         Raises:
             UsageError: the rule copies no pixels.
@@ -193,12 +189,8 @@ UNKNOWN = UnknownBoundary()
 class WrappedBoundary(BoundaryRule):
     """A rule along some axes, and `circular` along the others, for a block that is cut out along the former.
 
-    Its own attributes are those of the rule at the ends. The sources of pixels outside differ from axis to axis: ask
+    Its own attributes are those of the rule at the `ends`. The sources of pixels outside differ from axis to axis: ask
     the rule that `along` returns.
-
-    Args:
-        rule: the rule beyond the ends, kept as `ends`.
-        wraps: for each axis of space whether the image goes around.
     """
 
     is_mixed = True
