@@ -157,7 +157,6 @@ def difference_energies(torus: Size, dtype: torch.dtype, device: torch.device) -
 
 
 def _axis_angles(torus: Size, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Tabulate the angles θ of one axis, shaped to broadcast over the others."""
     numbers = torch.arange(half_spectrum(torus)[axis], dtype=dtype, device=device)
     return (numbers * (2 * math.pi / torus[axis])).reshape(-1, *[1] * (-1 - axis))
 

@@ -64,11 +64,9 @@ class Extension(LinearOperator):
         return y
 
     def _copy(self, x: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
-        """Make the strip of border pixels at some positions of an axis."""
         return self._scale(x.index_select(axis, self.boundary.sources(position, length)), axis, position, length)
 
     def _scale(self, strip: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
-        """Multiply a strip of border pixels by the factors of its positions."""
         factors = self.boundary.factors(position, length)
         return strip if factors is None else strip * factors.to(strip.dtype).reshape(-1, *[1] * (-1 - axis))
 

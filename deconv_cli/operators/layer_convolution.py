@@ -230,7 +230,6 @@ class LayerConvolution(Convolution):
         return found
 
     def _along(self, at: int) -> LayerConvolution:
-        """Give the layer along one axis alone, with taps of one."""
         geometry, steps = self.geometry, self.layer_geometry.steps
         options = LayerOptions(
             stride=steps.stride[at],

@@ -198,7 +198,6 @@ class Part:
 
 
 def _at(places: list[Tensor]) -> Any:  # noqa: ANN401 (torch names no type for indices)
-    """Index the last axes, one tensor of positions for each."""
     return (..., *places)
 
 

@@ -124,7 +124,6 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
 
 
 def _search(taps: Tensor, torus: Size) -> tuple[float, Size]:
-    """Halve blocks of frequencies until none may hold a larger singular value than the largest so far."""
     # By symmetry half the torus is enough, and one line where the symbol does not change.
     plane = half_spectrum(torus)
     steps = [math.pi * (k - 1) / n for k, n in zip(taps.shape[2:], torus, strict=True)]
@@ -197,7 +196,6 @@ def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
 
 
 def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> list[Tensor]:
-    """Tabulate what the taps along each axis contribute at frequencies `(n, n_axes)`: one `(n, k)` for each axis."""
     axes = zip(frequencies.unbind(-1), torus, taps.shape[2:], strict=True)
     return [phases(numbers, length, n_taps, taps) for numbers, length, n_taps in axes]
 

@@ -94,7 +94,6 @@ class TorusFilter:
         return result
 
     def _columns(self, spectrum: Tensor, part: slice) -> Tensor:
-        """Transform a part of what `transform` gave along the first axis too."""
         return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:

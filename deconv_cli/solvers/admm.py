@@ -176,7 +176,6 @@ class Admm:
         return squared.sqrt_().unsqueeze(axis)
 
     def _within(self, vectors: Tensor, weight: float) -> Tensor:
-        """Shorten the vectors of a field that are longer than the weight."""
         length = self._lengths(vectors)
         return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
 
@@ -262,7 +261,6 @@ class MaskedAdmm(Admm):
         self._on_torus = self._convolution(gram_inverse_blocks(self._symbol, rho / ETA, self._energies))
 
     def _convolution(self, symbol: Tensor) -> BlockCirculant:
-        """Convolve on the torus, in the precision of the data."""
         return BlockCirculant(symbol.to(self.y.dtype.to_complex()), self._torus)
 
     def _inside(self, fields: Tensor) -> Iterator[Tensor]:
@@ -277,6 +275,5 @@ class MaskedAdmm(Admm):
         return crop(field, (0,) * len(size), size)
 
     def _image(self, field: Tensor) -> Tensor:
-        """View the image on the torus."""
         size = self._problem.operator.geometry.extended_size
         return crop(field, (0,) * len(size), size)

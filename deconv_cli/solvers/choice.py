@@ -127,7 +127,6 @@ def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
 
 
 def _most_general(problem: TikhonovProblem) -> str:
-    """Find the cheapest solver that takes singular problems too."""
     names = [name for name in SOLVERS if find_solver(name).takes_singular and refusal_of(name, problem) is None]
     return _cheapest({name: find_solver(name).cost(problem) for name in names})
 

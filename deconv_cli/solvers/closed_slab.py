@@ -186,7 +186,6 @@ class ClosedSlab:
                 slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
 
     def _transform(self, slab: Tensor) -> Tensor:
-        """Transform along the slab."""
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
         spectrum = slab.new_empty(*slab.shape[:3], *plane, dtype=slab.dtype.to_complex())
         for part in self._parts(slab):

@@ -212,7 +212,6 @@ class BoundarySystem(SymmetricOperator):
 
 
 def _as_columns(vectors: Tensor) -> Tensor:
-    """Arrange vectors `(*batch, r)` as the columns of a matrix; r may be 0."""
     return vectors.reshape(math.prod(vectors.shape[:-1]), vectors.shape[-1]).T
 
 

@@ -148,8 +148,6 @@ class DirectInverse(IteratedInverse):
     def _refine(
         self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None
     ) -> Solution:
-        """Add the approximate inverse of the residual, until that is small enough."""
-
         def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
             better = x + approximate(equations.residual(x))
             log.add(equations.norm(gradient))

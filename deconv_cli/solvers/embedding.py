@@ -46,7 +46,6 @@ class TwistedTorus:
 
     @property
     def _axes(self) -> list[tuple[int, int, bool]]:
-        """Each axis of space with its length, and whether it is twisted."""
         return list(zip(space_axes(len(self.size)), self.size, self.twists, strict=True))
 
     def transform(self, field: Tensor) -> Tensor:
@@ -243,7 +242,6 @@ class TorusEmbedding(TorusLayout):
         return torch.cat(parts)
 
     def _coordinates(self, positions: Tensor) -> list[Tensor]:
-        """Split positions into one coordinate for each axis, each of their shape."""
         coordinates = []
         for length in reversed(self.torus):
             coordinates.append(positions % length)

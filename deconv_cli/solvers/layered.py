@@ -264,7 +264,6 @@ def _smaller(layer: Convolution) -> LayerConvolution | None:
 
 
 def _torus_of(layer: LayerConvolution) -> Size:
-    """Give the torus that a layer is approximated on."""
     goes_around = layer.boundary.is_periodic
     return tuple(
         _torus_length(axis, len(tap_table(axis, on_torus=True)[0]), goes_around=goes_around) for axis in layer.grid_axes

@@ -181,7 +181,6 @@ class MissingDifferences(_Blocks):
         )
 
     def _rows(self, number: int, image: Tensor) -> Tensor:
-        """Compute Az."""
         differences = [self._difference(number, term) * image for term in self._terms]
         return torch.cat([self._kernels[number].multiply(image), *differences], dim=1)
 

@@ -210,11 +210,9 @@ class _Descent:
         return inner(a, b, self.equations.n_dims)
 
     def _spread(self, mask: Tensor) -> Tensor:
-        """Shape one truth for each image, `(*batch,)`, as a mask of images."""
         return as_factor(mask, mask, self.equations.n_dims)
 
     def _gram(self, x: Tensor) -> Tensor:
-        """Apply AᴴA + μLᴴL."""
         operator, penalty = self.equations.operator, self.equations.penalty
         image = operator.adjoint(operator.forward(x))
         return image if penalty is None else image + self.equations.weight * penalty.apply_gram(x)

@@ -172,7 +172,6 @@ class PseudoInverse(Estimator):
         return solution if value is solution.value else replace(solution, value=value)
 
     def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
-        """Make an estimate differentiable in the arranged outputs and in the taps, if they require it."""
         taps = self.kernel.taps
         if self.settings.rcond is not None and taps.requires_grad and torch.is_grad_enabled():
             raise UsageError(

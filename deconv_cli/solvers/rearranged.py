@@ -208,7 +208,6 @@ class PhasesInverse(Inverse):
 
 
 def _own(factors: Factors | None, at: int, group: int) -> Factors | None:
-    """Choose the factors of one plain inverse; `None` to compute them."""
     if factors is None:
         return None
     prefix = f"{at}.{group}."

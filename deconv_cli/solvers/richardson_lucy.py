@@ -164,7 +164,6 @@ class RichardsonLucyEstimator(Estimator):
         return Solution(value, status, len(history), certificate, history, OBJECTIVE, n_steps=n_steps)
 
     def _stopping_criterion(self, data: Tensor, unit: float, log: IterationLog) -> StoppingCriterion:
-        """Decide how noise ends the iteration; held-out samples give a number of steps."""
         if (sigma := self.sigma) is not None:
             return lambda steps, _: reaches_noise(steps, sigma / unit)
         if (gain := self.gain) is not None:
@@ -177,7 +176,6 @@ class RichardsonLucyEstimator(Estimator):
 
 
 def _after(wanted: Tensor) -> StoppingCriterion:
-    """End each image after its own number of steps, shape `(B,)`."""
     return lambda _, n_steps: n_steps >= wanted
 
 

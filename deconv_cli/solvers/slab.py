@@ -84,7 +84,6 @@ class SlabSystem:
     def _complete(
         self, problem: TikhonovProblem, layout: TorusLayout, symbol: PartialSymbol
     ) -> tuple[Completion, list[OutsideBox]]:
-        """Find the missing data, and their places."""
         output_size, image_size = (*self._lead, *layout.output_size), (*self._lead, *layout.image_size)
         penalty = find_penalty(problem.penalty)
         if layout.n_tied > 0:
@@ -131,7 +130,6 @@ class SlabSystem:
         return (outputs / self._sigma).to(g.dtype).reshape(*batch, *self._output_shape)
 
     def _solve_for_data(self, data: Tensor, batch: tuple[int, ...], log: GradientLog, *, closes: bool) -> Tensor:
-        """Complete the outputs, and compute their image."""
         unknowns = self._close(data) if closes and self._runs_on else self._zeros(len(data))
         right = self._take(self._filter.filter(self._transform(data, unknowns), self._completion.apply)).neg_()
         unknowns = self._iterate(right, batch, log, self._sigma, unknowns)
@@ -177,7 +175,6 @@ class SlabSystem:
         return self._take(self._filter.filter(self._put(vector), self._completion.apply))
 
     def _precondition(self, vector: Tensor) -> Tensor:
-        """Add up the solutions on the closed slabs."""
         result = torch.zeros_like(vector)
         given, solved = map(self._unknowns.split, (vector, result))
         for axis, kinds, slab in self._slabs:
@@ -227,12 +224,10 @@ class SlabSystem:
         return vector
 
     def _put(self, vector: Tensor) -> Tensor:
-        """Transform unknowns."""
         shape = (len(vector), self._unknowns.n_channels)
         return self._filter.transform(shape, lambda field, planes: self._unknowns.put(vector, field, planes))
 
     def _take(self, spectrum: Tensor) -> Tensor:
-        """Read unknowns off a spectrum."""
         vector = self._filter.like.new_empty(len(spectrum), self._unknowns.n_unknowns)
         for field, planes in self._filter.fields(spectrum):
             self._unknowns.take(field, vector, planes)
@@ -327,7 +322,6 @@ SLAB = SlabSolver()
 
 
 def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
-    """List the differences that are penalized."""
     penalty = find_penalty(problem.penalty)
     return penalty.terms(problem.n_dims - 1) if problem.lam > 0 and penalty.takes_differences else ()
 

@@ -135,7 +135,6 @@ def _adjoint(a: Tensor) -> Tensor:
 
 
 def _norm(a: Tensor) -> Tensor:
-    """Compute the Frobenius norm, shape `(n,)`."""
     squares = torch.view_as_real(a).square().sum(dim=(0, 1))
     return (squares[:, 0] + squares[:, 1]).sqrt()
 

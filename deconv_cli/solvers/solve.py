@@ -126,7 +126,6 @@ def _stopping_rule(tolerance: object, max_iterations: object) -> StoppingRule:
 
 
 def _kind(value: object) -> str:
-    """Name the type of a value, or the dtype of a tensor."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -240,7 +239,6 @@ def solve_nonlinear(
 
 
 def _ending(log: IterationLog, certificate: float) -> Status | None:
-    """Return how the iteration ends here; `None` if it goes on."""
     if certificate <= log.rule.tolerance:
         return Status.CONVERGED
     if not math.isfinite(certificate):

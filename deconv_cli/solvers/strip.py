@@ -104,7 +104,6 @@ class StripSystem:
     def _complete(
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Add the border's unknowns to the spectra of the right-hand sides."""
         right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
         first_rows = self._rows.solve(right_rows)
         from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
@@ -150,7 +149,6 @@ class StripSystem:
         return self._unpack(solve_indefinite(apply, precondition, right, watch, count_vectors(right.numel())))
 
     def _transform(self, field: Tensor) -> Tensor:
-        """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
         return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
 

@@ -205,7 +205,6 @@ class TotalVariationEstimator(Estimator):
 
 
 def _check(operator: Convolution, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
-    """Refuse what cannot be solved."""
     n_outputs, n_inputs = operator.output_shape[0], operator.input_shape[0]
     if settings.method != "auto":
         raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
