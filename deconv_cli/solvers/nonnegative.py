@@ -24,8 +24,8 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import as_factor, inner, relative, safe_ratio
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.cgls import solve_definite
 from deconv_cli.solvers.estimator import Estimator, Prior, to_unit
-from deconv_cli.solvers.krylov import solve_definite
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule

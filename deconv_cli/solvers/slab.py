@@ -25,10 +25,10 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.cgls import dot, solve_definite
 from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
-from deconv_cli.solvers.krylov import dot, solve_definite
 from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, StoppingRule

@@ -19,10 +19,10 @@ from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, count_indefinite_unknowns
+from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
 from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
-from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations

@@ -10,7 +10,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import PENALTIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import bands
-from deconv_cli.solvers.krylov import solve_definite, solve_indefinite
+from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.square_border import SquareBorderSystem
 

@@ -9,8 +9,8 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.solvers import strip
+from deconv_cli.solvers.cgls import solve_indefinite
 from deconv_cli.solvers.choice import find_solver
-from deconv_cli.solvers.krylov import solve_indefinite
 from deconv_cli.solvers.solver import MAX_VECTORS, MIN_VECTORS, count_vectors
 from deconv_cli.vocabulary import parse_memory
 
