@@ -18,7 +18,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, UsageError, as_path, check_type
 from deconv_cli.io import limits
 from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
-from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention
@@ -162,12 +162,12 @@ def _assemble(path: Path, found: SavedState, device: torch.device, max_memory: i
         raise UsageError(f"'{path}' was factored in float64, which an Apple GPU does not have; use device cpu.")
     # Building takes a few images' memory at least.
     limits.check_budget(path, math.prod(state.image_size) * state.taps.element_size())
-    factors = Factors({name: tensor.to(device) for name, tensor in state.precomputed.factors.tensors.items()})
+    factors = Factors({name: tensor.to(device) for name, tensor in state.factors.tensors.items()})
     state = replace(
         state,
         taps=state.taps.to(device),
         settings=replace(state.settings, max_memory=max_memory),
-        precomputed=replace(state.precomputed, factors=factors),
+        factors=factors,
     )
     inverse = PseudoInverse.from_state(state)
     if bias is not None:

@@ -26,7 +26,7 @@ from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.io.samples import convert_samples
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.solvers.iteration_log import default_tolerance
+from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.workflows.pipeline import Pipeline
 
 

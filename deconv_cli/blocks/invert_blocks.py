@@ -29,7 +29,7 @@ from deconv_cli.parts import BOUNDARIES
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.schedulers.serial import SerialScheduler
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.solvers.iteration_log import default_tolerance
+from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.vocabulary import InputKind, OutputDType
 from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline

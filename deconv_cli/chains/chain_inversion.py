@@ -21,14 +21,12 @@ from deconv_cli.chains.chain_size import input_shape_of
 from deconv_cli.diagnostics.conditioning import MAX_DENSE_ENTRIES, DeterminedShare, determined_share
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import relative
 from deconv_cli.operators.linear_operator import Function, Linearization, LinearOperator, check_image
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear
-from deconv_cli.solvers.iteration_log import StoppingRule, default_tolerance
-from deconv_cli.solvers.norms import relative
-from deconv_cli.solvers.solution import Solution, Status
-from deconv_cli.solvers.solve import largest_singular_value_of
+from deconv_cli.solvers.solution import Solution, Status, StoppingRule, default_tolerance
+from deconv_cli.solvers.solve import NonlinearProblem, largest_singular_value_of, solve_nonlinear
 from deconv_cli.vocabulary import Size, format_percent
 from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver

@@ -17,9 +17,9 @@ from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.spectrum import single_threaded, singular_values
 from deconv_cli.solvers.cgls import iterate
 from deconv_cli.solvers.fourier import default_rcond
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import Size
 
 MAX_BLOCK_OPERATIONS = 1e8

@@ -9,8 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import space_axes
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 
 
 def squared_modulus(values: Tensor) -> Tensor:

@@ -22,9 +22,8 @@ from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import format_size
 
 _WEAK_SHARE = 0.1

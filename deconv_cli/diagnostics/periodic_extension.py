@@ -22,8 +22,8 @@ from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import Size
 
 MAX_SIDE = 768

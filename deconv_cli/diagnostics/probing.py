@@ -24,15 +24,14 @@ from deconv_cli.diagnostics.image_model import ImageModel, common_factor
 from deconv_cli.diagnostics.lambda_rules import choose_by_rule, likeliest_noise
 from deconv_cli.diagnostics.spectral_data import PowerByGain
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, space_axes
+from deconv_cli.operators.axes import as_factor, crop, norm, safe_ratio, space_axes
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.regularizers import Penalty
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, norm, safe_ratio
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import LambdaRule, Size
 
 # Random signs to draw, in numbers, if one image has fewer.

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import squared_modulus
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.operators.circulant import next_fast_size, phases, to_float64
-from deconv_cli.solvers.norms import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.

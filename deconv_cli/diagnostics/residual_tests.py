@@ -18,8 +18,7 @@ from deconv_cli.diagnostics.residual import BorderBand, border_profile, largest_
 from deconv_cli.diagnostics.torus_modes import ModeBands, TorusModes
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype, space_axes
 from deconv_cli.vocabulary import Size
 
 # The estimate has fitted noise if the noise in it exceeds this part of the contrast of the data, and this multiple of

@@ -20,8 +20,8 @@ from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.torus_modes import TorusModes
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.regularizers import PenaltyLike
-from deconv_cli.solvers.norms import accumulation_dtype
 
 _GROUPS_PER_DECADE = 200
 """Gains of a group differ by at most 1.2 %, so the part that an estimate passes is right to 2e-6."""

@@ -1,4 +1,4 @@
-"""The axes of space are the last ones of a tensor, the channels stand before them, and batches before those."""
+"""The axes of an image in a tensor, and its norms: space comes last, channels before it, and batches before those."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from deconv_cli.vocabulary import Size
 
-# So many numbers of a few arrays fit the cache of a processor together; for fewer, where its cores have other work too,
-# they wait for one another more often than they compute.
+# Numbers of a few arrays that fit a processor's cache together. With fewer, busy cores wait for one another more often
+# than they compute.
 SLAB = 2**21
 
 
@@ -38,7 +38,7 @@ def crop(x: Tensor, start: Size, size: Size) -> Tensor:
 
 
 def masked(numbers: Sequence[int], is_kept: Sequence[bool]) -> Size:
-    """Keep the numbers of some axes, and put zeros in the place of the others."""
+    """Keep the numbers of some axes, and replace the others by zero."""
     return tuple(n if is_one else 0 for n, is_one in zip(numbers, is_kept, strict=True))
 
 
@@ -51,12 +51,8 @@ def planes_of(x: Tensor, part: slice, n_axes: int) -> Tensor:
 def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut arrays across their first axis of space, into views so small that one stays in the cache from pass to pass.
 
-    What takes several passes over arrays that are larger than the cache waits for the memory else. Other devices than
-    the processor are given the whole at once.
-
-    Args:
-        n_axes: axes of space.
-        arrays: of the same size of space each, shape `(*batch, C, *size)`, whatever stands before it.
+    Several passes over arrays larger than the cache would wait for the memory. Other devices than the processor get the
+    whole at once. The arrays have the shape `(*batch, C, *size)` with the same size of space.
     """
     first = arrays[0]
     axis, length = -n_axes, first.shape[-n_axes]
@@ -68,7 +64,7 @@ def slabs(n_axes: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def half_spectrum(torus: Size) -> Size:
-    """Return the shape of what `torch.fft.rfftn` makes of a real field on a torus."""
+    """Return the shape of `torch.fft.rfftn` of a real field on a torus."""
     return *torus[:-1], torus[-1] // 2 + 1
 
 
@@ -88,3 +84,44 @@ def squared_gradient(images: Tensor, n_axes: int) -> Tensor:
         last = images.select(axis, -1).unsqueeze(axis)
         total = total + images.diff(dim=axis, append=last).square()
     return total
+
+
+# Axes of what is summed at once: those of an image.
+IMAGE_DIMS = 3
+
+
+def inner(a: Tensor, b: Tensor, n_dims: int) -> Tensor:
+    """Compute the inner product over the last `n_dims` axes, shape `(*batch,)`, in the widest real type."""
+    if n_dims > IMAGE_DIMS:
+        # Plane by plane: the products of a stack, also in double precision, take three times its memory.
+        planes = zip(a.unbind(1 - n_dims), b.unbind(1 - n_dims), strict=True)
+        return torch.stack([inner(p, q, n_dims - 1) for p, q in planes]).sum(dim=0)
+    product = a * b
+    if n_dims == 0:
+        return product.to(accumulation_dtype(a))
+    return product.sum(dim=tuple(range(-n_dims, 0)), dtype=accumulation_dtype(a))
+
+
+def norm(a: Tensor, n_dims: int) -> Tensor:
+    """Compute the Euclidean norm over the last `n_dims` axes, shape `(*batch,)`."""
+    return inner(a, a, n_dims).sqrt()
+
+
+def as_factor(numbers: Tensor, like: Tensor, n_dims: int) -> Tensor:
+    """Shape numbers `(*batch,)` to multiply elements of `n_dims` axes by, in the dtype of `like`."""
+    return numbers.to(like.dtype).reshape(*numbers.shape, *[1] * n_dims)
+
+
+def relative(size: Tensor, scale: Tensor) -> Tensor:
+    """Divide norms, leaving those as they are whose scale is zero."""
+    return torch.where(scale > 0, size / scale.clamp_min(1e-300), size)
+
+
+def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide, giving 0 where the denominator is not positive: for images that are solved already."""
+    return torch.where(denominator > 0, numerator / denominator.clamp_min(1e-300), 0)
+
+
+def accumulation_dtype(a: Tensor) -> torch.dtype:
+    """Return the widest real type in which the device can add up."""
+    return a.dtype if a.device.type == "mps" else torch.float64

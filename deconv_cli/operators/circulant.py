@@ -1,7 +1,7 @@
 """Block-circulant operators: convolutions on a torus of any number of dimensions, diagonal in frequency.
 
-A torus is an image that repeats itself along every axis. What does not couple channels is a number at each frequency
-there; a kernel of several channels is a small matrix, the symbol.
+A torus is an image that repeats itself along every axis. There a kernel of one channel is a number at each frequency,
+and a kernel of several channels a small matrix, the symbol.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_PAIRS_AS_PLANES = 16
 MAX_TAPS_AS_SUM = 9
 # The same where the sums are matrix products of whole planes.
 MAX_TAPS_AS_PRODUCT = 64
-# From so many axes on fields are transformed by parts, without planes of zeros and planes that are not wanted. Of 64
-# planes in 96, where a kernel reaches over 31, that took half the time, and half the memory.
+# With this many axes or more, fields are transformed by parts, without planes of zeros and planes that are cropped. For
+# 64 planes in 96 and a kernel of 31 that took half the time and half the memory.
 MIN_AXES_BY_PARTS = 3
 # Transforms along both axes of planes, averaged over all lengths up to 760: of the next length without a large prime
 # factor 1.25 times as long as of the best one from there on, of the next multiple of four among them 1.02 times.
@@ -36,9 +36,9 @@ class FrequencyBlocks:
     """A small complex matrix at every frequency of `torch.fft.rfftn`, to multiply spectra with.
 
     Args:
-        blocks: complex, shape `(*plane, C_out, C_in)`, where the plane is `(*torus[:-1], torus[-1] // 2 + 1)`; not
-            copied where they lie in memory as `torus_symbol` lays them.
-        by_columns: entries along the first axis of the plane lie together in memory, as those of a spectrum do that
+        blocks: complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`; not copied if they lie in memory as
+            `torus_symbol` lays them.
+        by_columns: whether entries along the first axis of the plane lie together in memory, as in a spectrum that
             `TorusFilter` has transformed along it.
     """
 
@@ -64,7 +64,7 @@ class FrequencyBlocks:
 
     @property
     def are_planes(self) -> bool:
-        """Whether each entry is a plane of its own over the frequencies, so that parts of them can be multiplied."""
+        """Whether each entry is a plane over the frequencies, so that parts of them can be multiplied."""
         return self._planes is not None
 
     def multiply(self, spectrum: Tensor, *, adjoint: bool = False, part: slice | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class FrequencyBlocks:
         Args:
             spectrum: shape `(*batch, C_in, *plane)`.
             adjoint: multiply by their conjugate transposes.
-            part: the spectrum is this part of the plane's second axis alone; only where `are_planes`.
+            part: the spectrum is this part of the plane's second axis alone; only if `are_planes`.
         """
         if self._planes is not None:
             planes = self._planes if part is None else self._planes[:, :, :, part]
@@ -84,7 +84,7 @@ class FrequencyBlocks:
         return multiply(self._blocks, spectrum.flatten(-len(self._plane))).unflatten(-1, self._plane)
 
     def multiply_once(self, spectrum: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Do the same for a spectrum that nobody needs any more: in its place, where no derivative is taken."""
+        """Multiply a spectrum that is not used any more, in its place unless a derivative is taken."""
         planes = self._planes
         is_single = planes is not None and planes.shape[:2] == (1, 1)
         if not is_single or (torch.is_grad_enabled() and (spectrum.requires_grad or self.matrices.requires_grad)):
@@ -111,15 +111,7 @@ class BlockCirculant(LinearOperator):
         self.output_shape = (n_outputs, *torus)
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
-        """Convolve `x`; an `x` smaller than the torus is taken to be zero beyond its end.
-
-        Args:
-            x: shape `(*batch, C_in, *size)`, along no axis larger than the torus.
-            size: how much of the result is wanted, from the first pixel on; by default all of it.
-
-        Returns:
-            Shape `(*batch, C_out, *size)`.
-        """
+        """Convolve `x` of shape `(*batch, C_in, *size)`, zero beyond its end, and crop the result to `size`."""
         return self._apply(x, size, adjoint=False)
 
     def adjoint(self, y: Tensor, size: Size | None = None) -> Tensor:
@@ -127,7 +119,7 @@ class BlockCirculant(LinearOperator):
         return self._apply(y, size, adjoint=True)
 
     def forward_parts(self, x: Tensor, size: Size | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Convolve `x`, and give the result some planes at a time; see `LinearOperator.forward_parts`."""
+        """Convolve `x`, and yield the result some planes at a time; see `LinearOperator.forward_parts`."""
         return self._apply_by_parts(x, self.torus if size is None else size, adjoint=False)
 
     def adjoint_parts(self, y: Tensor, size: Size | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -218,8 +210,8 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Ten
         origin: the tap that meets the output pixel; by default the first.
 
     Returns:
-        Complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`. In memory a block lies together, or a plane of
-        frequencies does where the channels are few: as `FrequencyBlocks` multiplies with them.
+        Complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`, in memory as `FrequencyBlocks` multiplies with
+        it: plane by plane for few channels, else block by block.
     """
     start = (0,) * len(torus) if origin is None else origin
     is_thin = kernel.shape[0] * kernel.shape[1] <= MAX_PAIRS_AS_PLANES
@@ -237,7 +229,7 @@ def torus_symbol(kernel: Tensor, torus: Size, origin: Size | None = None) -> Ten
 
 
 def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
-    """Sum the few taps at every frequency: faster than FFTs of almost empty planes, and frequency-major at once."""
+    """Sum the few taps at every frequency: faster than FFTs of almost empty planes."""
     tables = [
         phases(torch.arange(n, device=kernel.device), length, n_taps, kernel, at)
         for n, length, n_taps, at in zip(half_spectrum(torus), torus, kernel.shape[2:], origin, strict=True)
@@ -251,10 +243,7 @@ def _symbol_by_sum(kernel: Tensor, torus: Size, origin: Size) -> Tensor:
 class PartialSymbol:
     """The symbol of a cross-correlation at a part of the frequencies of a torus; see `torus_symbol`.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)` with two axes of space or more.
-        torus: pixels along each axis.
-        origin: the tap that meets the output pixel.
+    The taps have the shape `(C_out, C_in, *k)` with at least two axes of space.
     """
 
     def __init__(self, taps: Tensor, torus: Size, origin: Size) -> None:
@@ -278,16 +267,7 @@ class PartialSymbol:
 
 
 def sum_taps(taps: Tensor, tables: Sequence[Tensor], first_axis: int) -> Tensor:
-    """Contract each axis of taps with a table of what its taps contribute to each frequency.
-
-    Args:
-        taps: complex, with the axes of space from `first_axis` on.
-        tables: for each of these axes a complex matrix `(F, k)`.
-        first_axis: the axis of the first table.
-
-    Returns:
-        As `taps`, with F entries in place of k along each axis of space.
-    """
+    """Contract each axis of complex taps, from `first_axis` on, with a table `(F, k)` of phases."""
     for axis, table in enumerate(tables, first_axis):
         if axis == taps.ndim - 1:
             taps = taps @ table.T
@@ -300,8 +280,7 @@ def sum_taps(taps: Tensor, tables: Sequence[Tensor], first_axis: int) -> Tensor:
 def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: int = 0) -> Tensor:
     """Tabulate `exp(iθ(d − origin))` for d = 0, …, n_taps − 1 at θ = 2π/length times whole numbers `(F,)`.
 
-    Returns:
-        Shape `(F, n_taps)`, complex, of the precision and on the device of `like`.
+    The result is complex, of shape `(F, n_taps)`, with the precision and the device of `like`.
     """
     offset = torch.arange(n_taps, device=like.device) - origin
     # Reduced modulo the length as whole numbers: the angle keeps every digit.
@@ -310,14 +289,14 @@ def phases(frequencies: Tensor, length: int, n_taps: int, like: Tensor, origin: 
 
 
 def to_float64(taps: Tensor) -> Tensor:
-    """Convert to double precision where the device has it: symbols are factored there, applied in the data's own."""
+    """Convert to double precision if the device has it: symbols are factored there, and applied in the data's own."""
     return taps if taps.device.type == "mps" else taps.double()
 
 
 def next_fast_size(n: int) -> int:
-    """Find the smallest length from `n` up that the FFT is fast at: no prime factor above 7, and a multiple of 4.
+    """Find the smallest length from `n` up that is fast for the FFT: no prime factor above 7, and a multiple of 4.
 
-    On a processor transforms of odd lengths take twice as long. Of short ones a few pixels more would cost more.
+    On a processor transforms of odd lengths take twice as long. For short ones a few pixels more would cost more.
     """
     while not _is_smooth(n) or (n >= MIN_LENGTH_BY_FOURS and n % 4):
         n += 1

@@ -31,12 +31,12 @@ MAX_UNFOLDED_BYTES = 2**24
 
 
 class ValidCorrelation(LinearOperator):
-    """`torch.nn.functional.conv2d` without padding, and its like for other numbers of axes, the cheaper of two ways.
+    """`torch.nn.functional.conv2d` without padding, in any number of dimensions, by the taps or by the FFT.
 
     Args:
         kernel: shape `(C_out, C_in, *k)`.
         size: pixels of the image with its border.
-        use_fft: choose the way by hand; `None` lets the cost decide.
+        use_fft: which way; `None` takes the cheaper one.
     """
 
     def __init__(self, kernel: Tensor, size: Size, *, use_fft: bool | None = None) -> None:
@@ -52,7 +52,7 @@ class ValidCorrelation(LinearOperator):
 
     @cached_property
     def _circulant(self) -> BlockCirculant:
-        """The convolution on a torus, made when it is first used: not every inverse needs it."""
+        """The convolution on a torus, made at its first use: not every inverse needs it."""
         return BlockCirculant(torus_symbol(self.kernel, self._torus), self._torus)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,14 +81,10 @@ class ValidCorrelation(LinearOperator):
 
 
 def prefers_fft(kernel: Tensor, size: Size) -> bool:
-    """Decide whether the FFT is cheaper than the taps.
+    """Return whether the FFT is cheaper than the taps `(C_out, C_in, *k)` for an image with its border of this size.
 
     torch's direct float64 convolution unfolds the image into as many copies as there are taps: it wins while they stay
     in the cache. In float32 the direct way is vectorized, and wins up to about 7 × 7 taps.
-
-    Args:
-        kernel: shape `(C_out, C_in, *k)`.
-        size: pixels of the image with its border.
     """
     n_taps = math.prod(kernel.shape[2:])
     if len(size) not in CONVOLUTIONS:
@@ -130,14 +126,14 @@ class Convolution(LinearOperator):
     """`y = conv(extend(x), K)` with stride 1: multi-channel, in any number of dimensions, under its real boundary.
 
     It takes `(*batch, C_in, *image_size)` to `(*batch, C_out, *output_size)`. With the boundary `unknown` nothing is
-    copied: the operator's input is the extended image itself, of which the frame is one part (`crop_to_frame`).
+    copied: the operator's input is the extended image itself, and the frame is a part of it (`crop_to_frame`).
 
     Args:
         kernel: taps of a cross-correlation as in `torch.nn.functional.conv2d`, shape `(C_out, C_in, *k)`, or `(*k,)`
             for images of one channel; or a `Kernel`.
         image_size: pixels of the image along each axis.
         padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`.
-        boundary: what lies outside the image, a rule or its name.
+        boundary: the rule for pixels outside the image, or its name.
 
     Attributes:
         kernel: the taps, shape `(C_out, C_in, *k)`.
@@ -191,11 +187,11 @@ class Convolution(LinearOperator):
         return self.extension.adjoint(self.correlation.adjoint(y))
 
     def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Blur `x`, and give the outputs some planes at a time; see `LinearOperator.forward_parts`."""
+        """Blur `x`, and yield the outputs some planes at a time; see `LinearOperator.forward_parts`."""
         return self.correlation.forward_parts(self.extension.forward(x))
 
     def adjoint_parts(self, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Apply the transpose in the same way, where no border is to be folded back."""
+        """Apply the transpose in the same way, unless a border has to be folded back."""
         is_folded = not isinstance(self.extension, Identity)
         return super().adjoint_parts(y) if is_folded else self.correlation.adjoint_parts(y)
 
@@ -206,7 +202,7 @@ class Convolution(LinearOperator):
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Along which axes of space the image goes around a torus."""
+        """Whether the image goes around a torus along each axis of space."""
         return self.boundary.wraps(len(self.geometry.image_size))
 
     def with_kernel(self, kernel: Tensor) -> Convolution:
@@ -224,7 +220,7 @@ class Convolution(LinearOperator):
 
     @property
     def constant_gains(self) -> Tensor:
-        """What constant channels become away from the border, shape `(C_out, C_in)`, in double precision."""
+        """The gains of constant channels away from the border, shape `(C_out, C_in)`, in double precision."""
         return to_float64(self.kernel).sum(dim=space_axes(len(self.geometry.kernel_size)))
 
     def crop_to_frame(self, x: Tensor) -> Tensor:
@@ -236,7 +232,7 @@ class Convolution(LinearOperator):
 
 
 def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> LinearOperator:
-    """Surround images by their border, but for pixels that are unknown, which they come with."""
+    """Surround images by their border; unknown pixels are a part of the input already."""
     if not isinstance(boundary, WrappedBoundary):
         if boundary.is_unknown:
             return Identity((n_inputs, *geometry.extended_size))
@@ -250,11 +246,7 @@ def _extension(geometry: Geometry, n_inputs: int, boundary: BoundaryRule) -> Lin
 
 
 def _check_size(image_size: Size) -> int:
-    """Count the axes of an image's size.
-
-    Raises:
-        UsageError: it is no sequence of whole numbers.
-    """
+    """Count the axes of an image's size, or refuse anything but a sequence of whole numbers."""
     is_size = isinstance(image_size, tuple | list) and len(image_size) > 0
     if not is_size or not all(isinstance(n, int) and not isinstance(n, bool) for n in image_size):
         raise UsageError(f"image_size must be a tuple of whole numbers, one for each axis, but is {image_size!r}.")

@@ -16,13 +16,9 @@ from deconv_cli.vocabulary import Size
 
 @dataclass(frozen=True)
 class Difference:
-    """A forward difference of pixels, of some order along each axis.
+    """A forward difference of pixels, of some order along each axis, times a factor.
 
     Of orders (1, 0) it is `x[i + 1, j] − x[i, j]`; of orders (0, 0) the pixel itself.
-
-    Attributes:
-        orders: how many times the difference is taken along each axis.
-        factor: by what it is multiplied.
     """
 
     orders: tuple[int, ...]
@@ -31,19 +27,17 @@ class Difference:
     def observed(self, size: Size, wraps: tuple[bool, ...] = ()) -> Size:
         """Return the size of the box in which it takes pixels of an image of `size` alone.
 
-        Args:
-            size: of the image.
-            wraps: along which axes it goes around a torus; by default along none.
+        `wraps` are the axes along which the image goes around a torus; by default none.
         """
         axes = zip(size, self.orders, wraps or (False,) * len(size), strict=True)
         return tuple(n if is_wrapped else max(n - order, 0) for n, order, is_wrapped in axes)
 
     def symbol(self, torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """Evaluate it at the frequencies of `torch.fft.rfftn`, as a product of what each axis contributes.
+        """Evaluate it at the frequencies of `torch.fft.rfftn`, as a product over the axes.
 
         Returns:
             Complex, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two. The factor is in
-            the first.
+                the first.
         """
         parts = []
         for axis, order in zip(space_axes(len(torus)), self.orders, strict=True):
@@ -60,8 +54,8 @@ def first_differences(n_axes: int) -> tuple[Difference, ...]:
 def second_differences(n_axes: int) -> tuple[Difference, ...]:
     """List the second differences, whose squares add up to the energy of a bent plate: Σ_i ‖∂ii‖² + 2 Σ_i<j ‖∂ij‖².
 
-    On a torus that equals ‖Δx‖², the energy of the Laplacian; inside a frame, unlike that, it takes nothing from
-    beyond the edge and leaves no pixel out.
+    On a torus that equals ‖Δx‖², the energy of the Laplacian; inside a frame it takes nothing from beyond the edge and
+    leaves no pixel out.
     """
     pure = [Difference(tuple(2 * n for n in _unit(i, n_axes))) for i in range(n_axes)]
     mixed = [
@@ -75,11 +69,8 @@ def second_differences(n_axes: int) -> tuple[Difference, ...]:
 class Differences(LinearOperator):
     """Several differences at once, stacked ahead of the channels: `(*batch, C, *size)` → `(*batch, n, C, *size)`.
 
-    Args:
-        shape: of one image, `(C, *size)`.
-        terms: the n differences.
-        periodic: the last pixel's neighbor is the first, for all axes of space or for each; else only differences
-            between pixels of the image are taken, and the rest is zero.
+    If it is periodic, for all axes of space or for each, the last pixel's neighbor is the first; else only differences
+    between pixels of the image are taken, and the rest is zero.
     """
 
     def __init__(self, shape: Shape, terms: tuple[Difference, ...], *, periodic: bool | tuple[bool, ...]) -> None:
@@ -106,14 +97,14 @@ class Differences(LinearOperator):
         return total
 
     def apply_gram(self, x: Tensor) -> Tensor:
-        """Apply the transpose to the differences of `x`, of which no more than one kind is there at a time."""
+        """Apply the transpose to the differences of `x`, with only one kind in memory at a time."""
         total = torch.zeros_like(x)
         for term in self.terms:
             self._add_transposed(self._difference(x, term), term, total)
         return total
 
     def _observed(self, field: Tensor, term: Difference) -> Tensor:
-        """View the differences of pixels of the image alone; the others would reach across the edge, and are zero."""
+        """View the differences between pixels of the image; the others would cross the edge, and are zero."""
         size = self.input_shape[1:]
         return crop(field, (0,) * len(size), term.observed(size, self._wraps))
 
@@ -127,7 +118,7 @@ class Differences(LinearOperator):
         return x if term.factor == 1.0 else term.factor * x
 
     def _add_transposed(self, field: Tensor, term: Difference, total: Tensor) -> None:
-        """Add the transpose of a difference to what is there: the field at each pixel that it was taken from."""
+        """Add the transpose of a difference: the field at each pixel that it was taken from."""
         if field.numel() == 0:  # the image is narrower than the difference
             return
         for places in itertools.product(*(range(order + 1) for order in term.orders)):
@@ -141,25 +132,16 @@ class Differences(LinearOperator):
 
 
 class Gradient(Differences):
-    """First differences along each axis, `(*batch, C, *size)` → `(*batch, n_axes, C, *size)`.
-
-    Args:
-        shape: of one image, `(C, *size)`.
-        periodic: whether the last pixel's neighbor is the first.
-    """
+    """First differences along each axis, `(*batch, C, *size)` → `(*batch, n_axes, C, *size)`; see `Differences`."""
 
     def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
         super().__init__(shape, first_differences(len(as_shape(shape)) - 1), periodic=periodic)
 
 
 class Laplacian(Differences):
-    """Second differences whose energy is that of the Laplacian on a torus, and that of a bent plate inside a frame.
+    """Second differences with the energy of the Laplacian on a torus, and of a bent plate inside a frame.
 
     It takes `(*batch, C, *size)` to `(*batch, n, C, *size)`: ∂xx, ∂yy and √2 ∂xy for two axes.
-
-    Args:
-        shape: of one image, `(C, *size)`.
-        periodic: whether the last pixel's neighbor is the first.
     """
 
     def __init__(self, shape: Shape, *, periodic: bool = False) -> None:
@@ -169,14 +151,12 @@ class Laplacian(Differences):
 def difference_energies(torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Evaluate |exp(iθ) − 1|² = 4 sin²(θ/2) for each axis of a torus at the frequencies of `torch.fft.rfftn`.
 
-    Returns:
-        Real, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two.
+    They are real, and shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two.
     """
     return tuple(4 * (_axis_angles(torus, axis, dtype, device) / 2).sin().square() for axis in space_axes(len(torus)))
 
 
 def _axis_angles(torus: Size, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Tabulate the angles θ of one axis, shaped to broadcast over the others."""
     numbers = torch.arange(half_spectrum(torus)[axis], dtype=dtype, device=device)
     return (numbers * (2 * math.pi / torus[axis])).reshape(-1, *[1] * (-1 - axis))
 

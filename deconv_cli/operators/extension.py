@@ -1,4 +1,4 @@
-"""The boundary rule as a linear operator: an image goes in, the image with its border comes out."""
+"""The boundary rule as a linear operator: it takes an image to the image with its border."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ from deconv_cli.vocabulary import Size
 
 
 class Extension(LinearOperator):
-    """Surround an image `(*batch, C, *size)` by its border.
+    """Surround an image `(*batch, C, *size)` by its border, for a rule that copies pixels or that of zeros.
 
-    The adjoint folds the border back: each border pixel, times its factor, is added to the pixel that it was copied
-    from. Only the border strips are gathered; the interior is moved as a whole.
-
-    Args:
-        geometry: the sizes.
-        n_channels: C.
-        boundary: a rule that copies pixels, or that of zeros.
+    The adjoint folds the border back: each border pixel, times its factor, is added to its source. Only the border
+    strips are gathered; the interior is moved as a whole.
 
     Raises:
         ShapeError: the border is wider than the rule can supply.
@@ -69,32 +64,22 @@ class Extension(LinearOperator):
         return y
 
     def _copy(self, x: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
-        """Make the strip of border pixels at some positions of an axis."""
         return self._scale(x.index_select(axis, self.boundary.sources(position, length)), axis, position, length)
 
     def _scale(self, strip: Tensor, axis: int, position: Tensor, length: int) -> Tensor:
-        """Multiply a strip of border pixels by the factors of its positions."""
         factors = self.boundary.factors(position, length)
         return strip if factors is None else strip * factors.to(strip.dtype).reshape(-1, *[1] * (-1 - axis))
 
 
 def outside_positions(before: int, after: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Number the border pixels of a line: −before, …, −1 ahead of it, and length, …, length + after − 1 behind it.
-
-    Returns:
-        Whole numbers of shapes `(before,)` and `(after,)`.
-    """
+    """Number the border pixels of a line: −before, …, −1 ahead of it, and length, …, length + after − 1 behind it."""
     return torch.arange(-before, 0, device=device), torch.arange(length, length + after, device=device)
 
 
 def close_smoothly(y: Tensor, torus: Size) -> Tensor:
-    """Lengthen `y` to a torus so that each end runs smoothly into the beginning.
+    """Lengthen `y` of shape `(*batch, C, *size)` to a torus so that each end runs smoothly into the beginning.
 
-    Along each axis the gap is filled by a blend of the mirror images of both ends, so that the torus has no seam.
-
-    Args:
-        y: shape `(*batch, C, *size)`.
-        torus: at least as large as the present size along each axis.
+    Along each axis a blend of the mirror images of both ends fills the gap, so that the torus has no seam.
     """
     for axis, length in zip(space_axes(len(torus)), torus, strict=True):
         n = y.shape[axis]

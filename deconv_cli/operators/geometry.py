@@ -1,4 +1,4 @@
-"""How far a kernel reaches outside the image, and the sizes of convolutions and layers; no memory is allocated."""
+"""The reach of a kernel outside the image, and the sizes of convolutions and layers; no memory is allocated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_paddin
 
 @dataclass(frozen=True)
 class Pads:
-    """Pixels added around an image before the kernel is slid over what is then inside.
+    """Pixels added around an image before the kernel slides over it.
 
     Attributes:
         before: for each axis those ahead of the first pixel: above, and to the left.
@@ -36,16 +36,12 @@ Padding: TypeAlias = "PaddingLike | Pads"
 
 
 def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
-    """Turn a padding, as torch words it, into pixels on each side.
+    """Turn a padding, as torch words it, into pixels on each side, for taps along each axis.
 
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
-    Args:
-        padding: `same`, `valid`, `full`, a whole number, one or a pair (before, after) for each axis, or the pads.
-        kernel_size: taps along each axis.
-
     Raises:
-        UsageError: the padding is none of these.
+        UsageError: the padding is none of torch's words, a whole number, one or a pair for each axis, or `Pads`.
     """
     if isinstance(padding, Pads):
         return padding
@@ -146,11 +142,7 @@ class Geometry:
 
 
 def check_image_size(image_size: Size, kernel_size: Size) -> None:
-    """Refuse an image without pixels, or of another number of axes than a kernel.
-
-    Raises:
-        ShapeError: it is one.
-    """
+    """Refuse an image without pixels, or of another number of axes than a kernel."""
     if len(image_size) != len(kernel_size):
         raise ShapeError(
             f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
@@ -164,14 +156,8 @@ def check_image_size(image_size: Size, kernel_size: Size) -> None:
 class GridAxis:
     """One axis of a layer: `coarse[o] = Σ_t K[t]·fine[stride·o + dilation·t − before]`.
 
-    Attributes:
-        n_fine: pixels of the fine grid; positions outside of it are the border.
-        n_coarse: pixels of the coarse grid.
-        n_taps: of the kernel.
-        stride: see above.
-        dilation: see above.
-        before: pixels of the border ahead of the first one.
-        after: pixels of the border behind the last one.
+    `before` and `after` count the pixels of the border outside the fine grid, ahead of its first pixel and behind its
+    last.
     """
 
     n_fine: int
@@ -185,11 +171,7 @@ class GridAxis:
 
 @dataclass(frozen=True)
 class LayerGeometry(Geometry):
-    """The sizes of one layer; of a transposed one the pads are cut off its output, as torch's padding is.
-
-    Attributes:
-        options: stride, dilation and the rest.
-    """
+    """The sizes of one layer with its `options`; a transposed layer cuts the pads off its output, as torch does."""
 
     options: LayerOptions = field(default=PLAIN)
 
@@ -205,7 +187,7 @@ class LayerGeometry(Geometry):
 
     @property
     def extended_size(self) -> Size:
-        """Pixels of x with its border; a transposed convolution looks at none."""
+        """Pixels of x with its border; a transposed convolution has none."""
         return self.image_size if self.options.transposed else super().extended_size
 
     @property
@@ -227,7 +209,7 @@ class LayerGeometry(Geometry):
         return tuple(GridAxis(*numbers) for numbers in zip(*values, strict=True))
 
     def check_boundary(self, boundary: BoundaryRule) -> None:
-        """Refuse a boundary that reaches further than the image can supply, or that a transposed layer never looks at.
+        """Refuse a boundary that reaches further than the image can supply, or any but zeros for a transposed layer.
 
         Raises:
             ShapeError: a mirrored or periodic border is wider than the image allows.
@@ -267,7 +249,7 @@ def reach_of(kernel_size: Size, options: LayerOptions) -> Size:
 
 
 def input_sizes(output_size: Size, kernel_size: Size, padding: Padding, options: LayerOptions) -> tuple[range, ...]:
-    """List the sizes that an image may have along each axis for the layer to give an output of a known size.
+    """List the possible sizes of an image along each axis for an output of a known size.
 
     Raises:
         ShapeError: there is none.
@@ -295,10 +277,10 @@ def input_sizes(output_size: Size, kernel_size: Size, padding: Padding, options:
 def pick_input_size(
     output_size: Size, kernel_size: Size, padding: Padding, options: LayerOptions, wanted: Size | None = None
 ) -> Size:
-    """Choose among the sizes that an image may have had: the one that is wanted, else stride × output, else the least.
+    """Choose among the possible sizes of an image: the wanted one, else stride × output, else the smallest.
 
     Raises:
-        ShapeError: none of them is the one that is wanted; the message lists them.
+        ShapeError: the wanted size is not possible; the message lists the possible ones.
         UsageError: no such padding is known.
     """
     sizes = input_sizes(output_size, kernel_size, padding, options)

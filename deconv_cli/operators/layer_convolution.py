@@ -38,14 +38,9 @@ NEARLY = 0.8
 
 
 class StridedCorrelation(LinearOperator):
-    """Slide grouped, dilated taps with a stride over an image that has its border already.
+    """Slide grouped, dilated taps `(C_out, C_in / groups, *k)` with a stride over an image with its border.
 
-    Args:
-        kernel: shape `(C_out, C_in / groups, *k)`.
-        size: pixels of the image with its border.
-        steps: stride and dilation along each axis.
-        groups: sets of channels.
-        n_outputs: outputs along each axis, of those that there are.
+    It gives the first `n_outputs` along each axis.
     """
 
     def __init__(self, kernel: Tensor, size: Size, steps: AxisOptions, groups: int, n_outputs: Size) -> None:
@@ -91,9 +86,9 @@ class LayerConvolution(Convolution):
         kernel: taps of shape `(C_out, C_in / groups, *k)`, or `(C_in, C_out / groups, *k)` of a transposed layer.
         image_size: pixels of the image along each axis.
         options: stride, dilation, groups, and whether it is transposed.
-        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`; of a transposed layer what is
-            cut off its output.
-        boundary: what lies outside the image, a rule or its name; zeros for a transposed layer.
+        padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`; a transposed layer cuts it off
+            its output.
+        boundary: the rule for pixels outside the image, or its name; zeros for a transposed layer.
 
     Raises:
         ShapeError: the kernel does not fit the image or the groups, or reaches too far outside the image.
@@ -176,7 +171,7 @@ class LayerConvolution(Convolution):
         return tuple(replace(a, n_fine=a.n_fine + a.before + a.after, before=0, after=0) for a in axes)
 
     def plain_taps(self, kernel: Tensor) -> Tensor:
-        """Give the taps of the plain convolutions that the layer consists of, shape `(groups, O, I, *k')`.
+        """Give the taps of the layer's plain convolutions, shape `(groups, O, I, *k')`.
 
         Phases are channels (`phases.py`): those of the image, or those of the output of a transposed layer.
         """
@@ -185,7 +180,7 @@ class LayerConvolution(Convolution):
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """The extreme singular values of the symbol of the phases; of several groups, those of the largest."""
+        """The extreme singular values of the symbol of the phases, for the group with the largest."""
         torus = tuple(-(-axis.n_fine // axis.stride) for axis in self.layer_geometry.grid_axes)
         found = [self._spectrum_of(group, torus) for group in self._loudest_groups(torus)]
         return max(found, key=lambda spectrum: spectrum.sigma_max)
@@ -194,7 +189,7 @@ class LayerConvolution(Convolution):
         return kernel_spectrum(self.kernel, torus, lambda kernel: self.plain_taps(kernel)[group])
 
     def _loudest_groups(self, torus: Size) -> list[int]:
-        """Find the groups that may have the largest singular value, by those on few frequencies."""
+        """Find the groups that may have the largest singular value, on few frequencies."""
         taps = to_float64(self.plain_taps(self.kernel.detach()))
         n_groups, n_outputs = taps.shape[:2]
         if n_groups == 1:
@@ -212,18 +207,17 @@ class LayerConvolution(Convolution):
 
     @property
     def constant_gains(self) -> Tensor:
-        """What the layer makes of constant channels away from the border, shape `(n, C_in)`, a row for each phase."""
+        """The gains of constant channels away from the border, shape `(n, C_in)`, a row for each phase."""
         gains = self.plain_taps(to_float64(self.kernel)).sum(dim=space_axes(len(self.geometry.image_size)))
         if not self.options.transposed:  # all phases of a constant are equal
             gains = gains.unflatten(-1, (self.kernel.shape[1], -1)).sum(dim=-1)
         return torch.block_diag(*gains)
 
     def touched(self, *, of_inputs: bool = True) -> Tensor:
-        """Find the pixels of the input that some output depends on, or the outputs that depend on some pixel.
+        """Find the pixels that some output depends on, or the outputs that depend on some pixel.
 
         Returns:
-            By the places of the taps alone, for all channels alike: shape `(*input_shape[1:],)` or
-            `(*output_shape[1:],)`, boolean.
+            By the places of the taps, for all channels alike: booleans, shape `input_shape[1:]` or `output_shape[1:]`.
         """
         found = self.kernel.new_ones((), dtype=torch.bool)
         for at in range(len(self.geometry.kernel_size)):
@@ -236,7 +230,6 @@ class LayerConvolution(Convolution):
         return found
 
     def _along(self, at: int) -> LayerConvolution:
-        """Give the layer along one axis alone, with taps of one."""
         geometry, steps = self.geometry, self.layer_geometry.steps
         options = LayerOptions(
             stride=steps.stride[at],
@@ -250,11 +243,7 @@ class LayerConvolution(Convolution):
 
 
 class GroupedLayer(LinearOperator):
-    """The groups of a layer one by one, as a batch of their own: `(*batch, groups, C_in / groups, *size)`.
-
-    Args:
-        layer: the layer.
-    """
+    """The groups of a layer one by one, as a batch of their own: `(*batch, groups, C_in / groups, *size)`."""
 
     def __init__(self, layer: LayerConvolution) -> None:
         self.layer, self.dtype, self.device = layer, layer.dtype, layer.device

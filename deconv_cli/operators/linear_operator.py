@@ -1,4 +1,4 @@
-"""Linear operators: what every blur, boundary rule, penalty and preconditioner is; and the derivative of a function."""
+"""Linear operators: blurs, boundary rules, penalties and preconditioners; and the derivative of a function."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ MAX_COLUMNS = 32
 
 
 def as_shape(shape: Sequence[int]) -> Shape:
-    """Give a shape as a tuple.
-
-    Raises:
-        UsageError: it is no sequence of whole numbers.
-    """
+    """Return a shape as a tuple, or refuse anything but a sequence of whole numbers."""
     sides: list[object] = list(shape) if isinstance(shape, tuple | list) else [None]
     if not all(map(is_whole, sides)):
         raise UsageError(f"a shape must be a tuple of whole numbers, but is {shape!r}.")
@@ -37,14 +33,14 @@ class LinearOperator(ABC):
     """A linear map between tensors that keep their image shape.
 
     `forward` takes a tensor of shape `(*batch, *input_shape)` to `(*batch, *output_shape)`; `adjoint` goes back.
-    Operators are immutable, and know nothing of the solvers that invert them. `A(x)`, `A.H`, `A @ B`, `A + B` and
-    `2 * A` are what they are for matrices.
+    Operators are immutable, and know nothing of the solvers that invert them. `A(x)`, `A.H`, `A @ B`, `A + B` and `2 *
+    A` mean the same as for matrices.
 
     Attributes:
-        input_shape: of what `forward` takes, without batches.
-        output_shape: of what it returns, without batches.
-        dtype: of the tensors that the operator is made of; `None` where it takes those of any dtype.
-        device: where they are.
+        input_shape: of the argument of `forward`, without batches.
+        output_shape: of its result, without batches.
+        dtype: of the operator's tensors; `None` if it takes any dtype.
+        device: of the operator's tensors.
     """
 
     input_shape: Shape
@@ -61,10 +57,10 @@ class LinearOperator(ABC):
         """Apply the conjugate transpose to `y` of shape `(*batch, *output_shape)`."""
 
     def forward_parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Apply the operator to images, and give what comes out some planes at a time where it is computed so.
+        """Apply the operator to images, and yield the result some planes at a time if it is computed so.
 
         Yields:
-            Which part of the first axis of space, and what comes out there; one part with all of it by default.
+            A part of the first axis of space, and the result there; by default one part with all of it.
         """
         yield slice(None), self.forward(x)
 
@@ -93,7 +89,7 @@ class LinearOperator(ABC):
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
-        """The adjoint as an operator of its own."""
+        """The adjoint as an operator."""
         return Composed((self,), self.output_shape, self.input_shape, self.adjoint, self.forward)
 
     @property
@@ -209,12 +205,16 @@ class Composed(LinearOperator):
         return self._adjoint(y)
 
 
-class Identity(LinearOperator):
-    """The operator that changes nothing.
+class SymmetricOperator(LinearOperator):
+    """An operator that is its own transpose."""
 
-    Args:
-        shape: of what it takes and gives, without batches.
-    """
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Apply the transpose, which is the operator itself."""
+        return self.forward(y)
+
+
+class Identity(SymmetricOperator):
+    """The operator that changes nothing; `shape` is that of its input without batches."""
 
     def __init__(self, shape: Shape) -> None:
         self.input_shape = self.output_shape = as_shape(shape)
@@ -223,17 +223,9 @@ class Identity(LinearOperator):
         """Return `x` as it is."""
         return x
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return `y` as it is."""
-        return y
-
 
 def check_tensor(found: object, role: str) -> None:
-    """Refuse what is no dense tensor of torch.
-
-    Args:
-        found: what was given.
-        role: what it is called in the message.
+    """Refuse anything but a dense tensor of torch with values; `role` names it in the message.
 
     Raises:
         UsageError: it is something else.
@@ -282,15 +274,15 @@ class _Graph:
 
 
 class Linearization(LinearOperator):
-    """The derivative J of a function f at one point: f(x + d) ≈ f(x) + Jd, exactly where f is affine.
+    """The derivative J of a function f at one point: f(x + d) ≈ f(x) + Jd, exactly if f is affine.
 
     The products with J and Jᵀ come from one graph: Jᵀu is linear in u, so that its own derivative in the direction d is
     Jd (Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994, applied to the first
     derivative). Only backward formulas are needed, which every layer of torch has.
 
     Args:
-        function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself. A
-            `torch.nn.Module` in evaluation mode is one.
+        function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself, such as a
+            `torch.nn.Module` in evaluation mode.
         at: the point, shape `input_shape`; its dtype and device are those of the arithmetic.
 
     Attributes:
@@ -326,7 +318,7 @@ class Linearization(LinearOperator):
         return pulled.reshape(*y.shape[: y.ndim - len(self.output_shape)], *self.input_shape)
 
     def _of_batch(self, n: int) -> _Graph:
-        """Give the graph for a batch of `n`; the last one is kept, since an iteration asks for the same again."""
+        """Return the graph for a batch of `n`; the last one is kept, since an iteration needs the same again."""
         if len(self._graph.x) != n:
             self._graph = self._trace(n)
         return self._graph

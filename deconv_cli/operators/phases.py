@@ -3,14 +3,15 @@
 With `coarse[o] = Σ_t K[t]·fine[s·o + d·t − b]` along an axis:
 
 - stride: pixels s·q + r of the fine grid are pixel q of a channel of their own, phase r (pixel unshuffle). Tap t meets
-  phase (d·t − b) mod s at q − o = ⌊(d·t − b)/s⌋, and what is left is a convolution with stride 1 and more channels.
-- dilation: outputs o = d·o' + j look at the pixels of phase (j − b) mod d alone. Each j is a problem of its own, with
+  phase (d·t − b) mod s at q − o = ⌊(d·t − b)/s⌋, so the rest is a convolution with stride 1 and more channels.
+- dilation: outputs o = d·o' + j depend on the pixels of phase (j − b) mod d alone. Each j is a problem of its own, with
   the same taps and its own border.
-- transposed: the transpose of a convolution under zeros is one with flipped taps, and the border that lacks to full.
+- transposed: the transpose of a convolution under zeros is one with flipped taps and a border that completes it to
+  full.
 
-A rearrangement is a permutation, but for pixels that no output depends on and outputs that depend on none, which are
-left out; so the pseudo-inverse of the layer is that of the plain convolutions, rearranged. Where the pixels beyond the
-end of the fine grid are not the same for all phases, or a border mirrors one phase into another, there is none such.
+A rearrangement is a permutation that leaves out pixels that no output depends on and outputs that depend on none, so
+the pseudo-inverse of the layer is that of the plain convolutions, rearranged. None exists if the pixels beyond the end
+of the fine grid differ between phases, or if a border mirrors one phase into another.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 
 NOTHING = -1
-"""In the place of a pixel or a tap that there is not."""
+"""Stands for a missing pixel or tap."""
 
 
 @dataclass(frozen=True)
 class AxisPart:
-    """One plain convolution along an axis: where its pixels lie, and its border.
+    """One plain convolution along an axis: the places of its pixels, and its border.
 
     Attributes:
         fine: positions on the fine grid, one row for each phase, `NOTHING` for pixels beyond its end; the pixels of a
@@ -55,16 +56,15 @@ class AxisPart:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """What makes two parts the same problem: the pixels of either grid, and the border."""
+        """The pixels of either grid, and the border: parts with the same sizes are the same problem."""
         return len(self.fine[0]), len(self.coarse), self.before, self.after
 
 
 def tap_table(axis: GridAxis, *, on_torus: bool = False) -> tuple[tuple[int, ...], ...]:
-    """Find the tap that meets each phase at each step: rows of tap numbers, `NOTHING` where none does.
+    """Find the tap that meets each phase at each step: rows of tap numbers, `NOTHING` for no tap.
 
-    Args:
-        axis: the axis; without a stride its dilation is left to the parts.
-        on_torus: keep the phases that no tap meets, and the gaps of a dilation: the layer is taken as a whole.
+    Without a stride the dilation is left to the parts. `on_torus` keeps phases that no tap meets and the gaps of a
+    dilation: the layer is taken as a whole.
     """
     if axis.stride == 1 and not on_torus:
         return (tuple(range(axis.n_taps)),)
@@ -81,12 +81,7 @@ def _places(axis: GridAxis) -> list[tuple[int, int]]:
 
 
 def split_axis(axis: GridAxis, boundary: BoundaryRule) -> list[AxisPart] | None:
-    """Divide an axis into plain convolutions; `None` where that is not exact.
-
-    Args:
-        axis: the axis.
-        boundary: what lies outside the fine grid.
-    """
+    """Divide an axis into plain convolutions; `None` if that is not exact."""
     if axis.stride == 1 and axis.dilation == 1:
         part = AxisPart((tuple(range(axis.n_fine)),), tuple(range(axis.n_coarse)), axis.before, axis.after)
         return [_trimmed(part, axis.n_taps) if boundary.is_zero else part]
@@ -144,7 +139,7 @@ def _of_dilation(axis: GridAxis, *, wraps: bool) -> list[AxisPart] | None:
 
 
 def _trimmed(part: AxisPart, n_taps: int) -> AxisPart:
-    """Leave out the outputs at either end that look at nothing but zeros."""
+    """Leave out the outputs at either end that depend on zeros alone."""
     ahead, behind = (max(pad - (n_taps - 1), 0) for pad in (part.before, part.after))
     coarse = part.coarse[ahead : len(part.coarse) - behind]
     return AxisPart(part.fine, coarse, part.before - ahead, part.after - behind)
@@ -152,13 +147,13 @@ def _trimmed(part: AxisPart, n_taps: int) -> AxisPart:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the plain convolutions that a layer consists of: an `AxisPart` along each axis."""
+    """One of the plain convolutions of a layer: an `AxisPart` along each axis."""
 
     axes: tuple[AxisPart, ...]
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int, int], ...]:
-        """What makes two parts the same problem."""
+        """The sizes along each axis: parts with the same sizes are the same problem."""
         return tuple(axis.sizes for axis in self.axes)
 
     def take_fine(self, images: Tensor) -> Tensor:
@@ -203,12 +198,11 @@ class Part:
 
 
 def _at(places: list[Tensor]) -> Any:  # noqa: ANN401 (torch names no type for indices)
-    """Index the last axes, one tensor of positions for each."""
     return (..., *places)
 
 
 def split_layer(axes: Sequence[GridAxis], boundary: BoundaryRule) -> list[Part] | None:
-    """Divide a layer into plain convolutions of the taps `plain_taps`; `None` where that is not exact."""
+    """Divide a layer into plain convolutions of the taps `plain_taps`; `None` if that is not exact."""
     along = [split_axis(axis, boundary) for axis in axes]
     if any(parts is None for parts in along):
         return None
@@ -216,7 +210,7 @@ def split_layer(axes: Sequence[GridAxis], boundary: BoundaryRule) -> list[Part] 
 
 
 def whole_layer(axes: Sequence[GridAxis]) -> Part:
-    """Rearrange a layer with all its phases, whatever its sizes and its border: what an approximation needs."""
+    """Rearrange a layer with all its phases, whatever its sizes and its border, for an approximation."""
     parts = []
     for axis in axes:
         n_pixels = -(-axis.n_fine // axis.stride)
@@ -230,16 +224,10 @@ def whole_layer(axes: Sequence[GridAxis]) -> Part:
 
 
 def rearranged_taps(taps: Tensor, axes: Sequence[GridAxis], groups: int, *, on_torus: bool = False) -> Tensor:
-    """Rearrange the taps of a layer to those of its plain convolutions from the fine grid to the coarse one.
+    """Rearrange the taps `(C_coarse, C_fine / groups, *k)` of a layer to those of its plain convolutions.
 
-    Args:
-        taps: shape `(C_coarse, C_fine / groups, *k)`.
-        axes: the axes of space.
-        groups: sets of channels.
-        on_torus: see `tap_table`.
-
-    Returns:
-        Shape `(groups, C_coarse / groups, C_fine / groups · phases, *k')`.
+    These lead from the fine grid to the coarse one: `(groups, C_coarse / groups, C_fine / groups · phases, *k')`. For
+    `on_torus` see `tap_table`.
     """
     found, n_phases = taps.unflatten(0, (groups, -1)), []
     for at, axis in enumerate(axes):

@@ -1,4 +1,4 @@
-"""The singular values of a convolution's symbol: how strongly each frequency comes through."""
+"""The singular values of a convolution's symbol: the gain of each frequency."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MAX_TABLE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The extreme singular values of a symbol over the torus of an image, each computed when it is first used.
+    """The extreme singular values of a symbol over the torus of an image, each computed at its first use.
 
     Attributes:
         taps: the kernel, shape `(C_out, C_in, *k)`.
         image_size: pixels of the image along each axis.
-        arrange: makes such taps of those that the kernel is given by, where they differ; differentiable.
+        arrange: makes such taps from the given ones, if they differ; differentiable.
     """
 
     taps: Tensor
@@ -73,10 +73,10 @@ class Spectrum:
 
     @property
     def grid(self) -> Size:
-        """The torus whose frequencies are looked at for the smallest.
+        """The torus whose frequencies are searched for the smallest.
 
-        It is the image's own, but for more than `MAX_FREQUENCIES` or wide blocks its longest axis is halved until the
-        work is bounded; the zero frequency is always kept.
+        It is the image's own; for more than `MAX_FREQUENCIES` or wide blocks its longest axis is halved until the work
+        is bounded. The zero frequency is always kept.
         """
         return affordable_grid(self.image_size, self.taps.shape[:2])
 
@@ -87,33 +87,26 @@ class Spectrum:
 
 
 def kernel_spectrum(taps: Tensor, image_size: Size, arrange: Callable[[Tensor], Tensor] | None = None) -> Spectrum:
-    """Describe the extreme singular values of a kernel's symbol on the torus of the image.
-
-    Args:
-        taps: shape `(C_out, C_in, *k)`, or what `arrange` makes such taps of.
-        image_size: pixels of the image along each axis.
-        arrange: see `Spectrum`.
-    """
+    """Describe the extreme singular values of a kernel's symbol on the torus of the image; see `Spectrum`."""
     return Spectrum(taps, image_size) if arrange is None else Spectrum(arrange(taps), image_size, arrange)
 
 
 def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
-    """Find the largest singular value of a kernel's symbol on a torus, without looking at every frequency.
+    """Find the largest singular value of a kernel's symbol on a torus, without evaluating every frequency.
 
     Let M bound σmax over all angles, and d be half the number of taps less one. At a distance δ from a frequency of
     σmax = M cos φ no frequency has more than M cos(φ − dδ): u(θ) = Re xᴴK(θ)z is a trigonometric polynomial of degree d
     with |u| ≤ M, so that u′² ≤ d²(M² − u²) (Duffin and Schaeffer, Some inequalities concerning functions of exponential
-    type, Bulletin of the American Mathematical Society 43, 1937). So blocks of frequencies are looked at in their
-    middle, and halved where they may hold a larger value than the largest so far.
+    type, Bulletin of the American Mathematical Society 43, 1937). So the search evaluates blocks of frequencies in
+    their middle, and halves those that may hold a larger value.
 
     Args:
         taps: shape `(C_out, C_in, *k)`.
         torus: pixels along each axis.
 
     Returns:
-        The value and its frequency, coordinates on the half spectrum. Where the symbol is so flat that the search would
-        look at more than `MAX_FREQUENCIES` in one step (for wide blocks `MAX_BLOCK_OPERATIONS`), it ends with the
-        largest of those that it has looked at.
+        The value and its frequency, coordinates on the half spectrum. If the symbol is so flat that one step would
+        evaluate more than `MAX_FREQUENCIES` (for wide blocks `MAX_BLOCK_OPERATIONS`), the largest value so far.
     """
     wide = to_float64(taps.detach())
     if has_one_sign(wide):
@@ -131,7 +124,6 @@ def largest_singular_value(taps: Tensor, torus: Size) -> tuple[float, Size]:
 
 
 def _search(taps: Tensor, torus: Size) -> tuple[float, Size]:
-    """Halve blocks of frequencies until none may hold a larger singular value than the largest that was found."""
     # By symmetry half the torus is enough, and one line where the symbol does not change.
     plane = half_spectrum(torus)
     steps = [math.pi * (k - 1) / n for k, n in zip(taps.shape[2:], torus, strict=True)]
@@ -164,12 +156,7 @@ def _search(taps: Tensor, torus: Size) -> tuple[float, Size]:
 
 
 def _halve(corners: Tensor, widths: list[int]) -> tuple[Tensor, list[int]]:
-    """Cut blocks of frequencies in two along each axis along which they hold more than one.
-
-    Args:
-        corners: the first frequency of each block, shape `(n, n_axes)`.
-        widths: how many frequencies a block holds along each axis.
-    """
+    """Cut blocks of frequencies, given by their first ones `(n, n_axes)` and their widths, in two along each axis."""
     for axis, width in enumerate(widths):
         if width > 1:
             step = torch.zeros(len(widths), dtype=corners.dtype, device=corners.device)
@@ -209,7 +196,6 @@ def _largest_at(taps: Tensor, torus: Size, frequencies: Tensor) -> Tensor:
 
 
 def _tables(taps: Tensor, torus: Size, frequencies: Tensor) -> list[Tensor]:
-    """Tabulate what the taps along each axis contribute at frequencies `(n, n_axes)`: one `(n, k)` for each axis."""
     axes = zip(frequencies.unbind(-1), torus, taps.shape[2:], strict=True)
     return [phases(numbers, length, n_taps, taps) for numbers, length, n_taps in axes]
 
@@ -220,11 +206,8 @@ def peak_gain(taps: Tensor, spectrum: Spectrum) -> Tensor:
     The derivative of a singular value of K(θ) is Re(uᴴ dK(θ) v), with its singular vectors u and v.
 
     Args:
-        taps: those that `spectrum` is of, shape `(C_out, C_in, *k)` or as its `arrange` takes them.
-        spectrum: what `kernel_spectrum` found for them.
-
-    Returns:
-        A single number, in double precision where the device has it.
+        taps: the taps of `spectrum`, shape `(C_out, C_in, *k)` or as its `arrange` takes them.
+        spectrum: the spectrum from `kernel_spectrum`.
     """
     wide = to_float64(spectrum.arrange(taps))
     waves = wide
@@ -265,14 +248,7 @@ def affordable_grid(
     max_frequencies: int = MAX_FREQUENCIES,
     max_block_operations: float = MAX_BLOCK_OPERATIONS,
 ) -> Size:
-    """Halve the longest axis of a torus until there are no more frequencies than can be afforded.
-
-    Args:
-        size: of the torus.
-        channels: of outputs and inputs.
-        max_frequencies: that can be afforded.
-        max_block_operations: the same for frequencies times the operations on one block.
-    """
+    """Halve the longest axis of a torus until all its frequencies, and the blocks there, are affordable."""
     grid = list(size)
     affordable = min(max_frequencies, max_block_operations / _block_operations(*channels))
     while math.prod(half_spectrum(tuple(grid))) > affordable and max(grid) > 2:

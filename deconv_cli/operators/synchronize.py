@@ -1,8 +1,8 @@
 """The only functions in which the host waits for the device.
 
-To read a number that a device computes, the host has to wait until the device has done all that was queued before. So
-operators and solvers read numbers here and nowhere else: all other code runs ahead of the device, and a test that
-replaces these functions follows every branch of an algorithm without any numbers.
+To read a number from a device, the host waits until the device has finished all queued work. So operators and solvers
+read numbers here and nowhere else: all other code runs ahead of the device, and a test that replaces these functions
+follows every branch of an algorithm without any numbers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def holds_everywhere(mask: Tensor) -> bool:
 def are_finite(values: Tensor) -> bool:
     """Return whether `values`, of any shape, hold no NaN or infinite value.
 
-    The least and the largest tell, since NaN carries through: one pass without new memory, where `isfinite` takes
-    several and sixty times as long.
+    NaN carries through to the least and the largest value: one pass without new memory, where `isfinite` takes sixty
+    times as long.
     """
     return values.numel() == 0 or holds_everywhere(torch.isfinite(torch.stack(values.detach().aminmax())))
 
@@ -49,9 +49,9 @@ def as_index(value: Tensor) -> int:
 
 
 def medians(parts: Sequence[Tensor]) -> list[float]:
-    """Read the median of each part, of any shape: of an even number of entries the lower one of the two in the middle.
+    """Read the median of each part, of any shape; for an even number of entries the lower one of the middle two.
 
-    Where the host has the numbers NumPy finds it, in a fourth to a seventh of the time.
+    On the host NumPy finds it in a fourth to a seventh of the time.
     """
     if parts and parts[0].device.type != "cpu":
         return as_numbers(torch.stack([part.median() for part in parts]))
@@ -76,10 +76,7 @@ def distinct(values: Tensor) -> tuple[Tensor, Tensor]:
 def normal_numbers(like: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw standard normal numbers on the host, so that a seed means the same on every device.
 
-    Args:
-        like: has the dtype and the device that they are wanted in.
-        shape: how many.
-        seed: of the random numbers.
+    They get the dtype and the device of `like`.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -1,4 +1,4 @@
-"""A convolution with taps φ(pixel, weight) in the place of pixel · weight, under any boundary."""
+"""A convolution with taps φ(pixel, weight) instead of pixel · weight, under any boundary."""
 
 from __future__ import annotations
 
@@ -31,15 +31,9 @@ def name_of(tap: Tap) -> str:
 
 
 def evaluate(tap: Tap, pixels: Tensor, weights: Tensor) -> Tensor:
-    """Compute φ for all pairs of channels.
+    """Compute φ for all pairs of channels: shape `(C_out, C_in, *size)`.
 
-    Args:
-        tap: φ.
-        pixels: shape `(C_in, *size)`.
-        weights: shape `(C_out, C_in)`.
-
-    Returns:
-        Shape `(C_out, C_in, *size)`.
+    The pixels have the shape `(C_in, *size)`, the weights `(C_out, C_in)`.
 
     Raises:
         UsageError: the tap fails, or gives no floating-point number for each pair.
@@ -71,10 +65,10 @@ def first_line(error: Exception) -> str:
 
 
 def check_elementwise(tap: Tap, pixels: Tensor, weights: Tensor) -> None:
-    """Refuse a tap that looks at more than one pixel and one weight at a time; shapes as of `evaluate`.
+    """Refuse a tap that depends on more than one pixel and one weight; shapes as in `evaluate`.
 
     Raises:
-        UsageError: what it gives for some pixels changes when the others are left out, or when it is called again.
+        UsageError: its value for some pixels changes with the others, or from call to call.
     """
     whole = evaluate(tap, pixels, weights)
     part = max(1, pixels.shape[-1] // _PROBE_PARTS)

@@ -1,8 +1,8 @@
 """Filters on a large torus, some planes and some frequencies at a time.
 
-A transform of a whole stack keeps several copies of it. Here the fields that come and go are planes, and all that is
-kept whole is one spectrum, transformed along all axes but the first; along that one some columns are transformed,
-filtered and transformed back at a time, which stay in the processor's cache meanwhile.
+A transform of a whole stack keeps several copies of it. Here fields come and go plane by plane, and only one spectrum
+is kept whole, transformed along all axes but the first. Along the first axis some columns are transformed, filtered and
+transformed back at a time, which stay in the processor's cache meanwhile.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class TorusFilter:
     Args:
         torus: pixels along each axis.
         like: a tensor of the real dtype and on the device of the arithmetic.
-        cuts: whether filters take parts of the frequencies; else they are given all at once.
+        cuts: whether filters take parts of the frequencies; else they get all at once.
         n_entries: of the blocks that filters multiply by, which share the cache.
 
     Attributes:
         like: see above.
-        parts: parts of the second axis of a spectrum, filtered one after the other.
+        parts: parts of the second axis of a spectrum, filtered in turn.
     """
 
     def __init__(self, torus: Size, like: Tensor, *, cuts: bool = True, n_entries: int = 1) -> None:
@@ -56,15 +56,10 @@ class TorusFilter:
         return self._half
 
     def transform(self, shape: tuple[int, int], fill: Fill, n_planes: int | None = None) -> Tensor:
-        """Transform a field along all axes but the first.
+        """Transform a field of `(B, C)` images and channels, which `fill` writes, along all axes but the first.
 
-        Args:
-            shape: images and channels, `(B, C)`.
-            fill: the field.
-            n_planes: those beyond are zero; by default there are none.
-
-        Returns:
-            Complex, shape `(B, C, n_planes, …, Nn // 2 + 1)`.
+        The field is zero beyond `n_planes`, by default all. The spectrum has the shape `(B, C, n_planes, …, Nn // 2 +
+        1)`.
         """
         n_planes = self.torus[0] if n_planes is None else n_planes
         spectrum = self.like.new_empty(*shape, n_planes, *self._half[1:], dtype=self.like.dtype.to_complex())
@@ -82,16 +77,10 @@ class TorusFilter:
     def filter(
         self, spectrum: Tensor, apply: Filter, n_channels: int | None = None, n_planes: int | None = None
     ) -> Tensor:
-        """Filter what `transform` gave, part by part, and transform it back along the first axis.
+        """Filter the result of `transform`, part by part, and transform it back along the first axis.
 
-        Args:
-            spectrum: it may be overwritten.
-            apply: gives spectra of `n_channels`.
-            n_channels: by default as many as there are.
-            n_planes: how many are wanted, from the first one on; by default all.
-
-        Returns:
-            Complex, shape `(B, n_channels, n_planes, …)`, or with further planes that mean nothing.
+        It gives `n_channels`, by default as many as there are, and the first `n_planes`, by default all: complex, shape
+        `(B, n_channels, n_planes, …)`, or with further planes that mean nothing. The spectrum may be overwritten.
         """
         n_channels = spectrum.shape[1] if n_channels is None else n_channels
         n_planes = self.torus[0] if n_planes is None else n_planes
@@ -105,16 +94,15 @@ class TorusFilter:
         return result
 
     def _columns(self, spectrum: Tensor, part: slice) -> Tensor:
-        """Transform a part of what `transform` gave along the first axis too."""
         return torch.fft.fft(spectrum[:, :, :, part], n=self.torus[0], dim=2)
 
     def squares(self, spectrum: Tensor, apply: Filter) -> Tensor:
-        """Add up the squares of the field that a filter makes of what `transform` gave, shape `(B,)`."""
+        """Add up the squares of the field that a filter makes from the result of `transform`, shape `(B,)`."""
         total: Tensor | None = None
         last = self._half[-1] - 1
         for number, part in enumerate(self.parts):
             values = torch.view_as_real(apply(number, self._columns(spectrum, part))).square()
-            # A half spectrum stands for the whole: what is mirrored counts twice.
+            # In a half spectrum mirrored frequencies count twice.
             weights = values.new_full((self._half[-1],), 2.0)
             weights[0] = 1.0
             if self.torus[-1] % 2 == 0:
@@ -127,17 +115,12 @@ class TorusFilter:
         return total / math.prod(self.torus)
 
     def fields(self, spectrum: Tensor, n_planes: int | None = None) -> Iterator[tuple[Tensor, slice]]:
-        """Transform what `filter` gave back, and give the field some planes at a time: `(B, C, n, *torus[1:])`.
-
-        Args:
-            spectrum: shape `(B, C, *half spectrum)`.
-            n_planes: how many are wanted, from the first one on; by default all.
-        """
+        """Transform the result of `filter` back; yield its first planes, some at a time: `(B, C, n, *torus[1:])`."""
         for planes in self._planes_up_to(self.torus[0] if n_planes is None else n_planes):
             yield torch.fft.irfftn(spectrum[:, :, planes], s=self.torus[1:], dim=self._rest), planes
 
     def crop(self, spectrum: Tensor, size: Size) -> Tensor:
-        """Transform what `filter` gave back, and cut a box out at the origin: shape `(B, C, *size)`."""
+        """Transform the result of `filter` back, and cut a box out at the origin: shape `(B, C, *size)`."""
         result = self.like.new_empty(*spectrum.shape[:2], *size)
         for field, planes in self.fields(spectrum, size[0]):
             result[:, :, planes] = crop(field, (0,) * (len(size) - 1), size[1:])
@@ -154,7 +137,7 @@ def write_box(box: Tensor, field: Tensor, planes: slice) -> None:
 
 
 def parts_of(n: int, n_numbers: int, device: torch.device) -> list[slice]:
-    """Cut an axis of length `n`, with so many numbers at each place, into parts that are worked on one by one."""
+    """Cut an axis of length `n` into parts that are worked on one by one; `n_numbers` lie at each place."""
     most = MAX_NUMBERS_IN_CACHE if device.type == "cpu" else MAX_NUMBERS_ELSEWHERE
     length = max(1, most // max(1, n_numbers))
     return [slice(first, min(first + length, n)) for first in range(0, n, length)]

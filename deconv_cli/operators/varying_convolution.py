@@ -2,10 +2,10 @@
 
 The weights are products of hats along the axes, each one at its own place and zero at the next ones, and constant
 beyond the outermost places: they sum to one at every pixel. Each kernel is applied to the part of the image where its
-weight is not zero, by the FFT where that is cheaper, so that many places cost about four times what one kernel does
-(Nagy and O'Leary, Restoring images degraded by spatially variant blur, SIAM Journal on Scientific Computing 19, 1998;
-Hirsch, Sra, Schölkopf and Harmeling, Efficient filter flow for space-variant multiframe blind deconvolution, CVPR 2010,
-where the weights stand on the same side of the kernels).
+weight is not zero, by the FFT if that is cheaper, so that many places cost about as much as four kernels (Nagy and
+O'Leary, Restoring images degraded by spatially variant blur, SIAM Journal on Scientific Computing 19, 1998; Hirsch,
+Sra, Schölkopf and Harmeling, Efficient filter flow for space-variant multiframe blind deconvolution, CVPR 2010, where
+the weights stand on the same side of the kernels).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deconv_cli.vocabulary import Size, shortened
 
 
 def as_places(places: Sequence[float], name: str) -> tuple[float, ...]:
-    """Give where the rows or the columns of a field lie as plain numbers.
+    """Return the places of a field's rows or columns as plain numbers.
 
     Raises:
         UsageError: they are no numbers.
@@ -43,11 +43,7 @@ def as_places(places: Sequence[float], name: str) -> tuple[float, ...]:
 
 
 def hat_weights(places: Sequence[float], positions: Tensor) -> Tensor:
-    """Evaluate the hats of some places along an axis.
-
-    Args:
-        places: increasing, n of them.
-        positions: in the same unit, shape `(m,)`, on the host.
+    """Evaluate the hats of n increasing places along an axis at positions `(m,)` on the host, in the same unit.
 
     Returns:
         Shape `(n, m)`: each column sums to one.
@@ -65,12 +61,12 @@ def hat_weights(places: Sequence[float], positions: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where the weight of one place is not zero: a box of pixels, with the weights there.
+    """A box of pixels where the weight of one place is not zero.
 
     Attributes:
         place: the row and the column of the place in the grid.
         start: the first pixel of the box.
-        weights: shape `(h, w)`, that of the box.
+        weights: the weights there, shape `(h, w)`.
     """
 
     place: tuple[int, int]
@@ -97,12 +93,10 @@ class Part:
 
 
 def parts_of(row_weights: Tensor, column_weights: Tensor, like: Tensor) -> list[Part]:
-    """Find the boxes of all places; a place whose weight is not zero at both ends of a torus has several.
+    """Find the boxes of all places, from their weights `(n_rows, H)` and `(n_columns, W)` on the host.
 
-    Args:
-        row_weights: of the rows of places at the rows of pixels, shape `(n_rows, H)`, on the host.
-        column_weights: the same of the columns, shape `(n_columns, W)`.
-        like: has the dtype and the device that they are wanted in.
+    A place whose weight is not zero at both ends of a torus has several. The weights get the dtype and device of
+    `like`.
     """
     return [
         Part((i, j), (top, left), (down[:, None] * across).to(like))
@@ -124,10 +118,8 @@ def runs_of(weights: Tensor) -> Iterator[tuple[int, Tensor]]:
 class VaryingCorrelation(LinearOperator):
     """Sliding a kernel that varies over an image with its border: Σ K_j diag(w_j) without padding.
 
-    Args:
-        taps: shape `(n_rows, n_columns, kH, kW)`.
-        row_weights: shape `(n_rows, H)`, for the rows of the image with its border, on the host.
-        column_weights: shape `(n_columns, W)`.
+    The taps have the shape `(n_rows, n_columns, kH, kW)`; the weights of rows `(n_rows, H)` and columns `(n_columns,
+    W)` are for the image with its border, on the host.
     """
 
     def __init__(self, taps: Tensor, row_weights: Tensor, column_weights: Tensor) -> None:
@@ -167,21 +159,20 @@ class VaryingCorrelation(LinearOperator):
 class VaryingConvolution(Convolution):
     """`y = Σ conv(extend(w_j·x), K_j)` with stride 1 on each channel of an image, under its real boundary.
 
-    It takes `(*batch, 1, H, W)` to `(*batch, 1, H_y, W_y)`. With the boundary `unknown` the weights go on outside the
-    frame as at the outermost places.
+    It takes `(*batch, 1, H, W)` to `(*batch, 1, H_y, W_y)`. With the boundary `unknown` the weights of the outermost
+    places continue outside the frame.
 
     Args:
         taps: of cross-correlations as in `torch.nn.functional.conv2d`, shape `(n_rows, n_columns, kH, kW)`.
-        rows: where the rows of places lie, in parts of the image's height, increasing.
+        rows: positions of the rows of places, in parts of the image's height, increasing.
         columns: the same of its width.
         image_size: pixels of the image along each axis.
         padding: `same`, `valid`, `full`, a whole number, one for each axis, or `Pads`.
-        boundary: what lies outside the image, a rule or its name.
+        boundary: the rule for pixels outside the image, or its name.
 
     Attributes:
         taps: the taps of all places.
-        kernel: those of the place in the middle, which stand for all where a single kernel is wanted, shape
-            `(1, 1, kH, kW)`.
+        kernel: those of the place in the middle, for uses that want a single kernel, shape `(1, 1, kH, kW)`.
 
     Raises:
         ShapeError: the kernels do not fit the image, or reach too far outside it.
@@ -215,12 +206,12 @@ class VaryingConvolution(Convolution):
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """The extreme singular values of one kernel's symbol: the one that has the largest of all."""
+        """The extreme singular values of the symbol of the kernel with the largest one."""
         size = self.geometry.image_size
         return max((kernel_spectrum(k[None, None], size) for k in self.taps.flatten(0, 1)), key=lambda s: s.sigma_max)
 
     def input_weights(self, axis: int) -> Tensor:
-        """Evaluate the weights along an axis of the image that the operator takes, shape `(n_places, n)`."""
+        """Evaluate the weights along an axis of the operator's input, shape `(n_places, n)`."""
         return self._weights(axis, is_extended=self.boundary.is_unknown)
 
     def in_float64(self) -> VaryingConvolution:

@@ -146,8 +146,8 @@ class FactorRun(Run):
 
     @property
     def factors(self) -> Mapping[str, Tensor]:
-        """What the method precomputed, by name."""
-        return self.inverse.state.precomputed.factors.tensors
+        """What the method computed once, by name; empty where that costs nothing."""
+        return self.inverse.state.factors.tensors
 
     @property
     def all_notes(self) -> tuple[str, ...]:

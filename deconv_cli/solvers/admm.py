@@ -1,35 +1,36 @@
 """The alternating direction method of multipliers for total variation: z = ∇x is split off, and x and z take turns.
 
 Wang, Yang, Yin and Zhang, A new alternating minimization algorithm for total variation image reconstruction, SIAM
-Journal on Imaging Sciences 1, 2008: what is left is a shrinkage of z, and a quadratic problem in x that is none but the
-one of penalty `gradient` with λσ²max = ρ. The steps are over-relaxed (Eckstein and Bertsekas, Mathematical Programming
-55, 1992). ρ balances the two relative residuals (Wohlberg, ADMM penalty parameter selection by residual balancing,
-arXiv:1704.06209, 2017), but at ever longer intervals, since each change builds the inverse anew.
+Journal on Imaging Sciences 1, 2008: a step is a shrinkage of z and the quadratic problem in x of penalty `gradient`
+with λσ²max = ρ. The steps are over-relaxed (Eckstein and Bertsekas, Mathematical Programming 55, 1992). ρ balances the
+two relative residuals (Wohlberg, ADMM penalty parameter selection by residual balancing, arXiv:1704.06209, 2017), at
+ever longer intervals, since each change rebuilds the inverse.
 
-The data stay data: the inverse is applied to what an estimate leaves over, never to Aᴴy itself. So float32 keeps its
-digits, and an inverse solved to a third of its right-hand side is good enough for each step.
+The inverse is applied to the residual, never to Aᴴy itself. So float32 keeps its digits, and an inverse solved to a
+third of its right-hand side is good enough for each step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import image_axes
+from deconv_cli.operators.axes import accumulation_dtype, crop, image_axes, inner, norm, relative
+from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.extension import close_smoothly
+from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import IterationLog
-from deconv_cli.solvers.norms import accumulation_dtype, inner, norm, relative
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import IterationLog, Status
 
 RELAXATION = 1.8
 # λ of the quadratic problem whose estimate the iteration starts from.
 START_LAMBDA = 1e-3
-# ρ is looked at after so many steps, then after twice as many each time; smaller mismatches than this are left.
+# The step at which ρ is first balanced, and then at twice as many each time; smaller mismatches than this stay.
 FIRST_BALANCE = 10
 MIN_MISMATCH = 1.5
 MAX_MISMATCH = 10.0
@@ -46,18 +47,13 @@ SMALLEST = 1e-30
 
 
 class Admm:
-    """The variables of the iteration: x, the field z ≈ ∇x, and the multiplier p, of at most the weight everywhere.
+    """The variables of the iteration: x, the field z ≈ ∇x, and the multiplier p, no longer than the weight anywhere.
 
     Args:
         build: builds (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
         y: data, shape `(*batch, C_out, *output_size)`.
-        sigma_max: the largest singular value of the kernel's symbol.
+        sigma_max: largest singular value of the kernel's symbol.
         rho: the ρ of all steps; `None` adapts it to the image.
-
-    Attributes:
-        x: the estimate.
-        y: the data.
-        rho: the ρ of the last step.
     """
 
     def __init__(
@@ -91,7 +87,7 @@ class Admm:
         return synchronize.as_number(self._residual.square().sum(dtype=accumulation_dtype(self.y)))
 
     def begin(self, weight: float) -> None:
-        """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks only what is no edge."""
+        """Prepare for a weight: p points along the edges, as long as it may be, and ρ shrinks everything but edges."""
         if self.rho > 0:
             self._p = self._within(self._p, weight)
             return
@@ -103,7 +99,7 @@ class Admm:
         self._set_rho(adapted if self._given_rho is None else self._given_rho)
 
     def step(self, weight: float) -> float:
-        """Take one step; gives by how much it changes the estimate, relative to the contrast of that."""
+        """Take one step; returns the change of the estimate relative to its contrast."""
         before, n_dims = self.x, self._n_dims
         self._improve()
         axes = image_axes(n_dims - 1)
@@ -118,8 +114,36 @@ class Admm:
         self._z = shrunk
         return synchronize.as_number(moved.max())
 
+    def take(self, weight: float, n_steps: int, log: IterationLog) -> Status:
+        """Take a number of steps, whatever their certificate."""
+        self.begin(weight)
+        for _ in range(n_steps):
+            self.step(weight)
+            log.record(synchronize.as_number(self.certificate(weight).max()))
+        return Status.ALL_ITERATIONS
+
+    def run(self, weight: float, tolerance: float, log: IterationLog, largest_change: float) -> Status:
+        """Take steps until certificate and last change are small, nothing is gained, or the steps are spent."""
+        self.begin(weight)
+        lowest, n_since = math.inf, 0
+        n_steps, next_balance = 0, FIRST_BALANCE
+        while not log.is_spent:
+            change = self.step(weight)
+            n_steps += 1
+            certificate = synchronize.as_number(self.certificate(weight).max())
+            log.record(certificate)
+            if certificate <= tolerance and change <= largest_change:
+                return Status.CONVERGED
+            lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
+            if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
+                return Status.STAGNATED
+            if n_steps == next_balance:
+                self.balance()
+                next_balance *= 2
+        return Status.MAX_ITERATIONS
+
     def balance(self) -> None:
-        """Change ρ where one of the two relative residuals is much larger than the other, unless it was given."""
+        """Change ρ if one of the two relative residuals is much larger than the other, unless ρ was given."""
         if self._change is None:
             return
         edges = self._edges
@@ -152,12 +176,11 @@ class Admm:
         return squared.sqrt_().unsqueeze(axis)
 
     def _within(self, vectors: Tensor, weight: float) -> Tensor:
-        """Shorten the vectors of a field that are longer than the weight."""
         length = self._lengths(vectors)
         return vectors * torch.where(length > weight, weight / torch.where(length > 0, length, 1), 1)
 
     def _improve(self) -> None:
-        """Minimize over x, the other variables being what they are."""
+        """Minimize over x, with the other variables fixed."""
         assert self._inverse is not None
         pull = (self._z - self._edges).mul_(self.rho).sub_(self._p)
         left = self._back + self._gradient.adjoint(pull)
@@ -166,7 +189,7 @@ class Admm:
         self._set_estimate(x, self.y - self._operator.forward(x))
 
     def _set_estimate(self, x: Tensor, residual: Tensor) -> None:
-        """Take an estimate and y − Ax, with what the next step and the certificate both need: Aᴴ of that, and ∇x."""
+        """Take an estimate x and y − Ax, and compute Aᴴ(y − Ax) and ∇x for the next step and the certificate."""
         self.x, self._residual = x, residual
         self._back = self._operator.adjoint(residual)
         self._edges = self._gradient.forward(x)
@@ -176,48 +199,81 @@ class Admm:
         self.rho, self._inverse = rho, self._build(rho)
 
 
-@dataclass
-class AdmmRun:
-    """The steps of one solve, for whatever weights they were taken.
-
-    Attributes:
-        admm: the variables.
-        log: the steps, with the certificate after each.
-        largest_change: how far the last step may change the estimate, as `Admm.step` gives it.
-    """
-
-    admm: Admm
-    log: IterationLog
-    largest_change: float = math.inf
-
-    def take(self, weight: float, n_steps: int) -> Status:
-        """Take so many steps, whatever certificate they lead to."""
-        self.admm.begin(weight)
-        for _ in range(n_steps):
-            self.admm.step(weight)
-            self.log.record(synchronize.as_number(self.admm.certificate(weight).max()))
-        return Status.ALL_ITERATIONS
-
-    def run(self, weight: float, tolerance: float) -> Status:
-        """Take steps until the certificate is reached, nothing is gained any more, or the steps are spent."""
-        self.admm.begin(weight)
-        lowest, n_since = math.inf, 0
-        n_steps, next_balance = 0, FIRST_BALANCE
-        while not self.log.is_spent:
-            change = self.admm.step(weight)
-            n_steps += 1
-            certificate = synchronize.as_number(self.admm.certificate(weight).max())
-            self.log.record(certificate)
-            if certificate <= tolerance and change <= self.largest_change:
-                return Status.CONVERGED
-            lowest, n_since = (certificate, 0) if certificate < lowest else (lowest, n_since + 1)
-            if not math.isfinite(certificate) or n_since > MAX_STEPS_WITHOUT_GAIN:
-                return Status.STAGNATED
-            if n_steps == next_balance:
-                self.admm.balance()
-                next_balance *= 2
-        return Status.MAX_ITERATIONS
-
-
 def _size(a: Tensor) -> float:
     return synchronize.as_number(a.square().sum(dtype=accumulation_dtype(a))) ** 0.5
+
+
+# How strongly u is held to Kx, where the data hold it with 1. Of a stack of brightness 1 it took a fifth more steps by
+# 0.1 with noise of 0.02, and half as many again by 0.3 with noise of 0.003.
+ETA = 0.2
+
+
+class MaskedAdmm(Admm):
+    """The iteration on a torus around the frame, for the boundary `unknown` and padding `valid`.
+
+    Almeida and Figueiredo, Deconvolving images with unknown boundaries using the alternating direction method of
+    multipliers, IEEE Transactions on Image Processing 22, 2013; Matakos, Ramani and Fessler, Accelerated
+    edge-preserving image restoration without boundary artifacts, ibid. The outputs u = Kx of the whole torus are split
+    off too, with the multiplier q: the data know those in the frame alone, and no weight lies on differences across the
+    edge of the image. The problem left for x is diagonal in frequency. For stacks a step takes a fifth of the time of
+    one with the exact inverse, and one to two times as many are needed; for pictures up to fourteen times as many, so
+    that it does not pay.
+    """
+
+    def __init__(
+        self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
+    ) -> None:
+        super().__init__(build, y, sigma_max, rho)
+        operator, penalty = self._problem.operator, find_penalty(self._problem.penalty)
+        kernel = to_float64(operator.kernel)
+        self._torus = tuple(next_fast_size(n) for n in operator.geometry.extended_size)
+        self._symbol = torus_symbol(kernel, self._torus)
+        self._energies = penalty.symbol(self._torus, kernel.dtype, kernel.device)
+        self._circulant = self._convolution(self._symbol)
+        self._around = penalty.operator((operator.input_shape[0], *self._torus), periodic=True)
+        self._wide = close_smoothly(self.x, self._torus)
+        self._blurred = self._circulant.forward(self._wide)
+        self._u, self._q = self._blurred, -self._residual
+        self._fields = self._around.forward(self._wide)
+
+    def _improve(self) -> None:
+        """Minimize over x, then over u, and over the differences without weight."""
+        for inside, z in zip(self._inside(self._fields), self._inside(self._z), strict=True):
+            inside.copy_(z)
+        missing = (self._u - self._blurred).mul_(ETA)
+        self._frame(missing).sub_(self._q)
+        pull = (self._fields - self._around.forward(self._wide)).mul_(self.rho)
+        self._image(pull).sub_(self._p)
+        left = self._circulant.adjoint(missing).add_(self._around.adjoint(pull))
+        del missing, pull  # fields are the largest of all that is stored
+        self._wide = self._wide + self._on_torus.forward(left).div_(ETA)
+        self._blurred = self._circulant.forward(self._wide)
+        self._u = RELAXATION * self._blurred + (1 - RELAXATION) * self._u
+        at_data = self._frame(self._u)
+        at_data.add_(self._q, alpha=1 / ETA)
+        self._q = (at_data - self.y).mul_(ETA / (1 + ETA))
+        at_data.sub_(self._q, alpha=1 / ETA)
+        self._fields.mul_(1 - RELAXATION).add_(self._around.forward(self._wide), alpha=RELAXATION)
+        self._set_estimate(self._image(self._wide), self.y - self._frame(self._blurred))
+
+    def _set_rho(self, rho: float) -> None:
+        self.rho = rho
+        self._on_torus = self._convolution(gram_inverse_blocks(self._symbol, rho / ETA, self._energies))
+
+    def _convolution(self, symbol: Tensor) -> BlockCirculant:
+        return BlockCirculant(symbol.to(self.y.dtype.to_complex()), self._torus)
+
+    def _inside(self, fields: Tensor) -> Iterator[Tensor]:
+        """View the differences between pixels of the image, term by term, in fields `(*batch, n, C, *size)`."""
+        size, n_axes = self._problem.operator.geometry.extended_size, len(self._torus)
+        for number, term in enumerate(find_penalty(self._problem.penalty).terms(n_axes)):
+            yield crop(fields.select(-n_axes - 2, number), (0,) * n_axes, term.observed(size))
+
+    def _frame(self, field: Tensor) -> Tensor:
+        """View the part of outputs on the torus that the data know."""
+        size = self._problem.operator.geometry.output_size
+        return crop(field, (0,) * len(size), size)
+
+    def _image(self, field: Tensor) -> Tensor:
+        size = self._problem.operator.geometry.extended_size
+        return crop(field, (0,) * len(size), size)

@@ -1,9 +1,9 @@
-"""The two closed bands of a torus that hold a border's unknowns, and their spectra.
+"""The band of rows and the band of columns of a torus that hold a border's unknowns, and their spectra.
 
-What keeps a convolution from being circulant lies outside a rectangle at the torus's origin: outputs that were not
-observed, pixels that a rule ties to others, differences that cross an edge. On the torus that outside is a band of
-rows and a band of columns, and each band is a closed line: a system that couples a band with itself does not change
-along the line, so that an FFT along it leaves one small matrix a frequency (`band_solver.py`).
+A convolution on an image differs from a circular one outside a rectangle at the torus's origin: there lie outputs that
+were not observed, pixels that a rule ties to others, and differences across an edge. That outside is a band of rows and
+a band of columns, each a closed line. A system that couples a band with itself does not change along the line, so an
+FFT along it leaves one small matrix per frequency.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.circulant import multiply_lines, multiply_lines_adjoint
+from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.vocabulary import Size
 
+# Above this many entries a block is too large to be copied for one large product; many small ones are then as fast.
+MAX_ENTRIES_TO_COPY = 64
 # Up to this many lines, sums over the lines (a matrix product) are cheaper than FFTs of a torus that is almost empty.
 MAX_THIN_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class Band:
-    """The band's places along the axis across it: `first, …, length − 1`.
+    """The places `first, …, length − 1` of a torus along the axis across a band.
 
     Attributes:
-        length: of the torus along this axis, N.
-        first: the first place of the band.
-        sources: the places whose values are subtracted from those on the band, shape `(w,)`; `None` for none.
+        length: pixels of the torus along this axis, N.
+        first: first place of the band.
+        sources: places whose values are subtracted from those on the band, shape `(w,)`; `None` for none.
     """
 
     length: int
@@ -37,16 +42,16 @@ class Band:
 
     @property
     def width(self) -> int:
-        """Lines of the band."""
+        """Number of lines."""
         return self.length - self.first
 
     def terms(self, device: torch.device) -> list[tuple[Tensor, float]]:
-        """Write what is read at the lines as a signed sum of values at places of shape `(w,)`."""
+        """List the places that are read at each line, shape `(w,)`, with their signs."""
         here = (torch.arange(self.first, self.length, device=device), 1.0)
         return [here] if self.sources is None else [here, (self.sources, -1.0)]
 
     def phases(self, n_frequencies: int, like: Tensor) -> Tensor:
-        """Tabulate what reads each line off a spectrum: complex, shape `(w, n_frequencies)`."""
+        """Tabulate the phases that read each line off a spectrum: complex, shape `(w, n_frequencies)`."""
         terms = self.terms(like.device)
         return torch.stack(
             [sign * unit_phases(places, n_frequencies, self.length, like) for places, sign in terms]
@@ -54,16 +59,10 @@ class Band:
 
 
 class BandGroup:
-    """Unknowns of one kind: `C` channels on a band of rows, and on what is left of a band of columns.
+    """Unknowns of one kind: C channels on a band of rows and on the rest of a band of columns.
 
-    A vector of them is two tensors: `rows` of shape `(*batch, C, w1, N2)`, and `columns` of shape `(*batch, C, h, w2)`
-    with `h = N1 − w1`.
-
-    Args:
-        n_channels: C.
-        rows: the band of rows.
-        columns: the band of columns.
-        like: a tensor of the real dtype and on the device of the arithmetic.
+    A vector is two tensors: `rows` of shape `(*batch, C, w1, N2)` and `columns` of shape `(*batch, C, N1 − w1, w2)`.
+    `like` has the real dtype and the device of the arithmetic.
     """
 
     def __init__(self, n_channels: int, rows: Band, columns: Band, like: Tensor) -> None:
@@ -77,7 +76,7 @@ class BandGroup:
             n_half = self.torus[1] // 2 + 1
             self._down = rows.phases(self.torus[0], like)
             self._across = columns.phases(n_half, like)
-            # A half spectrum stands for the whole: its inner columns count twice.
+            # The inner columns of a half spectrum count twice.
             weights = like.new_full((n_half,), 2.0)
             weights[0] = 1.0
             if self.torus[1] % 2 == 0:
@@ -85,14 +84,9 @@ class BandGroup:
             self._across_weighted = (self._across * weights).T.contiguous()
 
     def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        """Place a vector on the torus (the transpose of `read`), and transform it.
+        """Place a vector on the torus and transform it: complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
 
-        Args:
-            rows: shape `(*batch, C, w1, N2)`; `None` for zero.
-            columns: shape `(*batch, C, h, w2)`; `None` for zero.
-
-        Returns:
-            Complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
+        It is the transpose of `read`. `None` means zeros.
         """
         if not self._is_thin:
             return torch.fft.rfft2(self._place(rows, columns))
@@ -152,6 +146,18 @@ class BandGroup:
         return field
 
 
+def outside(
+    n_channels: int,
+    size: Size,
+    torus: Size,
+    like: Tensor,
+    sources: tuple[Tensor | None, ...] = (None, None),
+) -> BandGroup:
+    """Give the unknowns outside a rectangle of `size` at the torus's origin; `sources` as in `Band`, for each axis."""
+    rows, columns = (Band(*numbers) for numbers in zip(torus, size, sources, strict=True))
+    return BandGroup(n_channels, rows, columns, like)
+
+
 def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -> Tensor:
     """Tabulate `exp(iθ·place)` for the first frequencies of a line, shape `(*places, n_frequencies)`."""
     frequency = torch.arange(n_frequencies, device=places.device)
@@ -161,9 +167,82 @@ def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -
 
 
 def transform_lines(transform: Callable[..., Tensor], lines: Tensor, n: int, dim: int, n_out: int) -> Tensor:
-    """Transform along an axis; a band of no width has nothing to transform, which the FFT itself would refuse."""
+    """Transform along an axis; the FFT itself refuses a band of no width."""
     if lines.numel() > 0:
         return transform(lines, n=n, dim=dim)
     shape = list(lines.shape)
     shape[dim] = n_out
     return transform(lines.new_zeros(n), n=n).new_zeros(shape)
+
+
+def solve_lines(inverse: Tensor, lines: Tensor, *, transposed: bool = False) -> Tensor:
+    """Multiply lines `(*batch, r, N)` by a matrix `(N // 2 + 1, r, r)` at each frequency along them."""
+    if lines.numel() == 0:
+        return lines
+    multiply = multiply_lines_adjoint if transposed else multiply_lines
+    return torch.fft.irfft(multiply(inverse, torch.fft.rfft(lines, dim=-1)), n=lines.shape[-1], dim=-1)
+
+
+def coupling(rows: Band, columns: Band, values: Tensor, down: Tensor, across: Tensor, axis: int) -> Tensor:
+    """Compute what a block-circulant operator does from one band, of w' lines, to another, of w lines.
+
+    Args:
+        rows: the band of the result.
+        columns: the band of the argument.
+        values: the operator's blocks, shape `(N1, N2 // 2 + 1, a, b)`.
+        down: a factor for each row of frequencies, shape `(N1, 1)`.
+        across: a factor for each column of frequencies, shape `(N2 // 2 + 1,)`.
+        axis: the axis across the bands.
+
+    Returns:
+        At each frequency along the bands, shape `(frequencies, w·a, w'·b)`.
+    """
+    length = rows.length
+    lags, signs = [], []
+    for to, to_sign in rows.terms(values.device):
+        for source, source_sign in columns.terms(values.device):
+            lags.append((to[:, None] - source) % length)
+            signs.append(to_sign * source_sign)
+    distinct, index = synchronize.distinct(torch.stack(lags))
+    at_lags = _sum_over_axis(values, distinct, down, across, axis, length)
+    total = torch.stack([sign * at_lags[:, where] for sign, where in zip(signs, index, strict=True)]).sum(0)
+    # (frequency, w, w', a, b) → (frequency, w·a, w'·b)
+    return total.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, axis: int, length: int) -> Tensor:
+    """Transform one axis of a symbol back at some lags: shape `(frequencies of the other axis, L, a, b)`."""
+    n1, n_half, a, b = values.shape
+    like = values.real
+    if axis == 0:
+        phases = unit_phases(lags, n1, length, like) * (down[:, 0] / n1)
+        sums = (phases @ values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
+        return sums.transpose(0, 1) * across[:, None, None, None]
+    # The inner columns of a half spectrum count twice, once as they are and once mirrored.
+    weights = torch.ones_like(across)
+    weights[0] = 0.5
+    if length % 2 == 0:
+        weights[-1] = 0.5
+    phases = unit_phases(lags, n_half, length, like) * (across * weights / length)
+    if a * b <= MAX_ENTRIES_TO_COPY:
+        planes = values.permute(0, 2, 3, 1).reshape(-1, n_half)
+        sums = (planes @ phases.T).reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
+    else:
+        sums = torch.matmul(phases, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
+    sums = sums * down[:, :, None, None]
+    n_line = n1 // 2 + 1
+    mirrored = sums.roll(-1, 0).flip(0)  # entry k of this is entry −k of that
+    return sums[:n_line] + mirrored[:n_line].conj()
+
+
+def invert_lines(matrix: Tensor) -> Tensor:
+    """Invert each matrix; a singular one gets its pseudo-inverse, and the iteration corrects the rest."""
+    if matrix.numel() == 0:
+        return matrix
+    with single_threaded(matrix.device):
+        inverse, info = torch.linalg.inv_ex(matrix)
+    doubtful = (info != 0) | ~torch.isfinite(torch.view_as_real(inverse)).all(dim=-1).all(dim=-1).all(dim=-1)
+    if synchronize.holds_anywhere(doubtful):
+        places = synchronize.places(doubtful)
+        inverse[places] = torch.linalg.pinv(matrix[places], hermitian=True)
+    return inverse

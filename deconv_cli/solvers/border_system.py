@@ -1,18 +1,17 @@
-"""The system on a border's unknowns: what has to be known besides FFTs to solve a convolution under its real border.
+"""The system on a border's unknowns, whose solution and FFTs give the solution of a convolution under its real border.
 
-On the torus of `embedding.py` let A_j stand for the rows of the augmented convolution, K and the differences √μ l_j
-of the penalty. Of each, some rows belong to the problem and some do not: outputs that were not observed, differences
-that cross an edge or repeat others. Let q be the values of the latter at the solution z, Wᵀz = 0 the rule that ties
-border pixels to others or to zero, and ν its multipliers. Then, with the data y and any further right-hand side g of
-the normal equations,
+On the torus of `embedding.py` let A_j be the rows of the augmented convolution: K, and the differences √μ l_j of the
+penalty. Some rows do not belong to the problem: outputs that were not observed, differences that cross an edge or
+repeat others. Let q be their values at the solution z, Wᵀz = 0 the rule that ties border pixels to others or to zero,
+and ν its multipliers. With the data y and a further right-hand side g of the normal equations,
 
-    z = P(y + u) + N(g + √μ Σ l̄_j q_j − Wν),            u = the part of q that holds outputs,
+    z = P(y + u) + N(g + √μ Σ l̄_j q_j − Wν),            u = the outputs in q
     0 = M(y + u) − Pᴴ(g + √μ Σ l̄_j q_j − Wν)             where outputs were not observed,
     q_j = √μ l_j z                                        where differences do not belong,
     0 = Wᵀz                                               where pixels are tied.
 
-P, M and N are diagonal in frequency (`fourier.TorusBlocks`), and the system is Hermitian and as large as the border.
-Its unknowns lie in a band of rows and a band of columns (`bands.py`).
+P, M and N are diagonal in frequency (`fourier.TorusBlocks`). The system is Hermitian and as large as the border. Its
+unknowns lie in a band of rows and a band of columns (`bands.py`).
 
 The embedding with boundary unknowns is Reeves's (Fast image restoration without boundary artifacts, IEEE Transactions
 on Image Processing 14, 2005) for a single channel and an unknown border; the rest was derived for this project.
@@ -22,33 +21,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from deconv_cli.operators.boundaries.rule import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.solvers.bands import Band, BandGroup
+from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.vocabulary import Size
 
 Part = list[Tensor]
-"""The rows, or the columns, of every group's unknowns, in the order of `BorderSystem.groups`."""
+"""The rows, or the columns, of every kind of unknowns, in the order of `BorderSystem.kinds`."""
 
 
 @dataclass(frozen=True)
-class AbsentDifferences:
-    """Differences of the torus that are none of the image's.
+class Unknowns:
+    """One kind of unknowns: outputs, differences, or the multipliers of tied pixels.
 
     Attributes:
+        kind: which.
         group: where they are.
-        down: √μ times what the rows contribute to the symbol, shape `(N1, 1)`.
-        across: what the columns contribute, shape `(N2 // 2 + 1,)`.
+        down: factor of the rows of their symbol, shape `(N1, 1)`: √μ l for differences, −1 for ties.
+        across: factor of its columns, shape `(N2 // 2 + 1,)`.
     """
 
+    kind: Literal["outputs", "differences", "ties"]
     group: BandGroup
     down: Tensor
     across: Tensor
@@ -60,64 +61,48 @@ class AbsentDifferences:
 
 
 class BorderSystem:
-    """The Hermitian system of the module's formulas, applied by FFTs.
-
-    Args:
-        places: the torus.
-        blocks: P, M and N in the complex dtype of the arithmetic.
-        boundary: what lies outside the image.
-        penalty: which L.
-        weight: μ.
-    """
+    """The Hermitian system of the module's formulas, applied by FFTs, in the dtype of the blocks."""
 
     def __init__(
         self, places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
     ) -> None:
-        n_inputs, n_outputs = blocks.estimate.shape[-2:]
-        like = blocks.estimate.real.new_empty(0)
-        self.torus = places.torus
-        self.outputs: BandGroup | None = None
-        if places.output_size != places.torus:
-            self.outputs = _outside(n_outputs, places.output_size, places.torus, like)
-        self.differences = _absent_differences(places, n_inputs, boundary, penalty, weight, like)
-        self.ties: BandGroup | None = None
-        if places.image_size != places.torus:
-            self.ties = BandGroup(
-                n_inputs,
-                Band(places.torus[0], places.image_size[0], places.line_sources[0]),
-                Band(places.torus[1], places.image_size[1], places.line_sources[1]),
-                like,
-            )
-        difference_groups = [difference.group for difference in self.differences]
-        self.groups = [g for g in (self.outputs, *difference_groups, self.ties) if g is not None]
-        self._has_inputs = self.ties is not None or bool(self.differences)
+        self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
+        self._has_inputs = any(kind.kind != "outputs" for kind in self.kinds)
         self._estimate = FrequencyBlocks(blocks.estimate)
         self._inputs = FrequencyBlocks(_as_real(blocks.inputs))
         self._outputs = FrequencyBlocks(_as_real(blocks.outputs))
 
     @property
+    def groups(self) -> list[BandGroup]:
+        """The places of each kind of unknowns."""
+        return [kind.group for kind in self.kinds]
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether pixels are tied to others or to zero."""
+        return bool(self.kinds) and self.kinds[-1].kind == "ties"
+
+    @property
     def is_definite(self) -> bool:
-        """Whether conjugate gradients can solve it; where pixels are tied beside other unknowns they cannot."""
-        return self.ties is None or len(self.groups) == 1
+        """Whether conjugate gradients can solve it: pixels are not tied, or nothing else is unknown."""
+        return not self.has_ties or len(self.kinds) == 1
 
     def spectra(self, rows: Part | None, columns: Part | None) -> tuple[Tensor | None, Tensor | None]:
-        """Transform unknowns to what they add: u to the outputs, and √μ Σ l̄_j q_j − Wν to the inputs.
+        """Transform unknowns to u, which is added to the outputs, and √μ Σ l̄_j q_j − Wν, which is added to the inputs.
 
         Returns:
             Spectra of shapes `(*batch, C_out, N1, N2 // 2 + 1)` and `(*batch, C_in, N1, N2 // 2 + 1)`.
         """
-        nothing: list[Tensor | None] = [None] * len(self.groups)
-        pairs = list(zip(rows or nothing, columns or nothing, strict=True))
+        nothing: list[Tensor | None] = [None] * len(self.kinds)
         to_outputs: Tensor | None = None
         to_inputs: Tensor | None = None
-        if self.outputs is not None:
-            to_outputs = self.outputs.spectrum(*pairs.pop(0))
-        for difference in self.differences:
-            part = difference.group.spectrum(*pairs.pop(0)) * difference.symbol.conj()
+        for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
+            part = kind.group.spectrum(*bands)
+            if kind.kind == "outputs":
+                to_outputs = part
+                continue
+            part = part.neg_() if kind.kind == "ties" else part * kind.symbol.conj()
             to_inputs = part if to_inputs is None else to_inputs + part
-        if self.ties is not None:
-            part = self.ties.spectrum(*pairs.pop(0))
-            to_inputs = -part if to_inputs is None else to_inputs - part
         return to_outputs, to_inputs
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
@@ -137,26 +122,21 @@ class BorderSystem:
         return defect if inputs is None else defect - self._estimate.multiply(inputs, adjoint=True)
 
     def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
-        """Evaluate the system's left-hand side in both bands, for spectra that no unknowns stand behind."""
+        """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
         pairs = self._read(outputs, inputs, BandGroup.read, None)
         return [rows for rows, _ in pairs], [columns for _, columns in pairs]
 
     def read_rows(self, outputs: Tensor | None, inputs: Tensor | None) -> Part:
-        """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band.
-
-        Args:
-            outputs: spectrum of what is added to the outputs.
-            inputs: spectrum of what is added to the inputs.
-        """
+        """Evaluate the system's left-hand side in the band of rows, for spectra of unknowns outside that band."""
         return self._read(outputs, inputs, BandGroup.read_rows, None)
 
     def read_columns(self, outputs: Tensor | None, inputs: Tensor | None, own: Part | None = None) -> Part:
         """Evaluate the system's left-hand side in the rest of the band of columns.
 
         Args:
-            outputs: spectrum of what is added to the outputs.
-            inputs: spectrum of what is added to the inputs.
-            own: the unknowns themselves in this band, where they are not zero.
+            outputs: spectrum that is added to the outputs.
+            inputs: spectrum that is added to the inputs.
+            own: the unknowns in this band; `None` for zero.
         """
         return self._read(outputs, inputs, BandGroup.read_columns, own)
 
@@ -167,17 +147,66 @@ class BorderSystem:
         read: Callable[[BandGroup, Tensor], Any],
         own: Part | None,
     ) -> list[Any]:
+        image = self.image(outputs, inputs) if self._has_inputs else None
         result: list[Any] = []
-        if self.outputs is not None:
-            result.append(read(self.outputs, self.defect(outputs, inputs)))
-        if self._has_inputs:
-            image = self.image(outputs, inputs)
-            for difference in self.differences:
-                value = read(difference.group, -difference.symbol * image)
+        for kind in self.kinds:
+            if image is None or kind.kind == "outputs":
+                result.append(read(kind.group, self.defect(outputs, inputs)))
+            elif kind.kind == "ties":
+                result.append(read(kind.group, image))
+            else:
+                value = read(kind.group, -kind.symbol * image)
                 result.append(value if own is None else value + own[len(result)])
-            if self.ties is not None:
-                result.append(read(self.ties, image))
         return result
+
+
+class BandSolver:
+    """The inverse of the system on a closed band, of rows for axis 0 or columns for axis 1, for all kinds of unknowns.
+
+    At each frequency along the band it is one small matrix, whose entries are sums of P, M and N over the frequencies
+    of the other axis.
+    """
+
+    def __init__(self, system: BorderSystem, blocks: TorusBlocks, axis: int) -> None:
+        self._groups = system.groups
+        self._axis = axis
+        self._inverse = invert_lines(self._matrix(system, blocks))
+
+    def solve(self, part: Part) -> Part:
+        """Solve for right-hand sides on whole lines: `(*batch, C, w, N)`, or `(*batch, C, N, w)` for columns."""
+        # Lines of the band first, all channels of a line together.
+        lines = torch.cat(
+            [(v.transpose(-3, -2) if self._axis == 0 else v.movedim(-1, -3)).flatten(-3, -2) for v in part], dim=-2
+        )
+        lines = solve_lines(self._inverse, lines)
+        sizes = [group.n_channels * self._across(group).width for group in self._groups]
+        result = []
+        for values, group in zip(lines.split(sizes, dim=-2), self._groups, strict=True):
+            shaped = values.unflatten(-2, (self._across(group).width, group.n_channels))
+            result.append(shaped.transpose(-3, -2) if self._axis == 0 else shaped.movedim(-3, -1))
+        return result
+
+    def _across(self, group: BandGroup) -> Band:
+        return group.rows if self._axis == 0 else group.columns
+
+    def _matrix(self, system: BorderSystem, blocks: TorusBlocks) -> Tensor:
+        """Write the band's system out, shape `(frequencies of the line, r, r)`, kinds in their order."""
+        lower: list[list[Tensor]] = []
+        for first in system.kinds:
+            row = []
+            for second in system.kinds[: len(lower) + 1]:
+                down, across = first.down * second.down.conj(), first.across * second.across.conj()
+                values = blocks.estimate if second.kind == "outputs" else blocks.inputs
+                values = blocks.outputs if first.kind == "outputs" else values
+                to, source = self._across(first.group), self._across(second.group)
+                entry = coupling(to, source, values, down, across, self._axis)
+                row.append(entry if first.kind == "outputs" else -entry)
+            if first.kind == "differences":
+                row[-1].diagonal(dim1=-2, dim2=-1).add_(1.0)
+            lower.append(row)
+        n = len(lower)
+        full = [[lower[i][j] if j <= i else lower[j][i].mH for j in range(n)] for i in range(n)]
+        return torch.cat([torch.cat(row, dim=-1) for row in full], dim=-2)
 
 
 def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
@@ -197,7 +226,7 @@ def count_indefinite_unknowns(problem: TikhonovProblem) -> int:
 
 
 def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:
-    """Return whether what lies outside costs nothing: zeros, of which no differences are taken."""
+    """Return whether pixels outside cost nothing: they are zero, and no differences are penalized."""
     return boundary.is_zero and not find_penalty(penalty).takes_differences
 
 
@@ -206,21 +235,25 @@ def _as_real(blocks: Tensor) -> Tensor:
     return blocks.real if blocks.shape[-1] == 1 else blocks
 
 
-def _outside(n_channels: int, size: Size, torus: Size, like: Tensor) -> BandGroup:
-    return BandGroup(n_channels, Band(torus[0], size[0]), Band(torus[1], size[1]), like)
-
-
-def _absent_differences(
-    places: TorusEmbedding, n_inputs: int, boundary: BoundaryRule, penalty: PenaltyLike, weight: float, like: Tensor
-) -> list[AbsentDifferences]:
-    """List the differences that the torus has and the image has not."""
-    if weight == 0 or _is_free_outside(boundary, penalty):
-        return []
-    absent = []
-    for term in find_penalty(penalty).terms(len(places.torus)):
-        observed = term.observed(places.image_size)
-        if observed != places.torus:
-            down, across = term.symbol(places.torus, like.dtype, like.device)
-            group = _outside(n_inputs, observed, places.torus, like)
-            absent.append(AbsentDifferences(group, weight**0.5 * down, across))
-    return absent
+def _list_unknowns(
+    places: TorusEmbedding, blocks: TorusBlocks, boundary: BoundaryRule, penalty: PenaltyLike, weight: float
+) -> list[Unknowns]:
+    """List missing outputs, differences that the torus has and the image has not, and tied pixels."""
+    torus, (n_inputs, n_outputs) = places.torus, blocks.estimate.shape[-2:]
+    like = blocks.estimate.real.new_empty(0)
+    one_down = blocks.estimate.new_ones(torus[0], 1)
+    one_across = blocks.estimate.new_ones(torus[1] // 2 + 1)
+    found = []
+    if places.output_size != torus:
+        found.append(Unknowns("outputs", outside(n_outputs, places.output_size, torus, like), one_down, one_across))
+    if weight > 0 and not _is_free_outside(boundary, penalty):
+        for term in find_penalty(penalty).terms(len(torus)):
+            observed = term.observed(places.image_size)
+            if observed != torus:
+                down, across = term.symbol(torus, like.dtype, like.device)
+                group = outside(n_inputs, observed, torus, like)
+                found.append(Unknowns("differences", group, weight**0.5 * down, across))
+    if places.image_size != torus:
+        group = outside(n_inputs, places.image_size, torus, like, places.line_sources)
+        found.append(Unknowns("ties", group, -one_down, one_across))
+    return found

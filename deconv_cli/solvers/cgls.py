@@ -1,8 +1,8 @@
-"""Preconditioned conjugate gradients for least squares (CGLS), on the normal equations without forming AᴴA.
+"""Krylov methods: conjugate gradients for least squares (CGLS) and for small systems, and GMRES.
 
-Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4; the residual is kept in the data space, where
-it loses no digits. Every image of a batch has its own step lengths, so that a batch gives what its images would give
-one by one.
+CGLS runs on the normal equations without forming AᴴA (Björck, Numerical Methods for Least Squares Problems, 1996,
+section 7.4); the residual is kept in the data space, where it loses no digits. Every image of a batch, and every
+right-hand side of a system, has its own step lengths, so that a batch gives the same as its members one by one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import accumulation_dtype, as_factor, inner, safe_ratio
 from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.norms import as_factor, inner, safe_ratio
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 
-# A gradient so many times as large as it was before shows that the recurrence has lost the truth to rounding.
+# A gradient that grows by this factor shows that rounding dominates the recurrence.
 DIVERGED = 1e4
 # A probe is solved until less than this part is left of what random numbers hold of one mode.
 PROBE_ACCURACY = 0.1
@@ -72,14 +71,13 @@ def iterate(
     A zero start without a preconditioner stays in the range of Aᴴ: for μ = 0 it leads to the solution of least norm.
 
     Args:
-        equations: what to solve.
+        equations: the equations.
         rule: when to stop.
         start: first estimate, shape `(*batch, *operator.input_shape)`; zero if not given.
         preconditioner: symmetric positive definite, close to the inverse of AᴴA + μLᴴL.
         progress: called after every iteration.
-        bounds_distance: also bound, or estimate, how far the estimate is from the minimizer, and iterate until it is
-            near.
-        ritz: what is known of the eigenvalues beforehand; by default nothing.
+        bounds_distance: also bound, or estimate, the distance to the minimizer, and iterate until it is small.
+        ritz: prior knowledge of the eigenvalues.
     """
     ritz = ritz or RitzValues(preconditioner, math.inf)
 
@@ -91,24 +89,23 @@ def iterate(
 
 
 class RitzValues:
-    """What conjugate gradients learn of the smallest eigenvalue of M H, M the preconditioner and H = AᴴA + μLᴴL.
+    """Knowledge of conjugate gradients about the smallest eigenvalue of M H, M the preconditioner and H = AᴴA + μLᴴL.
 
     Their coefficients are those of the Lanczos process (Meurant, The Lanczos and Conjugate Gradient Algorithms, 2006,
     section 2.3), whose tridiagonal matrix is T = LDLᵀ with D = diag(1/α_k) and L unit bidiagonal with entries √β_k. So
     tr T⁻¹ = Σ α_k s_k with s_0 = 1, s_(k+1) = 1 + β_k s_k, and 1 / tr T⁻¹ is a lower bound of the smallest Ritz value.
-    That itself is not below the smallest eigenvalue: what follows from it is an estimate.
+    That itself is not below the smallest eigenvalue, so the result is an estimate.
 
     Args:
         preconditioner: M; `None` for the identity.
-        at_first: stands for tr T⁻¹ before the first round: 1 if M is the inverse of H but for rounding and corners.
+        at_first: tr T⁻¹ before the first round: 1 if M is nearly the inverse of H.
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
-        determined: takes what nothing determines out of an image. If given, random numbers are solved for before a
+        determined: takes undetermined constants out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.
         groups: leading axes of those numbers, for an operator whose images have a part for each group.
 
     Attributes:
-        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first, when a number that
-            was given stands for it.
+        inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
     """
 
     def __init__(
@@ -152,7 +149,7 @@ class RitzValues:
         return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)
 
     def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
-        """Solve for random numbers, until what they hold of any single mode is resolved."""
+        """Solve for random numbers, until their part in any single mode is resolved."""
         wide = equations.in_float64() or equations
         shape = (*self._groups, *wide.operator.input_shape)
         right = determined(synchronize.normal_numbers(wide.y, shape, seed=0))
@@ -201,3 +198,135 @@ def _run(
         direction = z + as_factor(beta, x, n_dims) * direction
     ritz.add(trace)
     return x
+
+
+Action = Callable[[Tensor], Tensor]
+"""A linear map of vectors `(B, n)`."""
+Watch = Callable[[Tensor], bool]
+"""Takes the norm of the residual, shape `(B,)`, after every iteration; returns whether to go on."""
+
+# A cycle of GMRES that does not bring the residual below this part of what it was is the last.
+MIN_GAIN = 0.9
+# A residual that grows by this factor shows that rounding dominates the recurrence.
+SYSTEM_DIVERGED = 100.0
+# Products that are added up at once.
+MAX_NUMBERS_AT_ONCE = 2**20
+
+
+def solve_definite(
+    apply: Action,
+    precondition: Action,
+    right: Tensor,
+    watch: Watch,
+    measure: Action | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Solve a symmetric positive definite system by preconditioned conjugate gradients.
+
+    Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; preconditioned as in Saad,
+    Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1.
+
+    The right-hand sides `(B, n)` are overwritten to save memory. `watch` decides when to stop, from `measure` of the
+    residual, by default its norm. The solution is added to `start`, by default zero, in place.
+    """
+    x = torch.zeros_like(right) if start is None else start
+    residual = right
+    z = precondition(residual)
+    gamma = dot(residual, z)
+    direction = z.clone() if z is residual else z
+    del z
+    goes_on, least = gamma > 0, torch.full_like(gamma, math.inf)
+    while synchronize.holds_anywhere(goes_on):
+        image = apply(direction)
+        # Beyond what rounding allows the recurrence diverges: what is lost stays as it is.
+        alpha = torch.where(goes_on, safe_ratio(gamma, dot(direction, image)), 0).to(right.dtype)[:, None]
+        x.addcmul_(alpha, direction)
+        residual.addcmul_(alpha, image, value=-1)
+        del image
+        remaining = measure(residual) if measure is not None else dot(residual, residual).sqrt()
+        if not watch(remaining):
+            break
+        least = torch.minimum(least, remaining)
+        goes_on = goes_on & (remaining <= SYSTEM_DIVERGED * least)
+        z = precondition(residual)
+        previous, gamma = gamma, dot(residual, z)
+        direction = direction.mul_(safe_ratio(gamma, previous).to(right.dtype)[:, None]).add_(z)
+        del z
+    return x
+
+
+def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: Watch, n_vectors: int) -> Tensor:
+    """Solve any system by GMRES, preconditioned from the right and started again after `n_vectors` iterations.
+
+    Saad and Schultz, GMRES, SIAM Journal on Scientific and Statistical Computing 7, 1986. The basis is orthogonalized
+    twice by the classical process, which keeps it orthogonal to rounding. Arguments as for `solve_definite`.
+    """
+    x = torch.zeros_like(right)
+    residual, going = right, True
+    while going:
+        correction, going, has_gained = _cycle(apply, precondition, residual, watch, n_vectors)
+        x = x + correction
+        if going and has_gained:
+            residual = right - apply(x)
+        else:
+            break
+    return x
+
+
+def _cycle(
+    apply: Action, precondition: Action, residual: Tensor, watch: Watch, n_vectors: int
+) -> tuple[Tensor, bool, bool]:
+    """Run one cycle; returns the correction, whether to go on, and whether it has brought the residual down."""
+    wide = accumulation_dtype(residual)
+    n_batch, n_unknowns = residual.shape
+    beta = residual.norm(dim=-1)
+    # Allocated at once, but touched as it fills up.
+    basis = residual.new_empty(n_batch, n_vectors + 1, n_unknowns)
+    basis[:, 0] = residual / _nonzero(beta)[:, None]
+    # The Hessenberg matrix is made triangular by rotations, whose product is stored.
+    rotation = torch.eye(n_vectors + 1, dtype=wide, device=residual.device).repeat(n_batch, 1, 1)
+    triangle = rotation.new_zeros(n_batch, n_vectors, n_vectors)
+    reduced = rotation.new_zeros(n_batch, n_vectors + 1)
+    reduced[:, 0] = beta
+    n = 0
+    going = synchronize.holds_anywhere(beta > 0)
+    while going and n < n_vectors:
+        stored = basis[:, : n + 1]
+        vector = apply(precondition(stored[:, n]))
+        height = (stored @ vector[..., None])[..., 0]
+        vector = vector - (height[:, None] @ stored)[:, 0]
+        again = (stored @ vector[..., None])[..., 0]
+        vector = vector - (again[:, None] @ stored)[:, 0]
+        below = vector.norm(dim=-1)
+        basis[:, n + 1] = vector / _nonzero(below)[:, None]
+        column = (rotation[:, : n + 1, : n + 1] @ (height + again).to(wide)[..., None])[..., 0]
+        length = torch.hypot(column[:, n], below.to(wide))
+        cosine, sine = column[:, n] / _nonzero(length), below.to(wide) / _nonzero(length)
+        turn = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], -2)
+        rotation[:, n : n + 2] = turn @ rotation[:, n : n + 2]
+        reduced[:, n : n + 2] = (turn @ reduced[:, n : n + 2, None])[..., 0]
+        triangle[:, :n, n], triangle[:, n, n] = column[:, :n], length
+        n += 1
+        going = watch(reduced[:, n].abs())
+    if n == 0:
+        return torch.zeros_like(residual), False, False
+    triangle = triangle[:, :n, :n]
+    # A right-hand side that was done before the others has zeros on the diagonal, and no part in what follows.
+    idle = triangle.diagonal(dim1=-2, dim2=-1) == 0
+    triangle.diagonal(dim1=-2, dim2=-1).add_(idle.to(wide))
+    weights = torch.linalg.solve_triangular(triangle, reduced[:, :n, None], upper=True)
+    weights = torch.where(idle[..., None], 0, weights).to(residual.dtype)
+    combined = (weights.mT @ basis[:, :n])[:, 0]
+    has_gained = synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
+    return precondition(combined), going, has_gained
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute inner products of vectors `(B, n)`, added up in double precision where the device has it."""
+    # By parts: the products of long vectors, also in double precision, take three times their memory.
+    parts = zip(a.split(MAX_NUMBERS_AT_ONCE, -1), b.split(MAX_NUMBERS_AT_ONCE, -1), strict=True)
+    return torch.stack([(p * q).sum(dim=-1, dtype=accumulation_dtype(a)) for p, q in parts]).sum(dim=0)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.parts import SOLVERS
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, free_memory
 from deconv_cli.vocabulary import format_memory
 
@@ -48,7 +47,7 @@ def find_solver(method: str) -> Solver:
 
 
 def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
-    """Say why a method does not cover a problem, what follows "method NAME" in a sentence; `None` if it does."""
+    """Return why a method does not cover a problem, as the words after "method NAME"; `None` if it does."""
     solver = find_solver(method)
     operator = problem.operator
     if operator.is_varying and not solver.takes_varying:
@@ -61,13 +60,10 @@ def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
 
 
 def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
-    """Decide how a convolution is undone.
+    """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
 
-    Args:
-        problem: what is to be solved.
-        method: the name of a solver, or `auto` for the one of the least cost that fits the memory; where none fits,
-            solvers whose memory grows with the border are left out.
-        max_memory: bytes that may be used; by default a part of what is free.
+    If none fits, solvers whose memory grows with the border are left out. `max_memory` is in bytes, by default a part
+    of the free memory.
 
     Raises:
         UsageError: the method cannot solve this problem, or none can.
@@ -93,18 +89,13 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
 
 
 def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) -> tuple[Inverse, Choice]:
-    """Build the inverse that was chosen; where its system is singular and it was not given by name, take another.
-
-    Args:
-        problem: what is solved.
-        rule: when iterations end.
-        choice: the method, and why it was taken.
+    """Build the chosen inverse; if its system is singular and the method was not given by name, take another.
 
     Returns:
-        The inverse, and the method that it is of.
+        The inverse, and its method.
 
     Raises:
-        UsageError: the method was given by name, and its system is singular. There is no solution yet to have a status.
+        UsageError: the method was given by name, and its system is singular.
     """
     method = choice.method
     try:
@@ -120,7 +111,7 @@ def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, f
     """Build an inverse again from its factors.
 
     Raises:
-        MalformedInputError: the factors are not those of this problem, or the method cannot have made them.
+        MalformedInputError: the factors are not those of this problem and method.
     """
     try:
         return find_solver(method).build(problem, rule, factors)
@@ -129,14 +120,13 @@ def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, f
 
 
 def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
-    """Keep what fits the memory; where nothing does, what grows with the image alone."""
+    """Keep the methods that fit the memory; if none does, those whose memory grows with the image alone."""
     fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
     frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
     return fitting or frugal or costs
 
 
 def _most_general(problem: TikhonovProblem) -> str:
-    """Find the cheapest solver that takes singular problems too."""
     names = [name for name in SOLVERS if find_solver(name).takes_singular and refusal_of(name, problem) is None]
     return _cheapest({name: find_solver(name).cost(problem) for name in names})
 

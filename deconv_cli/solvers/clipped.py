@@ -1,37 +1,37 @@
-"""Samples at the top of their range are bounds: min ½‖Ax − y‖² + ½λσ²max‖Lx‖², hardly counting what Ax exceeds them by.
+"""Saturated samples as lower bounds: min ½‖Ax − y‖² + ½λσ²max‖Lx‖², in which light above a bound costs little.
 
-A sensor or a file that is full says "at least this bright". So a clipped sample counts as any other where the
-prediction Ax stays below it, and above it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
-`HUBER_THRESHOLD` on. The objective is convex, quadratic in pieces, and differentiable. Newton's method solves it: with
-the curvature w of each sample, 1, `EXCESS_WEIGHT` or 0, least squares are solved by conjugate gradients, until no
-curvature changes any more (Mangasarian, "A finite Newton method for classification", Optimization Methods and Software
-17, 2002, on problems of this form; light in place of classes. Huber, "Robust estimation of a location parameter",
-Annals of Mathematical Statistics 35, 1964). A step that goes too far, since nothing curves where w = 0, is shortened.
+A saturated sample says "at least this bright". It counts as any other where the prediction Ax stays below it, and above
+it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from `HUBER_THRESHOLD` on. The objective is
+convex, quadratic in pieces, and differentiable. Newton's method solves it: with the curvature w of each sample, 1,
+`EXCESS_WEIGHT` or 0, conjugate gradients solve least squares, until no curvature changes (Mangasarian, "A finite Newton
+method for classification", Optimization Methods and Software 17, 2002, on problems of this form; Huber, "Robust
+estimation of a location parameter", Annals of Mathematical Statistics 35, 1964). Nothing curves where w = 0, so a step
+may go too far and is then shortened.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, relative
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
 from deconv_cli.solvers.iterative import TorusPreconditioner
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, inner, relative
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖², where light above clipped samples costs hardly anything"
 EXCESS_WEIGHT = 1e-3
 """Of what Ax exceeds a bound by. Where the penalty alone held the estimate it took three times the iterations in wide
 full parts, and hung on data far away."""
 HUBER_THRESHOLD = 0.1
-"""Of a bound, from which on light above it costs no more than linearly: else saturated stars lose their brightness, and
+"""Part of a bound, from which on light above it costs linearly: else saturated stars lose their brightness, and
 what is around them with it."""
 NEWTON_ACCURACY = 0.5
 LEAST_SHORTENING, MOST_SHORTENING, MAX_SHORTENINGS = 0.9, 0.1, 20
@@ -42,12 +42,7 @@ CLOSE_TOLERANCE = 3e-8
 
 
 class WeightedSamples(LinearOperator):
-    """A whose outputs are multiplied one by one.
-
-    Args:
-        operator: A.
-        factors: shape `(*batch, *operator.output_shape)`.
-    """
+    """A with outputs multiplied by `factors`, shape `(*batch, *operator.output_shape)`."""
 
     def __init__(self, operator: LinearOperator, factors: Tensor) -> None:
         self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
@@ -69,7 +64,7 @@ def solve_clipped(
     rule: StoppingRule,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve with clipped samples as lower bounds.
+    """Solve with saturated samples as lower bounds; the certificate is that of `_Quadratic`.
 
     Args:
         problem: with λ > 0.
@@ -77,18 +72,16 @@ def solve_clipped(
         is_clipped: which samples are bounds, of the same shape.
         rule: when to stop; each round may take all the iterations that are left.
         progress: called after every iteration.
-
-    Returns:
-        Its certificate is that of `_Quadratic`.
     """
     preconditioner, history = TorusPreconditioner(problem), list[float]()
-    objective = _Objective.of(problem, y, is_clipped)
+    objective = _Objective(problem, y, is_clipped)
     here = objective.at(preconditioner.estimate(y).to(objective.y.dtype))
     while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
-        # There is no use in solving exactly what the next round poses anew.
+        # The next round changes the equations, so an exact solution is not needed.
         left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
-        listener = _of_all_rounds(progress, len(history), here.certificate)
-        found = iterate(here.correction(problem), left, preconditioner=preconditioner, progress=listener)
+        listener = partial(_report, progress, len(history), here.certificate) if progress else None
+        equations = _correction(problem, here)
+        found = iterate(equations, left, preconditioner=preconditioner, progress=listener)
         history += [part * here.certificate for part in found.residual_norms]
         last, here = here, objective.step(here, found.value.to(objective.y.dtype))
         if here.certificate >= last.certificate and synchronize.holds_everywhere(here.weights == last.weights):
@@ -102,37 +95,29 @@ def solve_clipped(
     return Solution(x, status, len(history), certificate, tuple(history), OBJECTIVE)
 
 
-def _of_all_rounds(progress: Progress | None, n_before: int, certificate: float) -> Progress | None:
-    """Count iterations over all rounds, and give the certificate in place of the part of a gradient that is left."""
-    return progress and (lambda n, part: progress(n_before + n, part * certificate))
+def _report(progress: Progress, n_before: int, certificate: float, n: int, part: float) -> None:
+    """Count iterations over all rounds, and report the certificate instead of the remaining part of a gradient."""
+    progress(n_before + n, part * certificate)
 
 
-@dataclass(frozen=True, eq=False)
+def _correction(problem: TikhonovProblem, here: _Quadratic) -> NormalEquations:
+    """Set up the equations of the next step, which hold as long as no curvature changes."""
+    dtype = problem.operator.kernel.dtype
+    operator = WeightedSamples(problem.operator, here.weights.to(dtype).sqrt())
+    nothing = torch.zeros_like(here.weights, dtype=dtype)
+    return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=here.gradient.to(dtype))
+
+
 class _Objective:
-    """What is minimized, in double precision: in single precision what is left over has too few digits.
+    """The objective, in double precision: in single precision the rest has too few digits."""
 
-    Attributes:
-        equations: AᴴA + μLᴴL and Aᴴy, of all samples alike.
-        is_clipped: which samples are bounds, of the shape of the data.
-    """
-
-    equations: NormalEquations
-    is_clipped: Tensor
-
-    @classmethod
-    def of(cls, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> _Objective:
-        """Write it down for data of any precision."""
+    def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
         operator = problem.operator.in_float64()
-        data = y.to(operator.kernel.dtype)
-        return cls(NormalEquations(operator, data, problem.penalty_operator, problem.weight), is_clipped)
-
-    @property
-    def y(self) -> Tensor:
-        """The data."""
-        return self.equations.y
+        self.y, self.is_clipped = y.to(operator.kernel.dtype), is_clipped
+        self.equations = NormalEquations(operator, self.y, problem.penalty_operator, problem.weight)
 
     def at(self, x: Tensor) -> _Quadratic:
-        """Look at an estimate."""
+        """Compute curvature, gradient and certificate at an estimate."""
         residual = self.equations.residual(x)
         exceeds, least = self.is_clipped & (residual <= 0), -HUBER_THRESHOLD * self.y.abs()
         weights = torch.ones_like(self.y).masked_fill_(exceeds, EXCESS_WEIGHT)
@@ -143,7 +128,7 @@ class _Objective:
         return _Quadratic(x, weights, gradient, synchronize.as_number(certificate))
 
     def step(self, here: _Quadratic, way: Tensor) -> _Quadratic:
-        """Go along a way, of each image as far as the objective's slope does not turn into one half as steep."""
+        """Search along a line: shorten the step of each image until its slope has not turned by over one half."""
         n_dims = self.equations.n_dims
         slope = inner(here.gradient, way, n_dims)
         length = torch.ones_like(slope)
@@ -160,23 +145,13 @@ class _Objective:
 
 @dataclass(frozen=True, eq=False)
 class _Quadratic:
-    """The objective around an estimate, where it is quadratic.
+    """The objective around an estimate x, where it is quadratic.
 
-    Attributes:
-        x: the estimate.
-        weights: curvature w of each sample, of the shape of the data.
-        gradient: down the objective, of the shape of the estimate.
-        certificate: its norm over that of Aᴴy, of the image that is worst.
+    `weights` are the curvatures of the samples, `gradient` points down the objective, and the certificate is its norm
+    over that of Aᴴy, for the worst image.
     """
 
     x: Tensor
     weights: Tensor
     gradient: Tensor
     certificate: float
-
-    def correction(self, problem: TikhonovProblem) -> NormalEquations:
-        """Pose what is added to the estimate as long as no curvature changes, in the precision of `problem`."""
-        dtype = problem.operator.kernel.dtype
-        operator = WeightedSamples(problem.operator, self.weights.to(dtype).sqrt())
-        nothing = torch.zeros_like(self.weights, dtype=dtype)
-        return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=self.gradient.to(dtype))

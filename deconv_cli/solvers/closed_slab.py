@@ -1,13 +1,11 @@
-"""What lies outside a box at the origin of a torus: its unknowns as one vector, and the closed slabs that hold them.
+"""The unknowns outside a box at the origin of a torus as one vector, and the closed slabs that hold them.
 
-A slab lies across each axis. Each slab is closed: it goes around the torus along every other axis. The slabs meet in
-edges and corners, so the vector holds pieces that do not: of the slab across an axis what lies inside the box along all
-axes before it.
+A slab lies across each axis, and goes around the torus along every other axis. Slabs meet in edges and corners, so the
+vector holds disjoint pieces: of the slab across an axis the part inside the box along all axes before it.
 
 At each frequency of the other axes, a convolution that is cut to a slab is one small Hermitian matrix between its
-planes, those of all kinds of unknowns that lie in it. It is inverted exactly by FFTs where that is worth its memory.
-Where the symbol hardly changes along the axis, as for a blur at most frequencies, the matrix is almost the mean of the
-symbol on its diagonal. Such matrices are not stored, and the means of each kind stand for them.
+planes, for all kinds of unknowns in it. It is inverted exactly by FFTs if that is worth its memory. Where the symbol
+hardly changes along the axis, as for a blur at most frequencies, the mean of the symbol replaces the matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,15 +24,12 @@ from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.vocabulary import Size
 
+Places = tuple[slice, ...]
+"""The index of a part of a tensor."""
+
 
 class OutsideBox:
-    """What lies outside a box: `C` channels, in vectors of shape `(B, n)`.
-
-    Args:
-        n_channels: C.
-        box: size of the box.
-        torus: pixels along each axis, at least as many as the box has.
-    """
+    """The unknowns outside a box of a torus: C channels, in vectors of shape `(B, n)`."""
 
     def __init__(self, n_channels: int, box: Size, torus: Size) -> None:
         self.n_channels = n_channels
@@ -43,21 +37,16 @@ class OutsideBox:
         self.torus = torus
         self.axes = [axis for axis, (n, whole) in enumerate(zip(box, torus, strict=True)) if n < whole]
         self.n_unknowns = n_channels * (math.prod(torus) - math.prod(box))
+        self._plans: dict[tuple[int, int, int], list[tuple[slice, list[int], Places, Places]]] = {}
 
     def put(self, vector: Tensor, field: Tensor, planes: slice) -> None:
-        """Write a vector into planes of a field.
-
-        Args:
-            vector: shape `(B, n)`.
-            field: shape `(B, C, n_planes, *torus[1:])`; what is in the box stays as it is.
-            planes: which planes these are, along the first axis.
-        """
-        for place, piece in self._planes_of_pieces(vector, field, planes):
+        """Write a vector into planes of a field `(B, C, n_planes, *torus[1:])`; the box stays as it is."""
+        for place, piece in self._pairs(vector, field, 0, planes):
             place.copy_(piece)
 
     def take(self, field: Tensor, vector: Tensor, planes: slice) -> None:
         """Read planes of a field, shape `(B, C, n_planes, *torus[1:])`, into their part of a vector `(B, n)`."""
-        for place, piece in self._planes_of_pieces(vector, field, planes):
+        for place, piece in self._pairs(vector, field, 0, planes):
             piece.copy_(place)
 
     def slab(self, vector: Tensor, axis: int) -> Tensor:
@@ -65,64 +54,50 @@ class OutsideBox:
         shape = list(self.torus)
         shape[axis] -= self.box[axis]
         slab = vector.new_zeros(len(vector), self.n_channels, *shape)
-        for place, piece in self._pieces_of_slab(vector, slab, axis):
+        for place, piece in self._pairs(vector, slab, axis, slice(self.box[axis], self.torus[axis])):
             place.copy_(piece)
         return slab.movedim(2 + axis, 2)
 
     def add_slab(self, slab: Tensor, vector: Tensor, axis: int) -> None:
         """Add a slab `(B, C, w, *others)` to a vector `(B, n)`."""
-        for place, piece in self._pieces_of_slab(vector, slab.movedim(2, 2 + axis), axis):
+        across = slice(self.box[axis], self.torus[axis])
+        for place, piece in self._pairs(vector, slab.movedim(2, 2 + axis), axis, across):
             piece.add_(place)
 
-    def _pieces(self, vector: Tensor) -> list[tuple[int, Tensor]]:
-        """View a vector as the pieces of its slabs, each with its axis."""
-        pieces, first = [], 0
-        for axis in self.axes:
-            shape = (*self.box[:axis], self.torus[axis] - self.box[axis], *self.torus[axis + 1 :])
-            n = self.n_channels * math.prod(shape)
-            pieces.append((axis, vector[:, first : first + n].unflatten(-1, (self.n_channels, *shape))))
-            first += n
-        return pieces
+    def _pairs(self, vector: Tensor, field: Tensor, axis: int, part: slice) -> list[tuple[Tensor, Tensor]]:
+        """Pair the pieces of a field, given on a part of the torus along an axis, with those of a vector."""
+        key = axis, part.start, part.stop
+        if key not in self._plans:
+            self._plans[key] = self._plan(axis, part)
+        return [
+            (field[place], vector[:, numbers].unflatten(-1, shape)[own])
+            for numbers, shape, place, own in self._plans[key]
+        ]
 
-    def _planes_of_pieces(self, vector: Tensor, field: Tensor, planes: slice) -> list[tuple[Tensor, Tensor]]:
-        """Pair what planes of a field hold of each piece with what the piece holds of them."""
-        pairs = []
-        for axis, piece in self._pieces(vector):
-            # Where the piece lies along the first axis.
-            first, last = (self.box[0], self.torus[0]) if axis == 0 else (0, self.box[0])
-            start, stop = max(planes.start, first), min(planes.stop, last)
-            if start >= stop:
-                continue
-            place = field[:, :, start - planes.start : stop - planes.start]
-            for other in range(1, axis):
-                place = place.narrow(2 + other, 0, self.box[other])
-            if axis > 0:
-                place = place.narrow(2 + axis, self.box[axis], self.torus[axis] - self.box[axis])
-            pairs.append((place, piece[:, :, start - first : stop - first]))
-        return pairs
+    def _plan(self, axis: int, part: slice) -> list[tuple[slice, list[int], Places, Places]]:
+        """Find the numbers and the shape of each piece, and the places that it shares in the field and in itself."""
+        whole = [slice(0, n) for n in self.torus]
+        given = [*whole[:axis], part, *whole[axis + 1 :]]
+        plan, first = [], 0
+        for at in self.axes:
+            inside = [slice(0, n) for n in self.box[:at]]
+            own = [*inside, slice(self.box[at], self.torus[at]), *whole[at + 1 :]]
+            shape = [self.n_channels, *(side.stop - side.start for side in own)]
+            numbers, first = slice(first, first + math.prod(shape)), first + math.prod(shape)
+            shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(own, given, strict=True)]
+            if all(side.start < side.stop for side in shared):
+                plan.append((numbers, shape, _within(shared, given), _within(shared, own)))
+        return plan
 
-    def _pieces_of_slab(self, vector: Tensor, slab: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
-        """Pair what a slab across an axis, its axes in the order of the torus, shares with each piece."""
-        pairs, width = [], self.torus[axis] - self.box[axis]
-        for own, piece in self._pieces(vector):
-            if own > axis:
-                continue
-            place = slab
-            for other in range(own):
-                place = place.narrow(2 + other, 0, self.box[other])
-            if own < axis:
-                place = place.narrow(2 + own, self.box[own], self.torus[own] - self.box[own])
-                piece = piece.narrow(2 + axis, self.box[axis], width)
-            pairs.append((place, piece))
-        return pairs
+
+def _within(part: list[slice], region: list[slice]) -> Places:
+    """Index a part of a torus in a field that is given on a region of it."""
+    places = [slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True)]
+    return (slice(None), slice(None), *places)
 
 
 class OutsideBoxes:
-    """Unknowns of several kinds, each outside a box of its own; their channels follow one another in fields.
-
-    Args:
-        boxes: one for each kind.
-    """
+    """Unknowns of several kinds, each outside a box of its own; their channels follow one another in fields."""
 
     def __init__(self, boxes: list[OutsideBox]) -> None:
         self.boxes = boxes
@@ -148,45 +123,30 @@ class OutsideBoxes:
         return zip(self.boxes, self.split(vector), channels, strict=True)
 
 
-# Where all that is beside the diagonal is below this part of it, the diagonal is taken for the whole.
+# Entries beside the diagonal are neglected if all of them are below this part of it.
 NEGLIGIBLE_CHANGE = 0.05
 # Entries of matrices that are factored at a time.
 MAX_ENTRIES_AT_ONCE = 2**18
 
 
-@dataclass(frozen=True)
-class SlabPlanes:
-    """What unknowns of one kind take up of a slab, which ends where the torus does.
-
-    Attributes:
-        n_channels: of the kind.
-        width: planes.
-    """
-
-    n_channels: int
-    width: int
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of the matrices that are theirs."""
-        return self.n_channels * self.width
+SlabPlanes = tuple[int, int]
+"""The channels of unknowns of one kind, and their planes in a slab, which ends where the torus does."""
 
 
 class ClosedSlab:
-    """The inverse of a convolution that is cut to the closed slab across an axis: positive definite, and about exact.
+    """The approximate inverse of a convolution that is cut to the closed slab across an axis: positive definite.
 
     Args:
-        symbol: Hermitian and positive definite, shape `(C, C, *half spectrum)`, real where C = 1, the channels of one
-            kind of unknowns after those of another.
+        symbol: Hermitian and positive definite, `(C, C, *half spectrum)`, real for C = 1, kind after kind.
         torus: pixels along each axis, at least two axes.
-        axis: which one the slab lies across.
-        kinds: what those of each kind take up.
+        axis: the axis that the slab lies across.
+        kinds: the planes of each kind.
         max_numbers: entries of all matrices together, at most.
     """
 
     def __init__(self, symbol: Tensor, torus: Size, axis: int, kinds: Sequence[SlabPlanes], max_numbers: int) -> None:
         self._others = tuple(n for other, n in enumerate(torus) if other != axis)
-        self._kinds, n_channels = kinds, [kind.n_channels for kind in kinds]
+        self._kinds, n_channels = kinds, [n for n, _ in kinds]
         lines = SymbolLines(symbol, torus, axis)
         mean = lines.mean()
         own = [
@@ -195,7 +155,7 @@ class ClosedSlab:
         ]
         self._mean_inverses = [FrequencyBlocks(_inverse(channels_last(part))) for part in own]
         change = lines.change(own).flatten()
-        n = sum(kind.n_rows for kind in kinds)
+        n = sum(math.prod(kind) for kind in kinds)
         n_matrices = min(max_numbers // n**2, len(change))
         change, chosen = change.topk(n_matrices)
         self._chosen = chosen[: synchronize.as_index((change > NEGLIGIBLE_CHANGE).sum())]
@@ -216,7 +176,7 @@ class ClosedSlab:
         solved = torch.cat([s.flatten(3).index_select(-1, self._chosen).flatten(1, 2) for s in spectra], dim=1)
         if solved.numel() > 0:
             solved = multiply_lines(self._matrices, solved)
-        of_kinds = solved.split([kind.n_rows for kind in self._kinds], dim=1)
+        of_kinds = solved.split([math.prod(kind) for kind in self._kinds], dim=1)
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
         for slab, spectrum, mean_inverse, rows in zip(slabs, spectra, self._mean_inverses, of_kinds, strict=True):
             chosen = rows.unflatten(1, slab.shape[1:3])
@@ -226,7 +186,6 @@ class ClosedSlab:
                 slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
 
     def _transform(self, slab: Tensor) -> Tensor:
-        """Transform along the slab."""
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
         spectrum = slab.new_empty(*slab.shape[:3], *plane, dtype=slab.dtype.to_complex())
         for part in self._parts(slab):
@@ -238,15 +197,10 @@ class ClosedSlab:
 
 
 class SymbolLines:
-    """A symbol as lines along one axis, at the frequencies of `torch.fft.rfftn` along the others.
+    """A symbol `(C, C, *half spectrum)` as lines along one axis, at half the frequencies of the others.
 
-    Of lines along the last axis only one half is stored: the other one is the conjugate of what stands, mirrored,
-    on the line at the opposite frequencies of the other axes.
-
-    Args:
-        symbol: Hermitian, shape `(C, C, *half spectrum)`, real where C = 1.
-        torus: pixels along each axis.
-        axis: the axis of the lines.
+    Of lines along the last axis only one half is stored: the other half is the conjugate, mirrored, of the line at the
+    opposite frequencies of the other axes. The symbol is Hermitian, and real for C = 1.
     """
 
     def __init__(self, symbol: Tensor, torus: Size, axis: int) -> None:
@@ -272,15 +226,11 @@ class SymbolLines:
         return (sums / self._length).unflatten(-1, self._plane)
 
     def change(self, own: Sequence[Tensor]) -> Tensor:
-        """Compute what the lines have beside the means of each kind, in the mean square, relative to those.
+        """Compute how much the lines vary around the means of each kind, relative to them: `(*plane)`.
 
-        Entries between two kinds are held against the means of both: those of one may be far smaller than the other's.
-
-        Args:
-            own: of each kind the mean among its own channels, shape `(C_k, C_k, *plane)`.
-
-        Returns:
-            Shape `(*plane)`. Of a single kind it is how large all lags but zero are together, beside the lag zero.
+        It is in the mean square; entries between two kinds are divided by the means of both. For a single kind it is
+        the size of all lags but zero relative to the lag zero. `own` holds for each kind the mean among its own
+        channels, shape `(C_k, C_k, *plane)`.
         """
         tiny = torch.finfo(own[0].abs().dtype).tiny
         sizes = [part.abs().square().sum(dim=(0, 1)).sqrt().clamp_min(tiny) for part in own]
@@ -299,7 +249,7 @@ class SymbolLines:
     def matrices(self, chosen: Tensor, kinds: Sequence[SlabPlanes]) -> Tensor:
         """Write out the matrices between the planes of a slab at some frequencies: shape `(F, n, n)`."""
         kernel = torch.fft.ifft(self._whole(chosen), dim=2)
-        widths = [kind.width for kind in kinds for _ in range(kind.n_channels)]
+        widths = [width for n_channels, width in kinds for _ in range(n_channels)]
         planes = torch.cat([torch.arange(-width, 0, device=chosen.device) for width in widths])
         channels = torch.cat([torch.full((width,), n, device=chosen.device) for n, width in enumerate(widths)])
         lags = (planes[:, None] - planes) % self._length
@@ -316,7 +266,7 @@ class SymbolLines:
 
 
 def _parts(lengths: Sequence[int]) -> list[slice]:
-    """Give the places of parts of such lengths, one after another."""
+    """Give the slices of consecutive parts of these lengths."""
     ends = list(itertools.accumulate(lengths))
     return [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
@@ -329,7 +279,7 @@ def _inverse(mean: Tensor) -> Tensor:
 
 
 def _invert_definite(matrices: Tensor) -> Tensor:
-    """Invert Hermitian matrices `(F, n, n)`; the identity stands for those that rounding has left indefinite."""
+    """Invert Hermitian matrices `(F, n, n)`; the identity replaces those that rounding has left indefinite."""
     with single_threaded(matrices.device):
         # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
         factors, info = torch.linalg.cholesky_ex(matrices.mT)

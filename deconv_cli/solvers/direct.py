@@ -1,9 +1,9 @@
 """The exact inverse under any boundary: one dense system on the border of a torus, factored once.
 
-The system of `dense_border.py` is as large as the border, and serves any number of outputs; where there are as many
-outputs as pixels, FFTs eliminate half of it first (`square_border.py`). The penalty's norm runs over the torus. Where
-border pixels repeat pixels of the image, or where a penalty on differences would wrap around, that is not quite
-‖Lx‖²: then the inverse preconditions conjugate gradients on the true problem, which end after a few steps.
+The system of `dense_border.py` is as large as the border, and serves any number of outputs; if there are as many
+outputs as pixels, FFTs eliminate half of it first (`square_border.py`). The penalty's norm runs over the torus. It
+differs from ‖Lx‖² if border pixels repeat pixels of the image, or if a penalty on differences would wrap around: then
+the inverse preconditions conjugate gradients on the true problem, which end after a few steps.
 """
 
 from __future__ import annotations
@@ -16,25 +16,22 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum
+from deconv_cli.operators.axes import half_spectrum, norm
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.dense_border import BoundarySystem, choose_twists, restore_twists
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 
 BYTES_PER_NUMBER = 8
 # A factorization was measured to run this many times more operations a second than an iteration does.
 FACTORIZATION_SPEED = 4.0
-# To find where an entry of its matrices stands was measured to take as long as so many operations.
+# Finding the place of an entry of its matrices takes about as long as this many operations (measured).
 OPERATIONS_PER_PLACE = 60
 N_CALLS = 40
 
@@ -100,7 +97,7 @@ def _is_square(problem: TikhonovProblem) -> bool:
 
 
 def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
-    """Count the unknowns that FFTs eliminate, `None` where they eliminate none, and those that are left."""
+    """Count the unknowns that FFTs eliminate, `None` if they eliminate none, and the remaining ones."""
     layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
     n_unobserved = problem.n_outputs * layout.n_unobserved
     if not _is_square(problem):
@@ -109,13 +106,8 @@ def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
     return n_unobserved - n_columns, n_columns
 
 
-class DirectInverse(Inverse):
-    """Inverse of one problem, ready for many outputs.
-
-    Args:
-        problem: one that `DIRECT` covers.
-        rule: when the refinement ends.
-        factors: those of an equal inverse, which are then not computed.
+class DirectInverse(IteratedInverse):
+    """Inverse of one problem, ready for many outputs; with factors of an equal inverse nothing is factored.
 
     Raises:
         SingularSystemError: the system on the border is singular to working precision.
@@ -145,27 +137,17 @@ class DirectInverse(Inverse):
             progress=progress,
         )
 
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
         if self.problem.weight == 0:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
-            return self._refine(equations, self._system.estimate).warn_for_status().value
+            return self._refine(equations, self._system.estimate_transposed if transposed else self._system.estimate)
         assert isinstance(self._system, BoundarySystem)
-        equations, start = NormalEquations.of_gradient(self.problem, g), self._system.forward(g)
-        return iterate(equations, self.rule, start=start, preconditioner=self._system).warn_for_status().value
-
-    def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 with the factors themselves, transposed."""
-        if self.problem.weight > 0:
-            return super().solve_transposed(g)
-        equations = NormalEquations.of_transpose(self.problem, g)
-        return self._refine(equations, self._system.estimate_transposed).warn_for_status().value
+        assert equations.g is not None
+        start = self._system.forward(equations.g)
+        return iterate(equations, self.rule, start=start, preconditioner=self._system)
 
     def _refine(
         self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None
     ) -> Solution:
-        """Add what an approximate inverse makes of the residual, until that is small enough."""
-
         def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
             better = x + approximate(equations.residual(x))
             log.add(equations.norm(gradient))
@@ -192,7 +174,7 @@ def _factor(problem: TikhonovProblem, factors: Factors | None) -> BoundarySystem
 
 
 def _is_sound(problem: TikhonovProblem, system: BoundarySystem | SquareBorderSystem) -> bool:
-    """Invert a known image: A⁺AA⁺y = A⁺y, unless rounding has been divided by a singular value that is zero."""
+    """Invert a known image: A⁺AA⁺y = A⁺y, unless rounding was divided by a singular value that is zero."""
     shape = problem.operator.output_shape
     taps = problem.operator.kernel
     # Numbers without a pattern, the same on every device.

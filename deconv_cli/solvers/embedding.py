@@ -1,7 +1,10 @@
-"""An image with its border laid onto a torus: which positions carry what.
+"""An image with its border on a torus, where the convolution is circulant: which positions carry what.
 
-On a torus the convolution is circulant. What keeps the real problem from being so is as wide as the border: pixels that
-are not free, because a rule ties them to others or to zero, and outputs that were not observed.
+The real problem differs only as far as the border is wide: pixels that a rule ties to others or to zero, and outputs
+that were not observed.
+
+The torus may be twisted: along a twisted axis a field changes its sign each time around, z(x + N) = −z(x), and the
+frequencies are (2k + 1)π/N, never zero. So a kernel of zero mean, which has no inverse on a plain torus, has one there.
 """
 
 from __future__ import annotations
@@ -13,17 +16,99 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.axes import crop, masked
+from deconv_cli.operators.axes import crop, masked, space_axes
 from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.circulant import channels_first, channels_last, phases, sum_taps, torus_symbol
 from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.operators.twisted_torus import TwistedTorus, Twists
 from deconv_cli.vocabulary import Size
+
+Twists = tuple[bool, ...]
+"""For each axis whether a field changes its sign around it."""
+
+
+@dataclass(frozen=True)
+class TwistedTorus:
+    """The discrete Fourier transform of real fields on a torus, and the symbol of a kernel there.
+
+    Only one frequency of each conjugate pair is kept, as by `torch.fft.rfftn`: along the last axis of length N `N // 2
+    + 1` of them, or `(N + 1) // 2` if it is twisted. `twists` names the twisted axes.
+    """
+
+    size: Size
+    twists: Twists
+
+    @property
+    def plane(self) -> Size:
+        """The shape of a spectrum."""
+        n = self.size[-1]
+        return *self.size[:-1], (n + 1) // 2 if self.twists[-1] else n // 2 + 1
+
+    @property
+    def _axes(self) -> list[tuple[int, int, bool]]:
+        return list(zip(space_axes(len(self.size)), self.size, self.twists, strict=True))
+
+    def transform(self, field: Tensor) -> Tensor:
+        """Transform `(*, *smaller size)`, zero beyond its end, to a spectrum `(*, *plane)`."""
+        if not any(self.twists):
+            return torch.fft.rfftn(field, s=self.size, dim=space_axes(len(self.size)))
+        *others, (_, length, is_twisted) = self._axes
+        if is_twisted:
+            turned = field * self._turn(field.shape[-1], length, field, -1).conj()
+            spectrum = torch.fft.fft(turned, n=length, dim=-1)[..., : self.plane[-1]]
+        else:
+            spectrum = torch.fft.rfft(field, n=length, dim=-1)
+        for axis, length, is_twisted in reversed(others):
+            if is_twisted:
+                spectrum = spectrum * self._turn(field.shape[axis], length, field, axis).conj()
+            spectrum = torch.fft.fft(spectrum, n=length, dim=axis)
+        return spectrum
+
+    def restore(self, spectrum: Tensor) -> Tensor:
+        """Transform a spectrum `(*, *plane)` back to a field `(*, *size)`."""
+        if not any(self.twists):
+            return torch.fft.irfftn(spectrum, s=self.size, dim=space_axes(len(self.size)))
+        *others, (_, length, is_last_twisted) = self._axes
+        lines = spectrum
+        for axis, n, is_twisted in others:
+            lines = torch.fft.ifft(lines, dim=axis)
+            if is_twisted:
+                lines = lines * self._turn(n, n, spectrum.real, axis)
+        if not is_last_twisted:
+            return torch.fft.irfft(lines, n=length, dim=-1)
+        # The other half holds the conjugates; for an odd length the frequency π is its own.
+        weights = torch.full((self.plane[-1],), 2.0, dtype=spectrum.real.dtype, device=spectrum.device)
+        if length % 2 == 1:
+            weights[-1] = 1.0
+        half = torch.fft.ifft(lines * weights, n=length, dim=-1)
+        return (half * self._turn(length, length, spectrum.real, -1)).real
+
+    def symbol(self, kernel: Tensor, origin: Size) -> Tensor:
+        """Evaluate the symbol `(*plane, C_out, C_in)` of a cross-correlation; see `torus_symbol`."""
+        if not any(self.twists):
+            return torus_symbol(kernel, self.size, origin)
+        tables = [
+            phases(2 * torch.arange(n, device=kernel.device) + is_twisted, 2 * length, n_taps, kernel, at)
+            for n, is_twisted, length, n_taps, at in zip(
+                self.plane, self.twists, self.size, kernel.shape[2:], origin, strict=True
+            )
+        ]
+        return channels_last(sum_taps(kernel.to(tables[0].dtype), tables, first_axis=2)).contiguous()
+
+    def kernel(self, blocks: Tensor) -> Tensor:
+        """Turn blocks `(*plane, a, b)` into the real kernel `(a, b, *size)` that they are the symbol of."""
+        return self.restore(channels_first(blocks))
+
+    @staticmethod
+    def _turn(n: int, length: int, like: Tensor, axis: int) -> Tensor:
+        """Tabulate exp(iπx/length) for x = 0, …, n − 1, shaped to multiply along an axis."""
+        angle = torch.arange(n, dtype=like.dtype, device=like.device) * (math.pi / length)
+        return torch.polar(torch.ones_like(angle), angle).reshape(-1, *[1] * (-1 - axis))
 
 
 @dataclass(frozen=True)
 class TorusLayout:
-    """The smallest torus on which a convolution is exact: sizes alone, and how many positions are special.
+    """The smallest torus on which a convolution is exact.
 
     Attributes:
         torus: pixels along each axis.
@@ -75,9 +160,9 @@ class TorusEmbedding(TorusLayout):
 
     Attributes:
         line_sources: for each axis the pixels that those beyond the image repeat, shape `(N − n,)`; `None` for zeros.
-        line_factors: for each axis by what these are multiplied, shape `(N − n,)`; `None` for plain copies.
-        device: where positions are wanted.
-        twists: axes around which fields change their sign; only where no pixel repeats another.
+        line_factors: for each axis the factors of these copies, shape `(N − n,)`; `None` for plain copies.
+        device: device of the positions.
+        twists: axes around which fields change their sign; only if no pixel repeats another.
     """
 
     line_sources: tuple[Tensor | None, ...]
@@ -89,14 +174,7 @@ class TorusEmbedding(TorusLayout):
     def of(
         cls, geometry: Geometry, boundary: BoundaryRule, device: torch.device, twists: Twists | None = None
     ) -> TorusEmbedding:
-        """Lay out a convolution.
-
-        Args:
-            geometry: the sizes.
-            boundary: what lies outside the image.
-            device: where the positions are wanted.
-            twists: axes around which fields change their sign, by default none; only for rules that copy no pixels.
-        """
+        """Lay out a convolution; `twists` are by default none."""
         layout = TorusLayout.plan(geometry, boundary)
         sources: list[Tensor | None] = []
         factors: list[Tensor | None] = []
@@ -129,7 +207,7 @@ class TorusEmbedding(TorusLayout):
 
     @cached_property
     def sources(self) -> Tensor | None:
-        """For each tied position the one whose value it repeats, shape `(n_tied,)`; `None` where all are zero."""
+        """For each tied position its source, shape `(n_tied,)`; `None` if all are zero."""
         lines = [
             torch.cat([torch.arange(n, device=self.device), sources])
             for n, sources in zip(self.image_size, self.line_sources, strict=True)
@@ -141,7 +219,7 @@ class TorusEmbedding(TorusLayout):
 
     @cached_property
     def factors(self) -> Tensor | None:
-        """For each tied position by what its source is multiplied, shape `(n_tied,)`; `None` for plain copies."""
+        """For each tied position the factor of its source, shape `(n_tied,)`; `None` for plain copies."""
         lines = [
             None if factors is None else torch.cat([factors.new_ones(n), factors])[at]
             for n, factors, at in zip(self.image_size, self.line_factors, self._coordinates(self.tied), strict=True)
@@ -164,7 +242,6 @@ class TorusEmbedding(TorusLayout):
         return torch.cat(parts)
 
     def _coordinates(self, positions: Tensor) -> list[Tensor]:
-        """Split positions into one coordinate for each axis, each of their shape."""
         coordinates = []
         for length in reversed(self.torus):
             coordinates.append(positions % length)
@@ -172,31 +249,22 @@ class TorusEmbedding(TorusLayout):
         return coordinates[::-1]
 
     def _number(self, coordinates: list[Tensor]) -> Tensor:
-        """Join coordinates to positions; coordinates outside the torus count on from its other end."""
+        """Join coordinates to positions; coordinates outside the torus wrap around."""
         position = torch.zeros_like(coordinates[0])
         for length, coordinate in zip(self.torus, coordinates, strict=True):
             position = position * length + coordinate % length
         return position
 
     def covers_inputs(self, symbol: Tensor) -> bool:
-        """Return whether there are enough outputs to determine the image, by their numbers alone.
-
-        Args:
-            symbol: of shape `(*, C_out, C_in)`.
-        """
+        """Return whether there are enough outputs to determine the image, for a symbol `(*, C_out, C_in)`."""
         sizes = zip(self.output_size, self.image_size, strict=True)
         return symbol.shape[-2] >= symbol.shape[-1] and all(outputs >= pixels for outputs, pixels in sizes)
 
     def gather(self, kernel: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Write out the part of a convolution on the torus that leads from some positions to others.
+        """Write out the part of a convolution on the torus from some positions, `columns`, to others, `rows`.
 
-        Args:
-            kernel: real, shape `(a, b, *torus)`: entry δ leads from a position to the one δ further on.
-            rows: positions of the results, shape `(m,)`.
-            columns: positions of the arguments, shape `(k,)`.
-
-        Returns:
-            Dense, shape `(a·m, b·k)`, channel by channel.
+        The kernel is real, of shape `(a, b, *torus)`: entry δ leads from a position to the one δ further on. The result
+        is dense, of shape `(a·len(rows), b·len(columns))`, channel by channel.
         """
         pairs = zip(self._coordinates(rows), self._coordinates(columns), strict=True)
         steps = [to[:, None] - start for to, start in pairs]

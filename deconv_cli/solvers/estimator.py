@@ -1,15 +1,19 @@
-"""What all ways from outputs back to images have in common: a kernel, a size and a boundary, and data of that size."""
+"""The base of every map from outputs back to images, and of priors other than a quadratic penalty.
+
+To add a prior, write one subclass and `deconv_cli.PRIORS.register("name", MyPrior())`: it can then be given as `prior`.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError, check_type
+from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
@@ -18,10 +22,9 @@ from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.iteration_log import Progress
-from deconv_cli.solvers.solution import Solution
-from deconv_cli.solvers.solver import Cost, check_memory
-from deconv_cli.vocabulary import Size
+from deconv_cli.solvers.solution import Progress, Solution
+from deconv_cli.solvers.solver import Cost, free_memory
+from deconv_cli.vocabulary import Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
 ORDINARY = (1e-8, 1e8)
@@ -31,21 +34,19 @@ class Estimator(ABC):
     """A map from outputs of a convolution back to images: built once, applied to many outputs.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
+        image_size: size of the images to estimate.
         settings: how to invert.
 
     Attributes:
-        kernel: the kernel.
-        settings: how it inverts.
         geometry: the sizes.
         operator: A, under its true boundary; its taps do not change with the caller's.
         choice: the method, and why it was taken.
-        cost: what it takes.
+        cost: memory and operations.
         tolerance: the certificate at which an iteration stops.
-        rcond: singular values up to this fraction of the largest were dropped; `None` where nothing is truncated.
-        lam: λ of the penalty λσ²max‖Lx‖²; `None` where there is no such penalty.
-        penalty: which L; `None` where there is none.
+        rcond: singular values up to this fraction of the largest were dropped; `None` if nothing is truncated.
+        lam: λ of the penalty λσ²max‖Lx‖²; `None` without such a penalty.
+        penalty: which L; `None` without one.
 
     Raises:
         ShapeError: the kernel does not fit the size, or reaches too far outside it.
@@ -72,11 +73,9 @@ class Estimator(ABC):
 
     @abstractmethod
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for `y` and return the outcome; the value is in the operators' arrangement (see `frame`).
+        """Solve for `y`, shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
 
-        Args:
-            y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`.
-            progress: called after every iteration.
+        The value is in the operators' arrangement (see `frame`). `progress` is called after every iteration.
 
         Raises:
             ShapeError: `y` is not an output of this convolution.
@@ -136,24 +135,40 @@ class Estimator(ABC):
         return math.prod(arranged.shape[: arranged.ndim - self.n_dims])
 
     def check_memory(self, cost: Cost, n_images: int | None = None) -> None:
-        """Refuse to build, or to apply to `n_images` images, what does not fit the memory.
+        """Refuse to build, or to apply to `n_images` images, if that does not fit the memory.
 
         Raises:
             TooLargeError: it does not fit.
         """
-        limit = self.settings.max_memory
-        check_memory(self.choice.method, cost, self.kernel.taps, self.geometry, max_memory=limit, n_images=n_images)
+        method, taps, max_memory = self.choice.method, self.kernel.taps, self.settings.max_memory
+        is_built, is_batch = n_images is not None, n_images not in (None, 1)
+        needed = cost.n_bytes(1 if n_images is None else n_images)
+        if max_memory is not None:
+            budget, source = max_memory, "that max_memory allows"
+        else:
+            budget, source = free_memory(taps.device), "that are free"
+            needed -= cost.n_bytes_built if is_built else 0
+        if needed <= budget:
+            return
+        advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]
+        if is_batch:
+            advice.insert(0, "fewer images at a time")
+        if method == "direct":
+            advice.insert(0, "method auto or iterative")
+        elif taps.dtype == torch.float64:
+            advice.insert(0, "float32")
+        count, size = f"{n_images} images" if is_batch else "an image", format_size(self.geometry.image_size)
+        raise TooLargeError(
+            f"method {method} needs about {format_memory(needed)} for {count} of {size} pixels and a kernel of shape "
+            f"{tuple(taps.shape)}, more than the {format_memory(budget)} {source}; use {' or '.join(advice)}."
+        )
 
 
 def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
-    """Divide images by a power of two each where their squares would leave the range of their type.
-
-    Args:
-        data: shape `(*batch, C, *size)`.
-        n_dims: axes of one image.
+    """Divide each image by a power of two if its squares would leave the range of its type.
 
     Returns:
-        The quotient and the powers, shape `(*batch, 1, …, 1)`; `None`, and the data themselves, in ordinary cases.
+        The quotient and the powers, shape `(*batch, 1, …, 1)`; the data themselves and `None` in ordinary cases.
     """
     axes = image_axes(n_dims - 1)
     peak = torch.maximum(data.amax(dim=axes, keepdim=True), -data.amin(dim=axes, keepdim=True))
@@ -165,17 +180,42 @@ def to_unit(data: Tensor, n_dims: int) -> tuple[Tensor, Tensor | None]:
 
 
 def common_unit(data: Tensor) -> float:
-    """Find the power of two to divide a batch by where its squares would leave the range of their type; else 1."""
+    """Find the power of two to divide a batch by if its squares would leave the range of its type; else 1."""
     peak = max(abs(end) for end in synchronize.as_numbers(torch.stack(data.aminmax())))
     is_odd = 0 < peak < math.inf and not ORDINARY[0] <= peak <= ORDINARY[1]
     return 2.0 ** math.floor(math.log2(peak)) if is_odd else 1.0
 
 
 def check_finite(y: Tensor) -> None:
-    """Refuse outputs that hold NaN or infinite values, or such whose squares are beyond double precision."""
+    """Refuse outputs that hold NaN or infinite values, or values whose squares are beyond double precision."""
     size = sum(abs(end) for end in synchronize.as_numbers(torch.stack(y.detach().aminmax()))) if y.numel() else 0.0
     if not math.isfinite(size * size):
         raise MalformedInputError(
             "the output to invert holds values that are NaN or infinite, or whose squares are infinite; replace them "
             "first, since one spoils all."
         )
+
+
+DataEstimate = Literal["noise", "noise map", "gain", "weight"]
+"""What is estimated from the data: the standard deviation of the noise, the same for every sample, units of the samples
+a count, or the weight of the total variation."""
+
+
+class Prior(ABC):
+    """An objective, with the estimator that minimizes it."""
+
+    def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
+        """Return which number `build` needs to be estimated from the data beforehand; `None` for none."""
+        return None
+
+    @abstractmethod
+    def build(
+        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
+    ) -> Estimator:
+        """Build the estimator; `estimate` is the number that `needs` names, `None` if the data do not show it.
+
+        Raises:
+            ShapeError: the kernel does not fit the size.
+            UsageError: settings that the prior cannot follow.
+            TooLargeError: it does not fit the memory.
+        """

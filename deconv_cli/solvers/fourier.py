@@ -1,9 +1,9 @@
 """The inverse on a torus, frequency by frequency, in closed form; a plane of frequencies is that of `torch.fft.rfftn`.
 
-For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else
-(KᴴK + μ|l|²)⁻¹Kᴴ = Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed for λ > 0 only, where squaring does
-not decide the rank; λ = 0 goes by LU or QR, and by the singular values wherever a rank is in doubt.
-Blocks of a few channels have formulas of their own (`small_blocks.py`), under the same conditions.
+For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else (KᴴK + μ|l|²)⁻¹Kᴴ =
+Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed only for λ > 0, where squaring does not decide the rank; λ =
+0 goes by LU or QR, and by the singular values wherever a rank is in doubt. Blocks of a few channels have formulas of
+their own (`small_blocks.py`), under the same conditions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from deconv_cli.solvers import small_blocks
 RANK_ULPS = 64
 # Eigenvalues of a Gram matrix below this part of the largest are rounding noise.
 SINGULAR = 1e-15
-# How far K⁺K may be from the identity where K has full rank; in single precision rounding alone may leave √ε.
+# The largest distance of K⁺K from the identity if K has full rank; in single precision rounding alone may leave √ε.
 MAX_DEFECT = 1e-6
-# A factorization that leaves a larger defect is taken for wrong, and its block is done again.
+# A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
 
 
@@ -44,9 +44,8 @@ def inverse_blocks(
         weight: μ = λ·σ²max; 0 for the pseudo-inverse.
         penalty: |l(θ)|², real, shape `(*plane,)`.
         rcond: for weight 0, singular values up to `rcond` times the largest of the whole symbol count as zero.
-        sigma_max: finds that largest one, if there is a shorter way to it than all singular values; it is called only
-            where a rank is in doubt.
-        overwrite: the symbol is of no more use, and that of one channel may give its memory to the inverse.
+        sigma_max: finds that largest one faster than by all singular values; called only if a rank is in doubt.
+        overwrite: a symbol of one channel may give its memory to the inverse.
 
     Returns:
         Complex, shape `(*plane, C_in, C_out)`.
@@ -63,16 +62,10 @@ def inverse_blocks(
 
 
 def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tensor:
-    """Compute (KᴴK + μ|l|²)⁻¹ at every frequency.
+    """Compute (KᴴK + μ|l|²)⁻¹ at every frequency, μ > 0: complex Hermitian, shape `(*plane, C_in, C_in)`.
 
-    Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`.
-        weight: μ > 0.
-        penalty: |l(θ)|², shape `(*plane,)`.
-
-    Returns:
-        Complex Hermitian, shape `(*plane, C_in, C_in)`; a frequency at which the sum is singular (one that
-        the kernel and the penalty both annihilate) gets the pseudo-inverse.
+    A singular sum gets the pseudo-inverse. The symbol has the shape `(*plane, C_out, C_in)`, the penalty |l(θ)|²
+    `(*plane,)`.
     """
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:-2])
@@ -80,7 +73,7 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class TorusBlocks:
-    """What solves a problem on a torus: the estimate P, and the two parts M and N of what it leaves over.
+    """The solution of a problem on a torus: the estimate P, and the parts M and N of the rest.
 
     λ > 0:                P = (KᴴK + μ|l|²)⁻¹Kᴴ,  M = I − KP,    N = (KᴴK + μ|l|²)⁻¹
     λ = 0, more outputs:  P = K⁺,                 M = I − KK⁺,   N = (KᴴK)⁻¹
@@ -98,13 +91,9 @@ class TorusBlocks:
 
 
 def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_inputs: bool) -> TorusBlocks:
-    """Compute P, M and N.
+    """Compute P, M and N from a symbol `(*plane, C_out, C_in)`, μ, and |l(θ)|², shape `(*plane,)`, unused for λ = 0.
 
-    Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`.
-        weight: μ = λ·σ²max.
-        penalty: |l(θ)|², shape `(*plane,)`; of no consequence for λ = 0.
-        covers_inputs: for λ = 0, whether the outputs determine the image (`more outputs` above).
+    `covers_inputs` says for λ = 0 whether the outputs determine the image (`more outputs` above).
 
     Raises:
         SingularSystemError: λ = 0, and some block of the symbol has not full rank.
@@ -129,10 +118,7 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
 
 
 def full_rank_inverse(symbol: Tensor) -> Tensor:
-    """Compute K⁺ at every frequency, for a symbol of full rank.
-
-    Args:
-        symbol: complex, shape `(*plane, C_out, C_in)`.
+    """Compute K⁺ at every frequency, for a symbol of full rank, shape `(*plane, C_out, C_in)`.
 
     Raises:
         SingularSystemError: some block has not full rank.
@@ -147,11 +133,11 @@ def full_rank_inverse(symbol: Tensor) -> Tensor:
 
 
 class SingularSystemError(Exception):
-    """What was to be factored is singular to working precision; another method must take the problem."""
+    """A matrix to be factored is singular to working precision; another method must take the problem."""
 
 
 def default_rcond(dtype: torch.dtype) -> float:
-    """Return the relative size under which a singular value is no larger than rounding of data of this type."""
+    """Return the relative size up to which a singular value is rounding of data of this type."""
     return RANK_ULPS * torch.finfo(dtype).eps
 
 
@@ -195,7 +181,7 @@ def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], flo
     """Factor every block, then redo by singular values the ones whose rank is in doubt.
 
     Returns:
-        K⁺, shape `(F, C_in, C_out)`, and how far K⁺K or KK⁺, whichever is smaller, is from the identity, shape `(F,)`.
+        K⁺, shape `(F, C_in, C_out)`, and the distance of the smaller of K⁺K and KK⁺ from the identity, shape `(F,)`.
     """
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, blocks.real.new_zeros(len(blocks)), rcond)
@@ -225,14 +211,10 @@ def _factored_inverse(blocks: Tensor) -> Tensor:
         if n_outputs == n_inputs:
             # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
             return torch.linalg.inv_ex(blocks.mT)[0].mT
-        if n_outputs > n_inputs:
-            return _tall_pseudo_inverse(blocks)
-        return _tall_pseudo_inverse(blocks.mH).mH.contiguous()
-
-
-def _tall_pseudo_inverse(blocks: Tensor) -> Tensor:
-    q, r = torch.linalg.qr(blocks)
-    return torch.linalg.solve_triangular(r, q.mH, upper=True)
+        is_tall = n_outputs > n_inputs
+        q, r = torch.linalg.qr(blocks if is_tall else blocks.mH)
+        inverse = torch.linalg.solve_triangular(r, q.mH, upper=True)
+        return inverse if is_tall else inverse.mH.contiguous()
 
 
 def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:
@@ -245,8 +227,7 @@ def _truncated_pseudo_inverse(blocks: Tensor, threshold: float) -> Tensor:
 def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> Tensor:
     """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ by way of the smaller Gram matrix.
 
-    Blocks that are only semidefinite get their pseudo-inverse. Rounding may let a singular block pass unnoticed: its
-    inverse is larger than an exact one can be.
+    Semidefinite blocks get their pseudo-inverse. Rounding may hide a singular block, but its inverse is too large.
     """
     if small_blocks.is_small(blocks):
         small = small_blocks.gram_inverse(blocks, diagonal, times_adjoint=times_adjoint)
@@ -288,10 +269,9 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _defect(inverse: Tensor, blocks: Tensor) -> Tensor:
-    """Estimate ‖K⁺K − I‖, or ‖KK⁺ − I‖ where that is smaller in size, from what it does to one vector; shape `(F,)`.
+    """Estimate ‖K⁺K − I‖ or, if it is smaller in size, ‖KK⁺ − I‖ by a product with one vector; shape `(F,)`.
 
-    Batched LU on several threads has been seen to give wrong numbers. The vector is of no special direction, and a
-    product with it is as much cheaper than the whole product as there are channels.
+    It checks batched LU, which has given wrong numbers on several threads.
     """
     left, right = (inverse, blocks) if blocks.shape[-2] >= blocks.shape[-1] else (blocks, inverse)
     n = right.shape[-1]

@@ -1,4 +1,4 @@
-"""An inverse as plain tensors and plain words: what a saved one consists of."""
+"""An inverse as plain tensors and plain words, as it is saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deconv_cli.layer_options import LayerOptions
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.factors import Factors
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size, check_name, check_spacing, format_padding, parse_padding
 
 TAPS = "taps"
@@ -21,45 +21,34 @@ _FACTOR = "factor."
 
 
 @dataclass(frozen=True, eq=False)
-class Precomputed:
-    """What an inverse takes over from an equal one, instead of computing it again.
-
-    Attributes:
-        choice: the method that was chosen, and why.
-        sigma_max: the largest singular value of the symbol, as far as the problem needs it.
-        factors: what was costly to compute.
-    """
-
-    choice: Choice
-    sigma_max: float
-    factors: Factors
-
-
-@dataclass(frozen=True, eq=False)
 class InverseState:
-    """All that makes an inverse what it is.
+    """An inverse as it is saved.
 
     Attributes:
         taps: of the canonical kernel, shape `(C_out, C_in, *k)`, in the dtype of the arithmetic.
         is_shared: whether they are applied to every channel alike.
-        image_size: size of the images that are wanted back.
+        image_size: size of the images to estimate.
         settings: how the convolution is undone; `max_memory` bounds the building and is not saved.
-        precomputed: what was computed when the inverse was built.
+        choice: the method, and why it was chosen.
+        sigma_max: largest singular value of the symbol, if the problem needs it.
+        factors: the costly tensors.
     """
 
     taps: Tensor
     is_shared: bool
     image_size: Size
     settings: ResolvedSettings
-    precomputed: Precomputed
+    choice: Choice
+    sigma_max: float
+    factors: Factors
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
-        factors = {_FACTOR + name: tensor for name, tensor in self.precomputed.factors.tensors.items()}
+        factors = {_FACTOR + name: tensor for name, tensor in self.factors.tensors.items()}
         return {TAPS: self.taps.detach()} | factors
 
     def record(self) -> dict[str, Any]:
-        """Write all but the tensors as a JSON object."""
+        """Write everything except the tensors as a JSON object."""
         settings = self.settings
         return {
             "image_size": list(self.image_size),
@@ -75,17 +64,17 @@ class InverseState:
             "asked_method": settings.method,
             "tolerance": settings.tolerance,
             "max_iterations": settings.max_iterations,
-            "method": self.precomputed.choice.method,
-            "method_reason": self.precomputed.choice.reason,
-            "sigma_max": self.precomputed.sigma_max,
+            "method": self.choice.method,
+            "method_reason": self.choice.reason,
+            "sigma_max": self.sigma_max,
         }
 
     @classmethod
     def of_record(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> InverseState:
-        """Read what `record` and `tensors` gave.
+        """Read the results of `record` and `tensors`.
 
         Raises:
-            MalformedInputError: a member is missing, or is none that they give.
+            MalformedInputError: a member is missing or invalid.
         """
         try:
             taps = tensors[TAPS]
@@ -96,12 +85,14 @@ class InverseState:
                 raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
             if record["method"] == "auto":
                 raise MalformedInputError("its record does not say which method was chosen.")
+            if not isinstance(record["is_shared"], bool):
+                raise TypeError(f"is_shared is {record['is_shared']!r}")
             image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
             if len(image_size) != taps.ndim - 2 or not 1 <= len(image_size) <= 3:
                 raise ValueError(f"image_size is {image_size}, and its taps have the shape {tuple(taps.shape)}")
             return cls(
                 taps=taps,
-                is_shared=_flag(record["is_shared"], "is_shared"),
+                is_shared=record["is_shared"],
                 image_size=image_size,
                 settings=ResolvedSettings.of(
                     dimensions=len(image_size),
@@ -116,11 +107,9 @@ class InverseState:
                     tolerance=_optional(record["tolerance"], "tolerance"),
                     max_iterations=_whole(record["max_iterations"], "max_iterations"),
                 ),
-                precomputed=Precomputed(
-                    Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
-                    _number(record["sigma_max"], "sigma_max"),
-                    Factors(factors),
-                ),
+                choice=Choice(check_name(method_names(), record["method"], "method"), str(record["method_reason"])),
+                sigma_max=_number(record["sigma_max"], "sigma_max"),
+                factors=Factors(factors),
             )
         except KeyError as error:
             raise MalformedInputError(f"it lacks its {error.args[0]!r}.") from error
@@ -131,7 +120,7 @@ class InverseState:
 
 
 def _layer(record: object) -> dict[str, Any]:
-    """Read the options of a layer; inverses that were saved before there were layers have none."""
+    """Read the options of a layer; older saved inverses have none."""
     names = {field.name for field in fields(LayerOptions)}
     if not isinstance(record, dict) or not record.keys() <= names:
         raise ValueError(f"layer is {record!r}")
@@ -145,12 +134,6 @@ def _name(dtype: torch.dtype) -> str:
 def _whole(value: object, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}")
-    return value
-
-
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}")
     return value
 
 

@@ -9,22 +9,18 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, masked
+from deconv_cli.operators.axes import as_factor, crop, inner, masked, norm
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
-from deconv_cli.solvers.condition import plain_iterations
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import gram_inverse_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule, default_tolerance
+from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, inner, norm
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, plain_iterations
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
 
@@ -75,7 +71,6 @@ class IterativeSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return IterativeInverse(problem, rule)
 
@@ -84,7 +79,7 @@ ITERATIVE = IterativeSolver()
 
 
 def expected_iterations(problem: TikhonovProblem) -> float:
-    """Estimate the iterations that a problem takes, at most `N_ITERATIONS`."""
+    """Estimate the iterations of a problem, at most `N_ITERATIONS`."""
     n_plain = _plain_iterations(problem)
     if problem.lam > 0:
         # The strip states its distance to the solution after a few iterations, which may take these many times as long.
@@ -105,7 +100,7 @@ def strip_problem(problem: TikhonovProblem) -> TikhonovProblem:
 def uses_strip(problem: TikhonovProblem) -> bool:
     """Return whether the solver on the strip preconditions a problem with λ = 0.
 
-    It does where there are outputs enough, and where it is not known that plain iterations end as soon.
+    It does if there are outputs enough, unless plain iterations are known to end as soon.
     """
     operator = problem.operator
     sizes = zip(operator.output_shape, operator.input_shape, strict=True)
@@ -114,14 +109,14 @@ def uses_strip(problem: TikhonovProblem) -> bool:
     return has_outputs and is_slow and STRIP.covers(strip_problem(problem)) is None
 
 
-class IterativeInverse(Inverse):
+class IterativeInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs.
 
-    For λ > 0 the normal equations are preconditioned by the inverse of a circulant approximation on a larger torus,
-    and started from the circular estimate. For λ = 0 and at least as many outputs as pixels the preconditioner is the
-    exact solution for a tiny λ, unless the problem is known to be well-conditioned: it leaves no more iterations than
-    there are modes that the border all but loses. With fewer outputs nothing but a start from zero without a
-    preconditioner keeps the iteration in the range of Aᴴ, where the solution of least norm lies.
+    For λ > 0 the inverse of a circulant approximation on a larger torus preconditions the normal equations, and the
+    circular estimate starts them. For λ = 0 and at least as many outputs as pixels the preconditioner is the exact
+    solution for a tiny λ, unless the problem is known to be well-conditioned: as many iterations are left as modes that
+    the border almost loses. With fewer outputs only a start from zero without a preconditioner keeps the iteration in
+    the range of Aᴴ, where the solution of least norm lies.
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
@@ -146,11 +141,11 @@ class IterativeInverse(Inverse):
         )
 
     def _solve_exactly(self, y: Tensor, progress: Progress | None) -> Solution:
-        """Solve with λ = 0, and make sure that the preconditioner has not filled the null space with rounding.
+        """Solve with λ = 0, and check that the preconditioner has not filled the null space with rounding.
 
-        The certificate is blind to images that A annihilates, of which the preconditioner multiplies what rounding
-        leaves by 1 / λ. So the answer must be found again from its own output; else the plain iteration, which never
-        leaves the range of Aᴴ, has the last word.
+        The certificate does not see images that A annihilates, in which the preconditioner multiplies rounding by 1 /
+        λ. So the answer must be found again from its own output; else the plain iteration, which never leaves the range
+        of Aᴴ, decides.
         """
         n_done = 0
 
@@ -177,19 +172,8 @@ class IterativeInverse(Inverse):
             solution = plain if plain.status.is_success else failed
         return replace(solution, n_iterations=n_done)
 
-    def solve_normal(self, g: Tensor) -> Tensor:
-        """Compute H⁺g for `g` of shape `(*batch, C_in, *size)`."""
-        if self.problem.weight > 0:
-            equations = NormalEquations.of_gradient(self.problem, g)
-        else:
-            equations = NormalEquations.of_image(self.problem, self.solve_transposed(g))
-        return iterate(equations, self.rule, preconditioner=self._preconditioner).warn_for_status().value
-
-    def solve_transposed(self, g: Tensor) -> Tensor:
-        """Compute AH⁺g for `g` of shape `(*batch, C_in, *size)`; for λ = 0 by an iteration on Aᴴ itself."""
-        if self.problem.weight > 0:
-            return super().solve_transposed(g)
-        return iterate(NormalEquations.of_transpose(self.problem, g), self.rule).warn_for_status().value
+    def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
+        return iterate(equations, self.rule, preconditioner=None if transposed else self._preconditioner)
 
     def _better_start(self, y: Tensor, estimate: Tensor) -> Tensor:
         """Keep the estimate for those images of the batch that it brings closer than zero would."""
@@ -200,15 +184,15 @@ class IterativeInverse(Inverse):
         return torch.where(as_factor(better, better, n_dims), estimate, 0)
 
 
-class RestoringPreconditioner(LinearOperator):
-    """A preconditioner that restores data too, if only about, for the iteration to start from."""
+class RestoringPreconditioner(SymmetricOperator):
+    """A preconditioner that also restores data roughly, as the start of the iteration."""
 
     @abstractmethod
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data `y` of shape `(*batch, C_out, *output_size)`; shape `(*batch, C_in, *size)`."""
 
 
-class StripPreconditioner(LinearOperator):
+class StripPreconditioner(SymmetricOperator):
     """(AᴴA + μ)⁻¹ for a tiny μ, by the exact solution on the strip (`strip.py`)."""
 
     def __init__(self, problem: TikhonovProblem) -> None:
@@ -218,10 +202,6 @@ class StripPreconditioner(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` of shape `(*batch, C_in, H, W)`."""
         return self._system.solve(None, x, GradientLog(PRECONDITIONER_RULE, norm(x, len(self.input_shape))))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
 
 
 class TorusPreconditioner(RestoringPreconditioner):
@@ -254,14 +234,10 @@ class TorusPreconditioner(RestoringPreconditioner):
         solved = self._gram_inverse.forward(x.to(self._operator.kernel.dtype))
         return crop(solved, (0,) * len(size), size).to(x.dtype)
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
-
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data as if they were periodic on the torus; shape `(*batch, C_in, *size)`.
 
-        Data beyond the frame are zero where the image is known to be, else a blend of mirror images of the opposite
+        Beyond the frame the data are zero if the image is known to be, else a blend of mirror images of the opposite
         edges, so that the torus has no seam.
         """
         operator, torus = self._operator, self._gram_inverse.torus

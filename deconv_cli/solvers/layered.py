@@ -1,16 +1,16 @@
 """Layers of any size under any border, by conjugate gradients on the true operator.
 
-What preconditions them is the layer on a torus: its phases are channels there (`operators/phases.py`), so that AᴴA and
-AAᴴ are a small matrix at each frequency. With λ > 0 that is the preconditioner of the normal equations. The
-Moore–Penrose inverse has two cases, of pixels that some output depends on and outputs that depend on some pixel:
+The preconditioner is the layer on a torus: its phases are channels there (`operators/phases.py`), so that AᴴA and AAᴴ
+are a small matrix at each frequency. For λ > 0 it preconditions the normal equations. The Moore–Penrose inverse has two
+cases, for pixels that some output depends on and outputs that depend on some pixel:
 
 - the outputs determine the pixels: the normal equations AᴴAx = Aᴴy, preconditioned by (KᴴK + ε)⁻¹;
 - the pixels have room for every output: AAᴴz = y and x = Aᴴz, preconditioned by (KKᴴ + ε)⁻¹. A step in the data stays
   in the range of Aᴴ, where the solution of least norm lies (Björck, Numerical Methods for Least Squares Problems, 1996,
   section 7.4.3, without a preconditioner).
 
-Which one it is follows from the channels, and is tested on a small image that is known. Where neither holds, plain
-conjugate gradients started from zero have the last word. Groups are a batch, each with step lengths of its own.
+The channels suggest the case, and a known small image tests it. If neither holds, plain conjugate gradients start from
+zero. Groups are a batch, each with step lengths of its own.
 """
 
 from __future__ import annotations
@@ -23,35 +23,32 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, half_spectrum, space_axes
+from deconv_cli.operators.axes import crop, half_spectrum, norm, space_axes
 from deconv_cli.operators.circulant import multiply_lines, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import GridAxis
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import LinearOperator, SymmetricOperator
 from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import RitzValues, iterate
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import block_norms, gram_inverse_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.iterative import PRECONDITIONER_LAMBDA, TORUS_MARGIN
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.vocabulary import Size
 
 # A known image must be found again this well from its outputs, or the outputs do not determine it.
 MAX_PROBE_ERROR = 1e-4
-# It is so many kernels and pixels long at least.
+# Its least length in kernels, and in pixels beyond that.
 PROBE_KERNELS, PROBE_MARGIN = 4, 8
 PROBE_RULE = StoppingRule(tolerance=1e-6, max_iterations=300)
 # Measured for layers of trained networks: 10 to 60 steps.
 N_STEPS = 30
-# What a step takes however small the layer is.
+# Fixed cost of a step, however small the layer is.
 OPERATIONS_PER_STEP = 2 * CALL_OPERATIONS
 # Symbols of the layer that are alive at once, and images.
 N_SYMBOLS, N_IMAGES = 3, 12
@@ -60,6 +57,7 @@ N_SYMBOLS, N_IMAGES = 3, 12
 class LayeredSolver(Solver):
     """Preconditioned conjugate gradients, which cover every layer that has one solution."""
 
+    why = "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
     takes_plain = False
     takes_layers = True
     takes_singular = True
@@ -87,14 +85,8 @@ class LayeredSolver(Solver):
         n_symbol = N_SYMBOLS * 16 * n_places * math.prod(channels)
         return Cost(n_operations, n_symbol, N_IMAGES * 8 * (n_inputs + n_outputs))
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Say that nothing else covers the problem at less cost."""
-        del problem
-        return "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return LayeredInverse(problem, rule)
 
@@ -103,12 +95,7 @@ LAYERED = LayeredSolver()
 
 
 class LayeredInverse(Inverse):
-    """Inverse of one layer, ready for many outputs.
-
-    Args:
-        problem: one that `LAYERED` covers.
-        rule: when to stop.
-    """
+    """Inverse of one layer, ready for many outputs; see the module."""
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem, self._rule = problem, rule
@@ -120,7 +107,37 @@ class LayeredInverse(Inverse):
         if problem.weight > 0:
             periodic = wide.boundary.is_periodic
             self._penalty = find_penalty(problem.penalty).operator(self._layer.input_shape, periodic=periodic)
-        self._torus = LayerTorus(self._layer, problem)
+
+    @cached_property
+    def _of_images(self) -> LinearOperator:
+        """About (AᴴA + μLᴴL)⁻¹ on a torus, with a small μ for λ = 0."""
+        return self._precondition(is_input=True)
+
+    @cached_property
+    def _of_data(self) -> LinearOperator:
+        """About (AAᴴ + μ)⁻¹ on a torus, with a small μ."""
+        return self._precondition(is_input=False)
+
+    def _precondition(self, *, is_input: bool) -> LinearOperator:
+        """Invert Gram matrices of the phases' symbol from the fine grid to the coarse one at each frequency."""
+        layer = self._layer.layer
+        axes, groups = layer.grid_axes, layer.options.groups
+        part, is_fine = whole_layer(axes), is_input != layer.options.transposed
+        taps = rearranged_taps(to_float64(layer.kernel), axes, groups, on_torus=True)
+        torus = _torus_of(layer)
+        origin = tuple(along.before for along in part.axes)
+        symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2]).movedim(-3, 0)
+        blocks = symbol if is_fine else symbol.mH
+        penalty = torch.ones(plane := blocks.shape[1:-2], dtype=blocks.real.dtype, device=blocks.device)
+        weight = self.problem.weight
+        if is_input and weight > 0:
+            if all(axis.stride == 1 for axis in axes):
+                penalty = find_penalty(self.problem.penalty).symbol(torus, penalty.dtype, penalty.device)
+        else:
+            weight = PRECONDITIONER_LAMBDA * synchronize.as_number(block_norms(symbol).max()) ** 2
+        inverse = gram_inverse_blocks(blocks, weight, penalty.expand(blocks.shape[0], *plane))
+        shape = self._layer.input_shape if is_input else self._layer.output_shape
+        return TorusInverse(inverse.to(layer.kernel.dtype.to_complex()), torus, shape, part if is_fine else None)
 
     @cached_property
     def _side(self) -> str:
@@ -132,7 +149,7 @@ class LayeredInverse(Inverse):
         return next((side for side in sides if tried._is_sound(side)), "plain")
 
     def _is_sound(self, side: str) -> bool:
-        """Find numbers again that lie on one side, from what the layer makes of them, without many iterations."""
+        """Solve for known random numbers on one side within few iterations, and compare."""
         layer, is_image = self._layer, side == "image"
         shape, mask = (layer.input_shape, self._touched) if is_image else (layer.output_shape, self._seeing)
         like = layer.layer.kernel
@@ -151,7 +168,7 @@ class LayeredInverse(Inverse):
             found = self._solve_side(self._side, data, progress)
         else:
             equations = NormalEquations(self._layer, data, self._penalty, self.problem.weight)
-            found = self._iterate(equations, self._torus.inputs, progress, bounds_distance=True)
+            found = self._iterate(equations, self._of_images, progress, bounds_distance=True)
         x = self._unite(found.value, y)
         return replace(found, value=x, certificate=synchronize.as_number(self.problem.certificate(x, y).max()))
 
@@ -168,7 +185,7 @@ class LayeredInverse(Inverse):
         right = self._divide(g)
         if self._penalty is not None or self._side == "image":
             return self._unite(self._layer.forward(self._invert_gram(right)), g)
-        preconditioner = self._torus.outputs if self._side == "data" else None
+        preconditioner = self._of_data if self._side == "data" else None
         equations = NormalEquations(self._layer.H, right, is_derived=True)
         found = self._iterate(equations, preconditioner).warn_for_status()
         return self._unite(self._seeing * found.value, g)
@@ -181,13 +198,11 @@ class LayeredInverse(Inverse):
         if side == "plain":
             return self._iterate(NormalEquations(layer, data), None, progress, rule, bounds_distance=True)
         if side == "image":
-            found = self._iterate(
-                NormalEquations(layer, data), self._torus.inputs, progress, rule, bounds_distance=True
-            )
+            found = self._iterate(NormalEquations(layer, data), self._of_images, progress, rule, bounds_distance=True)
             return replace(found, value=self._touched * found.value)
         zero = layer.adjoint(torch.zeros_like(data))
         equations = NormalEquations(layer.H, zero, g=self._seeing * data)
-        found = self._iterate(equations, self._torus.outputs, progress, rule, bounds_distance=True)
+        found = self._iterate(equations, self._of_data, progress, rule, bounds_distance=True)
         return replace(found, value=layer.adjoint(found.value))
 
     def _invert_gram(self, right: Tensor) -> Tensor:
@@ -195,9 +210,9 @@ class LayeredInverse(Inverse):
         zero = self._layer.forward(torch.zeros_like(right))
         if self._penalty is not None:
             equations = NormalEquations(self._layer, zero, self._penalty, self.problem.weight, g=right)
-            return self._iterate(equations, self._torus.inputs).warn_for_status().value
+            return self._iterate(equations, self._of_images).warn_for_status().value
         equations = NormalEquations(self._layer, zero, g=self._touched * right)
-        return self._touched * self._iterate(equations, self._torus.inputs).warn_for_status().value
+        return self._touched * self._iterate(equations, self._of_images).warn_for_status().value
 
     def _iterate(
         self,
@@ -220,7 +235,7 @@ class LayeredInverse(Inverse):
         )
 
     def _determined(self, images: Tensor) -> Tensor:
-        """Take what nothing determines out of divided images."""
+        """Take constants that nothing determines out of divided images."""
         return self._layer.divide(self.problem.split_null_space(self._layer.unite(images))[0])
 
     def _divide(self, images: Tensor) -> Tensor:
@@ -231,9 +246,9 @@ class LayeredInverse(Inverse):
 
 
 def _smaller(layer: Convolution) -> LayerConvolution | None:
-    """Give the same layer for a smaller image, whose borders lie apart all the same; `None` where that is no smaller.
+    """Give the same layer for a smaller image whose borders still lie apart; `None` if it is as small already.
 
-    What the outputs lose, they lose along the borders, or at every size.
+    Any loss of the outputs happens along the borders, or at every size.
     """
     assert isinstance(layer, LayerConvolution)
     sizes = []
@@ -248,60 +263,7 @@ def _smaller(layer: Convolution) -> LayerConvolution | None:
     )
 
 
-class LayerTorus:
-    """A layer on a torus, whose Gram matrices are inverted at each frequency.
-
-    Args:
-        layer: the layer.
-        problem: tells the penalty.
-
-    Attributes:
-        inputs: about (AᴴA + μLᴴL)⁻¹, with a small μ for λ = 0.
-        outputs: about (AAᴴ + μ)⁻¹.
-    """
-
-    def __init__(self, layer: GroupedLayer, problem: TikhonovProblem) -> None:
-        self._layer, self._axes, self._problem = layer.layer, layer.layer.grid_axes, problem
-        self._part = whole_layer(self._axes)
-        self._shapes = layer.input_shape, layer.output_shape
-
-    @cached_property
-    def inputs(self) -> LinearOperator:
-        """The preconditioner for images."""
-        return self._preconditioner(is_fine=not self._layer.options.transposed, is_input=True)
-
-    @cached_property
-    def outputs(self) -> LinearOperator:
-        """The preconditioner for data."""
-        return self._preconditioner(is_fine=self._layer.options.transposed, is_input=False)
-
-    def _preconditioner(self, *, is_fine: bool, is_input: bool) -> LinearOperator:
-        symbol, torus = self._symbol
-        blocks = symbol if is_fine else symbol.mH
-        penalty = torch.ones(torus_plane := blocks.shape[1:-2], dtype=blocks.real.dtype, device=blocks.device)
-        weight = self._problem.weight
-        if is_input and weight > 0:
-            if all(axis.stride == 1 for axis in self._axes):
-                penalty = find_penalty(self._problem.penalty).symbol(torus, penalty.dtype, penalty.device)
-        else:
-            weight = PRECONDITIONER_LAMBDA * synchronize.as_number(block_norms(symbol).max()) ** 2
-        inverse = gram_inverse_blocks(blocks, weight, penalty.expand(blocks.shape[0], *torus_plane))
-        inverse = inverse.to(self._layer.kernel.dtype.to_complex())
-        return TorusInverse(inverse, torus, self._shapes[0 if is_input else 1], self._part if is_fine else None)
-
-    @cached_property
-    def _symbol(self) -> tuple[Tensor, Size]:
-        """The symbol from the phases of the fine grid to the coarse one, shape `(groups, *plane, O, I)`."""
-        layer = self._layer
-        taps = rearranged_taps(to_float64(layer.kernel), self._axes, layer.options.groups, on_torus=True)
-        torus = _torus_of(layer)
-        origin = tuple(part.before for part in self._part.axes)
-        symbol = torus_symbol(taps.flatten(0, 1), torus, origin).unflatten(-2, taps.shape[:2])
-        return symbol.movedim(-3, 0), torus
-
-
 def _torus_of(layer: LayerConvolution) -> Size:
-    """Give the torus that a layer is approximated on."""
     goes_around = layer.boundary.is_periodic
     return tuple(
         _torus_length(axis, len(tap_table(axis, on_torus=True)[0]), goes_around=goes_around) for axis in layer.grid_axes
@@ -309,21 +271,18 @@ def _torus_of(layer: LayerConvolution) -> Size:
 
 
 def _torus_length(axis: GridAxis, n_taps: int, *, goes_around: bool) -> int:
-    """Give the pixels of a torus for the phases of an axis: their own where the image goes around it."""
+    """Give the pixels of a torus for the phases of an axis: their own if the image goes around it."""
     n_pixels = max(-(-axis.n_fine // axis.stride), axis.n_coarse)
     if goes_around and axis.n_fine == axis.stride * n_pixels:
         return n_pixels
     return next_fast_size(n_pixels + max(n_taps - 1, min(TORUS_MARGIN, n_pixels)))
 
 
-class TorusInverse(LinearOperator):
+class TorusInverse(SymmetricOperator):
     """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
 
-    Args:
-        blocks: Hermitian, positive definite, shape `(groups, *plane, C, C)`.
-        torus: pixels along each axis.
-        shape: of the images of one group, `(C, *size)`.
-        part: how pixels are rearranged to phases; `None` where they are none.
+    The blocks are Hermitian, of shape `(groups, *plane, C, C)`; `shape` is that of the images of one group. `part`
+    tells how pixels are rearranged to phases, `None` if they are not.
     """
 
     def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:
@@ -347,7 +306,3 @@ class TorusInverse(LinearOperator):
         result = torch.zeros_like(x)
         self._part.put_fine(result, images)
         return result
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)

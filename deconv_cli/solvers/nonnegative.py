@@ -1,16 +1,14 @@
 """Least squares over images without negative pixels: min ½‖Ax − y‖² + ½μ‖Lx‖² subject to x ≥ 0, μ = λσ²max.
 
 Bertsekas, Projected Newton methods for optimization problems with simple constraints, SIAM Journal on Control and
-Optimization 20, 1982. Each step holds at zero the pixels that a gradient step would make negative, solves the normal
-equations on all others by conjugate gradients as far as is worth while, and goes as far along that direction, bent at
-zero, as the objective falls enough. Before it, a step down the gradient, bent alike, makes sure that the iteration
-arrives from anywhere and cannot cycle (Moré and Toraldo, On the solution of large quadratic programming problems with
-bound constraints, SIAM Journal on Optimization 1, 1991).
+Optimization 20, 1982. Each step holds at zero the pixels that a gradient step would make negative, and solves the
+normal equations on all others roughly by conjugate gradients. It goes along that direction, bent at zero, as far as the
+objective falls enough. Before that, a step down the gradient, bent alike, makes sure that the iteration arrives from
+anywhere and cannot cycle (Moré and Toraldo, On the solution of large quadratic programming problems with bound
+constraints, SIAM Journal on Optimization 1, 1991).
 
-It starts from the exact estimate without the constraint, its negative pixels set to zero. That estimate's inverse is
-not used as a preconditioner: restricted to the free pixels it is the inverse of a Schur complement, whose distance from
-the system grows with the pixels that are held. Measured on photographs and on stars it saved iterations and took more
-time than it saved.
+It starts from the exact estimate without the constraint, its negative pixels set to zero. That estimate's inverse is no
+preconditioner: on photographs and stars it saved iterations and took more time than it saved.
 """
 
 from __future__ import annotations
@@ -24,25 +22,23 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, relative, safe_ratio
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.estimator import Estimator, to_unit
-from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.krylov import solve_definite
+from deconv_cli.solvers.cgls import solve_definite
+from deconv_cli.solvers.estimator import Estimator, Prior, to_unit
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import as_factor, inner, relative, safe_ratio
-from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
-# A Newton system is solved until this part of its right-hand side is left, or for so many iterations.
+# A Newton system is solved until this part of its right-hand side is left, at most for these iterations.
 NEWTON_ACCURACY = 0.1
 MAX_INNER_ITERATIONS = 200
 # A step must bring at least this part of the decrease that the gradient promises; it is halved so often until it does.
 SUFFICIENT_DECREASE = 0.1
 MAX_HALVINGS = 20
-# The certificate may rise between steps, since the objective alone falls: so many steps without a new low are too many.
+# The certificate may rise between steps, since only the objective falls: the most steps without a new low.
 MAX_STEPS_WITHOUT_GAIN = 40
 
 
@@ -53,7 +49,6 @@ class Nonnegative(Prior):
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator on the inverse of the same problem without the constraint."""
-        del estimate
         return NonnegativeEstimator(PseudoInverse(kernel, image_size, settings))
 
 
@@ -61,11 +56,11 @@ NONNEGATIVE = Nonnegative()
 
 
 class NonnegativeEstimator(Estimator):
-    """Estimates images without negative pixels; an estimate for an unknown border has none beyond the frame either.
+    """Estimates images without negative pixels, beyond the frame of an unknown border either.
 
-    The certificate of its solutions is ‖min(σ²x, g)‖ / ‖Aᴴy‖, pixel by pixel, with the gradient
-    g = Aᴴ(Ax − y) + λσ²max·LᴴLx and σ² = σ²max(1 + λ‖L‖²) to give a pixel the unit of a gradient. It is zero if and
-    only if the Karush–Kuhn–Tucker conditions hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel.
+    The certificate is ‖min(σ²x, g)‖ / ‖Aᴴy‖, pixel by pixel, with the gradient g = Aᴴ(Ax − y) + λσ²max·LᴴLx and σ² =
+    σ²max(1 + λ‖L‖²) to give a pixel the unit of a gradient. It is zero if and only if the Karush–Kuhn–Tucker conditions
+    hold: x ≥ 0, g ≥ 0, and one of the two is zero at every pixel.
 
     Args:
         inverse: of the same problem without the constraint.
@@ -118,12 +113,7 @@ class NonnegativeEstimator(Estimator):
 
 @dataclass(frozen=True)
 class _Descent:
-    """A projected Newton iteration for one batch of data.
-
-    Attributes:
-        equations: AᴴA + μLᴴL and Aᴴy.
-        pixel_scale: σ².
-    """
+    """A projected Newton iteration for one batch of data, with σ² as `pixel_scale`."""
 
     equations: NormalEquations
     pixel_scale: float
@@ -197,7 +187,7 @@ class _Descent:
         """Go along a direction that is bent at zero, as far as the objective falls enough.
 
         Returns:
-            The way gone, zero for images whose objective would not fall; and whether it falls, shape `(*batch,)`.
+            The step, zero for images whose objective would not fall; and whether it falls, shape `(*batch,)`.
         """
         length = as_factor(torch.ones_like(self.equations.scale), x, self.equations.n_dims)
         way = torch.zeros_like(x)
@@ -220,11 +210,9 @@ class _Descent:
         return inner(a, b, self.equations.n_dims)
 
     def _spread(self, mask: Tensor) -> Tensor:
-        """Shape one truth for each image, `(*batch,)`, as a mask of images."""
         return as_factor(mask, mask, self.equations.n_dims)
 
     def _gram(self, x: Tensor) -> Tensor:
-        """Apply AᴴA + μLᴴL."""
         operator, penalty = self.equations.operator, self.equations.penalty
         image = operator.adjoint(operator.forward(x))
         return image if penalty is None else image + self.equations.weight * penalty.apply_gram(x)

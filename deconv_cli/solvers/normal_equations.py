@@ -1,13 +1,13 @@
-"""What every iteration solves: (AᴴA + μLᴴL) x = Aᴴy + g, for data y, another right-hand side g, or both.
+"""The equations that every iteration solves: (AᴴA + μLᴴL) x = Aᴴy + g, for data y, another right-hand side g, or both.
 
 Aᴴ is applied to the residual y − Ax, never AᴴA to x alone, so that no digits are lost to a difference of two large
 gradients. A right-hand side without data comes with y = 0.
 
-Recurrences drift from the truth in the last digits, and a solver may run in less precision than its answer needs. So
-every solver is run again on what its own answer leaves over, until that is small enough or no longer falls (iterative
-refinement; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
+Recurrences drift in the last digits, and a solver may run in less precision than its answer needs. So every solver runs
+again on the remainder of its own answer, until that is small enough or no longer falls (iterative refinement; Higham,
+Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
 
-A small gradient g is not yet a small error: that is ‖H⁻¹g‖, with H = AᴴA + μLᴴL. Where a solver can bound it, the
+A small gradient g does not imply a small error ‖H⁻¹g‖, with H = AᴴA + μLᴴL. If a solver can bound the error, the
 refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
 """
 
@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import as_factor, inner, norm, relative
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.iteration_log import GradientLog, Progress, StoppingRule
-from deconv_cli.solvers.norms import as_factor, inner, norm, relative
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class NormalEquations:
     Attributes:
         operator: A.
         y: shape `(*batch, *operator.output_shape)`.
-        penalty: L; `None` where μ = 0.
+        penalty: L; `None` for μ = 0.
         weight: μ.
-        g: shape `(*batch, *operator.input_shape)`; `None` stands for zero.
-        needs_float64: rounding of the penalty's gradient in float32 would be larger than what is to be reached.
-        is_derived: small singular values have been divided by on the way to y, so that Aᴴy may be smaller than the
-            rounding of its parts; the scale is then that of the parts.
+        g: shape `(*batch, *operator.input_shape)`; `None` means zero.
+        needs_float64: rounding of the penalty's gradient in float32 exceeds the tolerance.
+        is_derived: y is the result of divisions by small singular values, so that Aᴴy may be smaller than the rounding
+            of its parts; the scale is then that of the parts.
     """
 
     operator: LinearOperator
@@ -105,10 +104,7 @@ class NormalEquations:
         return norm(x, self.n_dims)
 
     def zero(self) -> Tensor:
-        """Return the estimate that every iteration may start from, shape `(*batch, *operator.input_shape)`.
-
-        It takes no memory, and is not to be written to.
-        """
+        """Return the start zero, `(*batch, *operator.input_shape)`; it takes no memory and must not be written to."""
         batch = self.y.shape[: self.y.ndim - len(self.operator.output_shape)]
         return self.y.new_zeros(()).expand(*batch, *self.operator.input_shape)
 
@@ -137,7 +133,7 @@ class NormalEquations:
         return (self.norm(gradient) + torch.finfo(gradient.dtype).eps * self.scale) / least
 
     def in_float64(self) -> NormalEquations | None:
-        """Return the same equations in double precision; `None` where they are so already, or cannot be."""
+        """Return the same equations in double precision; `None` if they are so already, or cannot be."""
         operator = self.operator
         if self.y.dtype == torch.float64 or self.y.device.type == "mps" or not isinstance(operator, Convolution):
             return None
@@ -156,7 +152,7 @@ def _penalty(problem: TikhonovProblem) -> tuple[LinearOperator | None, float, bo
 
 
 MAX_ROUNDS = 8
-# How far an estimate may be from the minimizer, relative to its norm, to count as accurate.
+# The largest distance of an accurate estimate from the minimizer, relative to its norm.
 MAX_DISTANCE = 0.01
 # The gradient is brought to this part of what that asks for.
 SAFETY = 0.5
@@ -178,12 +174,12 @@ def refine_equations(
     """Call `improve` until the certificate is reached, the iterations are spent, or nothing is gained.
 
     Args:
-        equations: what to solve.
+        equations: the equations.
         start: first estimate, shape `(*batch, *operator.input_shape)`; `None` for zero, which costs nothing to check.
         rule: when to stop.
         improve: gives a better estimate.
         progress: called after every iteration.
-        distance: bounds or estimates the distance from the minimizer; `None` where nothing is known of it.
+        distance: bounds or estimates the distance from the minimizer; `None` if nothing is known.
     """
     dtype = equations.y.dtype
     if equations.needs_float64:
@@ -220,7 +216,7 @@ def refine_equations(
 class _Estimate:
     """An estimate x and the negative gradient there, both of shape `(*batch, *operator.input_shape)`.
 
-    Of the last one the residual y − Ax is kept, too, if it is as good for all images.
+    The residual y − Ax of the last one is kept too, if it belongs to all images.
     """
 
     x: Tensor
@@ -241,7 +237,7 @@ class _Refinement:
     distance: Distance | None
 
     def repeat(self, found: _Estimate) -> _Estimate:
-        """Improve an estimate round by round; gives the best one of each image."""
+        """Improve an estimate round by round; return the best one of each image."""
         equations, goal = self.equations, self.log.goal
         best = equations.norm(found.gradient)
         for _ in range(MAX_ROUNDS):
@@ -257,7 +253,7 @@ class _Refinement:
                 keeps = as_factor(is_better, is_better, equations.n_dims)
                 x = torch.where(keeps, better.x, found.x)
                 found = _Estimate(x, torch.where(keeps, better.gradient, found.gradient))
-            # A round that does not even halve what is left gains nothing more; the batch goes on while one image does.
+            # A round that does not halve the gradient is the last; the batch continues while one image gains.
             gains = (reached <= 0.5 * best) & (reached > goal)
             best = torch.minimum(reached, best)
             if not synchronize.holds_anywhere(gains):
@@ -267,8 +263,8 @@ class _Refinement:
     def is_reached(self, found: _Estimate) -> Tensor:
         """Return which images have a gradient as small as the goal, shape `(*batch,)`.
 
-        Under a heavy penalty on differences rounding of the penalty leaves more than that. Then an estimate will do
-        that is as near to the minimizer as the tolerance.
+        Under a heavy penalty on differences rounding leaves more than that; then the estimate must be as near to the
+        minimizer as the tolerance.
         """
         is_small = self.equations.norm(found.gradient) <= self.log.goal
         if self.equations.least_curvature is not None or synchronize.holds_everywhere(is_small):
@@ -283,7 +279,7 @@ class _Refinement:
         return relative(self.distance(self.equations, found.gradient), self.equations.norm(found.x))
 
     def approach(self, found: _Estimate) -> tuple[_Refinement, _Estimate, Tensor]:
-        """Go on until the minimizer is near, with residuals in double precision where those of the data do not suffice.
+        """Go on until the minimizer is near, with residuals in double precision if necessary.
 
         Returns:
             In the precision of the last residual: the refinement, the estimate, and its distance.
@@ -301,7 +297,7 @@ class _Refinement:
         return precise, found, bound
 
     def _go_on(self, found: _Estimate) -> _Estimate:
-        """Lower the goal as far as the distance requires, and iterate towards it if rounding leaves it within reach."""
+        """Lower the goal as far as the distance requires, and iterate if rounding leaves it within reach."""
         bound, log = self.relative_distance(found), self.log
         assert bound is not None
         wanted = SAFETY * MAX_DISTANCE * self.equations.norm(found.gradient) / bound.clamp_min(MAX_DISTANCE)
@@ -310,7 +306,7 @@ class _Refinement:
         return found if synchronize.holds_anywhere(is_lost) else self.repeat(found)
 
     def round(self, found: _Estimate, dtype: torch.dtype) -> tuple[_Estimate, Tensor]:
-        """Round an estimate to a dtype; gives it with its gradient in double precision, and the relative change."""
+        """Round an estimate to a dtype; return it with its gradient in double precision, and the relative change."""
         equations, x = self.equations, found.x.to(dtype)
         again = x.to(found.x.dtype)
         lost = relative(equations.norm(again - found.x), equations.norm(found.x))

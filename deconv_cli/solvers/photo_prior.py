@@ -26,12 +26,10 @@ from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, choose_method, find_solver
 from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, local_mean
-from deconv_cli.solvers.estimator import Estimator
-from deconv_cli.solvers.iteration_log import Progress
-from deconv_cli.solvers.prior import DataEstimate, Prior
+from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Progress, Solution, Status
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 

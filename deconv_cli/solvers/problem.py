@@ -1,4 +1,4 @@
-"""The problem that every solver solves: min ‖Ax − y‖² + λ·σ²max·‖Lx‖²."""
+"""The problem that every solver solves: min ‖Ax − y‖² + λ·σ²max·‖Lx‖², and its condition number."""
 
 from __future__ import annotations
 
@@ -11,35 +11,108 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.axes import norm, relative, space_axes
+from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.spectrum import affordable_grid, single_threaded, singular_values
 from deconv_cli.regularizers import PenaltyLike, find_penalty, is_determined
-from deconv_cli.solvers.condition import condition_number
 from deconv_cli.solvers.fourier import SingularSystemError, default_rcond
-from deconv_cli.solvers.norms import norm, relative
 
-# A sum of taps whose smallest singular value is below this part of σmax all but annihilates some constant.
+# An estimate is good enough on few frequencies: more, or wider blocks, would take as long as solving.
+MAX_FREQUENCIES = 2**12
+MAX_BLOCK_OPERATIONS = 1e7
+
+
+def condition_number(operator: Convolution, lam: float, penalty: PenaltyLike) -> float:
+    """Bound the condition number of AᴴA + μLᴴL on the range of Aᴴ, as a grid of frequencies shows it; μ = λσ²max.
+
+    If an image or its outputs can be extended by zeros so that the convolution goes around a torus, A is the torus'
+    operator between two coordinate subspaces, and its singular values lie between the extreme ones of the symbol. If
+    the border may lose more than the symbol does, the result is at least (1 + λ)/λ; infinite if nothing is known. The
+    extra gain of copied pixels is not counted.
+    """
+    taps, geometry = to_float64(operator.kernel), operator.geometry
+    torus = geometry.image_size if operator.boundary.is_periodic else geometry.extended_size
+    grid = affordable_grid(torus, taps.shape[:2], MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS)
+    symbol = torus_symbol(taps, grid, geometry.pads.before)
+    gains = singular_values(symbol).square()
+    largest, least = gains.amax(-1), _least_gain(operator, symbol, gains.amin(-1))
+    penalized = lam * largest.max() * find_penalty(penalty).symbol(grid, taps.dtype, taps.device)
+    n_overlaps, floor = _overlap(operator), 0.0
+    if least is None:
+        least, floor = gains.amin(-1), n_overlaps * (1 + lam) / lam if lam > 0 else math.inf
+    lowest = synchronize.as_number((least + penalized).min())
+    highest = n_overlaps * synchronize.as_number((largest + penalized).max())
+    return max(floor, highest / lowest) if lowest > 0 else math.inf
+
+
+def plain_iterations(condition: float, tolerance: float) -> float:
+    """Bound the iterations of conjugate gradients that bring an error below a tolerance.
+
+    Saad, Iterative Methods for Sparse Linear Systems, 2003, equation 6.128: 2((√κ − 1)/(√κ + 1))ⁿ.
+    """
+    return max(1.0, 0.5 * math.sqrt(condition) * math.log(2 / tolerance))
+
+
+def _least_gain(operator: Convolution, symbol: Tensor, least: Tensor) -> Tensor | None:
+    """Bound the squares of A's nonzero singular values from below; `None` if the symbol gives no bound.
+
+    The symbol has the shape `(*plane, C_out, C_in)`; `least` are the squares of its smallest singular values.
+    """
+    boundary, geometry, pads = operator.boundary, operator.geometry, operator.geometry.pads
+    n_outputs, n_inputs = operator.kernel.shape[:2]
+    n_more = [o - i for o, i in zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)]
+    is_tall, is_wide = n_outputs >= n_inputs, n_outputs <= n_inputs
+    if boundary.is_unknown or not any(pads.total):
+        return least if is_wide else None  # some outputs of a torus of the image's size
+    if boundary.is_periodic:
+        return least if (is_tall and min(n_more) >= 0) or (is_wide and max(n_more) <= 0) else None
+    if not boundary.is_zero:
+        return None
+    sides = zip(geometry.kernel_size, pads.before, pads.after, strict=True)
+    if all(min(before, after) >= k - 1 for k, before, after in sides):
+        return least if is_tall else None  # all outputs of images that are zero on a part of the torus
+    return _least_real_part(symbol) if is_tall and is_wide and not any(n_more) else None
+
+
+def _least_real_part(symbol: Tensor) -> Tensor | None:
+    """Bound the gain under zeros by that of the Hermitian part, if it is definite: ‖Ax‖‖x‖ ≥ |⟨x, Ax⟩|."""
+    with single_threaded(symbol.device):
+        values = torch.linalg.eigvalsh((symbol + symbol.mH) / 2)
+    least, largest = values.min(), values.max()
+    return (
+        torch.minimum(least.abs(), largest.abs()).square() if synchronize.holds_anywhere(least * largest > 0) else None
+    )
+
+
+def _overlap(operator: Convolution) -> int:
+    """Count how many outputs may coincide if an image that repeats itself has more outputs than pixels."""
+    if not operator.boundary.is_periodic:
+        return 1
+    sizes = zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)
+    return math.prod(-(-n_outputs // n_pixels) for n_outputs, n_pixels in sizes)
+
+
+# A sum of taps whose smallest singular value is below this part of σmax nearly annihilates some constant.
 MIN_CONSTANT_GAIN = 1e-5
 # From this λ on float32 solves a problem to its last digits; below it systems are solved in double precision, and the
 # answer is float32's all the same.
 MIN_LAMBDA_IN_FLOAT32 = 1e-4
-# Up to this λ a penalty on differences is rounded no more than the data are.
+# Up to this λ rounding of a penalty on differences does not exceed that of the data.
 MAX_LAMBDA_IN_FLOAT32 = 1.0
 
 
 @dataclass(frozen=True)
 class TikhonovProblem:
-    """Regularized least squares for one convolution; solvers are chosen, priced and built by it.
+    """Regularized least squares for one convolution.
 
     Attributes:
         operator: A.
         lam: λ, dimensionless; 0 asks for the Moore–Penrose solution.
-        known_sigma_max: the largest singular value of the symbol, where it is known already.
+        known_sigma_max: largest singular value of the symbol, if it is known already.
         penalty: which L.
-        rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only what
-            rounding has made meaningless.
+        rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only rounding.
     """
 
     operator: Convolution
@@ -50,7 +123,7 @@ class TikhonovProblem:
 
     @cached_property
     def sigma_max(self) -> float:
-        """The largest singular value of the symbol; of no consequence for λ = 0, and then 1 unless it is known."""
+        """The largest singular value of the symbol; 1 for λ = 0, where it does not matter, unless it is known."""
         if self.known_sigma_max is not None:
             return self.known_sigma_max
         return self.operator.spectrum.sigma_max if self.lam > 0 else 1.0
@@ -84,7 +157,7 @@ class TikhonovProblem:
     def has_full_rank_by_shape(self) -> bool:
         """Whether, by their numbers alone, the outputs determine the image, or the image has room for every output.
 
-        The latter does not hold where pixels outside the image repeat others.
+        The image has no such room if pixels outside it repeat others.
         """
         operator, geometry = self.operator, self.operator.geometry
         n_more = [o - i for o, i in zip(operator.output_shape[1:], operator.input_shape[1:], strict=True)]
@@ -95,12 +168,12 @@ class TikhonovProblem:
 
     @property
     def runs_in_own_precision(self) -> bool:
-        """Whether the precision of the data suffices, and double precision is not needed for float32."""
+        """Whether float32 data can be solved in float32."""
         return self.lam == 0 or MIN_LAMBDA_IN_FLOAT32 <= self.lam <= MAX_LAMBDA_IN_FLOAT32
 
     @cached_property
     def condition(self) -> float:
-        """The condition number of AᴴA + μLᴴL where it matters, or a bound of it; see `condition_number`."""
+        """The condition number of AᴴA + μLᴴL, or a bound; see `condition_number`."""
         return condition_number(self.operator, self.lam, self.penalty)
 
     @cached_property
@@ -115,7 +188,7 @@ class TikhonovProblem:
 
     @cached_property
     def least_constant_gain(self) -> float:
-        """The smallest gain of a constant image that is not in the null space; infinite where all are penalized."""
+        """The smallest gain of a constant image outside the null space; infinite if all constants are penalized."""
         if find_penalty(self.penalty).penalizes_constants:
             return math.inf
         taps = to_float64(self.operator.kernel)
@@ -144,10 +217,9 @@ class TikhonovProblem:
         )
 
     def split_null_space(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split `x`, shape `(*batch, C_in, *size)`, into what the problem determines and constants in its null space.
+        """Split `x`, shape `(*batch, C_in, *size)`, into its determined part and constants in the null space.
 
-        Returns:
-            The two parts; the second is `None`, and the first `x` itself, where no constant is in the null space.
+        The second part is `None` if the null space holds no constant.
         """
         if not self.null_space_constants:
             return x, None
@@ -157,11 +229,7 @@ class TikhonovProblem:
         return x - lost, lost
 
     def certificate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Measure how well `x` solves the problem for the data `y`.
-
-        Returns:
-            ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 where y = 0 and x = 0.
-        """
+        """Compute ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, shape `(*batch,)`; 0 if y = 0 and x = 0."""
         gradient = self.operator.adjoint(y - self.operator.forward(x))
         if self.weight > 0:
             gradient = gradient - self.penalty_gram(x)
@@ -169,13 +237,12 @@ class TikhonovProblem:
 
 
 def check_constants(problem: TikhonovProblem) -> None:
-    """Make sure that the torus leaves nothing undetermined but what the true problem leaves so too.
+    """Refuse a torus that leaves constants undetermined although the true problem determines them.
 
-    Under a border of zeros A does not annihilate constants, though the sum of the taps is zero: then the torus is
-    singular under a penalty on differences, where the problem is not.
+    With zeros outside, A need not annihilate constants even if the taps sum to zero, but the torus does.
 
     Raises:
-        SingularSystemError: the sum of the taps is singular under such a border.
+        SingularSystemError: the sum of the taps is singular under such a boundary.
     """
     sees_constants = find_penalty(problem.penalty).penalizes_constants
     if problem.lam == 0 or sees_constants or problem.operator.boundary.keeps_constants:
@@ -208,7 +275,7 @@ def check_weight(problem: TikhonovProblem) -> None:
     """Refuse a λ so large that squares of λ·σ²max, or of its inverse, are beyond the range of the arithmetic.
 
     Raises:
-        UsageError: it is.
+        UsageError: λ is too large.
     """
     taps = problem.operator.kernel
     largest = torch.finfo(taps.dtype).max ** 0.25 / max(problem.sigma_max, 1.0) ** 2
@@ -216,5 +283,5 @@ def check_weight(problem: TikhonovProblem) -> None:
         dtype = str(taps.dtype).removeprefix("torch.")
         raise UsageError(
             f"λ must be at most {largest:.2g} for this kernel in {dtype}, but is {problem.lam:g}; "
-            "all but the penalty is lost to rounding long before."
+            "long before that rounding leaves nothing but the penalty."
         )

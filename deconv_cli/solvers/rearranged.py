@@ -1,11 +1,11 @@
-"""Layers undone as plain convolutions of rearranged pixels, by the solvers of those (`operators/phases.py`)."""
+"""Layers as plain convolutions of rearranged pixels, undone by the solvers of those (`operators/phases.py`)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,14 +17,12 @@ from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolutio
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.choice import choose_method, find_solver
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
 
-# To set one plain problem up takes as long as so many operations, however small it is.
+# Setting up one plain problem takes as long as this many operations, however small it is.
 OPERATIONS_PER_PROBLEM = 2e7
 ITERATED = "iterative"
 _METHODS = "methods"
@@ -49,17 +47,15 @@ class PhasesSolver(Solver):
             return "does not cover this layer, whose border or size is not the same for all phases of its pixels"
         is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
         if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
-            return f"moves neighboring pixels apart, so that penalty {problem.penalty} is none of theirs any more"
-        if ITERATED in _rearranged(problem).methods:
+            return f"moves neighboring pixels apart, so that penalty {problem.penalty} no longer applies to neighbors"
+        if ITERATED in _rearrange(problem)[2]:
             return "leads to plain convolutions that only an iteration solves"
         return None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Add up what the plain problems take."""
-        rearranged, n_groups = _rearranged(problem), _layer(problem).options.groups
-        n_operations, n_built, n_applied = 0.0, 0, 0
-        plain_problems = zip(rearranged.first_problems, rearranged.classes, rearranged.methods, strict=True)
-        for plain, parts, method in plain_problems:
+        """Add up the costs of the plain problems."""
+        n_groups, n_operations, n_built, n_applied = _layer(problem).options.groups, 0.0, 0, 0
+        for parts, plain, method in zip(*_rearrange(problem), strict=True):
             cost = find_solver(method).cost(plain)
             n_applications = n_groups * len(parts)
             once = n_groups * (OPERATIONS_PER_PROBLEM + transform_operations(plain))
@@ -70,9 +66,9 @@ class PhasesSolver(Solver):
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Say how many plain problems it is."""
-        rearranged, n_groups = _rearranged(problem), _layer(problem).options.groups
-        method = " and ".join(dict.fromkeys(rearranged.methods)) or "none"
-        n_problems = n_groups * sum(map(len, rearranged.classes))
+        classes, _, methods = _rearrange(problem)
+        method = " and ".join(dict.fromkeys(methods)) or "none"
+        n_problems = _layer(problem).options.groups * sum(map(len, classes))
         plain = "one plain convolution" if n_problems == 1 else f"{n_problems} plain convolutions"
         return f"with its pixels rearranged the layer is {plain}, undone by method {method}"
 
@@ -100,47 +96,26 @@ def _keeps_order(operator: LayerConvolution, part: Part) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Rearranged:
-    """The plain problems of a layer."""
+@lru_cache(maxsize=2)
+def _rearrange(problem: TikhonovProblem) -> tuple[list[list[Part]], list[TikhonovProblem], list[str]]:
+    """Group the parts that are the same problem; give each group, its plain problem, and the cheapest method."""
+    layer, found = _layer(problem), defaultdict[object, list[Part]](list)
+    for part in split_layer(layer.grid_axes, layer.boundary) or []:
+        found[part.sizes].append(part)
+    classes = list(found.values())
+    plain_problems = [_plain_problem(problem, parts[0], 0) for parts in classes]
+    return classes, plain_problems, [_method_of(plain) for plain in plain_problems]
 
-    problem: TikhonovProblem
 
-    @cached_property
-    def classes(self) -> list[list[Part]]:
-        """The parts, those together that are the same problem."""
-        layer = _layer(self.problem)
-        found: dict[object, list[Part]] = defaultdict(list)
-        for part in split_layer(layer.grid_axes, layer.boundary) or []:
-            found[part.sizes].append(part)
-        return list(found.values())
-
-    @cached_property
-    def taps(self) -> Tensor:
-        """The taps of all groups, shape `(groups, O, I, *k)`."""
-        layer = _layer(self.problem)
-        return layer.plain_taps(layer.kernel)
-
-    def problem_of(self, part: Part, group: int) -> TikhonovProblem:
-        """Write down the plain problem of a part and a group."""
-        layer = _layer(self.problem)
-        is_transposed = layer.options.transposed
-        pads = plain_pads(part, tuple(self.taps.shape[3:]), transposed=is_transposed)
-        size = tuple(len(axis.coarse) if is_transposed else len(axis.fine[0]) for axis in part.axes)
-        plain = Convolution(self.taps[group], size, padding=pads, boundary=layer.boundary)
-        # The penalty is relative to the largest singular value of the whole layer.
-        known = self.problem.sigma_max if self.problem.lam > 0 else self.problem.known_sigma_max
-        return replace(self.problem, operator=plain, known_sigma_max=known)
-
-    @cached_property
-    def first_problems(self) -> list[TikhonovProblem]:
-        """One problem of each class, that of the first group."""
-        return [self.problem_of(parts[0], 0) for parts in self.classes]
-
-    @cached_property
-    def methods(self) -> list[str]:
-        """The method of each class that costs least."""
-        return [_method_of(plain) for plain in self.first_problems]
+def _plain_problem(problem: TikhonovProblem, part: Part, group: int) -> TikhonovProblem:
+    layer = _layer(problem)
+    is_transposed, taps = layer.options.transposed, layer.plain_taps(layer.kernel)[group]
+    pads = plain_pads(part, tuple(taps.shape[2:]), transposed=is_transposed)
+    size = tuple(len(axis.coarse) if is_transposed else len(axis.fine[0]) for axis in part.axes)
+    plain = Convolution(taps, size, padding=pads, boundary=layer.boundary)
+    # The penalty is relative to the largest singular value of the whole layer.
+    known = problem.sigma_max if problem.lam > 0 else problem.known_sigma_max
+    return replace(problem, operator=plain, known_sigma_max=known)
 
 
 def _method_of(plain: TikhonovProblem) -> str:
@@ -150,19 +125,8 @@ def _method_of(plain: TikhonovProblem) -> str:
         return ITERATED
 
 
-@lru_cache(maxsize=2)
-def _rearranged(problem: TikhonovProblem) -> _Rearranged:
-    """Rearrange a problem once for all that is asked of it, one after the other."""
-    return _Rearranged(problem)
-
-
 class PhasesInverse(Inverse):
-    """Inverse of one layer, ready for many outputs.
-
-    Args:
-        problem: one that `PHASES` covers.
-        rule: when iterations end.
-        factors: those of an equal inverse, which are then not computed.
+    """Inverse of one layer, ready for many outputs; with factors of an equal inverse nothing is factored.
 
     Raises:
         SingularSystemError: one of the plain problems turns out to be singular.
@@ -170,34 +134,27 @@ class PhasesInverse(Inverse):
     """
 
     def __init__(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> None:
-        self.problem, self._rule = problem, rule
+        self.problem = problem
         layer = _layer(problem)
-        self._transposed, self._groups = layer.options.transposed, layer.options.groups
+        self._transposed = layer.options.transposed
         self._grouped = GroupedLayer(layer)
-        rearranged = _rearranged(problem)
-        self._classes = rearranged.classes
-        methods = rearranged.methods if factors is None else _read_methods(factors, len(self._classes))
-        self._methods = methods
+        self._classes, _, methods = _rearrange(problem)
+        self._methods = methods if factors is None else _read_methods(factors, len(self._classes))
         self._inverses = [
             [
-                find_solver(method).build(rearranged.problem_of(parts[0], group), rule, _own(factors, at, group))
-                for group in range(self._groups)
+                find_solver(method).build(_plain_problem(problem, parts[0], group), rule, _own(factors, at, group))
+                for group in range(layer.options.groups)
             ]
-            for at, (parts, method) in enumerate(zip(self._classes, methods, strict=True))
+            for at, (parts, method) in enumerate(zip(self._classes, self._methods, strict=True))
         ]
 
     def factors(self) -> dict[str, Tensor]:
         """Return the factors of the plain inverses, and their methods as text."""
-        text = ",".join(self._methods).encode()
-        found = {_METHODS: torch.tensor(list(text), dtype=torch.uint8)}
-        for at, group, inverse in self._numbered():
-            found |= {f"{at}.{group}.{name}": tensor for name, tensor in inverse.factors().items()}
-        return found
-
-    def _numbered(self) -> Iterator[tuple[int, int, Inverse]]:
+        found = {_METHODS: torch.tensor(list(",".join(self._methods).encode()), dtype=torch.uint8)}
         for at, inverses in enumerate(self._inverses):
             for group, inverse in enumerate(inverses):
-                yield at, group, inverse
+                found |= {f"{at}.{group}.{name}": tensor for name, tensor in inverse.factors().items()}
+        return found
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
@@ -238,28 +195,19 @@ class PhasesInverse(Inverse):
         from_outputs: bool,
         to_outputs: bool = False,
     ) -> Tensor:
-        """Take images apart, map each part by the inverses of its groups, and put what comes out into the result."""
+        """Take images apart, map each part by the inverses of its groups, and put the values into the result."""
         divided, result = self._grouped.divide(images), self._grouped.divide(result)
         group_axis = -len(self._grouped.input_shape) - 1
         for parts, inverses in zip(self._classes, self._inverses, strict=True):
-            pieces = torch.stack([self._take(part, divided, from_outputs) for part in parts])
+            from_coarse, to_coarse = from_outputs != self._transposed, to_outputs != self._transposed
+            pieces = torch.stack([p.take_coarse(divided) if from_coarse else p.take_fine(divided) for p in parts])
             solved = [solve(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
             for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
-                self._put(part, result, values, to_outputs)
+                (part.put_coarse if to_coarse else part.put_fine)(result, values)
         return self._grouped.unite(result)
-
-    def _take(self, part: Part, images: Tensor, are_outputs: bool) -> Tensor:
-        return part.take_coarse(images) if are_outputs != self._transposed else part.take_fine(images)
-
-    def _put(self, part: Part, images: Tensor, values: Tensor, are_outputs: bool) -> None:
-        if are_outputs != self._transposed:
-            part.put_coarse(images, values)
-        else:
-            part.put_fine(images, values)
 
 
 def _own(factors: Factors | None, at: int, group: int) -> Factors | None:
-    """Choose the factors of one plain inverse; `None` where all is to be computed."""
     if factors is None:
         return None
     prefix = f"{at}.{group}."
@@ -268,11 +216,7 @@ def _own(factors: Factors | None, at: int, group: int) -> Factors | None:
 
 
 def _read_methods(factors: Factors, n_classes: int) -> list[str]:
-    """Read the methods of the plain inverses.
-
-    Raises:
-        MalformedInputError: they are not there, or are none.
-    """
+    """Read the methods of the plain inverses, and refuse invalid ones."""
     found = factors.tensors.get(_METHODS)
     if found is None or found.dtype != torch.uint8 or found.ndim != 1:
         raise MalformedInputError("its factor 'methods' is missing or is no text.")
@@ -286,7 +230,7 @@ def _read_methods(factors: Factors, n_classes: int) -> list[str]:
 
 
 def _joined(solutions: list[Solution], x: Tensor, certificate: float) -> Solution:
-    """Put the outcomes of the parts together: of all the worst."""
+    """Join the outcomes of the parts: the worst of each."""
     if not solutions:  # no output depends on anything
         return Solution(x, Status.CLOSED_FORM, 0, certificate)
     failed = [found.status for found in solutions if not found.status.is_success]

@@ -2,11 +2,9 @@
 
 Richardson, Bayesian-based iterative method of image restoration, Journal of the Optical Society of America 62, 1972;
 Lucy, An iterative technique for the rectification of observed distributions, Astronomical Journal 79, 1974. The
-sensitivity Aᴴ1 under the true border stands in the denominator (Bertero and Boccacci, A simple method for the reduction
-of boundary effects in the Richardson–Lucy approach to image deconvolution, Astronomy & Astrophysics 437, 2005): without
-it pixels that few outputs depend on grow without end.
-
-`richardson_lucy_steps.py` has the iteration, and decides when it ends.
+denominator is the sensitivity Aᴴ1 under the true border (Bertero and Boccacci, A simple method for the reduction of
+boundary effects in the Richardson–Lucy approach to image deconvolution, Astronomy & Astrophysics 437, 2005): without it
+pixels that few outputs depend on grow without end. `richardson_lucy_steps.py` has the iteration.
 """
 
 from __future__ import annotations
@@ -24,27 +22,24 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN, Choice
-from deconv_cli.solvers.estimator import Estimator, common_unit
-from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.prior import DataEstimate, Prior
+from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.richardson_lucy_steps import (
-    Discrepancy,
-    FixedIterations,
     HeldOut,
-    NoiseLevel,
     RichardsonLucySteps,
     StoppingCriterion,
     held_out,
+    reaches_discrepancy,
+    reaches_noise,
     run_until,
 )
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size, counted, format_percent
 
 OBJECTIVE = "the Poisson divergence Σ y·log(y/Ax) − y + Ax over all x ≥ 0"
 DEFAULT_TOLERANCE = 1e-5
-# Samples below zero by no more than this part of the largest are rounding.
+# Samples below zero by up to this part of the largest are rounding.
 ROUNDING = 1e-6
 # Images with the channels of input and output that the iteration keeps at once.
 N_IMAGES = 10
@@ -54,7 +49,7 @@ class RichardsonLucy(Prior):
     """The likeliest image without negative pixels under Poisson noise."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Ask for the gain where it is to be estimated."""
+        """Ask for the gain if it is to be estimated."""
         return "gain" if settings.gain == "auto" else None
 
     def build(
@@ -80,26 +75,23 @@ RICHARDSON_LUCY = RichardsonLucy()
 class RichardsonLucyEstimator(Estimator):
     """Estimates images without negative pixels from counts.
 
-    Without a gain one sample in nineteen is held out, the number of steps is found that predicts those best, and so
-    many are taken on all samples, in the search at most half of the iterations that are allowed; that asks for noise
-    that is independent from sample to sample, of whatever size. With a gain the iteration ends, image by image, when
-    the divergence has fallen to what Poisson noise makes of it (the discrepancy principle). Measured at 30 to 30000
-    counts, the first way came within 1.2 times the least error of any number of steps, on photographs and on stars;
-    the second within 1.2 times on photographs, and within 1.7 times on stars.
+    Without a gain one sample in nineteen is held out, which asks for noise that is independent from sample to sample.
+    The number of steps that predicts those samples best is found, within half of the allowed iterations, and taken on
+    all samples. With a gain the iteration ends, image by image, when the divergence has fallen to that of Poisson noise
+    (the discrepancy principle). At 30 to 30000 counts the first way came within 1.2 times the least error of any number
+    of steps; the second within 1.2 times on photographs and 1.7 times on stars.
 
-    The certificate of its solutions is Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, where w is x, but at least the mean brightness at
-    pixels that ought to grow: about the part of all light that has yet to move. It is zero if and only if x minimizes
-    the divergence, and not small where the noise ended the iteration before.
+    The certificate is Σ w·|Aᴴ1 − Aᴴ(y/Ax)| / Σy, where w is x, but at least the mean brightness at pixels that should
+    grow: about the part of all light that has yet to move. It is zero if and only if x minimizes the divergence, and
+    not small if the noise ended the iteration before.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic. If it has small negative taps, the
-            nearest kernel without takes its place.
-        image_size: size of the images that are wanted back.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic; small negative taps are removed.
+        image_size: size of the images to estimate.
         settings: padding, boundary, tolerance (by default 1e-5), iterations and memory.
         gain: units of the samples a count; `None` to hold samples out instead.
-        sigma: standard deviation of noise whose neighbors are alike, so that samples held out say nothing: the
-            iteration ends, image by image, when the residual is as large.
-        origin: where the gain came from, or why there is none, for the report alone.
+        sigma: standard deviation of noise whose neighbors are alike: the iteration ends when the residual is as large.
+        origin: the source of the gain, or the reason for having none, for the report alone.
 
     Raises:
         UsageError: a kernel with large negative taps, or a gain that is not positive.
@@ -152,7 +144,7 @@ class RichardsonLucyEstimator(Estimator):
         data = _counts(arranged)
         unit = common_unit(data)
         data = data / unit
-        # What channels of one image say about noise is taken together; the pages of a batch end each by themselves.
+        # The channels of one image end together; each page of a batch ends at its own time.
         is_batch = y.ndim > self.n_dims
         data = data if is_batch else data[None]
         if self.n_steps is None:
@@ -160,7 +152,7 @@ class RichardsonLucyEstimator(Estimator):
             criterion = self._stopping_criterion(data, unit, log)
         else:
             log = IterationLog(StoppingRule(0.0, self.n_steps), progress)
-            criterion = FixedIterations(torch.full((len(data),), self.n_steps, device=data.device))
+            criterion = _after(torch.full((len(data),), self.n_steps, device=data.device))
         n_looked = len(log.history)
         steps = RichardsonLucySteps(self.operator, data, are_local=self.n_steps is not None)
         status = run_until(steps, criterion, log)
@@ -172,20 +164,23 @@ class RichardsonLucyEstimator(Estimator):
         return Solution(value, status, len(history), certificate, history, OBJECTIVE, n_steps=n_steps)
 
     def _stopping_criterion(self, data: Tensor, unit: float, log: IterationLog) -> StoppingCriterion:
-        """Decide how noise ends the iteration; where samples are held out, after the steps that predict them best."""
-        if self.sigma is not None:
-            return NoiseLevel(self.sigma / unit)
-        if self.gain is not None:
-            return Discrepancy(self.gain / unit)
+        if (sigma := self.sigma) is not None:
+            return lambda steps, _: reaches_noise(steps, sigma / unit)
+        if (gain := self.gain) is not None:
+            return lambda steps, _: reaches_discrepancy(steps, gain / unit)
         used = ~held_out(data, self.n_dims)
         criterion = HeldOut(used)
         run_until(RichardsonLucySteps(self.operator, data, used), criterion, log, share=0.5)
         # An image whose samples were predicted the better the longer it went on has no noise to stop at.
-        return FixedIterations(torch.where(criterion.best < len(log.history), criterion.best, math.inf))
+        return _after(torch.where(criterion.best < len(log.history), criterion.best, math.inf))
+
+
+def _after(wanted: Tensor) -> StoppingCriterion:
+    return lambda _, n_steps: n_steps >= wanted
 
 
 def _of_light(kernel: Kernel) -> tuple[Kernel, str]:
-    """Give a kernel without negative taps, and words that say so where they were more than rounding."""
+    """Give a kernel without negative taps, and words for the report if these were more than rounding."""
     share = negative_share(kernel.all_taps, kernel.n_axes)
     if share > MOST_NEGATIVE:
         raise UsageError(
@@ -201,7 +196,7 @@ def _of_light(kernel: Kernel) -> tuple[Kernel, str]:
 
 
 def _counts(y: Tensor) -> Tensor:
-    """Refuse data below zero, but for rounding, which is taken for zero."""
+    """Refuse data below zero; rounding below zero becomes zero."""
     lowest, highest = synchronize.as_number(y.min()), synchronize.as_number(y.max())
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UsageError(

@@ -1,38 +1,31 @@
 """The multiplicative iteration of Richardson and Lucy, with momentum as long as the likelihood rises.
 
-A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood. Then it adds momentum:
-a share, which grows with the steps, of the way from the last step's result (Wang and Miller, Scaled heavy-ball
+A step multiplies the estimate x by the factor Aᴴ(y/Ax)/Aᴴ1, which never lowers the likelihood. Then it adds momentum: a
+share, which grows with the steps, of the way from the last step's result (Wang and Miller, Scaled heavy-ball
 acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image Processing
-23, 2014). If momentum makes x less likely, it is left out, and the shares begin again (O'Donoghue and Candès, Adaptive
-restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015). So a step takes one
-product with A and one with Aᴴ, and another with A where momentum fails.
+23, 2014). If momentum makes x less likely, the step leaves it out, and the shares begin again (O'Donoghue and Candès,
+Adaptive restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015). So a step takes
+one product with A and one with Aᴴ, and another with A if momentum fails. Shares taken from the last two gains (Biggs
+and Andrews, Applied Optics 36, 1997) need less than half of the steps but carry noise along: for stars and stacks of
+few counts they lost half a decibel to two.
 
-A share taken from the last two gains (Biggs and Andrews, Acceleration of iterative image restoration algorithms,
-Applied Optics 36, 1997) needs less than half of the steps, but carries noise along. For stars, and for stacks of few
-counts, its best estimates were half a decibel to two worse than those without momentum. Growing shares lose nothing.
-
-Momentum changes the light of the estimate. So each step scales it to the light of the data, which makes it likelier.
-
-Both the scale and the decision whether momentum fails are taken over the whole image. In local steps neither is taken,
-and a pixel depends only on what its kernel reaches: parts of an image come to what the whole comes to.
+Momentum changes the light of the estimate, so each step scales it to the light of the data, which makes it likelier.
+The scale and the decision about momentum are taken over the whole image. Local steps take neither: then a pixel depends
+only on its kernel's reach, and parts of an image give the same result as the whole.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import image_axes, planes_of, slabs
+from deconv_cli.operators.axes import accumulation_dtype, image_axes, planes_of, relative, slabs
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.iteration_log import IterationLog
-from deconv_cli.solvers.norms import accumulation_dtype, relative
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import IterationLog, Status
 
 # Above this mean the expected deviance is 1 + 1/(6m) to three digits; below it is tabulated.
 MAX_TABULATED_MEAN = 30.0
@@ -46,10 +39,10 @@ LATTICE = (5, 7, 4, 1)
 
 
 def divergence(y: Tensor, mean: Tensor) -> Tensor:
-    """Compute y·log(y/m) − y + m sample by sample: half the deviance of counts `y` under means `mean` > 0.
+    """Compute y·log(y/m) − y + m for each sample: half the deviance of counts `y` under means `mean` > 0.
 
-    Its sum is, but for a constant, the negative logarithm of the likelihood of `y` (Csiszár, Why least squares and
-    maximum entropy?, Annals of Statistics 19, 1991). Every sample's part is at least zero.
+    Up to a constant, its sum is the negative logarithm of the likelihood of `y` (Csiszár, Why least squares and
+    maximum entropy?, Annals of Statistics 19, 1991). No sample's part is negative.
     """
     wide = accumulation_dtype(y)
     y, mean = y.to(wide), mean.to(wide)
@@ -57,14 +50,11 @@ def divergence(y: Tensor, mean: Tensor) -> Tensor:
 
 
 def expected_deviance(mean: Tensor) -> Tensor:
-    """Compute the expectation of 2·(k·log(k/m) − k + m) for counts k of mean m: near 1 for many, near 0 for few.
+    """Compute the expectation of 2·(k·log(k/m) − k + m) for counts k of mean m ≥ 0: near 1 for many, near 0 for few.
 
-    That it is 1 is the discrepancy principle of Bertero, Boccacci, Talenti, Zanella and Zanni, A discrepancy principle
-    for Poisson data, Inverse Problems 26, 2010. For fewer than about five counts it is not, and its true value, a sum
-    over all counts, takes its place.
-
-    Args:
-        mean: m ≥ 0, of any shape.
+    The discrepancy principle of Bertero, Boccacci, Talenti, Zanella and Zanni (A discrepancy principle for Poisson
+    data, Inverse Problems 26, 2010) takes 1. For fewer than about five counts the true value, a sum over all counts,
+    differs.
     """
     roots = torch.linspace(0, MAX_TABULATED_MEAN**0.5, N_TABULATED, dtype=mean.dtype, device=mean.device)
     m = roots.square()[1:, None]
@@ -80,16 +70,9 @@ def expected_deviance(mean: Tensor) -> Tensor:
 
 
 def held_out(y: Tensor, n_dims: int) -> Tensor:
-    """Pick about one sample in nineteen, to compare an estimate with that was made without them.
+    """Pick about one sample in nineteen, on a slanted lattice, so that every row, column and channel has its share.
 
-    They lie on a slanted lattice, so that every row, column and channel has its share, without any chance.
-
-    Args:
-        y: shape `(*batch, C, *size)`.
-        n_dims: axes of one image, its channels among them: at most four.
-
-    Returns:
-        Booleans, shape `(C, *size)`.
+    Images have `n_dims` axes, at most four with their channels. The result is boolean, shape `(C, *size)`.
     """
     number = torch.zeros((), dtype=torch.int64, device=y.device)
     steps = (LATTICE[0], *LATTICE[-(n_dims - 1) :])
@@ -101,24 +84,24 @@ def held_out(y: Tensor, n_dims: int) -> Tensor:
 # Pixels whose sensitivity is below this part of the largest are reached by rounding alone, and stay as they start.
 MIN_SENSITIVITY = 1e-5
 # Momentum alone darkens a pixel to no less than this part of itself, and hardly one that is as dark as this part of
-# the mean: those that are all but black grow so slowly that a mistake would stay.
+# the mean: nearly black ones grow so slowly that a mistake would stay.
 MIN_LEFT = 0.5
 MIN_LIGHT = 1e-3
 SMALLEST = 1e-30
-# After n steps the share of the way that momentum adds is 1 − (1 + n/4)^−¾. With a root in the place of the power the
+# After n steps the share of the way that momentum adds is 1 − (1 + n/4)^−¾. With a root instead of the power the
 # best estimates take a third more steps; of stars they have a hundredth less error, and of photographs as much.
 FIRST_STEPS = 4
 GROWTH = 0.75
 
 
 class RichardsonLucySteps:
-    """The steps, for a batch whose images have their own momentum, and can be left as they are.
+    """The steps, for a batch whose images have their own momentum and end at their own time.
 
     Args:
         operator: A.
         y: counts, shape `(B, *inner, C_out, *output_size)`.
-        used: which samples are, shape `(C_out, *output_size)`; `None` for all.
-        are_local: nothing is decided over the whole image.
+        used: which samples are used, shape `(C_out, *output_size)`; `None` for all.
+        are_local: decide nothing over the whole image.
 
     Attributes:
         x: the estimate, shape `(B, *inner, C_in, *size)`.
@@ -134,7 +117,7 @@ class RichardsonLucySteps:
         self.operator, self.y, self._are_local = operator, y, are_local
         self._n_axes = len(operator.input_shape) - 1
         self._axes = image_axes(self._n_axes)
-        # Samples that are not used are taken for black, and predicted without consequence.
+        # Unused samples count as black, and their prediction does not matter.
         self._used = (y.new_ones(()) if used is None else used.to(y.dtype)).expand_as(y[:1])
         self._counts = y if used is None else y * self._used
         sensitivity = operator.adjoint(self._used)
@@ -157,7 +140,7 @@ class RichardsonLucySteps:
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def step(self, going: Tensor) -> None:
-        """Take one step for the images that `going`, shape `(B,)`, names."""
+        """Take one step for the images with `going`, shape `(B,)`."""
         ahead, self._ahead = self._next(), None
         blurred, reached = self._measure(ahead, self._light_ahead)
         fails = torch.zeros_like(going) if self._are_local else going & ~(reached <= self.divergence)
@@ -180,9 +163,9 @@ class RichardsonLucySteps:
         return relative(self._imbalance, self._light)
 
     def _next(self) -> Tensor:
-        """Multiply x by its factor Aᴴ(y/Ax) / Aᴴ1, 1 where nothing reaches, and go on along the way of the last step.
+        """Multiply x by Aᴴ(y/Ax) / Aᴴ1, 1 where nothing reaches, and add momentum.
 
-        All that the step and the certificate want to know of Aᴴ(y/Ax) is computed while a part of it is in the cache.
+        The numbers for the step and the certificate are computed while a part of Aᴴ(y/Ax) is in the cache.
         """
         if self._ahead is not None:
             return self._ahead
@@ -199,7 +182,7 @@ class RichardsonLucySteps:
             if unreached:
                 back.masked_fill_(unreached[0], SMALLEST)
             force = back - sensitivity
-            # A pixel so dark that it hardly moves, but that ought to grow, counts as if it were as bright as the start.
+            # A pixel so dark that it hardly moves, but that should grow, counts as if it were as bright as the start.
             growth = torch.maximum(x, self._start).mul_(force)
             self._imbalance += per_image(torch.maximum(growth, force.mul_(x).abs_(), out=growth))
             likelier = back.div_(sensitivity).mul_(x)
@@ -212,14 +195,14 @@ class RichardsonLucySteps:
         return self._ahead
 
     def _light_of(self, x: Tensor) -> Tensor:
-        """Add up what Ax has of light in the samples that are used, shape `(B,)`."""
+        """Add up the light of Ax in the samples that are used, shape `(B,)`."""
         return per_image(x * self._sensitivity)
 
     def _measure(self, x: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
-        """Give x, of so much light, that of the data, in place, but in local steps.
+        """Scale x in place, whose light is given, to the light of the data, except in local steps.
 
         Returns:
-            Ax, and its divergence, shape `(B,)`; in local steps 0, since nobody asks.
+            Ax, and its divergence, shape `(B,)`; 0 in local steps, which do not use it.
         """
         if not self._are_local:
             x.mul_(self._spread(torch.where(light > 0, self._light / light, 1)))
@@ -232,7 +215,7 @@ class RichardsonLucySteps:
         return blurred, total
 
     def _pieces(self, parts: Iterable[tuple[slice, Tensor]], *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut what an operator gives in parts, and arrays of its size of space, into views that stay in the cache."""
+        """Cut an operator's parts, and arrays of its size of space, into views that stay in the cache."""
         for place, part in parts:
             yield from slabs(self._n_axes, part, *(planes_of(array, place, self._n_axes) for array in arrays))
 
@@ -242,54 +225,40 @@ class RichardsonLucySteps:
 
 
 def per_image(a: Tensor) -> Tensor:
-    """Sum over all but the first axis, shape `(B,)`."""
+    """Sum over all axes except the first, shape `(B,)`."""
     return a.sum(dim=tuple(range(1, a.ndim)), dtype=accumulation_dtype(a))
 
 
-# The held-out samples must have been without gain for this part of the steps so far, and for so many, to end it.
+StoppingCriterion = Callable[[RichardsonLucySteps, int], Tensor]
+"""Takes the steps and how many there were; returns which images the noise ends, shape `(B,)`."""
+
+
+def reaches_discrepancy(steps: RichardsonLucySteps, gain: float) -> Tensor:
+    """Return whose divergence is that of Poisson noise, for units of the samples per count."""
+    deviance, n_samples = 2 * steps.divergence / gain, steps.blurred[0].numel()
+    if not synchronize.holds_anywhere(deviance <= MAX_EXPECTED_DEVIANCE * n_samples):
+        return torch.zeros_like(steps.is_moving)
+    mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / gain
+    return deviance <= per_image(expected_deviance(mean))
+
+
+def reaches_noise(steps: RichardsonLucySteps, sigma: float) -> Tensor:
+    """Return whose residual is as small as noise of this standard deviation."""
+    squares = (steps.y - steps.blurred).to(accumulation_dtype(steps.y)).square()
+    return per_image(squares) <= sigma**2 * per_image(torch.ones_like(squares))
+
+
+# The iteration ends if held-out samples gained nothing for this part of the steps so far, and at least for this many.
 PATIENCE = 0.5
 MIN_PATIENCE = 10
 
 
-class StoppingCriterion(ABC):
-    """Decides which images have come as far as the noise lets them."""
+class HeldOut:
+    """Ends where the prediction of held-out samples has not improved for a while; `best` is the best number of steps.
 
-    @abstractmethod
-    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
-        """Decide after so many steps, shape `(B,)`."""
-
-
-@dataclass
-class Discrepancy(StoppingCriterion):
-    """Ends where the divergence is what Poisson noise makes of the estimate."""
-
-    gain: float
-
-    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
-        """Compare the deviance with its expectation."""
-        del n_steps
-        deviance, n_samples = 2 * steps.divergence / self.gain, steps.blurred[0].numel()
-        if not synchronize.holds_anywhere(deviance <= MAX_EXPECTED_DEVIANCE * n_samples):
-            return torch.zeros_like(steps.is_moving)
-        mean = steps.blurred.to(accumulation_dtype(steps.blurred)) / self.gain
-        return deviance <= per_image(expected_deviance(mean))
-
-
-@dataclass
-class NoiseLevel(StoppingCriterion):
-    """Ends where the residual is as large as noise of a known size; `sigma` is its standard deviation."""
-
-    sigma: float
-
-    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
-        """Compare mean squares."""
-        del n_steps
-        squares = (steps.y - steps.blurred).to(accumulation_dtype(steps.y)).square()
-        return per_image(squares) <= self.sigma**2 * per_image(torch.ones_like(squares))
-
-
-class HeldOut(StoppingCriterion):
-    """Ends where samples that are held out have not been predicted better for a while."""
+    Args:
+        used: the samples that are not held out, shape `(C, *size)`.
+    """
 
     def __init__(self, used: Tensor) -> None:
         places = torch.unravel_index(synchronize.places(~used.flatten()), used.shape)
@@ -297,7 +266,7 @@ class HeldOut(StoppingCriterion):
         self._lowest: Tensor | None = None
         self.best = used.new_zeros((), dtype=torch.float32)
 
-    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
+    def __call__(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
         """Compare with the best prediction so far."""
         found = per_image(divergence(steps.y[self._held_out], steps.blurred[self._held_out]))
         if self._lowest is None:
@@ -307,32 +276,16 @@ class HeldOut(StoppingCriterion):
         return n_steps >= self.best * (1 + PATIENCE) + MIN_PATIENCE
 
 
-@dataclass
-class FixedIterations(StoppingCriterion):
-    """Ends each image after its own number of steps, shape `(B,)`."""
-
-    wanted: Tensor
-
-    def ends(self, steps: RichardsonLucySteps, n_steps: int) -> Tensor:
-        """Count."""
-        del steps
-        return n_steps >= self.wanted
-
-
 def run_until(
     steps: RichardsonLucySteps, criterion: StoppingCriterion, log: IterationLog, share: float = 1.0
 ) -> Status:
-    """Take steps until every image has ended by its noise or its certificate, or the steps are spent.
+    """Take steps until the noise or the certificate ends every image, or the steps are spent.
 
-    Args:
-        steps: what takes them.
-        criterion: decides which images have ended.
-        log: the steps so far, and how many more may be taken.
-        share: the part of the steps that are left which may be spent.
+    At most this share of the remaining steps of the log may be spent.
     """
     limit = int(share * (log.rule.max_iterations - len(log.history)))
     n_steps = 0
-    ended = criterion.ends(steps, n_steps)
+    ended = criterion(steps, n_steps)
     certificate = steps.certificate()
     while True:
         going = ~(ended | (certificate <= log.rule.tolerance))
@@ -344,6 +297,6 @@ def run_until(
         n_steps += 1
         certificate = steps.certificate()
         log.record(synchronize.as_number(certificate.max()))
-        ended = ended | criterion.ends(steps, n_steps)
+        ended = ended | criterion(steps, n_steps)
         if not synchronize.holds_anywhere(steps.is_moving):
             return Status.STAGNATED

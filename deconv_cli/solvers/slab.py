@@ -1,25 +1,261 @@
-"""The exact answer where nothing but outputs or zeros is missing on a torus, in one dimension, three or more.
+"""The exact answer if a torus lacks nothing but outputs or zeros, in one dimension, three or more.
 
-An iteration on what is missing alone (`slab_system.py`), with what is missing in the slab across each axis solved by
-FFTs along it.
+On the torus of `embedding.py`, enlarged to lengths that are fast for the FFT, the missing data lie outside of boxes
+(`closed_slab.py`): in a slab across each axis. FFTs along a slab solve it. The sum of these solutions
+preconditions conjugate gradients on the whole system (additive Schwarz; Smith, Bjørstad and Gropp, Domain
+Decomposition, 1996, chapter 1). Only the edges in which slabs meet are left to the iteration, so the number of
+iterations does not grow with the image.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES
+import torch
+from torch import Tensor
+
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import relative
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64
 from deconv_cli.operators.differences import Difference
+from deconv_cli.operators.extension import close_smoothly
+from deconv_cli.operators.linear_operator import Shape
+from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.border_inverse import BorderInverse
+from deconv_cli.solvers.cgls import dot, solve_definite
+from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
+from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.slab_system import SlabSystem, most_numbers
+from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.vocabulary import Size
+
+# The matrices of all slabs have at most as many entries as the torus has places, or this many if that is more.
+MIN_MATRIX_NUMBERS = 2**22
+# The gradient that a residual leaves is computed once its estimate comes so near to the goal.
+NEAR_GOAL = 3.0
+
+
+def most_numbers(torus: Size) -> int:
+    """Return how many entries the matrices of all slabs may have."""
+    return max(MIN_MATRIX_NUMBERS, math.prod(torus))
+
+
+class SlabSystem:
+    """The completed problem of one kernel and size.
+
+    Spectra between two steps are those of `TorusFilter`: transformed along all axes but the first.
+
+    Raises:
+        SingularSystemError: λ = 0, and the symbol has not full rank.
+    """
+
+    def __init__(self, problem: TikhonovProblem) -> None:
+        operator = problem.operator
+        taps = operator.kernel
+        wide = to_float64(taps)
+        layout = TorusLayout.plan(operator.geometry, operator.boundary)
+        self._n_axes = len(layout.torus)
+        # A line is a plane of one row.
+        self._lead = (1,) if self._n_axes == 1 else ()
+        self._wraps = (*(False for _ in self._lead), *operator.wraps)
+        lengths = zip(layout.torus, operator.wraps, strict=True)
+        self._torus: Size = (*self._lead, *(n if is_wrapped else next_fast_size(n) for n, is_wrapped in lengths))
+        self._input_shape, self._output_shape = operator.input_shape, operator.output_shape
+        self._runs_on = not operator.boundary.is_zero
+        self._sigma = problem.sigma_max if problem.lam > 0 else operator.spectrum.sigma_max
+        # For λ = 0 the square of the condition number is divided by where pixels are tied.
+        needs_float64 = not problem.runs_in_own_precision or (problem.lam == 0 and layout.n_tied > 0)
+        self._dtype = wide.dtype if needs_float64 else taps.dtype
+        wide = wide.reshape(*wide.shape[:2], *self._lead, *wide.shape[2:]) / self._sigma
+        symbol = PartialSymbol(wide, self._torus, (0,) * len(self._lead) + layout.origin)
+        n_entries, like = max(problem.n_outputs, problem.n_inputs) ** 2, wide.new_empty(0, dtype=self._dtype)
+        cuts = n_entries <= MAX_PAIRS_AS_PLANES
+        self._filter = TorusFilter(self._torus, like, cuts=cuts, n_entries=n_entries)
+        self._completion, boxes = self._complete(problem, layout, symbol)
+        self._unknowns = OutsideBoxes(boxes)
+        self._slabs = self._close_slabs()
+
+    def _complete(
+        self, problem: TikhonovProblem, layout: TorusLayout, symbol: PartialSymbol
+    ) -> tuple[Completion, list[OutsideBox]]:
+        output_size, image_size = (*self._lead, *layout.output_size), (*self._lead, *layout.image_size)
+        penalty = find_penalty(problem.penalty)
+        if layout.n_tied > 0:
+            tied = TiedPixels(symbol, self._filter, problem.lam, self._dtype)
+            return tied, [OutsideBox(symbol.n_inputs, image_size, self._torus)]
+        outputs = OutsideBox(symbol.n_outputs, output_size, self._torus)
+        if problem.lam == 0 or not penalty.takes_differences:
+            return MissingOutputs(symbol, self._filter, problem.lam, self._dtype), [outputs]
+        terms = [replace(term, orders=(0,) * len(self._lead) + term.orders) for term in penalty.terms(self._n_axes)]
+        boxes = [OutsideBox(symbol.n_inputs, term.observed(image_size, self._wraps), self._torus) for term in terms]
+        is_missing = [box.n_unknowns > 0 for box in boxes]
+        missing = MissingDifferences(symbol, self._filter, problem.lam, self._dtype, terms, is_missing)
+        return missing, [outputs, *(box for box in boxes if box.n_unknowns > 0)]
+
+    def solve(
+        self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
+    ) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the remaining gradient reaches the log's goal.
+
+        One of the two is given, of shape `(*batch, C_out, *output_size)` or `(*batch, C_in, *size)`. `closes` continues
+        the outputs smoothly around the torus at the start: smooth images then need fewer iterations.
+        """
+        given = residual if residual is not None else gradient
+        assert given is not None
+        flat, batch = self._flatten(given), given.shape[: -1 - self._n_axes]
+        if residual is None:
+            image = self._solve_for_inputs(lambda: self._transform(flat), batch, log).div_(self._sigma**2)
+        elif isinstance(self._completion, TiedPixels):
+            to_inputs = self._completion.inputs
+            image = self._solve_for_inputs(
+                lambda: self._filter.filter(self._transform(flat), to_inputs, self._input_shape[0]), batch, log
+            )
+            image.div_(self._sigma)
+        else:
+            image = self._solve_for_data(flat, batch, log, closes=closes).div_(self._sigma)
+        return image.to(given.dtype).reshape(*batch, *self._input_shape)
+
+    def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
+        """Compute the outputs A(AᴴA + μLᴴL)⁺g, shape `(*batch, C_out, *output_size)`."""
+        flat, batch = self._flatten(g), g.shape[: -1 - self._n_axes]
+        unknowns = self._iterate(self._read(self._transform(flat)), batch, log, 1.0)
+        outputs = self._crop(self._transform(flat), self._completion.outputs, self._output_shape)
+        outputs += self._crop(self._put(unknowns), self._completion.outputs_of_unknowns, self._output_shape)
+        return (outputs / self._sigma).to(g.dtype).reshape(*batch, *self._output_shape)
+
+    def _solve_for_data(self, data: Tensor, batch: tuple[int, ...], log: GradientLog, *, closes: bool) -> Tensor:
+        unknowns = self._close(data) if closes and self._runs_on else self._zeros(len(data))
+        right = self._take(self._filter.filter(self._transform(data, unknowns), self._completion.apply)).neg_()
+        unknowns = self._iterate(right, batch, log, self._sigma, unknowns)
+        del right
+        return self._crop(self._transform(data, unknowns), self._completion.image, self._input_shape)
+
+    def _solve_for_inputs(self, source: Callable[[], Tensor], batch: tuple[int, ...], log: GradientLog) -> Tensor:
+        """Find the unknowns of a gradient, whose spectrum `source` makes twice to save memory."""
+        unknowns = self._iterate(self._read(source()), batch, log, 1.0)
+        image = self._crop(self._put(unknowns), self._completion.image, self._input_shape)
+        image += self._crop(source(), self._completion.image_of_inputs, self._input_shape)
+        return image
+
+    def _iterate(
+        self, right: Tensor, batch: tuple[int, ...], log: GradientLog, unit: float, start: Tensor | None = None
+    ) -> Tensor:
+        """Solve for unknowns of B images, a batch of this shape.
+
+        The right-hand side `(B, n)` is overwritten; the solution is added to `start`, by default zero, in place. `unit`
+        is the factor between the gradient of a residual and that in the log's unit.
+        """
+        start = self._zeros(len(right)) if start is None else start
+        if right.shape[-1] == 0 or log.is_spent:
+            return start
+        gain = relative(self._gradient_norm(right), dot(right, right).sqrt())
+
+        def measure(residual: Tensor) -> Tensor:
+            """Estimate the gradient's norm by the share of the residual that it was before, until that is small."""
+            nonlocal gain
+            size = dot(residual, residual).sqrt()
+            if synchronize.holds_anywhere((unit * gain * size).reshape(batch) <= NEAR_GOAL * log.goal):
+                gain = relative(self._gradient_norm(residual), size)
+            return unit * gain * size
+
+        def goes_on(remaining: Tensor) -> bool:
+            remaining = remaining.reshape(batch)
+            log.add(remaining)
+            return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
+
+        return solve_definite(self._apply, self._precondition, right, goes_on, measure, start)
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self._take(self._filter.filter(self._put(vector), self._completion.apply))
+
+    def _precondition(self, vector: Tensor) -> Tensor:
+        result = torch.zeros_like(vector)
+        given, solved = map(self._unknowns.split, (vector, result))
+        for axis, kinds, slab in self._slabs:
+            boxes = [self._unknowns.boxes[kind] for kind in kinds]
+            parts = [box.slab(given[kind], axis) for kind, box in zip(kinds, boxes, strict=True)]
+            slab.solve(parts)
+            for kind, box, part in zip(kinds, boxes, parts, strict=True):
+                box.add_slab(part, solved[kind], axis)
+        return result
+
+    def _close_slabs(self) -> list[tuple[int, list[int], ClosedSlab]]:
+        """Invert the system on the slab across each axis, for all kinds of unknowns in it together.
+
+        On planes of the torus beyond the image nothing is known, and outputs and differences together would be
+        singular. Such planes exist if the image's own length is slow for the FFT; each kind is then separate. Slabs
+        share the room for matrices: one slab without any costs more iterations than more matrices save in the others.
+        """
+        boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
+        groups = []
+        for axis, (n, n_image) in enumerate(zip(self._torus, (*self._lead, *self._input_shape[1:]), strict=True)):
+            kinds = [kind for kind, box in enumerate(boxes) if axis in box.axes]
+            groups += [(axis, kinds)] if kinds and n == n_image else [(axis, [kind]) for kind in kinds]
+        groups.sort(key=lambda group: group[1])
+        slabs: list[tuple[int, list[int], ClosedSlab]] = []
+        for kinds, alike in itertools.groupby(groups, key=lambda group: group[1]):
+            symbol = self._completion.symbol_of(kinds)
+            for axis, _ in alike:
+                planes = [(boxes[k].n_channels, self._torus[axis] - boxes[k].box[axis]) for k in kinds]
+                slab = ClosedSlab(symbol, self._torus, axis, planes, n_left // (len(groups) - len(slabs)))
+                n_left -= slab.n_numbers
+                slabs.append((axis, kinds, slab))
+        return slabs
+
+    def _gradient_norm(self, residual: Tensor) -> Tensor:
+        return self._filter.squares(self._put(residual), self._completion.gradient).sqrt()
+
+    def _read(self, inputs: Tensor) -> Tensor:
+        """Compute the right-hand side of a gradient from its spectrum."""
+        return self._take(self._filter.filter(inputs, self._completion.read, self._unknowns.n_channels))
+
+    def _close(self, data: Tensor) -> Tensor:
+        """Continue outputs smoothly around the torus, and return the part beyond them as unknowns."""
+        closed = close_smoothly(data, self._torus)
+        vector = self._zeros(len(data))
+        outputs = self._unknowns.boxes[0]
+        outputs.take(closed, self._unknowns.split(vector)[0], slice(0, self._torus[0]))
+        return vector
+
+    def _put(self, vector: Tensor) -> Tensor:
+        shape = (len(vector), self._unknowns.n_channels)
+        return self._filter.transform(shape, lambda field, planes: self._unknowns.put(vector, field, planes))
+
+    def _take(self, spectrum: Tensor) -> Tensor:
+        vector = self._filter.like.new_empty(len(spectrum), self._unknowns.n_unknowns)
+        for field, planes in self._filter.fields(spectrum):
+            self._unknowns.take(field, vector, planes)
+        return vector
+
+    def _zeros(self, n_images: int) -> Tensor:
+        return self._filter.like.new_zeros(n_images, self._unknowns.n_unknowns)
+
+    def _transform(self, box: Tensor, unknowns: Tensor | None = None) -> Tensor:
+        """Transform fields `(B, C, *size)` at the torus's origin, and unknowns around them."""
+        if unknowns is None:
+            return self._filter.transform_box(box)
+
+        def fill(field: Tensor, planes: slice) -> None:
+            write_box(box, field[:, : box.shape[1]], planes)
+            self._unknowns.put(unknowns, field, planes)
+
+        return self._filter.transform((len(box), self._unknowns.n_channels), fill)
+
+    def _crop(self, spectrum: Tensor, apply: Filter, shape: Shape) -> Tensor:
+        """Filter a spectrum, and cut fields of `shape` out at the torus's origin, shape `(B, C, *size)`."""
+        return self._filter.crop(self._filter.filter(spectrum, apply, shape[0]), (*self._lead, *shape[1:]))
+
+    def _flatten(self, field: Tensor) -> Tensor:
+        """Shape fields `(*batch, C, *size)` as `(B, C, *size)`, in the dtype of the arithmetic."""
+        size = field.shape[-self._n_axes :]
+        return field.to(self._dtype).reshape(-1, field.shape[-1 - self._n_axes], *self._lead, *size)
+
 
 # Images with the channels of input and output that an application keeps at once, for each kind of unknowns.
 N_IMAGES = 3
@@ -30,15 +266,16 @@ N_CALLS = 40
 
 
 class SlabSolver(Solver):
-    """An iteration on what is missing outside the frame, in slabs."""
+    """An iteration on the missing data outside the frame, in slabs."""
 
+    why = "all but what is missing outside the frame is diagonal in frequency, and an iteration settles that"
     takes_mixed = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover what lacks outputs alone, or zeros alone (padding `full`): not in two dimensions, where bands do.
+        """Cover problems that lack outputs alone, or zeros alone (padding `full`), in one or three dimensions.
 
-        For λ = 0 there must be as many outputs as pixels at least, or as many pixels as outputs. Penalties on first
-        and second differences are covered where outputs alone are missing, those on higher ones are not.
+        For λ = 0 there must be at least as many outputs as pixels, or as many pixels as outputs. Penalties on first and
+        second differences are covered if outputs alone are missing.
         """
         operator = problem.operator
         layout = TorusLayout.plan(operator.geometry, operator.boundary)
@@ -62,7 +299,7 @@ class SlabSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the iterations, in each of which what is missing is transformed once there and back."""
+        """Count the iterations, each of which transforms the missing data once there and back."""
         # Measured for blurs and layers: 5 iterations at a condition number of 10, 10 to 60 at 1e3, and about as many
         # at 1e4. To invert the slabs takes as long as some more. Differences take up to five times as long, but
         # then the iteration on the whole image takes up to twenty times as many steps as its condition number tells.
@@ -76,14 +313,8 @@ class SlabSolver(Solver):
         beyond = max(_joint_bytes(problem, layout) - cost.n_bytes_per_image, 0)
         return replace(cost, n_bytes_built=cost.n_bytes_built + beyond)
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Name what is diagonal, and what is iterated."""
-        del problem
-        return "all but what is missing outside the frame is diagonal in frequency, and an iteration settles that"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Invert the system on the slabs."""
-        del factors
         return BorderInverse(problem, rule, SlabSystem)
 
 
@@ -91,13 +322,12 @@ SLAB = SlabSolver()
 
 
 def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
-    """List the differences that are penalized."""
     penalty = find_penalty(problem.penalty)
     return penalty.terms(problem.n_dims - 1) if problem.lam > 0 and penalty.takes_differences else ()
 
 
 def _joint_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
-    """Estimate what inverting a slab takes in which outputs and differences are missing together."""
+    """Estimate the memory of inverting a slab in which outputs and differences are missing together."""
     terms = _differences(problem)
     if not terms:
         return 0

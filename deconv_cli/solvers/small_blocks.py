@@ -1,8 +1,8 @@
 """Blocks of up to four channels, computed for all frequencies at once: millions of LAPACK calls cost far more.
 
-A block's entries are planes over the frequencies, and every formula is arithmetic on whole planes: a few frequencies
-at a time, so that the planes stay in the processor's cache. Nothing here pivots. So every inverse comes with what its
-caller needs to decide which blocks LAPACK has to do again.
+A block's entries are planes over the frequencies, and every formula is arithmetic on whole planes, a few frequencies at
+a time, so that the planes stay in the processor's cache. Nothing pivots here, so every inverse comes with measures by
+which its caller decides which blocks LAPACK has to do again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ from torch import Tensor
 from deconv_cli.operators.spectrum import single_threaded
 
 MAX_CHANNELS = 4
-# Frequencies at a time: a dozen matrices of planes of so many complex numbers fit into a processor's cache. Threads
+# Frequencies at a time: a dozen matrices of planes of this size fit into a processor's cache. Threads
 # would wait for one another longer than they compute on so few.
 N_AT_ONCE = 2**12
 
 
 @dataclass(frozen=True)
 class SmallInverse:
-    """Inverses of blocks A, and measures of whether they are right.
+    """Inverses `(F, n, m)` of blocks A, plane by plane in memory, with ‖A‖, ‖A⁻¹‖ by Frobenius, and a flaw.
 
-    Attributes:
-        inverse: shape `(F, n, m)`, in memory plane by plane.
-        norm: ‖A‖ by Frobenius, shape `(F,)`.
-        inverse_norm: ‖A⁻¹‖, shape `(F,)`; not finite where A is singular.
-        flaw: shape `(F,)`; what it is depends on the way that was taken.
+    The measures have the shape `(F,)`; ‖A⁻¹‖ is not finite where A is singular.
     """
 
     inverse: Tensor
@@ -45,26 +41,16 @@ def is_small(blocks: Tensor) -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply `(F, a, b)` by `(F, b, c)`, frequency by frequency.
-
-    Returns:
-        Shape `(F, a, c)`, in memory plane by plane.
-    """
+    """Multiply `(F, a, b)` by `(F, b, c)`, frequency by frequency: shape `(F, a, c)`, in memory plane by plane."""
     shape = (left.shape[-2], right.shape[-1])
     return _by_parts(lambda a, b: (_multiply(a, b),), shape, 0, left, right)[0]
 
 
 def gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = False) -> SmallInverse:
-    """Compute (KᴴK + d)⁻¹ by elimination, which is stable as it is.
+    """Compute (KᴴK + d)⁻¹, or (KᴴK + d)⁻¹Kᴴ, by elimination, which is stable as it is.
 
-    Args:
-        blocks: K, complex, shape `(F, m, n)`.
-        diagonal: d, shape `(F,)`.
-        times_adjoint: compute (KᴴK + d)⁻¹Kᴴ instead; for m < n by way of the smaller KKᴴ.
-
-    Returns:
-        The inverses, of shape `(F, n, n)` or `(F, n, m)`; the norms are those of KᴴK + d (or KKᴴ + d) and its inverse,
-        and the flaw is how far its smallest pivot is from being positive: −pivot.
+    K is complex, of shape `(F, m, n)`, d of shape `(F,)`. Times Kᴴ with m < n goes by way of the smaller KKᴴ. The norms
+    are those of the Gram matrix and its inverse; the flaw is minus its smallest pivot.
     """
     n_outputs, n_inputs = blocks.shape[-2:]
     is_wide = times_adjoint and n_outputs < n_inputs
@@ -86,16 +72,11 @@ def gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = Fals
 
 
 def pseudo_inverse(blocks: Tensor) -> SmallInverse:
-    """Invert blocks of full rank: the square ones by cofactors, the others by the smaller of their Gram matrices.
+    """Invert blocks K of full rank, shape `(F, m, n)`: square ones by cofactors, others by the smaller Gram matrix.
 
-    A Newton step then squares the defect δ = ‖I − K⁺K‖ (or ‖I − KK⁺‖, whichever is smaller in size). So the inverse is
-    as good as rounding lets it be wherever δ was below the root of the unit of rounding.
-
-    Args:
-        blocks: K, complex, shape `(F, m, n)`.
-
-    Returns:
-        The inverses, shape `(F, n, m)`; the flaw is δ before the step, not finite where K is singular.
+    A Newton step then squares the defect δ = ‖I − K⁺K‖ (or ‖I − KK⁺‖, whichever is smaller in size), so the inverse is
+    as good as rounding allows wherever δ was below the root of the unit of rounding. The flaw is δ before the step, not
+    finite where K is singular.
     """
     n_outputs, n_inputs = blocks.shape[-2:]
 
@@ -124,7 +105,7 @@ def pseudo_inverse(blocks: Tensor) -> SmallInverse:
 def _by_parts(
     compute: Callable[..., tuple[Tensor, ...]], shape: tuple[int, int], n_measures: int, *blocks: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Compute matrices of a shape, and real measures of them, from blocks `(F, ·, ·)`: some frequencies at a time.
+    """Compute matrices of a shape, and real measures, from blocks `(F, ·, ·)`, some frequencies at a time.
 
     In `compute` and below, matrices have the shape `(·, ·, n)` and measures `(n,)`.
     """
@@ -149,24 +130,20 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _adjoint(a: Tensor) -> Tensor:
-    # In memory: a lazy conjugate would be made anew for every product that it enters.
+    # In memory: a lazy conjugate would be evaluated in every product.
     return a.transpose(0, 1).conj().resolve_conj()
 
 
 def _norm(a: Tensor) -> Tensor:
-    """Compute the Frobenius norm, shape `(n,)`."""
     squares = torch.view_as_real(a).square().sum(dim=(0, 1))
     return (squares[:, 0] + squares[:, 1]).sqrt()
 
 
 def _definite_inverse(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert a positive definite matrix in its place by Gauss and Jordan's elimination.
+    """Invert positive definite matrices in place by Gauss–Jordan elimination.
 
     No pivoting is needed: as in Cholesky's way the pivots are Schur complements of a definite matrix (Higham, Accuracy
-    and Stability of Numerical Algorithms, 2002, section 14.4).
-
-    Returns:
-        The inverse, and its smallest pivot, shape `(n,)`.
+    and Stability of Numerical Algorithms, 2002, section 14.4). Also returns the smallest pivots, shape `(n,)`.
     """
     smallest: Tensor | None = None
     for k in range(len(gram)):
@@ -184,7 +161,7 @@ def _definite_inverse(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cofactor_inverse(a: Tensor) -> Tensor:
-    """Invert by Cramer's rule. Rows and columns of very different size do no harm to it."""
+    """Invert by Cramer's rule, which tolerates rows and columns of very different size."""
     n = len(a)
 
     @cache

@@ -1,14 +1,100 @@
-"""What a solver gives back. A numerical outcome is a status, never an exception."""
+"""The outcome of a solve: when an iteration stops, what it records, and its status. A bad end is no exception."""
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from deconv_cli.errors import UntrustworthyResultError
+from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import relative
+
+Progress = Callable[[int, float], None]
+"""Called after each iteration with its number and the certificate so far."""
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When an iteration ends.
+
+    Attributes:
+        tolerance: certificate to reach.
+        max_iterations: iterations at most, all rounds together.
+        deadline: time of `time.monotonic` after which no iteration begins, in seconds.
+    """
+
+    tolerance: float
+    max_iterations: int
+    deadline: float = math.inf
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the time has run out."""
+        return time.monotonic() >= self.deadline
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the certificate that an iteration of this precision should reach."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
+@dataclass
+class IterationLog:
+    """The iterations of one solve, all rounds together.
+
+    `history` is the certificate after every iteration, or after every step of several; `n_inner` counts iterations
+    within the steps, which have no certificate of their own.
+    """
+
+    rule: StoppingRule
+    progress: Progress | None = None
+    history: list[float] = field(default_factory=list)
+    n_inner: int = 0
+
+    @property
+    def n_iterations(self) -> int:
+        """Number of iterations, those within steps included."""
+        return len(self.history) + self.n_inner
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the iterations, or the time, have run out."""
+        return self.n_iterations >= self.rule.max_iterations or self.rule.is_overdue
+
+    def rest(self, accuracy: float, max_iterations: float = math.inf) -> StoppingRule:
+        """Give the rule of an iteration within a step: it may take the iterations that are left, or fewer."""
+        left = max(1, self.rule.max_iterations - self.n_iterations)
+        return StoppingRule(accuracy, int(min(left, max_iterations)), self.rule.deadline)
+
+    def record(self, certificate: float) -> None:
+        """Record an iteration."""
+        self.history.append(certificate)
+        if self.progress is not None:
+            self.progress(self.n_iterations, certificate)
+
+
+class GradientLog(IterationLog):
+    """The iterations of one solve of normal equations.
+
+    `scale` is the norm of the right-hand side, ‖Aᴴy‖ for data, shape `(*batch,)`, and `goal` the norm of the gradient
+    to be reached.
+    """
+
+    def __init__(self, rule: StoppingRule, scale: Tensor, progress: Progress | None = None) -> None:
+        super().__init__(rule, progress)
+        self.scale = scale
+        self.goal = rule.tolerance * scale
+
+    def add(self, remaining: Tensor) -> None:
+        """Record an iteration that left a gradient of norm `remaining`, shape `(*batch,)`."""
+        self.record(synchronize.as_number(relative(remaining, self.scale).max()))
 
 
 class Status(StrEnum):
@@ -73,21 +159,21 @@ class Solution:
         value: the estimate, shape `(*batch, C_in, *size)`.
         status: how the solve ended.
         n_iterations: iterations used; 0 in closed form.
-        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch.
-            For other objectives their solvers document it.
+        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch. For
+            other objectives their solvers document it.
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
-        objective: what `value` minimizes, in words.
-        weight: of the prior, where there is one; given, or found from the noise.
+        objective: the objective that `value` minimizes, in words.
+        weight: of the prior, if it has one; given, or found from the noise.
         rho: the last ρ of an iteration by ADMM; `None` for others.
-        n_steps: of an iteration that the noise ends, those that led to `value`, without the ones that looked for their
+        n_steps: of an iteration that the noise ends, the steps that led to `value`, without those that looked for their
             number; `None` for others.
         noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
-            With penalty `identity` it is a bound, ‖gradient‖ / (λσ²max), and in closed form one of what rounding may
-            do. With other penalties it is an estimate, from the smallest Ritz value of the iteration, for λ below 1e-4
-            also of one for random numbers. `None` where nothing is known, as for λ = 0 of plain convolutions under
-            other boundaries than `circular`.
-        left_over: `value` as the solver found it, and y − Ax of that, where the solver had it at its end.
+            With penalty `identity` it is the bound ‖gradient‖ / (λσ²max), and in closed form a bound of the rounding.
+            With other penalties it is an estimate from the smallest Ritz value of the iteration, for λ below 1e-4 also
+            of one for random numbers. `None` if nothing is known, as for λ = 0 of plain convolutions under other
+            boundaries than `circular`.
+        left_over: `value` as the solver found it and its y − Ax, if the solver had it at its end.
     """
 
     value: Tensor
@@ -105,13 +191,13 @@ class Solution:
 
     @property
     def residual(self) -> Tensor | None:
-        """The residual y − Ax of `value`; `None` where it is not known, or the value is no longer what was found."""
+        """The residual y − Ax of `value`; `None` if it is unknown or the value has changed since."""
         value, residual = self.left_over or (None, None)
         return residual if value is self.value else None
 
     @property
     def ending(self) -> str:
-        """How the solve ended, and what helps, in a sentence: another λ or weight only where there is one."""
+        """How the solve ended, with advice, in a sentence; it mentions λ or a weight only if there is one."""
         has_lambda = "λ" in self.objective or "μ" in self.objective
         if has_lambda or self.status not in _WITHOUT_LAMBDA:
             return self.status.value
@@ -119,7 +205,7 @@ class Solution:
         return f"{self.status.value.partition('; ')[0]}; {_WITHOUT_LAMBDA[self.status]}{another}"
 
     def raise_for_status(self) -> Solution:
-        """Return the solution itself, if it is to be trusted.
+        """Return the solution itself if its status is a success.
 
         Raises:
             UntrustworthyResultError: the solver did not reach its tolerance.
@@ -129,7 +215,7 @@ class Solution:
         return self
 
     def warn_for_status(self, stacklevel: int = 2) -> Solution:
-        """Return the solution itself, with a warning if it is not to be trusted.
+        """Return the solution itself, with a warning unless its status is a success.
 
         Args:
             stacklevel: whose line the warning names; 2 is the caller's.

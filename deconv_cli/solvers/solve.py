@@ -1,27 +1,32 @@
-"""Least squares for any linear operator: min ‖Ax − y‖² + λ·σ²max·‖Lx‖², as one function."""
+"""Least squares for any linear operator, min ‖Ax − y‖² + λ·σ²max·‖Lx‖², and for any differentiable function.
+
+The nonlinear ½‖F(x) − y‖² + ½μ‖Lx‖² takes inexact Gauss–Newton steps. Each minimizes the linearized problem by
+conjugate gradients, only as far as the gradient has come down already (Dembo, Eisenstat and Steihaug, Inexact Newton
+methods, SIAM Journal on Numerical Analysis 19, 1982). A truncated step still leads downhill, and is halved until it
+does so by Armijo's rule (Nocedal and Wright, Numerical Optimization, 2006, chapters 3 and 10).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import accumulation_dtype, as_factor, inner, norm, relative, safe_ratio
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.linear_operator import LinearOperator
+from deconv_cli.operators.linear_operator import Function, Linearization, LinearOperator
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import MAX_ITERATIONS
 from deconv_cli.solvers.cgls import RitzValues, iterate
 from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.estimator import check_finite, to_unit
-from deconv_cli.solvers.iteration_log import Progress, StoppingRule, default_tolerance
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.norms import norm
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule, default_tolerance
 
 # The power method ends when σmax changes by less than this part of itself, or after so many iterations.
 POWER_ACCURACY = 1e-4
@@ -65,9 +70,18 @@ def solve(
     rule = _stopping_rule(default_tolerance(y.dtype) if tolerance is None else tolerance, max_iterations)
     data, unit = to_unit(y, len(A.output_shape))
     if type(A) is Convolution and isinstance(penalty, str | None):
-        solution = _solve_convolution(A, data, penalty or "identity", lam, rule, progress)
+        problem = TikhonovProblem(A, lam, penalty=penalty or "identity")
+        choice = choose_method(problem)
+        check_weight(problem)
+        solution = build_inverse(problem, rule, choice)[0].solve(data, progress)
+        solution = replace(solution, value=problem.split_null_space(solution.value)[0])
+    elif lam == 0:
+        solution = iterate(NormalEquations(A, data), rule, progress=progress)
     else:
-        solution = _solve_any(A, data, penalty, lam, rule, progress)
+        L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
+        equations = NormalEquations(A, data, L, lam * largest_singular_value_of(A, data) ** 2)
+        ritz = RitzValues(None, math.inf, determined=lambda x: x)
+        solution = iterate(equations, rule, progress=progress, bounds_distance=True, ritz=ritz)
     if unit is None:
         return solution
     factor = unit.reshape(*y.shape[: y.ndim - len(A.output_shape)], *[1] * len(A.input_shape))
@@ -112,40 +126,7 @@ def _stopping_rule(tolerance: object, max_iterations: object) -> StoppingRule:
 
 
 def _kind(value: object) -> str:
-    """Name the type of a value, or the dtype of a tensor."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _solve_convolution(
-    A: Convolution,
-    y: Tensor,
-    penalty: str,
-    lam: float,
-    rule: StoppingRule,
-    progress: Progress | None,
-) -> Solution:
-    problem = TikhonovProblem(A, lam, penalty=penalty)
-    choice = choose_method(problem)
-    check_weight(problem)
-    inverse, _ = build_inverse(problem, rule, choice)
-    solution = inverse.solve(y, progress)
-    return replace(solution, value=problem.split_null_space(solution.value)[0])
-
-
-def _solve_any(
-    A: LinearOperator,
-    y: Tensor,
-    penalty: str | LinearOperator | None,
-    lam: float,
-    rule: StoppingRule,
-    progress: Progress | None,
-) -> Solution:
-    if lam == 0:
-        return iterate(NormalEquations(A, y), rule, progress=progress)
-    L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
-    weight = lam * largest_singular_value_of(A, y) ** 2
-    ritz = RitzValues(None, math.inf, determined=lambda x: x)
-    return iterate(NormalEquations(A, y, L, weight), rule, progress=progress, bounds_distance=True, ritz=ritz)
 
 
 def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
@@ -168,3 +149,142 @@ def largest_singular_value_of(A: LinearOperator, like: Tensor) -> float:
         if found - previous <= POWER_ACCURACY * found:
             break
     return found
+
+
+OBJECTIVE = "½‖F(x) − y‖² + ½λσ²max‖Lx‖²"
+LARGEST_REST = 0.1
+"""A step leaves at most this part of the gradient of its linearized problem."""
+ARMIJO = 1e-4
+MAX_HALVINGS = 40
+PATIENCE = 6
+"""So many steps in a row that do not halve the certificate end the iteration."""
+
+
+@dataclass(frozen=True)
+class NonlinearProblem:
+    """The function F on batches, the data y, the penalty L (`None` for μ = 0) and its weight μ."""
+
+    function: Function
+    y: Tensor
+    penalty: LinearOperator | None = None
+    weight: float = 0.0
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Compute y − F(x)."""
+        with torch.no_grad():
+            return self.y - self.function(x[None])[0]
+
+    def penalty_gradient(self, x: Tensor) -> Tensor:
+        """Compute μLᵀLx."""
+        return torch.zeros_like(x) if self.penalty is None else self.weight * self.penalty.gram.forward(x)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An estimate, its residual y − F(x), and the penalized Lx; `None` without a penalty."""
+
+    x: Tensor
+    residual: Tensor
+    penalized: Tensor | None
+
+    @classmethod
+    def at(cls, problem: NonlinearProblem, x: Tensor) -> _Point:
+        penalized = None if problem.penalty is None else problem.penalty.forward(x)
+        return cls(x, problem.residual(x), penalized)
+
+    @property
+    def is_finite(self) -> bool:
+        return synchronize.holds_everywhere(torch.isfinite(self.residual))
+
+    def decrease_to(self, other: _Point, weight: float) -> float:
+        """Compute the decrease of the objective to another point, without the difference of two large sums."""
+        total = _dot(self.residual - other.residual, self.residual + other.residual)
+        if self.penalized is not None and other.penalized is not None:
+            total += weight * _dot(self.penalized - other.penalized, self.penalized + other.penalized)
+        return 0.5 * total
+
+
+def solve_nonlinear(
+    problem: NonlinearProblem,
+    start: Tensor,
+    rule: StoppingRule,
+    progress: Progress | None = None,
+) -> Solution:
+    """Minimize from a start, an image without a batch axis at which F is finite.
+
+    The certificate is ‖Jᵀ(y − F(x)) − μLᵀLx‖ / ‖Jᵀy‖ with the derivative J at x: 0 at a local minimum.
+
+    Args:
+        problem: the problem.
+        start: first estimate. From zero and with μ = 0, a linear F is solved with least norm.
+        rule: when to stop; the iterations of conjugate gradients and the steps count together.
+        progress: called after every step.
+    """
+    log, point = IterationLog(rule, progress), _Point.at(problem, start)
+    while True:
+        jacobian = Linearization(problem.function, point.x)
+        gradient = jacobian.adjoint(point.residual) - problem.penalty_gradient(point.x)
+        n_dims = gradient.ndim
+        certificate = synchronize.as_number(relative(norm(gradient, n_dims), norm(jacobian.adjoint(problem.y), n_dims)))
+        status = _ending(log, certificate)
+        if status is None:
+            step = _linearized_step(problem, point, jacobian, gradient, certificate, log)
+            found = _search(problem, point, step, synchronize.as_number(inner(gradient, step, n_dims)))
+            if found is not None:
+                point = found
+                log.record(certificate)
+                continue
+            status = Status.LOCAL_MINIMUM
+        return Solution(point.x, status, log.n_iterations, certificate, (*log.history, certificate), OBJECTIVE)
+
+
+def _ending(log: IterationLog, certificate: float) -> Status | None:
+    if certificate <= log.rule.tolerance:
+        return Status.CONVERGED
+    if not math.isfinite(certificate):
+        return Status.LOCAL_MINIMUM
+    if log.is_spent:
+        return Status.TIME_LIMIT if log.rule.is_overdue else Status.MAX_ITERATIONS
+    best_before = min(log.history[:-PATIENCE], default=math.inf)
+    return Status.LOCAL_MINIMUM if min([*log.history[-PATIENCE:], certificate]) > 0.5 * best_before else None
+
+
+def _linearized_step(
+    problem: NonlinearProblem,
+    point: _Point,
+    jacobian: LinearOperator,
+    gradient: Tensor,
+    certificate: float,
+    log: IterationLog,
+) -> Tensor:
+    """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as far as it pays."""
+    rest = min(LARGEST_REST, max(certificate, 0.5 * log.rule.tolerance / certificate))
+    g = None if problem.penalty is None else -problem.penalty_gradient(point.x)
+    equations = NormalEquations(jacobian, point.residual, problem.penalty, problem.weight, g=g)
+    found = iterate(equations, log.rest(rest))
+    log.n_inner += found.n_iterations
+    if synchronize.holds_anywhere(found.value != 0):
+        return found.value
+    # Conjugate gradients that were cut short may have left no better gradient; steepest descent still leads on.
+    curvature = equations.curvature(gradient, jacobian.forward(gradient))
+    return (
+        as_factor(safe_ratio(inner(gradient, gradient, gradient.ndim), curvature), gradient, gradient.ndim) * gradient
+    )
+
+
+def _search(problem: NonlinearProblem, point: _Point, step: Tensor, slope: float) -> _Point | None:
+    """Halve a step until it leads downhill; `None` if it never does."""
+    size = 1.0
+    # What rounding of F leaves of a decrease: at a solution the last steps are smaller than that.
+    sizes = _dot(problem.y, problem.y) ** 0.5 * _dot(point.residual, point.residual) ** 0.5
+    rounding = 4 * torch.finfo(step.dtype).eps * sizes
+    for _ in range(MAX_HALVINGS):
+        other = _Point.at(problem, point.x + size * step)
+        if other.is_finite and point.decrease_to(other, problem.weight) >= ARMIJO * size * slope - rounding:
+            return other
+        size *= 0.5
+    return None
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return synchronize.as_number((a * b).sum(dtype=accumulation_dtype(a)))

@@ -1,7 +1,7 @@
-"""What describes a solver of quadratic problems: which problems it covers, what it costs, and how its inverse is built.
+"""The base of all solvers of quadratic problems: what one covers, what it costs, and how its inverse is built.
 
-A solver of a caller's own is one subclass and one line, `deconv_cli.SOLVERS.register("name", MySolver())`: it can then
-be given as `method`, is considered where `method` is `auto`, and is saved and restored with its inverse.
+To add a solver, write one subclass and `deconv_cli.SOLVERS.register("name", MySolver())`: it can then be given as
+`method`, competes under method `auto`, and is saved and restored with its inverse.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import psutil
 import torch
 
 from deconv_cli.allocator import kept_bytes
-from deconv_cli.errors import TooLargeError
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution, prefers_fft
-from deconv_cli.operators.geometry import Geometry
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.vocabulary import format_memory, format_size
+from deconv_cli.solvers.solution import StoppingRule
 
 # The memory estimates count arrays of the size of the symbol and of the images. The counts were fitted to peaks
 # measured in processes of their own, and a test keeps them within a factor of two.
@@ -35,24 +31,26 @@ N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
 # What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
+# GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors.
+MAX_VECTORS, MIN_VECTORS, MAX_NUMBERS = 300, 20, 2**26
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a solver takes for one problem, estimated before anything is allocated.
+    """The estimated cost of a solver for one problem.
 
     Attributes:
-        n_operations: floating-point operations of building the inverse and of applying it to one image, beyond the
+        n_operations: floating-point operations of building the inverse and applying it to one image, beyond the
             division in frequency that every solver begins with; those that run faster than FFTs count less.
         n_bytes_built: memory while the inverse is built, and at most after that.
         n_bytes_per_image: memory for each image that it is applied to at once.
-        basis: vectors that the solver stores for each application; `None` where it stores none.
+        basis: of the vectors that GMRES stores, the numbers for each image and their bytes; `None` if it stores none.
     """
 
     n_operations: float
     n_bytes_built: int
     n_bytes_per_image: int
-    basis: KrylovBasis | None = None
+    basis: tuple[int, int] | None = None
 
     @classmethod
     def of_transforms(
@@ -62,68 +60,46 @@ class Cost:
         *,
         n_bytes_factored: int | None = None,
         n_images: int = N_IMAGES_ITERATED,
-        basis: KrylovBasis | None = None,
+        basis: tuple[int, int] | None = None,
     ) -> Cost:
-        """Estimate what a solver takes that works by FFTs.
+        """Estimate the cost of a solver that works by FFTs.
 
-        Args:
-            problem: what is solved.
-            n_operations: see above.
-            n_bytes_factored: memory of what is factored; by default that of the symbol.
-            n_images: images with the channels of input and output that an application keeps at once.
-            basis: see above.
+        The factors take by default the memory of the symbol, and an application keeps `n_images` with the channels of
+        input and output at once.
         """
         factored = symbol_bytes(problem) if n_bytes_factored is None else n_bytes_factored
         return cls(n_operations, factored + _blurring_bytes(problem), _image_bytes(problem, n_images), basis)
 
     def n_bytes(self, n_images: int = 1) -> int:
         """Add up the peak of memory for a batch."""
-        basis = 0 if self.basis is None else self.basis.n_bytes(n_images)
-        return self.n_bytes_built + n_images * self.n_bytes_per_image + basis
+        n_bytes = self.n_bytes_built + n_images * self.n_bytes_per_image
+        if self.basis is None:
+            return n_bytes
+        n_numbers, itemsize = n_images * self.basis[0], self.basis[1]
+        return n_bytes + (count_vectors(n_numbers) + 1) * n_numbers * itemsize
 
 
-@dataclass(frozen=True)
-class KrylovBasis:
-    """The basis that GMRES stores.
-
-    Attributes:
-        n_numbers: in one vector, for each image.
-        itemsize: bytes of a number.
-    """
-
-    n_numbers: int
-    itemsize: int
-
-    # At most this many vectors are stored, and at most this many numbers in them, unless that were too few vectors.
-    MAX_VECTORS = 300
-    MIN_VECTORS = 20
-    MAX_NUMBERS = 2**26
-
-    @classmethod
-    def n_vectors(cls, n_numbers: int) -> int:
-        """Return how many vectors are stored at most, if each of them holds so many numbers."""
-        return max(cls.MIN_VECTORS, min(cls.MAX_VECTORS, cls.MAX_NUMBERS // n_numbers))
-
-    def n_bytes(self, n_images: int) -> int:
-        """Return the memory for a batch."""
-        n_numbers = n_images * self.n_numbers
-        return (self.n_vectors(n_numbers) + 1) * n_numbers * self.itemsize
+def count_vectors(n_numbers: int) -> int:
+    """Return how many vectors of this many numbers GMRES stores at most."""
+    return max(MIN_VECTORS, min(MAX_VECTORS, MAX_NUMBERS // n_numbers))
 
 
 class Solver(ABC):
     """One way to solve quadratic problems.
 
     Attributes:
-        memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over where
-            memory is short.
+        why: clause that says why it is taken.
+        memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over if memory
+            is short.
         takes_singular: whether no problem that it covers can turn out to be singular for it.
         takes_plain: whether it inverts a single kernel that slides by single pixels.
-        takes_varying: whether it inverts kernels that vary over the frame; the others are asked about single ones only.
+        takes_varying: whether it inverts kernels that vary over the frame.
         takes_layers: whether it inverts layers with a stride, a dilation or groups, and transposed ones.
         takes_mixed: whether it inverts single kernels on images that go around a torus along some axes and end along
             others.
     """
 
+    why = ""
     memory_grows_with_border = False
     takes_singular = False
     takes_plain = True
@@ -141,15 +117,15 @@ class Solver(ABC):
 
     @abstractmethod
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Return `None` if it can solve the problem, else why not: what follows "method NAME" in a sentence."""
+        """Return `None` if it can solve the problem, else why not, as the words after "method NAME"."""
 
     @abstractmethod
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Estimate what a problem takes that it covers."""
+        """Estimate the cost of a problem that it covers."""
 
-    @abstractmethod
     def reason(self, problem: TikhonovProblem) -> str:
-        """Say in a clause why it is the one to take."""
+        """Return the clause that says why it is taken; by default `why`."""
+        return self.why
 
     @abstractmethod
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
@@ -158,7 +134,7 @@ class Solver(ABC):
         Args:
             problem: one that it covers.
             rule: when iterations end.
-            factors: what `Inverse.factors` gave for an equal problem; `None` to compute it.
+            factors: those of `Inverse.factors` for an equal problem; `None` to compute them.
 
         Raises:
             SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
@@ -168,7 +144,7 @@ class Solver(ABC):
 
 
 def general_refusal(problem: TikhonovProblem) -> str | None:
-    """Say why no solver but a closed form covers a problem; `None` if others may."""
+    """Return why no solver but a closed form covers a problem; `None` if others may."""
     operator = problem.operator
     if problem.rcond is not None:
         return (
@@ -225,49 +201,3 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) + kept_bytes()
-
-
-def check_memory(
-    method: str,
-    cost: Cost,
-    taps: torch.Tensor,
-    geometry: Geometry,
-    *,
-    max_memory: int | None,
-    n_images: int | None = None,
-) -> None:
-    """Refuse what cannot fit.
-
-    Args:
-        method: what is about to run.
-        cost: what it takes.
-        taps: the kernel, shape `(C_out, C_in, *k)`, in the precision of the arithmetic.
-        geometry: the sizes.
-        max_memory: bytes that may be used; by default what is free.
-        n_images: images that an inverse, built already, is about to be applied to; `None` before it is built.
-
-    Raises:
-        TooLargeError: it does not fit.
-    """
-    is_built = n_images is not None
-    needed = cost.n_bytes(1 if n_images is None else n_images)
-    if max_memory is not None:
-        budget, source = max_memory, "that max_memory allows"
-    else:
-        budget, source = free_memory(taps.device), "that are free"
-        needed -= cost.n_bytes_built if is_built else 0
-    if needed <= budget:
-        return
-    advice = ["a smaller image"] if max_memory is None else ["a larger max_memory", "a smaller image"]
-    if is_built and n_images != 1:
-        advice.insert(0, "fewer images at a time")
-    if method == "direct":
-        advice.insert(0, "method auto or iterative")
-    elif taps.dtype == torch.float64:
-        advice.insert(0, "float32")
-    count = f"{n_images} images" if is_built and n_images != 1 else "an image"
-    raise TooLargeError(
-        f"method {method} needs about {format_memory(needed)} for {count} of {format_size(geometry.image_size)} pixels "
-        f"and a kernel of shape {tuple(taps.shape)}, more than the {format_memory(budget)} {source}; "
-        f"use {' or '.join(advice)}."
-    )

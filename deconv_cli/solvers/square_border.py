@@ -21,11 +21,10 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers.band_solver import coupling, invert_lines, solve_lines
-from deconv_cli.solvers.bands import Band, BandGroup
+from deconv_cli.solvers.bands import BandGroup, coupling, invert_lines, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
+from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size
 
 # How far the solution of a trial system may be off before the elimination is given up.
@@ -33,11 +32,7 @@ MAX_PROBE_ERROR = 1e-3
 
 
 class SquareBorderSystem:
-    """The inverse of a square operator, in double precision.
-
-    Args:
-        operator: as many outputs as pixels, along either axis and in the channels.
-        factors: those of an equal system, which are then not computed.
+    """The inverse of an operator with as many outputs as pixels, in double precision, or from its factors.
 
     Raises:
         SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.
@@ -46,20 +41,15 @@ class SquareBorderSystem:
     def __init__(self, operator: Convolution, factors: Factors | None = None) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
-        self._outputs = outputs = BandGroup(
-            taps.shape[0],
-            Band(places.torus[0], places.output_size[0]),
-            Band(places.torus[1], places.output_size[1]),
-            taps,
-        )
-        self._ties = ties = BandGroup(
-            taps.shape[1],
-            Band(places.torus[0], places.image_size[0], places.line_sources[0]),
-            Band(places.torus[1], places.image_size[1], places.line_sources[1]),
-            taps,
-        )
+        self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
+        self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
         if factors is not None:
-            self._restore(factors)
+            n, torus, n_columns = taps.shape[0], places.torus, outputs.n_columns_unknowns
+            plane, r = (torus[0], torus[1] // 2 + 1), n * outputs.rows.width
+            self._estimate = FrequencyBlocks(factors.take("estimate", (*plane, n, n), torch.complex128))
+            self._rows = factors.take("rows", (plane[1], r, r), torch.complex128)
+            self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
+            self._pivots = factors.take_pivots(n_columns)
             return
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
@@ -74,19 +64,9 @@ class SquareBorderSystem:
             raise SingularSystemError("the system on the border is singular")
 
     def factors(self) -> dict[str, Tensor]:
-        """Return what was costly to compute: P, D_rr⁻¹ and the factors of S."""
+        """Return P, D_rr⁻¹ and the factors of S."""
         estimate, rows = self._estimate.matrices, self._rows
         return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
-
-    def _restore(self, factors: Factors) -> None:
-        outputs, torus = self._outputs, self._places.torus
-        n, wide = outputs.n_channels, torch.complex128
-        r = n * outputs.rows.width
-        self._estimate = FrequencyBlocks(factors.take("estimate", (torus[0], torus[1] // 2 + 1, n, n), wide))
-        self._rows = factors.take("rows", (torus[1] // 2 + 1, r, r), wide)
-        n_columns = outputs.n_columns_unknowns
-        self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
-        self._pivots = factors.take_pivots(n_columns)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""
@@ -113,12 +93,7 @@ class SquareBorderSystem:
         return field.to(like.dtype).reshape(like.shape)
 
     def solve(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve D u = r.
-
-        Args:
-            rows: r on the band of rows, shape `(B, C, w1, N2)`.
-            columns: r on the rest of the band of columns, shape `(B, C, h, w2)`.
-        """
+        """Solve D u = r, for r on the band of rows `(B, C, w1, N2)` and the rest of columns `(B, C, h, w2)`."""
         first = self._solve_rows(rows)
         columns = columns - self._ties.read_columns(self._apply(first, None))
         columns = self._solve_columns(columns)
@@ -169,15 +144,10 @@ class SquareBorderSystem:
 
 
 def _toeplitz(lines: Tensor, length: int, height: int) -> Tensor:
-    """Write out an operator that does not change along a line, on part of that line.
+    """Write out an operator that does not change along a line, on the first `height` places of that line.
 
-    Args:
-        lines: its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`.
-        length: of the line.
-        height: places of the part.
-
-    Returns:
-        Real, shape `(r·height, r·height)`, place by place within each of the r.
+    `lines` is its matrix at each frequency, complex, shape `(length // 2 + 1, r, r)`. The result is real, of shape
+    `(r·height, r·height)`, place by place within each of the r.
     """
     kernel = torch.fft.irfft(lines, n=length, dim=0) if lines.numel() else lines.real.new_zeros(length, 0, 0)
     place = torch.arange(height, device=lines.device)

@@ -1,10 +1,10 @@
 """The exact answer under any boundary, at any size: an iteration on the border's unknowns alone.
 
-The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and a band by itself is
-solved exactly by FFTs along it (`band_solver.py`). So the rows are eliminated exactly, and the iteration runs on what
-is left of the columns, with the closed band of columns as its preconditioner. Only the crossing of the two bands is
-left for it to settle, and the number of iterations does not grow with the image. The system is positive definite where
-only outputs and differences are unknown (conjugate gradients), indefinite where pixels are tied as well (GMRES).
+The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and FFTs along a band solve
+it exactly. The rows are eliminated, and the iteration runs on the rest of the columns, preconditioned by the closed
+band of columns. It has to settle only the crossing of the two bands, so the number of iterations does not grow with the
+image. The system is positive definite if only outputs and differences are unknown (conjugate gradients), and indefinite
+if pixels are tied as well (GMRES).
 """
 
 from __future__ import annotations
@@ -18,34 +18,31 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.band_solver import BandSolver
-from deconv_cli.solvers.border_inverse import BorderInverse
-from deconv_cli.solvers.border_system import BorderSystem, Part, count_indefinite_unknowns
+from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, count_indefinite_unknowns
+from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
-from deconv_cli.solvers.factors import Factors
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import GradientLog, StoppingRule
-from deconv_cli.solvers.krylov import Watch, solve_definite, solve_indefinite
+from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
-from deconv_cli.solvers.solver import Cost, KrylovBasis, Solver, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.solvers.solution import GradientLog, StoppingRule
+from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
 
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**21
 
 
-def krylov_basis(problem: TikhonovProblem) -> KrylovBasis | None:
-    """Describe the vectors that GMRES stores; `None` where conjugate gradients run, which store no basis."""
+def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
+    """Count the numbers of a vector that GMRES stores, and their bytes; `None` for conjugate gradients."""
     n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
     itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
-    return KrylovBasis(n_numbers, itemsize) if n_numbers else None
+    return (n_numbers, itemsize) if n_numbers else None
 
 
 class StripSystem:
-    """The border's system with its rows eliminated, and what leads from there to the image.
+    """The border's system with its rows eliminated, and the way from there to the image.
 
-    All is scaled to σmax = 1: then the residual of the system is in the units of the data, and σmax times its norm
-    estimates what remains of the gradient.
+    All is scaled to σmax = 1: the residual of the system then has the unit of the data, and σmax times its norm
+    estimates the remaining gradient.
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
@@ -65,24 +62,17 @@ class StripSystem:
         penalty = find_penalty(problem.penalty).symbol(places.torus, wide.dtype, taps.device)
         blocks = _narrow_blocks(symbol, problem.lam, penalty, self._dtype, covers_inputs=places.covers_inputs(symbol))
         self._system = system = BorderSystem(places, blocks, operator.boundary, problem.penalty, problem.lam)
-        if system.groups:
+        if system.kinds:
             self._rows = BandSolver(system, blocks, axis=0)
             self._columns = BandSolver(system, blocks, axis=1)
 
     def solve(
         self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
     ) -> Tensor:
-        """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the log's goal is reached by the system's own residual.
+        """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient, until the system's own residual reaches the log's goal.
 
-        Args:
-            residual: shape `(*batch, C_out, H_y, W_y)`; `None` for zero.
-            gradient: shape `(*batch, C_in, H, W)`; `None` for zero.
-            log: when to stop.
-            closes: begin with outputs that run on smoothly around the torus: what was not observed is unknown anyway,
-                and a photograph leaves the iteration less to do.
-
-        Returns:
-            Shape `(*batch, C_in, H, W)`, in the dtype of the right-hand side.
+        The shapes are `(*batch, C_out, H_y, W_y)` and `(*batch, C_in, H, W)`; `None` means zero. `closes` continues the
+        outputs smoothly around the torus at the start: a photograph then needs fewer iterations.
         """
         given = residual if residual is not None else gradient
         assert given is not None
@@ -91,24 +81,21 @@ class StripSystem:
         outputs = None if residual is None else self._transform(residual)
         residual = None
         inputs = None if gradient is None else self._transform(gradient / self._sigma)
-        if self._system.groups:  # else the torus is all there is
+        if self._system.kinds:  # else the torus is all there is
             outputs, inputs = self._complete(outputs, inputs, given.shape[:-3], log)
         image = self._to_image(self._system.image(outputs, inputs))
         return image.to(given.dtype).reshape(*given.shape[:-3], *self._input_shape)
 
     def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
-        """Compute A(AᴴA + μLᴴL)⁺g, the outputs that stand behind `solve`: Pᴴ(g − Wν) − Mu on the observed ones.
+        """Compute the outputs A(AᴴA + μLᴴL)⁺g = Pᴴ(g − Wν) − Mu, shape `(*batch, C_out, H_y, W_y)`.
 
         Args:
             g: shape `(*batch, C_in, H, W)`.
             log: when to stop.
-
-        Returns:
-            Shape `(*batch, C_out, H_y, W_y)`.
         """
         outputs: Tensor | None = None
         inputs: Tensor | None = self._transform(g)
-        if self._system.groups:
+        if self._system.kinds:
             outputs, inputs = self._complete(outputs, inputs, g.shape[:-3], log)
         field = torch.fft.irfft2(self._system.defect(outputs, inputs), s=self._torus) / -self._sigma
         height, width = self._places.output_size
@@ -117,7 +104,6 @@ class StripSystem:
     def _complete(
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Add to the spectra of the right-hand sides what the border's unknowns add to them."""
         right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
         first_rows = self._rows.solve(right_rows)
         from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
@@ -131,7 +117,7 @@ class StripSystem:
         """Solve for the columns, with the rows eliminated."""
         system = self._system
         is_definite = system.is_definite
-        sign = -1.0 if is_definite and system.ties is not None else 1.0
+        sign = -1.0 if is_definite and system.has_ties else 1.0
 
         def apply(vector: Tensor) -> Tensor:
             columns = self._unpack(vector)
@@ -160,10 +146,9 @@ class StripSystem:
             return self._unpack(torch.zeros_like(right))
         if is_definite:
             return self._unpack(solve_definite(apply, precondition, sign * right, watch))
-        return self._unpack(solve_indefinite(apply, precondition, right, watch, KrylovBasis.n_vectors(right.numel())))
+        return self._unpack(solve_indefinite(apply, precondition, right, watch, count_vectors(right.numel())))
 
     def _transform(self, field: Tensor) -> Tensor:
-        """Transform a field `(*batch, C, H, W)` to a spectrum `(B, C, N1, N2 // 2 + 1)`."""
         flat = field.reshape(math.prod(field.shape[:-3]), *field.shape[-3:])
         return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
 
@@ -217,11 +202,13 @@ MIN_BAND_BYTES = 2**26
 class StripSolver(Solver):
     """An iteration on the unknowns along the border, in two dimensions."""
 
-    def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover λ > 0, but for differences on an image that wraps around; for λ = 0 what is well posed by its shape.
+    why = "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
 
-        That is more outputs than pixels or more pixels than outputs along either axis or in the channels; where there
-        are fewer outputs no pixel may repeat another. Copies that are multiplied by factors are not covered.
+    def covers(self, problem: TikhonovProblem) -> str | None:
+        """Cover λ > 0, except differences on an image that wraps around; for λ = 0 what is well posed by its shape.
+
+        That is more outputs than pixels or more pixels than outputs, along either axis or in the channels; with fewer
+        outputs no pixel may repeat another.
         """
         operator = problem.operator
         if problem.n_dims != 3 or operator.boundary.has_factors:
@@ -253,14 +240,8 @@ class StripSolver(Solver):
         n_bytes = symbol_bytes(problem) + _band_bytes(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, basis=krylov_basis(problem))
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Name what is diagonal, and what is iterated."""
-        del problem
-        return "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the border's system."""
-        del factors
         check_ramps(problem)
         return BorderInverse(problem, rule, StripSystem)
 

@@ -1,8 +1,8 @@
-"""Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM with an exact inverse of AᴴA + ρ∇ᴴ∇ under the true border.
+"""Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM (`admm.py`) with an inverse of AᴴA + ρ∇ᴴ∇ under the true border.
 
-TV(x) is isotropic, and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
-pixels of the image, divided by their distances where these are not the same along all axes (Rudin, Osher and Fatemi,
-Nonlinear total variation based noise removal algorithms, Physica D 60, 1992). `admm.py` has the iteration.
+TV(x) is isotropic and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
+pixels of the image, divided by their distances if these differ between axes (Rudin, Osher and Fatemi, Nonlinear total
+variation based noise removal algorithms, Physica D 60, 1992).
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.regularizers import is_determined, spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.admm import Admm, AdmmRun
+from deconv_cli.solvers.admm import Admm, MaskedAdmm
 from deconv_cli.solvers.choice import Choice, find_solver, refusal_of
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.estimator import Estimator, common_unit
+from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior, common_unit
 from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import IterationLog, Progress, StoppingRule
-from deconv_cli.solvers.masked_admm import MaskedAdmm
-from deconv_cli.solvers.prior import DataEstimate, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Solution, Status
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
@@ -55,10 +52,10 @@ INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying", "layered")
 
 
 class TotalVariation(Prior):
-    """Images that are flat but for their edges."""
+    """Images that are flat except at their edges."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Ask for the weight, where neither it nor the noise that it would follow from is given."""
+        """Ask for the weight, unless it or the noise is given."""
         is_open = settings.weight in (None, "auto") and settings.noise_sigma is None
         return "weight" if is_open else None
 
@@ -75,22 +72,22 @@ TOTAL_VARIATION = TotalVariation()
 
 
 class TotalVariationEstimator(Estimator):
-    """Estimates images that are flat but for their edges.
+    """Estimates images that are flat except at their edges.
 
-    The certificate of its solutions is the larger of two numbers, computed afresh from the estimate x and a field p
-    that is nowhere longer than w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the
-    stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖ relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*;
-    the objective is above that minimum by no more than the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
+    The certificate is the larger of two numbers, computed from the estimate x and a field p that is nowhere longer than
+    w: the gap w·TV(x) − ⟨p, ∇x⟩ relative to the objective plus w·Σ|x|/1000, and the stationarity ‖Aᴴ(Ax − y) + ∇ᴴp‖
+    relative to ‖∇ᴴp‖ + ‖Aᴴy‖/1000. Both are zero if and only if x is a minimum x*; the objective exceeds that minimum
+    by at most the gap plus ‖Aᴴ(Ax − y) + ∇ᴴp‖·‖x − x*‖.
 
     Args:
-        kernel: canonical kernel; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
-        settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends where a step
-            changes the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations`
-            and `rho` are given, a pixel of the estimate depends only on data near it.
-        weight: w > 0, in the unit of the samples; `None` takes one for a whole batch, under which ‖Ax − y‖² is what the
-            noise makes (Morozov's discrepancy principle), which fails where noise is taken for too small.
-        noise: standard deviation of the noise in the data, in the unit of the samples; needed without a weight.
+        kernel: canonical kernel, in the dtype and on the device of the arithmetic.
+        image_size: size of the images to estimate.
+        settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
+            the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations` and
+            `rho` are given, a pixel of the estimate depends only on data near it.
+        weight: w > 0, in the unit of the samples; `None` finds one for a whole batch, under which ‖Ax − y‖² is that of
+            the noise (Morozov's discrepancy principle); it fails if the noise estimate is too small.
+        noise: standard deviation of the noise in the data; needed without a weight.
 
     Raises:
         UsageError: a weight that is not positive, a method chosen by hand, or fewer outputs than inputs.
@@ -142,9 +139,18 @@ class TotalVariationEstimator(Estimator):
             check_noise(data, self.noise)
         admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        run = AdmmRun(admm, log, DEFAULT_CHANGE if self.settings.tolerance is None else math.inf)
-        weight, explains_noise = (self.weight / unit, True) if self.weight is not None else self._search(run, unit)
-        status = self._finish(run, weight) if explains_noise else Status.NOISE_NOT_REACHED
+        change = DEFAULT_CHANGE if self.settings.tolerance is None else math.inf
+        explains_noise, n_steps = True, self.settings.iterations
+        if self.weight is not None:
+            weight = self.weight / unit
+        else:
+            weight, explains_noise = self._search(admm, log, change, unit)
+        if not explains_noise:
+            status = Status.NOISE_NOT_REACHED
+        elif n_steps is None:
+            status = admm.run(weight, self.tolerance, log, change)
+        else:
+            status = admm.take(weight, n_steps, log)
         certificate = synchronize.as_number(admm.certificate(weight).max())
         weight *= unit
         return Solution(
@@ -158,13 +164,8 @@ class TotalVariationEstimator(Estimator):
             rho=admm.rho,
         )
 
-    def _finish(self, run: AdmmRun, weight: float) -> Status:
-        """Minimize as far as is asked for: up to a tolerance, or by so many steps."""
-        n_steps = self.settings.iterations
-        return run.run(weight, self.tolerance) if n_steps is None else run.take(weight, n_steps)
-
     def inverse(self, rho: float) -> Inverse:
-        """Build (AᴴA + ρ∇ᴴ∇)⁻¹, in the way that is cheap to build."""
+        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ in the way that is cheap to build."""
         sigma_max = self.spectrum.sigma_max
         problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, self._gradient)
         try:
@@ -173,14 +174,13 @@ class TotalVariationEstimator(Estimator):
             self.choice = Choice("iterative", f"method {self.choice.method} cannot be used, since {error}")
         return find_solver("iterative").build(problem, INNER_RULE)
 
-    def _search(self, run: AdmmRun, unit: float) -> tuple[float, bool]:
+    def _search(self, admm: Admm, log: IterationLog, change: float, unit: float) -> tuple[float, bool]:
         """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
 
         Returns:
             The weight, and whether the residual is as large as the noise there.
         """
         assert self.noise is not None
-        admm = run.admm
         variance = (self.noise / unit) ** 2
         start = admm.roughness
         weight = variance / max(start, variance**0.5)
@@ -188,9 +188,9 @@ class TotalVariationEstimator(Estimator):
         below, above = -math.inf, math.inf
         previous: tuple[float, float] | None = None
         for _ in range(MAX_TRIALS):
-            run.run(weight, max(self.tolerance, SEARCH_TOLERANCE))
+            admm.run(weight, max(self.tolerance, SEARCH_TOLERANCE), log, change)
             place, excess = math.log(weight), math.log(max(admm.squared_residual, 1e-300) / expected)
-            if abs(excess) <= SEARCH_ACCURACY or run.log.is_spent:
+            if abs(excess) <= SEARCH_ACCURACY or log.is_spent:
                 return weight, True
             if excess < 0 and admm.roughness <= FLATNESS * start:
                 return weight, True  # even a flat image explains the data
@@ -205,7 +205,6 @@ class TotalVariationEstimator(Estimator):
 
 
 def _check(operator: Convolution, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
-    """Refuse what cannot be solved."""
     n_outputs, n_inputs = operator.output_shape[0], operator.input_shape[0]
     if settings.method != "auto":
         raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
@@ -221,11 +220,7 @@ def _check(operator: Convolution, settings: ResolvedSettings, weight: float | No
 
 
 def check_noise(data: Tensor, noise: float) -> None:
-    """Refuse to take a weight from noise that is no more than the rounding of data.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Refuse to take a weight from noise that is no more than the rounding of data."""
     rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(

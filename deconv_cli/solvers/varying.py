@@ -1,14 +1,12 @@
 """A kernel that varies over the frame, undone by conjugate gradients on the true operator under its true boundary.
 
-Both the preconditioner and the start are put together of the single kernels' circulant inverses, each on the box of
-pixels where its weight w_j is not zero (`operators/varying_convolution.py`): Σ √w_j M_j √w_j, which is symmetric
-positive definite, and Σ w_j x_j, where x_j is restored from the piece of the data there. Nagy and O'Leary, Restoring
-images degraded by spatially variant blur, SIAM Journal on Scientific Computing 19, 1998, sections 3 and 4, precondition
-by sections too, but with piecewise constant weights.
-
-Measured on a photograph under motion blur at nine places, boundary symmetric, λ 0.01 and 1e-4: strokes that turn by 32°
-over the frame take 25 and 364 iterations, and 67 and more than 400 with the inverse of the mean kernel in its place; of
-one kernel everywhere they are as many. The start saves a tenth to a fifth.
+The preconditioner and the start combine the single kernels' circulant inverses, each on the box of pixels where its
+weight w_j is not zero (`operators/varying_convolution.py`): Σ √w_j M_j √w_j, which is symmetric positive definite, and
+Σ w_j x_j, where x_j is restored from the piece of the data there. Nagy and O'Leary, Restoring images degraded by
+spatially variant blur, SIAM Journal on Scientific Computing 19, 1998, sections 3 and 4, precondition by sections too,
+but with piecewise constant weights. On a photograph under motion blur at nine places, strokes that turn by 32° over the
+frame take 25 iterations with λ 0.01 and 364 with 1e-4; with the inverse of the mean kernel they take 67 and more than
+400.
 """
 
 from __future__ import annotations
@@ -24,11 +22,10 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.varying_convolution import Part, VaryingConvolution, hat_weights, parts_of
-from deconv_cli.solvers.factors import Factors
-from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.iteration_log import StoppingRule
+from deconv_cli.solvers.inverse import Factors, Inverse
 from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, RestoringPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 
 # Shares of a pixel that the data show. A photograph under motion blur at four places, boundary unknown, λ 0.01, 1e-3:
@@ -41,6 +38,7 @@ OVERLAP = 4
 class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
+    why = "the kernel varies over the frame, and no other method inverts that"
     takes_plain = False
     takes_varying = True
 
@@ -51,19 +49,13 @@ class VaryingSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the symbols of all boxes, those of the operator and those of the preconditioner, and the iterations."""
+        """Count the symbols of all boxes, of the operator and the preconditioner, and the iterations."""
         symbols = symbol_bytes(problem, 2 if problem.lam > 0 else 1)
         n_operations = 4 * OVERLAP * N_ITERATIONS * transform_operations(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
 
-    def reason(self, problem: TikhonovProblem) -> str:
-        """Say that nothing else covers the problem."""
-        del problem
-        return "the kernel varies over the frame, and no other method inverts that"
-
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Build the preconditioner."""
-        del factors
         check_ramps(problem)
         return VaryingInverse(problem, rule)
 
@@ -81,8 +73,8 @@ class VaryingInverse(IterativeInverse):
 class VaryingPreconditioner(RestoringPreconditioner):
     """`Σ √w_j M_j √w_j`, where M_j is the circulant inverse of the kernel at place j on the box of its weight.
 
-    Pixels near the edge, of which the data show little, have pieces of their own. Their weights are hats of the
-    logarithm of the share that is shown, along each axis, and the inverse is that of the kernel times the share's root.
+    Pixels near the edge, which the data show only in part, have pieces of their own. Their weights are hats of the
+    logarithm of the visible share along each axis, and the inverse is that of the kernel times the share's root.
     """
 
     def __init__(self, problem: TikhonovProblem) -> None:
@@ -102,10 +94,6 @@ class VaryingPreconditioner(RestoringPreconditioner):
         for part, inverse in self._pieces:
             part.cut(total).add_(part.weights * inverse.forward(part.weights * part.cut(x)))
         return total
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose, which is the operator itself."""
-        return self.forward(y)
 
     def estimate(self, y: Tensor) -> Tensor:
         """Restore data piece by piece, and blend the pieces; shape `(*batch, 1, H, W)`."""
@@ -132,12 +120,7 @@ def _problem_of(
 def _pieces(
     problem: TikhonovProblem, operator: VaryingConvolution, whole: list[tuple[Part, TorusPreconditioner]]
 ) -> list[tuple[Part, TorusPreconditioner]]:
-    """Divide the parts by the share of their pixels that the data show.
-
-    Args:
-        problem: what is solved.
-        operator: its operator.
-        whole: the parts, each with the inverse of its kernel.
+    """Divide the parts, each with the inverse of its kernel, by the visible share of their pixels.
 
     Returns:
         Parts whose weights are the roots √w, each with its inverse.
@@ -164,7 +147,7 @@ def _pieces(
 
 
 def _bands(operator: VaryingConvolution, axis: int) -> Tensor:
-    """Evaluate the hats of the shares that the data show of each line of pixels, shape `(n_shares, n_places, n)`."""
+    """Evaluate the hats of the visible share of each line of pixels, shape `(n_shares, n_places, n)`."""
     weights, boundary, geometry = operator.input_weights(axis), operator.boundary, operator.geometry
     if not boundary.is_unknown and any(geometry.pads.total):  # the data show half of a pixel on the edge, or more
         return torch.stack([torch.full_like(weights, float(share == 1)) for share in SHARES])

@@ -20,8 +20,8 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.tone_curve import ToneCurve, white_of
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.resolution import Resolution

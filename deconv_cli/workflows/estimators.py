@@ -14,8 +14,7 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.estimator import Estimator
-from deconv_cli.solvers.prior import DataEstimate, Prior
+from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.find_noise import measure_noise_of_channels

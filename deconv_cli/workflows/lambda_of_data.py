@@ -37,9 +37,9 @@ from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.total_variation import check_noise
 from deconv_cli.vocabulary import LONG, LambdaRule, Size, format_size
 from deconv_cli.workflows.layer_settings import count_numbers

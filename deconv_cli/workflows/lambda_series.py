@@ -14,9 +14,9 @@ from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.clipped_filling import fill_tiles

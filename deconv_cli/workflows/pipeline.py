@@ -32,10 +32,9 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution
+from deconv_cli.solvers.solution import Solution, StoppingRule
 from deconv_cli.tone_curve import ToneCurve, limits_of
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias

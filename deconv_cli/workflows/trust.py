@@ -13,7 +13,7 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding, ResidualTests
 from deconv_cli.operators import synchronize
-from deconv_cli.solvers.norms import accumulation_dtype
+from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import format_percent
 

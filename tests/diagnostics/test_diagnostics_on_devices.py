@@ -11,8 +11,8 @@ from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import check_residual
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import _tail, influence_depth
+from deconv_cli.operators.axes import inner
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.solvers.norms import inner
 
 
 def look_at(residual):

@@ -12,21 +12,13 @@ from deconv_cli.operators.geometry import Geometry
 
 
 @pytest.mark.parametrize(**named(ALL_CASES))
-def test_laws(case: Case):
+def test_it_equals_padded_conv2d_and_keeps_the_laws(case: Case):
     operator = case.operator()
-    assert adjoint_defect(operator) <= 1e-12
-    assert linearity_defect(operator) <= 1e-12
-    assert matrix_defect(operator) <= 1e-12
-    assert backward_defect(operator) <= 1e-12
-
-
-@pytest.mark.parametrize(**named(ALL_CASES))
-def test_equals_padded_conv2d(case: Case):
-    operator = case.operator()
-    pads = case.geometry().pads
     x = random((2, *operator.input_shape), seed=9)
-    expected = reference_convolution(x, case.kernel(), pads, case.boundary)
+    expected = reference_convolution(x, case.kernel(), case.geometry().pads, case.boundary)
     torch.testing.assert_close(operator.forward(x), expected, rtol=1e-12, atol=1e-12)
+    for defect in (adjoint_defect, linearity_defect, matrix_defect, backward_defect):
+        assert defect(operator) <= 1e-12
 
 
 @pytest.mark.parametrize("kernel_size", [(3, 3), (4, 5), (7, 2), (16, 16), (31, 31)])
@@ -38,13 +30,6 @@ def test_both_ways_equal_conv2d(kernel_size, dtype, bound, use_fft):
     expected = torch.nn.functional.conv2d(x.double(), kernel.double())
     assert (correlation.forward(x).double() - expected).norm() <= bound * expected.norm()
     assert (correlation.forward(x).double() - expected).abs().max() <= 4 * bound * expected.abs().max()
-
-
-@pytest.mark.parametrize("use_fft", [True, False])
-def test_both_ways_are_adjoint(use_fft):
-    correlation = ValidCorrelation(random((3, 2, 4, 5)), (12, 11), use_fft=use_fft)
-    assert adjoint_defect(correlation) <= 1e-12
-    assert matrix_defect(correlation) <= 1e-12
 
 
 def test_padding_same_is_that_of_torch_for_even_kernels():

@@ -1,25 +1,21 @@
 """Convolutions of signals and volumes, against torch's own `conv1d` and `conv3d` after numpy's padding."""
 
-import cmath
-import itertools
 import math
 
 import pytest
 import torch
 from cases import random
-from custom_rules import Antisymmetric
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
 from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators import axes
 from deconv_cli.operators.axes import crop, half_spectrum, image_axes, per_image, slabs, space_axes, unravel
-from deconv_cli.operators.circulant import BlockCirculant, FrequencyBlocks, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry, Pads, resolve_padding
-from deconv_cli.operators.spectrum import kernel_spectrum, largest_singular_value, peak_gain
-from deconv_cli.operators.twisted_torus import TwistedTorus
+from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.parts import BOUNDARIES
 
 PROBLEMS = [  # image size, kernel shape
@@ -69,94 +65,6 @@ def test_four_dimensions_go_by_the_fft():
     # conv correlates, so that the taps come out mirrored.
     found = operator(delta)[0, :2, :2, :2, :2]
     torch.testing.assert_close(found, kernel[0, 0].flip(0, 1, 2, 3), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize(("size", "shape"), PROBLEMS)
-def test_factors_of_a_boundary_are_right_in_any_number_of_dimensions(size, shape):
-    operator = Convolution(random(shape), size, boundary=Antisymmetric())
-    assert adjoint_defect(operator) <= 1e-12
-    x = random(operator.input_shape)
-    # An odd image of twice the length repeats itself: its circular convolution has the antisymmetric one in its corner.
-    odd = x
-    for axis in space_axes(len(size)):
-        odd = torch.cat([odd, -odd.flip(axis)], axis)
-    padding = Pads(operator.geometry.pads.before, operator.geometry.pads.after)
-    around = Convolution(operator.kernel, tuple(2 * n for n in size), padding=padding, boundary="circular")(odd)
-    torch.testing.assert_close(operator(x), crop(around, (0,) * len(size), size), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("torus", "shape"),
-    [
-        ((8,), (2, 2, 3)),
-        ((7,), (5, 5, 4)),
-        ((4, 5, 6), (1, 2, 3, 2, 3)),
-        ((4, 3, 5), (5, 4, 2, 4, 2)),
-        ((70,), (1, 1, 66)),
-    ],
-)
-def test_symbols_evaluate_the_taps_at_every_frequency(torus, shape):
-    kernel, origin = random(shape), tuple(range(1, len(torus) + 1))
-    symbol = torus_symbol(kernel, torus, origin)
-    assert symbol.shape == (*half_spectrum(torus), *shape[:2])
-    for at in itertools.product(*(range(0, n, 2) for n in half_spectrum(torus))):
-        expected = torch.zeros(shape[:2], dtype=torch.complex128)
-        for d in itertools.product(*(range(k) for k in shape[2:])):
-            turns = sum(m * (i - o) / n for m, i, o, n in zip(at, d, origin, torus, strict=True))
-            expected += kernel[(slice(None), slice(None), *d)] * cmath.exp(2j * cmath.pi * turns)
-        torch.testing.assert_close(symbol[at], expected, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("size", [(7,), (6,), (3, 4, 5), (4, 3, 6)])
-def test_twisted_fields_come_back_and_meet_the_symbol(size):
-    for twists in itertools.product((False, True), repeat=len(size)):
-        torus, field = TwistedTorus(size, twists), random((2, *size))
-        spectrum = torus.transform(field)
-        assert spectrum.shape == (2, *torus.plane)
-        torch.testing.assert_close(torus.restore(spectrum), field, rtol=1e-13, atol=1e-13)
-        # A field and its twisted continuation repeat themselves together over twice the length.
-        kernel, doubled = random((3, 2, *[2] * len(size)), seed=1), field
-        for axis, is_twisted in zip(space_axes(len(size)), twists, strict=True):
-            doubled = torch.cat([doubled, -doubled if is_twisted else doubled], axis)
-        found = torus.restore(FrequencyBlocks(torus.symbol(kernel, (0,) * len(size))).multiply(spectrum))
-        whole = Convolution(
-            kernel, doubled.shape[1:], padding=Pads((0,) * len(size), (1,) * len(size)), boundary="circular"
-        )(doubled)
-        torch.testing.assert_close(found, crop(whole, (0,) * len(size), size), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("torus", "shape"),
-    [
-        ((81,), (3, 3, 6)),
-        ((9, 8, 10), (2, 3, 3, 1, 4)),
-        ((12, 7, 5), (2, 2, 3, 3, 3)),
-        ((30,), (1, 2, 5)),
-    ],
-)
-def test_extreme_singular_values_are_those_of_all_frequencies(torus, shape):
-    taps = random(shape)
-    values = torch.linalg.svdvals(torus_symbol(taps, torus))
-    value, peak = largest_singular_value(taps, torus)
-    assert value == pytest.approx(float(values.max()), rel=1e-13)
-    assert float(values[peak].max()) == pytest.approx(value, rel=1e-13)
-    spectrum = kernel_spectrum(taps, torus)
-    assert spectrum.grid == torus
-    assert spectrum.sigma_min == pytest.approx(float(values.min()), rel=1e-9)
-    assert float(peak_gain(taps, spectrum)) == pytest.approx(value, rel=1e-12)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("frequency", range(40, 48))
-def test_the_search_follows_a_peak_along_each_axis(axis, frequency):
-    tone = torch.cos(2 * torch.pi * frequency * torch.arange(9.0, dtype=torch.float64) / 401)
-    line = tone.reshape([9 if i == axis else 1 for i in range(3)])
-    torus = tuple(401 if i == axis else 4 for i in range(3))
-    taps = line * torch.eye(2, dtype=torch.float64)[..., None, None, None]
-    value, peak = largest_singular_value(taps, torus)
-    values = torch.linalg.svdvals(torus_symbol(taps, torus))
-    assert value == pytest.approx(float(values.max()), rel=1e-13)
-    assert float(values[peak].max()) == pytest.approx(value, rel=1e-13)
 
 
 def test_large_volumes_are_looked_at_on_a_coarser_grid():

@@ -76,16 +76,6 @@ def test_second_differences_are_those_of_numpy():
     assert not mixed[..., 5:].any()
 
 
-@pytest.mark.parametrize("term", [*first_differences(2), *second_differences(2)])
-@pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
-def test_difference_symbols_diagonalize_periodic_differences(term, torus):
-    x = random((1, *torus))
-    down, across = term.symbol(torus, torch.float64, torch.device("cpu"))
-    expected = torch.fft.irfft2(down * across * torch.fft.rfft2(x), s=torus)
-    result = Differences((1, *torus), (term,), periodic=True).forward(x)[0]
-    torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 @pytest.mark.parametrize("torus", [(6, 8), (5, 7)])
 def test_penalty_symbols_diagonalize_the_periodic_penalties(penalty, torus):
@@ -105,15 +95,6 @@ def test_convolutions_are_built_from_taps_or_a_kernel():
         assert operator.kernel.shape == (1, 1, 3, 4)
     assert Convolution(taps, (7, 6)).geometry == Geometry.of_image((7, 6), (3, 4), "same")
     assert Convolution(taps, (7, 6)).boundary.is_zero
-
-
-def test_a_normal_equation_is_written_as_on_paper():
-    A = Convolution(random((2, 1, 3, 3)), (6, 5), boundary="symmetric")
-    G = Gradient((1, 6, 5))
-    normal = A.H @ A + 0.1 * (G.H @ G)
-    expected = A.as_matrix().T @ A.as_matrix() + 0.1 * G.as_matrix().T @ G.as_matrix()
-    torch.testing.assert_close(normal.as_matrix(), expected)
-    assert normal.H.input_shape == (1, 6, 5)
 
 
 def test_matrices_have_the_dtype_of_the_operators_they_are_made_of():

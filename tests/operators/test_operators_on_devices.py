@@ -15,9 +15,9 @@ from deconv_cli.operators.differences import Differences, first_differences, sec
 from deconv_cli.operators.extension import Extension, close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
-from deconv_cli.operators.twisted_torus import TwistedTorus
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import find_penalty
+from deconv_cli.solvers.embedding import TwistedTorus
 
 SIZE = (7, 6)
 FIRST, SECOND = first_differences(2), second_differences(2)

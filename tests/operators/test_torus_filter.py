@@ -1,14 +1,12 @@
 """Filters by parts do what transforms of the whole do."""
 
-import math
-
 import pytest
 import torch
 from cases import random
 
 from deconv_cli.operators import torus_filter
 from deconv_cli.operators.axes import half_spectrum
-from deconv_cli.operators.circulant import BlockCirculant, PartialSymbol, torus_symbol
+from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.torus_filter import TorusFilter
 
 TORI = [(6, 7), (1, 8), (4, 5, 6), (5, 4, 3), (3, 2, 4, 5)]
@@ -35,42 +33,6 @@ def test_a_filter_multiplies_in_frequency(torus):
     size = tuple(max(1, n - 2) for n in torus)
     part = whole[(slice(None), slice(None), *(slice(n) for n in size))]
     assert (by_parts.crop(spectrum, size) - part).abs().max() < 1e-13
-
-
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize("torus", TORI)
-def test_squares_are_those_of_the_field(torus):
-    box = random((3, 2, *torus))
-    by_parts = TorusFilter(torus, box)
-    squares = by_parts.squares(by_parts.transform_box(box), lambda number, columns: columns)
-    assert torch.allclose(squares, box.square().flatten(1).sum(-1), rtol=1e-12)
-
-
-@pytest.mark.parametrize("torus", TORI)
-@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64])
-def test_a_part_of_a_symbol_is_that_of_the_whole(torus, dtype):
-    taps = random((2, 3, *(min(n, 3) for n in torus)))
-    origin = tuple(min(n, 3) // 2 for n in torus)
-    whole = torus_symbol(taps, torus, origin).permute(-2, -1, *range(len(torus)))
-    symbol = PartialSymbol(taps, torus, origin).to(dtype)
-    for part in (slice(0, 1), slice(1, half_spectrum(torus)[1])):
-        found = symbol.at(part)
-        assert found.dtype == dtype
-        assert (found - whole[:, :, :, part]).abs().max() < (1e-12 if dtype == torch.complex128 else 1e-5)
-
-
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize("channels", [(1, 1), (2, 3), (5, 4)])
-def test_a_circulant_of_a_stack_is_applied_by_parts(channels):
-    torus, size = (4, 5, 6), (3, 5, 4)
-    operator = BlockCirculant(torus_symbol(random((*channels, 2, 3, 2)), torus), torus)
-    x, y = random((2, channels[1], *size)), random((2, channels[0], *torus), seed=1)
-    image = operator.forward(x)
-    spectrum = operator.blocks.multiply(torch.fft.rfftn(x, s=torus, dim=(-3, -2, -1)))
-    assert (image - torch.fft.irfftn(spectrum, s=torus, dim=(-3, -2, -1))).abs().max() < 1e-13
-    back = operator.adjoint(y, size)
-    assert back.shape == x.shape
-    assert math.isclose(float((image * y).sum()), float((x * back).sum()), rel_tol=1e-11)
 
 
 @pytest.mark.usefixtures("parts")

@@ -51,16 +51,6 @@ def test_the_weights_sum_to_one_inside_and_outside(places):
     assert (weights >= 0).all()
 
 
-@pytest.mark.parametrize("boundary", [*BOUNDARIES])
-def test_equal_kernels_blur_as_one(boundary):
-    taps = random((3, 9))  # long enough for the FFT in double precision
-    varying = VaryingConvolution(taps.expand(2, 3, 3, 9), ROWS, COLUMNS, (20, 30), boundary=boundary)
-    single = Convolution(taps, (20, 30), boundary=boundary)
-    x = random((2, *single.input_shape))
-    torch.testing.assert_close(varying.forward(x), single.forward(x))
-    torch.testing.assert_close(varying.in_float64().forward(x), varying.forward(x))
-
-
 def test_a_kernel_is_applied_where_its_weight_is_not_zero():
     operator = VaryingConvolution(random((5, 5, 3, 3)), *[(0.1, 0.3, 0.5, 0.7, 0.9)] * 2, (200, 200))
     parts = parts_of(operator.input_weights(0), operator.input_weights(1), operator.taps)

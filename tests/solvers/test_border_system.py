@@ -1,117 +1,18 @@
 """The system on a border's unknowns, its bands, the square elimination, and the two Krylov methods."""
 
-import math
-
 import pytest
 import torch
 from cases import random
 
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators.boundaries.rule import as_rule
-from deconv_cli.operators.circulant import torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import PENALTIES
-from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import bands
-from deconv_cli.solvers.band_solver import BandSolver
-from deconv_cli.solvers.border_system import BorderSystem
-from deconv_cli.solvers.embedding import TorusEmbedding
-from deconv_cli.solvers.fourier import torus_blocks
-from deconv_cli.solvers.krylov import solve_definite, solve_indefinite
+from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.square_border import SquareBorderSystem
-
-BORDERS = ["unknown", "zero", "reflect", "symmetric", "replicate"]
-WEIGHT = 0.1
-
-
-def system_of(boundary, penalty, shape=(2, 2, 3, 4), size=(7, 8)):
-    kernel = random(shape)
-    places = TorusEmbedding.of(Geometry.of_image(size, shape[2:], "same"), as_rule(boundary), kernel.device)
-    symbol = torus_symbol(kernel, places.torus, places.origin)
-    blocks = torus_blocks(
-        symbol, WEIGHT, find_penalty(penalty).symbol(places.torus, torch.float64, kernel.device), covers_inputs=True
-    )
-    return BorderSystem(places, blocks, as_rule(boundary), penalty, WEIGHT), blocks
-
-
-def shapes(system):
-    """Of the rows' and the columns' unknowns, group by group."""
-    rows = [(group.n_channels, group.rows.width, system.torus[1]) for group in system.groups]
-    columns = [(group.n_channels, group.rows.first, group.columns.width) for group in system.groups]
-    return rows, columns
-
-
-def dense(system):
-    """Write the system out, column by column."""
-    rows, columns = shapes(system)
-    n_unknowns = sum(map(math.prod, rows + columns))
-    parts = torch.eye(n_unknowns, dtype=torch.float64).split([math.prod(s) for s in rows + columns], dim=-1)
-    parts = [part.unflatten(-1, shape) for part, shape in zip(parts, rows + columns, strict=True)]
-    own_rows, own_columns = parts[: len(rows)], parts[len(rows) :]
-    spectra = system.spectra(own_rows, own_columns)
-    in_rows = system.read_rows(*spectra)
-    # What `read_columns` does with its own unknowns, for the rows.
-    first = 0 if system.outputs is None else 1
-    for i in range(first, first + len(system.differences)):
-        in_rows[i] = in_rows[i] + own_rows[i]
-    result = in_rows + system.read_columns(*spectra, own_columns)
-    return torch.cat([part.flatten(-3) for part in result], dim=-1)
-
-
-@pytest.mark.parametrize("width", [0, 64])
-@pytest.mark.parametrize("boundary", BORDERS)
-@pytest.mark.parametrize("penalty", list(PENALTIES))
-def test_the_system_is_symmetric_and_definite_where_it_says_so(boundary, penalty, width, monkeypatch):
-    monkeypatch.setattr(bands, "MAX_THIN_WIDTH", width)  # by FFTs, and by sums over lines
-    system, _ = system_of(boundary, penalty)
-    matrix = dense(system)
-    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-13)
-    values = torch.linalg.eigvalsh(matrix)
-    assert float(values.abs().min()) > 1e-6
-    assert bool((values > 0).all()) == (system.ties is None)
-
-
-@pytest.mark.parametrize("boundary", BORDERS)
-@pytest.mark.parametrize("penalty", list(PENALTIES))
-def test_a_band_of_rows_is_solved_exactly(boundary, penalty):
-    system, blocks = system_of(boundary, penalty)
-    rows = [random(shape, seed=i) for i, shape in enumerate(shapes(system)[0])]
-    solved = BandSolver(system, blocks, axis=0).solve(rows)
-    back = system.read_rows(*system.spectra(solved, None))
-    first = 0 if system.outputs is None else 1
-    for i, (values, expected) in enumerate(zip(back, rows, strict=True)):
-        is_difference = first <= i < first + len(system.differences)
-        torch.testing.assert_close(values + solved[i] if is_difference else values, expected, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("boundary", BORDERS)
-@pytest.mark.parametrize("penalty", list(PENALTIES))
-def test_a_band_of_columns_is_that_of_rows_of_the_transposed_problem(boundary, penalty):
-    kernel = random((2, 2, 3, 4))
-    solvers, groups = [], []
-    for taps, size, axis in ((kernel, (7, 8), 1), (kernel.transpose(-2, -1), (8, 7), 0)):
-        places = TorusEmbedding.of(Geometry.of_image(size, taps.shape[2:], "same"), as_rule(boundary), taps.device)
-        symbol = torus_symbol(taps, places.torus, places.origin)
-        weights = find_penalty(penalty).symbol(places.torus, torch.float64, taps.device)
-        blocks = torus_blocks(symbol, WEIGHT, weights, covers_inputs=True)
-        system = BorderSystem(places, blocks, as_rule(boundary), penalty, WEIGHT)
-        solvers.append(BandSolver(system, blocks, axis))
-        groups.append(system.groups)
-    # Differences along rows and along columns change places.
-    n_differences = len(groups[0]) - 1 - (boundary != "unknown")
-    order = list(range(len(groups[0])))
-    if n_differences > 1:
-        order[1], order[2] = 2, 1
-    columns = [
-        random((group.n_channels, group.torus[0], group.columns.width), seed=i) for i, group in enumerate(groups[0])
-    ]
-    direct = solvers[0].solve(columns)
-    transposed = solvers[1].solve([columns[i].transpose(-2, -1) for i in order])
-    for i, values in zip(order, transposed, strict=True):
-        torch.testing.assert_close(values.transpose(-2, -1), direct[i], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("boundary", ["zero", "reflect", "replicate"])
@@ -164,3 +65,13 @@ def test_the_iteration_finds_what_the_border_all_but_loses():
     solution = PseudoInverse(Kernel(kernel, False), (20, 21), settings).solve(y)
     assert solution.n_iterations <= 60
     assert (solution.value - x).norm() <= 1e-4 * x.norm()
+
+
+@pytest.mark.parametrize("boundary", ["unknown", "reflect"])
+@pytest.mark.parametrize("penalty", list(PENALTIES))
+def test_wide_bands_by_ffts_give_what_sums_over_lines_give(boundary, penalty, monkeypatch):
+    settings = ResolvedSettings(boundary=boundary, lam=0.1, penalty=penalty, method="strip", tolerance=1e-12)
+    kernel, y = Kernel(random((2, 2, 3, 4)), False), random((2, 7, 8), seed=1)
+    expected = PseudoInverse(kernel, (7, 8), settings)(y)
+    monkeypatch.setattr(bands, "MAX_THIN_WIDTH", 0)
+    assert (PseudoInverse(kernel, (7, 8), settings)(y) - expected).norm() <= 1e-10 * expected.norm()

@@ -19,9 +19,8 @@ from deconv_cli.solvers.clipped import (
     OBJECTIVE,
     solve_clipped,
 )
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import Status, StoppingRule
 
 KERNEL = make_kernel("disk:2.5")
 BOUND = 0.8

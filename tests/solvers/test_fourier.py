@@ -6,7 +6,6 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
 from deconv_cli.solvers import small_blocks
 from deconv_cli.solvers.fourier import (
     SingularSystemError,
@@ -139,14 +138,3 @@ def test_a_factorization_that_comes_out_wrong_is_done_again(monkeypatch, functio
     monkeypatch.setattr(module, function, wrong)
     found = inverse_blocks(blocks, weight, torch.ones(PLANE, dtype=torch.float64), RCOND)
     assert worst(found, expected) <= 1e-10
-
-
-@pytest.mark.parametrize("channels", [(3, 3), (6, 6)])
-@pytest.mark.parametrize("kernel_size", [3, 12])
-def test_blocks_are_not_copied_on_their_way_from_the_symbol_to_the_product(channels, kernel_size):
-    symbol = torus_symbol(random((*channels, kernel_size, kernel_size)), (8, 9))
-    penalty = torch.ones(symbol.shape[:2], dtype=torch.float64)
-    for blocks in (symbol, *(inverse_blocks(symbol, weight, penalty, RCOND) for weight in (0.0, 1e-3))):
-        held = FrequencyBlocks(blocks)
-        kept = held._planes if held._planes is not None else held._blocks
-        assert kept.data_ptr() == blocks.data_ptr()

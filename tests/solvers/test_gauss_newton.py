@@ -7,9 +7,8 @@ from cases import random
 
 from deconv_cli.operators.differences import Gradient
 from deconv_cli.operators.linear_operator import Linearization
-from deconv_cli.solvers.gauss_newton import NonlinearProblem, solve_nonlinear
-from deconv_cli.solvers.iteration_log import StoppingRule
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import Status, StoppingRule
+from deconv_cli.solvers.solve import NonlinearProblem, solve_nonlinear
 
 RULE = StoppingRule(1e-10, 2000)
 

@@ -57,26 +57,6 @@ def test_inverses_equal_the_dense_one(problem, boundary, lam, penalty):
     assert ("fft" in methods) == (boundary == "circular")
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("boundary", ["zero", "unknown"])
-def test_the_strip_says_that_it_is_for_two_dimensions(problem, boundary):
-    with pytest.raises(UsageError, match="method strip is for two dimensions"):
-        inverse_of(problem, boundary, "strip", lam=1e-2)
-
-
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_gradients_pass_through(problem):
-    shape, size = PROBLEMS[problem]
-    taps = mild_kernel(shape).requires_grad_()
-    inverse = PseudoInverse(Kernel(taps, False), size, ResolvedSettings(boundary="reflect", lam=1e-2))
-    y = random(inverse.operator.output_shape).requires_grad_()
-
-    def restore(data, kernel):
-        return PseudoInverse(Kernel(kernel, False), size, ResolvedSettings(boundary="reflect", lam=1e-2))(data)
-
-    assert torch.autograd.gradcheck(restore, (y, taps), rtol=1e-4, atol=1e-6, fast_mode=True)
-
-
 @pytest.mark.parametrize("boundary", ["circular", "zero", "unknown", "reflect"])
 @pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
 def test_differences_are_taken_per_distance(boundary, penalty):

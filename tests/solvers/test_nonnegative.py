@@ -53,13 +53,6 @@ def test_it_is_the_minimum_under_every_border(taps, boundary, penalty):
     torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6 * float(expected.max()))
 
 
-def test_it_is_not_the_clipped_estimate():
-    estimate = estimator(BLUR)
-    y = stars(estimate)
-    clipped = estimate.inverse.solve(y).value.clamp_min(0)
-    assert (estimate.solve(y).value - clipped).norm() > 0.05 * clipped.norm()
-
-
 def test_a_positive_estimate_is_the_unconstrained_one():
     estimate = estimator(BLUR, "zero", lam=1e-4)
     y = estimate.operator.forward(torch.ones(1, *estimate.operator.input_shape, dtype=torch.float64))[0]
@@ -96,14 +89,6 @@ def test_a_batch_gives_what_its_images_give_alone():
     for i in range(3):
         alone = estimate.solve(y[i]).value
         torch.testing.assert_close(together[i], alone, rtol=1e-8, atol=1e-9 * float(alone.max()))
-
-
-def test_units_do_not_matter():
-    estimate = estimator(BLUR.float())
-    y = stars(estimator(BLUR)).float()
-    expected = estimate.solve(y).value
-    for unit in (2.0**-80, 2.0**80):
-        torch.testing.assert_close(estimate.solve(unit * y).value / unit, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_progress_falls_to_the_certificate():

@@ -9,12 +9,10 @@ import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import total_variation
-from deconv_cli.solvers.admm import Admm
-from deconv_cli.solvers.masked_admm import MaskedAdmm
+from deconv_cli.solvers.admm import Admm, MaskedAdmm
 from deconv_cli.solvers.nonnegative import NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
-from deconv_cli.solvers.richardson_lucy_steps import RichardsonLucySteps
 from deconv_cli.solvers.solution import Status
 from deconv_cli.solvers.total_variation import TotalVariationEstimator
 
@@ -109,42 +107,6 @@ def difference(shape, axis, periodic):
     before = torch.eye(int(torch.tensor(shape[: axis + 1]).prod()), dtype=torch.float64)
     after = torch.eye(int(torch.tensor(shape[axis + 2 :]).prod()), dtype=torch.float64)
     return torch.kron(torch.kron(before, matrix), after)
-
-
-@pytest.mark.parametrize("problem", ["signal", "stack"])
-def test_richardson_lucy_reaches_its_conditions(problem):
-    _, size, _ = PROBLEMS[problem]
-    kernel = Kernel(taps_of(problem), True)
-    settings = ResolvedSettings(boundary="replicate", tolerance=1e-6, max_iterations=20_000)
-    y = RichardsonLucyEstimator(kernel, size, settings).operator.forward(1 + random((1, *size)).abs())
-    batch = torch.stack([y, y.flip(-1)])
-    estimate = RichardsonLucyEstimator(kernel, size, settings, gain=1e-12)
-    solution = estimate.solve(batch)
-    assert solution.value.shape == (2, 1, 1, *size)
-    assert solution.status.is_success
-    blurred = estimate.operator.forward(solution.value)
-    slope = estimate.operator.adjoint(1 - batch[:, None] / blurred)
-    assert float((solution.value * slope).abs().max()) <= 1e-3 * float(y.max())
-    assert RichardsonLucyEstimator(kernel, size, settings).solve(batch).value.shape == (2, 1, 1, *size)
-
-
-@pytest.mark.parametrize("boundary", ["zero", "unknown", "reflect", "circular"])
-@pytest.mark.parametrize("problem", ["signal", "stack"])
-def test_every_step_keeps_the_light_by_the_sensitivity_of_the_dense_matrix(problem, boundary):
-    _, size, _ = PROBLEMS[problem]
-    settings = ResolvedSettings(boundary=boundary)
-    operator = RichardsonLucyEstimator(Kernel(taps_of(problem), True), size, settings).operator
-    A = operator.as_matrix()
-    y = torch.poisson(A @ (20 * random((A.shape[1],), seed=7).abs()), generator=torch.Generator().manual_seed(8))
-    steps = RichardsonLucySteps(operator, y.reshape(1, *operator.output_shape))
-    x, sensitivity = torch.full_like(A[0], float(y.sum() / A.sum())), A.sum(dim=0)
-    for _ in range(2):  # before its momentum begins, the step is the one of the textbook
-        torch.testing.assert_close(steps.x.flatten(), x, rtol=1e-9, atol=1e-12)
-        steps.step(torch.ones(1, dtype=torch.bool))
-        x = x * (A.T @ (y / (A @ x))) / sensitivity
-    for _ in range(20):
-        steps.step(torch.ones(1, dtype=torch.bool))
-        assert float(sensitivity @ steps.x.flatten()) == pytest.approx(float(y.sum()), rel=1e-12)
 
 
 def test_richardson_lucy_finds_light_beyond_the_first_plane():

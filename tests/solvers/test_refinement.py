@@ -5,10 +5,9 @@ from dataclasses import replace
 import torch
 from cases import Case, random
 
-from deconv_cli.solvers.iteration_log import StoppingRule
 from deconv_cli.solvers.normal_equations import MAX_ROUNDS, NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Status
+from deconv_cli.solvers.solution import Status, StoppingRule
 
 OPERATOR = Case("zero", "same", (1, 1, 1, 1), (7, 6)).operator()
 PROBLEM = TikhonovProblem(OPERATOR, 0.0, 1.0)

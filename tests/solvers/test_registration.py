@@ -9,9 +9,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PRIORS, SOLVERS
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
-from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.inverse import Inverse
-from deconv_cli.solvers.prior import Prior
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, Status
 from deconv_cli.solvers.solver import Cost, Solver
@@ -122,49 +120,6 @@ def test_derivatives_follow_from_its_normal_equations(register):
     register(SOLVERS, "tiny", DenseSolver())
     y = random((2, *SIZE), seed=1).requires_grad_()
     assert torch.autograd.gradcheck(inverse_of(method="tiny"), (y,))
-
-
-class SparseEstimator(Estimator):
-    """½‖Ax − y‖² + w·Σ|x| by iterative shrinkage (Daubechies, Defrise and De Mol, 2004)."""
-
-    def __init__(self, kernel, image_size, settings, weight):
-        super().__init__(kernel, image_size, settings)
-        self.weight, self.tolerance = weight, 1e-8
-        self.choice = Choice("shrinkage", "each step costs two blurs")
-
-    def solve(self, y, progress=None):
-        data = self.data_of(y)
-        step = 1 / self.spectrum.sigma_max**2 / 4
-        x = self.operator.adjoint(data)
-        for _ in range(self.settings.max_iterations):
-            x = x - step * self.operator.adjoint(self.operator.forward(x) - data)
-            x = x.sign() * (x.abs() - step * self.weight).clamp_min(0)
-        return Solution(x, Status.CONVERGED, self.settings.max_iterations, 0.0, weight=self.weight)
-
-
-class Sparse(Prior):
-    """Images of few bright pixels."""
-
-    def needs(self, settings):
-        return "noise"
-
-    def build(self, kernel, image_size, settings, estimate=None):
-        return SparseEstimator(kernel, image_size, settings, weight=2 * estimate)
-
-
-def test_a_prior_can_be_given_by_name(register):
-    register(PRIORS, "sparse", Sparse())
-    settings = ResolvedSettings(prior="sparse", max_iterations=5000)
-    prior = PRIORS[settings.objective]
-    assert prior.needs(settings) == "noise"
-    kernel = Kernel.from_tensor(random((3, 3)).abs())
-    estimator = prior.build(kernel, SIZE, settings, 0.5)
-    y = random((1, *SIZE), seed=1)
-    x = estimator.frame(estimator.solve(y).value)
-    slope = estimator.operator.adjoint(estimator.operator.forward(x) - y)
-    assert bool((x == 0).any())
-    assert float((slope[x != 0] + x[x != 0].sign()).abs().max()) <= 1e-4
-    assert float(slope[x == 0].abs().max()) <= 1 + 1e-4
 
 
 def test_priors_say_what_they_need_of_the_data():

@@ -7,11 +7,9 @@ from cases import random
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solve import solve
 from deconv_cli.solvers.varying import VaryingPreconditioner
 
 
@@ -87,30 +85,8 @@ def test_it_needs_fewer_iterations_with_the_preconditioner(boundary):
     assert preconditioned.n_iterations < 0.5 * inverse.solve(y).n_iterations
 
 
-def test_the_derivative_in_the_data_is_the_transpose():
-    inverse = inverse_of(blurs((2, 2, 3, 3)), (6, 5), boundary="reflect", lam=1e-2, penalty="identity")
-    y, pulled = random((1, 6, 5)).requires_grad_(), random((1, 6, 5), seed=1)
-    (found,) = torch.autograd.grad(inverse(y), y, pulled)
-    matrix = inverse.operator.as_matrix()
-    gram = matrix.T @ matrix + inverse.problem.weight * torch.eye(30, dtype=torch.float64)
-    torch.testing.assert_close(
-        found.flatten(), matrix @ torch.linalg.solve(gram, pulled.flatten()), rtol=1e-6, atol=1e-7
-    )
-
-
 def test_only_its_own_method_takes_it_and_no_other_kernel():
     with pytest.raises(UsageError, match="method strip inverts a single kernel, but this one varies over the frame"):
         inverse_of(blurs((2, 2, 3, 3)), (9, 9), lam=1e-2, method="strip")
     with pytest.raises(UsageError, match="method varying is for kernels that vary over the frame"):
         PseudoInverse(Kernel.of_any(blurs((1, 1, 3, 3))), (9, 9), ResolvedSettings(lam=1e-2, method="varying"))
-
-
-def test_solve_takes_the_operator_like_any_other():
-    taps = blurs((2, 2, 3, 3))
-    operator = VaryingConvolution(taps, (0.3, 0.8), (0.1, 0.6), (6, 7), boundary="zero")
-    y = random((1, 6, 7))
-    found = solve(operator, y, penalty="identity", lam=1e-2).raise_for_status().value
-    matrix = operator.as_matrix()
-    weight = 1e-2 * torch.linalg.matrix_norm(matrix, 2) ** 2
-    expected = torch.linalg.solve(matrix.T @ matrix + weight * torch.eye(42), matrix.T @ y.flatten())
-    torch.testing.assert_close(found.flatten(), expected, rtol=1e-2, atol=1e-3)

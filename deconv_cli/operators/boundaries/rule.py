@@ -1,4 +1,4 @@
-"""The boundary rules: what lies outside an image along any one of its axes."""
+"""The boundary rules: the pixels outside an image along any one of its axes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from deconv_cli.parts import BOUNDARIES
 
 
 class BoundaryRule:
-    """What lies outside an image, along one axis at a time.
+    """A rule for the pixels outside an image, along one axis at a time.
 
     A rule copies pixels of the image, each times a factor, unless it sets `is_zero` or `is_unknown`. A copying rule
-    defines `sources`, and `reach` and `factors` where they differ from the ones here. Around the corners of an image
-    the axes follow one another, so that factors multiply.
+    defines `sources`, and `reach` and `factors` if they differ from the ones here. Around the corners of an image the
+    axes follow one another, so that factors multiply.
 
     Attributes:
         name: the name under which the rule is registered.
-        description: what it takes to lie outside, as a clause: "zeros were taken to lie outside".
+        description: the assumption as a clause: "zeros were taken to lie outside".
         is_zero: all pixels outside are zero.
         is_unknown: the pixels outside are unknowns of the problem, like those inside.
         is_periodic: the image repeats itself, so that it has no edge.
-        is_mixed: along some axes the image goes around a torus, and along others it does not; see `WrappedBoundary`.
+        is_mixed: the image goes around a torus along some axes only; see `WrappedBoundary`.
     """
 
     name: str
@@ -34,15 +34,14 @@ class BoundaryRule:
 
     def along(self, axis: int) -> BoundaryRule:
         """Return the rule that holds along an axis of space, counted from the first."""
-        del axis
         return self
 
     def wraps(self, n_axes: int) -> tuple[bool, ...]:
-        """Tell along which of so many axes of space the image goes around a torus."""
+        """Return for each of so many axes of space whether the image goes around a torus."""
         return tuple(self.along(axis).is_periodic for axis in range(n_axes))
 
     def wraps_beside_edges(self, n_axes: int) -> tuple[bool, ...]:
-        """Tell the same where the image has edges along other axes; `False` for all where it has none."""
+        """Return the same if the image has edges along other axes; `False` for all if it has none."""
         return self.wraps(n_axes) if self.is_mixed else (False,) * n_axes
 
     @property
@@ -57,23 +56,18 @@ class BoundaryRule:
 
     @property
     def keeps_constants(self) -> bool:
-        """Whether a constant image may go on as the same constant outside."""
+        """Whether a constant image may continue as the same constant outside."""
         return not (self.is_zero or self.has_factors)
 
     def reach(self, length: int) -> int | None:
         """Return how many pixels it can supply beyond either end of a line of `length`; `None` for any number."""
-        del length
         return None
 
     def sources(self, position: Tensor, length: int) -> Tensor:
-        """Find the pixels that are copied to positions outside a line.
+        """Find the pixels that are copied to positions outside a line of `length` pixels, numbered from 0.
 
-        Args:
-            position: whole numbers below 0 or from `length` on, shape `(n,)`.
-            length: pixels of the line, numbered from 0.
-
-        Returns:
-            The numbers of the pixels, shape `(n,)`, from 0 to `length - 1`.
+        The positions are whole numbers below 0 or from `length` on, shape `(n,)`; so are the results, from 0 to `length
+        - 1`.
 
         Raises:
             UsageError: the rule copies no pixels.
@@ -81,16 +75,11 @@ class BoundaryRule:
         raise UsageError(f"boundary {self.name} copies no pixels, so a pixel outside has no source.")
 
     def factors(self, position: Tensor, length: int) -> Tensor | None:
-        """Return by what the copies at positions outside a line are multiplied.
-
-        Args:
-            position: as for `sources`, shape `(n,)`.
-            length: as for `sources`.
+        """Return the factors of the copies at positions outside a line; arguments as for `sources`.
 
         Returns:
             Real or whole numbers, shape `(n,)`; `None` for plain copies.
         """
-        del position, length
         return None
 
 
@@ -198,17 +187,10 @@ UNKNOWN = UnknownBoundary()
 
 
 class WrappedBoundary(BoundaryRule):
-    """A rule along some axes, and `circular` along the others: that of a block which is cut out along the latter.
+    """A rule along some axes, and `circular` along the others, for a block that is cut out along the former.
 
-    Its own attributes are those of the rule, which holds where the image ends. The sources of pixels outside differ
-    from axis to axis: ask the rule that `along` returns.
-
-    Args:
-        rule: what lies beyond the ends.
-        wraps: for each axis of space whether the image goes around.
-
-    Attributes:
-        ends: the rule that was given.
+    Its own attributes are those of the rule at the `ends`. The sources of pixels outside differ from axis to axis: ask
+    the rule that `along` returns.
     """
 
     is_mixed = True
@@ -229,14 +211,10 @@ class WrappedBoundary(BoundaryRule):
 
 
 def wrap(rule: BoundaryRule, wraps: tuple[bool, ...]) -> BoundaryRule:
-    """Let images go around along some axes, and apply a rule at their ends along the others.
-
-    Args:
-        rule: the rule.
-        wraps: for each axis of space whether images go around; empty for none.
+    """Let images go around along some axes, empty for none, and apply a rule at their ends along the others.
 
     Raises:
-        UsageError: a rule of one name holds along some axes already.
+        UsageError: the rule is mixed already.
     """
     if rule.is_mixed:
         raise UsageError("images go around along some axes already; give the rule that holds along the others.")

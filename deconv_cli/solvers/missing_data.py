@@ -1,20 +1,19 @@
-"""What a problem lacks on a torus, and the system that completes it, at some frequencies at a time.
+"""The data that a problem lacks on a torus, and the system that completes it, at some frequencies at a time.
 
 These are the systems of `border_system.py` that are symmetric and positive definite, in any number of dimensions. With
 K scaled to σmax = 1, s = λ (1 for λ = 0), and P, M and N as in `fourier.TorusBlocks` but M multiplied by 1/s:
 
-- `MissingOutputs`: outputs were not observed. Values u stand for them, with M(y + u) − Pᴴg = 0 where they are missing,
-  and the image is z = P(y + u) + Ng. Since P = KᴴM, nothing but M is stored.
-- `MissingDifferences`: the same under a penalty on differences. Those that the torus has and the image has not are
-  missing as well: with √λ l_j stacked below K, the rows A of both, and values q for what is missing of either,
-  q − AN(Aᴴ(y + q) + g) = 0 there, and z = N(Aᴴ(y + q) + g).
-- `TiedPixels`: pixels are zero outside the image, and all outputs were observed. Multipliers ν hold them there, with
-  N(Kᴴy + g − ν) = 0, and z = N(Kᴴy + g − ν).
+- `MissingOutputs`: outputs were not observed. For their values u, M(y + u) − Pᴴg = 0 where they are missing, and the
+  image is z = P(y + u) + Ng. Since P = KᴴM, only M is stored.
+- `MissingDifferences`: the same under a penalty on differences, where differences of the torus that the image lacks are
+  missing as well. With the rows A of √λ l_j stacked below K, and values q for the missing part of both, q − AN(Aᴴ(y +
+  q) + g) = 0 there, and z = N(Aᴴ(y + q) + g).
+- `TiedPixels`: pixels are zero outside the image, and all outputs were observed. Multipliers ν hold the pixels at zero,
+  with N(Kᴴy + g − ν) = 0, and z = N(Kᴴy + g − ν).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -26,20 +25,13 @@ from deconv_cli.operators.torus_filter import TorusFilter
 from deconv_cli.solvers.fourier import SINGULAR, torus_blocks
 
 
-class Completion(ABC):
-    """The system's symbol H, and what leads from its unknowns to the image.
+class _Blocks:
+    """The common part of the three systems: the symbol H, for one part of the torus' frequencies after the other.
 
-    Spectra go in and come out, of the frequencies of a part of the torus: `(B, channels, N1, n_columns, *)`. What goes
-    in may be overwritten.
-
-    Args:
-        symbol: K, in double precision.
-        torus: the transforms.
-        lam: λ.
-        dtype: the real dtype of the arithmetic.
-
-    Attributes:
-        n_channels: of the unknowns.
+    The maps take spectra of one part, `(B, channels, N1, n_columns, *)`, and may overwrite them: `read` gives the
+    system's right-hand side of a gradient g, `image` the image that unknowns add, `outputs` the outputs Pᴴg of the
+    image of g, `outputs_of_unknowns` those of the image that unknowns add, and `gradient` the negative gradient of the
+    normal equations for a residual of the system. K is in double precision, `dtype` is the real one of the arithmetic.
     """
 
     n_channels: int
@@ -55,46 +47,21 @@ class Completion(ABC):
         """Multiply by H, which is M or N unless a subclass says otherwise."""
         return self._blocks[number].multiply(unknowns)
 
-    @abstractmethod
-    def read(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute what a gradient g leads to where the unknowns are: the system's right-hand side."""
-
-    @abstractmethod
-    def image(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute the image that unknowns add."""
-
     def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
         """Compute Ng."""
         return self._blocks[number].multiply(inputs)
 
-    @abstractmethod
-    def outputs(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute Pᴴg, the outputs that stand behind the image of a gradient g."""
-
-    @abstractmethod
-    def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute the outputs that stand behind the image that unknowns add."""
-
-    @abstractmethod
-    def gradient(self, number: int, residual: Tensor) -> Tensor:
-        """Compute the gradient of the normal equations, but for its sign, that a residual of the system leaves."""
-
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
         """Return H among the channels of some kinds of unknowns: `(C, C, *half spectrum)`, real where C = 1."""
-        del kinds
         return torch.cat([channels_first(part.matrices) for part in self._blocks], dim=3)
 
     def _kernel(self, number: int) -> FrequencyBlocks:
-        """Evaluate K at a part of the frequencies, each time anew: it is needed a few times, and would take memory."""
+        """Evaluate K at a part of the frequencies, at each call to save memory."""
         return FrequencyBlocks(channels_last(self._symbol.at(self._torus.parts[number])))
 
 
-class MissingOutputs(Completion):
-    """Outputs that were not observed, where nothing else is missing.
-
-    Raises:
-        SingularSystemError: λ = 0, and some block of the symbol has not full rank.
-    """
+class MissingOutputs(_Blocks):
+    """Outputs that were not observed, where nothing else is missing."""
 
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
         super().__init__(symbol, torus, lam, dtype)
@@ -106,7 +73,7 @@ class MissingOutputs(Completion):
         return self.apply(number, self._kernel(number).multiply(inputs)).div_(self._scale)
 
     def image(self, number: int, unknowns: Tensor) -> Tensor:
-        """Compute Pu = KᴴMu/s, for all outputs, those that were observed among them."""
+        """Compute Pu = KᴴMu/s, for all outputs, observed ones included."""
         return self._kernel(number).multiply(self.apply(number, unknowns), adjoint=True).div_(self._scale)
 
     def image_of_inputs(self, number: int, inputs: Tensor) -> Tensor:
@@ -116,7 +83,7 @@ class MissingOutputs(Completion):
         return (inputs - again / self._scale) / self._scale
 
     def outputs(self, number: int, inputs: Tensor) -> Tensor:
-        """Compute Pᴴg, which is what is read."""
+        """Compute Pᴴg, which equals `read`."""
         return self.read(number, inputs)
 
     def outputs_of_unknowns(self, number: int, unknowns: Tensor) -> Tensor:
@@ -128,12 +95,10 @@ class MissingOutputs(Completion):
         return self._kernel(number).multiply(residual, adjoint=True)
 
 
-class MissingDifferences(Completion):
-    """Outputs that were not observed, and differences that the torus has and the image has not.
+class MissingDifferences(_Blocks):
+    """Outputs that were not observed, and differences that the torus has and the image has not; λ > 0.
 
-    Args, beside those of any completion, with λ > 0:
-        terms: the differences that are penalized.
-        is_missing: whether the torus has any of each that the image has not; the others need no values.
+    `terms` are the penalized differences, and `is_missing` tells whether the image lacks any of each.
     """
 
     def __init__(
@@ -190,7 +155,7 @@ class MissingDifferences(Completion):
         return total
 
     def symbol_of(self, kinds: Sequence[int]) -> Tensor:
-        """Return I − ANAᴴ among the rows of A that are of some kinds: those of K, and of √λ l_j."""
+        """Return I − ANAᴴ among the rows of A of some kinds: those of K, and of √λ l_j."""
         n_channels = sum(self._sizes[kind] for kind in kinds)
         half, is_real = self._torus.half_spectrum, n_channels == 1
         dtype = self._torus.like.dtype
@@ -216,7 +181,6 @@ class MissingDifferences(Completion):
         )
 
     def _rows(self, number: int, image: Tensor) -> Tensor:
-        """Compute Az."""
         differences = [self._difference(number, term) * image for term in self._terms]
         return torch.cat([self._kernels[number].multiply(image), *differences], dim=1)
 
@@ -229,12 +193,8 @@ class MissingDifferences(Completion):
         return product
 
 
-class TiedPixels(Completion):
-    """Pixels that are zero outside the image, where all outputs were observed.
-
-    Raises:
-        SingularSystemError: λ = 0, and some block of the symbol has not full rank.
-    """
+class TiedPixels(_Blocks):
+    """Pixels that are zero outside the image, where all outputs were observed."""
 
     def __init__(self, symbol: PartialSymbol, torus: TorusFilter, lam: float, dtype: torch.dtype) -> None:
         super().__init__(symbol, torus, lam, dtype)
@@ -242,7 +202,7 @@ class TiedPixels(Completion):
         self._blocks = [_inputs_block(channels_last(symbol.at(part)), lam, None, dtype) for part in torus.parts]
 
     def inputs(self, number: int, data: Tensor) -> Tensor:
-        """Compute Kᴴy, the gradient that data lead to."""
+        """Compute Kᴴy, the gradient of data."""
         return self._kernel(number).multiply(data, adjoint=True)
 
     def outputs(self, number: int, inputs: Tensor) -> Tensor:
@@ -262,9 +222,13 @@ class TiedPixels(Completion):
         return self.apply(number, unknowns).neg_()
 
     def gradient(self, number: int, residual: Tensor) -> Tensor:
-        """Compute KᴴKr, r being what the pixels outside are not, which ought to be zero."""
+        """Compute KᴴKr for the residual r of pixels outside that should be zero."""
         kernel = self._kernel(number)
         return kernel.multiply(kernel.multiply(residual), adjoint=True)
+
+
+Completion = MissingOutputs | MissingDifferences | TiedPixels
+"""One of the systems."""
 
 
 def _outputs_block(kernel: Tensor, lam: float, dtype: torch.dtype) -> FrequencyBlocks:
