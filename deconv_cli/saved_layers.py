@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from deconv_cli.argument_types import as_path, check_type
-from deconv_cli.io.data import write_tensors
+from deconv_cli.io.codecs.safetensors_file import write_tensors
 from deconv_cli.io.output_path import check_output_path
 from deconv_cli.models.model_building import build_model
 from deconv_cli.models.model_files import ModelFile, read_model

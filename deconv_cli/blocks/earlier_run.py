@@ -11,8 +11,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.output_path import check_output_path
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions import RegionTarget, open_regions
 
 
 class BlocksCompleteError(UsageError):

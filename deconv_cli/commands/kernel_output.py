@@ -111,7 +111,7 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     """
     from fractions import Fraction
 
-    from deconv_cli.io.codecs.tiff_imagej import PREFIX
+    from deconv_cli.io.codecs.tiff_reader import IMAGEJ
     from deconv_cli.io.formats import codec_of_suffix
     from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
     from deconv_cli.io.tensors import TensorCodec
@@ -126,7 +126,7 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
         distance = steps[0] if psf.ndim == 3 else None
-        native = {f"{PREFIX}unit": "um"} | ({f"{PREFIX}spacing": float(steps[0])} if psf.ndim == 3 else {})
+        native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if psf.ndim == 3 else {})
         resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
     _write(path, StoredImage(psf.float().numpy(), axes, metadata, record))

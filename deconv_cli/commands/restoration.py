@@ -246,7 +246,7 @@ def _as_it_is(result: Reconstruction) -> Reconstruction:
 
 def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
     """Tell of a picture whose format is read as a whole whether one of another would be restored in blocks."""
-    from deconv_cli.io.regions.opening import is_read_by_parts
+    from deconv_cli.io.regions import is_read_by_parts
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
     is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None

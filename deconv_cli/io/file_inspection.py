@@ -18,9 +18,7 @@ from deconv_cli.io.codec import Codec
 from deconv_cli.io.formats import codec_of_content, suffix_note
 from deconv_cli.io.image import choose_member, read_stored
 from deconv_cli.io.layout import letters_of_tensor
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.region_source import RegionSource
-from deconv_cli.io.regions.spread_pieces import read_spread
+from deconv_cli.io.regions import RegionSource, open_regions, read_spread
 from deconv_cli.io.samples import as_real_tensor, dtype_name
 from deconv_cli.io.sources import fingerprint, read_head
 from deconv_cli.io.stored_image import StoredImage, zeros_of

@@ -16,7 +16,7 @@ from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.diagnostics.predicted_error import ErrorBand
 from deconv_cli.errors import UsageError
-from deconv_cli.io.regions.npy_regions import NpyTarget
+from deconv_cli.io.codecs.npy import NpyTarget
 from deconv_cli.schedulers.serial import SerialScheduler
 
 KERNEL = "gaussian:1"

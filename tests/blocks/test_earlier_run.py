@@ -17,8 +17,8 @@ from deconv_cli.blocks.earlier_run import BlocksCompleteError
 from deconv_cli.blocks.plan_extras import ExtraFiles
 from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, UsageError
 from deconv_cli.io import hidden_names, read_image
+from deconv_cli.io.codecs import tiff_regions
 from deconv_cli.io.folders import remove
-from deconv_cli.io.regions import tiff_regions
 from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.schedulers.serial import SerialScheduler
 

@@ -16,7 +16,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.atomic import write_atomically
 from deconv_cli.io.hidden_names import PARTIAL, hidden_name, left_of, partial_path
-from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions import open_regions
 
 
 def left_by_a_killed_process(final, ending=PARTIAL):

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
-from deconv_cli.io import read_image, records
+from deconv_cli.io import partial_file, read_image, records
+from deconv_cli.io.codecs.npy import NPY_REGIONS, NpyTarget
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import partial_file
-from deconv_cli.io.regions.npy_regions import NpySource, NpyTarget
-from deconv_cli.io.regions.opening import open_regions, plan_regions
+from deconv_cli.io.regions import open_regions, plan_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
 
@@ -22,7 +21,7 @@ def target_in(folder, dtype="float32"):
 def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
     stored = np.asarray(rng.integers(0, 2, (4, 5, 9)), dtype=dtype, order=order)
     np.save(tmp_path / "in.npy", stored)
-    source = NpySource.open(tmp_path / "in.npy")
+    source = NPY_REGIONS.open(tmp_path / "in.npy", None)
     found = source.read(REGION)
     assert (source.shape, source.dtype) == ((4, 5, 9), stored.dtype.newbyteorder("=").name)
     assert source.chunk == ((1, 1, 9) if order == "C" else (4, 1, 1))
@@ -33,19 +32,19 @@ def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
 def test_what_is_no_array_of_numbers_is_refused_before_any_sample_is_read(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UnsafeInputError):
-        NpySource.open(tmp_path / "objects.npy")
+        NPY_REGIONS.open(tmp_path / "objects.npy", None)
     np.save(tmp_path / "short.npy", np.zeros((100, 100)))
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:5000])
     with pytest.raises(MalformedInputError, match="promises an array"):
-        NpySource.open(tmp_path / "short.npy")
+        NPY_REGIONS.open(tmp_path / "short.npy", None)
 
 
 def test_the_fingerprint_changes_with_the_file(tmp_path):
     np.save(tmp_path / "in.npy", np.zeros(9))
-    before = NpySource.open(tmp_path / "in.npy").fingerprint()
-    assert before == NpySource.open(tmp_path / "in.npy").fingerprint()
+    before = NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+    assert before == NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
     np.save(tmp_path / "in.npy", np.zeros(10))
-    assert before != NpySource.open(tmp_path / "in.npy").fingerprint()
+    assert before != NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
 
 
 def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):

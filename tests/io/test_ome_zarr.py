@@ -13,7 +13,7 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.io.codecs.zarr_folder import halve
 from deconv_cli.io.folders import address_of
-from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions import open_regions
 
 zarr = pytest.importorskip("zarr")
 SAMPLES = Path(__file__).parents[1] / "fixtures" / "ome_zarr"
@@ -102,7 +102,7 @@ def test_parts_become_an_image_with_its_pyramid(sample, tmp_path):
 
 
 def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatch):
-    from deconv_cli.io.regions import zarr_regions
+    from deconv_cli.io.codecs import zarr_regions
 
     path = tmp_path / "out.ome.zarr"
     target = planned(open_regions(sample), path, n_levels=2)

@@ -6,10 +6,10 @@ import tifffile
 from region_cases import planned
 
 from deconv_cli.errors import FileAccessError
+from deconv_cli.io import partial_file
 from deconv_cli.io.hidden_names import partial_path
-from deconv_cli.io.regions import partial_file
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.partial_file import make_partial
+from deconv_cli.io.partial_file import make_partial
+from deconv_cli.io.regions import open_regions
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])

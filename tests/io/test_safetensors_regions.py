@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions import open_regions
 
 SAMPLES = np.random.default_rng(6).random((3, 20, 31)).astype("float32")
 

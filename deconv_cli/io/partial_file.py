@@ -17,7 +17,7 @@ from pathlib import Path
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.hidden_names import partial_path
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions import RegionTarget
 from deconv_cli.io.sources import reason_of
 
 PartsOf = Callable[[Path], list[tuple[int, int]]]

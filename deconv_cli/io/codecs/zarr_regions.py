@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,20 @@ import numpy as np
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Array, WriteRequest, not_carried
-from deconv_cli.io.codecs.zarr_description import HALF_WRITTEN, count_missing, describe_zarr
 from deconv_cli.io.codecs.zarr_folder import (
+    FORMAT_FILE,
     ZARR,
+    ArraySpec,
     build_levels,
     channel_windows,
+    describe_arrays,
+    open_described,
     order_axes,
     plan_arrays,
     write_descriptions,
 )
-from deconv_cli.io.codecs.zarr_library import FORMAT_FILE, ArraySpec, describe_arrays, open_described, open_stored
+from deconv_cli.io.codecs.zarr_source import HALF_WRITTEN, ZarrSource, count_missing, describe_zarr, open_stored
 from deconv_cli.io.folders import (
-    MARKS,
     address_of,
     is_member,
     list_members,
@@ -36,75 +37,23 @@ from deconv_cli.io.folders import (
 )
 from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.partial_file import put_in_place, refusing_to_write
-from deconv_cli.io.regions.region_source import Region, RegionSource
-from deconv_cli.io.regions.region_target import RegionFormat, RegionTarget
+from deconv_cli.io.partial_file import put_in_place, refusing_to_write
+from deconv_cli.io.regions import Region, RegionFormat, RegionSource, RegionTarget
 from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
-
-@dataclass(frozen=True, eq=False)
-class ZarrSource(RegionSource):
-    """An array of a Zarr, or the full resolution of an image."""
-
-    member: str = ""
-    """Its path in the folder."""
-    shard: tuple[int, ...] | None = None
-    """Samples that lie in one file, where these are more than a chunk."""
-
-    def read(self, region: Region) -> Array:
-        """Read a part; chunks that were never written are the fill value of the array."""
-        with refusing_damage(self.path, f"a {ZARR.name}"):
-            found = np.asarray(open_stored(self.path, self.member)[region])
-            native: Array = found.astype(np.dtype(self.dtype), copy=False)
-            return native
-
-    def fingerprint(self) -> str:
-        """Hash the descriptions, with the names, sizes and times of all chunks as far as they are listed."""
-        found = hashlib.sha256(repr((self.shape, self.dtype, self.axes, self.member)).encode())
-        for name in sorted(f"{self.member}/{mark}".lstrip("/") for mark in (*MARKS, ".zattrs")):
-            found.update(read_member(self.path / name) or b"")
-        for listed in sorted(list_members(self.path / self.member)):
-            found.update(repr(listed).encode())
-        return found.hexdigest()
-
-
-def open_zarr(path: Path, series: int | None) -> ZarrSource:
-    """Read the descriptions.
-
-    Raises:
-        UsageError: no image of this number, or the package zarr is missing.
-        InputRefusedError: damaged, unsafe, or no image.
-    """
-    with refusing_damage(path, f"a {ZARR.name}"):
-        found = describe_zarr(path, series)
-        open_stored(path, found.member)
-    return ZarrSource(
-        path=path,
-        format_name=ZARR.name,
-        shape=found.shape,
-        dtype=found.dtype,
-        axes=found.axes,
-        chunk=found.chunk,
-        is_picture=ZARR.is_picture,
-        metadata=found.metadata,
-        record=found.record,
-        notes=found.notes,
-        member=found.member,
-        shard=found.shard,
-    )
-
-
 _PLAN = "plan.json"
-"""Says what the chunks in a folder are to become, until they are."""
+"""Marks a folder of chunks of an unfinished result, and describes that result."""
+_MAX_UNIT_BYTES = 64 * 2**20
+"""Of a chunk or shard that is kept from the source."""
 
 
 @dataclass(frozen=True, eq=False)
 class ZarrTarget(RegionTarget):
     """Chunks of a Zarr in the making.
 
-    On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie where they
-    will be, without the descriptions that would make them an array.
+    On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie at their
+    final place, without the descriptions that would make them an array.
     """
 
     specs: tuple[ArraySpec, ...] = ()
@@ -115,11 +64,11 @@ class ZarrTarget(RegionTarget):
 
     @property
     def folder(self) -> Path:
-        """Where the chunks are."""
+        """The folder of the chunks."""
         return self.path if address_of(self.path) else partial_path(self.path)
 
     def create(self) -> bool:
-        """Say what will be there; chunks of an earlier run stay where they were to become the same."""
+        """Write the plan; chunks of an earlier run stay if its plan was the same."""
         plan = json.dumps(self.documents).encode()
         with refusing_to_write(self.path):
             if self.folder.is_symlink():
@@ -128,7 +77,7 @@ class ZarrTarget(RegionTarget):
             before = read_member(self.folder / _PLAN) if self.is_begun() else None
             if before == plan:
                 return True
-            # Without a plan there is nothing yet, or something whole; what another process has begun has this plan.
+            # Without a plan there is nothing yet, or a finished result; another process would have written this plan.
             if before is not None or is_member(self.folder / FORMAT_FILE):
                 remove(self.folder)
             write_member(self.folder / _PLAN, plan)
@@ -142,7 +91,7 @@ class ZarrTarget(RegionTarget):
             return found
 
     def is_begun(self) -> bool:
-        """Look for what the chunks are to become."""
+        """Look for the plan."""
         with refusing_to_write(self.path):
             return is_member(self.folder / _PLAN)
 
@@ -153,42 +102,34 @@ class ZarrTarget(RegionTarget):
             self._open(0)[region] = samples
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Compute the smaller resolutions, and describe it all."""
+        """Compute the smaller resolutions, and write the descriptions."""
         complete = ZARR.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
         with refusing_to_write(self.path):
-            self._check_complete()
+            n_missing, n_files = count_missing(self.folder / self.specs[0].member, self.shape, self.unit)
+            if n_missing:  # they would be read as zeros
+                raise FileAccessError(
+                    f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
+                    f"'{self.folder}'; run again to write them."
+                )
             build_levels(self._open, len(self.specs), self.axes)
             write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
             for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
                 remove(self.folder / name)
             if self.folder != self.path:
                 put_in_place(self.path)
-            remove(self.path / _PLAN)  # the last step: as long as it is there, a run that is gone on with does all this
+            remove(self.path / _PLAN)  # the last step: as long as the plan is there, a resumed run does all this again
 
     def discard(self) -> None:
         """Remove the chunks."""
         with refusing_to_write(self.path):
             remove(self.folder)
 
-    def _check_complete(self) -> None:
-        """Refuse to call whole what lacks chunks, which would be read as zeros.
-
-        Raises:
-            FileAccessError: some are missing.
-        """
-        n_missing, n_files = count_missing(self.folder / self.specs[0].member, self.shape, self.unit)
-        if n_missing:
-            raise FileAccessError(
-                f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
-                f"'{self.folder}'; run again to write them."
-            )
-
     def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
         return open_described(self.folder, dict(self.documents), self.specs[level].member)
 
     def _windows(self) -> list[tuple[float, float]]:
-        """Look at one unit in the middle of each channel, for viewers; an image of terabytes is not read again."""
+        """Estimate the windows of viewers from one unit in the middle of each channel, not from terabytes."""
         if not self.specs[0].member:
             return []
         middle = tuple(slice(n // 2 // u * u, n // 2 // u * u + u) for n, u in zip(self.shape, self.unit, strict=True))
@@ -200,33 +141,27 @@ class ZarrTarget(RegionTarget):
         return channel_windows([self._open(0)[region] for region in regions], self.axes)
 
 
-_MAX_UNIT_BYTES = 64 * 2**20
-"""Of a chunk or shard that is taken over from the source."""
-
-
 class ZarrRegions(RegionFormat):
     """Chunks and shards in and out; those of a Zarr are kept for its result."""
 
     def open(self, path: Path, member: str | int | None) -> RegionSource:
         """Open an array, or the full resolution of an image."""
-        return open_zarr(path, None if member is None else int(member))
+        with refusing_damage(path, f"a {ZARR.name}"):
+            source, _ = describe_zarr(path, None if member is None else int(member))
+            open_stored(path, source.member)
+        return source
 
     def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Decide on the axes, the chunks, the resolutions and the metadata."""
         layout, axes, notes = order_axes(request, layout)
         image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, source.metadata, n_levels=request.n_levels)
         metadata, lost = ZARR.carry(request, image)
-        image = StoredImage(image.samples, axes, metadata, n_levels=request.n_levels)
-        specs = plan_arrays(image, *_units_of(source, axes, request.dtype))
+        specs = plan_arrays(replace(image, metadata=metadata), *_units_of(source, axes, request.dtype))
         return ZarrTarget(
-            path=request.path,
-            shape=layout.sizes,
-            dtype=request.dtype,
-            axes=axes,
-            unit=specs[0].shard or specs[0].chunk,
+            *(request.path, layout.sizes, request.dtype, axes, specs[0].shard or specs[0].chunk),
             notes=(*notes, *not_carried(lost)),
             specs=specs,
-            documents=tuple(describe_arrays(request.path, specs, {}).items()),
+            documents=tuple(describe_arrays(request.path, specs).items()),
             metadata=metadata,
         )
 
@@ -235,7 +170,7 @@ ZARR_REGIONS = ZarrRegions()
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Take over chunk and shard of a Zarr of the same axes, unless they are too large to be worked on one by one."""
+    """Keep chunk and shard of a Zarr of the same axes, unless they are too large to be worked on one by one."""
     if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
         return None, None
     n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
