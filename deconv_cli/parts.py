@@ -103,7 +103,7 @@ CODECS: Registry[Any] = Registry(
     {
         "tiff": "deconv_cli.io.codecs.tiff:TIFF",
         "png": "deconv_cli.io.codecs.png:PNG",
-        "jpeg": "deconv_cli.io.codecs.jpeg:JPEG",
+        "jpeg": "deconv_cli.io.codecs.pillow_pictures:JPEG",
         "webp": "deconv_cli.io.codecs.pillow_pictures:WEBP",
         "avif": "deconv_cli.io.codecs.pillow_pictures:AVIF",
         "bmp": "deconv_cli.io.codecs.pillow_pictures:BMP",

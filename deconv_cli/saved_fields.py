@@ -9,8 +9,8 @@ import torch
 
 from deconv_cli.argument_types import as_path, check_type
 from deconv_cli.errors import UsageError
+from deconv_cli.io.atomic import check_output_path
 from deconv_cli.io.codecs.safetensors_file import write_tensors
-from deconv_cli.io.output_path import check_output_path
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
 

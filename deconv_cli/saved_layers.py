@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from deconv_cli.argument_types import as_path, check_type
+from deconv_cli.io.atomic import check_output_path
 from deconv_cli.io.codecs.safetensors_file import write_tensors
-from deconv_cli.io.output_path import check_output_path
+from deconv_cli.models.layers import ModelLayer, find_layer
+from deconv_cli.models.layers import list_layers as layers_of
 from deconv_cli.models.model_building import build_model
 from deconv_cli.models.model_files import ModelFile, read_model
-from deconv_cli.models.model_layers import ModelLayer, find_layer
-from deconv_cli.models.model_layers import list_layers as layers_of
 from deconv_cli.models.named_code import load_named
 
 __all__ = ["ModelLayer", "list_layers", "load_layer", "open_model", "save_layer"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     """Print what would be done on stderr, and how many seconds it would take."""
-    from deconv_cli.io.folders import is_there
+    from deconv_cli.io.files import is_there
 
     task = run.task
     rows = [

@@ -41,7 +41,7 @@ class LoadedInput:
 
     def describe(self, path: Path) -> InputFile:
         """Describe the file."""
-        from deconv_cli.io.folders import spelled
+        from deconv_cli.io.files import spelled
         from deconv_cli.report.run import InputFile
 
         image = self.image
@@ -103,7 +103,7 @@ class Context:
             prepared: what is written.
             options: those that are particular to the command.
         """
-        from deconv_cli.io.folders import spelled
+        from deconv_cli.io.files import spelled
 
         values: OptionValues = {
             **self.loaded.options,
@@ -143,7 +143,7 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
 
 def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
     """Describe what is written."""
-    from deconv_cli.io.folders import spelled
+    from deconv_cli.io.files import spelled
     from deconv_cli.report.run import OutputFile
 
     return OutputFile(spelled(path), tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
@@ -169,7 +169,7 @@ def command_line(command: str, source: Path | None, values: OptionValues) -> str
             words.append(option if one is True else f"{option}={one}")
     if source is None:
         return shlex.join(words)
-    from deconv_cli.io.folders import spelled
+    from deconv_cli.io.files import spelled
 
     return shlex.join([*words, "--", spelled(source)])
 

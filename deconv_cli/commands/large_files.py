@@ -40,7 +40,7 @@ class LargeInput:
 
 def is_large(path: Path) -> bool:
     """Tell by its size whether an input is large; of a folder that is one file, and of an address, by its header."""
-    from deconv_cli.io.folders import address_of
+    from deconv_cli.io.files import address_of
 
     try:
         if address_of(path) is not None or path.is_dir():

@@ -62,7 +62,7 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
     Raises:
         UsageError: for the first that would be ignored.
     """
-    from deconv_cli.models.model_format import ModelFormat
+    from deconv_cli.models.model_files import ModelFormat
 
     kind = stored.kind
     idle = {

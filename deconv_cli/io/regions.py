@@ -14,15 +14,13 @@ import numpy as np
 import torch
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UsageError
-from deconv_cli.io.codec import Array, Codec, WriteRequest
-from deconv_cli.io.folders import spelled
-from deconv_cli.io.formats import all_codecs, codec_of_content, codec_of_suffix
+from deconv_cli.io.codec import Array, Codec, WriteRequest, all_codecs, codec_of_content, codec_of_suffix
+from deconv_cli.io.files import read_head, reason_of, spelled
 from deconv_cli.io.image import ImageFile, choose_member
 from deconv_cli.io.layout import Layout, dimensions_of, tensor_axes
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.output import check_levels, check_output_files, choose_dtype
 from deconv_cli.io.samples import UNDERSTOOD, as_real_tensor
-from deconv_cli.io.sources import read_head, reason_of
-from deconv_cli.io.stored_image import Metadata
 from deconv_cli.parts import CODECS, REGION_FORMATS
 from deconv_cli.vocabulary import OutputDType
 
@@ -32,7 +30,7 @@ Region: TypeAlias = tuple[slice, ...]
 
 @dataclass(frozen=True, eq=False)
 class RegionSource(ABC):
-    """An array of a file that is read a part at a time; opens the file anew in whichever process it is sent to.
+    """An array of a file that is read a part at a time; each process that it is sent to opens the file itself.
 
     Attributes:
         path: the file or folder, or the address of one.
@@ -322,7 +320,7 @@ def _listed(codecs: Iterator[Codec]) -> str:
 
 
 _CORNER = 8
-"""Samples along each axis, but for those of channels and shorter ones."""
+"""Samples along each axis, except axes of channels and shorter ones."""
 
 
 def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
@@ -351,19 +349,15 @@ def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
     return ImageFile(
         path=source.path,
         values=layout.to_images(values),
-        is_picture=source.is_picture,
         shape=sizes,
         dtype=source.dtype,
         axes=axes,
         are_axes_named=are_axes_named or bool(source.axes),
         sha256=source.fingerprint(),
         record=source.record,
-        _notes=(),
-        _layout=layout,
-        _metadata=source.metadata,
-        _alpha=None,
-        _alpha_kind=None,
-        _codec=next(codec for codec in all_codecs() if codec.name == source.format_name),
+        metadata=source.metadata,
+        codec=next(codec for codec in all_codecs() if codec.name == source.format_name),
+        layout=layout,
     )
 
 

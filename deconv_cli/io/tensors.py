@@ -13,12 +13,10 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
-from deconv_cli.io.formats import codec_of_content
+from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, codec_of_content, from_images
+from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.layout import Layout, letters_of_tensor
 from deconv_cli.io.samples import Samples
-from deconv_cli.io.sources import read_head, refusing_damage
-from deconv_cli.io.stored_image import StoredImage
 
 IMAGE_NAME = "image"
 """The name under which an image is written into a file of named tensors."""
@@ -115,7 +113,7 @@ def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
 
     Raises:
         UsageError: none has that name.
-        MalformedInputError: there is none, or there are several and no name.
+        MalformedInputError: the file holds no tensor, or several and no name was given.
     """
     if isinstance(name, str):
         return opened.find(name)
@@ -166,7 +164,7 @@ class DataFile:
 
 
 def open_data(path: Path) -> DataFile:
-    """Open a file of tensors; if the format allows it, only the rows asked for are read.
+    """Open a file of tensors; if the format allows it, only the wanted rows are read.
 
     Raises:
         UsageError: no such file.

@@ -410,7 +410,7 @@ def test_pictures_carry_nothing_of_the_disk(tmp_path, rng, rewrite, suffix):
     for name in ("command", "boundary", "padding", "lambda"):
         assert found.record[name] == record[name]
     assert found.record["kernel"] == {"sha256": "ab" * 32}
-    assert "deconv" not in str(found._metadata)
+    assert "deconv" not in str(found.metadata)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".safetensors"])
@@ -451,7 +451,7 @@ def test_a_record_does_not_wander_into_other_formats(tmp_path, rng, rewrite, ima
     assert b"first" not in (tmp_path / "b.jpg").read_bytes()
     assert read_image(tmp_path / "b.jpg").record["command"] == "second"
     rewrite(imagej_file, tmp_path / "again.tif", {"command": "first"})
-    assert read_image(tmp_path / "again.tif")._metadata.native["ImageJ Info"] == "first line\nsecond line"
+    assert read_image(tmp_path / "again.tif").metadata.native["ImageJ Info"] == "first line\nsecond line"
 
 
 def test_nan_never_enters_a_record(tmp_path, rng, rewrite):

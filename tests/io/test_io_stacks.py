@@ -54,11 +54,11 @@ def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, r
     assert (again.axes, again.shape) == (image.axes, image.shape)
     np.testing.assert_array_equal(tifffile.imread(written), stored + 0.5)
     assert again.spanned_by(3).spacing == pytest.approx(SPACING)
-    assert again._metadata.flavor == image._metadata.flavor
-    assert again._metadata.channel_names == image._metadata.channel_names
-    times = {"OME TimeIncrement", "ImageJ finterval"} & set(image._metadata.native)
+    assert again.metadata.flavor == image.metadata.flavor
+    assert again.metadata.channel_names == image.metadata.channel_names
+    times = {"OME TimeIncrement", "ImageJ finterval"} & set(image.metadata.native)
     assert times
-    assert all(again._metadata.native[field] == image._metadata.native[field] for field in times)
+    assert all(again.metadata.native[field] == image.metadata.native[field] for field in times)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, n
     again = read_image(tmp_path / f"out_{name}").spanned_by(3)
     torch.testing.assert_close(again.values, result, rtol=0, atol=0)
     assert again.spacing == pytest.approx(SPACING)
-    assert again._metadata.flavor == image._metadata.flavor
+    assert again.metadata.flavor == image.metadata.flavor
 
 
 def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng):
@@ -111,7 +111,7 @@ def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng):
     plan = plan_output(tmp_path / "b.tif", image, n_channels=2, output_dtype=None, force=False, same_size=True)
     plan.prepare(result).write({"command": "test"})
     again = read_image(tmp_path / "b.tif").spanned_by(3)
-    assert (again.axes, again._metadata.flavor) == ("ZCYX", "imagej")
+    assert (again.axes, again.metadata.flavor) == ("ZCYX", "imagej")
     torch.testing.assert_close(again.values, result, rtol=0, atol=0)
 
 

@@ -7,7 +7,7 @@ from region_cases import planned
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import partial_file
-from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.partial_file import make_partial
 from deconv_cli.io.regions import open_regions
 

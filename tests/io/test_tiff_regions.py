@@ -207,8 +207,8 @@ def test_ome_metadata_come_along(tmp_path, ome_file):
     target.create()
     target.finish({"command": "invert"})
     before, after = read_image(ome_file), read_image(tmp_path / "out.ome.tif")
-    assert after._metadata.channel_names == ("DAPI", "GFP", "RFP")
-    assert after._metadata == before._metadata
+    assert after.metadata.channel_names == ("DAPI", "GFP", "RFP")
+    assert after.metadata == before.metadata
     assert after.spacing == before.spacing
     assert target.notes == ()
 

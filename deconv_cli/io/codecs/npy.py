@@ -15,16 +15,14 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.atomic import write_line_beside
-from deconv_cli.io.codec import Array, WriteRequest, not_carried
-from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.atomic import partial_path, write_line_beside
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
+from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import array_bytes, check_expansion, check_zip
 from deconv_cli.io.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions import Region, RegionFormat, RegionSource, RegionTarget, fingerprint_of_file, shape_of
 from deconv_cli.io.samples import working_bytes
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, order_axes
 
 _ENTRY = ".npy"

@@ -13,11 +13,10 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.codec import Array
+from deconv_cli.io.codec import Array, StoredImage
+from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.regions import Region, RegionFormat, RegionSource, fingerprint_of_file
 from deconv_cli.io.samples import dtype_name
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import StoredImage
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, choose_tensor
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io import exif, records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images, signals_refusal
+from deconv_cli.io import records
+from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, from_images, signals_refusal
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.codecs.tiff_reader import (
     CHANNEL_NAMES,
@@ -24,7 +24,7 @@ from deconv_cli.io.codecs.tiff_reader import (
     read_tiff,
 )
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.io.metadata import Metadata, exif_texts, other_exif_tags
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
 IMAGEJ_AXES = "TZCYXS"
@@ -100,7 +100,7 @@ class Tiff(Codec):
         if bits and not (bits.isdecimal() and int(bits) <= 8 * np.dtype(image.dtype).itemsize):
             room_for.discard(tiff_ome.SIGNIFICANT_BITS)
         lost += [name for name in kept.native if name not in room_for | of_resolution]
-        other_tags = exif.describe_other_tags(kept.exif) if kept.exif else ""
+        other_tags = other_exif_tags(kept.exif) if kept.exif else ""
         lost += [other_tags] if other_tags else []
         lost += [name for name in kept.native_of_channels if name not in room_for]
         native = {name: value for name, value in kept.native.items() if name in room_for}
@@ -124,7 +124,7 @@ TIFF = Tiff()
 
 
 def order_axes(request: WriteRequest, layout: Layout, keep: str = "YX") -> tuple[Layout, str, tuple[str, ...]]:
-    """Order the axes of a result as TIFF has them; leave out those of length one, but for `keep`.
+    """Order the axes of a result as TIFF has them; drop those of length one, except `keep`.
 
     Returns:
         The layout, the new letters of its axes, and notes on these letters.
@@ -145,7 +145,7 @@ def write_empty_tiff(path: Path, image: StoredImage, tile: tuple[int, int]) -> N
 
 
 def write_record(path: Path, metadata: Metadata, record: dict[str, Any]) -> None:
-    """Put the record of a run into a plain or OME file, in the place of the record that it has."""
+    """Replace the record of a run in a plain or OME file."""
     with_record = tiff_ome.with_record if metadata.flavor == "ome" else _with_record
     _rewrite_description(path, lambda text: with_record(text, record))
 
@@ -228,14 +228,14 @@ def _options(image: StoredImage) -> dict[str, Any]:
         **_resolution_options(metadata),
         "metadata": {"axes": image.axes, **fields},
         "iccprofile": metadata.icc_profile,
-        "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif.read_texts(metadata.exif).items()],
+        "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif_texts(metadata.exif).items()],
     }
 
 
 def _sample_options(image: StoredImage) -> dict[str, Any]:
     n_samples = image.shape[image.axes.index("S")] if "S" in image.axes else 1
     n_colors = n_samples - int(image.alpha is not None) if "S" in image.axes else 0
-    # Unless it is given, tifffile takes any three planes for colors.
+    # By default tifffile writes any three planes as colors.
     is_color = n_colors in (3, 4)
     gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"
     options: dict[str, Any] = {"photometric": "rgb" if is_color else gray}

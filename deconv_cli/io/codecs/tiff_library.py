@@ -207,7 +207,7 @@ _CLASSIC, _BIG = ("I", "H", "HHI4s"), ("Q", "Q", "HHQ8s")
 def check_directories(path: Path) -> None:
     """Refuse a file whose directories form a circle, or promise far more than the file holds.
 
-    tifffile would take minutes for a few damaged bytes. Source: TIFF Revision 6.0, Adobe, 1992, section 2; BigTIFF,
+    A few damaged bytes would keep tifffile busy for minutes. Source: TIFF Revision 6.0, Adobe, 1992; BigTIFF,
     https://www.awaresystems.be/imaging/tiff/bigtiff.html.
 
     Raises:
@@ -248,7 +248,7 @@ def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
 
 
 def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:
-    """Read the offsets that stand in a tag, or where the tag points."""
+    """Read the offsets in a tag, or at the place that it points to."""
     start = offset.unpack(value)[0]
     stored = value[:n_bytes] if n_bytes <= len(value) else data[start : start + n_bytes]
     whole = stored[: len(stored) // offset.size * offset.size]

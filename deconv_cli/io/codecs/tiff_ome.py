@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.stored_image import METERS, Metadata, Resolution
+from deconv_cli.io.metadata import METERS, Metadata, Resolution
 
 WRITABLE_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 AXES = "TZCYXS"

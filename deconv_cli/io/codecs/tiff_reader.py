@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io import exif, records
+from deconv_cli.io import records
+from deconv_cli.io.codec import StoredImage, pyramid_notes, zeros_of
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.codecs.tiff_library import choose_series, opened_tiff
-from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage, pyramid_notes, zeros_of
+from deconv_cli.io.metadata import EXIF_TEXTS, Metadata, Resolution, exif_of_texts
 
 DESCRIPTION, WHITE_IS_ZERO, IMAGEJ = "TIFF description", "white-is-zero display", "ImageJ "
 """Names among `Metadata.native`; those of ImageJ's fields begin with `ImageJ `."""
@@ -33,9 +34,9 @@ _SHAPED_STARTS = ('{"shape":', "shape=(")
 _UNDERSTOOD = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 266, 269, 270, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284),
     *(292, 293, 296, 297, 305, 317, 320, 322, 323, 324, 325, 330, 338, 339, 340, 341, 347, 529, 530, 531, 532),
-    *(32996, 32997, 34675, 50838, 50839, *exif.TEXT_TAGS),
+    *(32996, 32997, 34675, 50838, 50839, *EXIF_TEXTS),
 }
-"""Tags that are read here, that say how the samples are stored, or that are written anew."""
+"""Tags that are read here, that describe the storage of the samples, or that the writer makes itself."""
 
 _IMAGEJ_COUNTS = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack")
 """Fields that follow from the axes."""
@@ -108,13 +109,13 @@ def has_palette(series: Any) -> bool:  # noqa: ANN401
 def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: ANN401
     """Read the metadata in the tags of a page."""
     tags = page.tags
-    texts = {code: str(tags.valueof(code)) for code in exif.TEXT_TAGS if tags.valueof(code)}
+    texts = {code: str(tags.valueof(code)) for code in EXIF_TEXTS if tags.valueof(code)}
     icc_profile = tags.valueof(_ICC_PROFILE)
     unsupported = sorted({tag.name for tag in tags if tag.code not in _UNDERSTOOD})
     return Metadata(
         resolution=_resolution(tags, has_unit_elsewhere=has_unit_elsewhere),
         icc_profile=bytes(icc_profile) if icc_profile else None,
-        exif=exif.block_of_texts(texts) if texts else None,
+        exif=exif_of_texts(texts) if texts else None,
         native={WHITE_IS_ZERO: True} if tags.valueof(_PHOTOMETRIC, default=1) == _MIN_IS_WHITE else {},
         unsupported=tuple(f"TIFF tag {name}" for name in unsupported),
     )
@@ -145,7 +146,7 @@ def _with_description(description: str, shaped: dict[str, Any], metadata: Metada
 
 
 def _with_imagej(fields: dict[str, Any], metadata: Metadata) -> Metadata:
-    """Add ImageJ's fields, the line of a record left out."""
+    """Add ImageJ's fields, without the line of a record."""
     native = {IMAGEJ + name: fields[name] for name in fields if name not in (*_IMAGEJ_COUNTS, *_IMAGEJ_CHANNELS)}
     if records.take_line(fields.get("Info")) is not None:
         native[IMAGEJ + "Info"] = records.drop_line(fields["Info"])

@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
-from deconv_cli.io.atomic import synchronize
-from deconv_cli.io.codec import Array, WriteRequest, not_carried
+from deconv_cli.io.atomic import partial_path, synchronize
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
 from deconv_cli.io.codecs.tiff import TIFF, order_axes, write_empty_tiff, write_record
 from deconv_cli.io.codecs.tiff_library import segment_decoder
 from deconv_cli.io.codecs.tiff_reader import has_palette, opened_series
-from deconv_cli.io.hidden_names import partial_path
+from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import allowing, memory_budget
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions import (
     Region,
@@ -33,8 +34,6 @@ from deconv_cli.io.regions import (
     overlap,
     shape_of,
 )
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
 TILE = 512
 """Rows and columns of a tile; smaller planes have one tile, in steps of the 16 that TIFF asks for."""

@@ -13,14 +13,13 @@ import numpy as np
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
+from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, from_images
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.codecs.zarr_source import NAME, describe_zarr, open_store, open_stored, zarr_package
-from deconv_cli.io.folders import write_member
+from deconv_cli.io.files import FOLDER, write_member
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.samples import working_bytes
-from deconv_cli.io.sources import FOLDER
-from deconv_cli.io.stored_image import Metadata, StoredImage
 
 OME_SUFFIX = ".ome.zarr"
 FORMAT_FILE = "zarr.json"
@@ -210,7 +209,7 @@ def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
 def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
     """Open an array for writing that has no description of its own yet, only chunks.
 
-    As long as a folder lacks its description, no program takes it for an array.
+    As long as a folder lacks its description, no program reads it as an array.
     """
     with zarr_package(path) as zarr:
         content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}

@@ -12,7 +12,8 @@ import numpy as np
 
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, WriteRequest, not_carried
+from deconv_cli.io.atomic import partial_path
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
 from deconv_cli.io.codecs.zarr_folder import (
     FORMAT_FILE,
     ZARR,
@@ -26,21 +27,20 @@ from deconv_cli.io.codecs.zarr_folder import (
     write_descriptions,
 )
 from deconv_cli.io.codecs.zarr_source import HALF_WRITTEN, ZarrSource, count_missing, describe_zarr, open_stored
-from deconv_cli.io.folders import (
+from deconv_cli.io.files import (
     address_of,
     is_member,
     list_members,
     read_member,
     refuse_special,
+    refusing_damage,
     remove,
     write_member,
 )
-from deconv_cli.io.hidden_names import partial_path
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.partial_file import put_in_place, refusing_to_write
 from deconv_cli.io.regions import Region, RegionFormat, RegionSource, RegionTarget
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import Metadata, StoredImage, zeros_of
 
 _PLAN = "plan.json"
 """Marks a folder of chunks of an unfinished result, and describes that result."""

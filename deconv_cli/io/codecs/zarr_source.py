@@ -15,17 +15,16 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array
+from deconv_cli.io.codec import Array, pyramid_notes
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.folders import MARKS, address_of, list_members, options_of, reaching, read_member
+from deconv_cli.io.files import MARKS, address_of, list_members, options_of, reaching, read_member, refusing_damage
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.regions import Region, RegionSource
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import Metadata, pyramid_notes
 from deconv_cli.thread_warnings import warnings_here
 
 NAME = "Zarr"
 HALF_WRITTEN = ".partial"
-"""The package zarr ends the name of a chunk so until all of it is there."""
+"""Ending of the name of an unfinished chunk of the package zarr."""
 
 _MAX_BYTES = 64 * 2**20
 """Of a description."""
@@ -143,7 +142,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
         sizes = _sizes_of_files(path / member)
         notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
         n_stored = sum(sizes)
-    # Each codec of a chain takes its time for each chunk, and when the array is opened; most arrays have one to five.
+    # Each codec of a chain costs time for each chunk, and when the array is opened; most arrays have one to five.
     n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + codecs.count("{") // _MANY)
     limits.check_expansion(path, 0, n_stored, n_parts=n_parts, by_parts=True)
     source = ZarrSource(
@@ -263,7 +262,7 @@ def _chunks(array: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...] | N
 
 
 def _named_axes(array: dict[str, Any], attributes: dict[str, Any]) -> str:
-    """Take the names of axes for letters where all of them are letters."""
+    """Read the letters of axes, if each of their names is a letter."""
     names = array.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or ()
     letters = "".join(str(name).upper() for name in names)
     are_letters = len(letters) == len(names) == len(set(letters)) == len(array["shape"]) and letters.isalpha()
