@@ -209,6 +209,12 @@ def read_image(
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
     turned = _upright(layout.to_images(colors), stored.orientation)
+    metadata, jpeg_table = stored.metadata, None
+    if stored.jpeg_table is not None:
+        jpeg_table = torch.tensor(stored.jpeg_table).reshape(8, 8)
+    if stored.orientation in _TRANSPOSED:
+        resolution = metadata.resolution and metadata.resolution.transposed()
+        metadata, jpeg_table = replace(metadata, resolution=resolution), None if jpeg_table is None else jpeg_table.T
     return ImageFile(
         path=path,
         values=turned,
@@ -218,12 +224,12 @@ def read_image(
         are_axes_named=bool(named),
         sha256=sha256,
         record=record,
-        metadata=_upright_metadata(stored),
+        metadata=metadata,
         codec=codec,
         layout=layout.resized_space(turned.shape[2:]),
         alpha=None if alpha is None else _upright(alpha, stored.orientation),
         alpha_kind=None if alpha is None else stored.alpha,
-        jpeg_table=_upright_table(stored),
+        jpeg_table=jpeg_table,
         _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
     )
 
@@ -283,20 +289,6 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
     if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
         hint = "; a kernel of three axes works along Z too"
     return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)
-
-
-def _upright_table(stored: StoredImage) -> torch.Tensor | None:
-    if stored.jpeg_table is None:
-        return None
-    table = torch.tensor(stored.jpeg_table).reshape(8, 8)
-    return table.T if stored.orientation in _TRANSPOSED else table
-
-
-def _upright_metadata(stored: StoredImage) -> Metadata:
-    metadata = stored.metadata
-    if metadata.resolution is None or stored.orientation not in _TRANSPOSED:
-        return metadata
-    return replace(metadata, resolution=metadata.resolution.transposed())
 
 
 def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -60,8 +59,11 @@ def short_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     """Shorten absolute paths to file names, in the command that repeats the run, too."""
-    words = _words(str(record.get("rerun") or ""))
-    values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
+    command = str(record.get("rerun") or "")
+    words = shlex.split(command) if set(command) & set("'\"\\") else command.split()  # shlex is slow
+    files = [member for member in (*record.get("inputs", ()), *record.values()) if isinstance(member, dict)]
+    values = [word.partition("=")[2] or word for word in words]
+    values += [file["path"] for file in files if isinstance(file.get("path"), str)]
     paths = {value: PurePath(value) for value in values if "/" in value or "\\" in value}
     names = {value: path.name for value, path in paths.items() if path.is_absolute() and path.name}
     if not names:
@@ -71,17 +73,6 @@ def without_folders(record: dict[str, Any]) -> dict[str, Any]:
     # Without folders input and output may be the same file, so nothing may be replaced.
     again = [_renamed(word, longest_first) for word in words if word != "--force"]
     return kept | ({"rerun": shlex.join(again)} if words else {})
-
-
-def _paths_in(record: dict[str, Any]) -> Iterator[str]:
-    for member in (*record.get("inputs", ()), *record.values()):
-        if isinstance(member, dict) and isinstance(member.get("path"), str):
-            yield member["path"]
-
-
-def _words(command: str) -> list[str]:
-    """Split a command as a shell does; the slow way only if it quotes something."""
-    return shlex.split(command) if set(command) & set("'\"\\") else command.split()
 
 
 def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (as JSON has it)

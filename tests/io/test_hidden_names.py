@@ -66,6 +66,7 @@ def test_what_another_process_is_writing_stays(tmp_path):
 
 def test_what_is_being_written_now_is_hidden_and_not_left(tmp_path):
     def make(temporary):
+        assert temporary.parent == tmp_path
         assert temporary.name.startswith(".")
         assert temporary.suffix == ".tif"
         assert left_of(tmp_path / "out.tif", PARTIAL) == []

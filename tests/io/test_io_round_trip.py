@@ -503,15 +503,6 @@ def test_planar_colors_with_new_channels(tmp_path, rng, planned):
     assert read_image(tmp_path / "o.tif").axes == "TCYX"
 
 
-def test_a_profile_of_other_channels_is_left_out(tmp_path, rng, planned):
-    colors = Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8"))
-    colors.save(tmp_path / "in.png", icc_profile=PROFILE)
-    prepared = planned(tmp_path / "o.png", read_image(tmp_path / "in.png"), n_channels=1)
-    prepared.prepare(torch.ones(1, 1, 16, 20)).write({})
-    with Image.open(tmp_path / "o.png") as picture:
-        assert "icc_profile" not in picture.info
-
-
 def test_compression_goes_by_kind(tmp_path, imagej_file, rewrite):
     rewrite(imagej_file, tmp_path / "ij.tif")
     rewrite(imagej_file, tmp_path / "plain.tif", output_dtype=OutputDType.FLOAT64)

@@ -158,7 +158,10 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
             raise MalformedInputError(
                 f"'{path}' lacks some of the planes it describes; they may lie in other files of the set."
             )
-        n_decoded += _decoded_bytes(page.keyframe)
+        # Whole tiles count, even where the page is smaller.
+        key = page.keyframe
+        n_tiles, n_tile = limits.array_bytes(key.chunked, 1), limits.array_bytes(key.chunks, key.dtype.itemsize)
+        n_decoded += max(limits.array_bytes(key.shape, key.dtype.itemsize), n_tiles * n_tile)
         for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
             n_stored += size
             if size <= 0 or offset + size > n_file_bytes:
@@ -183,13 +186,6 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
             f"'{path}' promises {format_memory(n_array)} of uncompressed samples, more than its "
             f"{format_memory(n_file_bytes)} can hold; it is cut short or damaged."
         )
-
-
-def _decoded_bytes(page: Any) -> int:  # noqa: ANN401
-    """Compute the bytes that decoding a page takes, whole tiles counted even where the page is smaller."""
-    n_chunks = limits.array_bytes(page.chunked, 1)
-    n_chunk = limits.array_bytes(page.chunks, page.dtype.itemsize)
-    return max(limits.array_bytes(page.shape, page.dtype.itemsize), n_chunks * n_chunk)
 
 
 _MAX_TAGS = 4096

@@ -1,15 +1,22 @@
-"""Arrays in .npy files are read and written a part at a time, and nothing half-written goes by the name of a result."""
+"""Arrays in .npy and .safetensors files by parts; nothing half-written goes by the name of a result."""
 
 import numpy as np
 import pytest
+import tifffile
+import torch
+from region_cases import planned, some_regions
+from safetensors.torch import save_file
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
-from deconv_cli.io import partial_file, read_image, records
+from deconv_cli.io import limits, partial_file, read_image, records
+from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codecs.npy import NPY_REGIONS, NpyTarget
 from deconv_cli.io.layout import Layout
+from deconv_cli.io.partial_file import make_partial
 from deconv_cli.io.regions import open_regions, plan_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
+SAMPLES = np.random.default_rng(6).random((3, 20, 31)).astype("float32")
 
 
 def target_in(folder, dtype="float32"):
@@ -101,3 +108,66 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", axes="YX")
     with pytest.raises(UsageError, match="has no choice to make"):
         open_regions(tmp_path / "out.npy", tensor="image")
+
+
+def test_every_part_is_what_the_tensor_has_there_in_a_file_larger_than_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_file({"image": torch.from_numpy(SAMPLES), "other": torch.zeros(2, dtype=torch.float16)}, path)
+    monkeypatch.setattr(limits, "memory_budget", lambda: 100)
+    source = open_regions(path, tensor="image", axes="cyx")
+    assert (source.shape, source.dtype, source.axes) == ((3, 20, 31), "float32", "CYX")
+    for region in some_regions(source.shape, 6):
+        np.testing.assert_array_equal(source.read(region), SAMPLES[region])
+    assert open_regions(path, tensor="other").dtype == "float16"
+    with pytest.raises(UsageError, match="no tensor named 'none'"):
+        open_regions(path, tensor="none")
+    with pytest.raises(MalformedInputError, match="choose with tensor=NAME"):
+        open_regions(path)
+    with pytest.raises(
+        UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), Zarr \(\.zarr\) or NumPy"
+    ):
+        planned(source, tmp_path / "b.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(MalformedInputError):
+        source.read((slice(0, 1), slice(0, 1), slice(0, 1)))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
+    samples = np.random.default_rng(2).random((64, 48)).astype("float32")
+    tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
+    target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
+    link = partial_file.os.link
+
+    def other_is_quicker(own, partial):
+        monkeypatch.setattr(partial_file.os, "link", link)
+        target.create()
+        target.write((slice(0, 64), slice(0, 48)), samples)
+        link(own, partial)
+
+    monkeypatch.setattr(partial_file.os, "link", other_is_quicker)
+    target.create()
+    target.finish({})
+    found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))
+    np.testing.assert_array_equal(found, samples)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path):
+    path = tmp_path / "a.bin"
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    make_partial(path, 3, lambda new: [], lambda own: own.write_bytes(b"new") and None)
+    assert partial_path(path).read_bytes() == b"old"
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"new") and None)
+    assert partial_path(path).read_bytes() == b"new"
+
+    def fail(own):
+        own.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        make_partial(path, 3, lambda new: [(0, 3)], fail)
+    assert list(tmp_path.iterdir()) == [partial_path(path)]
+    with pytest.raises(FileAccessError, match="has room for"):
+        make_partial(path, 2**70, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    assert list(tmp_path.iterdir()) == []
