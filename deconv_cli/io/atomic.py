@@ -251,11 +251,7 @@ def check_page_path(path: Path, source: Path, *, force: bool) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page; an existing file is replaced.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
-    """
+    """Write a page, also over an existing file; raises `FileAccessError` if the disk refuses it."""
     # As bytes: the page names its own script by its hash, which another line ending would change. A file name may
     # hold characters that UTF-8 lacks.
     content = text.encode("utf-8", errors="replace")

@@ -292,11 +292,7 @@ def codec_named(path: Path) -> Codec | None:
 
 
 def codec_of_suffix(path: Path) -> Codec:
-    """Find the codec for a file to be written by its name.
-
-    Raises:
-        UsageError: the suffix belongs to no format, or to one that is only read.
-    """
+    """Find the codec of an output by its name; raises `UsageError` for unknown and read-only formats."""
     found = codec_named(path)
     if found is None:
         known = " ".join(suffix for codec in all_codecs() if not codec.is_read_only for suffix in codec.suffixes)

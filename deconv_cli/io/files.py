@@ -109,11 +109,7 @@ def spelled(path: Path) -> str:
 
 
 def mark_of(path: Path) -> str | None:
-    """Name the file that marks a folder as one file; `None` without one, or without a folder.
-
-    Raises:
-        FileAccessError: the address does not answer.
-    """
+    """Name the file that marks a folder as one file; raises `FileAccessError` if an address does not answer."""
     return next((mark for mark in MARKS if is_member(path / mark)), None)
 
 

@@ -130,11 +130,7 @@ def put_in_place(path: Path) -> None:
 
 @contextmanager
 def refusing_to_write(path: Path) -> Iterator[None]:
-    """Turn errors of a disk or a library into one sentence that names the file.
-
-    Raises:
-        FileAccessError: it cannot be written.
-    """
+    """Turn errors of a disk or a library into a `FileAccessError` of one sentence that names the file."""
     try:
         yield
     except DeconvError:

@@ -155,11 +155,7 @@ def beside(path: Path) -> Path:
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a file; `None` without one, or for JSON of other programs.
-
-    Raises:
-        MalformedInputError: it was changed.
-    """
+    """Read the record beside a file, not other JSON; raises `MalformedInputError` if it was changed."""
     sidecar, text = beside(path), ""
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:

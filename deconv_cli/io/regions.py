@@ -156,33 +156,21 @@ class RegionTarget(ABC):
 
     @abstractmethod
     def write(self, region: Region, samples: Array) -> None:
-        """Write a part that covers whole units, or ends with the array; writing it again does no harm.
-
-        Raises:
-            FileAccessError: it cannot be written.
-        """
+        """Write a part that covers whole units, or ends with the array, once or again. Raises `FileAccessError`."""
 
     @abstractmethod
     def read(self, region: Region) -> Array:
         """Read a part of the unfinished or finished result; raises `DeconvError` if it is damaged."""
 
     def check_units(self, region: Region) -> None:
-        """Refuse parts of units: two writers of one unit would overwrite each other's samples without an error.
-
-        Raises:
-            ValueError: the part begins or ends within a unit; a bug of the caller.
-        """
+        """Raise `ValueError` for parts of units: two writers of one unit would overwrite each other's samples."""
         axes = zip(region, self.unit, self.shape, strict=True)
         if any(part.start % unit or (part.stop % unit and part.stop != size) for part, unit, size in axes):
             raise ValueError(f"parts of '{self.path}' cover whole units of {self.unit}, but {region} does not")
 
     @abstractmethod
     def finish(self, record: dict[str, Any]) -> None:
-        """Put the whole result at `path`, with the record of the run; all parts are there.
-
-        Raises:
-            FileAccessError: it cannot be written.
-        """
+        """Put the whole result at `path`, with the record of the run; all parts are there. Raises `FileAccessError`."""
 
     @abstractmethod
     def discard(self) -> None:

@@ -60,11 +60,7 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
 
 
 def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
-    """Refuse NaN and Inf in a tensor of any shape; the message calls it `what`, for instance `image`.
-
-    Raises:
-        MalformedInputError: some samples are not finite; says how many, and the index of the first.
-    """
+    """Raise `MalformedInputError` for NaN and Inf in a tensor, which the message calls `what`."""
     if _are_finite(tensor):
         return
     bad = ~torch.isfinite(tensor)

@@ -53,11 +53,7 @@ def check_state_path(path: Path, source: Path, *, force: bool) -> None:
 
 
 def write_state(path: Path, state: SavedState) -> None:
-    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
-    """
+    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all."""
     stored = {name: _unfold(tensor) for name, tensor in state.tensors.items()}
     # Tensors that would misalign others go last.
     names = sorted(stored, key=lambda name: (stored[name].nbytes % _ALIGNMENT != 0, name))

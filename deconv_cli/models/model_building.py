@@ -50,11 +50,7 @@ def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
 
 
 def _load_into(model: nn.Module, path: Path, state: StateDict) -> None:
-    """Load a state dict into a model; a prefix `module.` of all names is dropped, tied tensors may be stored once.
-
-    Raises:
-        MalformedInputError: names or shapes that differ.
-    """
+    """Load a state dict; a prefix `module.` of all names is dropped, tied tensors may be stored once."""
     wanted = model.state_dict(keep_vars=True)
     if state.keys() != wanted.keys() and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}

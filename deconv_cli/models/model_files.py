@@ -193,12 +193,7 @@ def _silence() -> Iterator[None]:
 
 
 def _find_state_dict(path: Path, found: object) -> tuple[StateDict, tuple[str, ...]]:
-    """Find the state dict in an object of `torch.save`, bare or inside a checkpoint; return a note, too.
-
-    Raises:
-        MalformedInputError: no state dict, or one of its tensors is not dense.
-        TooLargeError: a tensor that repeats a few samples.
-    """
+    """Find the state dict in an object of `torch.save`, bare or inside a checkpoint; return a note, too."""
     entries: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
     for key, candidate in ((None, entries), *((key, entries.get(key)) for key in _CHECKPOINT_KEYS)):
         if isinstance(candidate, Mapping) and candidate and all(map(torch.is_tensor, candidate.values())):

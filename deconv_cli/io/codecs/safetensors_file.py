@@ -80,12 +80,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any])
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write named tensors with a record into a .safetensors file, completely or not at all.
-
-    Raises:
-        UsageError: the name does not end in .safetensors.
-        FileAccessError: it cannot be written.
-    """
+    """Write named tensors with a record, completely or not at all; raises `UsageError` for names of other formats."""
     if path.suffix not in SAFETENSORS.suffixes:
         raise UsageError(f"'{path}' should end in .safetensors, which is what is written.")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -32,11 +32,7 @@ _PALETTE, _PALETTE_BYTES = 3, 8
 
 @contextmanager
 def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffile.TiffFile, Element | None]]:
-    """Open a TIFF file with its parsed OME-XML; compare what its headers promise with the file first.
-
-    Raises:
-        InputRefusedError: damaged, cut short, or, unless it is read by parts, larger than the memory allows.
-    """
+    """Open a TIFF file with its parsed OME-XML; raises `InputRefusedError` if its headers do not fit the file."""
     import tifffile
 
     check_directories(path)

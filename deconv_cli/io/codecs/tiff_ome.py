@@ -38,11 +38,7 @@ _UNIT = "µm"
 
 
 def parse(path: Path, xml: str) -> ElementTree.Element:
-    """Parse OME-XML; the names of elements lose their namespace.
-
-    Raises:
-        MalformedInputError: not XML, or XML that declares entities.
-    """
+    """Parse OME-XML, without namespaces; raises `MalformedInputError` for entities, and for text that is not XML."""
     # Entities are the bombs of XML, and OME-XML never needs one.
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise MalformedInputError(f"'{path}' declares XML entities in its OME description, which is not opened.")

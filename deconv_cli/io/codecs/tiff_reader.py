@@ -48,12 +48,7 @@ _IMAGEJ_UNITS = {
 
 
 def read_tiff(path: Path, number: int | None) -> StoredImage:
-    """Read one series of a TIFF file.
-
-    Raises:
-        UsageError: no series of this number.
-        InputRefusedError: damaged, too large, or in a color model that is not understood.
-    """
+    """Read one series of a TIFF file; raises as `opened_series` does."""
     with opened_series(path, number) as (image, series):
         samples = series.asarray(maxworkers=1)
         native = samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape)
@@ -181,11 +176,7 @@ def _check_size(path: Path, shape: tuple[int, ...], n_described: int) -> None:
 
 
 def _with_palette(path: Path, image: StoredImage, page: Any) -> StoredImage:  # noqa: ANN401
-    """Turn indices into colors; the table holds all reds, then all greens, then all blues, of 16 bits.
-
-    Raises:
-        MalformedInputError: the table is missing, or shorter than an index asks for.
-    """
+    """Turn indices into colors; the table holds all reds, then all greens, then all blues, of 16 bits."""
     if image.metadata.flavor:
         # Microscopists color gray values for display; the indices are the measurement.
         return image.noting("the color table is for display only and was not applied")

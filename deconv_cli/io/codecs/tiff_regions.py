@@ -63,11 +63,7 @@ class TiffGrid:
 
     @staticmethod
     def of(path: object, series: Any) -> TiffGrid:  # noqa: ANN401 (tifffile has no types)
-        """Read the grid of a series whose pages were checked.
-
-        Raises:
-            MalformedInputError: its axes are not those of its planes, with others in front.
-        """
+        """Read the grid of a checked series; raises `MalformedInputError` if its pages are not planes of it."""
         page = series.keyframe
         n_outer = len(series.shape) - len(page.shape)
         letters = "".join(a for a, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or a in "YX")

@@ -64,11 +64,7 @@ class ZarrSource(RegionSource):
 
 @contextmanager
 def zarr_package(path: Path) -> Iterator[Any]:
-    """Import the package; its warnings, for instance of a codec outside of the standard, are no damage.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Import the package, without its warnings of codecs outside the standard; raises `UsageError` if it is missing."""
     try:
         import zarr
     except ImportError as error:
@@ -176,12 +172,7 @@ def _sizes_of_files(folder: Path) -> list[int]:
 def _check_files(
     path: Path, shape: tuple[int, ...], unit: tuple[int, ...], itemsize: int, sizes: list[int]
 ) -> tuple[str, ...]:
-    """Compare what a Zarr promises with its files of samples; note files that are missing, as in half a copy.
-
-    Raises:
-        MalformedInputError: an empty file.
-        TooLargeError: files that unfold as only a decompression bomb does.
-    """
+    """Compare what a Zarr promises with its files of samples; note files that are missing, as in half a copy."""
     if 0 in sizes:
         raise MalformedInputError(f"'{path}' holds a file of samples that is empty; copy or export it again.")
     limits.check_expansion(path, limits.array_bytes((len(sizes), *unit), itemsize), sum(sizes), by_parts=True)
