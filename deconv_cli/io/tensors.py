@@ -83,7 +83,7 @@ def order_axes(request: WriteRequest, layout: Layout) -> tuple[Layout, tuple[str
 
 
 def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:
-    """List the tensors of a file, one at least, with the record of the run that wrote it; raises `InputRefusedError`."""
+    """List the tensors of a file, one at least, with the record of its run; raises `InputRefusedError`."""
     with refusing_damage(path, f"a {codec.name} file"):
         opened = codec.list_tensors(path)
     if not opened.shapes:

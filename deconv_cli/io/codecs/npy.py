@@ -94,7 +94,7 @@ NPZ = Npz()
 
 
 def _read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[tuple[int, ...], np.dtype[np.generic], bool]:
-    """Check the header of an array in `n_bytes`; return its shape, its type, and whether the first axis runs fastest."""
+    """Check the header of an array in `n_bytes`; return shape, type, and whether the first axis runs fastest."""
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
