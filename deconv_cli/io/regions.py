@@ -28,8 +28,26 @@ Region: TypeAlias = tuple[slice, ...]
 """One slice for each stored axis, with plain start and stop inside of the array, and no step."""
 
 
+class _Array(ABC):
+    """The common part of arrays that are read and of arrays that are written."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all samples, in memory."""
+        return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
+
+    @property
+    def spelled_path(self) -> str:
+        """The path as it was typed: an address with both of its slashes."""
+        return spelled(self.path)
+
+
 @dataclass(frozen=True, eq=False)
-class RegionSource(ABC):
+class RegionSource(_Array):
     """An array of a file that is read a part at a time; each process that it is sent to opens the file itself.
 
     Attributes:
@@ -55,16 +73,6 @@ class RegionSource(ABC):
     metadata: Metadata = field(default_factory=Metadata)
     record: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all samples, in memory."""
-        return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
-
-    @property
-    def spelled_path(self) -> str:
-        """The path as it was typed: an address with both of its slashes."""
-        return spelled(self.path)
 
     @abstractmethod
     def read(self, region: Region) -> Array:
@@ -108,7 +116,7 @@ def overlap(first: Region, second: Region) -> tuple[Region, Region]:
 
 
 @dataclass(frozen=True, eq=False)
-class RegionTarget(ABC):
+class RegionTarget(_Array):
     """An array whose parts are written in any order, each once or again, and which can be read when all is there.
 
     Until `finish` nothing at `path` can be read as a whole result. This record can be sent to other processes. Two
@@ -129,16 +137,6 @@ class RegionTarget(ABC):
     axes: str
     unit: tuple[int, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all samples, before they are compressed."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    @property
-    def spelled_path(self) -> str:
-        """The path as it was typed: an address with both of its slashes."""
-        return spelled(self.path)
 
     @abstractmethod
     def create(self) -> bool:
@@ -256,19 +254,9 @@ def plan_regions(
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
 
-    Args:
-        path: its suffix decides the format.
-        source: the array that the result is computed from, whose metadata it keeps.
-        layout: axes and sizes of that array.
-        n_channels: channels of the result.
-        size: of the result in space, in the order of `layout.space`.
-        output_dtype: its sample type; None for float32.
-        force: whether an existing file may be replaced; `None` where the caller decides that later.
-        n_levels: number of resolutions that are stored, each half the one before.
-
-    Raises:
-        UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
-        FileAccessError: no permission to write into the folder.
+    `layout` holds the axes and sizes of `source`, whose metadata the result keeps. `size` is that of the result in
+    space, in the order of `layout.space`. `force` is `None` where the caller decides later whether an existing file may
+    be replaced. All else, with the errors, is as in `plan_output`.
     """
     codec = codec_of_suffix(path)
     found = _format_of(codec)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from region_cases import planned, units, write_all
+from region_cases import planned, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
@@ -163,18 +163,6 @@ def test_a_level_is_the_mean_of_two_by_two(size):
     np.testing.assert_allclose(halve(np.moveaxis(samples, 0, -1), "YXC"), np.moveaxis(expected, 0, -1), rtol=1e-14)
 
 
-def test_an_address_holds_an_image_too(sample, tmp_path):
-    path = Path(f"memory://{tmp_path}/out.ome.zarr")
-    target = planned(open_regions(sample), path, n_levels=2)
-    target.create()
-    write_all(target, IMAGE.astype("float32"))
-    with pytest.raises(UsageError, match="holds no Zarr"):
-        open_regions(path)
-    target.finish({})
-    check_valid(path)
-    np.testing.assert_array_equal(read_image(path).values, read_image(sample).values)
-
-
 def test_a_microscope_file_keeps_distances_and_names(tmp_path, ome_file, rewrite):
     prepared, written = rewrite(ome_file, tmp_path / "out.ome.zarr")
     before = read_image(ome_file)
@@ -301,12 +289,3 @@ def test_damaged_fields_never_hide_the_samples(tmp_path, sample):
         except (MalformedInputError, UsageError):
             continue
         assert found.shape in {IMAGE.shape, (2, 3, 10, 13)}
-
-
-def test_units_are_whole_chunks(sample, tmp_path):
-    target = planned(open_regions(sample), tmp_path / "out.ome.zarr", dimensions=3)
-    assert all(
-        part.start % unit == 0 and (part.stop - part.start == unit or part.stop == size)
-        for region in units(target)
-        for part, unit, size in zip(region, target.unit, target.shape, strict=True)
-    )

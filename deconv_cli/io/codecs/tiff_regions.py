@@ -52,6 +52,8 @@ class TiffGrid:
         offsets: byte at which each segment begins, shape (planes, segments).
         sizes: bytes of each segment, likewise.
         is_raw: samples are stored as they are, plane by plane without a gap.
+        stored_type: with its byte order.
+        decode: as by `segment_decoder`.
     """
 
     planes: tuple[int, ...]
@@ -60,6 +62,8 @@ class TiffGrid:
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     is_raw: bool
+    stored_type: np.dtype[np.generic]
+    decode: Callable[[bytes, int, int], Array]
 
     @staticmethod
     def of(path: object, series: Any) -> TiffGrid:  # noqa: ANN401 (tifffile has no types)
@@ -83,7 +87,9 @@ class TiffGrid:
             offsets, is_raw = series.dataoffset + page.nbytes * np.arange(math.prod(planes))[:, None], True
         tile = (page.tiledepth, page.tilelength, page.tilewidth)
         segment = tile if page.is_tiled else (1, page.rowsperstrip, page.imagewidth)
-        return TiffGrid(planes, tuple(page.shaped), segment, offsets, sizes, is_raw)
+        stored_type = np.dtype(page.parent.byteorder + series.dtype.char)
+        decode = segment_decoder(series)
+        return TiffGrid(planes, tuple(page.shaped), segment, offsets, sizes, is_raw, stored_type, decode)
 
     @property
     def chunk(self) -> tuple[int, ...]:
@@ -125,29 +131,11 @@ class TiffGrid:
                 yield index, number, int(np.ravel_multi_index(place, counts)), box
 
 
-@dataclass(frozen=True, eq=False)
-class _Pages:
-    """The headers of a file, kept from one part to the next: no samples, and no open file."""
-
-    image: StoredImage
-    grid: TiffGrid
-    has_palette: bool
-    stored_type: np.dtype[np.generic]
-    """With its byte order."""
-    decode: Callable[[bytes, int, int], Array]
-
-
 @functools.lru_cache(maxsize=8)
-def _pages(path: Path, series: int | None, _version: tuple[int, ...]) -> _Pages:
-    """Read and check the headers, again where the file has another version."""
+def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid, bool]:
+    """Read and check the headers, again where the file has another version; return whether there is a palette, too."""
     with opened_series(path, series, by_parts=True) as (image, found):
-        return _Pages(
-            image=image,
-            grid=TiffGrid.of(path, found),
-            has_palette=has_palette(found),
-            stored_type=np.dtype(found.keyframe.parent.byteorder + found.dtype.char),
-            decode=segment_decoder(found),
-        )
+        return image, TiffGrid.of(path, found), has_palette(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,20 +148,19 @@ class TiffSource(RegionSource):
         """Read a part; one tile or strip at a time is decoded."""
         # `open` has compared what it promises with its size, perhaps in another process.
         with refusing_damage(self.path, f"a {TIFF.name} file"), allowing(memory_budget()):
-            pages = _pages(self.path, self.series, (self.path.stat().st_mtime_ns,))
-            grid = pages.grid
+            _, grid, _ = _headers(self.path, self.series, (self.path.stat().st_mtime_ns,))
             outer, inner = grid.in_planes(region)
             found = np.empty(shape_of((*outer, *inner)), self.dtype)
             if grid.is_raw:
                 for index in np.ndindex(*shape_of(outer)):
                     number = grid.number(tuple(part.start + i for part, i in zip(outer, index, strict=True)))
                     start = int(grid.offsets[number, 0])
-                    found[index] = np.memmap(self.path, pages.stored_type, "r", start, grid.plane)[inner]
+                    found[index] = np.memmap(self.path, grid.stored_type, "r", start, grid.plane)[inner]
                 return found.reshape(shape_of(region))
             with self.path.open("rb") as stream:
                 for index, number, segment, box in grid.touched(region):
                     stream.seek(int(grid.offsets[number, segment]))
-                    samples = pages.decode(stream.read(int(grid.sizes[number, segment])), number, segment)
+                    samples = grid.decode(stream.read(int(grid.sizes[number, segment])), number, segment)
                     here, there = overlap(inner, box)
                     found[index][here] = samples[None][there]
             return found.reshape(shape_of(region))
@@ -231,7 +218,7 @@ def _grid_of(partial: Path) -> TiffGrid:
     """Read the grid of a file in the making; its samples change, but not its inode."""
     with refusing_damage(partial, f"a {TIFF.name} file"):
         found = partial.stat()
-        return _pages(partial, None, (found.st_ino, found.st_size)).grid
+        return _headers(partial, None, (found.st_ino, found.st_size))[1]
 
 
 def tile_side(length: int) -> int:
@@ -249,9 +236,8 @@ class TiffRegions(RegionFormat):
         """Open a series."""
         series = None if member is None else int(member)
         with refusing_damage(path, f"a {TIFF.name} file"):
-            pages = _pages(path, series, (path.stat().st_mtime_ns,))
-        image = pages.image
-        others = {"a palette": pages.has_palette, "an alpha channel": image.alpha is not None}
+            image, grid, is_palette = _headers(path, series, (path.stat().st_mtime_ns,))
+        others = {"a palette": is_palette, "an alpha channel": image.alpha is not None}
         others[f"orientation {image.orientation}"] = image.orientation != 1
         if other := next((what for what, is_other in others.items() if is_other), None):
             raise MalformedInputError(
@@ -259,7 +245,7 @@ class TiffRegions(RegionFormat):
                 "first."
             )
         return TiffSource(
-            *(path, TIFF.name, image.shape, image.dtype, image.axes, pages.grid.chunk),
+            *(path, TIFF.name, image.shape, image.dtype, image.axes, grid.chunk),
             is_picture=True,
             metadata=image.metadata,
             record=image.record,
