@@ -47,18 +47,17 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
         taps: of a cross-correlation, shape `(*k)`, or `(C, *k)` for one kernel a channel.
         n_axes: axes of space, `k`.
     """
-    channels = _channels(taps, n_axes)
-    if bool(channels.min() < -NEGATIVE * channels.max()):
+    measured = _measure(taps, n_axes)
+    if measured is None:
         return ()
+    share, signal = measured
     flaws = []
-    share = _background_share(channels)
     if share:
         flaws.append(
             f"the outermost taps of the kernel show a background, which makes {100 * share:.0f} % of its sum and takes "
             "contrast from the estimate; clean_kernel=True subtracts it"
         )
-    signal = _signal(channels)
-    size = tuple(channels.shape[1:])
+    size = tuple(signal.shape[1:])
     held = tuple(stop - start for start, stop in _extent(signal))
     if max(n / n_taps for n, n_taps in zip(held, size, strict=True)) <= FILLED:
         flaws.append(
@@ -81,11 +80,11 @@ def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
             "a kernel shows what became of a single point, but this one looks like a photograph, bright up to its "
             "edges; give another kernel, or clean_kernel=False if these taps are meant."
         )
-    channels = _channels(taps, n_axes)
-    if bool(channels.min() < -NEGATIVE * channels.max()):
+    measured = _measure(taps, n_axes)
+    if measured is None:
         return None
-    share, signal = _background_share(channels), _signal(channels)
-    distance = math.dist(_center(signal), _middle(tuple(channels.shape[1:])))
+    share, signal = measured
+    distance = math.dist(_center(signal), _middle(tuple(signal.shape[1:])))
     found = [f"background makes {100 * share:.0f} % of its sum"] if share > SPOILS else []
     found += [f"its center lies {distance:.1f} pixels off its middle"] if distance > FAR_OFF else []
     if not found:
@@ -106,10 +105,14 @@ def looks_like_photograph(taps: Tensor, n_axes: int = 2) -> bool:
     return has_light and bool(light.max() < COMPACT * mean) and bool(_outermost(light).mean() > AT_RIM * mean)
 
 
-def _background_share(channels: Tensor) -> float:
-    """Compute the part of the sum of all taps that is background."""
-    light = sum(_background(channel)[0] * channel.numel() for channel in channels)
-    return light / float(channels.sum())
+def _measure(taps: Tensor, n_axes: int) -> tuple[float, Tensor] | None:
+    """Compute the part of the sum of all taps that is background, and the taps without it; `None` for filters."""
+    channels = _channels(taps, n_axes)
+    if bool(channels.min() < -NEGATIVE * channels.max()):
+        return None
+    backgrounds = [_background(channel) for channel in channels]
+    light = sum(level * channel.numel() for channel, (level, _) in zip(channels, backgrounds, strict=True))
+    return light / float(channels.sum()), _signal(channels, backgrounds)
 
 
 def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
@@ -135,7 +138,8 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
         )
     channels = _channels(taps, n_axes)
     size = tuple(channels.shape[1:])
-    signal = _signal(channels)
+    backgrounds = [_background(channel) for channel in channels]
+    signal = _signal(channels, backgrounds)
     if not bool(signal.any()):
         raise UsageError(
             "nothing of the kernel stands out of its background; take another picture, or do not clean it."
@@ -149,12 +153,12 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
     starts = tuple(start for start, _ in extent)
     places = tuple(start - at + n for start, at, n in zip(starts, middles, reach, strict=True))
     cleaned[_box(places, held)] = signal[_box(starts, held)]
-    if any(_background(channel)[1] for channel in channels):
+    if any(sigma for _, sigma in backgrounds):
         rest = torch.tensor([[at - place for at, place in zip(middles, center, strict=True)]], dtype=torch.float64)
         cleaned = shift(cleaned, rest.expand(len(cleaned), -1)).clamp_min(0)
     else:
         center = [float(at) for at in middles]
-    levels = ", ".join(f"{_background(channel)[0]:.3g}" for channel in channels)
+    levels = ", ".join(f"{level:.3g}" for level, _ in backgrounds)
     note = (
         f"the kernel was cleaned: a background of {levels} was subtracted, its {format_size(size)} taps were cropped "
         f"to {format_size(tuple(cleaned.shape[1:]))}, and its center was moved by "
@@ -198,15 +202,10 @@ def _outermost(taps: Tensor) -> Tensor:
     return taps[is_outermost]
 
 
-def _signal(channels: Tensor) -> Tensor:
+def _signal(channels: Tensor, backgrounds: list[tuple[float, float]]) -> Tensor:
     """Subtract the background, and remove its noise."""
-    found = [_background(channel) for channel in channels]
-    return torch.stack(
-        [
-            above_noise(channel - level, torch.full_like(channel, sigma))
-            for channel, (level, sigma) in zip(channels, found, strict=True)
-        ]
-    )
+    found = zip(channels, backgrounds, strict=True)
+    return torch.stack([above_noise(taps - level, torch.full_like(taps, sigma)) for taps, (level, sigma) in found])
 
 
 def _extent(signal: Tensor) -> list[tuple[int, int]]:
