@@ -161,15 +161,21 @@ class Codec(ABC):
     def check(self, request: WriteRequest) -> None:  # noqa: B027
         """Refuse by `UsageError` results that the format cannot hold, before anything is computed."""
 
-    @abstractmethod
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
+        """Order the axes of a result as the file stores them; return their new letters, and notes on these, too."""
+        return layout, layout.axes, ()
+
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result as the file stores them; notes describe new axes.
+        """Order the samples of a result as the file stores them.
 
         Args:
             request: for the result.
             samples: shape (B, C, H, W), or another number of axes of space.
             alpha: likewise, with A channels, to be put behind the last sample of axis S, or None.
         """
+        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
+        layout, axes, notes = self.order_axes(request, layout)
+        return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Explain why the alpha channel of the source cannot be written; None if it can."""
@@ -191,6 +197,13 @@ class Codec(ABC):
             lost += [*kept.native, *kept.native_of_channels]
             kept = replace(kept, native={}, native_of_channels={})
         return kept, lost
+
+    def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
+        """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
+        layout, axes, notes = self.order_axes(request, layout)
+        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata, n_levels=request.n_levels)
+        kept, lost = self.carry(request, image)
+        return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
         """Choose the part of the record of a run that goes into the file: all of it, but no absolute paths."""

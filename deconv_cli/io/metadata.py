@@ -65,14 +65,7 @@ class Metadata:
     """Names of fields that are never carried over."""
 
 
-EXIF_TEXTS = {
-    271: "Make",
-    272: "Model",
-    306: "DateTime",
-    315: "Artist",
-    316: "HostComputer",
-    33432: "Copyright",
-}
+EXIF_TEXTS = {271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 316: "HostComputer", 33432: "Copyright"}
 """Texts of the first directory of EXIF, which are tags of a TIFF file too."""
 
 _MARKER = b"Exif\x00\x00"

@@ -13,7 +13,7 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, codec_of_content, from_images
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_content
 from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.layout import Layout, letters_of_tensor
 from deconv_cli.io.samples import Samples
@@ -64,22 +64,17 @@ class TensorCodec(Codec):
         opened = self.list_tensors(path)
         return StoredImage(opened.read(choose_tensor(opened, member)), record=opened.record)
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
-        layout, notes = order_axes(request, request.layout_of_result(samples.shape[1], samples.shape[2:]))
-        return StoredImage(from_images(layout, samples), layout.axes, notes=notes)
-
-
-def order_axes(request: WriteRequest, layout: Layout) -> tuple[Layout, tuple[str, ...]]:
-    """Order the axes of a result as a tensor has them; return notes on the axes, too."""
-    if not request.from_picture:
-        return layout, ()
-    sizes = (layout.n_batch, layout.n_channels, *(layout.sizes[layout.axes.index(letter)] for letter in layout.space))
-    n_axes = layout.dimensions + (2 if layout.n_batch > 1 else 1 if layout.n_channels > 1 else 0)
-    axes = letters_of_tensor(n_axes, layout.dimensions) or ""
-    before = request.layout
-    notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
-    return Layout(axes, sizes[-n_axes:], layout.dimensions), notes
+        if not request.from_picture:
+            return layout, layout.axes, ()
+        space = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]
+        n_axes = layout.dimensions + (2 if layout.n_batch > 1 else 1 if layout.n_channels > 1 else 0)
+        axes = letters_of_tensor(n_axes, layout.dimensions) or ""
+        before = request.layout
+        notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
+        sizes = (layout.n_batch, layout.n_channels, *space)[-n_axes:]
+        return Layout(axes, sizes, layout.dimensions), axes, notes
 
 
 def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:

@@ -13,7 +13,8 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, from_images
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
+from deconv_cli.io.layout import Layout
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.thread_warnings import warnings_here
 
@@ -86,11 +87,10 @@ class Fits(Codec):
         """Refuse the file if the package is missing."""
         _imported(request.path)
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Put the channels before the axes of space."""
-        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout = layout.ordered(f"CS{layout.space}")
-        return StoredImage(from_images(layout, samples), layout.axes)
+        return layout, layout.axes, ()
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata: the header, without world coordinates where the frame has another size."""

@@ -16,14 +16,14 @@ import numpy as np
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, write_line_beside
-from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import array_bytes, check_expansion, check_zip
 from deconv_cli.io.partial_file import PartialFile, put_in_place, refusing_to_write
 from deconv_cli.io.regions import Region, RegionFormat, RegionSource, RegionTarget, fingerprint_of_file, shape_of
 from deconv_cli.io.samples import working_bytes
-from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, order_axes
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
 
 _ENTRY = ".npy"
 _PIECE = 2**24
@@ -255,11 +255,8 @@ class NpyRegions(RegionFormat):
 
     def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Order the axes like those of any tensor; parts may end anywhere."""
-        layout, notes = order_axes(request, layout)
-        _, lost = NPY.carry(request, StoredImage(zeros_of(layout.sizes, request.dtype), layout.axes, source.metadata))
-        unit = tuple(1 for _ in layout.sizes)
-        notes = (*notes, *not_carried(lost))
-        return NpyTarget(request.path, layout.sizes, request.dtype, layout.axes, unit, notes)
+        image = NPY.describe_result(request, layout, source.metadata)
+        return NpyTarget(request.path, image.shape, request.dtype, image.axes, (1,) * len(image.axes), image.notes)
 
 
 NPY_REGIONS = NpyRegions()

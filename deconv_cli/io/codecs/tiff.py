@@ -76,14 +76,26 @@ class Tiff(Codec):
                 "choose .tif."
             )
 
+    def order_axes(
+        self, request: WriteRequest, layout: Layout, keep: str = "YX"
+    ) -> tuple[Layout, str, tuple[str, ...]]:
+        """Keep the axes of the source that are longer than one, and those of `keep`, with the plane at the end."""
+        layout = layout.squeezed(keep=keep).planes_last()
+        if request.flavor == "imagej" and not _is_ome_name(request.path):
+            layout = layout.ordered(IMAGEJ_AXES)
+        is_free = not _is_ome_name(request.path) and request.flavor not in ("ome", "imagej")
+        axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
+        new = [letter for letter in axes if letter not in request.layout.axes + "C"]
+        return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)
+
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Keep the axes of the source that are longer than one, with the plane at the end."""
+        """Order the samples, with alpha behind the colors."""
+        if alpha is None:
+            return super().arrange(request, samples, alpha)
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
-        layout, axes, notes = order_axes(request, layout, keep="YX" if alpha is None else "YXS")
-        array = from_images(layout, samples)
-        if alpha is not None:
-            array = np.concatenate([array, from_images(layout.resized(S=1), alpha)], axis=layout.axes.index("S"))
-        return StoredImage(array, axes, notes=notes)
+        layout, axes, notes = self.order_axes(request, layout, keep="YXS")
+        parts = [from_images(layout, samples), from_images(layout.resized(S=1), alpha)]
+        return StoredImage(np.concatenate(parts, axis=layout.axes.index("S")), axes, notes=notes)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Explain why the alpha channel cannot be written; `None` if it can."""
@@ -121,21 +133,6 @@ class Tiff(Codec):
 
 
 TIFF = Tiff()
-
-
-def order_axes(request: WriteRequest, layout: Layout, keep: str = "YX") -> tuple[Layout, str, tuple[str, ...]]:
-    """Order the axes of a result as TIFF has them; drop those of length one, except `keep`.
-
-    Returns:
-        The layout, the new letters of its axes, and notes on these letters.
-    """
-    layout = layout.squeezed(keep=keep).planes_last()
-    if request.flavor == "imagej" and not _is_ome_name(request.path):
-        layout = layout.ordered(IMAGEJ_AXES)
-    is_free = not _is_ome_name(request.path) and request.flavor not in ("ome", "imagej")
-    axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
-    new = [letter for letter in axes if letter not in request.layout.axes + "C"]
-    return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)
 
 
 def write_empty_tiff(path: Path, image: StoredImage, tile: tuple[int, int]) -> None:

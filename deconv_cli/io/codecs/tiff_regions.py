@@ -16,8 +16,8 @@ import numpy.typing as npt
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
-from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
-from deconv_cli.io.codecs.tiff import TIFF, order_axes, write_empty_tiff, write_record
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest, zeros_of
+from deconv_cli.io.codecs.tiff import TIFF, write_empty_tiff, write_record
 from deconv_cli.io.codecs.tiff_library import segment_decoder
 from deconv_cli.io.codecs.tiff_reader import has_palette, opened_series
 from deconv_cli.io.files import refusing_damage
@@ -257,16 +257,13 @@ class TiffRegions(RegionFormat):
         """Decide on the axes, the tiles and the metadata."""
         flavor = "ome" if request.flavor == "ome" else ""
         request = replace(request, flavor=flavor)
-        layout, axes, notes = order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, replace(source.metadata, flavor=flavor))
-        metadata, lost = TIFF.carry(request, image)
-        is_together = axes.endswith("S")
+        image = TIFF.describe_result(request, layout, replace(source.metadata, flavor=flavor))
+        is_together = image.axes.endswith("S")
         unit = tuple(
             tile_side(length) if letter in "YX" else length if letter == "S" and is_together else 1
-            for letter, length in zip(axes, layout.sizes, strict=True)
+            for letter, length in zip(image.axes, image.shape, strict=True)
         )
-        notes = (*notes, *not_carried(lost))
-        return TiffTarget(request.path, layout.sizes, request.dtype, axes, unit, notes, metadata)
+        return TiffTarget(request.path, image.shape, request.dtype, image.axes, unit, image.notes, image.metadata)
 
 
 TIFF_REGIONS = TiffRegions()

@@ -13,7 +13,7 @@ import numpy as np
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, from_images
+from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.codecs.zarr_source import NAME, describe_zarr, open_store, open_stored, zarr_package
 from deconv_cli.io.files import FOLDER, write_member
@@ -64,11 +64,16 @@ class Zarr(Codec):
                 f"'{request.path}' cannot hold several resolutions, since it would be a bare array; choose .ome.zarr."
             )
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Keep the axes of an array, and order those of an image as OME-Zarr wants them."""
-        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
-        layout, axes, notes = order_axes(request, layout)
-        return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
+        if not is_ome(request):
+            return layout, layout.axes, ()
+        renamed = _renamed(layout.axes)
+        order = sorted(range(len(renamed)), key=lambda place: zarr_ome.AXES.index(renamed[place]))
+        letters, sizes = "".join(layout.axes[i] for i in order), tuple(layout.sizes[i] for i in order)
+        new = [b for a, b in zip(layout.axes, renamed, strict=True) if a not in (b, "S")]
+        notes = tuple(f"a batch axis was named {letter}" for letter in new)
+        return replace(layout, axes=letters, sizes=sizes), "".join(renamed[i] for i in order), notes
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; a bare array has none."""
@@ -104,18 +109,6 @@ def is_ome(request: WriteRequest) -> bool:
     is_wanted = _is_ome_name(request.path) or (request.from_picture and not was_array)
     letters = _renamed(request.layout.axes)
     return is_wanted and {"Y", "X"} <= set(letters) <= set(zarr_ome.AXES) and len(set(letters)) == len(letters)
-
-
-def order_axes(request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
-    """Order the axes of a result as stored; return the new letters of its axes, and notes on these letters, too."""
-    if not is_ome(request):
-        return layout, layout.axes, ()
-    renamed = _renamed(layout.axes)
-    order = sorted(range(len(renamed)), key=lambda place: zarr_ome.AXES.index(renamed[place]))
-    ordered = replace(layout, axes="".join(layout.axes[i] for i in order), sizes=tuple(layout.sizes[i] for i in order))
-    axes = "".join(renamed[i] for i in order)
-    new = [b for a, b in zip(layout.axes, renamed, strict=True) if a not in (b, "S")]
-    return ordered, axes, tuple(f"a batch axis was named {letter}" for letter in new)
 
 
 def _renamed(axes: str) -> str:

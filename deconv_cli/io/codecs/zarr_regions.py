@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from deconv_cli.errors import FileAccessError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.codec import Array, StoredImage, WriteRequest, not_carried, zeros_of
+from deconv_cli.io.codec import Array, StoredImage, WriteRequest, zeros_of
 from deconv_cli.io.codecs.zarr_folder import (
     FORMAT_FILE,
     ZARR,
@@ -22,7 +22,6 @@ from deconv_cli.io.codecs.zarr_folder import (
     channel_windows,
     describe_arrays,
     open_described,
-    order_axes,
     plan_arrays,
     write_descriptions,
 )
@@ -153,16 +152,13 @@ class ZarrRegions(RegionFormat):
 
     def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
         """Decide on the axes, the chunks, the resolutions and the metadata."""
-        layout, axes, notes = order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, source.metadata, n_levels=request.n_levels)
-        metadata, lost = ZARR.carry(request, image)
-        specs = plan_arrays(replace(image, metadata=metadata), *_units_of(source, axes, request.dtype))
+        image = ZARR.describe_result(request, layout, source.metadata)
+        specs = plan_arrays(image, *_units_of(source, image.axes, request.dtype))
         return ZarrTarget(
-            *(request.path, layout.sizes, request.dtype, axes, specs[0].shard or specs[0].chunk),
-            notes=(*notes, *not_carried(lost)),
+            *(request.path, image.shape, request.dtype, image.axes, specs[0].shard or specs[0].chunk, image.notes),
             specs=specs,
             documents=tuple(describe_arrays(request.path, specs).items()),
-            metadata=metadata,
+            metadata=image.metadata,
         )
 
 
