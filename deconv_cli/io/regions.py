@@ -337,7 +337,7 @@ def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
     )
 
 
-_N_PIECES, _MAX_SAMPLES = 64, 2**13
+N_PIECES, MAX_SAMPLES = 64, 2**13
 """Pieces that are read to represent an array, and samples of each at most."""
 
 
@@ -362,10 +362,10 @@ def spread_place(lengths: Sequence[int], number: int) -> tuple[int, ...]:
 
 def read_spread(source: RegionSource) -> torch.Tensor:
     """Read pieces from all over an array, shape `(n, *piece)`."""
-    sides = cube_sides(source.shape, _MAX_SAMPLES)
+    sides = cube_sides(source.shape, MAX_SAMPLES)
     free = [n - side + 1 for n, side in zip(source.shape, sides, strict=True)]
     pieces = []
-    for number in range(_N_PIECES):
+    for number in range(N_PIECES):
         starts = zip(spread_place(free, number), sides, strict=True)
         pieces.append(as_real_tensor(source.path, source.read(tuple(slice(at, at + side) for at, side in starts))))
     return torch.stack(pieces)
