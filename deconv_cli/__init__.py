@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.formula import make_kernel
-    from deconv_cli.models.model_layers import ModelLayer
+    from deconv_cli.models.layers import ModelLayer
     from deconv_cli.operators.convolution import Convolution
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator

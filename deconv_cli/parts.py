@@ -103,7 +103,7 @@ CODECS: Registry[Any] = Registry(
     {
         "tiff": "deconv_cli.io.codecs.tiff:TIFF",
         "png": "deconv_cli.io.codecs.png:PNG",
-        "jpeg": "deconv_cli.io.codecs.jpeg:JPEG",
+        "jpeg": "deconv_cli.io.codecs.pillow_pictures:JPEG",
         "webp": "deconv_cli.io.codecs.pillow_pictures:WEBP",
         "avif": "deconv_cli.io.codecs.pillow_pictures:AVIF",
         "bmp": "deconv_cli.io.codecs.pillow_pictures:BMP",
@@ -133,10 +133,10 @@ SCHEDULERS: Registry[Any] = Registry(
 REGION_FORMATS: Registry[Any] = Registry(
     "format that is read by parts",
     {
-        "tiff": "deconv_cli.io.regions.tiff_regions:TIFF_REGIONS",
-        "zarr": "deconv_cli.io.regions.zarr_regions:ZARR_REGIONS",
-        "safetensors": "deconv_cli.io.regions.safetensors_regions:SAFETENSORS_REGIONS",
-        "npy": "deconv_cli.io.regions.npy_regions:NPY_REGIONS",
+        "tiff": "deconv_cli.io.codecs.tiff_regions:TIFF_REGIONS",
+        "zarr": "deconv_cli.io.codecs.zarr_regions:ZARR_REGIONS",
+        "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS_REGIONS",
+        "npy": "deconv_cli.io.codecs.npy:NPY_REGIONS",
     },
 )
 """Formats of large arrays, under the names of their codecs."""

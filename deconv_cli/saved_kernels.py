@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import UsageError, as_path, check_type
-from deconv_cli.io.data import write_tensors
-from deconv_cli.io.output_path import check_output_path
+from deconv_cli.io.atomic import check_output_path
+from deconv_cli.io.codecs.safetensors_file import write_tensors
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
+from deconv_cli.models.layers import ModelLayer, find_layer
+from deconv_cli.models.layers import list_layers as layers_of
 from deconv_cli.models.model_building import build_model
 from deconv_cli.models.model_files import ModelFile, read_model
-from deconv_cli.models.model_layers import ModelLayer, find_layer
-from deconv_cli.models.model_layers import list_layers as layers_of
 from deconv_cli.models.named_code import load_named
 
 __all__ = [

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 import deconv_cli
-from deconv_cli.workflows.noise import Noise, NoiseKind
+from deconv_cli.workflows.apply_kernel import Noise, NoiseKind
 
 HERE = Path(__file__).parent
 SIZE = 256

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import deconv_cli
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io.regions import open_regions
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 REGISTRIES = [

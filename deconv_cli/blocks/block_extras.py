@@ -19,8 +19,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Array, from_images
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
-from deconv_cli.io.regions.region_source import Region, RegionSource
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions import Region, RegionSource, RegionTarget
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.operators.axes import crop
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deconv_cli.blocks.axis_cut import AxisCut, Interval
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_source import Region
+from deconv_cli.io.regions import Region
 from deconv_cli.vocabulary import Size
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import FileAccessError
-from deconv_cli.io.folders import address_of, remove
-from deconv_cli.io.hidden_names import process_name
+from deconv_cli.io.atomic import process_name
+from deconv_cli.io.files import address_of, read_lines, remove
+from deconv_cli.io.partial_file import refusing_to_write
 from deconv_cli.io.records import open_sealed, seal_record
-from deconv_cli.io.regions.partial_file import refusing_to_write
-from deconv_cli.io.sources import read_lines
 
 
 @dataclass(frozen=True)

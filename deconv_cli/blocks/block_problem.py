@@ -12,7 +12,7 @@ from torch import Tensor
 from deconv_cli.blocks.axis_cut import AxisCut, Interval
 from deconv_cli.io.codec import Array
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_source import RegionSource
+from deconv_cli.io.regions import RegionSource
 from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import space_axes

@@ -22,7 +22,7 @@ from deconv_cli.blocks.plan_extras import fingerprint_with, plan_error, with_all
 from deconv_cli.blocks.run_blocks import BlockListener, run_blocks
 from deconv_cli.blocks.seam_places import choose_seams
 from deconv_cli.errors import UsageError
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions import RegionTarget
 from deconv_cli.schedulers.scheduler import JobShare, Scheduler
 from deconv_cli.workflows.progress_listener import ProgressListener
 

@@ -23,7 +23,7 @@ from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.regions import RegionTarget
 from deconv_cli.io.samples import convert_samples
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.solution import default_tolerance

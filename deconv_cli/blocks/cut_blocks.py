@@ -14,8 +14,7 @@ from deconv_cli.blocks.sample_windows import SampleWindow
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.regions.spread_pieces import cube_sides
+from deconv_cli.io.regions import RegionTarget, cube_sides
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size, format_memory, format_size
 from deconv_cli.workflows.progress_listener import ProgressListener

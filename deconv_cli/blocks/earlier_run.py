@@ -9,10 +9,8 @@ from typing import Any
 from deconv_cli.blocks.block_ledger import BlockLedger
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
-from deconv_cli.io.hidden_names import partial_path
-from deconv_cli.io.output_path import check_output_path
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.region_target import RegionTarget
+from deconv_cli.io.atomic import check_output_path, partial_path
+from deconv_cli.io.regions import RegionTarget, open_regions
 
 
 class BlocksCompleteError(UsageError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows, map_pieces, workers_for
-from deconv_cli.io.regions.spread_pieces import cube_sides
+from deconv_cli.io.regions import cube_sides
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener

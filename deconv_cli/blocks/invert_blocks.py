@@ -19,10 +19,7 @@ from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import allowing
-from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.region_source import RegionSource
-from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.io.regions import RegionSource, RegionTarget, open_regions, plan_regions, read_corner
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.parts import BOUNDARIES

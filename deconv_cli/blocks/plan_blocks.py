@@ -28,8 +28,7 @@ from deconv_cli.blocks.sample_windows import (
 from deconv_cli.blocks.seam_places import choose_seams
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.regions.spread_pieces import cube_sides
+from deconv_cli.io.regions import RegionTarget, cube_sides
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size, format_memory, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf

@@ -15,10 +15,7 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sample_windows import MAX_SAMPLES, find_windows
 from deconv_cli.blocks.sampled_error import sample_error
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.region_target import RegionTarget
-from deconv_cli.io.regions.sample_image import read_corner
-from deconv_cli.io.regions.spread_pieces import cube_sides
+from deconv_cli.io.regions import RegionTarget, cube_sides, open_regions, plan_regions, read_corner
 from deconv_cli.vocabulary import OutputDType, Size
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 

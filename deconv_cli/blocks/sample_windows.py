@@ -17,7 +17,7 @@ from deconv_cli.blocks.axis_cut import Interval
 from deconv_cli.blocks.block_memory import SHARE, block_bytes
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
-from deconv_cli.io.regions.spread_pieces import spread_place
+from deconv_cli.io.regions import spread_place
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 

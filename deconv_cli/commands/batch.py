@@ -93,7 +93,7 @@ class Batch:
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         started = time.monotonic()
-        from deconv_cli.io.folders import is_there
+        from deconv_cli.io.files import is_there
 
         existing = [job for job in jobs if self._options.skip_existing and is_there(job.target)]
         self._skipped = [job.source for job in existing]
@@ -203,7 +203,7 @@ class Batch:
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
         """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
-        from deconv_cli.io.formats import codec_named
+        from deconv_cli.io.codec import codec_named
 
         printed = self._printed
         if not printed.quiet and (is_only or printed.verbose):

@@ -39,8 +39,8 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     for file in (file for path in inputs for file in expand(path)):
         if file.is_named or file.path not in found:
             found[file.path] = file
-    from deconv_cli.io.folders import is_one_file
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
+    from deconv_cli.io.files import is_one_file
 
     files = list(found.values())
     is_single_file = len(inputs) == 1 and files[0].is_named
@@ -71,7 +71,7 @@ def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path 
         read: files that are read besides, and
         written: files that are written besides; `None` for what was not asked for.
     """
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
     from deconv_cli.io.records import beside
 
     taken: dict[object, str] = {}
@@ -108,7 +108,7 @@ def _check_collisions(targets: list[Path]) -> None:
 
 def _beside(source: Path, ending: str) -> Path:
     """Name an output after its input, in the same format; TIFF where the name says none."""
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
 
     lower = source.name.lower()
     for double in (".ome.tif", ".ome.tiff", ".ome.zarr", ".fits.gz", ".fits.fz"):
@@ -120,7 +120,7 @@ def _beside(source: Path, ending: str) -> Path:
 
 def _writable(path: Path) -> Path:
     """Exchange the suffix of a format that is only read."""
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
 
     codec = codec_named(path)
     return path.with_suffix(".png") if codec is not None and codec.is_read_only else path

@@ -121,7 +121,7 @@ class BlockRestoration:
                 _print_answer(complete.record, complete.record.get("doubts"), printed)
 
     def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, goes_on: bool) -> None:
-        from deconv_cli.io.output_path import check_page_path
+        from deconv_cli.io.atomic import check_page_path
         from deconv_cli.report.block_page import describe_block_plan, describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
@@ -152,7 +152,7 @@ class BlockRestoration:
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
         """Plan, restore and write one of several inputs."""
         from deconv_cli.blocks.earlier_run import BlocksCompleteError
-        from deconv_cli.io.output_path import make_parents
+        from deconv_cli.io.atomic import make_parents
         from deconv_cli.report.block_page import describe_block_run
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
@@ -176,7 +176,7 @@ class BlockRestoration:
         if path is None:
             return
         from deconv_cli.blocks.examined_pieces import examine_pieces
-        from deconv_cli.io.output_path import write_page
+        from deconv_cli.io.atomic import write_page
         from deconv_cli.report.block_page import render_block_page
 
         write_page(path, render_block_page(run, examine_pieces(run.task)))

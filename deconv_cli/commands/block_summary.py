@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
-    from deconv_cli.io.regions.region_target import RegionTarget
+    from deconv_cli.io.regions import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
 
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     """Print what would be done on stderr, and how many seconds it would take."""
-    from deconv_cli.io.folders import is_there
+    from deconv_cli.io.files import is_there
 
     task = run.task
     rows = [

@@ -239,7 +239,7 @@ class ChainRestoration:
         record = describe_chain_run(run)
         prepared.write(record)
         if self._page is not None:
-            from deconv_cli.io.output_path import write_page
+            from deconv_cli.io.atomic import write_page
             from deconv_cli.report.chain_page import render_chain
 
             write_page(self._page, render_chain(run, loaded.values))
@@ -252,7 +252,7 @@ class ChainRestoration:
 
     def _shows(self, job: Job, loaded: LoadedInput) -> bool:
         """Return whether a tensor goes into a picture of whole numbers, of which nobody said how."""
-        from deconv_cli.io.formats import codec_of_suffix
+        from deconv_cli.io.codec import codec_of_suffix
 
         if loaded.image.is_picture or self._files.output_dtype is not None:
             return False

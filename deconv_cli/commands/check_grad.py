@@ -151,7 +151,7 @@ def _header() -> dict[str, Any]:
 
 
 def _describe_case(case: Case, mode: Mode) -> dict[str, Any]:
-    from deconv_cli.models.model_format import ModelFormat
+    from deconv_cli.models.model_files import ModelFormat
 
     return {
         "model": case.model,

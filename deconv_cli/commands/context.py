@@ -41,7 +41,7 @@ class LoadedInput:
 
     def describe(self, path: Path) -> InputFile:
         """Describe the file."""
-        from deconv_cli.io.folders import spelled
+        from deconv_cli.io.files import spelled
         from deconv_cli.report.run import InputFile
 
         image = self.image
@@ -122,7 +122,7 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
 
 def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
     """Describe what is written."""
-    from deconv_cli.io.folders import spelled
+    from deconv_cli.io.files import spelled
     from deconv_cli.report.run import OutputFile
 
     return OutputFile(spelled(path), tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
@@ -158,7 +158,7 @@ def rerun_line(
         files: how the input was read.
         output_dtype: sample type of the output.
     """
-    from deconv_cli.io.folders import spelled
+    from deconv_cli.io.files import spelled
 
     values: OptionValues = {
         **options,

@@ -82,7 +82,7 @@ def _write(
 ) -> dict[str, Any]:
     """Average over all samples, and write the diagonal under the names of the state dict."""
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
-    from deconv_cli.io.data import write_tensors
+    from deconv_cli.io.codecs.safetensors_file import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher
 
     subject = case.subject

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.gradients.inputs import Batch
     from deconv_cli.gradients.subject import Subject
-    from deconv_cli.io.data import DataFile
+    from deconv_cli.io.tensors import DataFile
     from deconv_cli.models.model_files import ModelFile
     from deconv_cli.models.named_code import NamedCode
 
@@ -180,7 +180,7 @@ def _open_batch(
 
     dtype = _dtype_of(module)
     if options.data is not None:
-        from deconv_cli.io.data import open_data
+        from deconv_cli.io.tensors import open_data
 
         data = open_data(options.data)
         n_rows = options.batch_size if batch_axis == 0 else None

@@ -44,7 +44,7 @@ def expand(argument: Path) -> list[FoundFile]:
     missing = UsageError(f"the input '{argument}' {what}; check the path.")
     if not argument.exists() and not is_pattern(argument) and ":" not in str(argument):
         raise missing  # neither a file nor an address; said before torch is loaded, which takes seconds
-    from deconv_cli.io.folders import is_one_file
+    from deconv_cli.io.files import is_one_file
 
     if is_one_file(argument):
         return [FoundFile(argument, Path(argument.name), is_named=True)]
@@ -100,7 +100,7 @@ def _files_of(path: Path) -> Iterator[Path]:
 
     A broken link counts as a file, so that reading it reports the error.
     """
-    from deconv_cli.io.folders import is_one_file
+    from deconv_cli.io.files import is_one_file
 
     def is_file(path: Path) -> bool:
         return is_one_file(path) or (path.is_symlink() and not path.exists())
@@ -116,6 +116,6 @@ def _files_of(path: Path) -> Iterator[Path]:
 
 
 def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
 
     return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]

@@ -127,7 +127,7 @@ class _Reader:
     def describe(self, path: Path) -> dict[str, Any]:
         """Tell all of one file."""
         from deconv_cli.io.file_inspection import inspect_file
-        from deconv_cli.io.folders import spelled
+        from deconv_cli.io.files import spelled
 
         started = time.perf_counter()
         found = inspect_file(
@@ -244,7 +244,7 @@ def _check_plain(read: KernelFile) -> None:
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
     """List the tensors of a file, or of a whole module that torch saved."""
     from deconv_cli.io.codecs.torch_file import TorchFile
-    from deconv_cli.io.sources import read_head
+    from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
     from deconv_cli.models.layers import open_torch_file
 
@@ -258,7 +258,7 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
 
 def _is_field(found: Inspected) -> bool:
     """Tell whether a file holds a kernel that varies over the frame."""
-    from deconv_cli.models.kernel_field_files import FIELD_TENSORS
+    from deconv_cli.models.kernel_files import FIELD_TENSORS
 
     return {entry.name for entry in found.entries} == set(FIELD_TENSORS)
 

@@ -126,7 +126,7 @@ class Work(ABC):
         Raises:
             DeconvError: it exists, or cannot be written there.
         """
-        from deconv_cli.io.formats import codec_of_suffix
+        from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.io.output import check_output_files
 
         codec = codec_of_suffix(job.target)

@@ -256,7 +256,7 @@ def _picture_of(image: ImageFile) -> Tensor:
 
 
 def _check_map(path: Path, source: Path, *, force: bool) -> None:
-    from deconv_cli.io.output_path import check_output_path
+    from deconv_cli.io.atomic import check_output_path
 
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")

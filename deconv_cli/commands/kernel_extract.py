@@ -14,8 +14,8 @@ from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import format_size
 
 if TYPE_CHECKING:
+    from deconv_cli.models.layers import ModelLayer
     from deconv_cli.models.model_files import ModelFile
-    from deconv_cli.models.model_layers import ModelLayer
 
 EXAMPLE = "Example: deconv kernel extract sample_images/pnet.pt --layer conv1 -o conv1.safetensors"
 
@@ -47,8 +47,8 @@ def extract(
     ] = None,
 ) -> None:
     """List the convolutions of a model, or take one out of it; nothing that the file carries is run."""
-    from deconv_cli.io.output_path import check_output_path
-    from deconv_cli.models.model_layers import find_layer, list_layers
+    from deconv_cli.io.atomic import check_output_path
+    from deconv_cli.models.layers import find_layer, list_layers
     from deconv_cli.saved_kernels import save_layer
 
     if output is not None:

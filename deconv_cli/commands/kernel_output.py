@@ -16,7 +16,7 @@ from deconv_cli.vocabulary import shortened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.io.stored_image import StoredImage
+    from deconv_cli.io.codec import StoredImage
 
 OutputFile = Annotated[
     Path | None,
@@ -77,7 +77,7 @@ def parse_size(text: str, n_axes: int) -> tuple[int, ...]:
 
 def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
     """Refuse what a kernel cannot be written to, before anything is computed."""
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.codec import codec_named
     from deconv_cli.io.tensors import TensorCodec
 
     if not isinstance(codec_named(path), TensorCodec):
@@ -87,7 +87,7 @@ def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
 
 def check_psf_output(path: Path, source: Path, *, force: bool) -> None:
     """Refuse what a point-spread function cannot be written to."""
-    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.codec import codec_of_suffix
     from deconv_cli.io.output import check_output_files
 
     check_output_files(path, codec_of_suffix(path), source, force=force)
@@ -95,7 +95,7 @@ def check_psf_output(path: Path, source: Path, *, force: bool) -> None:
 
 def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
     """Write taps as float32, completely or not at all."""
-    from deconv_cli.io.stored_image import StoredImage
+    from deconv_cli.io.codec import StoredImage
 
     _write(path, StoredImage(samples=taps.float().numpy(), record=record))
 
@@ -111,9 +111,9 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     """
     from fractions import Fraction
 
-    from deconv_cli.io.codecs.tiff_imagej import PREFIX
-    from deconv_cli.io.formats import codec_of_suffix
-    from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+    from deconv_cli.io.codec import StoredImage, codec_of_suffix
+    from deconv_cli.io.codecs.tiff_reader import IMAGEJ
+    from deconv_cli.io.metadata import Metadata, Resolution
     from deconv_cli.io.tensors import TensorCodec
 
     codec = codec_of_suffix(path)
@@ -126,7 +126,7 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
         distance = steps[0] if psf.ndim == 3 else None
-        native = {f"{PREFIX}unit": "um"} | ({f"{PREFIX}spacing": float(steps[0])} if psf.ndim == 3 else {})
+        native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if psf.ndim == 3 else {})
         resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
     _write(path, StoredImage(psf.float().numpy(), axes, metadata, record))
@@ -137,7 +137,7 @@ def _write(path: Path, stored: StoredImage) -> None:
     import numpy as np
 
     from deconv_cli.io import records
-    from deconv_cli.io.formats import codec_of_suffix
+    from deconv_cli.io.codec import codec_of_suffix
     from deconv_cli.io.output import write_with_record
 
     codec = codec_of_suffix(path)

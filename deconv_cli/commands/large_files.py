@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_problem import BlockProblem
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile
-    from deconv_cli.io.regions.region_source import RegionSource
+    from deconv_cli.io.regions import RegionSource
 
 LARGE_FILE_BYTES = 64 * 2**20
 """Inputs from this size on are done by themselves, so that several of them are never in memory at once."""
@@ -40,7 +40,7 @@ class LargeInput:
 
 def is_large(path: Path) -> bool:
     """Tell by its size whether an input is large; of a folder that is one file, and of an address, by its header."""
-    from deconv_cli.io.folders import address_of
+    from deconv_cli.io.files import address_of
 
     try:
         if address_of(path) is not None or path.is_dir():
@@ -52,7 +52,7 @@ def is_large(path: Path) -> bool:
 
 @lru_cache(maxsize=16)
 def _bytes_of_samples(path: Path) -> int:
-    from deconv_cli.io.regions.opening import open_regions
+    from deconv_cli.io.regions import open_regions
 
     try:
         return open_regions(path).n_bytes

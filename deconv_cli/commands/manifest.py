@@ -108,7 +108,7 @@ class Manifest:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        from deconv_cli.io.sources import reason_of
+        from deconv_cli.io.files import reason_of
 
         try:
             yield
@@ -153,8 +153,8 @@ def _write(path: Path, text: str) -> None:
 
 def _read(path: Path) -> dict[str, Line]:
     """Read the latest line for each output; a last line that was cut off is left out, but not the only one."""
+    from deconv_cli.io.files import read_lines
     from deconv_cli.io.records import open_sealed
-    from deconv_cli.io.sources import read_lines
 
     try:
         *encoded, rest = read_lines(path).split("\n")

@@ -18,7 +18,7 @@ from deconv_cli.settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from deconv_cli.io.image import ImageFile
-    from deconv_cli.io.regions.region_source import RegionSource
+    from deconv_cli.io.regions import RegionSource
 
 
 def open_large(
@@ -48,8 +48,7 @@ def open_large(
         UsageError: blocks are asked for, of a file that is only read as a whole.
     """
     from deconv_cli.blocks.block_memory import is_small, whole_fits
-    from deconv_cli.io.regions.opening import open_regions
-    from deconv_cli.io.regions.sample_image import read_corner
+    from deconv_cli.io.regions import open_regions, read_corner
 
     try:
         source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
@@ -76,7 +75,7 @@ def _lay_out(
     source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions, given: SettingValues
 ) -> LargeInput:
     from deconv_cli.blocks.invert_blocks import lay_out_problem
-    from deconv_cli.io.regions.spread_pieces import read_spread
+    from deconv_cli.io.regions import read_spread
     from deconv_cli.workflows.resolution import InputMetadata
 
     whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)

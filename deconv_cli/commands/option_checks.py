@@ -50,7 +50,7 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
 
 def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
     """Refuse, by `UsageError`, the first typed option that has no effect on this kind of model file."""
-    from deconv_cli.models.model_format import ModelFormat
+    from deconv_cli.models.model_files import ModelFormat
 
     kind = stored.kind
     idle = {

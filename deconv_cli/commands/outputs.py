@@ -60,7 +60,7 @@ class ExtraOutputs:
             UsageError: there are several inputs, or one of the files cannot hold what goes into it.
             FileAccessError: no permission.
         """
-        from deconv_cli.io.formats import codec_of_suffix
+        from deconv_cli.io.codec import codec_of_suffix
 
         named = {"--report": self.page, **self.as_options()}
         given = [option for option, path in named.items() if path is not None]
@@ -76,7 +76,7 @@ class ExtraOutputs:
                 f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
             )
         if self.page is not None:
-            from deconv_cli.io.output_path import check_page_path
+            from deconv_cli.io.atomic import check_page_path
 
             check_page_path(self.page, jobs[0].source, force=force)
 
@@ -129,7 +129,7 @@ class PlannedOutputs:
             self._write_page(self.page, run, values)
 
     def _write_page(self, page: Path, run: InvertRun, values: Tensor) -> None:
-        from deconv_cli.io.output_path import write_page
+        from deconv_cli.io.atomic import write_page
         from deconv_cli.report.page import render_page
 
         write_page(page, render_page(run, values.to(run.reconstruction.image.dtype), self.truth))

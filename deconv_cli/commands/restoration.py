@@ -234,7 +234,7 @@ def choose_kind(
 
 def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
     """Return whether a picture that is read as a whole would be restored in blocks in another format."""
-    from deconv_cli.io.regions.opening import is_read_by_parts
+    from deconv_cli.io.regions import is_read_by_parts
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
     is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None

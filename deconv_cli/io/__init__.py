@@ -1,10 +1,10 @@
 """Files in and out. The library of a format is imported when a file of that format is met, and not before."""
 
-from deconv_cli.io.codec import Codec, PictureCodec, WriteRequest
+from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.files import fingerprint
 from deconv_cli.io.image import ImageFile, read_image
+from deconv_cli.io.metadata import Metadata, Resolution
 from deconv_cli.io.output import OutputPlan, PreparedOutput, plan_output
-from deconv_cli.io.sources import fingerprint
-from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
 from deconv_cli.io.tensors import TensorCodec, TensorFile
 
 __all__ = [

@@ -1,118 +1,73 @@
-"""Writing a file completely or not at all."""
+"""Writing a file completely or not at all, by a temporary file of a hidden name; where an output may be written."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deconv_cli.errors import DeconvError, FileAccessError
-from deconv_cli.io.folders import address_of, refuse_special, remove
-from deconv_cli.io.hidden_names import PARTIAL, REPLACED, hidden_name, left_of
-from deconv_cli.io.sources import reason_of
+import psutil
+
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.io.files import address_of, mark_of, reason_of, refuse_special, remove
+
+PARTIAL, REPLACED = "partial", "replaced"
+"""Endings of a file that is being written, and of a folder that another one replaces."""
+
+_MAX_BYTES = 180
+"""Of a name that is part of a hidden one: file systems take 255."""
+_SECONDS = 60
+"""A folder is listed once in this time: it may hold thousands of results."""
+_SECONDS_OF_OTHERS = 24 * 3600
+"""Temporary files of other machines are kept this long, since nobody here knows whether their process runs."""
+_TOKEN = "[0-9a-f]{8}"  # noqa: S105
+_LEFT = re.compile(rf"(\..+\.)({_TOKEN})-(\d+)-{_TOKEN}(\.(?:{PARTIAL}|{REPLACED}))(?:\.[^.]*)?", re.DOTALL)
+_IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-{_TOKEN})?", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
-    """Write into a temporary file of the same folder, check it, then put it in the place of `path`.
+    """Write into a temporary file of the same folder, check it, then rename it to `path`.
 
-    Before that last step the old file stays as it was, and the temporary one is removed in any case; where the process
-    is killed, by the next one that writes this file. `write` writes the whole file under the name that it is given;
-    `check` raises if that file is not what was meant.
+    Until that last step the old file stays as it was. The temporary file is removed in any case; if the process is
+    killed, by the next one that writes this file. `write` writes the whole file under the name that it is given;
+    `check` raises if the file does not read back as written.
 
     Raises:
         UsageError: the path is a pipe or a device.
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    if address_of(path):
-        _write_at_address(path, write, check)
-        return
-    # A link keeps pointing where it did: its target is replaced, in the target's own folder.
-    final = path.resolve() if path.is_symlink() else path
-    temporary = hidden_name(final, PARTIAL)
+    is_address = address_of(path) is not None
+    # The target of a link is replaced, in its own folder. At an address nothing can be renamed: there an unfinished
+    # file lacks its description.
+    final = path.resolve() if path.is_symlink() and not is_address else path
+    temporary = final if is_address else hidden_name(final, PARTIAL)
+    is_done = False
     try:
-        refuse_special(final)
-        remove_left(final, PARTIAL)
-        _checked(path, temporary, write, check)
-        put_in_place(temporary, final)
+        if not is_address:
+            refuse_special(final)
+            _remove_left(final, PARTIAL)
+        write(temporary)
+        if not is_address:
+            synchronize(temporary)
+        _check(path, temporary, check)
+        if not is_address:
+            put_in_place(temporary, final)
+        is_done = True
     except DeconvError:
         raise
     except Exception as error:
         raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
     finally:
-        with contextlib.suppress(OSError):
-            remove(temporary)
-
-
-def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
-    """Write the line that describes a file beside it: it waits, written, until `write_file` has put that in place.
-
-    So neither of them is there for long alone. A link in its place, which nobody named, is replaced itself.
-    """
-    if path.is_symlink():
-        path.unlink()
-    write_atomically(
-        path,
-        lambda temporary: _write_line(temporary, line),
-        lambda _: write_file(),
-    )
-
-
-def _write_line(path: Path, line: str) -> None:
-    path.write_text(line + "\n", encoding="ascii")
-
-
-def _checked(path: Path, temporary: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
-    write(temporary)
-    synchronize(temporary)
-    _check(path, temporary, check)
-
-
-def put_in_place(written: Path, final: Path) -> None:
-    """Give what was written its name, in the place of what had it."""
-    if not written.is_dir():
-        written.replace(final)
-    else:
-        # A folder takes the place of none that holds something, so that one goes away first.
-        old = hidden_name(final, REPLACED)
-        if final.exists():
-            final.replace(old)
-        try:
-            written.replace(final)
-        except BaseException:
-            if old.exists():
-                old.replace(final)
-            raise
-        remove(old)
-        remove_left(final, REPLACED)
-    _sync_folder(final.parent)
-
-
-def remove_left(final: Path, ending: str) -> None:
-    """Remove what runs that were killed left beside a file."""
-    for left in left_of(final, ending):
-        remove(left)
-
-
-def synchronize(written: Path) -> None:
-    """Wait until a file, or all files of a folder, are on the disk."""
-    for file in written.rglob("*") if written.is_dir() else [written]:
-        if file.is_file():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-
-
-def _write_at_address(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
-    """Write where nothing can be renamed: what is not whole yet lacks its description, and is removed on failure."""
-    try:
-        write(path)
-        _check(path, path, check)
-    except BaseException as error:
-        with contextlib.suppress(DeconvError):
-            remove(path)
-        if isinstance(error, DeconvError) or not isinstance(error, Exception):
-            raise
-        raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
+        if not (is_address and is_done):
+            with contextlib.suppress(OSError, DeconvError):
+                remove(temporary)
 
 
 def _check(path: Path, temporary: Path, check: Callable[[Path], None]) -> None:
@@ -127,11 +82,185 @@ def _check(path: Path, temporary: Path, check: Callable[[Path], None]) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
+    """Write a line into its own file, which is renamed once `write_file` has put the file that it describes in place.
+
+    So neither file is there for long alone. A link at the path is replaced itself.
+    """
+    if path.is_symlink():
+        path.unlink()
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(line + "\n", encoding="ascii")
+
+    write_atomically(path, write, lambda _: write_file())
+
+
+def put_in_place(written: Path, final: Path) -> None:
+    """Rename a written file or folder; what had the name before is replaced."""
+    if not written.is_dir():
+        written.replace(final)
+    else:
+        # A folder cannot replace one that holds something, so that one is renamed first.
+        old = hidden_name(final, REPLACED)
+        if final.exists():
+            final.replace(old)
+        try:
+            written.replace(final)
+        except BaseException:
+            if old.exists():
+                old.replace(final)
+            raise
+        remove(old)
+        _remove_left(final, REPLACED)
     # Not every file system lets a folder be opened or synchronized; the file itself is safe by now.
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(final.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def synchronize(written: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    for file in written.rglob("*") if written.is_dir() else [written]:
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+def partial_path(path: Path) -> Path:
+    """Name an unfinished file that is written part by part: the same for every process, and for a later run."""
+    return path.with_name(f".{path.name}.{PARTIAL}")
+
+
+def is_in_parts(path: Path) -> bool:
+    """Check by its name whether a file is such an unfinished one."""
+    return _IN_PARTS.fullmatch(path.name) is not None
+
+
+def hidden_name(final: Path, ending: str) -> Path:
+    """Make a new hidden name beside a file that is written as a whole; it keeps the suffix."""
+    return final.with_name(f"{_beginning(final)}{process_name()}-{secrets.token_hex(4)}.{ending}{final.suffix}")
+
+
+def process_name() -> str:
+    """Name this process among those of all machines."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def _remove_left(final: Path, ending: str) -> None:
+    for left in left_of(final, ending):
+        remove(left)
+
+
+def left_of(final: Path, ending: str) -> list[Path]:
+    """List hidden files that killed processes left beside a file before the folder was listed."""
+    found = _left_in(final.parent.absolute(), int(time.monotonic()) // _SECONDS)
+    return [path for path in found.get((_beginning(final), f".{ending}"), []) if not _may_be_written(path)]
+
+
+def _may_be_written(path: Path) -> bool:
+    """Check whether the process that made a hidden name runs, or may run on another machine."""
+    found = _LEFT.fullmatch(path.name)
+    if found is not None and found[2] == _host():
+        return psutil.pid_exists(int(found[3]))
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime < _SECONDS_OF_OTHERS
+    return False
+
+
+@functools.cache
+def _host() -> str:
+    """Name this machine by eight digits, since its own name may be long."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _beginning(final: Path) -> str:
+    encoded = os.fsencode(final.name)
+    return f".{final.name if len(encoded) <= _MAX_BYTES else hashlib.sha256(encoded).hexdigest()[:32]}."
+
+
+@functools.lru_cache(maxsize=8)
+def _left_in(folder: Path, _period: int) -> dict[tuple[str, str], list[Path]]:
+    left: dict[tuple[str, str], list[Path]] = {}
+    with contextlib.suppress(OSError):  # not every folder that may be written into may be listed
+        for path in folder.iterdir():
+            if found := _LEFT.fullmatch(path.name):
+                left.setdefault((found[1], found[4]), []).append(path)
+    return left
+
+
+def check_output_path(
+    path: Path, source: Path, *, force: bool | None, make_folder: bool = False, is_folder: bool = False
+) -> None:
+    """Refuse a path where no file can be, or where one is that may not be replaced.
+
+    Args:
+        path: of the output.
+        source: the file that the output is made from; it is never replaced.
+        force: whether an existing file may be replaced; `None` where the caller decides that later.
+        make_folder: whether a missing folder is made when the file is written.
+        is_folder: files of the format are folders themselves.
+
+    Raises:
+        UsageError: no such folder, an existing file without `force`, the input itself, a pipe or a device.
+        FileAccessError: no permission to write into the folder, or a name that the file system does not take.
+    """
+    if address := address_of(path):
+        if not is_folder:
+            raise UsageError(f"output '{address}' is an address, where only Zarr is written; choose a name with .zarr.")
+        if force is not None and mark_of(path):
+            raise UsageError(f"output '{address}' exists already, and nothing is replaced there; choose another name.")
+        return
+    try:
+        folder = path.parent
+        if make_folder:
+            folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not folder.is_dir():
+            raise UsageError(f"the folder '{folder}' of output '{path.name}' does not exist; make it first.")
+        with contextlib.suppress(FileNotFoundError):
+            (folder / path.name).lstat()  # where the folder is missing, the name may still be too long
+        if path.is_dir() and not (is_folder and mark_of(path)):
+            raise UsageError(f"output '{path}' should be a file, but is a folder.")
+        refuse_special(path)
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"output '{path}' is the input itself, which is never replaced; choose another name.")
+        if force is False and path.exists():
+            raise UsageError(f"output '{path}' exists already; choose another name, or force=True to replace it.")
+    except OSError as error:
+        raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
+    if not os.access(folder, os.W_OK):
+        raise FileAccessError(f"output '{path}' cannot be written: no permission to write into its folder.")
+
+
+def make_parents(path: Path) -> None:
+    """Make the missing folders around a file; raises `FileAccessError` if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileAccessError(f"the folder of '{path}' cannot be made: {reason_of(error)}.") from error
+
+
+def check_page_path(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a path where no page can be written, as `check_output_path` does, or of another suffix."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"the page '{path}' should end in .html.")
+    check_output_path(path, source, force=force)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, also over an existing file; raises `FileAccessError` if the disk refuses it."""
+    # As bytes: the page names its own script by its hash, which another line ending would change. A file name may
+    # hold characters that UTF-8 lacks.
+    content = text.encode("utf-8", errors="replace")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    def check(temporary: Path) -> None:
+        if temporary.read_bytes() != content:
+            raise ValueError("some bytes differ")
+
+    write_atomically(path, write, check)

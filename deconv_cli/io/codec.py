@@ -1,11 +1,11 @@
-"""What a file format says about itself: a codec is a subclass in a file of its own, listed in `parts.CODECS`."""
+"""File formats: a codec is a subclass, listed in `parts.CODECS`, and is found by the content or the name of a file."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,91 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
+from deconv_cli.io.atomic import is_in_parts
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.io.metadata import Metadata
+from deconv_cli.io.samples import Samples, dtype_name
+from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
 
 Array = npt.NDArray[np.generic]
 
 _SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
+_RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
+"""Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1"))
+"""Bytes 4 to 12 of HEIC photographs."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """One array as a file stores it, which a codec reads or writes."""
+
+    samples: Samples
+    """As stored, of shape `shape`, in native byte order, the alpha sample included."""
+    axes: str = ""
+    """One letter for each axis: Y and X the plane, C and S channels, others batch; empty where the file names none."""
+    metadata: Metadata = field(default_factory=Metadata)
+    record: dict[str, Any] | None = None
+    """Of the run that wrote the file, or of the run that writes it."""
+    alpha: str | None = None
+    """`unassociated` or `associated` where the last sample of axis S is an alpha channel."""
+    orientation: int = 1
+    """EXIF orientation, 1 to 8."""
+    notes: tuple[str, ...] = ()
+    """On changes to the samples, a sentence each."""
+    n_levels: int = 1
+    """Number of resolutions to be written, each half the one before."""
+    jpeg_table: tuple[int, ...] | None = None
+    """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
+
+    def noting(self, *notes: str) -> StoredImage:
+        """Add notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as stored."""
+        return tuple(int(size) for size in self.samples.shape)
+
+    @property
+    def dtype(self) -> str:
+        """The sample type by its NumPy name."""
+        return dtype_name(self.samples)
+
+
+def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
+    """Note that a file holds the same image at smaller resolutions too."""
+    if not n_smaller:
+        return ()
+    return (f"the file is a pyramid, of which the full resolution was read; smaller levels left out: {n_smaller}",)
+
+
+def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:
+    """Make an array of zeros that takes the memory of one sample, as a placeholder."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 @dataclass(frozen=True)
 class WriteRequest:
-    """What is to be written, as far as it is known before the computation."""
+    """A file to be written, as far as it is known before the computation."""
 
     path: Path
     dtype: str
     """NumPy name of the sample type."""
     n_channels: int
     layout: Layout
-    """Of the image that the result is computed from, its alpha left out."""
+    """Of the image that the result is computed from, without alpha."""
     source_format: str
     """Name of that image's format."""
     from_picture: bool
     flavor: str
     """`Metadata.flavor` of that image."""
     n_levels: int = 1
-    """How many resolutions are to be stored, each half the one before."""
+    """Number of resolutions to be stored, each half the one before."""
 
     @property
     def same_channels(self) -> bool:
@@ -49,12 +105,12 @@ class WriteRequest:
         return self.n_channels == self.layout.n_channels
 
     def layout_of_result(self, n_channels: int, size: Sequence[int]) -> Layout:
-        """Give the layout of a result of so many channels and of this size in space, in the order of the source."""
+        """Compute the layout of a result of `n_channels` and this size in space, in the order of the source."""
         return self.layout.with_channels(n_channels).resized_space(size)
 
 
 class Codec(ABC):
-    """One file format: how it is recognized, read and written, and what it can hold.
+    """One file format: its recognition, reading and writing, and its limits.
 
     A subclass sets the attributes that differ from these, and imports its library inside of its methods, so that
     suffixes and first bytes are known before any library is loaded.
@@ -71,18 +127,18 @@ class Codec(ABC):
     dtypes: tuple[str, ...] = tuple(OutputDType)
     """Sample types that can be written."""
     has_levels: bool = False
-    """True where a file can hold the same image at several resolutions, of which the smaller ones are computed."""
+    """True where a file can hold the same image at several resolutions."""
     is_folder: bool = False
     """True where one of its files is a folder to the system."""
     is_lossless: bool = True
     """True where samples are read back exactly as they were written."""
     record_inside: bool = False
-    """True where `write` puts the record of the run into the file; else it goes beside it, into `NAME.npy.json`."""
+    """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json`."""
     holds_alpha: bool = False
     carries: frozenset[str] = frozenset()
     """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
-    """`tensor` or `series` where a file may hold several arrays, of which one is chosen by name or number."""
+    """`tensor` or `series` where a file may hold several arrays, which are chosen by name or number."""
 
     @property
     def is_read_only(self) -> bool:
@@ -91,7 +147,7 @@ class Codec(ABC):
 
     @property
     def holds_whole_numbers_only(self) -> bool:
-        """True where no fractions can be written; such formats are made for display, and so sRGB unless they say."""
+        """True where no fractions can be written; such formats are made for display, and sRGB by default."""
         return OutputDType.FLOAT32 not in self.dtypes
 
     def recognizes(self, head: bytes) -> bool:
@@ -100,53 +156,62 @@ class Codec(ABC):
 
     @abstractmethod
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a file, or the array called `member` of it; whatever is raised is taken for damage."""
+        """Read a file, or the array called `member` of it; any error counts as damage."""
 
     def check(self, request: WriteRequest) -> None:  # noqa: B027
-        """Refuse by `UsageError` what the format cannot hold, before anything is computed."""
+        """Refuse by `UsageError` results that the format cannot hold, before anything is computed."""
 
-    @abstractmethod
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
+        """Order the axes of a result as the file stores them; return their new letters, and notes on these, too."""
+        return layout, layout.axes, ()
+
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result as the file stores them; notes say what became of the axes.
+        """Order the samples of a result as the file stores them.
 
         Args:
-            request: what is to be written.
+            request: for the result.
             samples: shape (B, C, H, W), or another number of axes of space.
             alpha: likewise, with A channels, to be put behind the last sample of axis S, or None.
         """
+        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
+        layout, axes, notes = self.order_axes(request, layout)
+        return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
-        """Say why the alpha channel of the source cannot be written; None if it can."""
+        """Explain why the alpha channel of the source cannot be written; None if it can."""
         return None if self.holds_alpha else f"{self.name} cannot hold it"
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
-        """Choose what of the metadata of an image goes into the file; gives the names of the rest too."""
+        """Choose the metadata of an image that the file can hold; return the names of all other fields, too."""
         kept, lost = image.metadata, list(image.metadata.unsupported)
         if not request.same_channels:
             lost += ["ICC profile (it is for other channels)"] if kept.icc_profile else []
             lost += ["channel names"] if kept.channel_names else []
             lost += kept.native_of_channels
             kept = replace(kept, icc_profile=None, channel_names=(), native_of_channels={})
-        for field, label in _SHARED.items():
-            if field not in self.carries and getattr(kept, field):
+        for name, label in _SHARED.items():
+            if name not in self.carries and getattr(kept, name):
                 lost.append(label)
-                kept = replace(kept, **{field: getattr(Metadata(), field)})
+                kept = replace(kept, **{name: getattr(Metadata(), name)})
         if request.source_format != self.name:
             lost += [*kept.native, *kept.native_of_channels]
             kept = replace(kept, native={}, native_of_channels={})
         return kept, lost
 
+    def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
+        """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
+        layout, axes, notes = self.order_axes(request, layout)
+        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata, n_levels=request.n_levels)
+        kept, lost = self.carry(request, image)
+        return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
+
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose what of the record of a run goes into the file: all of it, but no absolute paths."""
+        """Choose the part of the record of a run that goes into the file: all of it, but no absolute paths."""
         return records.without_folders(record)
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a file, with the record of the run where the format takes one; formats without this are only read."""
-        raise self.read_only_refusal(path)
-
-    def read_only_refusal(self, path: Path) -> UsageError:
-        """Say that files of this format are not written."""
-        return UsageError(f"'{path}' cannot be written, since {self.name} files are only read; choose .png or .tif.")
+        raise NotImplementedError
 
 
 class PictureCodec(Codec):
@@ -195,11 +260,11 @@ class PictureCodec(Codec):
         return StoredImage(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), "YXS", notes=notes)
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose what may be passed on with a picture: what was done, and by which kernel."""
+        """Choose the part of the record that may be passed on with a picture: settings, and the kernel."""
         return records.short_record(record)
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
-        """Choose the metadata; a resolution without a unit and premultiplied colors are of TIFF alone."""
+        """Choose the metadata; only TIFF holds a resolution without a unit and premultiplied colors."""
         kept, lost = super().carry(request, image)
         if kept.resolution and not kept.resolution.unit:
             kept, lost = replace(kept, resolution=None), [*lost, "resolution"]
@@ -209,7 +274,7 @@ class PictureCodec(Codec):
 
 
 def not_carried(lost: list[str]) -> tuple[str, ...]:
-    """Say what of the metadata could not be carried over, if anything."""
+    """Note which metadata could not be carried over, if any."""
     return (f"not carried over: {', '.join(dict.fromkeys(lost))}",) if lost else ()
 
 
@@ -220,8 +285,67 @@ def from_images(layout: Layout, samples: Array) -> Array:
 
 
 def signals_refusal(codec: Codec, request: WriteRequest) -> UsageError:
-    """Say that a format of pictures does not hold signals."""
+    """Explain that a format of pictures does not hold signals."""
     return UsageError(
         f"'{request.path}' cannot hold signals of one axis, since {codec.name} holds pictures; choose .npy, .pt or "
         ".safetensors."
     )
+
+
+def all_codecs() -> Iterator[Codec]:
+    """List all codecs, those of the caller last."""
+    for name in CODECS:
+        codec: Codec = CODECS[name]
+        yield codec
+
+
+def codec_named(path: Path) -> Codec | None:
+    """Find the codec by the suffix of a name; `None` if no codec has it."""
+    return next((codec for codec in all_codecs() if path.name.lower().endswith(codec.suffixes)), None)
+
+
+def codec_of_suffix(path: Path) -> Codec:
+    """Find the codec of an output by its name; raises `UsageError` for unknown and read-only formats."""
+    found = codec_named(path)
+    if found is None:
+        known = " ".join(suffix for codec in all_codecs() if not codec.is_read_only for suffix in codec.suffixes)
+        raise UsageError(f"'{path}' should end in one of {known} (or .ome.tif) so that its format is known.")
+    if found.is_read_only:
+        raise UsageError(f"'{path}' cannot be written, since {found.name} files are only read; choose .png or .tif.")
+    return found
+
+
+def codec_of_content(path: Path, head: bytes) -> Codec:
+    """Find the codec for a file by its first 32 bytes; the suffix decides where several formats begin alike.
+
+    Raises:
+        MalformedInputError: an unknown format, a raw file of a camera, a HEIC photograph, or an unfinished result.
+    """
+    if is_in_parts(path):
+        raise MalformedInputError(
+            f"'{path}' is a result in the making, of which parts are missing; go on with the run that began it."
+        )
+    if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
+        raise MalformedInputError(
+            f"'{path}' is a raw file of a camera, which is not developed here; develop it into a 16-bit TIFF first."
+        )
+    promised = codec_named(path)
+    # Anything may be packed by gzip: the name decides.
+    is_packed = head.startswith(b"\x1f\x8b")
+    found = [codec for codec in all_codecs() if codec.recognizes(head) and (codec is promised or not is_packed)]
+    if not found:
+        if head[4:12] in _HEIC:
+            raise MalformedInputError(
+                f"'{path}' is a HEIC photograph, as phones write them, which is not read here; export it as JPEG first."
+            )
+        *names, last = (codec.name for codec in all_codecs())
+        raise MalformedInputError(f"'{path}' is not one of the files understood here: {', '.join(names)} and {last}.")
+    return promised if promised is not None and promised in found else found[0]
+
+
+def suffix_note(path: Path, codec: Codec) -> tuple[str, ...]:
+    """Note that the suffix of a file belongs to another format than its content."""
+    promised = codec_named(path)
+    if promised is None or promised is codec:
+        return ()
+    return (f"the name ends in {path.suffix}, but the content is {codec.name} and was read as such",)

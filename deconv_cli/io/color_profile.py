@@ -1,4 +1,4 @@
-"""Which tone curve the samples of a file follow: that of its ICC profile, of its gamma, or sRGB.
+"""The tone curve of the samples of a file: from its ICC profile, its gamma, or sRGB.
 
 LittleCMS, by Pillow's `ImageCms`, reads the profile; its curves are sampled at the 256 values of 8 bits.
 """
@@ -16,31 +16,31 @@ from torch import Tensor
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import Codec
-from deconv_cli.io.stored_image import Metadata
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.tone_curve import WHITES, ToneCurve
 
 _GAMMA, _SRGB_CHUNK = "PNG chunk gAMA", "PNG chunk sRGB"
 _SRGB = "sRGB"
 _ICC = "the ICC profile"
 _ALIKE = 1e-3
-"""Curves of colors that differ less than this part of white are those of gray; 16 bits give blue no more finely."""
+"""Curves of colors that differ by less than this part of white count as gray; 16 bits resolve blue no better."""
 _LEAST_RISE = 1e-7
-"""Between two of 256 values, so that a curve that is flat somewhere has an inverse."""
+"""Between two of 256 values, so that a flat piece of a curve has an inverse."""
 
 
 def tone_curve_of_file(codec: Codec, metadata: Metadata, dtype: str, n_channels: int) -> ToneCurve | None:
-    """Find the curve that the samples of a file follow.
+    """Find the tone curve of the samples of a file.
 
     Args:
-        codec: its format.
-        metadata: what it says of itself.
+        codec: of its format.
+        metadata: of the file.
         dtype: of its samples, by the NumPy name.
         n_channels: alpha not counted.
 
     Returns:
         The curve. `None` for tensors, and for samples that are neither gray nor three colors of 8 or 16 bits: they are
-        counts or floats, which are linear in light. A TIFF file without a profile is taken for one of science: its
-        curve is sRGB, but not the default.
+        counts or floats, which are linear in light. The curve of a TIFF file without a profile is sRGB, but not the
+        default, since instruments write such files.
     """
     white = WHITES.get(dtype)
     if white is None or not codec.is_picture or n_channels not in (1, 3):
@@ -51,13 +51,12 @@ def tone_curve_of_file(codec: Codec, metadata: Metadata, dtype: str, n_channels:
     gamma = None if _SRGB_CHUNK in metadata.native else _of_gamma(metadata.native.get(_GAMMA), white)
     if gamma is not None:
         return gamma
-    # Formats without fractions are made for display; TIFF is what instruments write.
-    is_default = codec.holds_whole_numbers_only
+    is_default = codec.holds_whole_numbers_only  # such formats are made for display
     return replace(ToneCurve.srgb(white), origin="the file names no other curve", is_default=is_default)
 
 
 def recorded_curve(described: object, metadata: Metadata, n_channels: int) -> ToneCurve | None:
-    """Find the curve that `deconv forward` recorded; `None` where it is not to be had from the file alone."""
+    """Rebuild the curve that `deconv forward` recorded; `None` if the file alone does not determine it."""
     if not isinstance(described, dict):
         return None
     name, white = described.get("name"), described.get("white")
@@ -82,7 +81,7 @@ def profile_curve(icc_profile: bytes, white: float, n_channels: int) -> ToneCurv
     Args:
         icc_profile: all bytes of the profile.
         white: the largest stored value.
-        n_channels: 1 or 3; one channel of a profile for colors is that of equal red, green and blue.
+        n_channels: 1 or 3; one channel of a profile for colors has equal red, green and blue.
 
     Returns:
         The curve; `None` for a profile that LittleCMS cannot read, or that is neither for gray nor for RGB.
@@ -100,7 +99,7 @@ def profile_curve(icc_profile: bytes, white: float, n_channels: int) -> ToneCurv
 
 
 def _sample(profile: Any, n_channels: int) -> Tensor | None:  # noqa: ANN401
-    """Give light over 256 stored values, shape `(n, 256)`; `None` where that is no curve."""
+    """Sample light over 256 stored values, shape `(n, 256)`; `None` if the profile has no such curve."""
     from PIL import Image, ImageCms
 
     space = profile.profile.xcolor_space.strip()
@@ -133,7 +132,7 @@ def _sample(profile: Any, n_channels: int) -> Tensor | None:  # noqa: ANN401
 
 
 def _square_root_profile() -> bytes:
-    """Write a gray profile of gamma 2: what LittleCMS gives in it are square roots of light, in 16 bits.
+    """Write a gray profile of gamma 2, in which LittleCMS computes square roots of light, in 16 bits.
 
     A profile of gamma 1 would have too few values near black. Layout: ICC.1:2010, Image technology colour management,
     sections 7.2, 7.3, 10.5 and 10.27.

@@ -1,4 +1,4 @@
-"""All that a file holds, without refusing what no computation would take: NaN, several tensors, axes without a name."""
+"""The whole content of a file, whether a computation would take it or not: NaN, several tensors, unnamed axes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,20 @@ import torch
 
 from deconv_cli.errors import DeconvError, TooLargeError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Codec
-from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note, zeros_of
+from deconv_cli.io.files import fingerprint, read_head
 from deconv_cli.io.image import choose_member, read_stored
 from deconv_cli.io.layout import letters_of_tensor
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.region_source import RegionSource
-from deconv_cli.io.regions.spread_pieces import read_spread
+from deconv_cli.io.regions import RegionSource, open_regions, read_spread
 from deconv_cli.io.samples import as_real_tensor, dtype_name
-from deconv_cli.io.sources import fingerprint, read_head
-from deconv_cli.io.stored_image import StoredImage, zeros_of
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
 from deconv_cli.vocabulary import counted, format_memory, format_size
-
-MAX_TEXT = 200
-"""Characters of a free text that are shown."""
 
 MAX_WHOLE_BYTES = 256 * 2**20
 """Of the samples of an array that is read as a whole."""
 
+_MAX_TEXT = 200
+"""Characters of a free text that are shown."""
 _MOST_BYTES_A_SAMPLE = 16
 _MAX_LISTED = 4
 _MAX_READ = 1000
@@ -45,7 +40,7 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 class Entry:
     """One array of a file: its name, empty for the only one, and its samples, converted as `as_real_tensor` does.
 
-    The letters of its axes are None where nothing says what they are; `is_kernel` says that it looks like taps. Of a
+    The letters of its axes are None where they are unknown; `is_kernel` marks an array that looks like taps. Of a
     large array `samples` are pieces of one size, and `whole` is its shape.
     """
 
@@ -64,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """A file as found."""
+    """The content of a file."""
 
     path: Path
     codec: Codec
@@ -72,9 +67,9 @@ class Inspected:
     """Of all bytes of the file; None where only pieces of it were read."""
     entries: tuple[Entry, ...]
     metadata: dict[str, Any]
-    """What it says besides its samples, as JSON has it."""
+    """As JSON."""
     record: dict[str, Any] | None
-    """What an earlier run wrote into it or beside it."""
+    """Of the run that wrote the file."""
     notes: tuple[str, ...]
 
 
@@ -86,10 +81,10 @@ def inspect_file(
     open_file: Callable[[Path, TensorCodec], TensorFile] = open_tensors,
     is_whole: bool = False,
 ) -> Inspected:
-    """Read all that a file holds: every tensor or only the one named, and of a TIFF file the series of this number.
+    """Read the whole content of a file: every tensor or only the one named, and of a TIFF file one series.
 
-    Of an array of more than `MAX_WHOLE_BYTES` pieces are read, where its format is read by parts. With `is_whole`, as
-    for kernels, it is refused before.
+    An array of more than `MAX_WHOLE_BYTES` is read in pieces, if its format is read by parts. With `is_whole`, as for
+    kernels, it is refused.
 
     Raises:
         UsageError: no such file, tensor or series.
@@ -106,10 +101,7 @@ def inspect_file(
         if len(names) > _MAX_READ:
             notes += (f"the first {_MAX_READ} of {len(names)} tensors were read; tensor=NAME chooses another",)
             del names[_MAX_READ:]
-        is_only = len(opened.shapes) == 1
-        entries = tuple(
-            _pieces_of(opened, name, is_whole=is_whole) or _entry(opened, name, is_only=is_only) for name in names
-        )
+        entries = tuple(_entry(opened, name, is_whole=is_whole) for name in names)
         are_whole = all(entry.whole is None for entry in entries)
         return Inspected(path, codec, fingerprint(path) if are_whole else None, entries, {}, opened.record, notes)
     source = _large_source(path, series=series, is_refused=is_whole)
@@ -131,7 +123,7 @@ def _large_source(
     try:
         source = open_regions(path, series=series, tensor=tensor)
     except DeconvError:
-        return None  # as reading the whole will say
+        return None  # reading the whole raises it again
     if source.n_bytes <= MAX_WHOLE_BYTES:
         return None
     if is_refused:
@@ -143,43 +135,41 @@ def _large_source(
 
 
 def _pieces(source: RegionSource, axes: str | None, name: str = "") -> Entry:
-    """Read pieces of a large array."""
     return Entry(name, read_spread(source), source.dtype, axes, is_kernel=False, whole=source.shape)
 
 
-def _pieces_of(opened: TensorFile, name: str, *, is_whole: bool) -> Entry | None:
-    """Read pieces of a tensor where it is large; None where it is not."""
-    if math.prod(opened.shapes[name]) * _MOST_BYTES_A_SAMPLE <= MAX_WHOLE_BYTES:
-        return None
-    source = _large_source(opened.path, tensor=name or None, is_refused=is_whole)
-    return None if source is None else _pieces(source, letters_of_tensor(len(source.shape)), name)
+def _entry(opened: TensorFile, name: str, *, is_whole: bool) -> Entry:
+    """Read a tensor, in pieces if it is large.
 
-
-def _entry(opened: TensorFile, name: str, *, is_only: bool) -> Entry:
-    """Read a tensor; four axes are taps if they are all that is there and no result, or the weight of a layer."""
+    Four axes are taps if the tensor is alone in its file and no result, or the weight of a layer.
+    """
+    if math.prod(opened.shapes[name]) * _MOST_BYTES_A_SAMPLE > MAX_WHOLE_BYTES:
+        source = _large_source(opened.path, tensor=name or None, is_refused=is_whole)
+        if source is not None:
+            return _pieces(source, letters_of_tensor(len(source.shape)), name)
     stored = opened.read(name)
-    n_axes = len(stored.shape)
+    n_axes, is_only = len(stored.shape), len(opened.shapes) == 1
     is_weight = name.rpartition(".")[2] == "weight"
     is_result = records.matching_record(opened.record, tuple(stored.shape)) is not None
     is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME and not is_result))
-    # Two axes among several tensors are rather a matrix than an image, and one is no image.
+    # Among several tensors, two axes are rather a matrix than an image; one axis is never an image.
     axes = None if is_kernel or n_axes == 1 or (n_axes == 2 and not is_only) else letters_of_tensor(n_axes)
     samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
     return Entry(name, samples, dtype_name(stored), axes, is_kernel)
 
 
 def as_kernel(entry: Entry) -> Entry:
-    """Take an array for a kernel, whatever it looks like."""
+    """Declare an array a kernel."""
     return replace(entry, is_kernel=True, axes=None)
 
 
 def as_image(entry: Entry) -> Entry:
-    """Take an array for an image, whatever it looks like."""
+    """Declare an array an image."""
     return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(len(entry.shape)))
 
 
 def _described(stored: StoredImage) -> dict[str, Any]:
-    """List what a picture says of itself; blocks of bytes only by their size."""
+    """Write the metadata of a picture as JSON; blocks of bytes only by their size."""
     metadata, resolution = stored.metadata, stored.metadata.resolution
     described: dict[str, Any] = {
         "orientation": None if stored.orientation == 1 else stored.orientation,
@@ -198,7 +188,7 @@ def _described(stored: StoredImage) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:  # noqa: ANN401
-    """Keep finite numbers, and cut everything else down to a text."""
+    """Keep finite numbers, and shorten everything else to a text."""
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return value
     if isinstance(value, bytes):
@@ -209,7 +199,8 @@ def _short(value: Any) -> Any:  # noqa: ANN401
         value = [" ".join(line.split()) for line in value.strip().splitlines()]
     if isinstance(value, list | tuple) and value and not all(isinstance(member, int | float) for member in value):
         shown = [str(_short(member)) for member in value[:_MAX_LISTED]]
-        return ", ".join(shown)[:MAX_TEXT] + (f" and {len(value) - len(shown)} more" if len(value) > len(shown) else "")
+        more = f" and {len(value) - len(shown)} more" if len(value) > len(shown) else ""
+        return ", ".join(shown)[:_MAX_TEXT] + more
     if isinstance(value, str) and value.startswith("<"):
-        return ", ".join(f"{name} {text}" for name, text in _ATTRIBUTE.findall(value))[:MAX_TEXT]
-    return str(value)[:MAX_TEXT]
+        return ", ".join(f"{name} {text}" for name, text in _ATTRIBUTE.findall(value))[:_MAX_TEXT]
+    return str(value)[:_MAX_TEXT]

@@ -11,33 +11,30 @@ import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Codec
+from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
 from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
-from deconv_cli.io.formats import codec_of_content, suffix_note
+from deconv_cli.io.files import open_source, refusing_damage
 from deconv_cli.io.layout import SPACE, Layout, dimensions_of, letters_of_tensor, tensor_axes
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.samples import as_real_tensor, check_finite
-from deconv_cli.io.sources import open_source, refusing_damage
-from deconv_cli.io.stored_image import Metadata, StoredImage
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Light
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
 _TRANSPOSED = (5, 6, 7, 8)
-_UNNAMED = "IQ"
-"""Axes of pages of which the file does not say what they are."""
 _FLIPPED = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
+_UNNAMED = "IQ"
+"""Axes of pages that the file does not name."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image as read: its samples, and all that is needed to write a result in the same manner."""
+    """An image as read: data, axes, metadata, and all that is needed to write a result in the same manner."""
 
     path: Path
     values: torch.Tensor
-    """Shape (B, C, H, W), or another number of axes of space; alpha left out, upright. The stored type, but int32 and
+    """Shape (B, C, H, W), or another number of axes of space; without alpha, upright. The stored type, but int32 and
     int64 for uint16 and uint32 (with which torch computes next to nothing), and uint8 for bool."""
-    is_picture: bool
-    """True for formats that a viewer shows; False for files of tensors."""
     shape: tuple[int, ...]
     """As stored in the file, the alpha sample included; of a palette picture, after the palette was applied."""
     dtype: str
@@ -45,53 +42,58 @@ class ImageFile:
     axes: str
     """The letters of `shape`."""
     are_axes_named: bool
-    """True where the file, its record or the caller says what the axes are; False where that was told from their
-    number."""
+    """True where the file, its record or the caller names the axes; False where they follow from their number."""
     sha256: str
     """Of all bytes of the file."""
     record: dict[str, Any] | None
-    """What an earlier run wrote into the file or beside it, if it fits this file's shape."""
-    _notes: tuple[str, ...]
-    _layout: Layout
+    """Of the run that wrote the file, if it fits the shape."""
+    metadata: Metadata
+    codec: Codec
+    layout: Layout
     """Of the upright image, without alpha."""
-    _metadata: Metadata
-    _alpha: torch.Tensor | None
+    alpha: torch.Tensor | None = None
     """As the values, with A = 1 channel, or one alpha for each index of axis C."""
-    _alpha_kind: str | None
-    _codec: Codec
+    alpha_kind: str | None = None
+    """As `StoredImage.alpha`."""
     jpeg_table: torch.Tensor | None = None
-    """Of a JPEG, the divisors of its luma's coefficients, of the upright image, shape (8, 8)."""
+    """The divisors of a JPEG's luma coefficients, of the upright image, shape (8, 8)."""
+    _notes: tuple[str, ...] = ()
+
+    @property
+    def is_picture(self) -> bool:
+        """True for formats that a viewer shows; False for files of tensors."""
+        return self.codec.is_picture
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done on reading, a sentence each."""
+        """Notes on how the file was read, a sentence each."""
         return (*self._notes, *(_batch_notes(self) if self.is_picture else ()))
 
     @property
     def dimensions(self) -> int:
         """How many of the last axes of `values` are space."""
-        return self._layout.dimensions
+        return self.layout.dimensions
 
     @property
     def named_dimensions(self) -> int | None:
-        """How many axes of space the letters name, or pages without a name if there is one channel; else None.
+        """Number of axes of space that the letters name, or with unnamed pages of one channel; `None` if unknown.
 
         An array of a single axis can be nothing but a signal.
         """
         if not self.are_axes_named:
             return 1 if len(self.axes) == 1 else None
-        pages = "ZIQ" if self._layout.n_channels == 1 else "Z"
-        has_depth = any(n > 1 and a in pages for a, n in zip(self.axes, self._layout.sizes, strict=True))
+        pages = "ZIQ" if self.layout.n_channels == 1 else "Z"
+        has_depth = any(n > 1 and a in pages for a, n in zip(self.axes, self.layout.sizes, strict=True))
         return 3 if has_depth and self.dimensions == 2 else self.dimensions
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
         """Distances of neighboring samples along the axes of space, in micrometers.
 
-        None where one is not known, and where the file has but the resolution that a print of it would have.
+        None where one is not known, and where the file has only the resolution of a print.
         """
-        known = self._metadata.resolution
-        is_of_print = not self._metadata.flavor and known is not None and known.plane_distance is None
+        known = self.metadata.resolution
+        is_of_print = not self.metadata.flavor and known is not None and known.plane_distance is None
         if known is None or not known.unit or is_of_print:
             return None
         per_micrometer = known.per("µm")
@@ -100,20 +102,20 @@ class ImageFile:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """What the file calls its channels; empty where it names none."""
-        return self._metadata.channel_names
+        """Names of the channels in the file; empty where it names none."""
+        return self.metadata.channel_names
 
     @property
     def native_fields(self) -> dict[str, Any]:
-        """What only files of this format say, of the image and of its channels, by the names that notes use."""
-        return self._metadata.native | self._metadata.native_of_channels
+        """Fields that only files of this format hold, of the image and of its channels, by their names in notes."""
+        return self.metadata.native | self.metadata.native_of_channels
 
     def spanned_by(self, dimensions: int, n_space: int | None = None) -> ImageFile:
         """Arrange the samples for a kernel that spans another number of axes of space: shape (B, C, *space).
 
         Args:
             dimensions: 3 for stacks (Z, Y and X), 2 for pictures (Y and X), 1 for signals (X).
-            n_space: axes of space that the images have, where a kernel spans only the last of them; names the axes of a
+            n_space: axes of space of the images, where a kernel spans only the last of them; names the axes of a
                 tensor.
 
         Raises:
@@ -122,14 +124,14 @@ class ImageFile:
         if dimensions == self.dimensions and n_space in (None, dimensions):
             return self
         axes, notes = self._axes_spanned_by(dimensions, n_space or dimensions)
-        layout = Layout(axes, self._layout.sizes, dimensions)
-        values, alpha = layout.to_images(self._layout.from_images(self.values)), self._alpha
+        layout = Layout(axes, self.layout.sizes, dimensions)
+        values, alpha = layout.to_images(self.layout.from_images(self.values)), self.alpha
         if alpha is not None:
-            alpha = layout.resized(S=1).to_images(self._layout.resized(S=1).from_images(alpha))
-        return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), _layout=layout, _alpha=alpha)
+            alpha = layout.resized(S=1).to_images(self.layout.resized(S=1).from_images(alpha))
+        return replace(self, values=values, axes=axes, _notes=(*self._notes, *notes), layout=layout, alpha=alpha)
 
     def _axes_spanned_by(self, dimensions: int, n_space: int) -> tuple[str, tuple[str, ...]]:
-        """Name the axes so that all of space is among them; gives a sentence too where something was guessed."""
+        """Name the axes so that all of space is among them; return a note on guesses, too."""
         space, axes = SPACE[-dimensions:], self.axes
         if dimensions == 1 and self.is_picture:
             raise UsageError(
@@ -145,20 +147,22 @@ class ImageFile:
             return axes.replace(pages[0], "Z"), (f'{taken}axes="{axes.replace(pages[0], "T")}"',)
         if missing:
             spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
-            example = f'axes="{_example(self.axes, dimensions)}"'
+            n_axes = max(len(self.axes), dimensions)
+            letters = letters_of_tensor(n_axes, dimensions) or f"T{letters_of_tensor(5, dimensions)}"
             raise UsageError(
                 f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
-                f"{self.axes}; name them if they are others, for instance {example}, or give a kernel of fewer axes."
+                f'{self.axes}; name them if they are others, for instance axes="{letters}", or give a kernel of fewer '
+                "axes."
             )
         return axes, ()
 
     @cached_property
     def tone_curve(self) -> ToneCurve | None:
-        """How the samples encode light: what `deconv forward` recorded, else what the file says; None if unknown."""
+        """The encoding of light: as recorded by `deconv forward`, else as in the file; None if unknown."""
         n_channels, record = self.values.shape[1], self.record or {}
         if record.get("command") == "forward" and record.get("light") == Light.LINEAR:
-            return recorded_curve(record.get("tone_curve"), self._metadata, n_channels)
-        return tone_curve_of_file(self._codec, self._metadata, self.dtype, n_channels)
+            return recorded_curve(record.get("tone_curve"), self.metadata, n_channels)
+        return tone_curve_of_file(self.codec, self.metadata, self.dtype, n_channels)
 
 
 def read_image(
@@ -168,7 +172,7 @@ def read_image(
 
     Args:
         path: the file; its format is recognized by its content.
-        axes: letters of the stored axes, in place of what the file says: Z, Y and X are space, C and S channels,
+        axes: letters of the stored axes, in place of those in the file: Z, Y and X are space, C and S channels,
             every other letter batch.
         tensor: name of the tensor, where a file holds several.
         series: number of the TIFF series, where a file holds several.
@@ -191,7 +195,7 @@ def read_image(
     record = (
         records.matching_record(stored.record, stored.shape)
         if codec.record_inside
-        else records.matching_record_beside(records.read_beside(path), stored)
+        else records.matching_record_beside(records.read_beside(path), stored.samples)
     )
     named = axes.upper() if axes else stored.axes or records.recorded_axes(record)
     stored = replace(stored, axes=named or tensor_axes(path, len(stored.shape)))
@@ -205,34 +209,39 @@ def read_image(
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
     turned = _upright(layout.to_images(colors), stored.orientation)
+    metadata, jpeg_table = stored.metadata, None
+    if stored.jpeg_table is not None:
+        jpeg_table = torch.tensor(stored.jpeg_table).reshape(8, 8)
+    if stored.orientation in _TRANSPOSED:
+        resolution = metadata.resolution and metadata.resolution.transposed()
+        metadata, jpeg_table = replace(metadata, resolution=resolution), None if jpeg_table is None else jpeg_table.T
     return ImageFile(
         path=path,
         values=turned,
-        is_picture=codec.is_picture,
         shape=stored.shape,
         dtype=stored.dtype,
         axes=stored.axes,
         are_axes_named=bool(named),
         sha256=sha256,
         record=record,
+        metadata=metadata,
+        codec=codec,
+        layout=layout.resized_space(turned.shape[2:]),
+        alpha=None if alpha is None else _upright(alpha, stored.orientation),
+        alpha_kind=None if alpha is None else stored.alpha,
+        jpeg_table=jpeg_table,
         _notes=(*suffix_note(path, codec), *stored.notes, *_reading_notes(stored, alpha)),
-        _layout=layout.resized_space(turned.shape[2:]),
-        _metadata=_upright_metadata(stored),
-        _alpha=None if alpha is None else _upright(alpha, stored.orientation),
-        _alpha_kind=None if alpha is None else stored.alpha,
-        _codec=codec,
-        jpeg_table=_upright_table(stored),
     )
 
 
 def read_stored(path: Path, codec: Codec, member: str | int | None = None) -> StoredImage:
-    """Let a codec read one array, and turn whatever goes wrong into an `InputRefusedError`."""
+    """Read one array by a codec; turn every error into an `InputRefusedError`."""
     with refusing_damage(path, f"a {codec.name} file"):
         return codec.read(path, member)
 
 
 def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | None) -> str | int | None:
-    """Give what chooses among several arrays of a file; refuse by `UsageError` what cannot for its format."""
+    """Choose among several arrays of a file; raises `UsageError` if the format has no such choice."""
     for kind, member in (("tensor", tensor), ("series", series)):
         if member is not None and codec.selects != kind:
             raise UsageError(f"{kind}={member} chooses among several, but '{path}' is a {codec.name} file.")
@@ -242,7 +251,7 @@ def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | No
 def _split_alpha(
     values: torch.Tensor, layout: Layout, kind: str | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
-    """Take the last sample of axis S away, if it is transparency."""
+    """Split off the last sample of axis S, if it is transparency."""
     place = layout.axes.find("S")
     n_colors = layout.sizes[place] - 1
     if kind is None or place < 0 or n_colors < 1:
@@ -271,7 +280,7 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
 
 
 def _batch_notes(image: ImageFile) -> tuple[str, ...]:
-    layout = image._layout
+    layout = image.layout
     if layout.n_batch == 1:
         return ()
     letters = "".join(image.axes[i] for i in layout.batch_axes)
@@ -280,25 +289,6 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
     if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
         hint = "; a kernel of three axes works along Z too"
     return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)
-
-
-def _example(axes: str, dimensions: int) -> str:
-    """Give letters that would name axes of this number so that all of space is among them."""
-    return letters_of_tensor(max(len(axes), dimensions), dimensions) or f"T{letters_of_tensor(5, dimensions)}"
-
-
-def _upright_table(stored: StoredImage) -> torch.Tensor | None:
-    if stored.jpeg_table is None:
-        return None
-    table = torch.tensor(stored.jpeg_table).reshape(8, 8)
-    return table.T if stored.orientation in _TRANSPOSED else table
-
-
-def _upright_metadata(stored: StoredImage) -> Metadata:
-    metadata = stored.metadata
-    if metadata.resolution is None or stored.orientation not in _TRANSPOSED:
-        return metadata
-    return replace(metadata, resolution=metadata.resolution.transposed())
 
 
 def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:

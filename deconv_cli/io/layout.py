@@ -1,4 +1,4 @@
-"""How the axes of a file become batch, channels and axes of space, and how they come back."""
+"""Conversion between the axes of a file and batch, channels and axes of space."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def n_batch(self) -> int:
-        """Number of images that are worked on one after another."""
+        """Number of images in the batch."""
         return math.prod(self.sizes[i] for i in self.batch_axes)
 
     @property
@@ -67,24 +67,19 @@ class Layout:
         return (*self.batch_axes, *self.channel_axes, *(self.axes.index(letter) for letter in self.space))
 
     def to_images(self, values: torch.Tensor) -> torch.Tensor:
-        """Sort a tensor of shape `sizes` into (B, C, *space)."""
+        """Reorder a tensor of shape `sizes` to (B, C, *space)."""
         ordered = values.permute(self._order)
         return ordered.reshape(self.n_batch, self.n_channels, *ordered.shape[-self.dimensions :]).contiguous()
 
     def from_images(self, values: torch.Tensor) -> torch.Tensor:
-        """Sort (B, C, *space) back into the axes of this layout; the sizes of space may be new."""
+        """Reorder (B, C, *space) to the axes of this layout; the sizes of space may be new."""
         sizes = [self.sizes[i] for i in self._order[: -self.dimensions]]
         ordered = values.reshape(*sizes, *values.shape[-self.dimensions :])
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return ordered.permute(inverse).contiguous()
 
     def region(self, batch: Sequence[slice], space: Sequence[slice]) -> tuple[slice, ...]:
-        """Give a part of each axis, all of those of channels.
-
-        Args:
-            batch: for each of `batch_axes`.
-            space: for each axis of space.
-        """
+        """Build a region from the parts of `batch_axes` and of the axes of space; it spans all channels."""
         found = [slice(0, n) for n in self.sizes]
         places = (*self.batch_axes, *(self.axes.index(letter) for letter in self.space))
         for place, part in zip(places, (*batch, *space), strict=True):
@@ -92,18 +87,15 @@ class Layout:
         return tuple(found)
 
     def resized(self, **sizes: int) -> Layout:
-        """Give the same axes, some of them with another size."""
+        """Change the sizes of some axes."""
         return replace(self, sizes=tuple(sizes.get(a, n) for a, n in zip(self.axes, self.sizes, strict=True)))
 
     def resized_space(self, size: Sequence[int]) -> Layout:
-        """Give the same axes with another size in space, as `(D, H, W)` or its last ones."""
+        """Change the size in space, `(D, H, W)` or its last ones."""
         return self.resized(**dict(zip(self.space, size, strict=True)))
 
     def with_channels(self, n_channels: int) -> Layout:
-        """Give the layout of a result with another number of channels.
-
-        Colors cease to be colors: S becomes C. A single channel keeps the axis C if there is one already.
-        """
+        """Change the number of channels: S becomes C, and a single channel keeps an axis C if there is one."""
         if n_channels == self.n_channels:
             return self
         kept = [(a, n) for a, n in zip(self.axes, self.sizes, strict=True) if a not in "CS"]
@@ -114,7 +106,7 @@ class Layout:
         return self._of(kept)
 
     def squeezed(self, keep: str = "YX") -> Layout:
-        """Leave out axes of size one, as TIFF readers do, except those named in `keep`."""
+        """Drop axes of size one, as TIFF readers do, except those named in `keep`."""
         kept = [(a, n) for a, n in zip(self.axes, self.sizes, strict=True) if n > 1 or a in keep]
         return self._of(kept)
 
@@ -125,7 +117,7 @@ class Layout:
         return self.ordered(f"C{self.space}S")
 
     def ordered(self, letters: str) -> Layout:
-        """Put the axes of some letters, in their order, behind all others."""
+        """Move the axes of some letters, in their order, behind all others."""
         named = [(letter, size) for letter, size in zip(self.axes, self.sizes, strict=True) if letter in letters]
         others = [(letter, size) for letter, size in zip(self.axes, self.sizes, strict=True) if letter not in letters]
         return self._of([*others, *sorted(named, key=lambda axis: letters.index(axis[0]))])
@@ -135,15 +127,15 @@ class Layout:
 
 
 def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
-    """Give the letters of the axes of a tensor, for instance CYX.
+    """Choose the letters of the axes of a tensor, for instance CYX.
 
     Args:
-        n_axes: how many it has.
-        dimensions: how many of them are space; `None` takes one axis for a signal, two to four for pictures, and five
-            for stacks.
+        n_axes: number of axes.
+        dimensions: number of axes of space; `None` assumes a signal for one axis, pictures for two to four, and stacks
+            for five.
 
     Returns:
-        The letters; `None` where a tensor of so many axes is not understood.
+        The letters; `None` for numbers of axes that are not understood.
     """
     found = AXES_BY_SHAPE.get(n_axes) if dimensions is None else dimensions
     if found is None or not found <= n_axes <= found + len(_BATCH_AND_CHANNELS):
@@ -152,7 +144,7 @@ def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
 
 
 def tensor_axes(path: object, n_axes: int) -> str:
-    """Give the letters of the axes of a tensor; refuse by `MalformedInputError` what is not understood."""
+    """Choose the letters of the axes of a tensor; raises `MalformedInputError` if their number is not understood."""
     letters = letters_of_tensor(n_axes)
     if letters is None:
         raise MalformedInputError(
@@ -163,5 +155,5 @@ def tensor_axes(path: object, n_axes: int) -> str:
 
 
 def dimensions_of(axes: str) -> int:
-    """Count the axes of space that images of these axes have where no kernel says more: planes, else lines."""
+    """Count the axes of space of images without a kernel: planes, else lines."""
     return 2 if "Y" in axes or "X" not in axes else 1

@@ -1,4 +1,4 @@
-"""How much a file may ask for: no header is believed before it is compared with the file and the memory."""
+"""Limits of memory: every header is compared with the file and the memory before anything is allocated."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ MAX_RATIO = 256
 """Decoded bytes for each byte that a file is larger. Deflate ends at 1032."""
 
 PART_BYTES = 6 * 2**10
-"""A chunk, strip, page, scan or entry takes at least the time of so many decoded bytes."""
+"""A chunk, strip, page, scan or entry takes at least the time of this many decoded bytes."""
 
 _MAX_BYTES = 2**70
-"""Larger promises are all alike; numbers of thousands of digits fit no message."""
-
+"""Larger promises are cut to this; numbers of thousands of digits fit no message."""
 
 _ALLOWED: ContextVar[int] = ContextVar("allowed", default=0)
 
 
 @contextmanager
 def allowing(n_bytes: int | None) -> Iterator[None]:
-    """Let every file that this thread reads unfold to so many bytes, also a small one that is compressed well."""
+    """Allow every file that this thread reads to unfold to `n_bytes`, also a small one that is compressed well."""
     token = _ALLOWED.set(n_bytes or 0)
     try:
         yield
@@ -44,17 +43,17 @@ def allowing(n_bytes: int | None) -> Iterator[None]:
 
 @functools.cache
 def memory_budget() -> int:
-    """Give the number of bytes that one decoded file may take: half of the physical memory."""
+    """Return the bytes that one decoded file may take: half of the physical memory."""
     return int(psutil.virtual_memory().total) // 2
 
 
 def most_bytes(n_stored: int) -> int:
-    """Give the number of bytes that a file of `n_stored` bytes may unfold to."""
+    """Compute the bytes that a file of `n_stored` bytes may unfold to."""
     return max(FREE_BYTES + MAX_RATIO * max(n_stored - SMALL_FILE_BYTES, 0), _ALLOWED.get())
 
 
 def array_bytes(shape: Iterable[int], itemsize: int) -> int:
-    """Give the bytes of an array, 2⁷⁰ at most, whatever numbers a header holds."""
+    """Compute the bytes of an array, 2⁷⁰ at most, whatever numbers a header holds."""
     return min(math.prod(int(size) for size in shape) * itemsize, _MAX_BYTES)
 
 
@@ -72,7 +71,7 @@ def check_expansion(path: Path, n_decoded: int, n_stored: int, *, n_parts: int =
     """Refuse by `TooLargeError` content that is too large, or that unfolds as a decompression bomb does.
 
     `n_decoded` are the bytes that the header promises, `n_stored` those in the file, `n_parts` the pieces that are
-    decoded one by one. What is read `by_parts` may be larger than the memory.
+    decoded one by one. An array that is read `by_parts` may be larger than the memory.
     """
     if not by_parts:
         check_budget(path, n_decoded)
@@ -97,7 +96,7 @@ def check_zip(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    # The module raises what it stumbles over: BadZipFile, struct.error, ValueError, NotImplementedError, ...
+    # The module raises BadZipFile, struct.error, ValueError, NotImplementedError, ...
     except Exception as error:
         raise MalformedInputError(
             f"'{path}' should be a whole archive, but its directory cannot be read; the file is cut short or damaged."

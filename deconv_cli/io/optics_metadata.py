@@ -1,4 +1,4 @@
-"""What a file says of the optics that an image was taken with: the fields of OME-XML, as read and carried.
+"""The optics that an image was taken with, in the fields of OME-XML.
 
 Source: OME data model, schema 2016-06, `Objective`, `ObjectiveSettings` and `Channel`; of dyes Johnson and Spence, The
 Molecular Probes handbook, 11th edition, 2010, chapters 1 and 8; of proteins Lambert, FPbase: a community-editable
@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 from deconv_cli.io.image import ImageFile
-from deconv_cli.io.stored_image import METERS
+from deconv_cli.io.metadata import METERS
 
 INDICES = {"Oil": 1.515, "Water": 1.333, "WaterDipping": 1.333, "Air": 1.0, "Glycerol": 1.47}
 """Refractive indices of OME's words for an immersion."""
@@ -23,7 +23,7 @@ MODES = {
     "MultiPhotonMicroscopy": "two-photon",
     "SPIM": "light-sheet",
 }
-"""OME's words for how an image was taken, as far as there is a model of them."""
+"""OME's acquisition modes that there is a model of."""
 _EMISSIONS = {
     **{"DAPI": 461, "HOECHST": 461, "HOECHST33342": 461, "HOECHST33258": 461},
     **{"CFP": 477, "ECFP": 477, "GFP": 507, "EGFP": 507, "YFP": 527, "EYFP": 527},
@@ -34,23 +34,23 @@ _EMISSIONS = {
     **{"ALEXA405": 421, "ALEXA488": 519, "ALEXA532": 554, "ALEXA546": 573, "ALEXA555": 565, "ALEXA568": 603},
     **{"ALEXA594": 617, "ALEXA633": 647, "ALEXA647": 668, "ALEXA680": 702, "ALEXA750": 775},
 }
-"""Maxima of the emission of dyes in nm, by the name in capitals without spaces and marks."""
+"""Emission maxima of dyes in nm, by the name in capitals without spaces and marks."""
 _SHORT_ALEXA = re.compile(r"(?:ALEXAFLUOR|AF)(\d{3})")
 
 
 @dataclass(frozen=True)
 class OpticsMetadata:
-    """What was found; `None`, or an empty tuple, for what the file does not say, of a single channel too.
+    """The optics of a file; `None`, or an empty tuple, for fields that it lacks, of a single channel too.
 
     Attributes:
         numerical_aperture: of the objective.
         immersion_index: refractive index of the immersion.
-        n_objectives: that are listed; which one was used is not known of several, where there is no aperture.
+        n_objectives: number of objectives; if there are several and no aperture, the one that was used is unknown.
         emissions: wavelength in nm that each channel shows.
         excitations: wavelength in nm that excites each channel.
-        modes: how each channel was taken, in OME's words.
-        dyes: what each channel shows, in anyone's words.
-        has_pinholes: the diameter of a pinhole is known, but not how large it is in the image.
+        modes: acquisition mode of each channel, in OME's words.
+        dyes: of each channel, in anyone's words.
+        has_pinholes: the diameter of a pinhole is known, but not its size in the image.
     """
 
     numerical_aperture: float | None = None
@@ -64,7 +64,7 @@ class OpticsMetadata:
 
 
 def read_optics(image: ImageFile) -> OpticsMetadata:
-    """Gather what a file says of its optics; fields that are not understood are as if they were not there."""
+    """Read the optics of a file; fields that are not understood are left out."""
     fields = image.native_fields
     settings = str(fields.get(_SETTINGS, ""))
     objectives = [element.attrib for element in _elements(str(fields.get("OME Instrument", "")), "Objective")]
@@ -93,7 +93,7 @@ def _setting(xml: str, name: str) -> str | None:
 
 
 def _elements(xml: str, name: str) -> list[ElementTree.Element]:
-    """Find elements in XML that was parsed, and its entities refused, when the file was read."""
+    """Find elements in XML that was parsed, with its entities refused, when the file was read."""
     try:
         return list(ElementTree.fromstring(f"<all>{xml}</all>").iter(name))  # noqa: S314
     except ElementTree.ParseError:
@@ -101,14 +101,14 @@ def _elements(xml: str, name: str) -> list[ElementTree.Element]:
 
 
 def _of_channels(fields: dict[str, object], name: str) -> tuple[str | None, ...]:
-    """Give a field of each channel; empty where none has it."""
+    """List a field of each channel; empty if no channel has it."""
     given = fields.get(f"OME channel {name}")
     found = tuple(None if text is None else str(text) for text in given) if isinstance(given, list | tuple) else ()
     return found if any(found) else ()
 
 
 def _wavelengths(fields: dict[str, object], kind: str) -> tuple[float | None, ...]:
-    """Read the wavelength of each channel in nm; empty where none is known."""
+    """Read the wavelength of each channel in nm; empty if none is known."""
     texts = _of_channels(fields, f"{kind}Wavelength")
     units = _of_channels(fields, f"{kind}WavelengthUnit") or (None,) * len(texts)
     if len(units) != len(texts):
@@ -130,14 +130,13 @@ def _positive(text: object) -> float | None:
 
 
 def emission_of_dye(name: str) -> float | None:
-    """Give the maximum of the emission of a dye in nm, `None` for a name that is not known.
+    """Look up the emission maximum of a dye in nm; `None` for an unknown name, and for the names of two dyes.
 
     Args:
-        name: as channels are called, for instance `DAPI`, `mCherry`, `Alexa Fluor 488`, `AF488-T2` or `EGFP (low)`. Two
-            dyes are none.
+        name: of a channel, for instance `DAPI`, `mCherry`, `Alexa Fluor 488`, `AF488-T2` or `EGFP (low)`.
     """
     words = re.findall(r"[A-Z0-9]+", name.upper())
-    # A dye may be written in several words, and others may stand beside it.
+    # A dye may be written in several words, among others.
     spans = ["".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
     found = {_EMISSIONS.get(_SHORT_ALEXA.sub(r"ALEXA\1", span), 0) for span in spans} - {0}
     return float(found.pop()) if len(found) == 1 else None

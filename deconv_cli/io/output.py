@@ -1,4 +1,4 @@
-"""Planning where a result goes and as what: all that can be refused is refused before the computation."""
+"""Planning where a result goes and as what: every refusal comes before the computation."""
 
 from __future__ import annotations
 
@@ -13,99 +13,12 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
-from deconv_cli.io.atomic import write_atomically, write_line_beside
-from deconv_cli.io.codec import Array, Codec, WriteRequest, not_carried
-from deconv_cli.io.formats import codec_of_suffix
+from deconv_cli.io.atomic import check_output_path, make_parents, write_atomically, write_line_beside
+from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, codec_of_suffix, not_carried
 from deconv_cli.io.image import ImageFile, read_stored
 from deconv_cli.io.limits import allowing, memory_budget
-from deconv_cli.io.output_path import check_output_path, make_parents
 from deconv_cli.io.samples import convert_samples
-from deconv_cli.io.stored_image import StoredImage
 from deconv_cli.vocabulary import OutputDType
-
-
-def write_with_record(
-    path: Path, codec: Codec, image: StoredImage, record: dict[str, Any], check: Callable[[Path], None]
-) -> None:
-    """Write a file that holds its record, or has it beside itself where the format takes none.
-
-    Args:
-        path: of the file.
-        codec: of its format.
-        image: what is stored, with the record that it holds.
-        record: what is written beside it, complete.
-        check: raises if the file that it is given is not what was meant.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
-    """
-    encoded = records.seal_record(records.finite(record))
-
-    def write_samples() -> None:
-        write_atomically(path, lambda temporary: codec.write(temporary, image), check)
-
-    if codec.record_inside:
-        write_samples()
-    else:
-        write_line_beside(records.beside(path), encoded, write_samples)
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedOutput:
-    """A result converted to the samples of its file, about to be written."""
-
-    path: Path
-    notes: tuple[str, ...]
-    """What was done to the samples, and what could not be carried over from the source."""
-    _codec: Codec
-    _image: StoredImage
-    _make_folder: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As it will be stored."""
-        return self._image.shape
-
-    @property
-    def axes(self) -> str:
-        """The letters of the stored axes."""
-        return self._image.axes
-
-    @property
-    def dtype(self) -> str:
-        """NumPy name of the sample type."""
-        return self._image.dtype
-
-    @cached_property
-    def samples_sha256(self) -> str:
-        """Hash of the samples, by which the record beside a file is known to be that file's own."""
-        return records.samples_digest(np.asarray(self._image.samples))
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write the file with the record of the run, completely or not at all.
-
-        Where a format takes no record, as `.pt` and `.npy`, it goes beside the file, into `NAME.npy.json`, as it is.
-        A file that holds it has no absolute paths, and a picture other than TIFF only what was done, in short.
-
-        Args:
-            record: a JSON object without NaN or Inf; `output.shape` and `output.dtype` are added if it lacks them.
-
-        Raises:
-            FileAccessError: disk full, no permission, or the file does not read back.
-        """
-        if self._make_folder:
-            make_parents(self.path)
-        complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
-        image = replace(self._image, record=self._codec.record_to_keep(complete))
-        write_with_record(self.path, self._codec, image, complete, self._check)
-
-    def _check(self, temporary: Path) -> None:
-        with allowing(memory_budget()):
-            found = read_stored(temporary, self._codec)
-        if found.shape != self.shape or found.dtype != self.dtype:
-            raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
-        if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self._image.samples)):
-            raise ValueError("some samples differ")
 
 
 def plan_output(
@@ -129,7 +42,7 @@ def plan_output(
         force: whether an existing file may be replaced.
         same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
-        n_levels: how many resolutions are stored, each half the one before.
+        n_levels: number of resolutions that are stored, each half the one before.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
@@ -143,10 +56,10 @@ def plan_output(
         path=path,
         dtype=choose_dtype(path, source.dtype, codec, output_dtype),
         n_channels=n_channels,
-        layout=source._layout,
-        source_format=source._codec.name,
+        layout=source.layout,
+        source_format=source.codec.name,
         from_picture=source.is_picture,
-        flavor=source._metadata.flavor,
+        flavor=source.metadata.flavor,
         n_levels=n_levels,
     )
     codec.check(request)
@@ -156,7 +69,7 @@ def plan_output(
 def check_output_files(
     path: Path, codec: Codec, source: Path, *, force: bool | None, make_folder: bool = False
 ) -> None:
-    """Refuse a path where no file of a format can be, or no record beside it, as `check_output_path` does."""
+    """Refuse a path where no file of a format can be, or no record next to it, as `check_output_path` does."""
     check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
     if not codec.record_inside:
         check_output_path(records.beside(path), source, force=force, make_folder=make_folder)
@@ -168,6 +81,18 @@ def check_levels(path: Path, codec: Codec, n_levels: int) -> None:
         raise UsageError(
             f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."
         )
+
+
+def choose_dtype(path: Path, source_dtype: str, codec: Codec, output_dtype: OutputDType | None) -> str:
+    """Choose the sample type of a file; refuse by `UsageError` one that the format cannot hold."""
+    default = source_dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
+    chosen = str(output_dtype or default)
+    if chosen not in codec.dtypes:
+        raise UsageError(
+            f"'{path}' cannot hold {chosen} samples, since {codec.name} holds whole numbers; choose "
+            f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
+        )
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,13 +117,16 @@ class OutputPlan:
             UntrustworthyResultError: NaN or Inf in the result.
             UsageError: the picture is too large for the format.
         """
-        self._check_shape(values)
         source, request = self._source, self._request
+        images, expected = source.values, (source.values.shape[0], request.n_channels)
+        is_same_size = values.shape[2:] == images.shape[2:]
+        if values.ndim != images.ndim or values.shape[:2] != expected or (self._same_size and not is_same_size):
+            raise ValueError(f"planned for {expected} images and channels, but the result is {tuple(values.shape)}")
         converted = convert_samples(values.detach(), self.dtype)
         alpha, alpha_notes = self._alpha()
         arranged = self._codec.arrange(request, converted.samples, alpha)
-        alpha_kind = None if alpha is None else source._alpha_kind
-        image = replace(arranged, metadata=source._metadata, alpha=alpha_kind, notes=())
+        alpha_kind = None if alpha is None else source.alpha_kind
+        image = replace(arranged, metadata=source.metadata, alpha=alpha_kind, notes=())
         metadata, lost = self._codec.carry(request, image)
         return PreparedOutput(
             path=self.path,
@@ -208,19 +136,11 @@ class OutputPlan:
             _make_folder=self._make_folder,
         )
 
-    def _check_shape(self, values: torch.Tensor) -> None:
-        """Hold the caller to what the plan was made for; a mismatch is a bug, not an error of the user."""
-        images = self._source.values
-        expected = (images.shape[0], self._request.n_channels)
-        is_same_size = values.shape[2:] == images.shape[2:]
-        if values.ndim != images.ndim or values.shape[:2] != expected or (self._same_size and not is_same_size):
-            raise ValueError(f"planned for {expected} images and channels, but the result is {tuple(values.shape)}")
-
     def _alpha(self) -> tuple[Array | None, tuple[str, ...]]:
-        """Convert the alpha of the source, or say why it is left out."""
-        if self._source._alpha is None:
+        """Convert the alpha of the source, or explain why it is dropped."""
+        if self._source.alpha is None:
             return None, ()
-        stored = self._source._alpha.numpy()
+        stored = self._source.alpha.numpy()
         converted = stored.astype(self.dtype)
         reason = "the size has changed" if not self._same_size else self._codec.alpha_refusal(self._request, stored)
         if reason is None and not np.array_equal(converted.astype(np.float64), stored.astype(np.float64)):
@@ -230,13 +150,85 @@ class OutputPlan:
         return converted, ("the alpha channel was copied unchanged",)
 
 
-def choose_dtype(path: Path, source_dtype: str, codec: Codec, output_dtype: OutputDType | None) -> str:
-    """Choose the sample type of a file; refuse by `UsageError` one that the format cannot hold."""
-    default = source_dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
-    chosen = str(output_dtype or default)
-    if chosen not in codec.dtypes:
-        raise UsageError(
-            f"'{path}' cannot hold {chosen} samples, since {codec.name} holds whole numbers; choose "
-            f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
-        )
-    return chosen
+@dataclass(frozen=True, eq=False)
+class PreparedOutput:
+    """A result converted to the samples of its file, about to be written."""
+
+    path: Path
+    notes: tuple[str, ...]
+    """On the conversion of samples, and on metadata that could not be carried over from the source."""
+    _codec: Codec
+    _image: StoredImage
+    _make_folder: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it will be stored."""
+        return self._image.shape
+
+    @property
+    def axes(self) -> str:
+        """The letters of the stored axes."""
+        return self._image.axes
+
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the sample type."""
+        return self._image.dtype
+
+    @cached_property
+    def samples_sha256(self) -> str:
+        """Hash of the samples; it ties a record beside a file to that file."""
+        return records.samples_digest(np.asarray(self._image.samples))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the file with the record of the run, completely or not at all.
+
+        Where a format takes no record, as `.pt` and `.npy`, it goes beside the file, into `NAME.npy.json`, as it is.
+        Inside a file it has no absolute paths, and in a picture other than TIFF it is short.
+
+        Args:
+            record: a JSON object without NaN or Inf; `output.shape` and `output.dtype` are added if it lacks them.
+
+        Raises:
+            FileAccessError: disk full, no permission, or the file does not read back.
+        """
+        if self._make_folder:
+            make_parents(self.path)
+        complete = records.complete_record(record, self.shape, self.dtype, self.samples_sha256)
+        image = replace(self._image, record=self._codec.record_to_keep(complete))
+        write_with_record(self.path, self._codec, image, complete, self._check)
+
+    def _check(self, temporary: Path) -> None:
+        with allowing(memory_budget()):
+            found = read_stored(temporary, self._codec)
+        if found.shape != self.shape or found.dtype != self.dtype:
+            raise ValueError(f"{found.dtype} {found.shape} instead of {self.dtype} {self.shape}")
+        if self._codec.is_lossless and not np.array_equal(np.asarray(found.samples), np.asarray(self._image.samples)):
+            raise ValueError("some samples differ")
+
+
+def write_with_record(
+    path: Path, codec: Codec, image: StoredImage, record: dict[str, Any], check: Callable[[Path], None]
+) -> None:
+    """Write a file with its record inside, or next to it where the format takes none.
+
+    Args:
+        path: of the file.
+        codec: of its format.
+        image: with the record that goes inside.
+        record: the complete record, which goes beside the file.
+        check: raises if the file at a path was not written as meant.
+
+    Raises:
+        FileAccessError: disk full, no permission, or the file does not read back.
+    """
+    encoded = records.seal_record(records.finite(record))
+
+    def write_samples() -> None:
+        write_atomically(path, lambda temporary: codec.write(temporary, image), check)
+
+    if codec.record_inside:
+        write_samples()
+    else:
+        write_line_beside(records.beside(path), encoded, write_samples)

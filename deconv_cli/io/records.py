@@ -1,8 +1,8 @@
-"""The record of a run, inside the file that the run wrote or beside it: how it is written, and read again.
+"""Writing and reading the record of a run, inside the file that the run wrote or in a file of its own.
 
-A record is a JSON object. Its `output` member carries at least the `shape` and `dtype` of the file, so that a
-record which came along into a cropped or converted copy is not taken for the record of that copy. Files are passed on,
-so a record inside of one has no absolute paths, and that of a picture is short.
+A record is a JSON object. Its `output` member holds at least the `shape` and `dtype` of the file, so that a cropped or
+converted copy does not pass for the file. Files are passed on, so a record inside of one has no absolute paths, and the
+record of a picture is short.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.samples import Samples, dtype_name
 
 KEYWORD = "deconv"
-"""The name that a record goes by in every format."""
+"""The name of a record in every format."""
 
 _LINE_START = f"{KEYWORD}: "
 _SHORT = (
@@ -30,7 +29,7 @@ _SHORT = (
     "layer_options",
     *("method", "lambda", "penalty", "rcond", "objective", "weight"),
 )
-"""What was done, among the members of a record."""
+"""Members of a record that describe the computation."""
 _DIGEST = "digest"
 _MAX_CHARACTERS = 16 * 2**20
 
@@ -40,7 +39,7 @@ def complete_record(
 ) -> dict[str, Any]:
     """Add shape, sample type and hash of the samples of the written file to a record, where it lacks them.
 
-    A record inside of a large file has no hash, which would take another reading of all its samples.
+    The record inside of a large file has no hash, since hashing would read all samples again.
     """
     described = {"shape": list(shape), "dtype": dtype}
     described |= {"samples_sha256": samples_sha256} if samples_sha256 else {}
@@ -48,7 +47,7 @@ def complete_record(
 
 
 def short_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a record what was done, by which kernel, and to which shape: nothing of the computer it was done on."""
+    """Keep the settings, the kernel and the shape of a record: nothing about the computer of the run."""
     kept = {name: record[name] for name in _SHORT if record.get(name) is not None}
     kernel, output = record.get("kernel"), record["output"]
     if isinstance(kernel, dict):
@@ -59,33 +58,25 @@ def short_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_folders(record: dict[str, Any]) -> dict[str, Any]:
-    """Name files whose paths are absolute by their names alone, the command that makes them again included."""
-    words = _words(str(record.get("rerun") or ""))
-    values = [word.partition("=")[2] or word for word in words] + [*_paths_in(record)]
+    """Shorten absolute paths to file names, in the command that repeats the run, too."""
+    command = str(record.get("rerun") or "")
+    words = shlex.split(command) if set(command) & set("'\"\\") else command.split()  # shlex is slow
+    files = [member for member in (*record.get("inputs", ()), *record.values()) if isinstance(member, dict)]
+    values = [word.partition("=")[2] or word for word in words]
+    values += [file["path"] for file in files if isinstance(file.get("path"), str)]
     paths = {value: PurePath(value) for value in values if "/" in value or "\\" in value}
     names = {value: path.name for value, path in paths.items() if path.is_absolute() and path.name}
     if not names:
         return record
     longest_first = [(path, names[path]) for path in sorted(names, key=len, reverse=True)]
     kept: dict[str, Any] = _renamed({name: value for name, value in record.items() if name != "rerun"}, longest_first)
-    # By their names alone input and output may be the same file, so nothing is to be replaced.
+    # Without folders input and output may be the same file, so nothing may be replaced.
     again = [_renamed(word, longest_first) for word in words if word != "--force"]
     return kept | ({"rerun": shlex.join(again)} if words else {})
 
 
-def _paths_in(record: dict[str, Any]) -> Iterator[str]:
-    for member in (*record.get("inputs", ()), *record.values()):
-        if isinstance(member, dict) and isinstance(member.get("path"), str):
-            yield member["path"]
-
-
-def _words(command: str) -> list[str]:
-    """Split a command as a shell does: by its letters, which takes long, only where it quotes something."""
-    return shlex.split(command) if set(command) & set("'\"\\") else command.split()
-
-
 def _renamed(value: Any, names: list[tuple[str, str]]) -> Any:  # noqa: ANN401 (as JSON has it)
-    """Exchange texts in everything that a JSON value holds, one after the other."""
+    """Replace texts everywhere in a JSON value."""
     if isinstance(value, dict):
         return {name: _renamed(member, names) for name, member in value.items()}
     if isinstance(value, list):
@@ -118,7 +109,7 @@ def seal_record(record: dict[str, Any]) -> str:
 
 
 def open_sealed(text: str, *, needs_digest: bool = True) -> dict[str, Any]:
-    """Read a text of `seal_record`; raises `ValueError` if it has changed since, or is no JSON object."""
+    """Read a text of `seal_record`; raises `ValueError` if it was changed, or is no JSON object."""
     record = decode_record(text)
     digest = None if record is None else record.pop(_DIGEST, None)
     if record is None or ((needs_digest or digest is not None) and digest != _digest(record)):
@@ -131,7 +122,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def decode_record(text: object) -> dict[str, Any] | None:
-    """Read a record, or None if this is none."""
+    """Read a record; `None` for any other text."""
     if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
         return None
     try:
@@ -142,7 +133,7 @@ def decode_record(text: object) -> dict[str, Any] | None:
 
 
 def put_line(text: str, encoded: str) -> str:
-    """Add a record to a text of several lines, in the place of an older record."""
+    """Add a record to a text of several lines; it replaces an older record."""
     return "\n".join([*drop_line(text).splitlines(), _LINE_START + encoded])
 
 
@@ -154,7 +145,7 @@ def take_line(text: object) -> dict[str, Any] | None:
 
 
 def drop_line(text: str) -> str:
-    """Take the records out of a text of several lines."""
+    """Remove the records from a text of several lines."""
     return "\n".join(line for line in text.splitlines() if not line.startswith(_LINE_START))
 
 
@@ -164,11 +155,7 @@ def beside(path: Path) -> Path:
 
 
 def read_beside(path: Path) -> dict[str, Any] | None:
-    """Read the record beside a file, or None without one; JSON of other programs is none.
-
-    Raises:
-        MalformedInputError: it is not as it was written, so that nothing says how the file was made.
-    """
+    """Read the record beside a file, not other JSON; raises `MalformedInputError` if it was changed."""
     sidecar, text = beside(path), ""
     try:
         if not sidecar.is_file() or sidecar.stat().st_size > _MAX_CHARACTERS:
@@ -193,17 +180,17 @@ def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> di
 
 
 def recorded_axes(record: dict[str, Any] | None) -> str:
-    """Give the letters of the axes that a matching record names; empty where it names none."""
+    """Read the letters of the axes in a matching record; empty where it has none."""
     axes = record["output"].get("axes") if record else ""
     return axes if isinstance(axes, str) else ""
 
 
-def matching_record_beside(record: dict[str, Any] | None, image: StoredImage) -> dict[str, Any] | None:
-    """Keep a record from beside a file only if it describes these very samples: the file may be another by now."""
-    kept = matching_record(record, image.shape)
-    if kept is None or kept["output"].get("dtype") != image.dtype:
+def matching_record_beside(record: dict[str, Any] | None, samples: Samples) -> dict[str, Any] | None:
+    """Keep a record from beside a file only if it describes these samples: the file may have been replaced."""
+    kept = matching_record(record, tuple(int(size) for size in samples.shape))
+    if kept is None or kept["output"].get("dtype") != dtype_name(samples):
         return None
-    return kept if kept["output"].get("samples_sha256") == samples_digest(np.asarray(image.samples)) else None
+    return kept if kept["output"].get("samples_sha256") == samples_digest(np.asarray(samples)) else None
 
 
 def samples_digest(array: npt.NDArray[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Samples as tensors: which types are worked on, and whether all of them are finite."""
+"""Samples as tensors: the sample types that are understood, and the check that all samples are finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deconv_cli.io import limits
 from deconv_cli.vocabulary import counted
 
 Samples: TypeAlias = npt.NDArray[np.generic] | torch.Tensor
-"""An array as its library gives it."""
+"""An array of NumPy or torch."""
 
 _WIDER = {"uint16": "int32", "uint32": "int64"}
 
@@ -24,7 +24,7 @@ UNDERSTOOD = {
     *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"),
     *("float16", "bfloat16", "float32", "float64"),
 }
-"""NumPy names of the sample types that are worked on."""
+"""NumPy names of the sample types that are understood."""
 
 
 def dtype_name(samples: Samples) -> str:
@@ -35,12 +35,12 @@ def dtype_name(samples: Samples) -> str:
 
 
 def working_bytes(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
-    """Give the bytes of samples as `as_real_tensor` converts them."""
+    """Compute the bytes of samples as `as_real_tensor` converts them."""
     return limits.array_bytes(shape, dtype.itemsize * (2 if dtype.name in _WIDER else 1))
 
 
 def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
-    """Take samples as a dense real tensor on the CPU.
+    """Convert samples to a dense real tensor on the CPU.
 
     uint16 and uint32 become int32 and int64, because torch computes next to nothing with them; bool becomes uint8.
 
@@ -60,12 +60,8 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
 
 
 def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
-    """Refuse NaN and Inf in a tensor of any shape, which the message calls `what`, for instance `image`.
-
-    Raises:
-        MalformedInputError: some samples are not finite; says how many, and the index of the first.
-    """
-    if are_finite(tensor):
+    """Raise `MalformedInputError` for NaN and Inf in a tensor, which the message calls `what`."""
+    if _are_finite(tensor):
         return
     bad = ~torch.isfinite(tensor)
     first = tuple(int(i) for i in np.unravel_index(int(bad.flatten().to(torch.uint8).argmax()), tensor.shape))
@@ -75,8 +71,8 @@ def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
     )
 
 
-def are_finite(values: torch.Tensor) -> bool:
-    """Return whether samples hold no NaN and no Inf: the least and the largest tell, a ninth of looking at each."""
+def _are_finite(values: torch.Tensor) -> bool:
+    """Check the least and the largest sample: this takes a ninth of the time of checking each."""
     if not values.is_floating_point() or values.numel() == 0:
         return True
     return bool(torch.isfinite(torch.stack(values.aminmax())).all())
@@ -84,13 +80,7 @@ def are_finite(values: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedSamples:
-    """The samples of a file.
-
-    Attributes:
-        samples: of the type of the file, of the shape of the result.
-        n_clipped: those that the type cannot hold, and that became its nearest end.
-        notes: what was done, a sentence each.
-    """
+    """The samples of a file: of its type, the number of clipped ones, and notes on the conversion."""
 
     samples: npt.NDArray[np.generic]
     n_clipped: int = 0
@@ -100,12 +90,12 @@ class ConvertedSamples:
 def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
     """Convert a floating result of any shape on the CPU to the sample type of a file.
 
-    Whole numbers are rounded half to even; what lies outside the range of the type becomes its nearest end.
+    Whole numbers are rounded half to even; samples outside the range of the type become its nearest end.
 
     Raises:
         UntrustworthyResultError: some values are NaN or Inf.
     """
-    if not are_finite(values):
+    if not _are_finite(values):
         n_bad = int((~torch.isfinite(values)).sum())
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
@@ -115,16 +105,12 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
     target = np.dtype(dtype)
     if np.issubdtype(target, np.integer):
         lowest, highest = (float(end) for end in (np.iinfo(target).min, np.iinfo(target).max))
-        return _saturated(values.round(), lowest, highest, target, f"rounded to {dtype}")
-    if torch.finfo(getattr(torch, dtype)).bits >= torch.finfo(values.dtype).bits:
+        values, done = values.round(), f"rounded to {dtype}"
+    elif torch.finfo(getattr(torch, dtype)).bits >= torch.finfo(values.dtype).bits:
         return ConvertedSamples(values.numpy().astype(target, copy=False))
-    end = float(np.finfo(target).max)
-    return _saturated(values, -end, end, target, f"rounded from {source} to {dtype}")
-
-
-def _saturated(
-    values: torch.Tensor, lowest: float, highest: float, target: np.dtype[np.generic], done: str
-) -> ConvertedSamples:
+    else:
+        highest = float(np.finfo(target).max)
+        lowest, done = -highest, f"rounded from {source} to {dtype}"
     n_clipped = int(((values < lowest) | (values > highest)).sum())
     percent = 100 * n_clipped / values.numel()
     clipped = f"{counted(n_clipped, 'sample')} ({percent:.3g} %) clipped to {lowest:g} to {highest:g}"

@@ -1,9 +1,8 @@
 """Files of named tensors with a record, which are mapped into memory instead of read: saved inverses.
 
-They are safetensors files: eight bytes for the length of a header, the header in JSON, and the tensors one after
-another (https://huggingface.co/docs/safetensors, "Format"). The library of that name reads them. Writing is done here:
-the library copies every tensor first, and lays it at any multiple of 8 bytes, where factorizations work best from
-multiples of 64, and need not round alike elsewhere. So the layout in memory is restored too, axis by axis.
+They are safetensors files (https://huggingface.co/docs/safetensors, "Format"), read by the library of that name. They
+are written here: the library copies every tensor first, and lays it at any multiple of 8 bytes. Factorizations work
+best from multiples of 64, and need not round alike elsewhere, so the layout in memory is restored too, axis by axis.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.atomic import check_output_path, write_atomically
+from deconv_cli.io.codec import codec_of_content
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS, opened_safetensors
-from deconv_cli.io.formats import codec_of_content
-from deconv_cli.io.output_path import check_output_path
+from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.records import decode_record, encode_record
-from deconv_cli.io.sources import read_head, refusing_damage
 
 KEYWORD = "deconv_inverse"
 SUFFIX = ".safetensors"
@@ -38,9 +36,9 @@ _CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.
 
 @dataclass(frozen=True, eq=False)
 class SavedState:
-    """The tensors of such a file by name, in the memory layout in which they were written, and a JSON object.
+    """Tensors by name, in the memory layout in which they were written, and a JSON object.
 
-    Tensors that can be are mapped, and read from the disk where they are first used.
+    Mapped tensors are read from the disk at their first use.
     """
 
     tensors: dict[str, Tensor]
@@ -55,13 +53,9 @@ def check_state_path(path: Path, source: Path, *, force: bool) -> None:
 
 
 def write_state(path: Path, state: SavedState) -> None:
-    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
-    """
+    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all."""
     stored = {name: _unfold(tensor) for name, tensor in state.tensors.items()}
-    # Those that would misalign what follows go last.
+    # Tensors that would misalign others go last.
     names = sorted(stored, key=lambda name: (stored[name].nbytes % _ALIGNMENT != 0, name))
     members = {
         name: {"order": _memory_order(tensor), "is_complex": tensor.is_complex(), "sum": _sum(stored[name])}
@@ -84,11 +78,14 @@ def write_state(path: Path, state: SavedState) -> None:
                 if stored[name].numel():
                     stream.write(stored[name].reshape(-1).numpy().data.cast("B"))
 
-    write_atomically(path, write, _check)
+    def check(temporary: Path) -> None:
+        read_state(temporary)  # its checksums are those of the tensors in memory
+
+    write_atomically(path, write, check)
 
 
 def read_state(path: Path) -> SavedState:
-    """Read such a file.
+    """Read a saved inverse.
 
     Raises:
         UsageError: no such file.
@@ -99,7 +96,9 @@ def read_state(path: Path) -> SavedState:
     if codec is not SAFETENSORS:
         raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {codec.name} file; {_ADVICE}.")
     limits.check_budget(path, path.stat().st_size)
-    metadata, stored = _open(path)
+    with refusing_damage(path, "a safetensors file"), opened_safetensors(path) as opened:
+        metadata = opened.metadata() or {}
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if KEYWORD not in metadata:
         raise MalformedInputError(f"'{path}' should be a saved inverse, but is none; {_ADVICE}.")
     content = decode_record(metadata[KEYWORD])
@@ -119,18 +118,8 @@ def read_state(path: Path) -> SavedState:
     return SavedState({name: _fold(path, name, stored[name], members[name]) for name in stored}, record)
 
 
-def _check(path: Path) -> None:
-    read_state(path)  # its checksums are those of the tensors in memory
-
-
 def _damaged(path: Path, why: str) -> MalformedInputError:
     return MalformedInputError(f"'{path}' is a damaged saved inverse, since {why}; copy it or factor again.")
-
-
-def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Give the metadata and the tensors of a file, whose data stay on the disk for now."""
-    with refusing_damage(path, "a safetensors file"), opened_safetensors(path) as opened:
-        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -140,13 +129,13 @@ def _memory_order(tensor: Tensor) -> list[int]:
 
 
 def _unfold(tensor: Tensor) -> Tensor:
-    """Give the numbers as they lie in memory: on the CPU, contiguous, and real."""
+    """Order the numbers as in memory: on the CPU, contiguous, and real."""
     lying = tensor.detach().permute(_memory_order(tensor)).resolve_conj().resolve_neg().cpu().contiguous()
     return torch.view_as_real(lying) if lying.is_complex() else lying
 
 
 def _fold(path: Path, name: str, stored: Tensor, member: object) -> Tensor:
-    """Undo `_unfold`, as the record says, and check the numbers."""
+    """Undo `_unfold`, as the record describes it, and check the numbers."""
     if not isinstance(member, dict) or stored.dtype not in _CODES:
         raise _damaged(path, f"its tensor '{name}' is not as it was written")
     order, is_complex = member.get("order"), member.get("is_complex")
@@ -164,7 +153,7 @@ def _fold(path: Path, name: str, stored: Tensor, member: object) -> Tensor:
 
 
 def _sum(stored: Tensor) -> int:
-    """Add up the bytes as whole numbers of 64 or 32 bits, modulo 2⁶⁴: a checksum at the speed of the memory."""
+    """Sum the bytes as whole numbers of 64 or 32 bits, modulo 2⁶⁴: a checksum at the speed of the memory."""
     flat = stored.reshape(-1).view(torch.uint8)
     for words in (torch.int64, torch.int32):
         if flat.numel() % words.itemsize == 0:

@@ -1,23 +1,27 @@
-"""Files of named tensors: what .pt, .safetensors, .npy and .npz have in common."""
+"""Files of named tensors: the common part of .pt, .safetensors, .npy and .npz."""
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_content
+from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.layout import Layout, letters_of_tensor
 from deconv_cli.io.samples import Samples
-from deconv_cli.io.sources import refusing_damage
-from deconv_cli.io.stored_image import StoredImage
 
 IMAGE_NAME = "image"
 """The name under which an image is written into a file of named tensors."""
+_UNNAMED = "input"
+"""The name of a bare tensor among samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +33,12 @@ class TensorFile:
     read: Callable[[str], Samples]
     """Reads one tensor, of the shape listed."""
     record: dict[str, Any] | None = None
-    """What an earlier run wrote into the file."""
+    """Of the run that wrote the file."""
     read_rows: Callable[[str, int, int], Samples] | None = None
     """Reads a part of one tensor along its first axis, where the format allows it."""
 
     def find(self, *names: str) -> str:
-        """Give the first of some names that a tensor has; refuse by `UsageError` what none has."""
+        """Find the first of some names that a tensor has; raises `UsageError` if none has."""
         found = next((name for name in names if name and name in self.shapes), None)
         if found is None and list(self.shapes) == [""]:
             raise UsageError(
@@ -60,30 +64,21 @@ class TensorCodec(Codec):
         opened = self.list_tensors(path)
         return StoredImage(opened.read(choose_tensor(opened, member)), record=opened.record)
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
-        layout, notes = order_axes(request, request.layout_of_result(samples.shape[1], samples.shape[2:]))
-        return StoredImage(from_images(layout, samples), layout.axes, notes=notes)
-
-
-def order_axes(request: WriteRequest, layout: Layout) -> tuple[Layout, tuple[str, ...]]:
-    """Order the axes of a result as a tensor has them; gives what is to be said of it too."""
-    if not request.from_picture:
-        return layout, ()
-    sizes = (layout.n_batch, layout.n_channels, *(layout.sizes[layout.axes.index(letter)] for letter in layout.space))
-    n_axes = layout.dimensions + (2 if layout.n_batch > 1 else 1 if layout.n_channels > 1 else 0)
-    axes = letters_of_tensor(n_axes, layout.dimensions) or ""
-    before = request.layout
-    notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
-    return Layout(axes, sizes[-n_axes:], layout.dimensions), notes
+        if not request.from_picture:
+            return layout, layout.axes, ()
+        space = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]
+        n_axes = layout.dimensions + (2 if layout.n_batch > 1 else 1 if layout.n_channels > 1 else 0)
+        axes = letters_of_tensor(n_axes, layout.dimensions) or ""
+        before = request.layout
+        notes = (f"axes {before.axes} were written as {axes}",) if len(before.batch_axes) > 1 else ()
+        sizes = (layout.n_batch, layout.n_channels, *space)[-n_axes:]
+        return Layout(axes, sizes, layout.dimensions), axes, notes
 
 
 def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:
-    """List the tensors of a file, with the record of the run that wrote it.
-
-    Raises:
-        InputRefusedError: unsafe, damaged, too large, or without a tensor.
-    """
+    """List the tensors of a file, one at least, with the record of its run; raises `InputRefusedError`."""
     with refusing_damage(path, f"a {codec.name} file"):
         opened = codec.list_tensors(path)
     if not opened.shapes:
@@ -98,18 +93,18 @@ def open_tensors(path: Path, codec: TensorCodec) -> TensorFile:
 
 
 def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
-    """Name tensors with their shapes, a dozen at most."""
+    """List tensors with their shapes, a dozen at most."""
     named = [f"{name[:80]} {shape}" for name, shape in list(shapes.items())[:12]]
     more = len(shapes) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
-    """Give the name of a tensor if the file has it, or of the only one.
+    """Choose the tensor of a name, or the only one.
 
     Raises:
         UsageError: none has that name.
-        MalformedInputError: there is none, or there are several and no name.
+        MalformedInputError: the file holds no tensor, or several and no name was given.
     """
     if isinstance(name, str):
         return opened.find(name)
@@ -121,3 +116,65 @@ def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
             "tensor=NAME."
         )
     return next(iter(opened.shapes))
+
+
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """Named tensors whose first axis counts samples; a bare tensor is called `input`.
+
+    `rows` reads samples `start` to `stop` of every tensor; single numbers are read whole.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    rows: Callable[[int, int], dict[str, torch.Tensor]]
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples; a `MalformedInputError` if the tensors do not agree on it."""
+        sizes = {name: shape[0] for name, shape in self.shapes.items() if shape}
+        if len(set(sizes.values())) != 1:
+            listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+            raise MalformedInputError(
+                f"'{self.path}' should hold tensors with the same number of samples along their first axis, but holds "
+                f"{listed or 'single numbers'}."
+            )
+        return next(iter(sizes.values()))
+
+    def samples(self, n: int | None) -> dict[str, torch.Tensor]:
+        """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
+
+        Raises:
+            MalformedInputError: the tensors do not agree on the number of samples, or hold none.
+        """
+        if n is None:
+            return self.rows(0, max((shape[0] for shape in self.shapes.values() if shape), default=0))
+        if not self.n_samples:
+            raise MalformedInputError(f"'{self.path}' should hold samples along its first axis, but holds none.")
+        return self.rows(0, n)
+
+
+def open_data(path: Path) -> DataFile:
+    """Open a file of tensors; if the format allows it, only the wanted rows are read.
+
+    Raises:
+        UsageError: no such file.
+        InputRefusedError: unsafe, damaged, too large, or no file of tensors.
+    """
+    codec = codec_of_content(path, read_head(path))
+    if not isinstance(codec, TensorCodec):
+        raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
+    opened = open_tensors(path, codec)
+    stored = {name or _UNNAMED: name for name in opened.shapes}
+    read_whole = functools.cache(opened.read)
+
+    def read(name: str, start: int, stop: int) -> Samples:
+        if not opened.shapes[name]:
+            return read_whole(name)
+        return opened.read_rows(name, start, stop) if opened.read_rows else read_whole(name)[start:stop]
+
+    def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
+        with refusing_damage(path, f"a {codec.name} file"):
+            return {name: torch.as_tensor(read(inner, start, stop)) for name, inner in stored.items()}
+
+    return DataFile(path, {name: opened.shapes[inner] for name, inner in stored.items()}, rows)

@@ -1,7 +1,8 @@
-"""Layers of a model: the weight of a convolution in a file of named tensors, and its bias."""
+"""The convolutions of a model file: their weights, their biases, and their geometry as torch has it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,37 +12,121 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.io.codecs.torch_file import TorchFile
+from deconv_cli.io.codecs.torch_file import TorchFile, check_dense, load_weights_only, named_tensors
+from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.samples import as_real_tensor, check_finite
-from deconv_cli.io.sources import refusing_damage
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
-from deconv_cli.io.weights_only import check_dense, load_weights_only, named_tensors
-from deconv_cli.models.model_format import model_format
-from deconv_cli.models.model_layers import GEOMETRY, geometry_of
-from deconv_cli.models.whole_modules import check_module, torch_globals
+from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
+from deconv_cli.vocabulary import counted
 
-_SETTINGS = (*GEOMETRY, "transposed", "padding_mode")
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "output_padding")
+_SETTINGS = (*_GEOMETRY, "transposed", "padding_mode")
 _WORDS = {"padding": ("same", "valid"), "padding_mode": ("zeros", "reflect", "replicate", "circular")}
+_KINDS = {f"{name}{n}d" for name in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
+_MAX_LISTED = 8
 _MAX_STEP = 2**31
 """Strides and the rest are smaller than this."""
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A convolution of a model, as stored: its name, its weight, and its bias of shape `(C_out,)` where it has one.
+class ModelLayer:
+    """A convolution of a model.
 
-    `geometry` is what the file says of its stride, padding and the rest, as `ModelLayer.geometry`; else empty.
+    Attributes:
+        name: of the layer in the model; empty for a bare tensor.
+        weight: shape `(C_out, C_in / groups, *k)`, or `(C_in, C_out / groups, *k)` of a transposed convolution.
+        bias: shape `(C_out,)`; `None` for none.
+        kind: the class of torch, as `Conv2d`; `None` where the file holds nothing but weights.
+        geometry: `stride`, `padding`, `dilation`, `groups`, `output_padding`, `transposed` and `padding_mode` as torch
+            has them, whole numbers and words; empty where the file holds nothing but weights.
     """
 
-    name: str | None
+    name: str
     weight: torch.Tensor
     bias: torch.Tensor | None = None
-    bias_name: str = ""
+    kind: str | None = None
     geometry: dict[str, Any] = field(default_factory=dict)
 
+    def describe(self) -> dict[str, Any]:
+        """Describe the layer as JSON."""
+        described = {"name": self.name, "kind": self.kind, "shape": list(self.weight.shape)}
+        return {**described, "bias": self.bias is not None, **self.geometry}
 
-def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> Layer:
+
+def list_layers(stored: ModelFile, module: nn.Module | None = None) -> list[ModelLayer]:
+    """List the convolutions of a model, in its order.
+
+    Args:
+        stored: the file.
+        module: the model with the file's weights, where its class is known from elsewhere.
+
+    Raises:
+        MalformedInputError: a module that torch cannot walk.
+    """
+    found = module if module is not None else stored.module
+    if found is None and stored.exported is not None:
+        state = {name: value for name, value in stored.exported.module.state_dict().items() if torch.is_tensor(value)}
+        return list(_of_state(state))
+    if found is None:
+        return list(_of_state(stored.state or {}))
+    with refusing_damage(stored.path, "a model as torch saves it"):
+        return list(_of_module(found))
+
+
+def _of_module(module: nn.Module) -> Iterator[ModelLayer]:
+    for name, each in module.named_modules():
+        kind = getattr(each, "original_name", type(each).__name__)  # TorchScript keeps the class by its name alone
+        is_script = isinstance(each, torch.jit.ScriptModule) and kind in _KINDS
+        if not is_script and not isinstance(each, _ConvNd):
+            continue
+        transposed = kind.startswith("ConvTranspose") if is_script else isinstance(each, _ConvTransposeNd)
+        bias = getattr(each, "bias", None)
+        bias = None if bias is None else bias.detach()
+        yield ModelLayer(name or kind, each.weight.detach(), bias, kind, _geometry_of(each, transposed=transposed))
+
+
+def _of_state(state: dict[str, torch.Tensor]) -> Iterator[ModelLayer]:
+    """Take every tensor of three to five axes for the weight of a convolution: the file does not describe its use."""
+    for name, tensor in state.items():
+        if tensor.ndim not in (3, 4, 5) or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        owner = name.removesuffix(".weight")
+        bias = state.get(f"{owner}.bias") if owner != name else None
+        yield ModelLayer(owner, tensor, bias if bias is not None and bias.ndim == 1 else None)
+
+
+def _geometry_of(layer: nn.Module, *, transposed: bool) -> dict[str, Any]:
+    values = {key: getattr(layer, key, None) for key in _GEOMETRY if transposed or key != "output_padding"}
+    geometry: dict[str, Any] = {k: list(v) if isinstance(v, tuple | list) else v for k, v in values.items()}
+    return geometry | {"transposed": transposed, "padding_mode": str(getattr(layer, "padding_mode", "zeros"))}
+
+
+def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) -> ModelLayer:
+    """Choose the layer of a name, or the only one.
+
+    Raises:
+        UsageError: no layer of this name, or several and no name.
+        MalformedInputError: there is no convolution at all, or its weights are not finite.
+    """
+    if not layers:
+        raise MalformedInputError(f"'{stored.path}' should hold a convolution, but holds none.")
+    chosen = [layer for layer in layers if layer.name == name] if name is not None else layers
+    if len(chosen) != 1:
+        listed = ", ".join(layer.name for layer in layers[:_MAX_LISTED])
+        more = f" and {len(layers) - _MAX_LISTED} more" if len(layers) > _MAX_LISTED else ""
+        what = f"no convolution named '{name}'" if name is not None else counted(len(layers), "convolution")
+        raise UsageError(f"'{stored.path}' holds {what}; choose among {listed}{more} with layer=\"NAME\".")
+    check_finite(stored.path, chosen[0].weight, "kernel")
+    if chosen[0].bias is not None:
+        check_finite(stored.path, chosen[0].bias, "bias")
+    return chosen[0]
+
+
+def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> tuple[ModelLayer, str]:
     """Read one layer of a model by its name or that of its weight, or the only kernel of a file of tensors.
+
+    Returns:
+        The layer, and the name of the tensor of its bias, whether it has one or not.
 
     Raises:
         UsageError: no layer of this name.
@@ -60,15 +145,15 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
             f"kernel '{path}' should be of shape (kH, kW), (C, kH, kW) or (C_out, C_in, kH, kW), or have one to three "
             f"axes of space likewise, but is {tuple(weight.shape)}."
         )
-    geometry = geometry if weight.ndim >= 3 else {}  # that of the layer says nothing of its bias
+    geometry = geometry if weight.ndim >= 3 else {}  # that of a layer; this tensor is its bias
     bias_name = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
     has_bias = weight.ndim >= 3 and name.endswith("weight") and bias_name in opened.shapes
     bias = _read_bias(opened, bias_name, weight, geometry) if has_bias else None
-    return Layer(name.removesuffix(".weight") or None, weight, bias, bias_name, geometry)
+    return ModelLayer(name.removesuffix(".weight"), weight, bias, geometry=geometry), bias_name
 
 
 def open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | None]:
-    """List the tensors of what `torch.save` wrote, and give the module if it is a whole one."""
+    """List the tensors of a file of `torch.save`; return its module, too, if it is a whole one."""
     kind = model_format(path, head)
     if kind.is_program:
         raise UnsafeInputError(
@@ -112,11 +197,11 @@ def _only_kernel(opened: TensorFile) -> str:
 
 
 def _own_geometry(path: Path, module: nn.Module, name: str) -> dict[str, Any]:
-    """Read stride, padding and the rest off the layer that a weight belongs to; refuse what is no convolution."""
+    """Read the geometry of the layer that a weight belongs to; refuse other layers than convolutions."""
     with refusing_damage(path, "a model as torch saves it"):
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, _ConvNd):
-            return _checked(path, geometry_of(owner, transposed=isinstance(owner, _ConvTransposeNd)))
+            return _checked(path, _geometry_of(owner, transposed=isinstance(owner, _ConvTransposeNd)))
         described = " ".join(repr(owner).split())[:200]
     raise MalformedInputError(
         f"'{name}' of '{path}' should belong to a convolution, but its layer is {described}; only convolutions are "
@@ -125,7 +210,7 @@ def _own_geometry(path: Path, module: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _recorded_geometry(opened: TensorFile, name: str) -> dict[str, Any]:
-    """Read what `deconv kernel extract` recorded of the layer that it wrote; empty for any other file."""
+    """Read the geometry that `deconv kernel extract` recorded with the layer; empty for any other file."""
     layer = (opened.record or {}).get("layer")
     is_own = isinstance(layer, dict) and f"{layer.get('name')}.weight" == name and "stride" in layer
     if not isinstance(layer, dict) or not is_own:
@@ -134,7 +219,7 @@ def _recorded_geometry(opened: TensorFile, name: str) -> dict[str, Any]:
 
 
 def _checked(path: Path, geometry: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a geometry that is none of torch's: a file may say anything."""
+    """Refuse values that torch does not know: a file may hold anything."""
     for name, value in geometry.items():
         numbers = value if isinstance(value, list) and value else [value]
         is_whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MAX_STEP for n in numbers)
@@ -145,7 +230,7 @@ def _checked(path: Path, geometry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_bias(opened: TensorFile, name: str, weight: torch.Tensor, geometry: dict[str, Any]) -> torch.Tensor:
-    """Read the bias of a layer; weights alone do not tell whether the layer is transposed, and in how many groups."""
+    """Read the bias of a layer; a bare weight may belong to a transposed layer, in any number of groups."""
     shape = opened.shapes[name]
     n_first, n_second = weight.shape[:2]
     fits = shape == (n_first,) and not geometry.get("transposed")

@@ -1,4 +1,4 @@
-"""Measured point-spread functions: what a picture of one may hold that is no part of it, and how to take that away."""
+"""Measured point-spread functions: finding and removing a background, an empty margin and an offset."""
 
 from __future__ import annotations
 
@@ -13,52 +13,51 @@ from deconv_cli.measured_light import above_noise, shift, smooth
 from deconv_cli.vocabulary import Size, format_size
 
 MIN_SIDE = 7
-"""Taps a side from which on the outermost ones can be told from the function itself."""
+"""Taps a side that a kernel needs for an estimate of its background."""
 FLAT = 0.35
-"""Spread of the outermost taps, in parts of their median, up to which they are a background, and no tails."""
+"""Largest spread of the outermost taps of a background, in parts of their median; tails spread more."""
 FAINT = 0.2
 """A background is at most this part of the peak."""
 LEAST_SHARE = 0.02
-"""A background is worth a note if it is this part of the sum of all taps."""
+"""Smallest background with a note, as a part of the sum of all taps."""
 FILLED = 0.7
-"""Part of the taps, along every axis, up to which those that hold anything leave an empty margin."""
+"""Largest part of the taps along every axis that hold anything, if the margin counts as empty."""
 N_FINE = 2
-"""Scales at which light is told from a background that is not known well yet."""
+"""Scales at which light is separated from a first estimate of the background."""
 OFF_CENTER = 0.75
-"""Pixels off the middle; the middle of an even number of taps is half a pixel off along each axis by itself."""
+"""Pixels off the middle; an even number of taps is half a pixel off along each axis anyway."""
 SPOILS, FAR_OFF = 0.1, 2.0
-"""A background of a larger part of the sum, or a center more pixels off, is refused if nobody decided on cleaning."""
+"""A background of a larger part of the sum, or a center more pixels off, is refused unless `clean` was given."""
 NEGATIVE = 0.05
-"""Taps with negative ones of this part of the largest are a filter, and no measurement of light."""
+"""A kernel with a negative tap of this part of the largest is a filter, and no measurement of light."""
 PHOTOGRAPH_SIDE = 32
-"""Taps along every axis from which on a picture may be a photograph."""
+"""Fewest taps along every axis of a photograph."""
 COMPACT = 20.0
-"""The largest tap of a point-spread function in so large a frame is more than so many times their mean."""
+"""The largest tap of a point-spread function in such a frame is more than this many times their mean."""
 AT_RIM = 0.4
 """The outermost taps of a disk that just fits its frame have a quarter of the mean of all."""
 UNIFORM = 0.05
-"""Taps of a box differ by no more than this part of their mean."""
+"""Largest spread of the taps of a box, in parts of their mean."""
 
 
 def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
-    """Find a background, an empty margin, and a center of mass off the middle; a sentence each.
+    """Describe a background, an empty margin, and a center of mass off the middle; a sentence each.
 
     Args:
-        taps: as `conv2d` and its like apply them, shape `(*k)`, or `(C, *k)` for one kernel a channel.
+        taps: of a cross-correlation, shape `(*k)`, or `(C, *k)` for one kernel a channel.
         n_axes: axes of space, `k`.
     """
-    channels = _channels(taps, n_axes)
-    if bool(channels.min() < -NEGATIVE * channels.max()):
+    measured = _measure(taps, n_axes)
+    if measured is None:
         return ()
+    share, signal = measured
     flaws = []
-    share = _background_share(channels)
     if share:
         flaws.append(
             f"the outermost taps of the kernel show a background, which makes {100 * share:.0f} % of its sum and takes "
             "contrast from the estimate; clean_kernel=True subtracts it"
         )
-    signal = _signal(channels)
-    size = tuple(channels.shape[1:])
+    size = tuple(signal.shape[1:])
     held = tuple(stop - start for start, stop in _extent(signal))
     if max(n / n_taps for n, n_taps in zip(held, size, strict=True)) <= FILLED:
         flaws.append(
@@ -75,17 +74,17 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
 
 
 def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
-    """Say why a measured point-spread function spoils every estimate, `None` where it does not."""
+    """Explain why a measured point-spread function would spoil every estimate; `None` if it would not."""
     if looks_like_photograph(taps, n_axes):
         return (
             "a kernel shows what became of a single point, but this one looks like a photograph, bright up to its "
             "edges; give another kernel, or clean_kernel=False if these taps are meant."
         )
-    channels = _channels(taps, n_axes)
-    if bool(channels.min() < -NEGATIVE * channels.max()):
+    measured = _measure(taps, n_axes)
+    if measured is None:
         return None
-    share, signal = _background_share(channels), _signal(channels)
-    distance = math.dist(_center(signal), _middle(tuple(channels.shape[1:])))
+    share, signal = measured
+    distance = math.dist(_center(signal), _middle(tuple(signal.shape[1:])))
     found = [f"background makes {100 * share:.0f} % of its sum"] if share > SPOILS else []
     found += [f"its center lies {distance:.1f} pixels off its middle"] if distance > FAR_OFF else []
     if not found:
@@ -97,7 +96,7 @@ def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
 
 
 def looks_like_photograph(taps: Tensor, n_axes: int = 2) -> bool:
-    """Tell whether taps, shape `(*k)` or `(C, *k)`, show a scene: large, bright up to the rim, and without a peak."""
+    """Check whether taps, shape `(*k)` or `(C, *k)`, show a scene: large, bright up to the rim, and without a peak."""
     if taps.ndim > n_axes + 1 or min(taps.shape[-n_axes:]) < PHOTOGRAPH_SIDE:
         return False
     light = _channels(taps, n_axes).sum(dim=0)
@@ -106,27 +105,31 @@ def looks_like_photograph(taps: Tensor, n_axes: int = 2) -> bool:
     return has_light and bool(light.max() < COMPACT * mean) and bool(_outermost(light).mean() > AT_RIM * mean)
 
 
-def _background_share(channels: Tensor) -> float:
-    """Give the part of the sum of all taps that is background."""
-    light = sum(_background(channel)[0] * channel.numel() for channel in channels)
-    return light / float(channels.sum())
+def _measure(taps: Tensor, n_axes: int) -> tuple[float, Tensor] | None:
+    """Compute the part of the sum of all taps that is background, and the taps without it; `None` for filters."""
+    channels = _channels(taps, n_axes)
+    if bool(channels.min() < -NEGATIVE * channels.max()):
+        return None
+    backgrounds = [_background(channel) for channel in channels]
+    light = sum(level * channel.numel() for channel, (level, _) in zip(channels, backgrounds, strict=True))
+    return light / float(channels.sum()), _signal(channels, backgrounds)
 
 
 def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
     """Subtract the background of a measured point-spread function, crop its margin, and center it.
 
-    One that has noise is centered by parts of a pixel, another by whole pixels, which keeps its edges. Kernels of
+    A kernel with noise is centered by parts of a pixel, another by whole pixels, which keeps its edges. Kernels of
     several channels are cropped and centered together, so that shifts between them stay.
 
     Args:
-        taps: as `conv2d` and its like apply them, shape `(*k)` or `(C, *k)`.
+        taps: of a cross-correlation, shape `(*k)` or `(C, *k)`.
         n_axes: axes of space, `k`.
 
     Returns:
-        The taps in float64, an odd number along each axis, and a sentence on what was done.
+        The taps in float64, an odd number along each axis, and a note.
 
     Raises:
-        UsageError: there are other axes, or nothing stands out of the background.
+        UsageError: there are other axes, or the kernel is all background.
     """
     if taps.ndim not in (n_axes, n_axes + 1):
         raise UsageError(
@@ -135,7 +138,8 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
         )
     channels = _channels(taps, n_axes)
     size = tuple(channels.shape[1:])
-    signal = _signal(channels)
+    backgrounds = [_background(channel) for channel in channels]
+    signal = _signal(channels, backgrounds)
     if not bool(signal.any()):
         raise UsageError(
             "nothing of the kernel stands out of its background; take another picture, or do not clean it."
@@ -149,12 +153,12 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
     starts = tuple(start for start, _ in extent)
     places = tuple(start - at + n for start, at, n in zip(starts, middles, reach, strict=True))
     cleaned[_box(places, held)] = signal[_box(starts, held)]
-    if any(_background(channel)[1] for channel in channels):
+    if any(sigma for _, sigma in backgrounds):
         rest = torch.tensor([[at - place for at, place in zip(middles, center, strict=True)]], dtype=torch.float64)
         cleaned = shift(cleaned, rest.expand(len(cleaned), -1)).clamp_min(0)
     else:
         center = [float(at) for at in middles]
-    levels = ", ".join(f"{_background(channel)[0]:.3g}" for channel in channels)
+    levels = ", ".join(f"{level:.3g}" for level, _ in backgrounds)
     note = (
         f"the kernel was cleaned: a background of {levels} was subtracted, its {format_size(size)} taps were cropped "
         f"to {format_size(tuple(cleaned.shape[1:]))}, and its center was moved by "
@@ -173,44 +177,39 @@ def _channels(taps: Tensor, n_axes: int) -> Tensor:
 
 
 def _background(taps: Tensor) -> tuple[float, float]:
-    """Estimate the background from the outermost taps: its level, 0 if there is none, and its standard deviation."""
+    """Estimate the background from the outermost taps: its level, 0 without one, and its standard deviation."""
     if min(taps.shape) < MIN_SIDE:
         return 0.0, 0.0
     outermost = _outermost(taps)
     quartiles = taps.new_tensor([0.25, 0.5, 0.75])
-    # Smoothed, so that noise is not taken for tails.
+    # Smoothed, so that noise does not look like tails.
     low, level, high = (float(value) for value in _outermost(smooth(taps)).quantile(quartiles))
     is_flat = high - low <= FLAT * level and level <= FAINT * float(taps.max())
     if level <= 0 or not is_flat or level * taps.numel() < LEAST_SHARE * float(taps.sum()):
         return 0.0, 0.0
     low, level, high = (float(value) for value in outermost.quantile(quartiles))
     sigma = (high - low) / 1.349  # the quartiles of a normal distribution
-    # All that does not stand out tells the level better than the outermost taps alone.
+    # All dark taps determine the level better than the outermost ones alone.
     rest = taps - outermost.clamp(level - 3 * sigma, level + 3 * sigma).mean()
     is_dark = above_noise(rest, torch.full_like(taps, sigma), N_FINE) == 0
     return float(taps[is_dark].mean()) if sigma else level, sigma
 
 
 def _outermost(taps: Tensor) -> Tensor:
-    """Take the taps at the rim, shape `(n,)`."""
+    """Select the taps at the rim, shape `(n,)`."""
     is_outermost = torch.ones_like(taps, dtype=torch.bool)
     is_outermost[(slice(1, -1),) * taps.ndim] = False
     return taps[is_outermost]
 
 
-def _signal(channels: Tensor) -> Tensor:
-    """Take the background away, and what noise leaves of it."""
-    found = [_background(channel) for channel in channels]
-    return torch.stack(
-        [
-            above_noise(channel - level, torch.full_like(channel, sigma))
-            for channel, (level, sigma) in zip(channels, found, strict=True)
-        ]
-    )
+def _signal(channels: Tensor, backgrounds: list[tuple[float, float]]) -> Tensor:
+    """Subtract the background, and remove its noise."""
+    found = zip(channels, backgrounds, strict=True)
+    return torch.stack([above_noise(taps - level, torch.full_like(taps, sigma)) for taps, (level, sigma) in found])
 
 
 def _extent(signal: Tensor) -> list[tuple[int, int]]:
-    """Find the part of each axis that holds anything: its first tap, and the one behind its last."""
+    """Find the extent of the signal along each axis: its first tap, and the one behind its last."""
     extent = []
     for axis in range(1, signal.ndim):
         held = _along(signal, axis).nonzero().flatten()
@@ -219,7 +218,7 @@ def _extent(signal: Tensor) -> list[tuple[int, int]]:
 
 
 def _center(signal: Tensor) -> list[float]:
-    """Find the center of mass of all channels, each with the same weight."""
+    """Compute the center of mass of all channels, each with the same weight."""
     sums = signal.sum(dim=tuple(range(1, signal.ndim)), keepdim=True).clamp_min(1e-300)
     weight = signal / sums
     center = []
@@ -230,10 +229,10 @@ def _center(signal: Tensor) -> list[float]:
 
 
 def _along(channels: Tensor, axis: int) -> Tensor:
-    """Add up the taps of all channels across an axis of space."""
+    """Sum the taps of all channels across an axis of space."""
     return channels.sum(dim=[other for other in range(channels.ndim) if other != axis])
 
 
 def _middle(size: Size) -> tuple[int, ...]:
-    """Give the tap that meets the output pixel under padding `same`."""
+    """Return the tap at the output pixel under padding `same`."""
     return tuple((n - 1) // 2 for n in size)

@@ -1,26 +1,69 @@
-"""Reading a model from a file without running what the file carries."""
+"""Reading a model from a file without running what the file carries.
+
+TorchScript and exported programs can run code when opened; only files whose fingerprint the user passed are opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional
 
-from deconv_cli.io.limits import check_budget
-from deconv_cli.io.sources import open_source
-from deconv_cli.io.weights_only import globals_in, load_weights_only
-from deconv_cli.models.model_format import ModelFormat, model_format
+from deconv_cli.errors import MalformedInputError, UnsafeInputError
+from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
+from deconv_cli.io.codecs.torch_file import check_dense, globals_in, load_weights_only, program_kind
+from deconv_cli.io.files import open_source, refusing_damage
+from deconv_cli.io.limits import check_budget, check_zip
+from deconv_cli.io.tensors import open_tensors
 from deconv_cli.models.named_code import NamedCode, find_global
-from deconv_cli.models.state_dicts import StateDict, find_state_dict, read_safetensors
-from deconv_cli.models.trusted_programs import ExportedModel, read_exported_program, read_torchscript
-from deconv_cli.models.whole_modules import check_module, torch_globals
+
+_CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
+_MAX_MODULES = 100_000
+
+StateDict = dict[str, torch.Tensor]
+
+
+class ModelFormat(StrEnum):
+    """The kinds of files that hold models."""
+
+    SAFETENSORS = "safetensors"
+    """A state dict."""
+    PICKLE = "PyTorch"
+    """A state dict or a whole module by `torch.save`."""
+    TORCHSCRIPT = "TorchScript"
+    EXPORTED = "exported program"
+    """By `torch.export.save`."""
+
+    @property
+    def is_program(self) -> bool:
+        """True for files that can only be opened by running the code they carry."""
+        return self in (ModelFormat.TORCHSCRIPT, ModelFormat.EXPORTED)
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedModel:
+    """An exported program as a module of nodes, and the inputs it was exported with."""
+
+    module: torch.fx.GraphModule
+    example_arguments: tuple[Any, ...] | None
+    example_keywords: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class ModelFile:
-    """What a model file holds: a whole module, a state dict or an exported program, one of the three."""
+    """The content of a model file: a whole module, a state dict or an exported program, one of the three."""
 
     path: Path
     kind: ModelFormat
@@ -54,29 +97,160 @@ def read_model(
     kind = model_format(path, head)
     check_budget(path, path.stat().st_size)
     if kind is ModelFormat.SAFETENSORS:
-        return ModelFile(path, kind, sha256, state=read_safetensors(path))
-    if kind is ModelFormat.EXPORTED:
-        return ModelFile(path, kind, sha256, exported=read_exported_program(path, trusted_sha256))
-    if kind is ModelFormat.TORCHSCRIPT:
-        return ModelFile(path, kind, sha256, module=read_torchscript(path, trusted_sha256))
-    found = _read_pickle(path, named, allowed_globals)
-    if isinstance(found, nn.Module):
-        check_module(path, found)
-        return ModelFile(path, kind, sha256, module=found)
-    state, notes = find_state_dict(path, found)
-    return ModelFile(path, kind, sha256, state=state, notes=notes)
-
-
-def _read_pickle(path: Path, named: NamedCode | None, allowed_globals: Sequence[str]) -> object:
+        opened = open_tensors(path, SAFETENSORS)
+        state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
+        return ModelFile(path, kind, sha256, state=state)
+    if kind.is_program:
+        return _read_program(path, kind, trusted_sha256)
     allowed = torch_globals()
     allowed += [(find_global(name, named), name) for name in allowed_globals]
     if named is not None and named.model_class is not None:
         # The script that saved the model knew the class under another module's name, for instance `__main__`.
         own = named.model_class
         allowed += [(own, name) for name in globals_in(path) if name.rpartition(".")[2] == own.__name__]
-    return load_weights_only(
-        path,
-        allowed,
-        advice='name the model\'s class with model="file.py:Class", allow a class that you trust with '
-        'allowed_globals="NAME", or save the state_dict() alone',
+    advice = (
+        'name the model\'s class with model="file.py:Class", allow a class that you trust with '
+        'allowed_globals="NAME", or save the state_dict() alone'
+    )
+    found = load_weights_only(path, allowed, advice=advice)
+    if isinstance(found, nn.Module):
+        check_module(path, found)
+        return ModelFile(path, kind, sha256, module=found)
+    state, notes = _find_state_dict(path, found)
+    return ModelFile(path, kind, sha256, state=state, notes=notes)
+
+
+def model_format(path: Path, head: bytes) -> ModelFormat:
+    """Recognize the kind of a model file by its first 16 bytes, and by the directory of an archive.
+
+    Raises:
+        UnsafeInputError: a torch.package archive.
+        MalformedInputError: no model file, or a damaged one.
+        TooLargeError: an archive larger than half of the memory, or a decompression bomb.
+    """
+    if head.startswith(b"PK"):
+        names = check_zip(path)
+        parts = {part for name in names for part in name.split("/")}
+        if "extern_modules" in parts:
+            raise UnsafeInputError(
+                f"'{path}' is a torch.package archive, which carries code and is not opened; save its state_dict() "
+                "instead."
+            )
+        if kind := program_kind(names):
+            return ModelFormat(kind)
+        if "data.pkl" in parts:
+            return ModelFormat.PICKLE
+        raise MalformedInputError(
+            f"'{path}' is a zip archive, but holds none of the models understood here; it may be another kind of file."
+        )
+    if SAFETENSORS.recognizes(head):
+        return ModelFormat.SAFETENSORS
+    if head.startswith(b"\x80"):
+        return ModelFormat.PICKLE
+    raise MalformedInputError(
+        f"'{path}' is not one of the model files understood here: .safetensors, what torch.save wrote, TorchScript, "
+        ".pt2; it may be cut short or damaged."
+    )
+
+
+def _read_program(path: Path, kind: ModelFormat, trusted_sha256: str | None) -> ModelFile:
+    """Open a program on the CPU, once: the bytes that are opened are those whose fingerprint was compared."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if trusted_sha256 is None:
+        what = "a TorchScript file" if kind is ModelFormat.TORCHSCRIPT else "an exported program"
+        raise UnsafeInputError(
+            f"'{path}' is {what}, which can run its own code when opened; if you trust it, pass its fingerprint: "
+            f'trusted_sha256="{sha256}".'
+        )
+    if trusted_sha256.lower() != sha256:
+        raise UnsafeInputError(
+            f"'{path}' is not the file that trusted_sha256 names: its SHA-256 is {sha256}; nothing of it was run."
+        )
+    if kind is ModelFormat.TORCHSCRIPT:
+        with refusing_damage(path, "TorchScript"), _silence():
+            return ModelFile(path, kind, sha256, torch.jit.load(io.BytesIO(content), map_location="cpu"))
+    with refusing_damage(path, f"an exported program of torch {torch.__version__}"), _silence():
+        program = torch.export.load(io.BytesIO(content))
+        # The forward pass itself refuses inputs that do not fit.
+        module = program.module(check_guards=False)
+    arguments, keywords = program.example_inputs or (None, {})
+    return ModelFile(path, kind, sha256, exported=ExportedModel(module, arguments, keywords))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Suppress torch's warnings and logs: one sentence describes a failure."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _find_state_dict(path: Path, found: object) -> tuple[StateDict, tuple[str, ...]]:
+    """Find the state dict in an object of `torch.save`, bare or inside a checkpoint; return a note, too."""
+    entries: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
+    for key, candidate in ((None, entries), *((key, entries.get(key)) for key in _CHECKPOINT_KEYS)):
+        if isinstance(candidate, Mapping) and candidate and all(map(torch.is_tensor, candidate.values())):
+            state = {str(name): tensor for name, tensor in candidate.items()}
+            for name, tensor in state.items():
+                check_dense(path, tensor, name)
+            return state, () if key is None else (f"the weights were taken from the entry '{key}' of a checkpoint",)
+    listed = f" with the entries {', '.join(repr(str(key)) for key in list(entries)[:6])}" if entries else ""
+    raise MalformedInputError(
+        f"'{path}' should hold a model or a state dict, but holds a {type(found).__name__}{listed}; save "
+        "model.state_dict() alone."
+    )
+
+
+def torch_globals() -> list[tuple[Any, str]]:
+    """List the names in a pickle of a module made of torch.nn: the module classes and the activation functions."""
+    classes: list[Any] = [kind for kind in vars(nn.modules).values() if isinstance(kind, type)]
+    classes = [kind for kind in classes if issubclass(kind, nn.Module)]
+    classes.append(nn.modules.linear.NonDynamicallyQuantizableLinear)
+    found = [*classes, *(getattr(functional, name) for name in _ACTIVATIONS)]
+    return [(each, f"{each.__module__}.{each.__name__}") for each in found]
+
+
+def check_module(path: Path, module: nn.Module) -> None:
+    """Check that a module from a pickle can be walked, and that its tensors are dense.
+
+    A pickle may fill the dictionary of a module with anything, and torch's methods trust it: a module that holds
+    itself, or another one twice at each of many levels, would never let them finish.
+
+    Raises:
+        MalformedInputError: a member of the wrong type, a module without end, or a tensor that is not dense.
+        TooLargeError: a tensor that repeats a few samples.
+    """
+    waiting, n_modules = [module], 0
+    with refusing_damage(path, "a model as torch saves it"):
+        while waiting:
+            found = waiting.pop()
+            members = vars(found)
+            replaced = [name for name in members if callable(getattr(nn.Module, str(name), None))]
+            if replaced:
+                raise _malformed(path, f"its method '{str(replaced[0])[:40]}' is replaced")
+            children = [child for child in members["_modules"].values() if child is not None]
+            n_modules += 1 + len(children)
+            if n_modules > _MAX_MODULES:
+                raise _malformed(path, f"a module holds itself, or more than {_MAX_MODULES} others")
+            for kind, place in ((nn.Parameter, "_parameters"), (torch.Tensor, "_buffers"), (nn.Module, "_modules")):
+                for name, value in members[place].items():
+                    if value is not None and not isinstance(value, kind):
+                        what = f"should be a {kind.__name__}, but is a {type(value).__name__}"
+                        raise _malformed(path, f"'{str(name)[:40]}' {what}")
+            waiting += children
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor):
+                check_dense(path, tensor, name)
+
+
+def _malformed(path: Path, complaint: str) -> MalformedInputError:
+    return MalformedInputError(
+        f"'{path}' is not a model as torch saves it: {complaint}; save it again, or its state_dict() alone."
     )

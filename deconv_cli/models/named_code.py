@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.io.allocation_limit import AllocationLimit
-from deconv_cli.io.sources import reason_of
+from deconv_cli.io.codecs.torch_file import AllocationLimit
+from deconv_cli.io.files import reason_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def load_named(text: str, what: str) -> NamedCode:
 def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
     """Find a class or function that a pickle names `package.module.Name`.
 
-    `__main__`, and the module of the class that the user named, stand for that module.
+    `__main__`, and the module of the class that the user named, mean that module.
 
     Raises:
         UsageError: no such module or name.
@@ -94,7 +94,7 @@ def _import_file(path: Path, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        # As Python itself does for a script: files beside it can be imported.
+        # As in a script of Python, its neighbors can be imported.
         with _importing(str(path), path.parent, what):
             spec.loader.exec_module(module)
     except DeconvError:
@@ -110,7 +110,7 @@ def _import_module(name: str, what: str) -> ModuleType:
 
 @contextmanager
 def _importing(place: str, folder: Path, what: str) -> Iterator[None]:
-    """Let a folder's modules be imported, and turn whatever the code raises into one sentence."""
+    """Make a folder's modules importable, and turn every error of the code into one sentence."""
     sys.path.insert(0, str(folder))
     try:
         with AllocationLimit(place):

@@ -15,7 +15,7 @@ from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH, ErrorBand
 from deconv_cli.errors import UsageError
-from deconv_cli.io.regions.npy_regions import NpyTarget
+from deconv_cli.io.codecs.npy import NpyTarget
 from deconv_cli.schedulers.serial import SerialScheduler
 
 KERNEL = "gaussian:1"

@@ -15,8 +15,8 @@ import deconv_cli
 from deconv_cli.blocks.block_memory import block_bytes
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.invert_blocks import lay_out_problem
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.io.regions import open_regions
+from deconv_cli.io.regions import read_corner
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.settings import ReconstructionSettings
 torch.set_num_threads(1)

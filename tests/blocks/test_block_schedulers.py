@@ -23,8 +23,7 @@ from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
 from deconv_cli.blocks.run_blocks import run_blocks
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
 from deconv_cli.schedulers.process_pool import ProcessPool
 from deconv_cli.schedulers.scheduler import JobShare, WorkSettings

@@ -11,8 +11,7 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.sample_image import read_corner
+from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.settings import ReconstructionSettings
 
 

@@ -263,7 +263,7 @@ def test_of_a_large_array_pieces_are_read(deconv, refuses, tmp_path, monkeypatch
     writers[suffix]()
     whole = deconv("inspect", path, "--json").report["files"][0]
     monkeypatch.setattr("deconv_cli.io.file_inspection.MAX_WHOLE_BYTES", 2**20)
-    monkeypatch.setattr("deconv_cli.io.regions.spread_pieces.MAX_SAMPLES", 64)
+    monkeypatch.setattr("deconv_cli.io.regions.MAX_SAMPLES", 64)
     run = deconv("inspect", path, "--json")
     file, entry = run.report["files"][0], entry_of(run)
     assert (file["sha256"] is None, whole["sha256"] is None) == (True, False)

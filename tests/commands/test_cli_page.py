@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.io.output_path import write_page
+from deconv_cli.io.atomic import write_page
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 

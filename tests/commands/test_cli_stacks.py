@@ -85,8 +85,8 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
     np.testing.assert_allclose(again.spanned_by(3).values[0, 0], stack, atol=2e-2)
     if name.endswith(".tif"):
         stored = read_image(source)
-        assert again._metadata.resolution == stored._metadata.resolution
-        assert again._metadata.flavor == stored._metadata.flavor
+        assert again.metadata.resolution == stored.metadata.resolution
+        assert again.metadata.flavor == stored.metadata.flavor
         assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.2])
         assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.2 µm" in done.stderr
 
@@ -101,7 +101,7 @@ def test_times_and_channels_are_no_depth(tmp_path, deconv, rng, taps, psf, name,
     assert (result.axes, result.shape) == (axes, stored.shape)
     np.testing.assert_allclose(result.spanned_by(3).values, blurred(stack, taps), rtol=1e-5)
     unit = {"OME TimeIncrement": "2.5"} if name == "s.ome.tif" else {"ImageJ finterval": 2.5}
-    assert unit.items() <= result._metadata.native.items()
+    assert unit.items() <= result.metadata.native.items()
 
 
 def test_a_kernel_of_one_plane_works_plane_by_plane(tmp_path, deconv, rng, blur):

@@ -44,7 +44,7 @@ def test_an_image_is_blurred_and_restored_as_an_image(deconv, sample, tmp_path):
     assert "recorded in the file by deconv forward" in done.stderr
     assert done.stdout == f"{restored}\n"
     np.testing.assert_allclose(read_image(restored).values, read_image(sample).values, atol=1)
-    assert read_image(restored)._metadata.channel_names == ("DAPI", "GFP")
+    assert read_image(restored).metadata.channel_names == ("DAPI", "GFP")
     assert not (restored / "1").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blurred.ome.zarr", "in", "restored.ome.zarr"]
 

@@ -8,7 +8,7 @@ import pytest
 from deconv_cli.commands.batch_layout import lay_out
 from deconv_cli.commands.input_files import expand
 from deconv_cli.errors import UsageError
-from deconv_cli.io.sources import read_head
+from deconv_cli.io.files import read_head
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io import hidden_names, read_image
-from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.hidden_names import PARTIAL, hidden_name, left_of, partial_path
-from deconv_cli.io.regions.opening import open_regions
+from deconv_cli.io import atomic, read_image
+from deconv_cli.io.atomic import PARTIAL, hidden_name, left_of, partial_path, write_atomically
+from deconv_cli.io.regions import open_regions
 
 
 def left_by_a_killed_process(final, ending=PARTIAL):
@@ -56,7 +55,7 @@ def test_so_it_does_with_a_folder_that_was_put_aside(tmp_path):
 def test_what_another_process_is_writing_stays(tmp_path):
     final = tmp_path / "out.tif"
     of_parent = hidden_name(final, PARTIAL).name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
-    new, old = (hidden_name(final, PARTIAL).name.replace(hidden_names._host(), host) for host in ("0" * 8, "1" * 8))
+    new, old = (hidden_name(final, PARTIAL).name.replace(atomic._host(), host) for host in ("0" * 8, "1" * 8))
     for name in (of_parent, new, old):
         (tmp_path / name).write_text("half")
     two_days_ago = time.time() - 2 * 24 * 3600
@@ -67,6 +66,7 @@ def test_what_another_process_is_writing_stays(tmp_path):
 
 def test_what_is_being_written_now_is_hidden_and_not_left(tmp_path):
     def make(temporary):
+        assert temporary.parent == tmp_path
         assert temporary.name.startswith(".")
         assert temporary.suffix == ".tif"
         assert left_of(tmp_path / "out.tif", PARTIAL) == []

@@ -13,7 +13,7 @@ from PIL import Image
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import Metadata, PictureCodec, StoredImage, TensorCodec, TensorFile, read_image
-from deconv_cli.io.formats import all_codecs, codec_named
+from deconv_cli.io.codec import all_codecs, codec_named
 from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
 
@@ -120,7 +120,7 @@ def test_every_codec_describes_itself():
 
 def test_suffixes_are_known_before_any_library_of_a_format_is_loaded():
     code = (
-        "import sys; from pathlib import Path; from deconv_cli.io.formats import all_codecs, codec_named;"
+        "import sys; from pathlib import Path; from deconv_cli.io.codec import all_codecs, codec_named;"
         "print(codec_named(Path('a.PNG')).name, sum(codec.recognizes(b'II*\\0') for codec in all_codecs()));"
         "print([m for m in ('tifffile', 'imagecodecs', 'PIL', 'safetensors') if m in sys.modules])"
     )

@@ -99,14 +99,6 @@ def test_several_series_are_listed_and_chosen(tmp_path, rng):
         read_image(tmp_path / "s.tif", series=2)
 
 
-def test_pyramid_levels_are_not_series(tmp_path, rng):
-    full = rng.integers(0, 255, (64, 64)).astype("uint8")
-    with tifffile.TiffWriter(tmp_path / "p.tif") as writer:
-        writer.write(full, subifds=1, tile=(16, 16))
-        writer.write(full[::2, ::2], subfiletype=1, tile=(16, 16))
-    assert_values(read_image(tmp_path / "p.tif"), full[None, None])
-
-
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_png_of_every_kind(tmp_path, rng, n_samples, dtype):
@@ -231,13 +223,6 @@ def test_half_precision_and_big_endian(tmp_path):
     assert read_image(tmp_path / "h.pt").dtype == "bfloat16"
     np.save(tmp_path / "b.npy", np.arange(16, dtype=">i2").reshape(4, 4))
     assert read_image(tmp_path / "b.npy").values[0, 0, 3, 3] == 15
-
-
-@pytest.mark.parametrize("name", ["with space.png", "ünïcode-λ.png", "-leading.png"])
-def test_odd_names_and_relative_paths(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    Image.new("L", (8, 9)).save(tmp_path / name)
-    assert read_image(Path(name)).shape == (9, 8)
 
 
 def test_text_chunks_do_not_hide_a_picture(tmp_path):

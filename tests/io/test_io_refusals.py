@@ -31,10 +31,10 @@ from deconv_cli.errors import (
     UsageError,
 )
 from deconv_cli.io import limits, read_image
+from deconv_cli.io.codec import StoredImage
 from deconv_cli.io.codecs.torch_file import TORCH
 from deconv_cli.io.file_inspection import inspect_file
-from deconv_cli.io.sources import reason_of, refusing_damage
-from deconv_cli.io.stored_image import StoredImage
+from deconv_cli.io.files import reason_of, refusing_damage
 from deconv_cli.models.kernel_files import read_kernel
 
 

@@ -8,7 +8,7 @@ import tifffile
 import torch
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io import plan_output, read_image
+from deconv_cli.io import read_image
 
 SPACING = (0.5, 0.2, 0.1)
 """Along Z, Y and X, in micrometers."""
@@ -39,7 +39,7 @@ SIZES = {"T": 2, "Z": 5, "C": 3, "Y": 6, "X": 7}
 
 
 @pytest.mark.parametrize(("name", "axes"), STACKS)
-def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, rng, name, axes):
+def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, rng, name, axes, planned):
     stored = rng.integers(0, 60000, [SIZES[a] for a in axes]).astype("uint16")
     KINDS[name][0](tmp_path / name, stored, axes)
     image = read_image(tmp_path / name).spanned_by(3)
@@ -48,17 +48,17 @@ def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, r
     np.testing.assert_array_equal(image.values.numpy().ravel(), moved.ravel())
     assert image.spacing == pytest.approx(SPACING)
     written = tmp_path / f"out_{name}"
-    plan = plan_output(written, image, n_channels=image.values.shape[1], output_dtype=None, force=False, same_size=True)
+    plan = planned(written, image)
     plan.prepare(image.values.float() + 0.5).write({"command": "test"})
     again = read_image(written)
     assert (again.axes, again.shape) == (image.axes, image.shape)
     np.testing.assert_array_equal(tifffile.imread(written), stored + 0.5)
     assert again.spanned_by(3).spacing == pytest.approx(SPACING)
-    assert again._metadata.flavor == image._metadata.flavor
-    assert again._metadata.channel_names == image._metadata.channel_names
-    times = {"OME TimeIncrement", "ImageJ finterval"} & set(image._metadata.native)
+    assert again.metadata.flavor == image.metadata.flavor
+    assert again.metadata.channel_names == image.metadata.channel_names
+    times = {"OME TimeIncrement", "ImageJ finterval"} & set(image.metadata.native)
     assert times
-    assert all(again._metadata.native[field] == image._metadata.native[field] for field in times)
+    assert all(again.metadata.native[field] == image.metadata.native[field] for field in times)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, r
         ("XY", None, "no PhysicalSizeX and PhysicalSizeY, so that stacks"),
     ],
 )
-def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path, missing, spacing, taken):
+def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path, missing, spacing, taken, planned):
     ome(tmp_path / "in.ome.tif", np.ones((5, 6, 7), "float32"), "ZYX")
     xml = tifffile.tiffcomment(tmp_path / "in.ome.tif")
     for letter in missing:
@@ -78,7 +78,7 @@ def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path
     image = read_image(tmp_path / "in.ome.tif").spanned_by(3)
     assert image.spacing == (spacing and pytest.approx(spacing))
     assert taken in image.notes[0]
-    plan = plan_output(tmp_path / "out.ome.tif", image, n_channels=1, output_dtype=None, force=False, same_size=True)
+    plan = planned(tmp_path / "out.ome.tif", image)
     prepared = plan.prepare(image.values)
     prepared.write({})
     written = tifffile.tiffcomment(tmp_path / "out.ome.tif")
@@ -89,29 +89,27 @@ def test_sizes_that_an_ome_file_tells_are_kept_where_others_are_missing(tmp_path
 
 @pytest.mark.parametrize(("name", "axes"), [("a.ome.tif", "TCZYX"), ("a.tif", "TZCYX")])
 @pytest.mark.parametrize("n_channels", [1, 2])
-def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, name, axes, n_channels):
+def test_stacks_of_other_channels_keep_their_format_and_spacing(tmp_path, rng, name, axes, n_channels, planned):
     stored = rng.random([SIZES[a] for a in axes]).astype("float32")
     KINDS[name][0](tmp_path / name, stored, axes)
     image = read_image(tmp_path / name).spanned_by(3)
     result = torch.rand(2, n_channels, 4, 6, 7)
-    plan = plan_output(
-        tmp_path / f"out_{name}", image, n_channels=n_channels, output_dtype=None, force=False, same_size=False
-    )
+    plan = planned(tmp_path / f"out_{name}", image, n_channels=n_channels, same_size=False)
     plan.prepare(result).write({"command": "test"})
     again = read_image(tmp_path / f"out_{name}").spanned_by(3)
     torch.testing.assert_close(again.values, result, rtol=0, atol=0)
     assert again.spacing == pytest.approx(SPACING)
-    assert again._metadata.flavor == image._metadata.flavor
+    assert again.metadata.flavor == image.metadata.flavor
 
 
-def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng):
+def test_a_stack_that_gets_channels_stays_an_imagej_stack(tmp_path, rng, planned):
     imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
     image = read_image(tmp_path / "a.tif").spanned_by(3)
     result = torch.rand(1, 2, 5, 6, 7)
-    plan = plan_output(tmp_path / "b.tif", image, n_channels=2, output_dtype=None, force=False, same_size=True)
+    plan = planned(tmp_path / "b.tif", image, n_channels=2)
     plan.prepare(result).write({"command": "test"})
     again = read_image(tmp_path / "b.tif").spanned_by(3)
-    assert (again.axes, again._metadata.flavor) == ("ZCYX", "imagej")
+    assert (again.axes, again.metadata.flavor) == ("ZCYX", "imagej")
     torch.testing.assert_close(again.values, result, rtol=0, atol=0)
 
 
@@ -152,15 +150,15 @@ def test_pages_without_a_word_are_planes_along_z(tmp_path, rng):
         *[((5, 6, 7), 3, (1, 1, 5, 6, 7)), ((2, 5, 6, 7), 3, (1, 2, 5, 6, 7)), ((3, 2, 5, 6, 7), 3, (3, 2, 5, 6, 7))],
     ],
 )
-def test_tensors_without_letters_are_told_by_the_kernel_and_come_back(tmp_path, rng, shape, dimensions, expected):
+def test_tensors_without_letters_are_told_by_the_kernel_and_come_back(
+    tmp_path, rng, shape, dimensions, expected, planned
+):
     stored = rng.random(shape)
     np.save(tmp_path / "a.npy", stored)
     image = read_image(tmp_path / "a.npy").spanned_by(dimensions)
     assert tuple(image.values.shape) == expected
     assert image.spacing is None
-    plan = plan_output(
-        tmp_path / "b.npy", image, n_channels=expected[1], output_dtype="float64", force=False, same_size=True
-    )
+    plan = planned(tmp_path / "b.npy", image, n_channels=expected[1], output_dtype="float64")
     plan.prepare(image.values).write({"command": "test"})
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), stored)
 
@@ -172,20 +170,20 @@ def test_tensors_of_other_numbers_of_axes_are_refused(tmp_path, shape, dimension
         read_image(tmp_path / "a.npy").spanned_by(dimensions)
 
 
-def test_signals_go_into_tensors_and_into_no_picture(tmp_path):
+def test_signals_go_into_tensors_and_into_no_picture(tmp_path, planned):
     np.save(tmp_path / "a.npy", np.ones((3, 9)))
     image = read_image(tmp_path / "a.npy", axes="CX")
     assert image.dimensions == 1
     for name in ("b.tif", "b.png"):
         with pytest.raises(UsageError, match="signals"):
-            plan_output(tmp_path / name, image, n_channels=3, output_dtype=None, force=False, same_size=True)
+            planned(tmp_path / name, image, n_channels=3)
 
 
-def test_stacks_go_into_no_format_of_one_plane(tmp_path, rng):
+def test_stacks_go_into_no_format_of_one_plane(tmp_path, rng, planned):
     imagej(tmp_path / "a.tif", rng.random((5, 6, 7)).astype("float32"), "ZYX")
     image = read_image(tmp_path / "a.tif").spanned_by(3)
     with pytest.raises(UsageError, match="5 planes"):
-        plan_output(tmp_path / "b.png", image, n_channels=1, output_dtype="uint8", force=False, same_size=True)
-    plan = plan_output(tmp_path / "b.npy", image, n_channels=1, output_dtype=None, force=False, same_size=True)
+        planned(tmp_path / "b.png", image, n_channels=1, output_dtype="uint8")
+    plan = planned(tmp_path / "b.npy", image)
     plan.prepare(image.values).write({"command": "test"})
     assert np.load(tmp_path / "b.npy").shape == (5, 6, 7)

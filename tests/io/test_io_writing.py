@@ -235,15 +235,6 @@ def test_odd_names(tmp_path, source, planned, monkeypatch, name):
     assert torch.equal(read_image(Path(name)).values.float(), source.values.float())
 
 
-def test_the_temporary_file_lies_beside_the_target(tmp_path):
-    seen = []
-    atomic.write_atomically(
-        tmp_path / "a.txt", lambda path: (seen.append(path), path.write_text("x"))[0], lambda path: None
-    )
-    assert seen[0].parent == tmp_path
-    assert names_in(tmp_path) == ["a.txt"]
-
-
 def test_a_folder_without_permission(tmp_path, source, planned, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(FileAccessError, match="no permission"):

@@ -11,8 +11,7 @@ from region_cases import planned, some_regions, write_all
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.opening import open_regions, plan_regions
-from deconv_cli.io.regions.region_source import shape_of
+from deconv_cli.io.regions import open_regions, plan_regions, shape_of
 
 STACK = np.random.default_rng(4).random((3, 2, 70, 90)).astype("float32")
 PLANE = STACK[0, 0]
@@ -208,8 +207,8 @@ def test_ome_metadata_come_along(tmp_path, ome_file):
     target.create()
     target.finish({"command": "invert"})
     before, after = read_image(ome_file), read_image(tmp_path / "out.ome.tif")
-    assert after._metadata.channel_names == ("DAPI", "GFP", "RFP")
-    assert after._metadata == before._metadata
+    assert after.metadata.channel_names == ("DAPI", "GFP", "RFP")
+    assert after.metadata == before.metadata
     assert after.spacing == before.spacing
     assert target.notes == ()
 
@@ -249,7 +248,7 @@ def test_what_an_earlier_run_wrote_is_kept_but_not_a_file_of_another_shape(tmp_p
 
 def test_a_file_with_a_record_that_got_no_name_is_begun_anew(tmp_path, monkeypatch):
     """As when a run is killed between the two."""
-    from deconv_cli.io.regions import tiff_regions
+    from deconv_cli.io.codecs import tiff_regions
 
     tifffile.imwrite(tmp_path / "a.tif", STACK, ome=True, **TZYX)
     target = planned(open_regions(tmp_path / "a.tif"), tmp_path / "out.tif")

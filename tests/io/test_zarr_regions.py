@@ -12,9 +12,9 @@ from region_cases import planned, some_regions, units, write_all
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.folders import address_of
+from deconv_cli.io.files import address_of
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions.opening import open_regions, plan_regions
+from deconv_cli.io.regions import open_regions, plan_regions
 
 zarr = pytest.importorskip("zarr")
 STACK = np.random.default_rng(4).random((2, 5, 70, 90)).astype("float32")

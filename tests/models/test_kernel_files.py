@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from cases import random
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import deconv_cli
 from deconv_cli.errors import (
-    InputRefusedError,
     MalformedInputError,
     ShapeError,
     TooLargeError,
@@ -258,11 +259,6 @@ def test_names_are_for_files_of_several_tensors(tmp_path, save, refused):
     refused(UsageError, read_kernel, tmp_path / "k.png", layer="a", says=['layer="a"', "PNG"])
 
 
-def test_programs_are_not_opened_for_a_kernel(tmp_path, refused):
-    torch.export.save(torch.export.export(nn.Conv2d(1, 1, 3), (torch.ones(1, 1, 5, 5),)), tmp_path / "p.pt2")
-    refused(InputRefusedError, read_kernel, tmp_path / "p.pt2", says=["exported program", "state_dict()"])
-
-
 @pytest.mark.parametrize("options", [{"metadata": None}, {"imagej": True, "metadata": {"axes": "ZYX"}}])
 def test_a_stack_of_pages_is_a_point_spread_function_of_three_axes(tmp_path, rng, options):
     pages = (rng.random((5, 3, 4)) * 1000).astype("uint16")
@@ -308,3 +304,41 @@ def test_more_axes_than_a_kernel_has_are_refused(tmp_path):
     np.save(tmp_path / "k.npy", np.ones((2, 2, 3, 3)))
     with pytest.raises(ShapeError, match="dimensions=1"):
         read_kernel(tmp_path / "k.npy", dimensions=1)
+
+
+FIELD = deconv_cli.KernelField(random((2, 3, 4, 5), dtype=torch.float32), (0.25, 0.75), (0.1, 0.5, 0.9))
+
+
+@pytest.fixture
+def field_path(tmp_path):
+    deconv_cli.save_kernel_field(FIELD, tmp_path / "field.safetensors", record={"command": "kernel estimate"})
+    return tmp_path / "field.safetensors"
+
+
+def test_a_field_comes_back_as_it_was(field_path):
+    found = deconv_cli.load_kernel_field(field_path)
+    assert torch.equal(found.taps, FIELD.taps)
+    assert (found.rows, found.columns) == (FIELD.rows, FIELD.columns)
+    with pytest.raises(UsageError, match="exists"):
+        deconv_cli.save_kernel_field(FIELD, field_path)
+    deconv_cli.save_kernel_field(found, field_path, force=True)
+
+
+def test_a_field_is_read_as_the_options_say(field_path):
+    assert torch.equal(read_kernel(field_path, convention=Convention.CONVOLUTION).kernel, FIELD.taps.flip(-1, -2))
+    normalized = read_kernel(field_path, normalize=True)
+    torch.testing.assert_close(normalized.kernel.sum(dim=(2, 3)), torch.ones(2, 3))
+    assert any("each kernel were divided" in note for note in normalized.notes)
+    assert read_kernel(field_path, layer="kernels").places is None
+    with pytest.raises(UsageError, match="clean_kernel"):
+        read_kernel(field_path, clean=True)
+
+
+def test_tensors_of_a_field_that_do_not_fit_are_refused(tmp_path):
+    tensors = {"kernels": torch.rand(2, 3, 4, 5), "rows": torch.rand(3), "columns": torch.rand(3)}
+    save_file(tensors, tmp_path / "f.safetensors")
+    with pytest.raises(MalformedInputError, match=r"rows of shape \(n_rows,\).*rows \(3,\)"):
+        read_kernel(tmp_path / "f.safetensors")
+    save_file({"k": torch.rand(4, 5)}, tmp_path / "k.safetensors")
+    with pytest.raises(UsageError, match="should hold a kernel field"):
+        deconv_cli.load_kernel_field(tmp_path / "k.safetensors")

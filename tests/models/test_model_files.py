@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.models.model_files import read_model
-from deconv_cli.models.model_format import ModelFormat
+from deconv_cli.models.model_files import ModelFormat, read_model
 from deconv_cli.models.named_code import load_named
 
 OWN_CLASS = (

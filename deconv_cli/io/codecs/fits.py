@@ -13,24 +13,25 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, Codec, WriteRequest, from_images
-from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.metadata import Metadata
 from deconv_cli.thread_warnings import warnings_here
 
 _GZIP = b"\x1f\x8b"
 _PARTS_OF_UNIT = 8
-"""A unit takes the time of so many parts of other files."""
+"""A unit takes the time of this many parts of other files."""
 _HEADER, _LOST_PLACE = "FITS header", "world coordinates (the frame has another size)"
 _OF_STORAGE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|DATAMIN|DATAMAX|EXTNAME"
     r"|EXTVER|INHERIT|NEXTEND|DECONV"
 )
-"""Keywords that describe how the samples were stored, and hold of no others."""
+"""Keywords that describe how the samples were stored, and hold for no other samples."""
 _OF_PLACE = re.compile(r"WCSAXES|(CRPIX|CRVAL|CTYPE|CUNIT|CDELT|CROTA)\d|(CD|PC|PV)\d+_\d|[AB]P?_(\d_\d|ORDER)")
 
 
 class Fits(Codec):
-    """The first image of a file, or the one of `series`, and what gzip or fpack made of such files.
+    """The first image of a file, or the one of `series`; files may be packed by gzip or fpack.
 
     The rows stay in the order of the file, which counts them from below.
     """
@@ -50,7 +51,7 @@ class Fits(Codec):
             n_stored, n_unpacked = path.stat().st_size, 0
             if raw.peek(2).startswith(_GZIP):
                 stream = gzip.GzipFile(fileobj=raw)
-                while piece := stream.read(2**20):  # nothing else says how much there is
+                while piece := stream.read(2**20):  # no header holds the size
                     n_unpacked += len(piece)
                     limits.check_expansion(path, n_unpacked, n_stored)
                 stream.seek(0)
@@ -83,14 +84,13 @@ class Fits(Codec):
         )
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse to compute what cannot be written without the package."""
+        """Refuse the file if the package is missing."""
         _imported(request.path)
 
-    def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
+    def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Put the channels before the axes of space."""
-        layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout = layout.ordered(f"CS{layout.space}")
-        return StoredImage(from_images(layout, samples), layout.axes)
+        return layout, layout.axes, ()
 
     def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata: the header, without world coordinates where the frame has another size."""
@@ -103,7 +103,7 @@ class Fits(Codec):
         return replace(kept, flavor=request.path.suffix.lower()), lost
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Choose what may be passed on with an image: what was done, and by which kernel."""
+        """Choose the part of the record that may be passed on with an image: settings, and the kernel."""
         return records.short_record(record)
 
     def write(self, path: Path, image: StoredImage) -> None:
@@ -126,7 +126,7 @@ FITS = Fits()
 
 
 def _imported(path: Path) -> Any:  # noqa: ANN401 (the module)
-    """Give the module for FITS; refuse by `UsageError` where its package is not installed."""
+    """Import the module for FITS; raises `UsageError` if its package is not installed."""
     try:
         from astropy.io import fits
     except ImportError as error:

@@ -1,9 +1,11 @@
-"""What PNG, JPEG and others have in common, and BMP, GIF, WebP and AVIF: Pillow opens them once their size is known."""
+"""Pictures by Pillow, opened once their size is known: JPEG, BMP, GIF, WebP and AVIF, and what PNG shares with them."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,62 +16,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io import exif, limits
-from deconv_cli.io.codec import Array, Codec, PictureCodec, WriteRequest
-from deconv_cli.io.stored_image import Metadata, Resolution, StoredImage
+from deconv_cli.io import limits, metadata, records
+from deconv_cli.io.codec import Array, Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.metadata import Metadata, Resolution
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-
 Picture = TypeVar("Picture", bound="ImageFile")
 
 _BYTES_PER_PIXEL = 3
 _STRIP = 2**20
-"""Pixels that are taken over at a time, since Pillow hands over two copies."""
+"""Pixels that are converted at a time, since Pillow hands over two copies."""
 _NONE = Metadata()
 _NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop"}
-
-
-class PillowCodec(PictureCodec):
-    """A format of 8 bits that Pillow reads and writes."""
-
-    dtypes = ("uint8",)
-    plugin: tuple[str, str]
-    """Pillow's module of the format, and the class of its files in it."""
-    save_arguments: ClassVar[Mapping[str, Any]] = {}
-    """Pillow's arguments for every picture that is written."""
-
-    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture."""
-        module, kind = self.plugin
-        with opened_picture(path, getattr(importlib.import_module(f"PIL.{module}"), kind)) as image:
-            return stored_picture(image, *plain_samples(path, image))
-
-    def write(self, path: Path, image: StoredImage) -> None:
-        """Write a picture."""
-        from PIL import Image
-
-        options = {**self.save_arguments, **self.metadata_arguments(image)}
-        Image.fromarray(np.asarray(image.samples)).save(path, self.name, **options)
-
-    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
-        """Give Pillow's arguments for the metadata of a picture, and for the record of the run."""
-        return save_options(image.metadata)
-
-
-class ExifCodec(PillowCodec):
-    """A format in whose EXIF block the record of a run goes."""
-
-    record_inside = True
-    holds_alpha = True
-    holds_gray = False
-    carries = frozenset({"icc_profile", "exif"})
-
-    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
-        """Give Pillow's arguments, among them the EXIF block with the record."""
-        return super().metadata_arguments(image) | {"exif": exif.put_record(image.metadata.exif, image.record or {})}
 
 
 @contextmanager
@@ -91,10 +52,10 @@ def opened_picture(path: Path, kind: type[Picture]) -> Iterator[Picture]:
 
 
 def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
-    """Take 8-bit gray, gray with alpha, RGB or RGBA samples, (H, W) or (H, W, S), out of an opened picture.
+    """Convert an opened picture to 8-bit gray, gray with alpha, RGB or RGBA samples, (H, W) or (H, W, S).
 
     Returns:
-        The samples, and what was done to them.
+        The samples, and notes on the conversion.
     """
     mode = image.mode
     notes: tuple[str, ...] = ()
@@ -123,11 +84,16 @@ def plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
 def stored_picture(
     image: Image, samples: Array, notes: tuple[str, ...], record: dict[str, Any] | None = None, own: Metadata = _NONE
 ) -> StoredImage:
-    """Gather samples and notes with the metadata of all these formats, `own`, those of one, and the record.
+    """Add the metadata of a picture to its samples and notes.
 
-    A record that is not given is looked for in the EXIF block.
+    Args:
+        image: the opened picture, with the metadata that all these formats share.
+        samples: of the picture.
+        notes: on their conversion.
+        record: of the run that wrote it; `None` looks for one in the EXIF block.
+        own: the metadata of this format alone.
     """
-    inside, block = exif.take_record(exif.with_marker(image.info.get("exif")))
+    block, orientation, inside = metadata.split_exif(image.info.get("exif"))
     return StoredImage(
         samples=samples,
         axes="YX" if samples.ndim == 2 else "YXS",
@@ -135,23 +101,14 @@ def stored_picture(
             own,
             resolution=_resolution(image.info.get("dpi")),
             icc_profile=image.info.get("icc_profile") or None,
-            exif=exif.upright(block) if block else None,
+            exif=block,
             unsupported=(*own.unsupported, *(name for name, key in _NEVER_CARRIED.items() if image.info.get(key))),
         ),
         record=record or inside,
         alpha="unassociated" if samples.ndim == 3 and samples.shape[2] in (2, 4) else None,
-        orientation=exif.read_orientation(block),
+        orientation=orientation,
         notes=notes,
     )
-
-
-def save_options(metadata: Metadata) -> dict[str, Any]:
-    """Give Pillow's arguments for the metadata that all these formats have."""
-    options: dict[str, Any] = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
-    if metadata.resolution:
-        per_inch = metadata.resolution.per("inch")
-        options["dpi"] = (float(per_inch.x), float(per_inch.y))
-    return {name: value for name, value in options.items() if value}
 
 
 def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
@@ -159,6 +116,42 @@ def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
     return Resolution(x, y, "inch") if x and y else None
+
+
+def save_options(known: Metadata) -> dict[str, Any]:
+    """List Pillow's arguments for the metadata that all these formats share."""
+    options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
+    if known.resolution:
+        per_inch = known.resolution.per("inch")
+        options["dpi"] = (float(per_inch.x), float(per_inch.y))
+    return {name: value for name, value in options.items() if value}
+
+
+class PillowCodec(PictureCodec):
+    """A format of 8 bits that Pillow reads and writes."""
+
+    dtypes = ("uint8",)
+    plugin: tuple[str, str]
+    """Pillow's module of the format, and the class of its files in it."""
+    save_arguments: ClassVar[Mapping[str, Any]] = {}
+    """Pillow's arguments for every picture that is written."""
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        module, kind = self.plugin
+        with opened_picture(path, getattr(importlib.import_module(f"PIL.{module}"), kind)) as image:
+            return stored_picture(image, *plain_samples(path, image))
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture."""
+        from PIL import Image
+
+        options = {**self.save_arguments, **self.metadata_arguments(image)}
+        Image.fromarray(np.asarray(image.samples)).save(path, self.name, **options)
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """List Pillow's arguments for the metadata of a picture, and for the record of the run."""
+        return save_options(image.metadata)
 
 
 class Bmp(PillowCodec):
@@ -180,12 +173,25 @@ class Gif(PillowCodec):
     name = "GIF"
     suffixes = (".gif",)
     magic = (b"GIF87a", b"GIF89a")
-    dtypes = ("uint8",)
     plugin = "GifImagePlugin", "GifImageFile"
     write = Codec.write
 
 
 GIF = Gif()
+
+
+class ExifCodec(PillowCodec):
+    """A format that holds the record of a run in its EXIF block."""
+
+    record_inside = True
+    holds_alpha = True
+    holds_gray = False
+    carries = frozenset({"icc_profile", "exif"})
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """List Pillow's arguments, among them the EXIF block with the record."""
+        block = metadata.put_record(image.metadata.exif, image.record or {})
+        return super().metadata_arguments(image) | {"exif": block}
 
 
 class WebP(ExifCodec):
@@ -203,13 +209,12 @@ class WebP(ExifCodec):
         return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
-        """Say why the alpha channel cannot be written; None if it can."""
+        """Explain why the alpha channel cannot be written; None if it can."""
         is_opaque = bool((alpha == 255).all())
         return "it is opaque everywhere, which WebP does not store" if is_opaque else None
 
 
 WEBP = WebP()
-
 
 _CONFIGURATION, _MORE_THAN_8_BITS = b"av1C", 0x40
 
@@ -228,7 +233,7 @@ class Avif(ExifCodec):
         return head[4:12] in (b"ftypavif", b"ftypavis")
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture, of whose samples Pillow keeps 8 bits."""
+        """Read a picture; Pillow keeps 8 bits of its samples."""
         image = super().read(path)
         # By the AV1 Image File Format, section 2.2, in the header: the samples behind it are not read again.
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -239,3 +244,101 @@ class Avif(ExifCodec):
 
 
 AVIF = Avif()
+
+_COMMENT = "JPEG comment"
+_RECORD_START = b"deconv:"
+_MAX_SEGMENT = 65_000
+_MAX_DPI = 65_535
+_MAX_SCANS = 64
+"""An ordinary progressive picture has about ten; each scan goes through all of the picture."""
+_MARKER, _RESTART = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"), re.compile(rb"\xff([\xd0-\xd7])")
+"""The marker of a segment, and one of eight by which a decoder may start again within a scan (ITU-T T.81, annex B)."""
+_SCAN, _END, _GRAYS = 0xDA, 0xD9, range(126, 131)
+_MORE = bytes(range(1, 255))
+"""A decoder that lacks rows decodes these bytes instead."""
+
+
+class Jpeg(PillowCodec):
+    """JPEG files, written of quality 95, with colors of full resolution; the record of a run is a comment."""
+
+    name = "JPEG"
+    suffixes = (".jpg", ".jpeg")
+    magic = (b"\xff\xd8\xff",)
+    is_lossless = False
+    record_inside = True
+    carries = frozenset({"resolution", "icc_profile", "exif"})
+    max_side = 65_500
+    save_arguments: ClassVar = {"quality": 95, "subsampling": 0}
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        data = path.read_bytes()
+        ends = _ends_of_scans(data)
+        if len(ends) > _MAX_SCANS:
+            raise MalformedInputError(f"'{path}' is a JPEG file of {len(ends)} scans, but an honest one has about ten.")
+        with opened_picture(path, JpegImageFile) as image:
+            samples, notes = plain_samples(path, image)
+            last = image.crop((image.width - 1, image.height - 1, *image.size)).convert("L").getpixel((0, 0))
+            if ends and last in _GRAYS and _lacks_rows(data, ends[0], image.size):
+                raise MalformedInputError(
+                    f"'{path}' promises {image.height} rows, but holds fewer; it is cut short or damaged."
+                )
+            if "mp" in image.info:
+                notes = (*notes, "the file holds further pictures after the first, which were not read")
+            comments = [content for name, content in image.applist if name == "COM"]
+            found = [text.removeprefix(_RECORD_START) for text in comments if text.startswith(_RECORD_START)]
+            others = [text for text in comments if not text.startswith(_RECORD_START)]
+            record = records.decode_record(found[-1].decode("utf-8", "replace")) if found else None
+            own = Metadata(native={_COMMENT: others[-1]} if others else {})
+            stored = stored_picture(image, samples, notes, record, own)
+            tables = image.quantization
+            return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata; some are too large for the format."""
+        kept, lost = super().carry(request, image)
+        if kept.exif and len(kept.exif) > _MAX_SEGMENT:
+            kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
+        per_inch = kept.resolution.per("inch") if kept.resolution else None
+        if per_inch and not 1 <= min(per_inch.x, per_inch.y) <= max(per_inch.x, per_inch.y) < _MAX_DPI:
+            kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
+        return kept, lost
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """List Pillow's arguments, with the record in a comment of its own."""
+        options = super().metadata_arguments(image)
+        if "dpi" in options:
+            options["dpi"] = tuple(round(value) for value in options["dpi"])
+        text = _RECORD_START + records.encode_record(image.record or {}).encode("ascii")
+        segment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
+        return options | {"comment": image.metadata.native.get(_COMMENT, b"")[:_MAX_SEGMENT], "extra": segment}
+
+
+JPEG = Jpeg()
+
+
+def _ends_of_scans(data: bytes) -> list[int]:
+    """List the byte behind each scan of the first picture."""
+    place, ends = 2, list[int]()
+    while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
+        kind, place = data[found.start() + 1], found.end()
+        place += int.from_bytes(data[place : place + 2], "big")
+        if kind == _SCAN and (after := _MARKER.search(data, place)):
+            ends.append(after.start())
+    return ends
+
+
+def _lacks_rows(data: bytes, end: int, size: tuple[int, int]) -> bool:
+    """Check whether more data at the end of the first scan change the picture: its last rows were made up, of gray."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    def decoded(content: bytes) -> Array:
+        with JpegImageFile(io.BytesIO(content)) as image:
+            image.draft("L", (size[0] // 8, size[1] // 8))
+            return np.asarray(image)
+
+    restarts = _RESTART.findall(data[:end]) or [b"\xd7"]
+    more = _MORE + bytes([0xFF, 0xD0 | (restarts[-1][0] + 1) % 8]) + _MORE
+    return not np.array_equal(decoded(data), decoded(data[:end] + more + data[end:]))

@@ -15,21 +15,21 @@ from typing import BinaryIO
 import numpy as np
 
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, PictureCodec
+from deconv_cli.io.codec import PictureCodec, StoredImage
 from deconv_cli.io.codecs.pillow_pictures import opened_picture, plain_samples, save_options, stored_picture
-from deconv_cli.io.stored_image import Metadata, StoredImage
+from deconv_cli.io.metadata import Metadata
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
-"""They hold for the result as they did for the source."""
+"""They are copied from the source to the result."""
 _UNDERSTOOD = (
     *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
     *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
 )
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Of each pass of an interlaced picture its first column and row, and the steps to the next ones."""
+"""First column and row of each pass of an interlaced picture, and the steps to the next ones."""
 _SAMPLES_PER_PIXEL = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
-"""By color type; a palette stands for four."""
+"""By color type; a palette counts as four."""
 _TEXT, _CHUNK = "text ", "PNG chunk "
 _LONG_TEXT = 1024
 
@@ -47,6 +47,7 @@ class Png(PictureCodec):
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read a picture; the checksum of every chunk is compared."""
+        import imagecodecs
         from PIL.PngImagePlugin import PngImageFile
 
         limits.check_budget(path, path.stat().st_size)
@@ -55,7 +56,11 @@ class Png(PictureCodec):
         bit_depth, color_type = _check_header(path, chunks[0])
         _check_rows(chunks)
         with opened_picture(path, PngImageFile) as image:
-            samples, notes = _sixteen_bits(path) if bit_depth == 16 else plain_samples(path, image)
+            notes: tuple[str, ...] = ()
+            if bit_depth == 16:
+                samples = imagecodecs.png_decode(path.read_bytes())
+            else:
+                samples, notes = plain_samples(path, image)
             if color_type == 0 and bit_depth in (2, 4):
                 notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
             texts = {str(keyword): str(text) for keyword, text in image.text.items()}
@@ -90,7 +95,7 @@ PNG = Png()
 
 
 def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Split a file into chunks down to IEND; Pillow's reader compares the checksums."""
+    """Read the chunks of a file down to IEND; Pillow's reader compares the checksums."""
     from PIL.PngImagePlugin import ChunkStream
 
     stream.seek(len(_SIGNATURE))
@@ -107,7 +112,7 @@ def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _own_metadata(chunks: list[tuple[bytes, bytes]], texts: dict[str, str]) -> Metadata:
-    """Gather what only PNG can hold: texts, and chunks about color; name the chunks that are not understood."""
+    """Read the metadata of PNG alone, texts and chunks about color; list the chunks that are not understood."""
     colors = {_CHUNK + name.decode(): content for name, content in chunks if name in _COLOR_CHUNKS}
     unknown = sorted({name for name, _ in chunks} - set(_UNDERSTOOD))
     return Metadata(
@@ -116,14 +121,8 @@ def _own_metadata(chunks: list[tuple[bytes, bytes]], texts: dict[str, str]) -> M
     )
 
 
-def _sixteen_bits(path: Path) -> tuple[Array, tuple[str, ...]]:
-    import imagecodecs
-
-    return imagecodecs.png_decode(path.read_bytes()), ()
-
-
 def _check_rows(chunks: list[tuple[bytes, bytes]]) -> None:
-    """Refuse fewer rows than the header promises, of which Pillow would make black ones."""
+    """Refuse fewer rows than the header promises: Pillow would add black ones."""
     width, height, bit_depth, color_type, *_, is_interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
     n_bits = bit_depth * (1 if color_type == 3 else _SAMPLES_PER_PIXEL[color_type])
     n_bytes = 0
@@ -136,7 +135,7 @@ def _check_rows(chunks: list[tuple[bytes, bytes]]) -> None:
 
 
 def _check_header(path: Path, chunk: tuple[bytes, bytes]) -> tuple[int, int]:
-    """Compare the promised size with the file; gives bit depth and color type."""
+    """Compare the promised size with the file; return bit depth and color type."""
     name, content = chunk
     if name != b"IHDR" or len(content) != 13:
         raise ValueError("it does not begin with its header")

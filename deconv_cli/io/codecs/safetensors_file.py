@@ -1,17 +1,23 @@
-"""safetensors: named tensors with a text header, which also takes the record of a run."""
+"""safetensors: named tensors with a text header, which also takes the record of a run; read whole or by parts."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deconv_cli.errors import UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.stored_image import StoredImage
-from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
+from deconv_cli.io.atomic import write_atomically
+from deconv_cli.io.codec import Array, StoredImage
+from deconv_cli.io.files import refusing_damage
+from deconv_cli.io.regions import Region, RegionFormat, RegionSource, fingerprint_of_file
+from deconv_cli.io.samples import dtype_name
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, choose_tensor
 
 
 class Safetensors(TensorCodec):
@@ -48,7 +54,7 @@ class Safetensors(TensorCodec):
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one tensor with the record."""
-        write_safetensors(path, {IMAGE_NAME: torch.from_numpy(np.ascontiguousarray(image.samples))}, image.record or {})
+        _write(path, {IMAGE_NAME: torch.from_numpy(np.ascontiguousarray(image.samples))}, image.record or {})
 
 
 SAFETENSORS = Safetensors()
@@ -66,9 +72,62 @@ def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
         return safe_open(link, framework="pt")
 
 
-def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write contiguous tensors with the record of a run."""
+def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
     from safetensors.torch import save
 
     # As bytes, since the library changes a name that is not UTF-8.
     path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """Write named tensors with a record, completely or not at all; raises `UsageError` for names of other formats."""
+    if path.suffix not in SAFETENSORS.suffixes:
+        raise UsageError(f"'{path}' should end in .safetensors, which is what is written.")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def check(written: Path) -> None:
+        if set(SAFETENSORS.list_tensors(written).shapes) != set(contiguous):
+            raise ValueError("tensors are missing")
+
+    write_atomically(path, lambda target: _write(target, contiguous, record), check)
+
+
+@dataclass(frozen=True, eq=False)
+class SafetensorsSource(RegionSource):
+    """One tensor of a file."""
+
+    name: str = ""
+
+    def read(self, region: Region) -> Array:
+        """Read a part."""
+        with refusing_damage(self.path, f"a {SAFETENSORS.name} file"), opened_safetensors(self.path) as opened:
+            found: Array = opened.get_slice(self.name)[region].numpy()
+            return found.copy()
+
+    def fingerprint(self) -> str:
+        """Hash the header, with size and time of the file."""
+        return fingerprint_of_file(self.path, self.shape, self.dtype, self.axes, self.name)
+
+
+class SafetensorsRegions(RegionFormat):
+    """Tensors of any size; parts of one cannot be written."""
+
+    def open(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a tensor by its name, or the only one."""
+        with refusing_damage(path, f"a {SAFETENSORS.name} file"):
+            listed = SAFETENSORS.list_header(path)
+            name = choose_tensor(listed, member)
+            shape = listed.shapes[name]
+            with opened_safetensors(path) as opened:
+                dtype = dtype_name(opened.get_slice(name)[tuple(slice(0, 0) for _ in shape)])
+        record = records.matching_record(listed.record, shape)
+        chunk = tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape))
+        return SafetensorsSource(
+            *(path, SAFETENSORS.name, shape, dtype, records.recorded_axes(record), chunk),
+            is_picture=False,
+            record=record,
+            name=name,
+        )
+
+
+SAFETENSORS_REGIONS = SafetensorsRegions()

@@ -1,8 +1,7 @@
-"""Opening and writing TIFF by tifffile, of both generations: before and after 2026.5.2."""
+"""Open TIFF files by tifffile, and refuse damaged and hostile ones before anything large is allocated."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import mmap
@@ -11,10 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
-
-import tifffile
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
@@ -23,26 +20,23 @@ from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.samples import working_bytes
 from deconv_cli.vocabulary import format_memory
 
-KIND_IS_AN_ARGUMENT = "kind" in inspect.signature(tifffile.imwrite).parameters
-"""Since tifffile 2026.5.2 `kind=` takes the place of `ome=`, `imagej=` and `shaped=`."""
+if TYPE_CHECKING:
+    import tifffile
 
 _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
-BIG_TIFF_BYTES = 3_900_000_000
-_UNCOMPRESSED, _DESCRIPTION = 1, 270
+_UNCOMPRESSED = 1
 _PALETTE, _PALETTE_BYTES = 3, 8
-"""Indices of a palette take so many bytes each while they become colors."""
+"""An index of a palette takes this many bytes while it becomes a color."""
 
 
 @contextmanager
 def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffile.TiffFile, Element | None]]:
-    """Open a TIFF file; gives it with its parsed OME-XML, after comparing what its headers promise with the file.
+    """Open a TIFF file with its parsed OME-XML; raises `InputRefusedError` if its headers do not fit the file."""
+    import tifffile
 
-    Raises:
-        InputRefusedError: damaged, cut short, or, unless it is read by parts, larger than the memory allows.
-    """
     check_directories(path)
-    with _warnings_as_errors(), tifffile.TiffFile(path, _multifile=False) as opened:
+    with _damage_is_an_error(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
         # tifffile makes lists as long as the descriptions say.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
@@ -55,7 +49,10 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
 def choose_series(
     path: Path, opened: tifffile.TiffFile, index: int | None, *, by_parts: bool = False
 ) -> tuple[int, Any]:
-    """Give one series with its number, after comparing what its pages promise with the file.
+    """Choose a series; compare what its pages promise with the file.
+
+    Returns:
+        The number of the series, and the series as tifffile has it.
 
     Raises:
         UsageError: no series of this number.
@@ -83,10 +80,10 @@ def choose_series(
 
 
 def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa: ANN401
-    """Give a function that decodes one tile or strip of a series, also when its file is closed by then.
+    """Make a function that decodes one tile or strip of a series, also after its file is closed.
 
-    It takes the bytes, the number of the page, and the number of the segment in its page. What it gives has shape
-    (depth, rows, columns, samples), of which some may lie outside of the image.
+    The function takes the bytes, the number of the page, and the number of the segment in the page. It returns shape
+    (depth, rows, columns, samples); some of these may lie outside the image.
     """
     # Looked up here, since tifffile reads more of the file for these.
     page, decode = series.keyframe, series.keyframe.decode
@@ -94,7 +91,7 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
     tables = [{"jpegtables": one.jpegtables, "jpegheader": page.jpegheader} for one in series.pages if is_jpeg]
 
     def decoded(data: bytes, n_page: int, n_segment: int) -> Array:
-        with _warnings_as_errors():
+        with _damage_is_an_error():
             samples, _, _ = decode(data, n_segment, **(tables[n_page] if is_jpeg else {}))
         native: Array = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         return native
@@ -102,111 +99,48 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
     return decoded
 
 
-def read_samples(series: Any) -> Array:  # noqa: ANN401
-    """Decode a series, in native byte order."""
-    samples = series.asarray(maxworkers=1)
-    native: Array = samples.astype(samples.dtype.newbyteorder("="), copy=False)
-    return native.reshape(series.shape)
-
-
-def write_array(path: Path, array: Array, kind: str, options: dict[str, Any]) -> None:
-    """Write an array of the kind `imagej`, `ome` or `shaped`, with further arguments of `tifffile.imwrite`."""
-    is_big = kind != "imagej" and array.nbytes > BIG_TIFF_BYTES
-    tifffile.imwrite(path, array, bigtiff=is_big, software="deconv", **_of_kind(kind), **options)
-
-
-def write_empty(path: Path, shape: tuple[int, ...], dtype: str, kind: str, options: dict[str, Any]) -> None:
-    """Write an uncompressed BigTIFF without its samples, for which there is room in the file then."""
-    tifffile.imwrite(path, None, shape=shape, dtype=dtype, bigtiff=True, software="deconv", **_of_kind(kind), **options)
-
-
-def rewrite_description(path: Path, change: Callable[[str], str]) -> None:
-    """Change the descriptions of the first page, of which a plain file may have two; what stays is left alone."""
-    with tifffile.TiffFile(path, mode="r+") as opened:
-        tags = opened.pages.first.tags
-        for tag in filter(None, (tags.get(_DESCRIPTION, index=place) for place in range(2))):
-            before = str(tag.value)
-            if (after := change(before)) != before:
-                tag.overwrite(after.encode())
-
-
-def _of_kind(kind: str) -> dict[str, Any]:
-    if KIND_IS_AN_ARGUMENT:
-        return {"kind": kind}
-    return {"ome": kind == "ome"} | ({kind: True} if kind != "ome" else {})
-
-
 _LOG = logging.getLogger("tifffile")
 
 
-class _Damage(threading.local):
-    """What tifffile logged of damage to each file that this thread is reading."""
+class _Reading(threading.local):
+    """The damage that tifffile logged, a list for each file that this thread is reading."""
 
     def __init__(self) -> None:
         self.logged: list[list[str]] = []
 
 
-_DAMAGE = _Damage()
+_READING = _Reading()
 
 
-def _stop(record: logging.LogRecord) -> bool:
+def _is_enabled_for(level: int) -> bool:
+    """Let tifffile log damage to a thread that reads, even if the caller has silenced its logger."""
+    return (level >= logging.WARNING and bool(_READING.logged)) or logging.Logger.isEnabledFor(_LOG, level)
+
+
+def _make_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:  # noqa: ANN401 (as logging has them)
     """Stop tifffile at a log record of damage: it would go on with fewer pages, or for minutes.
 
     Only a thread that reads is stopped: another may be writing.
     """
-    if record.levelno >= logging.WARNING and _DAMAGE.logged:
-        _DAMAGE.logged[-1].append(record.getMessage())
+    record = logging.Logger.makeRecord(_LOG, *arguments, **keywords)
+    if record.levelno >= logging.WARNING and _READING.logged:
+        _READING.logged[-1].append(record.getMessage())
         raise ValueError(record.getMessage())
-    return not _HEARD.is_forced
+    return record
 
 
-_LOG.addFilter(_stop)
-
-
-class _Heard:
-    """Lets tifffile log as long as any thread is inside, though the caller may have silenced its logger."""
-
-    def __init__(self) -> None:
-        self._entering, self._n_inside = threading.Lock(), 0
-        self._before: tuple[int, bool, int] | None = None
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether the logger is silent but for those inside."""
-        return self._before is not None
-
-    def __enter__(self) -> None:
-        with self._entering:
-            self._n_inside += 1
-            if not _LOG.isEnabledFor(logging.WARNING):
-                self._before = self._before or (_LOG.level, _LOG.disabled, logging.root.manager.disable)
-                _LOG.disabled = False
-                _LOG.setLevel(logging.WARNING)
-                logging.disable(logging.NOTSET)
-
-    def __exit__(self, *_: object) -> None:
-        with self._entering:
-            self._n_inside -= 1
-            if self._before is not None and not self._n_inside:
-                level, _LOG.disabled, disabled_below = self._before
-                _LOG.setLevel(level)
-                logging.disable(disabled_below)
-                self._before = None
-
-
-_HEARD = _Heard()
+_LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: ignore[method-assign]
 
 
 @contextmanager
-def _warnings_as_errors() -> Iterator[None]:
+def _damage_is_an_error() -> Iterator[None]:
     """Make tifffile's log records of damage errors, in this thread."""
     logged: list[str] = []
-    _DAMAGE.logged.append(logged)
+    _READING.logged.append(logged)
     try:
-        with _HEARD:
-            yield
+        yield
     finally:
-        _DAMAGE.logged.pop()
+        _READING.logged.pop()
     # tifffile may have caught the error itself.
     if logged:
         raise ValueError(logged[0])
@@ -220,7 +154,10 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
             raise MalformedInputError(
                 f"'{path}' lacks some of the planes it describes; they may lie in other files of the set."
             )
-        n_decoded += _decoded_bytes(page.keyframe)
+        # Whole tiles count, even where the page is smaller.
+        key = page.keyframe
+        n_tiles, n_tile = limits.array_bytes(key.chunked, 1), limits.array_bytes(key.chunks, key.dtype.itemsize)
+        n_decoded += max(limits.array_bytes(key.shape, key.dtype.itemsize), n_tiles * n_tile)
         for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
             n_stored += size
             if size <= 0 or offset + size > n_file_bytes:
@@ -232,7 +169,7 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         if not by_parts:
             limits.check_budget(path, n_decoded)
         elif not page.keyframe.is_final:
-            # Of what is stored as it is, single rows can be read; all else is decoded by whole strips or tiles.
+            # Single rows can be read if samples are stored as they are; else whole strips or tiles are decoded.
             limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
     n_array, n_bytes = limits.array_bytes(series.shape, series.dtype.itemsize), min(n_stored, n_file_bytes)
     n_decoded = max(working_bytes(series.shape, series.dtype), n_decoded)
@@ -247,33 +184,22 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         )
 
 
-def _decoded_bytes(page: Any) -> int:  # noqa: ANN401
-    """Give the bytes that decoding a page takes, whole tiles counted even where the page is smaller."""
-    n_chunks = limits.array_bytes(page.chunked, 1)
-    n_chunk = limits.array_bytes(page.chunks, page.dtype.itemsize)
-    return max(limits.array_bytes(page.shape, page.dtype.itemsize), n_chunks * n_chunk)
-
-
 _MAX_TAGS = 4096
 """Of one directory; tifffile draws the same line."""
-
 _MAX_READS = 4
 """How often every byte of the file may belong to a directory or to a value of a tag, on average."""
-
 _SUBDIRECTORIES = (330, 34665, 34853, 40965)
 """SubIFDs, Exif, GPS and Interoperability."""
-
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """By data type."""
-
 _CLASSIC, _BIG = ("I", "H", "HHI4s"), ("Q", "Q", "HHQ8s")
 """Formats of an offset, a number of tags, and a tag: its code, data type, count, and value or the offset of it."""
 
 
 def check_directories(path: Path) -> None:
-    """Refuse a file whose directories come in a circle, or promise far more than the file holds.
+    """Refuse a file whose directories form a circle, or promise far more than the file holds.
 
-    tifffile would take minutes for a few damaged bytes. Source: TIFF Revision 6.0, Adobe, 1992, section 2; BigTIFF,
+    A few damaged bytes would keep tifffile busy for minutes. Source: TIFF Revision 6.0, Adobe, 1992; BigTIFF,
     https://www.awaresystems.be/imaging/tiff/bigtiff.html.
 
     Raises:
@@ -288,7 +214,7 @@ def check_directories(path: Path) -> None:
 
 
 def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
-    """Go through all tags of all directories; gives how many bytes each takes with its value."""
+    """Walk through all tags of all directories; yield the bytes that each takes with its value."""
     order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
     offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
     following, inner = offset.unpack_from(data, 8 if is_big else 4)[0], list[int]()
@@ -314,7 +240,7 @@ def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
 
 
 def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:
-    """Read the offsets that stand in a tag, or where the tag points."""
+    """Read the offsets in a tag, or at the place that it points to."""
     start = offset.unpack(value)[0]
     stored = value[:n_bytes] if n_bytes <= len(value) else data[start : start + n_bytes]
     whole = stored[: len(stored) // offset.size * offset.size]

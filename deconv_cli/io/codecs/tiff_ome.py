@@ -1,4 +1,4 @@
-"""OME's kind of TIFF: which fields of its XML are read, carried and written, and where the record goes.
+"""OME's kind of TIFF: the fields of its XML that are read, carried and written, and the place of the record.
 
 Source: OME data model, schema 2016-06.
 """
@@ -14,38 +14,31 @@ from xml.sax.saxutils import escape
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
-from deconv_cli.io.stored_image import METERS, Metadata, Resolution, StoredImage
+from deconv_cli.io.metadata import METERS, Metadata, Resolution
 
 WRITABLE_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-
 AXES = "TZCYXS"
-SIGNIFICANT_BITS = "SignificantBits"
-
 PREFIX = "OME "
 """Of its fields among `Metadata.native`; those of channels begin with `OME channel `."""
+SIGNIFICANT_BITS = f"{PREFIX}SignificantBits"
 
 _CHANNEL_PREFIX = f"{PREFIX}channel "
-_PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit", SIGNIFICANT_BITS)
-_INSTRUMENTS, _OF_THE_IMAGE = f"{PREFIX}Instrument", f"{PREFIX}ObjectiveSettings and other settings"
-_SETTINGS = ("InstrumentRef", "ObjectiveSettings", "ImagingEnvironment", "StageLabel")
+_PLAIN_FIELDS = ("TimeIncrement", "TimeIncrementUnit", "SignificantBits")
+_INSTRUMENTS, _SETTINGS = f"{PREFIX}Instrument", f"{PREFIX}ObjectiveSettings and other settings"
+_SETTINGS_ELEMENTS = ("InstrumentRef", "ObjectiveSettings", "ImagingEnvironment", "StageLabel")
 """Elements of an image that stand between its description and its pixels, in this order."""
 _WRITTEN_ANEW = ("ID", "Name", "SamplesPerPixel")
 """Fields of a channel that tifffile writes itself, or that are metadata of any format."""
-
 _STRUCTURE = {"OME", "Image", "Pixels", "Channel", "TiffData", "UUID", "LightPath", "BinData", "Description"}
 _LIGHT = {"Wavelength": "ExcitationWavelength", "WavelengthUnit": "ExcitationWavelengthUnit"}
-_CARRIED = {"AcquisitionDate", "Instrument", *_SETTINGS}
+_CARRIED = {"AcquisitionDate", "Instrument", *_SETTINGS_ELEMENTS}
 _ANNOTATION = {"StructuredAnnotations", "MapAnnotation", "Value", "M", "AnnotationRef"}
 _NAMESPACE = "deconv"
 _UNIT = "µm"
 
 
 def parse(path: Path, xml: str) -> ElementTree.Element:
-    """Parse OME-XML; the names of elements lose their namespace.
-
-    Raises:
-        MalformedInputError: not XML, or XML that declares entities.
-    """
+    """Parse OME-XML, without namespaces; raises `MalformedInputError` for entities, and for text that is not XML."""
     # Entities are the bombs of XML, and OME-XML never needs one.
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise MalformedInputError(f"'{path}' declares XML entities in its OME description, which is not opened.")
@@ -59,15 +52,18 @@ def parse(path: Path, xml: str) -> ElementTree.Element:
 
 
 def n_samples_described(root: ElementTree.Element) -> list[int]:
-    """Give SizeX × SizeY × SizeC × SizeZ × SizeT of every image."""
+    """Compute SizeX × SizeY × SizeC × SizeZ × SizeT of every image."""
     sizes = [[int(pixels.get(f"Size{letter}", "0")) for letter in "XYCZT"] for pixels in root.iter("Pixels")]
     return [limits.array_bytes(size, 1) for size in sizes]
 
 
 def read_fields(
     path: Path, root: ElementTree.Element, index: int, metadata: Metadata
-) -> tuple[Metadata, dict[str, Any] | None]:
-    """Add the fields of one image to what the tags say; gives the record of an earlier run too.
+) -> tuple[Metadata, dict[str, Any] | None, tuple[str, ...]]:
+    """Add the fields of one image to the metadata of the tags.
+
+    Returns:
+        The metadata, the record of an earlier run, and notes on pixel sizes that were assumed.
 
     Raises:
         MalformedInputError: no such image.
@@ -75,43 +71,44 @@ def read_fields(
     images = root.findall("Image")
     if index >= len(images):
         raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")
-    image, pixels = images[index], images[index].find("Pixels")
-    channels = [] if pixels is None else [_of_channel(channel, root) for channel in pixels.findall("Channel")]
-    texts = {"Name": image.get("Name")} | {name: image.findtext(name) for name in ("Description", "AcquisitionDate")}
-    texts[_INSTRUMENTS.removeprefix(PREFIX)] = _as_text(root.findall("Instrument"))
-    texts[_OF_THE_IMAGE.removeprefix(PREFIX)] = _as_text(
-        [element for name in _SETTINGS for element in image.findall(name)]
-    )
-    texts |= {name: None if pixels is None else pixels.get(name) for name in _PLAIN_FIELDS}
+    image = images[index]
+    found = image.find("Pixels")
+    pixels = ElementTree.Element("Pixels") if found is None else found
+    channels = [_fields_of_channel(channel, root) for channel in pixels.findall("Channel")]
+    settings = [element for name in _SETTINGS_ELEMENTS for element in image.findall(name)]
+    texts = {
+        f"{PREFIX}Name": image.get("Name"),
+        **{PREFIX + name: image.findtext(name) for name in ("Description", "AcquisitionDate")},
+        _INSTRUMENTS: _as_text(root.findall("Instrument")),
+        _SETTINGS: _as_text(settings),
+        **{PREFIX + name: pixels.get(name) for name in _PLAIN_FIELDS},
+    }
     fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
-    of_channels = {name: [channel.get(name) for channel in channels] for name in fields}
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
-    sizes = _sizes(pixels)
+    sizes = {letter: _size(pixels, letter) for letter in "XYZ"}
     resolution = _resolution(sizes)
-    if resolution is None and pixels is not None and sizes["Z"]:  # planes have a distance, whatever pixels have
-        texts |= {name: pixels.get(name) for name in ("PhysicalSizeZ", "PhysicalSizeZUnit")}
+    if resolution is None and sizes["Z"]:  # planes have a distance even where the pixel size is missing
+        texts |= {PREFIX + name: pixels.get(name) for name in ("PhysicalSizeZ", "PhysicalSizeZUnit")}
     inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
     unknown = {element.tag for element in root.iter() if element not in inside} - _STRUCTURE - _ANNOTATION
-    unsupported = [f"OME element {name}" for name in sorted(unknown)]
-    unsupported += [
-        f"OME PhysicalSize{letter}"
-        for letter, size in sizes.items()
-        if pixels is not None and size is None and f"PhysicalSize{letter}" in pixels.attrib
+    bad_sizes = [
+        f"PhysicalSize{a}" for a, size in sizes.items() if size is None and f"PhysicalSize{a}" in pixels.attrib
     ]
-    found = replace(
+    unsupported = [*(f"OME element {name}" for name in sorted(unknown)), *(PREFIX + name for name in bad_sizes)]
+    complete = replace(
         metadata,
         resolution=resolution or metadata.resolution,
         channel_names=names if len(names) == len(channels) else (),
-        native=metadata.native | {PREFIX + name: text for name, text in texts.items() if text},
-        native_of_channels={_CHANNEL_PREFIX + name: values for name, values in of_channels.items()},
+        native=metadata.native | {name: text for name, text in texts.items() if text},
+        native_of_channels={_CHANNEL_PREFIX + name: [channel.get(name) for channel in channels] for name in fields},
         flavor="ome",
         unsupported=(*metadata.unsupported, *unsupported),
     )
-    return found, _record(root)
+    return complete, _record(root), _size_notes(sizes, is_stack=pixels.get("SizeZ", "1") != "1")
 
 
-def _of_channel(channel: ElementTree.Element, root: ElementTree.Element) -> dict[str, str]:
-    """Give the fields of a channel; its excitation is that of its light source, where it says none itself."""
+def _fields_of_channel(channel: ElementTree.Element, root: ElementTree.Element) -> dict[str, str]:
+    """Read the fields of a channel; if it has no excitation of its own, take that of its light source."""
     fields = channel.attrib
     settings = channel.find("LightSourceSettings")
     if settings is None or "ExcitationWavelength" in fields:
@@ -121,30 +118,26 @@ def _of_channel(channel: ElementTree.Element, root: ElementTree.Element) -> dict
     return fields | {own: light.attrib[name] for name, own in _LIGHT.items() if name in light.attrib}
 
 
-def size_notes(root: ElementTree.Element, index: int) -> tuple[str, ...]:
-    """Say what is taken for the sizes of a pixel that one image does not tell, where it tells others."""
-    pixels = root.findall("Image")[index].find("Pixels")
-    sizes = _sizes(pixels)
-    wanted = "XY" if pixels is None or pixels.get("SizeZ", "1") == "1" else "XYZ"
-    missing = [letter for letter in wanted if sizes[letter] is None]
+def _size_notes(sizes: dict[str, Fraction | None], *, is_stack: bool) -> tuple[str, ...]:
+    """Note which pixel sizes were assumed because the OME description lacks them."""
+    missing = [letter for letter in ("XYZ" if is_stack else "XY") if sizes[letter] is None]
     if not missing or not any(sizes.values()):
         return ()
-    is_square = ("X" in missing) != ("Y" in missing)
-    taken = ["pixels are taken to be square"] if is_square else []
+    assumed = ["pixels are taken to be square"] if ("X" in missing) != ("Y" in missing) else []
     if _resolution(sizes) is None or "Z" in missing:
-        taken.append("stacks are taken to have equal distances along all axes")
+        assumed.append("stacks are taken to have equal distances along all axes")
     names = " and ".join(f"PhysicalSize{letter}" for letter in missing)
-    return (f"the OME description has no {names}, so that {' and '.join(taken)}",)
+    return (f"the OME description has no {names}, so that {' and '.join(assumed)}",)
 
 
 def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
-    """Give the fields of a file to be written, by tifffile's names, the record as a map annotation."""
+    """List the fields of a file by tifffile's names, the record as a map annotation."""
     fields: dict[str, Any] = size_fields(metadata.resolution)
-    own = {name: value for name, value in metadata.native.items() if name not in (_INSTRUMENTS, _OF_THE_IMAGE)}
+    own = {name: value for name, value in metadata.native.items() if name not in (_INSTRUMENTS, _SETTINGS)}
     fields |= {name.removeprefix(PREFIX): value for name, value in own.items() if name.startswith(PREFIX)}
     columns: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
     columns |= {name.removeprefix(_CHANNEL_PREFIX): values for name, values in metadata.native_of_channels.items()}
-    if columns:  # what is not known of a channel is not written of it
+    if columns:
         rows = zip(*columns.values(), strict=True)
         fields["Channel"] = [
             {name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows
@@ -152,14 +145,9 @@ def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
     return fields | {"MapAnnotation": {"Namespace": _NAMESPACE, records.KEYWORD: record}}
 
 
-def fits(image: StoredImage) -> bool:
-    """Check whether OME has words for the samples and the axes of an image."""
-    return image.dtype in WRITABLE_DTYPES and set(image.axes) <= set(AXES)
-
-
 def with_instruments(xml: str, metadata: Metadata) -> str:
     """Add the elements that tifffile does not write to its description of one image."""
-    for name, place in ((_INSTRUMENTS, "<Image "), (_OF_THE_IMAGE, "<Pixels ")):
+    for name, place in ((_INSTRUMENTS, "<Image "), (_SETTINGS, "<Pixels ")):
         before, found, after = xml.partition(place)
         xml = before + metadata.native.get(name, "") + found + after
     return xml
@@ -182,7 +170,7 @@ def _as_text(elements: list[ElementTree.Element]) -> str:
 
 
 def size_fields(resolution: Resolution | None) -> dict[str, Any]:
-    """Give the size of a pixel, in micrometers, under OME's names; empty where its unit is not known."""
+    """List the sizes of a pixel, in micrometers, under OME's names; empty where the unit is not known."""
     if resolution is None or not resolution.unit:
         return {}
     per_unit = resolution.per(_UNIT)
@@ -193,18 +181,14 @@ def size_fields(resolution: Resolution | None) -> dict[str, Any]:
     }
 
 
-def _sizes(pixels: ElementTree.Element | None) -> dict[str, Fraction | None]:
-    """Read the sizes of a pixel in micrometers; None for one that is missing or not understood."""
-    return {letter: None if pixels is None else _size(pixels, letter) for letter in "XYZ"}
-
-
 def _resolution(sizes: dict[str, Fraction | None]) -> Resolution | None:
-    """Take pixels of which one side is known to be square; None where neither is."""
+    """Assume square pixels if one side is missing; `None` if both are."""
     x, y = sizes["X"] or sizes["Y"], sizes["Y"] or sizes["X"]
     return Resolution(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None
 
 
 def _size(pixels: ElementTree.Element, letter: str) -> Fraction | None:
+    """Read a size of a pixel in micrometers; `None` if it is missing or not understood."""
     unit = pixels.get(f"PhysicalSize{letter}Unit", _UNIT)
     try:
         size = float(pixels.get(f"PhysicalSize{letter}", ""))

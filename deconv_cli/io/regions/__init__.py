@@ -1,1 +1,0 @@
-"""Large arrays in files, read and written a part at a time."""

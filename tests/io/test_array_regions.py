@@ -1,0 +1,173 @@
+"""Arrays in .npy and .safetensors files by parts; nothing half-written goes by the name of a result."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from region_cases import planned, some_regions
+from safetensors.torch import save_file
+
+from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.io import limits, partial_file, read_image, records
+from deconv_cli.io.atomic import partial_path
+from deconv_cli.io.codecs.npy import NPY_REGIONS, NpyTarget
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.partial_file import make_partial
+from deconv_cli.io.regions import open_regions, plan_regions
+
+REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
+SAMPLES = np.random.default_rng(6).random((3, 20, 31)).astype("float32")
+
+
+def target_in(folder, dtype="float32"):
+    return NpyTarget(path=folder / "out.npy", shape=(4, 5, 9), dtype=dtype, axes="ZYX", unit=(1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", ">u2", "bool"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
+    stored = np.asarray(rng.integers(0, 2, (4, 5, 9)), dtype=dtype, order=order)
+    np.save(tmp_path / "in.npy", stored)
+    source = NPY_REGIONS.open(tmp_path / "in.npy", None)
+    found = source.read(REGION)
+    assert (source.shape, source.dtype) == ((4, 5, 9), stored.dtype.newbyteorder("=").name)
+    assert source.chunk == ((1, 1, 9) if order == "C" else (4, 1, 1))
+    assert found.dtype.isnative
+    assert np.array_equal(found, stored[REGION])
+
+
+def test_what_is_no_array_of_numbers_is_refused_before_any_sample_is_read(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UnsafeInputError):
+        NPY_REGIONS.open(tmp_path / "objects.npy", None)
+    np.save(tmp_path / "short.npy", np.zeros((100, 100)))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:5000])
+    with pytest.raises(MalformedInputError, match="promises an array"):
+        NPY_REGIONS.open(tmp_path / "short.npy", None)
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros(9))
+    before = NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+    assert before == NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+    np.save(tmp_path / "in.npy", np.zeros(10))
+    assert before != NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+
+
+def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
+    samples = rng.random((4, 5, 9)).astype("float32")
+    target = target_in(tmp_path)
+    target.create()
+    for plane in (2, 0, 3, 1, 0):
+        region = (slice(plane, plane + 1), slice(0, 5), slice(0, 9))
+        target.write(region, samples[region])
+        target.create()  # keeps what is there
+        assert not target.path.exists()
+    target.finish({"command": "invert"})
+    assert np.array_equal(np.load(target.path), samples)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
+    record = read_image(target.path).record
+    assert record is not None
+    assert record["output"]["samples_sha256"] == records.samples_digest(samples)
+
+
+def test_what_is_left_of_another_array_is_made_anew(tmp_path):
+    target_in(tmp_path, "uint8").create()
+    target = target_in(tmp_path)
+    target.create()
+    target.write((slice(3, 4), slice(0, 5), slice(0, 9)), np.ones((1, 5, 9), "float32"))
+    target.discard()
+    target.discard()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    with pytest.raises(FileAccessError, match="has room for 100"):
+        target_in(tmp_path).create()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_target_that_cannot_be_written_says_so(tmp_path):
+    with pytest.raises(FileAccessError, match="cannot be written"):
+        target_in(tmp_path / "missing").create()
+
+
+def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_file):
+    source = open_regions(imagej_file)
+    layout = Layout(source.axes, source.shape, 3)
+    target = plan_regions(tmp_path / "out.npy", source, layout, n_channels=2, size=(3, 16, 20))
+    assert (target.axes, target.shape) == ("BCZYX", (2, 2, 3, 16, 20))
+    assert "ImageJ Info" in target.notes[-1]
+    target.create()
+    target.finish({})
+    assert read_image(tmp_path / "out.npy").shape == target.shape
+    found = open_regions(tmp_path / "out.npy", axes="tczyx")
+    assert (found.axes, found.shape) == ("TCZYX", target.shape)
+    with pytest.raises(UsageError, match="name 2 axes"):
+        open_regions(tmp_path / "out.npy", axes="YX")
+    with pytest.raises(UsageError, match="has no choice to make"):
+        open_regions(tmp_path / "out.npy", tensor="image")
+
+
+def test_every_part_is_what_the_tensor_has_there_in_a_file_larger_than_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_file({"image": torch.from_numpy(SAMPLES), "other": torch.zeros(2, dtype=torch.float16)}, path)
+    monkeypatch.setattr(limits, "memory_budget", lambda: 100)
+    source = open_regions(path, tensor="image", axes="cyx")
+    assert (source.shape, source.dtype, source.axes) == ((3, 20, 31), "float32", "CYX")
+    for region in some_regions(source.shape, 6):
+        np.testing.assert_array_equal(source.read(region), SAMPLES[region])
+    assert open_regions(path, tensor="other").dtype == "float16"
+    with pytest.raises(UsageError, match="no tensor named 'none'"):
+        open_regions(path, tensor="none")
+    with pytest.raises(MalformedInputError, match="choose with tensor=NAME"):
+        open_regions(path)
+    with pytest.raises(
+        UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), Zarr \(\.zarr\) or NumPy"
+    ):
+        planned(source, tmp_path / "b.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(MalformedInputError):
+        source.read((slice(0, 1), slice(0, 1), slice(0, 1)))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
+    samples = np.random.default_rng(2).random((64, 48)).astype("float32")
+    tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
+    target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
+    link = partial_file.os.link
+
+    def other_is_quicker(own, partial):
+        monkeypatch.setattr(partial_file.os, "link", link)
+        target.create()
+        target.write((slice(0, 64), slice(0, 48)), samples)
+        link(own, partial)
+
+    monkeypatch.setattr(partial_file.os, "link", other_is_quicker)
+    target.create()
+    target.finish({})
+    found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))
+    np.testing.assert_array_equal(found, samples)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path):
+    path = tmp_path / "a.bin"
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    make_partial(path, 3, lambda new: [], lambda own: own.write_bytes(b"new") and None)
+    assert partial_path(path).read_bytes() == b"old"
+    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"new") and None)
+    assert partial_path(path).read_bytes() == b"new"
+
+    def fail(own):
+        own.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        make_partial(path, 3, lambda new: [(0, 3)], fail)
+    assert list(tmp_path.iterdir()) == [partial_path(path)]
+    with pytest.raises(FileAccessError, match="has room for"):
+        make_partial(path, 2**70, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
+    assert list(tmp_path.iterdir()) == []
