@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.block_extras import NO_FILES, plan_extras
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_run import BlockRun
-from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.blocks.plan_extras import NO_FILES, plan_extras
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.settings import ReconstructionSettings

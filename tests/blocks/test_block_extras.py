@@ -6,18 +6,18 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks import plan_extras as planning
-from deconv_cli.blocks.block_memory import block_bytes
-from deconv_cli.blocks.examined_pieces import examine_pieces
+from deconv_cli.blocks import preview_tiles as planning
+from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.plan_extras import ExtraFiles
+from deconv_cli.blocks.memory_check import block_bytes
+from deconv_cli.blocks.preview_tiles import restore_previews
 from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
+from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.error_profile import DETAIL_REACH
 from deconv_cli.diagnostics.predicted_error import ErrorBand
 from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.npy_regions import NpyTarget
-from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.local_workers import SerialScheduler
 
 KERNEL = "gaussian:1"
 
@@ -97,7 +97,7 @@ def test_thumbnails_are_averages_however_the_picture_is_cut():
     same = [row for row in range(8) if row != 4]  # of the fifth row, three of five rows are another block's
     torch.testing.assert_close(found[:, same], means[:, same])
     torch.testing.assert_close(found[:, 4], picture[:, 20:22].unflatten(2, (10, 5)).mean(dim=(1, 3)))
-    assert choose_steps((1000, 32768, 20000)) == (21, 256, 256)
+    assert Thumbnail.of((1000, 32768, 20000)).steps == (21, 256, 256)
 
 
 @pytest.mark.exhaustive
@@ -157,10 +157,10 @@ def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
     blurred(tmp_path, truth, kernel, "unknown")
     monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
     found = in_blocks(tmp_path, truth)
-    examined = examine_pieces(found.task)
+    previews = restore_previews(found.task)
     written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
-    assert len(examined.pieces) == 2
-    for piece in examined.pieces:
+    assert len(previews.tiles) == 2
+    for piece in previews.tiles:
         part = (slice(None), *(slice(*interval) for interval in piece.data))
         assert np.array_equal(piece.values[0], data[part])
         inner = (slice(None), *[slice(24, -24)] * 2)

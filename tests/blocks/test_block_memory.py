@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import deconv_cli
-from deconv_cli.blocks.block_memory import block_bytes
+from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.invert_blocks import lay_out_problem
 from deconv_cli.io.regions.opening import open_regions

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
 from deconv_cli.blocks.block_run import BlockRun
-from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
 from deconv_cli.io.regions.opening import open_regions
 from deconv_cli.io.regions.sample_image import read_corner
@@ -51,7 +52,8 @@ def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
     assert task.grid.block(1).core == ((0, 48), (48, 96))
     done = task(1)
     assert done.seam >= 1000.0
-    assert task.find_disagreement(done)
+    found = BlockReconstruction(task, BlockSummary.of([done], 1))
+    assert any("beside a seam" in doubt for doubt in found.doubts)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -11,8 +11,7 @@ import torch
 from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, describe_worker, divide, exit_at_seven
 
 from deconv_cli.errors import UsageError, WorkerError
-from deconv_cli.schedulers.process_pool import ProcessPool
-from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler
 
 N_PIECES = 9
 
@@ -93,7 +92,7 @@ def test_each_process_has_a_gpu_to_itself(monkeypatch):
 INTERRUPTED = """
 import signal
 import time
-from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.local_workers import ProcessPool
 
 def sleep(number):
     print(number, flush=True)

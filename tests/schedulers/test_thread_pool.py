@@ -6,8 +6,8 @@ from itertools import count
 import pytest
 from piece_tasks import Fail, check_failures
 
+from deconv_cli.schedulers.local_workers import ThreadPool
 from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
-from deconv_cli.schedulers.serial import ThreadPool
 
 
 def test_as_many_pieces_as_there_are_threads_go_on_at_once():

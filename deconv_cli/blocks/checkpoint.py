@@ -1,4 +1,4 @@
-"""What is done of a run over blocks, on disk: a run that is killed goes on where it was."""
+"""What a run over blocks has done, on disk: a run that is killed resumes from it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import errno
 import glob
 import os
 import secrets
-from dataclasses import dataclass
+import types
+import typing
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
@@ -21,12 +24,11 @@ from deconv_cli.io.sources import read_lines
 
 
 @dataclass(frozen=True)
-class BlockLedger:
+class Checkpoint:
     """A folder beside the result: the plan, and one file of lines for each process that writes blocks.
 
-    A line is added after the samples of its block are in the file, by one call, so that a process that ends in between
-    leaves a block that is done again, and at worst half a line, which is none. The plan and each line end with their
-    digests.
+    A line is added by one call, after the samples of its block are in the file. A process that dies in between leaves a
+    block that is done again, and at worst half a line, which is ignored. The plan and each line end with their digests.
 
     Attributes:
         folder: where it is.
@@ -35,22 +37,22 @@ class BlockLedger:
     folder: Path
 
     @classmethod
-    def of(cls, target: Path) -> BlockLedger:
-        """Give the ledger of a result; of one at an address, where lines cannot be added, in the working folder."""
+    def of(cls, target: Path) -> Checkpoint:
+        """Return the checkpoint of a result; at an address lines cannot be added, so it is in the working folder."""
         name = f".{target.name}.blocks"
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
-        """Read the plan that an earlier run made; `None` where none was begun.
+        """Read the plan of an earlier run; return `None` if there is none.
 
         Raises:
-            FileAccessError: it cannot be read, or is gone, without which blocks that are done are of no use.
+            FileAccessError: it cannot be read, or is gone although blocks are done.
         """
         path, n_done = self.folder / "plan.json", len(self.results())  # before the plan, which other jobs write first
         try:
             if self.folder.is_symlink():
                 raise OSError(errno.ELOOP, "it is a link")
-            return BlockPlan.of_record(open_sealed(read_lines(path)))
+            plan: BlockPlan = _read_as(BlockPlan, open_sealed(read_lines(path)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, FileNotFoundError) and not n_done:
                 return None
@@ -58,14 +60,15 @@ class BlockLedger:
                 f"'{path}', the plan of an earlier run of which {n_done} blocks are done, cannot be read: it is gone, "
                 "damaged, of another version, or not permitted; force=True starts over."
             ) from error
+        return plan
 
     def write_plan(self, plan: BlockPlan) -> BlockPlan:
-        """Begin a ledger with a plan; where another process was first, its plan is given.
+        """Write a plan; if another process was first, return its plan.
 
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        content = seal_record(plan.as_record())
+        content = seal_record(asdict(plan))
         with refusing_to_write(self.folder):
             self.folder.mkdir(exist_ok=True)
             own = self.folder / f"plan-{process_name()}.json"
@@ -81,7 +84,7 @@ class BlockLedger:
         Raises:
             FileAccessError: the folder cannot be written.
         """
-        line = seal_record(result.as_record()) + "\n"
+        line = seal_record(asdict(result)) + "\n"
         with refusing_to_write(self.folder):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             descriptor = os.open(self.folder / f"done-{process_name()}.jsonl", flags, 0o666)
@@ -91,18 +94,18 @@ class BlockLedger:
                 os.close(descriptor)
 
     def results(self) -> dict[int, BlockResult]:
-        """List the blocks that are done, by their numbers; those whose lines are damaged are not."""
+        """Return the blocks that are done by their numbers, without those whose lines are damaged."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
             with contextlib.suppress(OSError):
                 for line in read_lines(path).splitlines():
                     with contextlib.suppress(ValueError, TypeError, KeyError):
-                        result = BlockResult.of_record(open_sealed(line))
+                        result: BlockResult = _read_as(BlockResult, open_sealed(line))
                         found[result.number] = result
         return found
 
     def is_first_to_finish(self) -> bool:
-        """Tell whether no other process that runs has begun to put the result in its place.
+        """Return whether no other process has begun to put the result in its place.
 
         Raises:
             FileAccessError: the folder cannot be written.
@@ -110,17 +113,17 @@ class BlockLedger:
         with refusing_to_write(self.folder):
             try:
                 os.close(os.open(self.folder / "finishing", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except (FileExistsError, FileNotFoundError):  # it is being finished, or was
+            except (FileExistsError, FileNotFoundError):  # it is being finished, or is finished
                 return False
             return True
 
     def forget_finishing(self) -> None:
-        """Let a run finish that was ended while it did."""
+        """Let this run finish what another run was killed at."""
         with refusing_to_write(self.folder):
             (self.folder / "finishing").unlink(missing_ok=True)
 
     def forget(self, fingerprint: str | None) -> None:
-        """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun anew."""
+        """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun by now."""
         with contextlib.suppress(FileAccessError):
             plan = self.read_plan()
             if plan is None or plan.fingerprint != fingerprint:
@@ -135,3 +138,16 @@ class BlockLedger:
         for removed in self.folder.parent.glob(f"{glob.escape(self.folder.name)}-*"):  # those of killed runs too
             with contextlib.suppress(OSError):
                 remove(removed)
+
+
+def _read_as(kind: Any, value: Any) -> Any:  # noqa: ANN401  whatever the annotation says
+    """Read a value of JSON as an annotation says: a dataclass, a tuple of one type, or one type or `None`."""
+    arguments = typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _read_as(hints[name], value[name]) for name in value.keys() | hints.keys()})
+    if typing.get_origin(kind) is tuple:
+        return tuple(_read_as(arguments[0], each) for each in value)
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _read_as(arguments[0], value)
+    return value
