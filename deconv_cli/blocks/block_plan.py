@@ -180,8 +180,7 @@ def cut_blocks(
         try:
             halo = choose_halo(problem, tiles, is_cut, max_samples, progress)
         except BlocksDisagreeError as error:
-            whole = advise_whole(problem, options.max_memory, options.block_size)
-            raise UsageError(f"{error}; use {_shorter_reach(problem)}, or {whole}.") from error
+            raise UsageError(f"{error}; {_advise(problem, options)}.") from error
         if problem.settings.predict:  # the error depends on the detail around each pixel, which a block has to know
             halo = halo.widened(tuple(DETAIL_REACH if is_one else 0 for is_one in is_cut))
         largest = list(_largest_core(problem, max_samples, halo.at_frame, options))
@@ -198,11 +197,14 @@ def cut_blocks(
         is_cut = tuple(was or is_one for was, is_one in zip(is_cut, grid.is_cut, strict=True))
 
 
-def _shorter_reach(problem: BlockProblem) -> str:
-    """Name the setting under which the estimate depends on nearer data."""
-    if problem.resolved.has_lambda:
-        return "a larger lam"
-    return "fewer iterations" if problem.resolved.method == "richardson-lucy" else "another weight"
+def _advise(problem: BlockProblem, options: BlockOptions) -> str:
+    """Name a setting under which the estimate depends on nearer data, if there is one, and what the whole takes."""
+    settings, whole = problem.resolved, advise_whole(problem, options.max_memory, options.block_size)
+    if settings.has_lambda:
+        return f"use a larger lam, or {whole}"
+    if settings.method == "richardson-lucy":
+        return f"use fewer iterations, or {whole}"
+    return f"use another weight, or {whole}" if settings.objective == "tv" else whole
 
 
 def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:

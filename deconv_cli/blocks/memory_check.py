@@ -23,8 +23,8 @@ N_COPIES = 4
 """Arrays of the size of the data for reading, cropping and writing a block, beside the solver's."""
 N_COPIES_TESTED = 28
 """The same if the residual is tested: noise and residual are transformed in double precision."""
-N_COPIES_OF_BOUNDS = 32
-"""Further arrays of an iteration in which saturated samples are bounds, most of them in double precision."""
+N_COPIES_OF_BOUNDS = {1: 32, 2: 32, 3: 72}
+"""Further arrays of an iteration with saturated samples as bounds, most in double precision, by the axes of space."""
 SHARE = 0.9
 """Part of the allowed memory that is planned with. Blocks of 1000² and 80 × 120² took 0.5 to 0.86 of the estimate."""
 FREE_SHARE = 0.5
@@ -47,7 +47,7 @@ def block_bytes(problem: BlockProblem, data_size: Size, n_batch: int = 1, *, is_
     n_channels = max(problem.layout.n_channels, problem.n_channels)
     bytes_of_channel = problem.dtype.itemsize * n_batch * prod(data_size)
     copies = (N_COPIES_TESTED if is_tested else N_COPIES) * n_channels * bytes_of_channel
-    n_bounded = N_COPIES_OF_BOUNDS if problem.resolution.has_bounds else 0
+    n_bounded = N_COPIES_OF_BOUNDS[len(data_size)] if problem.resolution.has_bounds else 0
     if problem.resolution.is_per_channel or problem.resolution.lams:
         one = kernel.of_channel(0) if kernel.is_per_channel else kernel
         cost = _cost(one, data_size, problem.resolved)

@@ -42,14 +42,15 @@ def test_error_and_mask_are_those_of_the_whole(tmp_path, boundary):
     y = blurred(tmp_path, truth, kernel, boundary)
     found = in_blocks(tmp_path, truth, boundary=boundary)
     whole = deconv_cli.invert(y, kernel, boundary=boundary, predict=True, truth=truth, **OPTIONS).predicted_error
-    assert np.array_equal(np.load(tmp_path / "mask.npy")[0] > 0, whole.trusted.numpy())
+    # A tile is continued as a part of a scene, which a torus is not, and its detail is measured within the frame.
+    n_other = 0.005 if boundary == "circular" else 0
+    assert ((np.load(tmp_path / "mask.npy")[0] > 0) != whole.trusted.numpy()).mean() <= n_other
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
-    # A piece is continued as a part of a scene, which a torus is not.
     tolerance = 0.15 if boundary == "circular" else 0.01
     assert np.abs(ratio - 1).max() < tolerance
     expected = found.expected_error
     assert expected.trusted_depth == whole.trusted_depth
-    assert expected.trusted_share == pytest.approx(whole.trusted_share, rel=1e-12)
+    assert expected.trusted_share == pytest.approx(whole.trusted_share, abs=n_other + 1e-12)
     assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=tolerance)
     assert expected.actual_root_mean_square == pytest.approx(whole.actual_root_mean_square, rel=1e-4)
     assert "1 piece of 100×90 samples" in expected.pieces
@@ -136,7 +137,8 @@ def test_what_is_doubted_is_trusted_nowhere(tmp_path):
     truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
     blurred(tmp_path, truth, kernel, "unknown")
     run = planned(tmp_path, kernel, extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"), predict=True)
-    object.__setattr__(run.task.plan.halo, "halo", (1, 1))
+    for name in ("halo", "at_frame"):
+        object.__setattr__(run.task.plan.halo, name, (1, 1))
     found = run.finish(SerialScheduler(), lambda done: done.record)
     assert found.doubts
     assert found.expected_error.trusted_share == 0
