@@ -48,8 +48,8 @@ def laid_out(folder, kernel, **options):
     return lay_out_problem(source, corner, kernel, ReconstructionSettings.of(**OPTIONS | options))
 
 
-def planned(folder, kernel, *, name="out.npy", resume=False, force=False, extra=NO_FILES, **options):
+def planned(folder, kernel, *, name="out.npy", blocks=BLOCKS, resume=False, force=False, extra=NO_FILES, **options):
     problem = laid_out(folder, kernel, **options)
     target = plan_target(problem, folder / name, LargeFileOptions(force=force, resume=resume))
     extras = plan_extras(problem, target, extra, force=None if resume else force)
-    return BlockRun.prepare(problem, target, BLOCKS, extras=extras, resume=resume, force=force)
+    return BlockRun.prepare(problem, target, blocks, extras=extras, resume=resume, force=force)

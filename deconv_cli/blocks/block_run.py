@@ -13,8 +13,7 @@ from deconv_cli.blocks.block_plan import BlockOptions, fingerprint_of, plan_bloc
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
 from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.checkpoint import Checkpoint
-from deconv_cli.blocks.resume import find_earlier, record_of
+from deconv_cli.blocks.checkpoint import Checkpoint, find_earlier, record_of
 from deconv_cli.errors import UsageError
 from deconv_cli.io.regions.region_target import RegionTarget
 from deconv_cli.schedulers.scheduler import JobShare, Scheduler

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
-
-if TYPE_CHECKING:
-    from deconv_cli.blocks.block_task import BlockTask
 
 N_CANDIDATES, MOST_CANDIDATES = 9, 256
 """Places that are read, and at most how many if all of them are flat."""
@@ -166,11 +163,10 @@ class Previews:
     views: tuple[LambdaView, ...]
 
 
-def restore_previews(task: BlockTask) -> Previews:
+def restore_previews(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Previews:
     """Restore the tiles with the most contrast as the blocks were restored, and diagnose the first one."""
-    limit_threads(task.plan.n_threads)
-    problem, pipeline = task.problem, task.problem.pipeline()
-    sides = prediction_sides(problem, task.plan.max_memory)
+    limit_threads(n_threads)
+    sides, pipeline = prediction_sides(problem, max_memory), problem.pipeline()
     found, diagnosed = list[RestoredTile](), list[tuple[Diagnosis, tuple[LambdaView, ...]]]()
     for tile in distinct_tiles(find_tiles(problem, sides), sides, problem.data_size)[:N_SHOWN]:
         data = tile.data(sides, problem.data_size)

@@ -16,8 +16,9 @@ from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import command_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
-from deconv_cli.commands.large_files import LargeInput, open_large
+from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.large_options import LargeOptions
+from deconv_cli.commands.open_large import open_large
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
@@ -92,7 +93,7 @@ class BlockRestoration:
             UsageError: an output cannot be written by parts, or the picture cannot be cut.
             typer.Exit: the result cannot be trusted as it is.
         """
-        from deconv_cli.blocks.resume import BlocksCompleteError
+        from deconv_cli.blocks.checkpoint import BlocksCompleteError
 
         resumes = (self.resumes or self.large.block_range is not None) and not self.large.dry_run
         is_drawn_again = self.resumes and extra.page is not None and not extra.page.exists()
@@ -138,7 +139,7 @@ class BlockRestoration:
 
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
         """Restore one of several inputs."""
-        from deconv_cli.blocks.resume import BlocksCompleteError
+        from deconv_cli.blocks.checkpoint import BlocksCompleteError
         from deconv_cli.io.output_path import make_parents
         from deconv_cli.report.block_page import describe_block_run
 
@@ -322,7 +323,8 @@ def _write_page(path: Path | None, run: BlockInvertRun) -> None:
     from deconv_cli.io.output_path import write_page
     from deconv_cli.report.block_page import render_block_page
 
-    write_page(path, render_block_page(run, restore_previews(run.task)))
+    plan = run.task.plan
+    write_page(path, render_block_page(run, restore_previews(run.task.problem, plan.max_memory, plan.n_threads)))
 
 
 def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOptions) -> None:

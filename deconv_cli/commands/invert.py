@@ -164,7 +164,7 @@ def invert(
 
 
 def _has_earlier(target: Path) -> bool:
-    from deconv_cli.blocks.resume import has_earlier
+    from deconv_cli.blocks.checkpoint import has_earlier
 
     return has_earlier(target)
 

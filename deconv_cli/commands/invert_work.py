@@ -111,8 +111,7 @@ class InvertWork(Work):
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output is there, or blocks of it which a run left that is not gone on with."""
-        from deconv_cli.blocks.checkpoint import Checkpoint
-        from deconv_cli.blocks.resume import refuse_to_forget
+        from deconv_cli.blocks.checkpoint import Checkpoint, refuse_to_forget
 
         super().refuse_existing(job)
         if self.can_be_cut and not self.resumes:

@@ -159,7 +159,7 @@ def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
     blurred(tmp_path, truth, kernel, "unknown")
     monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
     found = in_blocks(tmp_path, truth)
-    previews = restore_previews(found.task)
+    previews = restore_previews(found.task.problem, found.plan.max_memory)
     written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
     assert len(previews.tiles) == 2
     for piece in previews.tiles:

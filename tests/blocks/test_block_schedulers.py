@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from block_cases import planned
 from piece_tasks import Noted
 
 import deconv_cli
@@ -22,16 +23,9 @@ from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_run import BlockRun, run_blocks
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.checkpoint import Checkpoint
-from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.io.regions.opening import open_regions
-from deconv_cli.io.regions.sample_image import read_corner
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
 from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler, ThreadPool
 from deconv_cli.schedulers.scheduler import JobShare, WorkSettings
-from deconv_cli.settings import ReconstructionSettings
-
-SETTINGS = ReconstructionSettings(defaults="picture", lam=0.01)
-BLOCKS = BlockOptions(10**8, (48, 48))
 
 
 @dataclass(frozen=True)
@@ -78,11 +72,7 @@ def picture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(picture):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    source = open_regions(picture)
-    problem = lay_out_problem(source, read_corner(source, are_axes_named=False), kernel, SETTINGS)
-    target = plan_target(problem, picture.with_name("out.npy"), LargeFileOptions())
-    return BlockRun.prepare(problem, target, BLOCKS).task
+    return planned(picture.parent, deconv_cli.make_kernel("gaussian:1"), blocks=BlockOptions(10**8, (48, 48))).task
 
 
 def restored(task, folder, scheduler, *, kill=None):

@@ -14,7 +14,7 @@ from block_cases import blurred, describe, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks.block_extras import ExtraFiles
-from deconv_cli.blocks.resume import BlocksCompleteError
+from deconv_cli.blocks.checkpoint import BlocksCompleteError
 from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, UsageError
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.folders import remove

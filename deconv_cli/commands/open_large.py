@@ -1,0 +1,102 @@
+"""The header and the kernel of an input that may be restored block by block, read before its samples are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconv_cli.commands.large_files import LargeInput
+from deconv_cli.commands.loaded_kernel import load_kernels
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.commands.restoration import choose_kind, recorded_convolution, with_spacing
+from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.settings import ReconstructionSettings
+
+if TYPE_CHECKING:
+    from deconv_cli.io.image import ImageFile
+    from deconv_cli.io.regions.region_source import RegionSource
+
+
+def open_large(
+    path: Path,
+    kernels: list[Path],
+    options: KernelOptions,
+    *,
+    files: FileOptions,
+    settings: SettingValues,
+    device: str,
+    budget: int,
+    is_wanted: bool,
+) -> LargeInput | None:
+    """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
+
+    Args:
+        path: the input.
+        kernels: the values of `--kernel`.
+        options: how to read them.
+        files: how the input is read.
+        settings: those that were typed.
+        device: type of the device.
+        budget: bytes that restoring it as a whole may take.
+        is_wanted: whether the user wants blocks; then an input that fits is cut too.
+
+    Raises:
+        UsageError: the user wants blocks, but the input cannot be cut.
+    """
+    from deconv_cli.blocks.memory_check import is_small, whole_fits
+    from deconv_cli.io.regions.opening import open_regions
+    from deconv_cli.io.regions.sample_image import read_corner
+
+    try:
+        source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
+        corner = read_corner(source, are_axes_named=files.axes is not None)
+    except DeconvError:
+        if is_wanted:
+            raise
+        return None  # reading the whole says what is wrong
+    if not is_wanted and is_small(source.shape, budget):
+        return None
+    try:
+        found = _lay_out(source, corner, kernels, options, settings)
+        found = replace(found, problem=replace(found.problem, device=device))
+    except UsageError:
+        if is_wanted:
+            raise
+        return None  # it may fit as a whole
+    if not is_wanted and whole_fits(found.problem, budget):
+        return None
+    return found
+
+
+def _lay_out(
+    source: RegionSource, corner: ImageFile, kernels: list[Path], options: KernelOptions, given: SettingValues
+) -> LargeInput:
+    from deconv_cli.blocks.invert_blocks import lay_out_problem
+    from deconv_cli.io.regions.spread_pieces import read_spread
+
+    whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
+    if is_microscope(kernels, options):
+        is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
+        loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
+    else:
+        loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
+    corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
+    loaded.refuse_for(corner, whole)
+    kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
+    settings = ReconstructionSettings.of(**{"defaults": kind} | given)
+    recorded, notes = recorded_convolution(corner, loaded.source.sha256)
+    problem = lay_out_problem(
+        source,
+        corner,
+        loaded.taps,
+        settings,
+        bias=loaded.bias,
+        recorded=recorded or loaded.recorded,
+    )
+    if "spacing" not in given:
+        problem = replace(problem, resolution=with_spacing(problem.resolution, corner))
+    return LargeInput(source, corner, loaded, problem, (*why, *notes))
