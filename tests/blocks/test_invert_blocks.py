@@ -17,11 +17,12 @@ from deconv_cli.blocks import block_plan
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.fixed_choices import N_PIECES, doubt_pieces
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+from deconv_cli.blocks.fixed_choices import N_PIECES, FixedChoices, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.diagnostics.residual_finding import ResidualFinding
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.workflows import clipped_filling, solved
@@ -179,6 +180,25 @@ def test_a_seam_above_the_plan_is_doubted(tmp_path):
     (doubt,) = found.doubts
     assert re.match(r"with a halo of 2×7 blocks differ by .* beside a seam, .* planned for; restore it as", doubt)
     assert found.record["is_trusted"] is False
+
+
+def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_restored(tmp_path, monkeypatch):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
+    budget = int(block_plan.SHARE * block_bytes(laid_out(tmp_path, kernel), (75, 70))) - 1
+    monkeypatch.setattr(block_plan, "find_tiles", lambda *_: pytest.fail("tiles were read"))
+    cut = BlockOptions(budget, (75, 70))
+    with pytest.raises(TooLargeError, match=r"even the smallest block of .* use more memory, smaller blocks"):
+        invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **OPTIONS)
+
+
+def test_detail_of_prior_photo_is_said_to_be_plausible(tmp_path):
+    kernel = deconv_cli.make_kernel("gaussian:1")
+    blurred(tmp_path, scene(40, 40)[None], kernel, "unknown")
+    problem = laid_out(tmp_path, kernel, prior="photo", lam=None)
+    task = SimpleNamespace(problem=problem, plan=SimpleNamespace(choices=FixedChoices(finest=2.04)))
+    sentence = BlockReconstruction(task, None).prior_sentence
+    assert sentence.endswith("detail finer than about 2.0 pixels is plausible rather than measured")
 
 
 def test_what_shrinks_to_the_memory_after_all_has_a_halo(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A run that is gone on with knows what earlier ones left: a whole result, parts of it, or what is none of its own."""
+"""A run that resumes finds what earlier runs left: a complete result, a part of one, or somebody else's files."""
 
 import contextlib
 import os
@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 from block_cases import blurred, describe, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.checkpoint import BlocksCompleteError
-from deconv_cli.errors import DeconvError, FileAccessError, InputRefusedError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io import hidden_names, read_image
 from deconv_cli.io.folders import remove
-from deconv_cli.io.regions import tiff_regions
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import JobShare
 
@@ -276,14 +274,6 @@ def test_a_plan_that_was_changed_is_refused(begun, change):
         begun.go_on()
 
 
-def test_a_block_that_is_noted_under_the_number_of_another_is_restored(begun):
-    text = lines_of(begun).read_text()
-    number = int(text.split(",")[0].partition(": ")[2])
-    lines_of(begun).write_text(text.replace(f'"number": {number}', f'"number": {(number + 2) % 4}', 1))
-    assert begun.go_on() == 3
-    assert content_of(begun.result) == begun.expected
-
-
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 @pytest.mark.parametrize("file_of", [plan_of, lines_of], ids=["plan", "lines"])
 def test_a_pipe_or_a_folder_in_place_of_notes_is_not_read(begun, make, file_of):
@@ -307,26 +297,6 @@ def test_a_link_in_place_of_the_notes_is_not_followed(begun, tmp_path):
     begun.go_on(force=True)
     assert content_of(begun.result) == begun.expected
     assert (tmp_path / "notes" / "finishing").read_text() == "precious"
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["out.npy", "out.tif"])
-@pytest.mark.parametrize("file_of", [plan_of, lines_of, lambda begun: begun.hidden], ids=["plan", "lines", "partial"])
-def test_one_bit_that_is_flipped_never_gives_another_result(tmp_path, monkeypatch, file_of, name):
-    monkeypatch.setattr(tiff_regions, "TILE", 32)  # so that a small picture has several blocks
-    (tmp_path / "run").mkdir()
-    begun = begun_in(tmp_path / "run", name)
-    draw, n_refused = np.random.default_rng(0), 0
-    for _ in range(500):
-        begun.put_back()
-        path = file_of(begun)
-        flipped(path, int(draw.integers(8 * path.stat().st_size)))
-        try:
-            begun.go_on()
-        except (FileAccessError, UsageError, InputRefusedError):  # whose exit codes are 1, 2 and 5
-            n_refused += 1
-        assert not begun.result.exists() or content_of(begun.result) == begun.expected
-    assert n_refused == (500 if file_of is plan_of else 0)
 
 
 class Ended(BaseException):
