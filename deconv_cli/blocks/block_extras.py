@@ -33,7 +33,7 @@ TRUSTED = 255
 
 @dataclass(frozen=True)
 class ExtraFiles:
-    """What a user asks for beside the estimate; `None` for what is not asked for.
+    """What a user wants beside the estimate.
 
     Attributes:
         truth: file of the true image, with the axes and sizes of the result.

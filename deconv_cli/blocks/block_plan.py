@@ -70,7 +70,7 @@ class BlockPlan:
         block_bytes: bytes that a block takes at most, as estimated.
         seconds_a_sample: that restoring took on a tile.
         doubts: why the tiles are doubted, a sentence each.
-        error: predicted on tiles; `None` if it is not asked for.
+        error: predicted on tiles; `None` if it is not predicted.
     """
 
     fingerprint: str
@@ -150,9 +150,9 @@ def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOpt
     needed = max(of_tile / SHARE, SHARE * block_bytes(problem, size, n_batch))
     if needed > options.max_memory:
         raise TooLargeError(
-            f"even the smallest block of '{problem.source.path}', {format_size(core)} samples, takes "
-            f"{format_memory(round(needed))}, more than the {format_memory(options.max_memory)} that max_memory "
-            "allows; use more memory, smaller blocks, or a file of smaller tiles or chunks."
+            f"even the smallest block of '{problem.source.path}' takes {format_memory(round(needed))}, more than the "
+            f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file of "
+            "smaller tiles or chunks."
         )
 
 

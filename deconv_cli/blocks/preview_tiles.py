@@ -139,7 +139,7 @@ def workers_for(problem: BlockProblem, sides: Size, *, is_tested: bool = False) 
 
 
 def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
-    """Return the sides of the tiles whose error is predicted within so many bytes."""
+    """Return the sides of the tiles whose error can be predicted in a memory of `max_memory` bytes."""
     largest = MAX_SAMPLES if len(problem.data_size) > 1 else MAX_SAMPLES_OF_SIGNALS
     affordable = largest_samples(problem, max_memory, is_tested=True) // 2  # a prediction takes more than restoring
     return cube_sides(problem.data_size, max(min(largest, affordable), 1))

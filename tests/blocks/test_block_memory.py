@@ -62,4 +62,4 @@ print(block_bytes(problem, size) / (peak() - before))
 def test_blocks_take_no_more_than_is_estimated(tmp_path, kernel, size, options, is_full):
     words = [sys.executable, "-c", MEASURE, tmp_path / "in.npy", kernel, str(size), str(options), str(is_full)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert 1.0 <= float(done.stdout) <= 2.6
+    assert 0.95 <= float(done.stdout) <= 2.6  # a tenth of the memory is left free
