@@ -151,8 +151,8 @@ def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOpt
     if needed > options.max_memory:
         raise TooLargeError(
             f"even the smallest block of '{problem.source.path}' takes {format_memory(round(needed))}, more than the "
-            f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file of "
-            "smaller tiles or chunks."
+            f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file "
+            "of smaller tiles or chunks."
         )
 
 

@@ -38,8 +38,8 @@ N_MIDDLE = 16
 """Pixels in the middle of a tile, deeper than any halo."""
 LEAST_SAMPLES = N_MIDDLE + 3
 """Along an axis that is cut, so that there is a halo to measure."""
-FIRST_REACHES = 4
-"""The first depth, in halves of the kernel; the next ones are each twice as deep."""
+FIRST_REACHES, MOST_REACHES = 4, 64
+"""The first depth and the last one, in halves of the kernel; each is twice as deep as the one before."""
 MIN_DEPTH = 16
 FLAT = 0.01
 """The smallest range of the tiles, as a part of their largest value."""
@@ -132,7 +132,7 @@ def choose_halo(
 
 
 def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> list[Size]:
-    """List the depths to measure: each twice as deep as the one before, the last as deep as frame and memory allow."""
+    """List the depths to measure: each twice as deep as the one before, as far as frame and memory allow."""
     depths: list[Size] = []
 
     def depth_of(n_reaches: int) -> Size:
@@ -149,11 +149,11 @@ def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> 
         return is_deeper and prod(outer_sides(depth, problem.data_size)) <= max_samples
 
     n_reaches = FIRST_REACHES
-    while is_next(depth := depth_of(n_reaches)):
+    while n_reaches <= MOST_REACHES and is_next(depth := depth_of(n_reaches)):
         depths.append(depth)
         n_reaches *= 2
     if depths:
-        between = map(depth_of, range(n_reaches - 1, n_reaches // 2, -1))
+        between = map(depth_of, range(min(n_reaches - 1, MOST_REACHES), n_reaches // 2, -1))
         depths += itertools.islice(filter(is_next, between), 1)
     return depths
 
