@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from deconv_cli.blocks.memory_check import SHARE
+
 # Peak of the resident memory over that of a small block, which has loaded all the code.
 MEASURE = """
 import sys
@@ -62,4 +64,4 @@ print(block_bytes(problem, size) / (peak() - before))
 def test_blocks_take_no_more_than_is_estimated(tmp_path, kernel, size, options, is_full):
     words = [sys.executable, "-c", MEASURE, tmp_path / "in.npy", kernel, str(size), str(options), str(is_full)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert 0.95 <= float(done.stdout) <= 2.6  # a tenth of the memory is left free
+    assert SHARE <= float(done.stdout) <= 2.6  # the other part of the memory is left free
