@@ -124,7 +124,7 @@ def choose_halo(
     if inside is not None:
         return inside
     if not depths:
-        raise BlocksDisagreeError("the memory holds no piece that is large enough to measure the halo")
+        raise UsageError("the memory holds no piece that is large enough to measure the halo; use a larger max_memory.")
     raise BlocksDisagreeError(
         f"the estimate depends on data further away than a block can hold: {max(depths[-1])} pixels from a cut it is "
         f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
