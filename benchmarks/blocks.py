@@ -14,7 +14,7 @@ import deconv_cli
 from benchmarks import problems
 from benchmarks.measuring import Case, Figures, Scale, timed
 from benchmarks.printing import Report, Target, column, number, ratio, seconds, small, table, times
-from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE

@@ -14,10 +14,10 @@ import deconv_cli
 from benchmarks import problems
 from benchmarks.measuring import Case, Figures, Scale
 from benchmarks.printing import Report, Target, column, number, ratio, seconds, table, times
-from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import Scheduler, WorkSettings, start_scheduler
-from deconv_cli.schedulers.serial import SerialScheduler
 
 WORKERS = {"processes": WorkSettings(jobs=2), "Dask": WorkSettings(cluster="local:2")}
 N_ROUNDS = 3

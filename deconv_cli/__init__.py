@@ -47,10 +47,10 @@ from deconv_cli.registry import Registry
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.block_extras import ExtraFiles
+    from deconv_cli.blocks.block_plan import BlockOptions
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.cut_blocks import BlockOptions
     from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-    from deconv_cli.blocks.plan_extras import ExtraFiles
     from deconv_cli.chains.chain_inversion import ChainInversion, invert_chain
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
@@ -164,10 +164,10 @@ __all__ = [
 ]
 
 _NAMES = {
+    "blocks.block_extras": ("ExtraFiles",),
+    "blocks.block_plan": ("BlockOptions",),
     "blocks.block_reconstruction": ("BlockReconstruction",),
-    "blocks.cut_blocks": ("BlockOptions",),
     "blocks.invert_blocks": ("LargeFileOptions", "invert_blocks"),
-    "blocks.plan_extras": ("ExtraFiles",),
     "gradients.checker": ("check_gradients",),
     "gradients.findings": ("Cause", "Finding", "GradientReport", "Verdict"),
     "gradients.training.script": ("watch_gradients",),

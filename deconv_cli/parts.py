@@ -121,9 +121,9 @@ CODECS: Registry[Any] = Registry(
 SCHEDULERS: Registry[Any] = Registry(
     "scheduler",
     {
-        "serial": "deconv_cli.schedulers.serial:SerialScheduler",
-        "threads": "deconv_cli.schedulers.serial:ThreadPool",
-        "processes": "deconv_cli.schedulers.process_pool:ProcessPool",
+        "serial": "deconv_cli.schedulers.local_workers:SerialScheduler",
+        "threads": "deconv_cli.schedulers.local_workers:ThreadPool",
+        "processes": "deconv_cli.schedulers.local_workers:ProcessPool",
         "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
     },
 )

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 import deconv_cli
+from deconv_cli.blocks.block_extras import NO_FILES, plan_extras
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_run import BlockRun
-from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.blocks.plan_extras import NO_FILES, plan_extras
 from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.settings import ReconstructionSettings
 
@@ -47,8 +47,8 @@ def laid_out(folder, kernel, **options):
     return lay_out_problem(source, corner, kernel, ReconstructionSettings.of(**OPTIONS | options))
 
 
-def planned(folder, kernel, *, name="out.npy", resume=False, force=False, extra=NO_FILES, **options):
+def planned(folder, kernel, *, name="out.npy", blocks=BLOCKS, resume=False, force=False, extra=NO_FILES, **options):
     problem = laid_out(folder, kernel, **options)
     target = plan_target(problem, folder / name, LargeFileOptions(force=force, resume=resume))
     extras = plan_extras(problem, target, extra, force=None if resume else force)
-    return BlockRun.prepare(problem, target, BLOCKS, extras=extras, resume=resume, force=force)
+    return BlockRun.prepare(problem, target, blocks, extras=extras, resume=resume, force=force)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deconv_cli.blocks.block_ledger import BlockLedger
+from deconv_cli.blocks.checkpoint import Checkpoint
 from deconv_cli.commands.app import app
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -82,7 +82,7 @@ def test_the_script_of_an_array_ends_with_the_bytes_of_one_process_though_a_job_
         names = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_CPUS_PER_TASK": "1"}
         return subprocess.Popen(["bash", "job.sh"], env=os.environ | names, start_new_session=True)
 
-    ledger = BlockLedger.of(Path("restored.ome.zarr"))
+    ledger = Checkpoint.of(Path("restored.ome.zarr"))
     assert [begun(job).wait() for job in (1, 3)] == [0, 0]
     with begun(2) as killed:
         while len(ledger.results()) < 9:

@@ -1,4 +1,4 @@
-"""A grid of blocks over the result: each one writes whole units of the file, and no other writes them."""
+"""A result cut into blocks: each block writes whole units of the file, and no other block writes them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,100 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deconv_cli.blocks.axis_cut import AxisCut, Interval
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import Region
+from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
+
+Interval = tuple[int, int]
+"""Start and stop along one axis; beyond the ends of the axis if the image repeats itself."""
+
+
+@dataclass(frozen=True)
+class AxisCut:
+    """One axis of the whole: the data, and the image pixels that make them.
+
+    Image pixels m − before to m − before + n_taps − 1 make datum m. At the frame the boundary rule of the whole gives
+    what lies outside. At a cut nothing is assumed: the padding is 0, as torch's `valid`, and the estimate reaches
+    beyond the data as far as the kernel does.
+
+    Attributes:
+        n_data: samples of the data.
+        n_taps: taps of the kernel.
+        pads: image pixels that the rule adds before the first pixel and behind the last.
+        wraps: whether the image repeats itself along this axis, so that every end is a cut.
+    """
+
+    n_data: int
+    n_taps: int
+    pads: tuple[int, int]
+    wraps: bool = False
+
+    @property
+    def n_image(self) -> int:
+        """Image pixels."""
+        return self.n_data + self.n_taps - 1 - sum(self.pads)
+
+    @property
+    def shift(self) -> int:
+        """The place of the datum that lies on an image pixel, minus the place of that pixel."""
+        return self.pads[0] - (self.n_taps - 1) // 2
+
+    def data_around(self, core: Interval, halo: int) -> Interval:
+        """Return the data around image pixels: at least `halo` on each side, and more where the FFT is faster."""
+        start, stop = core[0] - halo + self.shift, core[1] + halo + self.shift
+        if not self.wraps:
+            start, stop = max(start, 0), min(stop, self.n_data)
+        reach = self.n_taps - 1
+        n_wanted = next_fast_size(stop - start + reach) - reach
+        if self.wraps:
+            return start, start + n_wanted
+        stop = min(start + n_wanted, self.n_data)
+        return max(stop - n_wanted, 0), stop
+
+    def pads_of(self, data: Interval) -> tuple[int, int]:
+        """Return the padding of a part of the data: that of the whole at the frame, 0 at a cut."""
+        if self.wraps:
+            return 0, 0
+        return self.pads[0] if data[0] == 0 else 0, self.pads[1] if data[1] == self.n_data else 0
+
+    def is_closed(self, data: Interval) -> bool:
+        """Return whether both ends of a part of the data are cuts."""
+        return self.wraps or (data[0] > 0 and data[1] < self.n_data)
+
+    def image_of(self, data: Interval) -> Interval:
+        """Return the image pixels that are restored from a part of the data."""
+        before, after = self.pads_of(data)
+        return data[0] - self.pads[0] + before, data[1] + self.n_taps - 1 - self.pads[0] - after
+
+    def runs(self, data: Interval) -> list[slice]:
+        """Return the slices of the stored axis that hold a part of the data, in order."""
+        found, start = [], data[0]
+        while start < data[1]:
+            place = start % self.n_data
+            stop = min(self.n_data, place + data[1] - start)
+            found.append(slice(place, stop))
+            start += stop - place
+        return found
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block.
+    """One block; its number counts along the last axis first.
 
     Attributes:
-        number: which one, counted along the last axis first.
-        region: of the result, along its axes.
         batch: the part of each axis that is neither space nor channels.
-        core: the image pixels that it writes, along each axis of space.
-        data: what they are restored from.
+        core: the image pixels that the block writes, along each axis of space.
+        data: the data that they are restored from.
     """
 
     number: int
-    region: Region
     batch: tuple[slice, ...]
     core: tuple[Interval, ...]
     data: tuple[Interval, ...]
 
     @property
     def n_batch(self) -> int:
-        """Images that are restored at once."""
+        """Images that are restored together."""
         return math.prod(part.stop - part.start for part in self.batch)
 
 
@@ -43,9 +110,9 @@ class BlockGrid:
     Attributes:
         layout: axes and sizes of the result as it is stored.
         cuts: how each axis of space is cut.
-        core: samples of a block along each axis of the result; the last one may be smaller.
-        halo: image pixels around the core, along each axis of space, that data are read for.
-        halo_at_frame: the same of blocks that reach an end of the frame along an axis that is cut; no narrower.
+        core: samples of a block along each axis of the result; the last block may be smaller.
+        halo: image pixels around the core that are restored too, along each axis of space.
+        halo_at_frame: the same of blocks that reach the frame along an axis that is cut; no narrower.
     """
 
     layout: Layout
@@ -61,34 +128,31 @@ class BlockGrid:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks altogether."""
+        """Number of blocks."""
         return math.prod(self.n_along)
 
     @property
     def is_cut(self) -> tuple[bool, ...]:
         """Whether blocks meet within an image, along each axis of space."""
-        return tuple(self.n_along[self.layout.axes.index(letter)] > 1 for letter in self.layout.space)
+        return tuple(n > 1 for n in self.along_space(self.n_along))
+
+    def along_space(self, values: Sequence[int]) -> Size:
+        """Keep the values that belong to the axes of space."""
+        return tuple(values[self.layout.axes.index(letter)] for letter in self.layout.space)
 
     def block(self, number: int) -> Block:
         """Lay out one block."""
-        region = []
-        for n, core, count in reversed([*zip(self.layout.sizes, self.core, self.n_along, strict=True)]):
-            number, place = divmod(number, count)
-            region.append(slice(place * core, min((place + 1) * core, n)))
-        region.reverse()
-        return self._of_region(tuple(region))
-
-    def _of_region(self, region: Region) -> Block:
-        places = [part.start // core for part, core in zip(region, self.core, strict=True)]
-        number = 0
-        for place, count in zip(places, self.n_along, strict=True):
-            number = number * count + place
+        region, rest = list[slice](), number
+        for n, length, count in reversed([*zip(self.layout.sizes, self.core, self.n_along, strict=True)]):
+            rest, place = divmod(rest, count)
+            region.insert(0, slice(place * length, min((place + 1) * length, n)))
         along = [region[self.layout.axes.index(letter)] for letter in self.layout.space]
         core = tuple((part.start, part.stop) for part in along)
-        return Block(number, region, tuple(region[i] for i in self.layout.batch_axes), core, self.data_around(core))
+        batch = tuple(region[axis] for axis in self.layout.batch_axes)
+        return Block(number, batch, core, self.data_around(core))
 
     def data_around(self, core: Sequence[Interval]) -> tuple[Interval, ...]:
-        """Give the data to restore image pixels from, along each axis of space."""
+        """Return the data that image pixels are restored from, along each axis of space."""
         inside, at_frame = (
             tuple(cut.data_around(c, h) for cut, c, h in zip(self.cuts, core, halo, strict=True))
             for halo in (self.halo, self.halo_at_frame)
@@ -98,7 +162,7 @@ class BlockGrid:
         return at_frame if reaches_frame else inside
 
     def order(self) -> list[int]:
-        """List all blocks, those of one size and one boundary after another: they share an inverse."""
+        """List all blocks so that those of one size and one boundary follow one another: they share an inverse."""
         return sorted(range(self.n_blocks), key=self._kind)
 
     def _kind(self, number: int) -> tuple[object, ...]:
@@ -110,23 +174,14 @@ class BlockGrid:
     def largest_data(self) -> Size:
         """The largest size of the data of any block."""
         lengths = []
-        for cut, letter, halo in zip(self.cuts, self.layout.space, self.halo_at_frame, strict=True):
-            axis = self.layout.axes.index(letter)
-            starts = range(0, self.layout.sizes[axis], self.core[axis])
-            ends = [(start, min(start + self.core[axis], self.layout.sizes[axis])) for start in starts]
-            parts = [cut.data_around(core, halo) for core in ends]
+        sizes, cores = self.along_space(self.layout.sizes), self.along_space(self.core)
+        for cut, n, core, halo in zip(self.cuts, sizes, cores, self.halo_at_frame, strict=True):
+            parts = [cut.data_around((start, min(start + core, n)), halo) for start in range(0, n, core)]
             lengths.append(max(stop - start for start, stop in parts))
         return tuple(lengths)
 
 
-def divide(length: int, largest: int, unit: int) -> int:
-    """Cut a length into equal parts of whole units, none longer than `largest` but for a single unit."""
-    n_units = -(-length // unit)
-    n_parts = 1 if largest >= length else -(-n_units // max(largest // unit, 1))
-    return -(-n_units // n_parts) * unit
-
-
-def core_of(layout: Layout, unit: Size, largest: Sequence[int]) -> Size:
+def choose_core(layout: Layout, unit: Size, largest: Sequence[int]) -> Size:
     """Choose how many samples a block has along each axis of the result.
 
     Args:
@@ -137,7 +192,14 @@ def core_of(layout: Layout, unit: Size, largest: Sequence[int]) -> Size:
     core = []
     for letter, n, one in zip(layout.axes, layout.sizes, unit, strict=True):
         if letter in layout.space:
-            core.append(divide(n, largest[layout.space.index(letter)], one))
+            core.append(_divide(n, largest[layout.space.index(letter)], one))
         else:
             core.append(n if letter in "CS" else min(one, n))
     return tuple(core)
+
+
+def _divide(length: int, largest: int, unit: int) -> int:
+    """Cut a length into equal parts of whole units: none longer than `largest`, unless it is a single unit."""
+    n_units = -(-length // unit)
+    n_parts = 1 if largest >= length else -(-n_units // max(largest // unit, 1))
+    return -(-n_units // n_parts) * unit

@@ -1,14 +1,57 @@
-"""The plan of a run over blocks: all that was decided before it, so that every process decides the same."""
+"""The plan of a run over blocks: all that is decided before the first block, so that every process decides the same."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
-from deconv_cli.blocks.fixed_choices import FixedChoices
-from deconv_cli.blocks.halo_depth import HaloChoice
-from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.vocabulary import Size
+from deconv_cli.blocks.block_extras import BlockExtras
+from deconv_cli.blocks.block_grid import Block, BlockGrid, choose_core
+from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
+from deconv_cli.blocks.fixed_choices import FixedChoices, choose_steps, fix_choices
+from deconv_cli.blocks.halo_depth import BlocksDisagreeError, HaloChoice, choose_halo
+from deconv_cli.blocks.memory_check import SHARE, advise_whole, block_bytes, largest_samples
+from deconv_cli.blocks.preview_tiles import MAX_SAMPLES, PreviewTile, contrast_of, find_tiles, prediction_sides
+from deconv_cli.blocks.sampled_error import ErrorSample, sample_error
+from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
+from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
+from deconv_cli.errors import TooLargeError, UsageError
+from deconv_cli.io.layout import Layout
+from deconv_cli.io.regions import RegionTarget, cube_sides
+from deconv_cli.operators.circulant import next_fast_size
+from deconv_cli.vocabulary import Size, format_memory, format_size, package_version
+from deconv_cli.workflows.progress_listener import ProgressListener
+
+MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
+"""Samples of a block and its halo along an axis, at most, by the axes of space: larger blocks gain nothing."""
+TIMED_SAMPLES = 2**15
+TIMED_STEPS = 20
+"""Samples of a tile on which an iteration is timed, and its steps, at most."""
+MIN_SEAMS, SEAM_SHARE = 2, 1 / 64
+"""Least number of blocks whose seams are measured, and their part of all blocks."""
+MAX_LOOKS = 256
+"""Blocks whose corners are read to choose from, at most."""
+MARGIN = 8
+"""Pixels beyond the halo that are read around a corner."""
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How a picture is cut.
+
+    Attributes:
+        max_memory: bytes that a block may take.
+        block_size: image pixels of a block along each axis of space; `None` for what the memory holds.
+        n_threads: for the arithmetic of one block.
+    """
+
+    max_memory: int
+    block_size: Size | None = None
+    n_threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -16,17 +59,17 @@ class BlockPlan:
     """What was decided.
 
     Attributes:
-        fingerprint: SHA-256 of the input, the kernel and the settings that it was made for.
+        fingerprint: SHA-256 of the input, the kernel and the settings that the plan was made for.
         core: samples of a block along each axis of the result.
-        halo: what surrounds a block, and what it leaves at the seams.
+        halo: the halo of a block, and the error at the seams that it leaves.
         choices: what holds for all blocks alike.
         seams: blocks whose seams towards the next ones are measured.
         n_threads: for the arithmetic of one block.
         max_memory: bytes that a block may take.
-        block_bytes: those that it takes at most, as estimated.
-        seconds_a_sample: that restoring took on the pieces that were looked at.
-        doubts: why pieces of the picture are doubted, a sentence each.
-        error: what pieces tell of the error; `None` where it is not predicted.
+        block_bytes: bytes that a block takes at most, as estimated.
+        seconds_a_sample: that restoring took on a tile.
+        doubts: why the tiles are doubted, a sentence each.
+        error: predicted on tiles; `None` if it is not predicted.
     """
 
     fingerprint: str
@@ -41,35 +84,226 @@ class BlockPlan:
     doubts: tuple[str, ...] = ()
     error: ErrorSample | None = None
 
-    def as_record(self) -> dict[str, Any]:
-        """Give the plan as JSON can hold it."""
-        return {
-            "fingerprint": self.fingerprint,
-            "core": list(self.core),
-            "halo": self.halo.as_record(),
-            "choices": self.choices.as_record(),
-            "seams": list(self.seams),
-            "n_threads": self.n_threads,
-            "max_memory": self.max_memory,
-            "block_bytes": self.block_bytes,
-            "seconds_a_sample": self.seconds_a_sample,
-            "doubts": list(self.doubts),
-            "error": self.error and self.error.as_record(),
-        }
 
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> BlockPlan:
-        """Read what `as_record` gave."""
-        return cls(
-            record["fingerprint"],
-            tuple(record["core"]),
-            HaloChoice.of_record(record["halo"]),
-            FixedChoices.of_record(record["choices"]),
-            tuple(record["seams"]),
-            record["n_threads"],
-            record["max_memory"],
-            record["block_bytes"],
-            record["seconds_a_sample"],
-            tuple(record["doubts"]),
-            record["error"] and ErrorSample.of_record(record["error"]),
+def plan_blocks(
+    problem: BlockProblem, target: RegionTarget, options: BlockOptions, fingerprint: str, progress: ProgressListener
+) -> tuple[BlockPlan, BlockProblem]:
+    """Decide all that is decided before the first block is restored.
+
+    Returns:
+        The plan, and the problem with all choices made.
+
+    Raises:
+        UsageError: blocks would differ from the whole by more than seams may.
+        TooLargeError: the smallest block does not fit the memory.
+    """
+    limit_threads(options.n_threads)
+    n_batch = _batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
+    _check_memory(problem, target, options)
+    max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
+    # Solvers may count on the memory of a block alone: the free memory differs from process to process.
+    problem = problem.with_settings(max_memory=options.max_memory)
+    # Choosing λ takes more memory than restoring, and a solver for the whole of a tile more than for a part.
+    sides = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
+    progress.begin("looking at pieces of the picture")
+    tiles = find_tiles(problem, sides)
+    choices, doubts = fix_choices(problem, tiles, sides, progress)
+    choices = choose_steps(problem, choices, tiles, progress)
+    settled = choices.settle(problem)
+    grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
+    progress.begin("choosing the seams that are checked")
+    seams = choose_seams(settled, grid)
+    progress.begin("measuring the time that restoring takes")
+    seconds, error = time_restoring(settled, tiles[0], sides), None
+    if problem.settings.predict:
+        progress.begin("predicting the error of pieces of the picture")
+        error = sample_error(settled, prediction_sides(settled, options.max_memory))
+    plan = BlockPlan(
+        fingerprint=fingerprint,
+        core=grid.core,
+        halo=halo,
+        choices=choices,
+        seams=seams,
+        n_threads=options.n_threads,
+        max_memory=options.max_memory,
+        block_bytes=n_bytes,
+        seconds_a_sample=seconds,
+        doubts=doubts,
+        error=error,
+    )
+    return plan, settled
+
+
+def _batch_unit(layout: Layout, unit: Size) -> int:
+    """Count the images that are written together, and so restored together."""
+    return prod(min(unit[axis], layout.sizes[axis]) for axis in layout.batch_axes)
+
+
+def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOptions) -> None:
+    """Refuse by `TooLargeError` a memory that does not hold the smallest block, before any tile is restored."""
+    layout, none = Layout(target.axes, target.shape, problem.layout.dimensions), (0,) * len(problem.cuts)
+    n_batch = _batch_unit(layout, target.unit)
+    core = choose_core(layout, target.unit, options.block_size or none)
+    size, taps = BlockGrid(layout, problem.cuts, core, none, none).largest_data, problem.canonical.size
+    of_tile = block_bytes(problem, tuple(min(n, 2 * k) for n, k in zip(problem.data_size, taps, strict=True)), n_batch)
+    needed = max(of_tile / SHARE, SHARE * block_bytes(problem, size, n_batch))
+    if needed > options.max_memory:
+        raise TooLargeError(
+            f"even the smallest block of '{problem.source.path}' takes {format_memory(round(needed))}, more than the "
+            f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file "
+            "of smaller tiles or chunks."
         )
+
+
+def cut_blocks(
+    problem: BlockProblem,
+    target: RegionTarget,
+    options: BlockOptions,
+    tiles: Sequence[PreviewTile],
+    progress: ProgressListener,
+) -> tuple[BlockGrid, HaloChoice, int]:
+    """Measure the halo, and lay out the largest blocks that fit the memory with it.
+
+    Returns:
+        The blocks, their halo, and the bytes that a block takes at most, as estimated.
+
+    Raises:
+        UsageError: the estimate depends on data further away than a block can hold.
+        TooLargeError: the smallest block does not fit the memory.
+    """
+    layout = Layout(target.axes, target.shape, problem.layout.dimensions)
+    n_batch = _batch_unit(layout, target.unit)
+    max_samples = largest_samples(problem, options.max_memory, n_batch)
+    is_cut = (False,) * len(problem.cuts)
+    while True:  # a halo can make blocks too large for an axis that was whole without it
+        try:
+            halo = choose_halo(problem, tiles, is_cut, max_samples, progress)
+        except BlocksDisagreeError as error:
+            raise UsageError(f"{error}; {_advise(problem, options)}.") from error
+        if problem.settings.predict:  # the error depends on the detail around each pixel, which a block has to know
+            halo = halo.widened(tuple(DETAIL_REACH if is_one else 0 for is_one in is_cut))
+        largest = list(_largest_core(problem, max_samples, halo.at_frame, options))
+        while True:
+            grid = BlockGrid(layout, problem.cuts, choose_core(layout, target.unit, largest), halo.halo, halo.at_frame)
+            n_bytes = block_bytes(problem, grid.largest_data, n_batch)
+            if SHARE * n_bytes <= options.max_memory:
+                break
+            # Large units make a block larger than wanted along their axis, so it has to be smaller along others.
+            if options.block_size is not None or not _shorten(largest, grid, target.unit):
+                raise _too_large(grid, n_bytes, options)
+        if all(was or not is_one for was, is_one in zip(is_cut, grid.is_cut, strict=True)):
+            return grid, halo, n_bytes
+        is_cut = tuple(was or is_one for was, is_one in zip(is_cut, grid.is_cut, strict=True))
+
+
+def _advise(problem: BlockProblem, options: BlockOptions) -> str:
+    """Name a setting under which the estimate depends on nearer data, if there is one, and what the whole takes."""
+    settings, whole = problem.resolved, advise_whole(problem, options.max_memory, options.block_size)
+    if settings.has_lambda:
+        return f"use a larger lam, or {whole}"
+    if settings.method == "richardson-lucy":
+        return f"use fewer iterations, or {whole}"
+    return f"use another weight, or {whole}" if settings.objective == "tv" else whole
+
+
+def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:
+    """Take a unit from the axis of space along which blocks have most units; return whether one was left."""
+    cores, units = grid.along_space(grid.core), grid.along_space(unit)
+    longest = max(range(len(cores)), key=lambda axis: cores[axis] / units[axis])
+    left = cores[longest] - units[longest]
+    if left > 0:
+        largest[longest] = left
+    return left > 0
+
+
+def _largest_core(problem: BlockProblem, max_samples: int, halo: Size, options: BlockOptions) -> Sequence[int]:
+    """Return the image pixels of a block, at most: without its halo, and without what is read for a fast FFT."""
+    if options.block_size is not None:
+        return options.block_size
+    size, core = problem.data_size, []
+    sides = cube_sides(tuple(min(n, MAX_SIDES[len(size)]) for n in size), max_samples)
+    for side, h, cut in zip(sides, halo, problem.cuts, strict=True):
+        reach, fast = cut.n_taps - 1, side
+        while fast > 1 and next_fast_size(fast + reach) > side + reach:
+            fast -= 1
+        core.append(cut.n_image if side >= cut.n_data else max(fast - 2 * h, 1))
+    return core
+
+
+def _too_large(grid: BlockGrid, n_bytes: int, options: BlockOptions) -> TooLargeError:
+    """Say that the smallest blocks do not fit the memory."""
+    halo = f" with a halo of {format_size(grid.halo_at_frame)}" if any(grid.halo_at_frame) else ""
+    return TooLargeError(
+        f"a block of {format_size(grid.core)} samples{halo} takes about {format_memory(n_bytes)}, more than the "
+        f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file of "
+        "smaller tiles or chunks."
+    )
+
+
+def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
+    """Choose blocks whose seams are measured: those around whose corner the data vary most, one at the frame if any."""
+    n_blocks = grid.n_blocks
+    # Spread evenly, whatever the number of blocks in a row.
+    spread = {int(GOLDEN_SECTION * k % 1 * n_blocks) for k in range(MAX_LOOKS)}
+    found: list[tuple[float, int, bool]] = []
+    for number in spread if n_blocks > MAX_LOOKS else range(n_blocks):
+        block = grid.block(number)
+        corner = corner_of(block, problem.image_size)
+        if any(place is not None for place in corner):
+            data = [
+                read if place is None else cut.data_around((place, place), halo + MARGIN)
+                for cut, read, place, halo in zip(problem.cuts, block.data, corner, grid.halo, strict=True)
+            ]
+            contrast = contrast_of(problem.read(block.batch, data).double(), problem.white)
+            found.append((contrast, number, None in corner))
+    found.sort(reverse=True)
+    chosen = [*found[: max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))], *[one for one in found if one[-1]][:1]]
+    return tuple(dict.fromkeys(number for _, number, _ in chosen))
+
+
+def corner_of(block: Block, image_size: Sequence[int]) -> tuple[int | None, ...]:
+    """Return the image pixel at which a block meets the next one along each axis of space; `None` at the frame.
+
+    A block that begins at the frame is measured only at the seams that run into the frame, if it has any, so that
+    pixels on the edge of the frame are compared too.
+    """
+    corner = tuple(stop if stop < n else None for (_, stop), n in zip(block.core, image_size, strict=True))
+    inside = tuple(place if start > 0 else None for place, (start, _) in zip(corner, block.core, strict=True))
+    return inside if any(place is not None for place in inside) else corner
+
+
+def time_restoring(problem: BlockProblem, tile: PreviewTile, sides: Size) -> float:
+    """Measure the seconds a sample takes; not those of building an inverse, which few blocks do."""
+    settings = problem.resolved
+    is_linear, n_steps = settings.is_linear, settings.iterations or 1
+    n_timed = min(n_steps, TIMED_STEPS)
+    if settings.iterations is not None:
+        problem = problem.with_settings(iterations=n_timed)
+    data = tile.data(sides if is_linear else cube_sides(sides, TIMED_SAMPLES), problem.data_size)
+    values, pipeline = problem.read(tile.batch, data), problem.pipeline()
+    if is_linear:
+        problem.restore(values, data, pipeline)
+    started = time.perf_counter()
+    problem.restore(values, data, pipeline)
+    return (time.perf_counter() - started) / prod(values.shape) * n_steps / n_timed
+
+
+def fingerprint_of(problem: BlockProblem, target: RegionTarget, options: BlockOptions, extras: BlockExtras) -> str:
+    """Hash all that decides what is written.
+
+    Tensors are rounded to single precision: threads that share a sum change the last digits of a computed kernel.
+    """
+    curve = problem.resolution.tone_curve
+    tensors = {"kernel": problem.kernel, "bias": problem.bias, "light": None if curve is None else curve.light}
+    settled = {
+        "version": package_version("deconv-cli"),
+        "source": problem.source.fingerprint(),
+        "axes": problem.layout.axes,
+        "tensors": {name: None if t is None else [list(t.shape), t.float().tolist()] for name, t in tensors.items()},
+        "settings": repr(problem.settings),
+        "resolved": repr(problem.resolved),
+        "target": [str(target.path), list(target.shape), target.dtype, target.axes, list(target.unit)],
+        "block_size": options.block_size,
+        "extras": extras.describe(),
+    }
+    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()

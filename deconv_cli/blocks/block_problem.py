@@ -1,15 +1,17 @@
-"""What all blocks of one picture share, and how any part of it is restored by the one pipeline."""
+"""What all blocks of one picture share, and how the pipeline restores any part of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deconv_cli.blocks.axis_cut import AxisCut, Interval
+from deconv_cli.blocks.block_grid import AxisCut, Interval
 from deconv_cli.io.codec import Array
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.regions import RegionSource
@@ -19,9 +21,10 @@ from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.tone_curve import WHITES
 from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -30,16 +33,9 @@ from deconv_cli.workflows.resolution import Resolution
 
 @dataclass(frozen=True, eq=False)
 class BlockProblem:
-    """A large picture, a kernel, and how it is undone; can be sent to other processes.
+    """A large picture, its kernel and its settings as given and as resolved; can be sent to other processes.
 
-    Attributes:
-        source: the picture.
-        layout: its axes, of which those of space are the kernel's.
-        kernel: the taps as `deconv_cli.invert` takes them.
-        settings: what was chosen.
-        resolution: the same with nothing left open.
-        bias: subtracted from each output channel first, shape `(C_out,)`.
-        device: where the arithmetic runs.
+    The kernel is as `deconv_cli.invert` takes it. The bias, shape `(C_out,)`, is subtracted from each channel first.
     """
 
     source: RegionSource
@@ -51,9 +47,24 @@ class BlockProblem:
     device: str = "cpu"
 
     @property
+    def resolved(self) -> ResolvedSettings:
+        """The resolved settings."""
+        return self.resolution.settings
+
+    def with_settings(self, **changes: Any) -> BlockProblem:  # noqa: ANN401
+        """Change resolved settings."""
+        return replace(self, resolution=replace(self.resolution, settings=replace(self.resolved, **changes)))
+
+    @property
     def canonical(self) -> Kernel:
         """The kernel in canonical form."""
         return Kernel.of_any(self.kernel, dimensions=self.layout.dimensions)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the arithmetic."""
+        stored = torch.float64 if self.source.dtype == "float64" else torch.float32
+        return pick_dtype(self.settings.dtype, torch.empty(0, dtype=stored), torch.device(self.device))
 
     @property
     def n_channels(self) -> int:
@@ -69,15 +80,15 @@ class BlockProblem:
     @property
     def cuts(self) -> tuple[AxisCut, ...]:
         """How each axis of space is cut."""
-        settings, size = self.resolution.settings, self.canonical.size
-        pads = resolve_padding(settings.padding, size)
-        wraps = BOUNDARIES[settings.boundary].is_periodic
+        size = self.canonical.size
+        pads = resolve_padding(self.resolved.padding, size)
+        wraps = BOUNDARIES[self.resolved.boundary].is_periodic
         axes = zip(self.data_size, size, pads.before, pads.after, strict=True)
         return tuple(AxisCut(n, k, (before, after), wraps) for n, k, before, after in axes)
 
     @property
     def white(self) -> float | None:
-        """The stored value of a full sample; `None` where samples have no such value."""
+        """The stored value of a saturated sample; `None` if the sample type has none."""
         return WHITES.get(self.source.dtype)
 
     @property
@@ -86,22 +97,16 @@ class BlockProblem:
         return tuple(cut.n_image for cut in self.cuts)
 
     def read(self, batch: Sequence[slice], data: Sequence[Interval]) -> Tensor:
-        """Read a part of the data, shape `(B, C_out, *size)`.
-
-        Args:
-            batch: for each axis that is neither space nor channels.
-            data: for each axis of space.
+        """Read a part of the data, shape `(B, C_out, *size)`; `batch` is for axes that are neither space nor channels.
 
         Raises:
             MalformedInputError: the file is damaged there, or holds NaN or Inf.
         """
         runs = [cut.runs(interval) for cut, interval in zip(self.cuts, data, strict=True)]
-        stored = as_real_tensor(self.source.path, self._read(batch, runs))
-        check_finite(self.source.path, stored, "image")
-        return replace(self.layout, sizes=tuple(stored.shape)).to_images(stored).to(self.device)
+        return as_images(self.source.path, self.layout, self._read(batch, runs)).to(self.device)
 
     def _read(self, batch: Sequence[slice], runs: Sequence[Sequence[slice]]) -> Array:
-        """Read runs along each axis of space, and put them side by side."""
+        """Read several runs along each axis of space, and join them."""
         for axis, several in enumerate(runs):
             if len(several) > 1:
                 parts = [self._read(batch, [*runs[:axis], [one], *runs[axis + 1 :]]) for one in several]
@@ -118,15 +123,9 @@ class BlockProblem:
         *,
         is_tested: bool = False,
     ) -> Reconstruction:
-        """Restore a part of the data, as `read` gives it; the image is that of `AxisCut.image_of`.
+        """Restore a part of the data; `AxisCut.image_of` says which image pixels the estimate has.
 
-        Args:
-            values: the data.
-            data: what they are.
-            pipeline: restores.
-            progress: follows it.
-            is_tested: whether the residual is tested too, which takes as long as restoring, and several times the
-                memory.
+        Testing the residual too doubles the time and takes several times the memory.
         """
         resolution = replace(self.resolution_of(data), is_tested=is_tested)
         if not is_tested:
@@ -134,10 +133,10 @@ class BlockProblem:
         return pipeline.reconstruct(values, resolution, progress=progress)
 
     def _closed(self, values: Tensor, data: Sequence[Interval], resolution: Resolution) -> tuple[Tensor, Resolution]:
-        """Let data go around a torus along axes that they are cut along at both ends.
+        """Put data on a torus along the axes whose both ends are cuts.
 
-        Whatever is taken to lie there, its influence ends in the halo, and on a torus the estimate is in closed form.
-        The gap is filled smoothly, and is as wide as the kernel reaches: the image is as large as without.
+        The influence of what lies outside ends in the halo, whatever it is, and on a torus the estimate has a closed
+        form. The gap is filled smoothly and is as wide as the kernel reaches, so the image keeps its size.
         """
         settings = resolution.settings
         wraps = tuple(cut.is_closed(interval) for cut, interval in zip(self.cuts, data, strict=True))
@@ -152,29 +151,22 @@ class BlockProblem:
         return closed, replace(resolution, settings=replace(settings, padding=padding, wraps=wraps))
 
     def resolution_of(self, data: Sequence[Interval]) -> Resolution:
-        """Settle how a part of the data is restored."""
-        pads = tuple(cut.pads_of(interval) for cut, interval in zip(self.cuts, data, strict=True))
-        settings = replace(self.resolution.settings, padding=pads, input_size=None)
-        is_unknown = BOUNDARIES[settings.boundary].is_unknown  # then an estimate begins outside the frame
-        origin = tuple(
-            start if is_unknown else cut.image_of((start, stop))[0]
-            for cut, (start, stop) in zip(self.cuts, data, strict=True)
-        )
-        settings = replace(settings, origin=origin)
+        """Resolve the settings for a part of the data."""
+        ends = list(zip(self.cuts, data, strict=True))
+        pads = tuple(cut.pads_of(interval) for cut, interval in ends)
+        boundary = self.resolved.boundary
+        is_unknown = BOUNDARIES[boundary].is_unknown  # then an estimate begins outside the frame
+        origin = tuple(interval[0] if is_unknown else cut.image_of(interval)[0] for cut, interval in ends)
         if not any(sum(sides) for sides in pads):
-            settings = replace(settings, boundary="unknown")  # where nothing lies at the frame no rule is asked
+            boundary = "unknown"  # no side of the data lies at the frame
+        settings = replace(self.resolved, padding=pads, input_size=None, origin=origin, boundary=boundary)
         return replace(self.resolution, settings=settings)
 
     def find_bounds(self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline) -> Tensor | None:
-        """Find pixels whose own sample is full, and no more than a bound, in any image or channel.
-
-        Args:
-            values: as `read` gives them.
-            data: what they are.
-            pipeline: restores them.
+        """Find pixels whose own sample is saturated in any image or channel, and so only a lower bound.
 
         Returns:
-            A mask of the size of the image that is restored from them; `None` where there are none.
+            A mask of the size of the image that is restored from these data; `None` if no sample is saturated.
         """
         found = pipeline.find_bounds(values, self.resolution_of(data))
         if found is None:
@@ -185,38 +177,39 @@ class BlockProblem:
             mask = mask.index_select(axis, place.clamp(0, stop - start - 1))
         return mask
 
-    def examine(
+    def predict(
         self, values: Tensor, data: Sequence[Interval], pipeline: Pipeline, number: int, n_pieces: int
     ) -> Reconstruction:
-        """Restore a part of the data, and predict its error as if it had the frame of the whole.
+        """Restore part `number` of `n_pieces`, and predict its error as if it had the frame of the whole.
 
-        Args:
-            values: as `read` gives them.
-            data: what they are.
-            pipeline: restores.
-            number: which part it is: other random numbers are drawn for each.
-            n_pieces: parts that are looked at.
+        Each part draws other random numbers.
         """
-        whole, alone = self.resolution.settings, self.resolution_of(data)
-        settings = replace(alone.settings, predict=True, seed=(whole.seed or 0) + 2 * number)
-        frame = whole.boundary, whole.padding
-        resolution = replace(alone, settings=settings, frame=frame, n_pieces=n_pieces)
-        return pipeline.reconstruct(values, resolution)
+        alone = self.resolution_of(data)
+        settings = replace(alone.settings, predict=True, seed=(self.resolved.seed or 0) + 2 * number)
+        frame = self.resolved.boundary, self.resolved.padding
+        return pipeline.reconstruct(values, replace(alone, settings=settings, frame=frame, n_pieces=n_pieces))
 
     def crop(self, image: Tensor, data: Sequence[Interval], core: Sequence[Interval]) -> Tensor:
-        """Cut image pixels out of what was restored from a part of the data."""
+        """Crop an estimate that was restored from a part of the data to some image pixels."""
         axes = space_axes(len(core))
         for axis, cut, read, (start, stop) in zip(axes, self.cuts, data, core, strict=True):
             image = image.narrow(axis, start - cut.image_of(read)[0], stop - start)
         return image.contiguous()
 
     def pipeline(self) -> Pipeline:
-        """Make a pipeline, which keeps the inverse of the last part for the next one of the same size."""
+        """Make a pipeline. It keeps the inverse of the last part for the next part of the same size."""
         own = replace(self.settings, dimensions=self.layout.dimensions)
         return Pipeline(self.kernel, own, bias=self.bias)
 
 
+def as_images(path: Path, layout: Layout, stored: Array) -> Tensor:
+    """Bring a region of a file, with the axes of a layout, into shape `(B, C, *size)`; refuse NaN and Inf."""
+    values = as_real_tensor(path, stored)
+    check_finite(path, values, "image")
+    return replace(layout, sizes=tuple(values.shape)).to_images(values)
+
+
 def limit_threads(n_threads: int) -> None:
-    """Take so many threads for the arithmetic: other numbers of them round sums in another order."""
+    """Set the number of torch's threads: another number rounds sums in another order."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)

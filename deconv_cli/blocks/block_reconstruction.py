@@ -1,30 +1,105 @@
-"""What came of a picture that was restored block by block, and whether it is to be trusted."""
+"""The result of a picture that was restored block by block, and whether it can be trusted."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from deconv_cli.blocks.block_plan import BlockPlan
-from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.run_blocks import BlockSummary
+from deconv_cli.blocks.block_task import BlockResult, BlockTask
+from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE
+from deconv_cli.blocks.memory_check import advise_whole
 from deconv_cli.blocks.sampled_error import SampledError
+from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import format_padding
 
 NOTE_ON_BOUNDS = (
-    "full samples were taken for no more than 'at least this bright'; the error at the seams is that of all others, "
-    "since what lies there is a guess"
+    "saturated samples are treated as lower bounds; the error at the seams is that of all other samples, since the "
+    "estimate at a saturated sample is a guess"
 )
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """The results of all blocks together.
+
+    Attributes:
+        n_redone: blocks that this run restored; the others were done before.
+        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks.
+        residual_rms: root mean square of y − Ax̂.
+        n_iterations: of the solver, the most in any block.
+        certificate: the largest of any block.
+        n_unsolved: blocks in which the solver did not reach its tolerance.
+        n_clipped: samples that the type of the result cannot hold.
+        seam: the largest difference that was measured beside a seam; `None` if none was measured.
+        seconds: that all blocks took together.
+        predicted_error: root mean square of the expected error; `None` if it is not predicted.
+        trusted_share: part of the pixels that are trusted.
+        real_error: root mean square of the real error; `None` if no truth is known.
+    """
+
+    n_blocks: int
+    n_redone: int
+    residual: float
+    residual_rms: float
+    n_iterations: int
+    certificate: float
+    n_unsolved: int
+    n_clipped: int
+    lowest: float
+    highest: float
+    seam: float | None
+    n_seams: int
+    seconds: float
+    predicted_error: float | None = None
+    trusted_share: float = 0.0
+    real_error: float | None = None
+    thumbnails: tuple[ThumbnailPart, ...] = ()
+
+    @classmethod
+    def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
+        """Pool blocks."""
+        squared = math.fsum(result.squared_residual for result in results)
+        data = math.fsum(result.squared_data for result in results)
+        seams = [result.seam for result in results if result.seam is not None]
+        n_estimated = sum(result.n_estimated for result in results)
+
+        def root_mean(squares: Sequence[float | None]) -> float | None:
+            known = [square for square in squares if square is not None]
+            return math.sqrt(math.fsum(known) / n_estimated) if len(known) == len(results) else None
+
+        trusted = math.fsum(result.extra.trusted_share * result.n_estimated for result in results)
+        return cls(
+            n_blocks=len(results),
+            n_redone=n_redone,
+            residual=math.sqrt(squared / data) if data > 0 else 0.0,
+            residual_rms=math.sqrt(squared / sum(result.n_samples for result in results)),
+            n_iterations=max(result.n_iterations for result in results),
+            certificate=max(result.certificate for result in results),
+            n_unsolved=sum(not result.is_solved for result in results),
+            n_clipped=sum(result.n_clipped for result in results),
+            lowest=min(result.lowest for result in results),
+            highest=max(result.highest for result in results),
+            seam=max(seams, default=None),
+            n_seams=len(seams),
+            seconds=math.fsum(result.seconds for result in results),
+            predicted_error=root_mean([result.extra.squared_predicted for result in results]),
+            trusted_share=trusted / max(n_estimated, 1),
+            real_error=root_mean([result.extra.squared_error for result in results]),
+            thumbnails=tuple(part for result in results for part in result.extra.thumbnails),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class BlockReconstruction:
-    """What came of a picture that was restored block by block.
+    """A picture that was restored block by block.
 
     Attributes:
-        task: what was done to each block, by which plan.
-        summary: what came of all blocks; `None` where some, or putting them in place, are left to other processes.
+        task: restored each block.
+        summary: of all blocks; `None` if other processes still restore some, or put the result in its place.
     """
 
     task: BlockTask
@@ -37,19 +112,28 @@ class BlockReconstruction:
 
     @property
     def settings(self) -> ResolvedSettings:
-        """What was solved, with nothing left open."""
-        return self.task.problem.resolution.settings
+        """The settings with all choices made."""
+        return self.task.problem.resolved
 
     @property
     def lam(self) -> float | tuple[float, ...] | None:
-        """λ, or that of each channel; `None` where there is no quadratic penalty."""
+        """λ, or that of each channel; `None` if there is no quadratic penalty."""
         if not self.settings.has_lambda:
             return None
         return self.task.problem.resolution.lams or self.settings.lam
 
     @property
+    def prior_sentence(self) -> str | None:
+        """Which prior filled in what the data do not show; `None` for one that learned nothing."""
+        if self.settings.objective != "photo":
+            return None
+        finest = self.plan.choices.finest
+        detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
+        return f"a denoiser that learned from photographs; detail {detail} is plausible rather than measured"
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how it was restored, a sentence each."""
+        """What a user should know about how it was restored, a sentence each."""
         notes = self.task.problem.resolution.notes
         return (*notes, NOTE_ON_BOUNDS) if self.plan.choices.has_bounds else notes
 
@@ -61,7 +145,7 @@ class BlockReconstruction:
 
     @property
     def expected_error(self) -> SampledError | None:
-        """The error to be expected of the whole; `None` where it was not asked for, or blocks are left."""
+        """The expected error of the whole; `None` if it was not asked for, or blocks are missing."""
         summary, sample = self.summary, self.plan.error
         if sample is None or summary is None or summary.predicted_error is None:
             return None
@@ -73,6 +157,7 @@ class BlockReconstruction:
     def record(self) -> dict[str, Any]:
         """What was done, as JSON can hold it; it goes with the result."""
         settings, resolution, lam = self.settings, self.task.problem.resolution, self.lam
+        summary = self.summary and {name: value for name, value in vars(self.summary).items() if name != "thumbnails"}
         return {
             "command": "invert",
             "boundary": settings.boundary,
@@ -89,17 +174,26 @@ class BlockReconstruction:
             "doubts": list(self.doubts),
             "notes": list(self.notes),
             "plan": self.task.as_record(),
-            "blocks": self.summary and self.summary.as_record(),
+            "blocks": summary,
             "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},
         }
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why the result is not to be trusted as it is, a sentence each."""
-        found = list(self.plan.doubts)
-        if self.summary is not None and self.summary.n_unsolved:
+        """Why the result cannot be trusted as it is, a sentence each."""
+        found, summary, halo = list(self.plan.doubts), self.summary, self.plan.halo
+        if summary is None:
+            return tuple(found)
+        if summary.n_unsolved:
             found.append(
-                f"in {self.summary.n_unsolved} of {self.summary.n_blocks} blocks the solver did not reach what was "
-                f"asked for; the largest certificate is {self.summary.certificate:.2g}"
+                f"in {summary.n_unsolved} of {summary.n_blocks} blocks the solver did not reach its tolerance; the "
+                f"largest certificate is {summary.certificate:.2g}"
+            )
+        # Both blocks that are compared are cut, and each may be off by the prediction. Flat tiles predict nothing.
+        allowed = 2 * halo.predicted * halo.range or SEAM_TOLERANCE * (summary.highest - summary.lowest)
+        if summary.seam is not None and summary.seam > allowed:
+            found.append(
+                f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the "
+                f"{allowed:.2g} that was planned for; {advise_whole(self.task.problem, self.plan.max_memory)}"
             )
         return tuple(found)

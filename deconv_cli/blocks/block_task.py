@@ -1,26 +1,21 @@
-"""The work on one block: read it with its halo, restore, crop, and write whole units of the result."""
+"""The work on one block: read it with its halo, restore it, crop it, and write whole units of the result."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraWork, region_of, write_block
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraNumbers, ExtraWork, region_of, write_block
 from deconv_cli.blocks.block_grid import Block, BlockGrid
-from deconv_cli.blocks.block_memory import arithmetic_dtype
-from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.blocks.block_plan import BlockPlan, corner_of
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
-from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE, BlocksDisagreeError
-from deconv_cli.blocks.seam_places import corner_of
-from deconv_cli.blocks.thumbnail import ThumbnailPart
-from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.errors import DeconvError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions import RegionTarget
@@ -32,28 +27,18 @@ from deconv_cli.workflows.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What is known of a block that is written.
+    """What is known of a block that is written; the checkpoint holds it.
 
     Attributes:
-        number: which one.
         n_samples: data samples that it was restored from.
         squared_residual: ‖y − Ax̂‖² over them.
         squared_data: ‖y‖².
-        n_iterations: of the solver.
-        certificate: of the solution.
-        is_solved: whether the solver reached what was asked for.
-        n_clipped: samples that the type of the result could not hold.
-        lowest: value of the estimate.
-        highest: value of the estimate.
-        seam: the largest difference from a block that lies across the seams of this one; `None` if not looked at.
-        seconds: that it took.
-        squared_predicted: sum of the squared error that is to be expected; `None` where it is not predicted.
-        trusted_share: part of its pixels that are trusted.
-        squared_error: of the real one; `None` where no truth is known.
+        is_solved: whether the solver reached its tolerance.
+        n_clipped: samples that the type of the result cannot hold.
         n_estimated: samples of the estimate.
-        thumbnails: its parts of small pictures of the whole.
-        digests: of what it wrote into each file, in the order of `BlockTask.targets`.
-        data_digest: of its data.
+        result_digest: of the samples that it wrote into the result.
+        seam: the largest difference from a block that lies across its seams; `None` if it is not measured.
+        seconds: that it took.
     """
 
     number: int
@@ -66,36 +51,18 @@ class BlockResult:
     n_clipped: int
     lowest: float
     highest: float
-    seam: float | None
-    seconds: float
-    squared_predicted: float | None = None
-    trusted_share: float = 0.0
-    squared_error: float | None = None
-    n_estimated: int = 0
-    thumbnails: tuple[ThumbnailPart, ...] = ()
-    digests: tuple[str, ...] = ()
-    data_digest: str = ""
-
-    def as_record(self) -> dict[str, Any]:
-        """Give the numbers as JSON can hold them."""
-        return asdict(self)
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> BlockResult:
-        """Read what `as_record` gave."""
-        parts, digests = (ThumbnailPart(**part) for part in record["thumbnails"]), record["digests"]
-        return cls(**record | {"thumbnails": tuple(parts), "digests": tuple(digests)})
+    n_estimated: int
+    extra: ExtraNumbers
+    result_digest: str
+    seam: float | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class BlockTask:
     """Restores and writes any block of a picture: `task(number)`; can be sent to other processes, and be repeated.
 
-    Attributes:
-        problem: what is restored, with nothing left open.
-        plan: what was decided.
-        target: the result in the making.
-        extras: what is asked for besides.
+    The problem has all choices made; the file of the result is unfinished.
     """
 
     problem: BlockProblem
@@ -120,31 +87,16 @@ class BlockTask:
 
     @property
     def extra_work(self) -> ExtraWork:
-        """What is done to a block besides."""
+        """Makes the extras of a block."""
         return ExtraWork(self.problem, self.extras, self.plan.error)
 
-    def check_data(self, done: BlockResult) -> None:
-        """Refuse by `UsageError` to go on with an input whose samples have changed since a block was restored."""
-        block = self.grid.block(done.number)
-        # A file can be replaced by one of the same size and time, so its samples alone tell.
-        if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
-            raise UsageError(
-                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
-                "begun; bring the earlier file back, or give force=True to start over."
-            )
-
     def holds(self, done: BlockResult) -> bool:
-        """Tell whether all files still hold what a block wrote."""
+        """Return whether all files still hold what a block wrote."""
         block = self.grid.block(done.number)
         with contextlib.suppress(DeconvError):
             found = [samples_digest(target.read(region_of(target, block))) for target in self.targets]
-            return found == list(done.digests)
+            return found == [*done.extra.digests, done.result_digest]
         return False
-
-    def trust_nothing(self) -> None:
-        """Write the mask of a result that is doubted."""
-        for number in range(self.grid.n_blocks):
-            self.extra_work.clear_mask(self.grid.block(number))
 
     def as_record(self) -> dict[str, Any]:
         """Describe how the picture is cut, as JSON can hold it."""
@@ -161,20 +113,8 @@ class BlockTask:
             "threads": self.plan.n_threads,
         }
 
-    def find_disagreement(self, result: BlockResult) -> BlocksDisagreeError | None:
-        """Say by how much a block differs beside its seams; `None` if that is no more than was planned for."""
-        halo, predicted = self.plan.halo, self.plan.halo.predicted * self.plan.halo.range
-        # Both blocks that are compared are cut, and each may be off by what was predicted. Flat pieces predict nothing.
-        allowed = 2 * predicted or SEAM_TOLERANCE * (result.highest - result.lowest)
-        if result.seam is None or result.seam <= allowed:
-            return None
-        return BlocksDisagreeError(
-            f"with a halo of {halo} blocks differ by {result.seam:.2g} beside a seam, but {allowed:.2g} is the most "
-            f"that was planned for"
-        )
-
     def __call__(self, number: int) -> BlockResult:
-        """Do the work.
+        """Restore and write one block.
 
         Raises:
             MalformedInputError: the file is damaged there, or holds NaN or Inf.
@@ -185,50 +125,42 @@ class BlockTask:
         limit_threads(self.plan.n_threads)
         block, pipeline = self.grid.block(number), _pipeline_of(self)
         done, core = self._restore(block, pipeline)
-        seam = self._seam(block, core, pipeline)  # once what the block itself took is free again
+        seam = self._seam(block, core, pipeline)  # once the memory of the block itself is free again
         return replace(done, seam=seam, seconds=time.perf_counter() - started)
 
     def _restore(self, block: Block, pipeline: Pipeline) -> tuple[BlockResult, Tensor]:
-        """Restore and write a block; give what is known of it, and its estimate, shape `(B, C, *core)`."""
+        """Restore and write a block; return its result, and its estimate, shape `(B, C, *core)`."""
         values = self.problem.read(block.batch, block.data)
         result = self.problem.restore(values, block.data, pipeline)
         core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
         digest = write_block(self.target, block, converted.samples)
-        residual = result.residual
+        residual, solution = result.residual, result.solution
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
         lowest, highest = (float(end) for end in core.aminmax())
-        goal = self.problem.settings.tolerance or default_tolerance(arithmetic_dtype(self.problem))
-        extra = self.extra_work(block, values, result.image)
+        goal = self.problem.settings.tolerance or default_tolerance(self.problem.dtype)
         done = BlockResult(
             number=block.number,
             n_samples=values.numel(),
             squared_residual=residual.absolute**2,
             squared_data=data**2,
-            n_iterations=result.solution.n_iterations,
-            certificate=result.solution.certificate,
-            is_solved=result.solution.status.is_success or result.solution.certificate <= goal,
+            n_iterations=solution.n_iterations,
+            certificate=solution.certificate,
+            is_solved=solution.status.is_success or solution.certificate <= goal,
             n_clipped=converted.n_clipped,
             lowest=lowest,
             highest=highest,
-            seam=None,
-            seconds=0.0,
-            squared_predicted=extra.squared_predicted,
-            trusted_share=extra.trusted_share,
-            squared_error=extra.squared_error,
             n_estimated=core.numel(),
-            thumbnails=extra.thumbnails,
-            digests=(*extra.digests, digest),
-            data_digest=_digest_of(values),
+            extra=self.extra_work(block, values, result.image),
+            result_digest=digest,
         )
         return done, core
 
     def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
-        """Compare a block with one of the same size that lies across its seams, and has their corner in its middle.
+        """Compare a block with one of the same size that has the corner of this block in its middle.
 
-        Both are restored from their own data. What they have in common is compared: the quarter of this block, or in
-        three dimensions the eighth, towards that corner, where four blocks meet, or eight; not at samples that are no
-        more than bounds.
+        Both are restored from their own data. The part that both have is compared, except at saturated samples: the
+        quarter of this block towards that corner, where four blocks meet; in three dimensions the eighth.
         """
         if block.number not in self.plan.seams:
             return None
@@ -249,10 +181,6 @@ class BlockTask:
         if bounds is not None:
             difference = difference.masked_fill(self.problem.crop(bounds, data, shared), 0)
         return float(difference.max())
-
-
-def _digest_of(values: Tensor) -> str:
-    return samples_digest(values.cpu().contiguous().view(torch.uint8).numpy())
 
 
 class _Pipelines(threading.local):

@@ -1,26 +1,33 @@
-"""What is chosen once for a whole picture, from pieces that are spread over it: else every block would choose anew."""
+"""What is chosen once for a whole picture, from its preview tiles: otherwise every block would choose for itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
 
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows, map_pieces, workers_for
+from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
 from deconv_cli.io.regions import cube_sides
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import Resolution
 from deconv_cli.workflows.trust import DoubtReason
 
 SMALL = 2**14
-"""Samples of a piece from which nothing is chosen."""
+"""Samples of the tile that is restored if nothing has to be chosen."""
 N_PIECES = 5
-"""Pieces that are restored to choose from: those with the most contrast of the places that are looked at."""
+"""Tiles that choose: those with the most contrast."""
+N_STEPPED = 3
+MAX_STEPPED_SAMPLES = 2**15
+"""Tiles on which the steps of an iteration are counted, and their samples: the rate depends little on the size."""
+RHO_STEPS = 80
+"""Steps after which ρ is final: it was adapted four times by then and hardly changes any more."""
+OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
+"""Reasons that hold for a picture if they hold for its tiles; solver and samples are checked in every block."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,14 @@ class FixedChoices:
     """What holds for all blocks alike.
 
     Attributes:
-        lams: λ, or that of each channel; empty where the objective has none.
-        weight: of a prior; `None` where there is none.
+        lams: λ, or that of each channel; empty if the objective has none.
+        weight: of a prior; `None` if there is none.
         iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
-        noise: a model, or one for each channel; empty where none was looked for.
+        noise: a model, or one for each channel; empty if none was estimated.
         rho: of the steps of the total variation; `None` for other objectives.
-        noise_levels: of each channel, for prior photo; else empty.
-        has_bounds: whether full samples are no more than bounds.
+        has_bounds: whether saturated samples are lower bounds.
+        noise_levels: of each channel, for prior photo; otherwise empty.
+        finest: pixels that the finest measured detail spans, for prior photo; otherwise `None`.
     """
 
     lams: tuple[float, ...] = ()
@@ -44,36 +52,15 @@ class FixedChoices:
     rho: float | None = None
     has_bounds: bool = False
     noise_levels: tuple[float, ...] = ()
-
-    def as_record(self) -> dict[str, Any]:
-        """Give the choices as JSON can hold them."""
-        return {
-            "lambda": list(self.lams),
-            "weight": self.weight,
-            "iterations": self.iterations,
-            "noise": [{"sigma": model.sigma, "spectrum": list(model.spectrum)} for model in self.noise],
-            "rho": self.rho,
-            "has_bounds": self.has_bounds,
-            "noise_levels": list(self.noise_levels),
-        }
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> FixedChoices:
-        """Read what `as_record` gave."""
-        noise = tuple(NoiseModel.of_record(found, "auto") for found in record["noise"])
-        others = (record[name] for name in ("rho", "has_bounds"))
-        found = cls(tuple(record["lambda"]), record["weight"], record["iterations"], noise, *others)
-        return replace(found, noise_levels=tuple(record["noise_levels"]))
+    finest: float | None = None
 
     def settle(self, problem: BlockProblem) -> BlockProblem:
-        """Settle what a problem left open."""
-        return replace(problem, resolution=self._apply(problem.resolution))
-
-    def _apply(self, resolution: Resolution) -> Resolution:
+        """Replace what the settings of a problem leave open."""
+        resolution = problem.resolution
         settings, reasons = replace(resolution.settings, noise_levels=self.noise_levels), resolution.reasons
         if self.rho is not None:
             settings = replace(settings, rho=self.rho)
-        if self.noise and settings.noise not in (None, "white"):  # full samples are measurements for those words alone
+        if self.noise and settings.noise not in (None, "white"):  # for these saturated samples are measurements
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
             settings = replace(settings, weight=self.weight, noise_sigma=None)
@@ -84,108 +71,77 @@ class FixedChoices:
         if len(self.lams) == 1:
             settings = replace(settings, lam=self.lams[0])
         lams = self.lams if len(self.lams) > 1 else ()
-        resolution = replace(resolution, settings=settings, reasons=reasons)
-        return replace(resolution, chooses_lambda=False, lams=lams, has_bounds=self.has_bounds)
+        resolution = replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False, lams=lams)
+        return replace(problem, resolution=replace(resolution, has_bounds=self.has_bounds))
 
 
 def fix_choices(
-    problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size, progress: ProgressListener
+    problem: BlockProblem, tiles: Sequence[PreviewTile], sides: Size, progress: ProgressListener
 ) -> tuple[FixedChoices, tuple[str, ...]]:
-    """Restore some pieces as if each were a picture of its own, and take the median of what they choose.
+    """Restore some tiles as if each were a picture of its own, and take the median of what they choose.
 
-    Each piece counts by its contrast, as it would in a criterion that sums over the whole picture; empty background
-    has no say in how much detail is kept.
-
-    Args:
-        problem: what is restored.
-        windows: places, those with the most contrast first.
-        sides: of the pieces, along each axis of space.
-        progress: is notified which piece is restored.
+    Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background has no say in
+    how much detail is kept.
 
     Returns:
-        The choices, and why the pieces are doubted, as `doubt_pieces` says it.
+        The choices; and why the tiles are doubted, as `doubt_pieces` says it.
     """
-    size, is_open, problem = problem.data_size, _is_open(problem.resolution), _with_one_step(problem)
-    is_linear, pipeline = problem.resolution.settings.is_linear, problem.pipeline()
-    # Where nothing is chosen and no residual is tested, a single small piece tells which solver there is.
-    is_looked_at = is_open or is_linear
-    chosen = covering_windows(problem, windows, sides, N_PIECES if is_looked_at else 1)
+    is_open, size = _is_open(problem), problem.data_size
+    if problem.resolved.objective == "tv":  # its weight is known by then, and `choose_steps` counts its steps
+        problem = problem.with_settings(iterations=1)
+    pipeline = problem.pipeline()
+    # If nothing is chosen and no residual is tested, one small tile shows which solver runs.
+    is_looked_at = is_open or problem.resolved.is_linear
+    chosen = covering_tiles(problem, tiles, sides, N_PIECES if is_looked_at else 1)
     if not is_looked_at:
         sides = cube_sides(sides, SMALL)
 
-    def restore(window: SampleWindow, progress: ProgressListener) -> Reconstruction:
-        data = window.data(sides, size)
-        return problem.restore(problem.read(window.batch, data), data, pipeline, progress, is_tested=True)
+    def restore(tile: PreviewTile, progress: ProgressListener) -> Reconstruction:
+        data = tile.data(sides, size)
+        return problem.restore(problem.read(tile.batch, data), data, pipeline, progress, is_tested=True)
 
     n_workers = workers_for(problem, sides, is_tested=True)
-    found = map_pieces(restore, chosen, "what holds for all blocks", progress, n_workers)
+    found = map_tiles(restore, chosen, "what holds for all blocks", progress, n_workers)
     doubts, has_bounds = doubt_pieces(found), any(result.has_bounds for result in found)
     if not is_open:
-        found = found[:1]  # where all else is given, one tells the kind of noise
-    shares = [max(window.contrast, 1e-300) for window in chosen[: len(found)]]
-    choices = FixedChoices(
-        lams=_lams(found, shares),
-        weight=_weight(found, shares),
-        iterations=_iterations(found, shares),
-        noise=_noise(found, shares),
-        rho=found[0].solution.rho,
-        has_bounds=has_bounds,
-        noise_levels=_noise_levels(found, shares),
-    )
-    return choices, doubts
+        found = found[:1]  # one shows the kind of noise
+    shares = [max(tile.contrast, 1e-300) for tile in chosen[: len(found)]]
+    return replace(_pool(found, shares), has_bounds=has_bounds), doubts
 
 
-def _with_one_step(problem: BlockProblem) -> BlockProblem:
-    """Let the total variation end at once: its weight is known by then, and `choose_steps` counts its steps."""
-    settings = problem.resolution.settings
-    if settings.objective != "tv":
-        return problem
-    return replace(problem, resolution=replace(problem.resolution, settings=replace(settings, iterations=1)))
-
-
-def _is_open(resolution: Resolution) -> bool:
-    """Tell whether λ, a weight or a number of iterations is to be chosen."""
-    settings = resolution.settings
+def _is_open(problem: BlockProblem) -> bool:
+    """Return whether λ, a weight or a number of iterations has to be chosen."""
+    settings = problem.resolved
     if settings.has_lambda:
-        return resolution.chooses_lambda
+        return problem.resolution.chooses_lambda
     return settings.iterations is None if settings.method == "richardson-lucy" else settings.weight in (None, "auto")
 
 
-def _lams(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[float, ...]:
-    if not found[0].settings.has_lambda:
-        return ()
-    by_channel = zip(*([part.settings.lam for part in (result.channels or (result,))] for result in found), strict=True)
-    return tuple(weighted_median(lams, shares) for lams in by_channel)
-
-
-def _weight(found: Sequence[Reconstruction], shares: Sequence[float]) -> float | None:
-    weights = [result.solution.weight for result in found]
-    known = [weight for weight in weights if weight is not None]
-    return weighted_median(known, shares) if len(known) == len(weights) else None
-
-
-def _iterations(found: Sequence[Reconstruction], shares: Sequence[float]) -> int | None:
-    steps = [result.solution.n_steps for result in found]
-    known = [max(n, 1) for n in steps if n is not None]
-    return int(weighted_median(known, shares)) if len(known) == len(steps) else None
-
-
-def _noise(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[NoiseModel, ...]:
-    by_channel = zip(*(result.noise for result in found), strict=True)
-    chosen = []
-    for models in by_channel:
+def _pool(found: Sequence[Reconstruction], shares: Sequence[float]) -> FixedChoices:
+    """Take the weighted median of what tiles chose."""
+    lams = [[part.settings.lam for part in (result.channels or (result,))] for result in found]
+    weights = [result.solution.weight for result in found if result.solution.weight is not None]
+    steps = [max(result.solution.n_steps, 1) for result in found if result.solution.n_steps is not None]
+    noise = []
+    for models in zip(*(result.noise for result in found), strict=True):
         sigma = weighted_median([model.sigma or 0.0 for model in models], shares)
-        chosen.append(min(models, key=lambda model: abs((model.sigma or 0.0) - sigma)))
-    return tuple(chosen)
-
-
-def _noise_levels(found: Sequence[Reconstruction], shares: Sequence[float]) -> tuple[float, ...]:
-    by_channel = zip(*(result.solution.noise_levels for result in found), strict=True)
-    return tuple(weighted_median(levels, shares) for levels in by_channel)
+        noise.append(min(models, key=lambda model: abs((model.sigma or 0.0) - sigma)))
+    levels = zip(*(result.solution.noise_levels for result in found), strict=True)
+    finest = [result.finest for result in found if result.finest is not None]
+    has_lambda = found[0].settings.has_lambda
+    return FixedChoices(
+        lams=tuple(weighted_median(of_one, shares) for of_one in zip(*lams, strict=True)) if has_lambda else (),
+        weight=weighted_median(weights, shares) if len(weights) == len(found) else None,
+        iterations=int(weighted_median(steps, shares)) if len(steps) == len(found) else None,
+        noise=tuple(noise),
+        rho=found[0].solution.rho,
+        noise_levels=tuple(weighted_median(of_one, shares) for of_one in levels),
+        finest=median(finest) if finest else None,
+    )
 
 
 def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
-    """Give the value up to which half of all shares lie."""
+    """Return the value up to which half of all shares lie."""
     half, total = math.fsum(shares) / 2, 0.0
     pairs = sorted(zip(values, shares, strict=True))
     for value, share in pairs:
@@ -195,18 +151,11 @@ def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
     return pairs[-1][0]
 
 
-OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
-"""Reasons that hold for a picture where they hold for its pieces; solvers and samples are looked at in every block."""
-
-
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
-    """Doubt a picture where at least half of its pieces have no λ, show mostly noise, or contradict the kernel.
-
-    Args:
-        found: pieces that were restored, those with the most contrast first.
+    """Doubt a picture if at least half of its tiles have no λ, show mostly noise, or contradict the kernel.
 
     Returns:
-        The sentence of the first piece that is doubted, with how many are; empty where most are not.
+        The sentence of the first tile that is doubted, and how many are; empty if most are not.
     """
     of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
     doubted = [sentences for sentences in of_pieces if sentences]
@@ -215,3 +164,41 @@ def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     n = len(found)
     where = "the piece of the picture that was" if n == 1 else f"{len(doubted)} of {n} pieces of the picture that were"
     return (f"in {where} tested: {doubted[0][0]}",)
+
+
+def choose_steps(
+    problem: BlockProblem, choices: FixedChoices, tiles: Sequence[PreviewTile], progress: ProgressListener
+) -> FixedChoices:
+    """Choose ρ, and how many steps at this ρ reach the tolerance on a few tiles; do nothing for other solvers.
+
+    An iteration that ends at a tolerance ends elsewhere in each block. Blur makes the objective so flat that pixels may
+    then differ by more than seams may. A step at a given ρ is local: after a fixed number of steps two blocks agree if
+    they have the same data, however far the minimum is.
+    """
+    if choices.rho is None:
+        return choices
+    given, size = problem.settings, problem.data_size
+    sides = cube_sides(size, MAX_STEPPED_SAMPLES)
+
+    def solve_tiles(choices: FixedChoices, what: str, max_iterations: int | None = None) -> list[Solution]:
+        settled = choices.settle(problem)
+        if max_iterations is not None:
+            most = min(max_iterations, settled.resolved.max_iterations)
+            settled = settled.with_settings(iterations=None, max_iterations=most)
+        pipeline = settled.pipeline()
+
+        def solve(tile: PreviewTile, progress: ProgressListener) -> Solution:
+            data = tile.data(sides, size)
+            return settled.restore(settled.read(tile.batch, data), data, pipeline, progress).solution
+
+        chosen = covering_tiles(problem, tiles, sides, N_STEPPED)
+        return map_tiles(solve, chosen, f"{what} of all blocks", progress, workers_for(settled, sides))
+
+    if given.rho is None:
+        n_adapted = RHO_STEPS if given.iterations is None else 1  # a given number of steps adapts nothing
+        adapted = solve_tiles(replace(choices, rho=None), "ρ", n_adapted)
+        choices = replace(choices, rho=median(solution.rho for solution in adapted if solution.rho is not None))
+    if given.iterations is None:
+        solved = solve_tiles(replace(choices, iterations=None), "the steps")
+        choices = replace(choices, iterations=max(solution.n_iterations for solution in solved))
+    return choices

@@ -1,4 +1,8 @@
-"""How wide a halo must be: the smallest that leaves no more at the seams than is allowed, on pieces of the picture."""
+"""How wide a halo must be, measured on preview tiles.
+
+A tile is restored twice: with generous surroundings, and cut. The difference, by the distance from the cut, is what a
+block's estimate will differ from that of the whole picture, whatever the objective: nothing is assumed about its decay.
+"""
 
 from __future__ import annotations
 
@@ -6,95 +10,65 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf, log, prod
-from typing import Any
+from math import inf, prod
 
+import torch
+from torch import Tensor
+
+from deconv_cli.blocks.block_grid import AxisCut, Interval
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.cut_influence import N_MIDDLE, CutInfluence, measure_cut, outer_sides
-from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows, map_pieces, workers_for
+from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
 from deconv_cli.errors import UsageError
+from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size, format_size
+from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 
-MUCH_FASTER = 6.0
-"""How much faster what is left may fall further out than it fell between two depths that were looked at.
-
-Of two photographs under disks of two sizes, with λ from 1e-5 to 0.03, it fell up to 3.3 times as fast; where it hardly
-fell at first, by up to 2.3 e-folds from a depth to one twice that. Of two others under disks, motion, a Gaussian and a
-box, λ from 1e-6 to 0.03, and by Richardson–Lucy, 58 of 60 refusals were foreseen, and none of 28 agreements given up.
-"""
-LEAST_FALL = 3.0
-"""E-folds by which it may fall from any depth to one twice that, however little it fell before."""
-
-
-class SlowDecay:
-    """Follows what a cut leaves at one depth after another.
-
-    Args:
-        deepest: pixels that may be looked at, at most.
-        wanted: what may be left, in units of the samples.
-    """
-
-    def __init__(self, deepest: int, wanted: float) -> None:
-        self._deepest, self._wanted = deepest, wanted
-        self._depth, self._left = 0, inf
-
-    def is_hopeless_at(self, depth: int, left: float) -> bool:
-        """Take note of what is left at the next depth, and tell whether too much will be left at the deepest one."""
-        passed, fallen = depth - self._depth, log(self._left / left) if left > 0 else inf
-        is_first, self._depth, self._left = self._depth == 0, depth, left
-        if is_first or fallen == inf or self._wanted <= 0:
-            return False
-        steepness = max(MUCH_FASTER * fallen / passed, LEAST_FALL / depth)
-        return log(left / self._wanted) > (self._deepest - depth) * steepness
-
-
 SEAM_TOLERANCE = 1e-3
-"""The largest difference from the whole picture that is planned for, as a part of the range of the samples."""
+"""The largest planned difference from the whole picture, as a part of the range of the samples."""
 SAFETY = 5.0
-"""A picture of many blocks has worse places than those that are looked at: so many times as bad, as is taken."""
-N_FITTED = 3
-"""Pieces that a halo is taken from, at most; as many others judge it."""
+"""A picture of many blocks has worse places than the tiles: the factor from the measured to the planned difference."""
+N_INSIDE = 6
+"""Tiles that choose the halo inside the frame, at most."""
 N_AT_FRAME = 4
-"""Pieces that the halo at the frame is taken from, where blocks have seams along two axes."""
+"""Tiles that choose the halo at the frame, if blocks have seams along two axes."""
 HARDLY_MORE, N_PARTS = 1.1, 8
-"""Where no depth is enough: what a part of it may leave, in times of what all of it leaves, and how many parts."""
-FIRST_REACHES = 4
-"""Halves of the kernel that are looked at first; more where that is not enough."""
+"""If no halo at the frame is wide enough: the factor by which a narrower one may be worse, and how many are tried."""
+N_MIDDLE = 16
+"""Pixels in the middle of a tile, deeper than any halo."""
+LEAST_SAMPLES = N_MIDDLE + 3
+"""Along an axis that is cut, so that there is a halo to measure."""
+FIRST_REACHES, MOST_REACHES = 4, 64
+"""The first depth and the last one, in halves of the kernel; each is twice as deep as the one before."""
 MIN_DEPTH = 16
 FLAT = 0.01
-"""The smallest range of pieces that is believed, as a part of their largest value."""
-LEAST_SAMPLES = N_MIDDLE + 3
-"""Along an axis that is cut, so that there is a depth to look at."""
+"""The smallest range of the tiles, as a part of their largest value."""
 
 
 class BlocksDisagreeError(UsageError):
-    """Blocks of this picture would differ from the whole by more than seams may; says why, but not what would help."""
+    """Blocks of this picture would differ from the whole by more than `SEAM_TOLERANCE`."""
 
 
 @dataclass(frozen=True)
 class HaloChoice:
-    """A halo, and what it leaves at the seams.
+    """A halo, and the error at the seams that it leaves.
 
     Attributes:
         halo: image pixels around a block inside the frame, along each axis of space.
-        at_frame: the same around a block that reaches the frame: along an edge a cut is felt further.
-        fitted: the largest difference on the pieces that it was chosen on, in units of the samples.
-        judged: the same on other pieces inside, and on those at the frame.
-        range: of the samples that were looked at.
+        at_frame: the same around a block that reaches the frame: a cut reaches further along an edge.
+        worst: the largest difference on any tile, in units of the samples.
+        range: of the samples of all tiles.
     """
 
     halo: Size
     at_frame: Size
-    fitted: float
-    judged: float
+    worst: float
     range: float
 
     @property
     def predicted(self) -> float:
-        """The largest difference that is to be expected anywhere, as a part of the range."""
-        worst = SAFETY * max(self.fitted, self.judged)
-        return worst / self.range if self.range > 0 else 0.0
+        """The largest difference to be expected anywhere, as a part of the range."""
+        return SAFETY * self.worst / self.range if self.range > 0 else 0.0
 
     def __str__(self) -> str:
         wider = "" if self.at_frame == self.halo else f" ({format_size(self.at_frame)} at the frame)"
@@ -105,196 +79,162 @@ class HaloChoice:
         inside, at_frame = (tuple(map(max, narrow, least)) for narrow in (self.halo, self.at_frame))
         return replace(self, halo=inside, at_frame=at_frame)
 
-    def as_record(self) -> dict[str, Any]:
-        """Give the numbers as JSON can hold them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> HaloChoice:
-        """Read what `as_record` gave."""
-        return cls(**record | {name: tuple(record[name]) for name in ("halo", "at_frame")})
-
-
-def seam_limit(windows: Sequence[SampleWindow]) -> float:
-    """Give the largest difference from the whole picture that is allowed on pieces, in units of the samples."""
-    return SEAM_TOLERANCE * range_of(windows) / SAFETY
-
-
-def range_of(windows: Sequence[SampleWindow]) -> float:
-    """Give the range of the samples that were looked at; in flat pieces, what rounding leaves is far below it."""
-    highest, lowest = max(window.highest for window in windows), min(window.lowest for window in windows)
-    return max(highest - lowest, FLAT * max(abs(highest), abs(lowest)))
-
 
 def choose_halo(
     problem: BlockProblem,
-    windows: Sequence[SampleWindow],
-    *,
+    tiles: Sequence[PreviewTile],
     is_cut: Sequence[bool],
     max_samples: int,
     progress: ProgressListener,
-    is_trial: bool = False,
 ) -> HaloChoice:
-    """Find the smallest halo that keeps the blocks together.
+    """Find the smallest halo with which blocks agree.
 
     Args:
-        problem: what is restored, with nothing left open.
-        windows: pieces of the picture, those with the most contrast first.
+        problem: what is restored, with all choices made.
+        tiles: those with the most contrast first.
         is_cut: whether blocks are cut along each axis of space.
-        max_samples: data samples that a piece may have at most.
-        progress: is notified which piece is looked at, how deep.
-        is_trial: whether the piece with the most contrast tells enough.
+        max_samples: of a tile with its surroundings.
+        progress: hears which tile is restored.
 
     Returns:
-        The halo. Where none is wide enough for edge pixels of the frame, one with what it leaves there, which may be
-        more than `SEAM_TOLERANCE`.
+        The halo. If none is wide enough for edge pixels of the frame, its prediction exceeds `SEAM_TOLERANCE`.
 
     Raises:
-        BlocksDisagreeError: the influence reaches further than any piece inside the frame that may be looked at.
-        UsageError: an axis that is cut has too few samples for any piece.
+        BlocksDisagreeError: no halo that fits is wide enough inside the frame.
+        UsageError: an axis that is cut has too few samples.
     """
+    highest, lowest = max(tile.highest for tile in tiles), min(tile.lowest for tile in tiles)
+    # What rounding leaves in flat tiles is far below this range.
+    samples_range = max(highest - lowest, FLAT * max(abs(highest), abs(lowest)))
     if not any(is_cut):  # each image of a series fits
         none = (0,) * len(is_cut)
-        return HaloChoice(none, none, 0.0, 0.0, range_of(windows))
+        return HaloChoice(none, none, 0.0, samples_range)
     shortest = min(cut.n_data for cut, is_one in zip(problem.cuts, is_cut, strict=True) if is_one)
     if shortest < LEAST_SAMPLES:
         raise UsageError(
-            f"an axis of {shortest} samples is too short to be cut into blocks: it takes {LEAST_SAMPLES} to measure "
-            "how far a cut reaches; give blocks that have the whole of it."
+            f"an axis of {shortest} samples is too short to be cut into blocks: measuring the halo takes "
+            f"{LEAST_SAMPLES}; give blocks that have the whole axis."
         )
-    depths, deepest = _depths(problem, is_cut, max_samples)
-    decay, looked_at, inside = SlowDecay(deepest, seam_limit(windows)), 0, None
+    depths, inside = _depths(problem, is_cut, max_samples), None
     for depth in depths:
-        found, is_enough, left = _halo_within(problem, windows, depth, progress, is_trial=is_trial)
-        if is_enough or inside is not None:  # for the frame alone it is looked once deeper
-            found = found or inside
-            assert found is not None
-            return found
-        inside, looked_at = found, max(depth)
-        if inside is None and decay.is_hopeless_at(looked_at, left):
-            break
+        found, is_enough = _halo_within(problem, tiles, depth, samples_range, progress)
+        is_last, inside = is_enough or inside is not None, found or inside  # the frame alone is measured once deeper
+        if is_last and inside is not None:
+            return inside
     if inside is not None:
         return inside
-    raise _disagreement(looked_at, deepest)
-
-
-def _disagreement(looked_at: int, deepest: int) -> BlocksDisagreeError:
-    """Say why blocks disagree."""
-    if not looked_at:
-        return BlocksDisagreeError(
-            f"the memory holds no piece from which it could be measured how far a cut reaches: {deepest} pixels on "
-            "either side are looked at first"
-        )
-    return BlocksDisagreeError(
-        f"the estimate depends on data further away than a block can hold: {looked_at} pixels from where they are cut "
-        f"it is still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
+    if not depths:
+        raise UsageError("the memory holds no piece that is large enough to measure the halo; use a larger max_memory.")
+    raise BlocksDisagreeError(
+        f"the estimate depends on data further away than a block can hold: {max(depths[-1])} pixels from a cut it is "
+        f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
     )
 
 
-def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> tuple[list[Size], int]:
-    """List how deep is looked: each time twice as deep, and at last as deep as frame and memory admit.
-
-    Returns:
-        The depths; and how many pixels would be looked at next, as far as the frame goes: no depth is larger.
-    """
+def _depths(problem: BlockProblem, is_cut: Sequence[bool], max_samples: int) -> list[Size]:
+    """List the depths to measure: each twice as deep as the one before, as far as frame and memory allow."""
     depths: list[Size] = []
+
+    def depth_of(n_reaches: int) -> Size:
+        """Return a depth along each axis; a tile and its surroundings have to fit into the frame."""
+        axes = zip(problem.cuts, is_cut, strict=True)
+        step = (max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2) for cut in problem.cuts)
+        return tuple(
+            min(n_reaches * one, (cut.n_data - N_MIDDLE) // 3) if is_one else 0
+            for one, (cut, is_one) in zip(step, axes, strict=True)
+        )
 
     def is_next(depth: Size) -> bool:
         is_deeper = not depths or max(depth) > max(depths[-1])
         return is_deeper and prod(outer_sides(depth, problem.data_size)) <= max_samples
 
     n_reaches = FIRST_REACHES
-    while is_next(depth := _depth(problem, is_cut, n_reaches)):
+    while n_reaches <= MOST_REACHES and is_next(depth := depth_of(n_reaches)):
         depths.append(depth)
         n_reaches *= 2
     if depths:
-        between = (_depth(problem, is_cut, n) for n in range(n_reaches - 1, n_reaches // 2, -1))
+        between = map(depth_of, range(min(n_reaches - 1, MOST_REACHES), n_reaches // 2, -1))
         depths += itertools.islice(filter(is_next, between), 1)
-    return depths, max(depth)
+    return depths
 
 
 def _halo_within(
-    problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size, progress: ProgressListener, *, is_trial: bool
-) -> tuple[HaloChoice | None, bool, float]:
-    """Choose a halo on some pieces inside and judge it on others, and choose that at the frame on pieces there.
+    problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size, samples_range: float, progress: ProgressListener
+) -> tuple[HaloChoice | None, bool]:
+    """Choose a halo on tiles inside the frame, and the halo at the frame on tiles there.
 
     Returns:
-        The halo; `None` where pieces inside the frame want one that is wider than `depth`. Whether it is enough at the
-        frame too. And what the whole depth leaves on pieces inside that were looked at.
+        The halo, or `None` if tiles inside need a wider one than `depth`; and whether it is wide enough at the frame.
     """
-    wanted, pipeline = seam_limit(windows), problem.pipeline()
+    allowed, pipeline = SEAM_TOLERANCE * samples_range / SAFETY, problem.pipeline()
     sides = outer_sides(depth, problem.data_size)
-    looked_at = covering_windows(problem, windows, sides, 2 * N_FITTED)
-    n_fitted = (len(looked_at) + 1) // 2
-    n_inside = len(looked_at)
-    looked_at += _at_frames(problem, windows, depth)
+    inside = covering_tiles(problem, tiles, sides, N_INSIDE)
 
-    def measure(window: SampleWindow, progress: ProgressListener) -> CutInfluence:
-        return measure_cut(problem, window, depth, pipeline, progress)
+    def measure(tile: PreviewTile, progress: ProgressListener) -> CutInfluence:
+        return measure_cut(problem, tile, depth, pipeline, progress)
 
-    # Flat pieces tell nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
+    # Flat tiles show nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
     least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
-    # The first piece tells whether this is deep enough; the others are looked at only if it is.
+    # The first tile shows whether this depth is enough; the others are restored only if it is.
     what = f"how far a cut reaches, up to {max(depth)} pixels"
-    influences = map_pieces(measure, looked_at[:1], f"{what}, at first", progress)
-    halo = smallest_halo(influences, depth, wanted, at_least=least)
-    left = _worst(influences, depth)
-    if halo is None:
-        return None, False, left
-    if is_trial:
-        return HaloChoice(halo, halo, _worst(influences, halo), 0.0, range_of(windows)), True, left
-    influences += map_pieces(measure, looked_at[1:], what, progress, workers_for(problem, sides))
-    inside, beside = influences[:n_inside], influences[n_inside:]
-    halo, left = smallest_halo(inside, depth, wanted, at_least=halo), _worst(inside, depth)
-    if halo is None:
-        return None, False, left
+    influences = map_tiles(measure, inside[:1], f"{what}, at first", progress)
+    if (halo := smallest_halo(influences, depth, allowed, least)) is None:
+        return None, False
+    others = [*inside[1:], *_at_frame(problem, tiles, depth)]
+    influences += map_tiles(measure, others, what, progress, workers_for(problem, sides))
+    within, beside = influences[: len(inside)], influences[len(inside) :]
+    if (halo := smallest_halo(within, depth, allowed, halo)) is None:
+        return None, False
     if problem.resolution.has_bounds:
-        halo = _alike(problem, halo, depth)
-    enough = smallest_halo(beside, depth, wanted, at_least=halo)
-    at_frame = enough or _no_worse(beside, depth, at_least=halo)
-    judged = max(_worst(inside[n_fitted:], halo), _worst(beside, at_frame))
-    found = HaloChoice(halo, at_frame, _worst(inside[:n_fitted], halo), judged, range_of(windows))
-    return found, enough is not None, left
+        halo = _as_many_kernels(problem, halo, depth)
+    enough = smallest_halo(beside, depth, allowed, halo)
+    at_frame = enough or _no_worse(beside, depth, halo)
+    worst = max(_worst(within, halo), _worst(beside, at_frame))
+    return HaloChoice(halo, at_frame, worst, samples_range), enough is not None
 
 
-def _at_frames(problem: BlockProblem, windows: Sequence[SampleWindow], depth: Size) -> list[SampleWindow]:
-    """Move pieces to the frame, to one end after another along axes that are cut: along an edge a cut is felt further.
+def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) -> list[PreviewTile]:
+    """Move tiles to the ends of the axes that are cut, in turn: along an edge a cut reaches further.
 
-    Pixels on the edge are known by few data, and under boundary `unknown` they hang together with those outside.
-
-    Args:
-        problem: what is restored.
-        windows: those that are moved, of which there are some.
-        depth: how far the cut is looked at along each axis.
-
-    Returns:
-        As many as `N_AT_FRAME`; none where no cut meets an edge along an axis that is cut itself.
+    Few data determine the pixels on the edge, and under boundary `unknown` they depend on those outside. If only one
+    axis is cut, every tile has the edges along the others, and no tile is moved.
     """
     axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
-    if len(axes) < 2:  # the frame along an axis that is not cut is in every piece
+    if len(axes) < 2:
         return []
     moved = []
     for number in range(N_AT_FRAME):
         axis, is_last = axes[number % len(axes)], (number + number // len(axes)) % 2
         sample = problem.data_size[axis] - 1 if is_last else 0
-        moved.append(windows[number % len(windows)].at_frame(axis, sample))
+        moved.append(tiles[number % len(tiles)].at_frame(axis, sample))
     return moved
 
 
-def _depth(problem: BlockProblem, is_cut: Sequence[bool], n_reaches: int) -> Size:
-    """Give how far to look along each axis: a piece and its surroundings must fit into the frame."""
-    axes = zip(problem.cuts, is_cut, strict=True)
-    return tuple(
-        min(n_reaches * max(MIN_DEPTH // FIRST_REACHES, cut.n_taps // 2), (cut.n_data - N_MIDDLE) // 3) if is_one else 0
-        for cut, is_one in axes
-    )
-
-
-def _alike(problem: BlockProblem, halo: Size, depth: Size) -> Size:
-    """Widen a halo to as many kernels along all axes: beside full samples, which are not compared, few seem enough."""
+def _as_many_kernels(problem: BlockProblem, halo: Size, depth: Size) -> Size:
+    """Widen a halo to as many kernels along all axes: saturated samples are not compared, so few may seem enough."""
     sizes = [cut.n_taps for cut in problem.cuts]
     n_kernels = max(h / size for h, size in zip(halo, sizes, strict=True))
     return tuple(min(math.ceil(n_kernels * size), d) for size, d in zip(sizes, depth, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class CutInfluence:
+    """The change that a cut makes in one tile.
+
+    Attributes:
+        difference: the largest over all channels, shape `size`; zero at saturated samples.
+        depths: distances from the cut along each axis, each of shape `(n,)`; infinite if nothing is cut there.
+    """
+
+    difference: Tensor
+    depths: tuple[Tensor, ...]
+
+    def beyond(self, halo: Sequence[float]) -> float:
+        """Return the largest difference at pixels that are as deep as a halo along every axis."""
+        inside = self.difference
+        for axis, (depth, wanted) in enumerate(zip(self.depths, halo, strict=True)):
+            inside = inside.index_select(axis, torch.nonzero(depth >= wanted)[:, 0])
+        return float(inside.max()) if inside.numel() else 0.0
 
 
 def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
@@ -302,7 +242,7 @@ def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
 
 
 def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
-    """Find a halo narrower than `depth` that leaves hardly more: where an edge pixel is off, depth may not help."""
+    """Find a halo narrower than `depth` that leaves hardly more: a wider one may not help the pixels on an edge."""
     goal = HARDLY_MORE * _worst(influences, depth)
     for n in range(N_PARTS):
         halo = tuple(max(least, -(-d * n // N_PARTS)) for d, least in zip(depth, at_least, strict=True))
@@ -311,26 +251,85 @@ def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -
     return depth
 
 
-def smallest_halo(influences: Sequence[CutInfluence], depth: Size, wanted: float, at_least: Size) -> Size | None:
-    """Find the smallest halo along each axis, then widen all alike until together they keep to what is wanted.
+def smallest_halo(influences: Sequence[CutInfluence], depth: Size, allowed: float, at_least: Size) -> Size | None:
+    """Find the smallest halo along each axis, then widen all axes alike until together they leave what is allowed.
 
     Returns:
-        `None` where even the whole depth does not.
+        `None` if the whole depth leaves more.
     """
     n_cut = sum(d > 0 for d in depth)
     halo = []
     for axis, deepest in enumerate(depth):
         others = [float(d) for d in depth]
-        low, high = at_least[axis], deepest
-        others[axis] = high
-        if _worst(influences, others) > wanted / max(n_cut, 1):
+        if _worst(influences, others) > allowed / max(n_cut, 1):
             return None
+        low, high = at_least[axis], deepest
         while low < high:
             others[axis] = middle = (low + high) // 2
-            low, high = (low, int(middle)) if _worst(influences, others) <= wanted / n_cut else (int(middle) + 1, high)
+            low, high = (low, middle) if _worst(influences, others) <= allowed / n_cut else (middle + 1, high)
         halo.append(low)
-    while _worst(influences, halo) > wanted:
+    while _worst(influences, halo) > allowed:
         if all(h >= d for h, d in zip(halo, depth, strict=True)):
             return None
         halo = [min(h + 1 + h // 16, d) for h, d in zip(halo, depth, strict=True)]
     return tuple(halo)
+
+
+def measure_cut(
+    problem: BlockProblem, tile: PreviewTile, depth: Size, pipeline: Pipeline, progress: ProgressListener
+) -> CutInfluence:
+    """Restore one tile with its surroundings and without; its depth is 0 along an axis that no block is cut along."""
+    size, cuts = problem.data_size, problem.cuts
+    inner_sides = _inner_sides(depth, size)
+    outer = tile.data(outer_sides(depth, size), size)
+    inner = tuple(
+        _middle(o, side) if axis != tile.frame_axis else _at_end(o, depth[axis], size[axis])
+        for axis, (o, side) in enumerate(zip(outer, inner_sides, strict=True))
+    )
+    values = problem.read(tile.batch, outer)
+    whole = problem.restore(values, outer, pipeline, progress).image
+    bounds = problem.find_bounds(values, outer, pipeline)
+    axes = space_axes(len(size))
+    for axis, i, o in zip(axes, inner, outer, strict=True):
+        values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
+    cut = problem.restore(values.contiguous(), inner, pipeline, progress).image
+    depths = []
+    for axis, c, i, o in zip(axes, cuts, inner, outer, strict=True):
+        inside, around = c.image_of(i), c.image_of(o)
+        # Data that are cut near the frame reach beyond it, where the whole has no image.
+        first, last = max(inside[0], around[0]), min(inside[1], around[1])
+        cut = cut.narrow(axis, first - inside[0], last - first)
+        whole = whole.narrow(axis, first - around[0], last - first)
+        bounds = None if bounds is None else bounds.narrow(axis, first - around[0], last - first)
+        depths.append(_distances(c, i, (first, last)))
+    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0)
+    difference = difference if bounds is None else difference.masked_fill(bounds, 0)
+    return CutInfluence(difference.cpu(), tuple(depths))
+
+
+def outer_sides(depth: Size, size: Size) -> Size:
+    """Return the sides of a tile with surroundings of half its depth."""
+    return tuple(side + 2 * (d // 2) for side, d in zip(_inner_sides(depth, size), depth, strict=True))
+
+
+def _inner_sides(depth: Size, size: Size) -> Size:
+    return tuple(2 * d + N_MIDDLE if d else n for d, n in zip(depth, size, strict=True))
+
+
+def _middle(outer: Interval, side: int) -> Interval:
+    start = outer[0] + (outer[1] - outer[0] - side) // 2
+    return start, start + side
+
+
+def _at_end(outer: Interval, depth: int, n: int) -> Interval:
+    """Return a part that is cut at one end only, and reaches the frame at the other."""
+    start, stop = outer
+    return (start, stop - depth // 2) if start == 0 else (start + depth // 2, n)
+
+
+def _distances(cut: AxisCut, data: Interval, image: Interval) -> Tensor:
+    """Return the distance of image pixels from the cuts, as a halo counts it."""
+    place = torch.arange(*image, dtype=torch.float64) + cut.shift
+    ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
+    behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
+    return torch.minimum(ahead, behind)

@@ -1,19 +1,18 @@
-"""The error to be expected of a large picture: found on pieces of it, and spread over all blocks by their detail."""
+"""The expected error of a large picture: predicted on preview tiles, and spread over all blocks by their detail."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_grid import Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.fixed_choices import N_PIECES
-from deconv_cli.blocks.sample_windows import SampleWindow, covering_windows
+from deconv_cli.blocks.preview_tiles import covering_tiles, find_tiles
 from deconv_cli.diagnostics.predicted_error import (
     ErrorBand,
     ErrorProfile,
@@ -29,11 +28,11 @@ from deconv_cli.vocabulary import Size, counted, format_size
 
 @dataclass(frozen=True, eq=False)
 class SampledError(ExpectedError):
-    """The error to be expected of a whole picture.
+    """The expected error of a whole picture.
 
     Attributes:
-        pieces: what it was found on, in words.
-        real: the real error, root mean square, where the truth is known.
+        pieces: what it was predicted on, in words.
+        real: the real error, root mean square, if the truth is known.
         share: part of the pixels that is trusted.
     """
 
@@ -48,23 +47,23 @@ class SampledError(ExpectedError):
 
     @property
     def actual_root_mean_square(self) -> float | None:
-        """The real error of the whole image, where the truth is known."""
+        """The real error of the whole image, if the truth is known."""
         return self.real
 
 
 @dataclass(frozen=True)
 class ErrorSample:
-    """What pieces of a picture tell of its error.
+    """The error that was predicted on some tiles.
 
     Attributes:
-        profiles: by the distance from the edge, for each channel, or one where the kernel mixes them.
-        bands: the same for people, over the pieces.
+        profiles: by the distance from the edge, for each channel, or one if the kernel mixes channels.
+        bands: the same for people, over all tiles.
         sigma: standard deviation of the noise that was drawn.
-        exponent: of the images that were drawn; `None` where none were.
-        n_probes: how many were drawn for each piece.
+        exponent: of the images that were drawn; `None` if none were.
+        n_probes: draws for each tile.
         seed: of the random numbers.
-        n_pieces: how many pieces.
-        sides: of a piece, in samples.
+        n_pieces: tiles.
+        sides: of a tile, in samples.
     """
 
     profiles: tuple[ErrorProfile, ...]
@@ -78,17 +77,15 @@ class ErrorSample:
 
     @property
     def trusted_depth(self) -> int | None:
-        """From this distance on every channel is trusted; `None` where some is not anywhere."""
+        """Distance from the edge from which on every channel is trusted; `None` if some channel is nowhere."""
         depths = [profile.trusted_depth for profile in self.profiles]
         return None if None in depths else max(depth or 0 for depth in depths)
 
     def squared_error(self, image: Tensor, at: Sequence[Interval], size: Size) -> Tensor:
-        """Give the squared error to be expected of each pixel, of the shape of the image.
+        """Return the squared error to be expected of each pixel, of the shape of the image.
 
-        Args:
-            image: a part of the estimate, of light where that is restored, shape `(B, C, *part)`.
-            at: where it lies in the whole, along each axis of space.
-            size: of the whole.
+        The image is a part of the estimate, in light if light is restored, shape `(B, C, *part)`; it lies `at` a place
+        of the whole.
         """
         distance = edge_distance(size, at, image.device)
         groups = image.unflatten(1, (len(self.profiles), -1))
@@ -100,34 +97,25 @@ class ErrorSample:
 
     def outweighs(self, image: Tensor, squared: Tensor, n_axes: int) -> Tensor:
         """Find the pixels whose error exceeds the contrast around them in some image or channel, shape `size`."""
-        n_profiles = len(self.profiles)
-        parts = zip(
-            image.unflatten(1, (n_profiles, -1)).unbind(1),
-            squared.unflatten(1, (n_profiles, -1)).unbind(1),
-            strict=True,
-        )
-        pairs = zip(self.profiles, parts, strict=True)
-        return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, part in pairs]).any(dim=0)
+        groups = [values.unflatten(1, (len(self.profiles), -1)).unbind(1) for values in (image, squared)]
+        found = zip(self.profiles, *groups, strict=True)
+        return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, *part in found]).any(dim=0)
 
     def of_whole(self, size: Size, mean_square: float, real: float | None, *, is_trusted: bool) -> SampledError:
-        """Describe the error of the whole picture.
+        """Describe the error of the whole picture by the mean square that is expected over all blocks.
 
-        Args:
-            size: of its image.
-            mean_square: of the error that is expected over all blocks.
-            real: root mean square of the real error, where the truth is known.
-            is_trusted: whether nothing speaks against the result.
+        `real` is the root mean square of the real error, if the truth is known.
         """
         counts = band_counts(size, len(self.bands))
-        n_pixels = sum(counts)
 
         def mean(values: Sequence[float]) -> float:
-            return sum(n * value for n, value in zip(counts, values, strict=True)) / n_pixels
+            return sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)
 
         noise = mean([(band.noise or 0.0) ** 2 for band in self.bands])
         missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in self.bands])
-        # The whole has more detail than the pieces, or less.
+        # The whole has more detail than the tiles, or less.
         share = math.sqrt(max(mean_square - noise, 0.0) / missing) if missing > 0 else 1.0
+        pieces = f"{counted(self.n_pieces, 'piece')} of {format_size(self.sides)} samples, and the detail of all blocks"
         return SampledError(
             bands=tuple(_scaled(band, n, share) for band, n in zip(self.bands, counts, strict=True)),
             trusted_depth=self.trusted_depth if is_trusted else None,
@@ -135,42 +123,18 @@ class ErrorSample:
             exponent=self.exponent,
             n_probes=self.n_probes,
             seed=self.seed,
-            pieces=f"{counted(self.n_pieces, 'piece')} of {format_size(self.sides)} "
-            "samples, and the detail of all blocks",
+            pieces=pieces,
             real=real,
         )
 
-    def as_record(self) -> dict[str, Any]:
-        """Give the numbers as JSON can hold them."""
-        return vars(self) | {
-            "profiles": [profile.as_record() for profile in self.profiles],
-            "bands": [asdict(band) for band in self.bands],
-        }
 
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> ErrorSample:
-        """Read what `as_record` gave."""
-        read = {
-            "profiles": tuple(map(ErrorProfile.of_record, record["profiles"])),
-            "bands": tuple(ErrorBand(**band) for band in record["bands"]),
-            "sides": tuple(record["sides"]),
-        }
-        return cls(**record | read)
-
-
-def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: Size) -> ErrorSample:
-    """Predict the error of some pieces, as if the frame of the picture were theirs.
-
-    Args:
-        problem: what is restored, with nothing left open.
-        windows: places, those with the most contrast first.
-        sides: of the pieces, along each axis of space.
-    """
+def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:
+    """Predict the error of tiles of these sides, as if the frame of the picture were theirs."""
     pipeline, found = problem.pipeline(), list[PredictedError]()
-    pieces = covering_windows(problem, windows, sides, N_PIECES)
-    for number, window in enumerate(pieces):
-        data = window.data(sides, problem.data_size)
-        result = problem.examine(problem.read(window.batch, data), data, pipeline, number, len(pieces))
+    tiles = covering_tiles(problem, find_tiles(problem, sides), sides, N_PIECES)
+    for number, tile in enumerate(tiles):
+        data = tile.data(sides, problem.data_size)
+        result = problem.predict(problem.read(tile.batch, data), data, pipeline, number, len(tiles))
         assert result.predicted_error is not None
         found.append(result.predicted_error)
     pooled = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
@@ -188,7 +152,7 @@ def sample_error(problem: BlockProblem, windows: Sequence[SampleWindow], sides: 
 
 
 def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
-    """Give a band with another number of pixels, and so many times the error that the data do not determine."""
+    """Set the number of pixels of a band, and scale the error that the data do not determine."""
     if band.noise is None or band.null_space is None or band.outside_frame is None:
         return replace(band, n_pixels=n_pixels, predicted=share * band.predicted)
     null_space, outside = share * band.null_space, share * band.outside_frame

@@ -1,4 +1,4 @@
-"""A small picture of the whole: each of its pixels is the mean of many, and made by the block that holds the first."""
+"""A small picture of the whole: each pixel averages many, and the block that holds the first of them makes it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_grid import Interval
 from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import Size
 
 MAX_SIDES = {1: 2048, 2: 512, 3: 128}
-"""Of a thumbnail, in pixels, by the axes of space."""
+"""Sides of a thumbnail in pixels, by the axes of space."""
 MAX_PLANES = 48
 N_CHANNELS = 3
 """Channels that are kept: the colors, or the first ones."""
@@ -24,38 +24,26 @@ N_CHANNELS = 3
 
 @dataclass(frozen=True)
 class ThumbnailPart:
-    """What one block gives to a thumbnail; JSON can hold it.
-
-    Attributes:
-        name: of the thumbnail.
-        start: place of its first pixel in the thumbnail, along each axis of space.
-        shape: channels and pixels.
-        samples: float32, in base64.
-    """
+    """The pixels that one block adds to a thumbnail: float32 in base64, of shape `(C, *size)`, from `start` on."""
 
     name: str
-    start: Sequence[int]
-    shape: Sequence[int]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
     samples: str
-
-    @property
-    def values(self) -> Tensor:
-        """The samples, shape `(C, *size)`."""
-        stored = np.frombuffer(base64.b64decode(self.samples), "<f4")
-        return torch.from_numpy(stored.reshape(self.shape).copy())
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The pixels of a thumbnail.
-
-    Attributes:
-        size: of the whole, along each axis of space.
-        steps: pixels of the whole that make one, along each axis.
-    """
+    """The layout of a thumbnail: the size of the whole, and the pixels of the whole that make one, along each axis."""
 
     size: Size
     steps: Size
+
+    @classmethod
+    def of(cls, size: Size) -> Thumbnail:
+        """Choose the steps: the same along rows and columns, smaller ones along planes."""
+        step = -(-max(size[-2:]) // MAX_SIDES[len(size)])
+        return cls(size, (*(-(-n // MAX_PLANES) for n in size[:-2]), *[step] * len(size[-2:])))
 
     @property
     def n_pixels(self) -> Size:
@@ -72,13 +60,7 @@ class Thumbnail:
         return torch.stack(torch.meshgrid(*to_end, indexing="ij")).amin(0)
 
     def part(self, name: str, values: Tensor, at: Sequence[Interval]) -> ThumbnailPart | None:
-        """Average a part of the whole; `None` where none of the thumbnail's pixels begins in it.
-
-        Args:
-            name: of the thumbnail.
-            values: shape `(C, *size)`.
-            at: where they lie, along each axis of space.
-        """
+        """Average a part of the whole, shape `(C, *size)`; return `None` if no pixel of the thumbnail begins in it."""
         begins = tuple(-(-start // step) for (start, _), step in zip(at, self.steps, strict=True))
         firsts = tuple(begin * step for begin, step in zip(begins, self.steps, strict=True))
         sizes = tuple(stop - first for (_, stop), first in zip(at, firsts, strict=True))
@@ -90,19 +72,11 @@ class Thumbnail:
         return ThumbnailPart(name, begins, means.shape, base64.b64encode(means.tobytes()).decode("ascii"))
 
     def assemble(self, name: str, parts: Iterable[ThumbnailPart]) -> Tensor | None:
-        """Put parts together, shape `(C, *n_pixels)`; `None` where there are none of this name."""
+        """Join the parts of this name, shape `(C, *n_pixels)`; `None` if there are none."""
         whole: Tensor | None = None
         for part in parts:
-            if part.name != name:
-                continue
-            if whole is None:
-                whole = torch.zeros(part.shape[0], *self.n_pixels)
-            crop(whole, tuple(part.start), tuple(part.shape[1:])).copy_(part.values)
+            if part.name == name:
+                whole = torch.zeros(part.shape[0], *self.n_pixels) if whole is None else whole
+                values = np.frombuffer(base64.b64decode(part.samples), "<f4").reshape(part.shape)
+                crop(whole, part.start, part.shape[1:]).copy_(torch.from_numpy(values.copy()))
         return whole
-
-
-def choose_steps(size: Size) -> Size:
-    """Choose how many pixels along each axis make one; as many along rows and columns, fewer along planes."""
-    largest = MAX_SIDES[len(size)]
-    step = -(-max(size[-2:]) // largest)
-    return (*(-(-n // MAX_PLANES) for n in size[:-2]), *[step] * len(size[-2:]))

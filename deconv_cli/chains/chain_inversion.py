@@ -1,7 +1,7 @@
-"""Undo a chain of layers: from an activation of a network back to what the network was shown.
+"""Undo a chain of layers: from an activation of a network back to the input of the network.
 
-One method undoes every chain: damped Gauss–Newton steps on the layers as they are. Where all of them are affine, the
-first step is the pseudo-inverse. Other chains may have local minima: how much of the data the estimate leaves is told.
+One method undoes every chain: damped Gauss–Newton steps on the layers as they are. If all layers are affine, the first
+step is the pseudo-inverse. Other chains may have local minima: the residual shows them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.chains.chain_layers import Layers, Part, compose, list_parts
-from deconv_cli.chains.chain_size import input_shape_of
+from deconv_cli.chains.chain_layers import Layers, Part, compose, input_shape_of, list_parts
 from deconv_cli.diagnostics.conditioning import MAX_DENSE_ENTRIES, DeterminedShare, determined_share
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
@@ -35,15 +34,15 @@ TAKEN = ("defaults", "input_size", "lam", "penalty", "tolerance", "max_iteration
 """The settings that the inversion of a chain uses."""
 
 MAX_AMPLIFICATION = 100.0
-"""An estimate that is so many times as large as the data need is doubted where they do not determine it."""
+"""An estimate that is larger than the data need by this factor is doubted if they do not determine it."""
 FULL_SHARE = 0.999
-"""From this share on the data determine an input."""
+"""Share from which on the data determine an input."""
 ROUNDING = 8.0
-"""A residual of so many times the distance of neighboring numbers in the data's type is none."""
+"""Residuals below this multiple of the distance of neighboring numbers in the data's type are rounding errors."""
 
 
 class ChainMethod(StrEnum):
-    """How a chain was undone; the value is the sentence of the report."""
+    """How a chain was undone, in the words of the report."""
 
     LEAST_SQUARES = "one affine operator, by least squares of least norm"
     GAUSS_NEWTON = "as a whole, by damped Gauss–Newton steps"
@@ -51,7 +50,7 @@ class ChainMethod(StrEnum):
 
 @dataclass(frozen=True)
 class ChainLayer:
-    """One layer as it was undone: its name, torch's words for it, and whether it is affine or not."""
+    """One layer: its name, torch's description of it, and whether it is affine."""
 
     name: str
     description: str
@@ -60,20 +59,20 @@ class ChainLayer:
 
 @dataclass(frozen=True, eq=False)
 class ChainInversion:
-    """An estimate of what a chain of layers turned into the data.
+    """An estimate of the input of a chain of layers.
 
     Attributes:
-        image: the estimate, shape `(C, *size)`, or `(B, C, *size)` where the data have a batch axis.
-        solution: how it was obtained, for all images together: the worst status and certificate, the most iterations.
+        image: the estimate, shape `(C, *size)`, or `(B, C, *size)` if the data have a batch axis.
+        solution: of all images together: the worst status and certificate, the most iterations.
         layers: the chain, in order.
         method: how it was undone.
         lam: λ of the penalty λσ²max‖Lx‖², with the largest singular value of the derivative at zero.
         penalty: the name of L.
         residual: y − f(x̂) through the chain itself, of the shape of the data.
         relative_residual: ‖f(x̂) − y‖ / ‖y‖, the largest of the batch.
-        determined: how much of the input the data determine around the estimate, the least of the batch.
-        amplification: ‖J‖‖x̂‖ / ‖f(x̂)‖ with the derivative J at the estimate, the largest of the batch: how many times
-            larger the estimate is than the data need.
+        determined: the share of the input that the data determine around the estimate, the least of the batch.
+        amplification: ‖J‖‖x̂‖ / ‖f(x̂)‖ with the derivative J at the estimate, the largest of the batch: the factor by
+            which the estimate is larger than the data need.
     """
 
     image: Tensor
@@ -89,14 +88,14 @@ class ChainInversion:
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
-        """Why not to trust the estimate as it is; empty where nothing speaks against it."""
+        """Why the estimate cannot be trusted as it is; empty if nothing speaks against it."""
         found = doubt_solver(self.solution)
         if self.relative_residual > MAX_RELATIVE_RESIDUAL and self.lam == 0:
             found.append(
                 Doubt(
                     DoubtReason.RESIDUAL,
-                    f"the chain makes something else of the estimate: {format_percent(self.relative_residual)} of the "
-                    "data are left; check that the data are the output of these layers in evaluation mode",
+                    f"the estimate does not reproduce the data: {format_percent(self.relative_residual)} of them are "
+                    "left; check that the data are the output of these layers in evaluation mode",
                 )
             )
         if self.amplification > MAX_AMPLIFICATION and self.determined.share < FULL_SHARE:
@@ -104,7 +103,7 @@ class ChainInversion:
                 Doubt(
                     DoubtReason.AMPLIFICATION,
                     f"the estimate is {self.amplification:.2g} times as large as the data need, in directions that "
-                    "they leave open; use λ > 0, which keeps these small",
+                    "they do not determine; use λ > 0, which keeps these small",
                 )
             )
         return tuple(found)
@@ -119,25 +118,25 @@ def invert_chain(
     progress: Callable[[int, float], None] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> ChainInversion:
-    """Estimate the images that a chain of layers turned into `y`, and say how much of them `y` determines.
+    """Estimate the images that a chain of layers turned into `y`, and how much of them `y` determines.
 
     Layers act in evaluation mode, each image by itself. The arithmetic runs in float64 unless `dtype` says otherwise.
 
     Args:
         y: the output of the last layer, shape `(C, *size)` or `(B, C, *size)`.
-        layers: a module, of which an `nn.Sequential` is opened; or modules in the order in which they act, with names
-            or without. Any function that torch differentiates is a layer.
+        layers: a module, or modules in order with or without names; an `nn.Sequential` is opened. Any function that
+            torch differentiates is a layer.
         settings: how to undo it; or give its fields one by one.
-        time_limit: seconds after which iterations end, with the best estimate until then; `None` for none.
+        time_limit: seconds after which iterations end with the best estimate so far; `None` for none.
         progress: is called after every step with the iterations so far and the certificate.
-        options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 if not given. `input_size` are the
-            pixels of the input, or channels and pixels; by default the stride times the size of `y`, if that is
-            possible, else the smallest possible size.
+        options: those fields of `ReconstructionSettings` that `TAKEN` lists; λ is 0 by default. `input_size` are the
+            pixels of the input, or channels and pixels; by default the stride times the size of `y` if that is
+            possible, otherwise the smallest possible size.
 
     Raises:
         ShapeError: no input of the chain gives data of this shape.
-        UsageError: settings of no use here, or layers that torch does not differentiate.
-        MalformedInputError: data that are not finite.
+        UsageError: a setting has no use here, or torch does not differentiate a layer.
+        MalformedInputError: the data are not finite.
     """
     if settings is not None and options:
         raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
@@ -175,13 +174,13 @@ def invert_chain(
 
 
 def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None) -> Size:
-    """Find the shape `(C, *size)` of the images that `invert_chain` would give, without computing them."""
+    """Find the shape `(C, *size)` of the images that `invert_chain` would return, without computing them."""
     check_image(y, "the output to invert")
     return input_shape_of(compose(list_parts(layers, y.new_zeros(()).double())), tuple(y.shape), input_size)
 
 
 def _checked(settings: ReconstructionSettings) -> float:
-    """Refuse settings of no use to chains; gives λ."""
+    """Refuse settings that have no use for chains; return λ."""
     idle = [f.name for f in fields(settings) if f.name not in TAKEN and getattr(settings, f.name) != f.default]
     if idle:
         raise UsageError(f"{idle[0]} has no use for a chain of layers; leave it out.")
@@ -191,7 +190,7 @@ def _checked(settings: ReconstructionSettings) -> float:
 
 
 def _worst(solutions: list[Solution]) -> Solution:
-    """Describe how all images together went: by the worst status and certificate, and the most iterations."""
+    """Combine the solutions of all images: the worst status and certificate, the most iterations."""
     worst = max(solutions, key=lambda found: (not found.status.is_success, found.certificate))
     return replace(worst, n_iterations=max(found.n_iterations for found in solutions))
 
@@ -214,7 +213,7 @@ def _one_by_one(
     time_limit: float | None,
     progress: Callable[[int, float], None] | None,
 ) -> list[_Undone]:
-    """Undo the chain for each image, with a share of the time for each; what one leaves the others have."""
+    """Undo the chain for each image, with an equal share of the remaining time."""
     found, end = [], math.inf if time_limit is None else time.monotonic() + time_limit
     for n_done, image in enumerate(images):
         now = time.monotonic()
@@ -224,15 +223,7 @@ def _one_by_one(
 
 
 class _Chain:
-    """A chain of layers with its penalty, for images of one size.
-
-    Args:
-        parts: the layers.
-        zeros: an image of zeros, shape `(C, *size)`.
-        lam: λ.
-        penalty: the name of L.
-        eps: the relative distance of neighboring numbers in the type of the data.
-    """
+    """A chain of layers with its penalty λ‖Lx‖², for images like `zeros`; `eps` is that of the type of the data."""
 
     def __init__(self, parts: list[Part], zeros: Tensor, lam: float, penalty: str, eps: float) -> None:
         self._parts, self._zeros, self._eps = parts, zeros, eps
@@ -249,11 +240,7 @@ class _Chain:
         return all(part.is_affine for part in self._parts)
 
     def undo(self, y: Tensor, rule: StoppingRule, progress: Callable[[int, float], None] | None) -> _Undone:
-        """Estimate the image that the chain turned into `y`, and measure the estimate.
-
-        Raises:
-            UsageError: layers that torch does not differentiate.
-        """
+        """Estimate the image that the chain turned into `y`, and measure the estimate."""
         problem = NonlinearProblem(self._function, y, self._penalty, self._weight)
         start = self._least_squares(y) if self.is_affine else self._zeros
         solution = solve_nonlinear(problem, start, rule, progress)
@@ -268,7 +255,7 @@ class _Chain:
         return _Undone(solution, residual, relative_residual, determined, amplification)
 
     def _least_squares(self, y: Tensor) -> Tensor:
-        """Solve a small affine chain by the singular values of its matrix; gives zeros for a larger one."""
+        """Solve a small affine chain by the singular values of its matrix; return zeros for a larger one."""
         if self._zeros.numel() * y.numel() > MAX_DENSE_ENTRIES:
             return self._zeros
         derivative = Linearization(self._function, self._zeros)

@@ -1,4 +1,4 @@
-"""The layers of a chain: chosen by their names, in the order in which they act, and which of them are affine."""
+"""The layers of a chain: chosen by name, in order, which of them are affine, and the size of their input."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from deconv_cli.chains.chain_size import channels_of, n_axes_of
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators import synchronize
+from deconv_cli.vocabulary import Size
 
 Named = tuple[str, nn.Module]
 Layers = nn.Module | Sequence[nn.Module] | Sequence[Named]
 
 RANGE = ".."
 TRIED_SIZE = 64
-"""Pixels along each axis of the random image that a module is tried with."""
+"""Pixels along each axis of the random image that the order of layers is tried on."""
+MAX_SIZE = 2**15
+"""Pixels along an axis of an input, at most."""
 _BY_AXES = (
     *("Conv", "ConvTranspose", "BatchNorm", "AvgPool", "AdaptiveAvgPool", "ConstantPad", "ZeroPad"),
     *("ReflectionPad", "ReplicationPad", "CircularPad"),
@@ -34,12 +36,7 @@ _AFFINE = {getattr(nn, f"{name}{n}d") for name in _BY_AXES for n in (1, 2, 3)} |
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One layer of a chain in evaluation mode.
-
-    Attributes:
-        name: in its model.
-        module: a copy without gradients, in the precision of the arithmetic.
-    """
+    """One layer of a chain: its name in the model, and a copy for evaluation in the precision of the arithmetic."""
 
     name: str
     module: nn.Module
@@ -58,15 +55,10 @@ class Part:
 
 
 def list_parts(layers: Layers, like: Tensor) -> list[Part]:
-    """Copy the layers of a chain, and tell which are affine.
-
-    Args:
-        layers: a module, of which an `nn.Sequential` is opened; or modules in the order in which they act, with names
-            or without.
-        like: has the dtype and the device of the arithmetic.
+    """Copy the layers of a chain, and those of an `nn.Sequential`; `like` has the dtype and device of the arithmetic.
 
     Raises:
-        UsageError: something else than modules, or none.
+        UsageError: `layers` are no modules, or there is none.
     """
     given: list[Named]
     if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):
@@ -81,7 +73,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
 
 
 def compose(parts: Sequence[Part]) -> nn.Sequential:
-    """Give the module that runs the parts one after the other."""
+    """Return the module that runs the parts in order."""
     return nn.Sequential(*(part.module for part in parts))
 
 
@@ -95,14 +87,14 @@ def _opened(name: str, module: nn.Module) -> Iterator[Named]:
 
 
 def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
-    """Make sure that each layer takes exactly what the one before it gives, by running their module once.
+    """Check by one run of their module that each layer takes exactly the output of the one before it.
 
     Args:
-        parent: the module that the layers are children of; an `nn.Sequential` needs no trial.
-        layers: some of its children, with their names, in the order in which they are to act.
+        parent: the module that the layers are children of; an `nn.Sequential` needs no run.
+        layers: some of its children, with their names, in order.
 
     Returns:
-        Whether it is certain; it is not where the module cannot be run on a random image, or runs a layer twice.
+        Whether it is certain; it is not if the module fails on a random image, or runs a layer twice.
 
     Raises:
         UsageError: the module does something else between two of them.
@@ -114,7 +106,7 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
     generator = torch.Generator().manual_seed(0)
     like = next(iter(module.parameters()), torch.zeros(()))
     shape = (1, channels_of(module) or 1, *[TRIED_SIZE] * n_axes_of(module))
-    # A head that wants another size fails after what is looked at.
+    # A head that needs another size fails after the layers in question.
     with torch.no_grad(), contextlib.suppress(Exception):
         module(torch.randn(shape, generator=generator).to(like))
     for (before, first), (after, second) in pairwise(seen.items()):
@@ -127,7 +119,7 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
 
 
 class _Calls:
-    """Remembers what a layer took and gave; copies, since the next layer may work in place."""
+    """Remembers inputs and outputs of a layer, as copies: the next layer may work in place."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._taken: list[Tensor] = []
@@ -137,11 +129,11 @@ class _Calls:
 
     @property
     def is_single(self) -> bool:
-        """Whether the layer was called once, with a tensor, and gave one."""
+        """Whether the layer was called once, with one tensor, and returned one."""
         return len(self._taken) == len(self._given) == 1
 
     def takes_from(self, other: _Calls) -> bool:
-        """Return whether the layer took exactly what another one gave."""
+        """Return whether the layer took exactly the output of another one."""
         taken, given = self._taken[0], other._given[0]
         return taken.shape == given.shape and synchronize.holds_everywhere(taken == given)
 
@@ -157,15 +149,14 @@ def choose_layers(model: nn.Module, text: str) -> tuple[nn.Module, list[tuple[st
 
     Args:
         model: the model.
-        text: names with commas between, such as `0,1,2`, or the first and the last one, such as `conv1..layer2`: those
-            two and all between them, in the order in which their module lists them. A name may lead into a module, as
-            `features.0` does.
+        text: names with commas between, such as `0,1,2`; or the first and the last name of a range in the order of
+            their module, such as `conv1..layer2`. A name may lead into a module, as `features.0` does.
 
     Returns:
-        The module that the layers are children of, and the layers with their names there, one at least.
+        The module that the layers are children of, and the layers with their names there, at least one.
 
     Raises:
-        UsageError: a name that the model has not, an empty range, or layers of several modules.
+        UsageError: a name does not exist, a range is empty, or the layers are children of several modules.
     """
     names = [name.strip() for name in (text.split(RANGE) if RANGE in text else text.split(","))]
     parents = {name.rpartition(".")[0] for name in names}
@@ -201,3 +192,111 @@ def _place(children: list[str], name: str, text: str) -> int:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "no layers"
+
+
+def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None) -> Size:
+    """Find the shape `(C, *size)` of the input of a chain from that of its output.
+
+    Args:
+        layers: of the chain, in evaluation mode.
+        y_shape: shape of the data, with or without a batch axis.
+        input_size: the pixels of the input, or channels and pixels; by default the stride times the size of the output
+            if that is possible, otherwise the smallest possible size.
+
+    Raises:
+        ShapeError: no input gives such outputs.
+        UsageError: the size does not follow from the output.
+    """
+    n_axes = n_axes_of(layers)
+    on_meta = copy.deepcopy(layers).to("meta")
+    given = () if input_size is None else tuple(input_size)
+    given = given * n_axes if len(given) == 1 else given
+    if given and len(given) not in (n_axes, n_axes + 1):
+        raise ShapeError(f"the input of this chain has {n_axes} axes of space, but input_size is {given}.")
+    channels = given[0] if len(given) > n_axes else _channels(layers, y_shape[-1 - n_axes : -n_axes])
+    if given:
+        shape = (channels, *given[-n_axes:])
+        _check_output(_shape_after(on_meta, shape), shape, y_shape)
+        return shape
+    return (channels, *_size_before(on_meta, channels, y_shape, n_axes))
+
+
+def n_axes_of(module: nn.Module) -> int:
+    """Return how many axes of space a module works on: as its first layer says, or two."""
+    names = (type(each).__name__ for each in module.modules())
+    return next((int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d")), 2)
+
+
+def channels_of(module: nn.Module) -> int | None:
+    """Return how many channels a module takes as its first layer says; `None` if no layer says it."""
+    for each in module.modules():
+        taken = getattr(each, "in_channels", None) or getattr(each, "num_features", None)
+        if taken is not None:
+            return int(taken)
+    return None
+
+
+def _channels(layers: nn.Sequential, of_output: Size) -> int:
+    """Return how many channels a chain takes: as its first layer says, or those of the output."""
+    into, out_of = 1, 1
+    for layer in layers:
+        if isinstance(layer, nn.PixelUnshuffle):
+            out_of *= layer.downscale_factor**2
+        elif isinstance(layer, nn.PixelShuffle):
+            into *= layer.upscale_factor**2
+        taken = channels_of(layer)
+        if taken is not None:
+            return taken * into // out_of
+    return (of_output[0] if of_output else 1) * into // out_of
+
+
+def _shape_after(on_meta: nn.Sequential, shape: Size) -> Size | None:
+    """Return the output shape of a chain for an input shape; `None` if the chain refuses it."""
+    try:
+        with torch.no_grad():
+            dtype = next((t.dtype for t in on_meta.parameters() if t.is_floating_point()), torch.float64)
+            return tuple(on_meta(torch.empty(1, *shape, device="meta", dtype=dtype)).shape[1:])
+    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+        return None
+
+
+def _check_output(found: Size | None, shape: Size, y_shape: Size) -> None:
+    if found is None or y_shape not in (found, (y_shape[0], *found)):
+        gives = "is refused by it" if found is None else f"gives an output of {found}"
+        raise ShapeError(f"an input of {shape} {gives}, but the output of the chain has shape {y_shape}; check both.")
+
+
+def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: int) -> Size:
+    """Find the size of the input by bisection along each axis: a larger input never gives a smaller output."""
+    target = y_shape[-n_axes:]
+    largest = 1
+    while largest <= MAX_SIZE:
+        found = _shape_after(on_meta, (channels, *[largest] * n_axes))
+        if (
+            found is not None
+            and len(found) == n_axes + 1
+            and all(n > t for n, t in zip(found[1:], target, strict=True))
+        ):
+            break
+        largest *= 2
+    else:
+        raise UsageError("the size of the input does not follow from that of the output; give input_size.")
+
+    def least(axis: int, wanted: int) -> int:
+        """Find the least size along an axis that gives an output of at least `wanted` pixels."""
+        low, high = 0, largest
+        while high - low > 1:
+            middle = (low + high) // 2
+            size = [middle if a == axis else largest for a in range(n_axes)]
+            found = _shape_after(on_meta, (channels, *size))
+            low, high = (low, middle) if found is not None and found[1 + axis] >= wanted else (middle, high)
+        return high
+
+    sizes = []
+    for axis, n in enumerate(target):
+        first, behind = least(axis, n), least(axis, n + 1)
+        stride = behind - first
+        sizes.append(stride * n if first <= stride * n < behind else first)
+    shape = (channels, *sizes)
+    _check_output(_shape_after(on_meta, shape), shape, y_shape)
+    return tuple(sizes)

@@ -22,10 +22,9 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions
+from deconv_cli.commands.parallel import AllDone, SharedCores, one_by_one, side_by_side
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, format_duration
-from deconv_cli.commands.shared_cores import SharedCores
-from deconv_cli.commands.side_by_side import AllDone, one_by_one, side_by_side
 from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.vocabulary import counted

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deconv_cli.commands.job import Done, Job, Process, Work
+from deconv_cli.commands.parallel import one_by_one, without_images
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.side_by_side import one_by_one, without_images
 from deconv_cli.schedulers.scheduler import Finished, Scheduler
 
 

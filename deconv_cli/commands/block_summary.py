@@ -1,4 +1,4 @@
-"""A run over blocks as a table: what is planned, or what was done and how good it is."""
+"""A run over blocks as a table: the plan, or the result and how good it is."""
 
 from __future__ import annotations
 
@@ -50,13 +50,9 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         ("kernel", f"{run.kernel.path}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
         ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
         *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
-        (
-            ("λ", f"{format_lambda(found.lam)} × σ²max, penalty {settings.penalty}: {resolution.reasons.lam}")
-            if found.lam is not None
-            else ("minimized", _objective(found))
-        ),
+        _objective_row(found),
         *_plan_rows(found.task),
-        *_measured_rows(found),
+        *_seam_rows(found),
         ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
         *_error_rows(found),
     ]
@@ -78,8 +74,22 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         print_note(with_options(note))
 
 
-def _measured_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
-    """Say how much blocks differ beside their seams, where there are any."""
+def _objective_row(found: BlockReconstruction) -> tuple[str, str]:
+    """Name the objective, with what was chosen for all blocks."""
+    settings, choices = found.settings, found.plan.choices
+    if found.lam is not None:
+        reason = found.task.problem.resolution.reasons.lam
+        return "λ", f"{format_lambda(found.lam)} × σ²max, penalty {settings.penalty}: {reason}"
+    if found.prior_sentence is not None:
+        return "prior", f"photo: {found.prior_sentence}"
+    more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
+    more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
+    more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
+    return "minimized", f"{settings.objective}{more}"
+
+
+def _seam_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+    """Say how much blocks differ beside their seams, if there are any."""
     if found.summary is None or not any(found.task.grid.is_cut):
         return []
     measured = f"{found.seam:.2g} of the range, measured at {counted(found.summary.n_seams, 'place')}"
@@ -87,23 +97,13 @@ def _measured_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
 
 
 def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
-    """Say how large an error is to be expected, and what tells."""
+    """Say how large the expected error is, and what it was predicted on."""
     expected = found.expected_error
     if expected is None:
         return []
     is_light = found.task.problem.resolution.tone_curve is not None and found.settings.is_linear
-    unit = " of light" if is_light else ""
-    first, *others = error_rows(expected, unit, is_trusted=not found.doubts)
+    first, *others = error_rows(expected, " of light" if is_light else "", is_trusted=not found.doubts)
     return [first, ("", f"by {expected.pieces}"), *others]
-
-
-def _objective(found: BlockReconstruction) -> str:
-    """Name what was minimized, with what was chosen for all blocks."""
-    choices = found.plan.choices
-    more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
-    more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
-    more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
-    return f"{found.settings.objective}{more}"
 
 
 def _input(task: BlockTask) -> str:
@@ -114,13 +114,12 @@ def _input(task: BlockTask) -> str:
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
     """Say how the picture is cut."""
     grid, halo = task.grid, task.plan.halo
-    core = [task.plan.core[grid.layout.axes.index(letter)] for letter in grid.layout.space]
     memory = ("memory", f"about {format_memory(task.plan.block_bytes)} a block")
     if not any(grid.is_cut):
         one = "the picture is one block" if grid.n_blocks == 1 else f"{grid.n_blocks}, each of a whole image"
         return [("blocks", f"{one} of {format_size(task.problem.image_size)}; nothing is cut"), memory]
     return [
-        ("blocks", f"{grid.n_blocks} of {format_size(tuple(core))}, with a halo of {halo}"),
+        ("blocks", f"{grid.n_blocks} of {format_size(grid.along_space(grid.core))}, with a halo of {halo}"),
         memory,
         ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
     ]

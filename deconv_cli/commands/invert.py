@@ -163,7 +163,7 @@ def invert(
 
 
 def _has_earlier(target: Path) -> bool:
-    from deconv_cli.blocks.earlier_run import has_earlier
+    from deconv_cli.blocks.checkpoint import has_earlier
 
     return has_earlier(target)
 

@@ -123,12 +123,11 @@ class InvertWork(Work):
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
-        from deconv_cli.blocks.block_ledger import BlockLedger
-        from deconv_cli.blocks.earlier_run import refuse_to_forget
+        from deconv_cli.blocks.checkpoint import Checkpoint, refuse_to_forget
 
         super().refuse_existing(job)
         if self.can_be_cut and not self.resumes:
-            refuse_to_forget([job.target], BlockLedger.of(job.target))
+            refuse_to_forget([job.target], Checkpoint.of(job.target))
 
     def open(self) -> Process:
         """Choose the way to restore, and read the kernel, the model or the factor."""

@@ -1,4 +1,4 @@
-"""Large inputs: which of many are, and what is known of one before its samples are read."""
+"""Large inputs: which inputs are large, and what is known of one before its samples are read."""
 
 from __future__ import annotations
 
@@ -12,24 +12,16 @@ from deconv_cli.errors import DeconvError
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_problem import BlockProblem
     from deconv_cli.commands.loaded_kernel import LoadedKernel
-    from deconv_cli.io import ImageFile
+    from deconv_cli.io.image import ImageFile
     from deconv_cli.io.regions import RegionSource
 
 LARGE_FILE_BYTES = 64 * 2**20
-"""Inputs from this size on are done by themselves, so that several of them are never in memory at once."""
+"""Inputs from this size on are restored one by one, so that several of them are never in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class LargeInput:
-    """An input of which no more than a corner was read.
-
-    Attributes:
-        source: the file.
-        corner: the corner, with what the file says of itself.
-        loaded: the kernel.
-        problem: what is to be restored.
-        notes: what the user should know of the settings, a sentence each.
-    """
+    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
 
     source: RegionSource
     corner: ImageFile
@@ -39,7 +31,7 @@ class LargeInput:
 
 
 def is_large(path: Path) -> bool:
-    """Tell by its size whether an input is large; of a folder that is one file, and of an address, by its header."""
+    """Return whether an input is large: by its size, or by its header if it is a folder or at an address."""
     from deconv_cli.io.files import address_of
 
     try:
@@ -56,5 +48,5 @@ def _bytes_of_samples(path: Path) -> int:
 
     try:
         return open_regions(path).n_bytes
-    except DeconvError:  # as reading it will say
+    except DeconvError:  # reading it raises it again
         return 0

@@ -15,15 +15,15 @@ LARGE = "Large inputs"
 
 @dataclass(frozen=True)
 class LargeOptions:
-    """How an input is cut that does not fit the memory, or is to be cut anyway."""
+    """How an input is cut that does not fit the memory, or that the user wants in blocks."""
 
     block_size: Annotated[
         str | None,
         typer.Option(
             "--block-size",
             metavar="N|D,H,W",
-            help="Restore the input in blocks of so many pixels along each axis of space. Default: blocks as large as "
-            "--max-memory allows, where the whole does not fit it.",
+            help="Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
+            "--max-memory allows, if the whole does not fit it.",
             show_default=False,
             rich_help_panel=LARGE,
         ),
@@ -44,7 +44,7 @@ class LargeOptions:
             "--block-range",
             metavar="i/N",
             help="Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the "
-            "last one to end completes the result.",
+            "last job to end completes the result.",
             show_default=False,
             rich_help_panel=LARGE,
         ),
@@ -56,11 +56,7 @@ class LargeOptions:
         return self.block_size is not None or self.dry_run or self.block_range is not None
 
     def check(self, *, is_possible: bool, is_one: bool) -> None:
-        """Refuse blocks of what is not restored by a kernel that was given, what belongs to one input, or no share.
-
-        Raises:
-            UsageError: they are asked for.
-        """
+        """Refuse by `UsageError` options that need a given kernel or a single input, or a share that is none."""
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "

@@ -32,22 +32,22 @@ def open_large(
     budget: int,
     is_wanted: bool,
 ) -> LargeInput | None:
-    """Read header and kernel of an input; `None` where it fits the memory or cannot be cut, unless that is wanted.
+    """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
 
     Args:
         path: the input.
-        kernels: what `--kernel` was given.
+        kernels: the values of `--kernel`.
         options: how to read them.
         files: how the input is read.
         settings: those that were typed.
-        device: where the arithmetic runs.
+        device: type of the device.
         budget: bytes that restoring it as a whole may take.
-        is_wanted: blocks are asked for.
+        is_wanted: whether the user wants blocks; then an input that fits is cut too.
 
     Raises:
-        UsageError: blocks are asked for, of a file that is only read as a whole.
+        UsageError: the user wants blocks, but the input cannot be cut.
     """
-    from deconv_cli.blocks.block_memory import is_small, whole_fits
+    from deconv_cli.blocks.memory_check import is_small, whole_fits
     from deconv_cli.io.regions import open_regions, read_corner
 
     try:
@@ -56,7 +56,7 @@ def open_large(
     except DeconvError:
         if is_wanted:
             raise
-        return None  # those that read the whole say what is wrong
+        return None  # reading the whole says what is wrong
     if not is_wanted and is_small(source.shape, budget):
         return None
     try:
@@ -65,7 +65,7 @@ def open_large(
     except UsageError:
         if is_wanted:
             raise
-        return None  # what blocks cannot take may fit as a whole
+        return None  # it may fit as a whole
     if not is_wanted and whole_fits(found.problem, budget):
         return None
     return found

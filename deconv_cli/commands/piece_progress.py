@@ -1,4 +1,4 @@
-"""How far a run over many pieces is, files or blocks: how many are done, how fast, and when the rest will be."""
+"""The progress of a run over many files or blocks: how many are done, how fast, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 _REMEMBERED = 64
-"""Pieces from which the rate is computed: those of long ago may have been larger."""
+"""Pieces that the rate is computed from: earlier ones may have been larger."""
 _FIRST = 8
-"""Once there are more pieces than this, the wait for the first one does not count: workers may have had to start."""
+"""With more pieces than this, the time of the first one does not count: workers may have had to start."""
 
 
 class PieceProgress:
     """Shows on stderr a moving line on a terminal, or a line a minute in a log.
 
     Args:
-        n_pieces: how many there are.
-        name: what one is.
-        is_silent: show nothing at all.
-        clock: seconds.
+        n_pieces: number of pieces.
+        name: of one piece.
+        is_silent: whether nothing is shown.
+        clock: in seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PieceProgress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._n_pieces, self._name, self._is_silent, self._clock = n_pieces, name, is_silent, clock
-        self._n_done = 0
+        self._n_done, self._is_reached = 0, False
         self._step = ""
         self._ends: deque[float] = deque([clock()], maxlen=_REMEMBERED + 1)
         self._last_line = clock()
@@ -55,20 +55,24 @@ class PieceProgress:
         self._step = ""
         self._update()
 
-    def begin_at(self, n_done: int, n_pieces: int) -> None:
-        """Count pieces that an earlier run did, of all: they say nothing of how fast this one is."""
+    def reach(self, n_done: int, n_pieces: int) -> None:
+        """Count the pieces that are done; the first call counts those of an earlier run, which have no rate."""
+        if self._is_reached:
+            self.advance(n_done - self._n_done)
+            return
+        self._is_reached = True
         self._n_done, self._n_pieces = n_done, n_pieces
         self._ends.clear()
         self._ends.append(self._clock())
         self._update()
 
     def tell(self, step: str) -> None:
-        """Say what is being done with the piece at hand; for a terminal."""
+        """Show on a terminal what is being done with the current piece."""
         self._step = step
         self._update()
 
     def line(self) -> str:
-        """Say how many are done, how fast, and how long the rest will take."""
+        """Describe the progress in a line."""
         line = f"{self._n_done} of {counted(self._n_pieces, self._name)}"
         n_pieces, start = len(self._ends) - 1, self._ends[0]
         if n_pieces > _FIRST:
@@ -98,7 +102,7 @@ class PieceProgress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the line away while the block prints: Rich would send stdout to where the line is."""
+        """Remove the line while the block prints: Rich would send stdout to where the line is."""
         if self._status is None:
             yield
             return

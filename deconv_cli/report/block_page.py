@@ -1,4 +1,4 @@
-"""A run over blocks, as JSON and as a page: the whole as a thumbnail, and some pieces pixel by pixel."""
+"""A run over blocks as JSON and as a page: the whole as a thumbnail, and preview tiles pixel by pixel."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from deconv_cli.blocks.axis_cut import Interval
-from deconv_cli.blocks.block_extras import thumbnails_of
+from deconv_cli.blocks.block_grid import Interval
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
-from deconv_cli.blocks.examined_pieces import ExaminedPiece, ExaminedPieces
+from deconv_cli.blocks.preview_tiles import Previews, RestoredTile
 from deconv_cli.blocks.sampled_error import SampledError
-from deconv_cli.blocks.thumbnail import N_CHANNELS
+from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.orthogonal_cuts import plane_of
@@ -42,22 +41,19 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 
 @dataclass(frozen=True, eq=False)
 class BlockInvertRun(Run):
-    """A finished run of `deconv invert` over blocks.
-
-    `spacing` holds the distances of neighboring samples along the axes of space, in micrometers, where they are known.
-    """
+    """A finished run of `deconv invert` over blocks; `spacing` is that of its samples in micrometers, if known."""
 
     reconstruction: BlockReconstruction
     spacing: tuple[float, ...] | None = None
 
     @property
     def task(self) -> BlockTask:
-        """What was done to each block: it knows the input and the output."""
+        """The work on each block; it knows the input and the output."""
         return self.reconstruction.task
 
 
 def describe_block_run(run: BlockInvertRun) -> Record:
-    """Write a run as a JSON object; the samples have no hash, since the file may be of any size."""
+    """Describe a run as a JSON object; the samples have no hash, since the file may be of any size."""
     return {
         "schema": SCHEMA,
         "command": "invert",
@@ -73,7 +69,7 @@ def describe_block_run(run: BlockInvertRun) -> Record:
 
 
 def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
-    """Write the plan of a run as a JSON object, or of a share of it, of which `n_done` blocks are done."""
+    """Describe the plan of a run as a JSON object; `n_done` blocks are done if it is a share of several jobs."""
     lams = run.task.plan.choices.lams
     return {
         "schema": SCHEMA,
@@ -114,40 +110,35 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
     return {"path": target.spelled_path, "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
 
 
-def render_block_page(run: BlockInvertRun, examined: ExaminedPieces) -> str:
-    """Write the page as HTML, as `render_page` does.
-
-    Args:
-        run: what was done, with thumbnails.
-        examined: pieces of the picture.
-    """
-    problem, first = run.task.problem, examined.pieces[0]
+def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
+    """Write the page as HTML, as `render_page` does; the run has to have thumbnails."""
+    problem, first = run.task.problem, previews.tiles[0]
     n_axes, whole = problem.layout.dimensions, problem.resolution.settings
     result = replace(first.result, settings=replace(first.result.settings, boundary=whole.boundary))
-    images, omission = _thumbnails(run, examined)
-    steps = thumbnails_of(problem)[0].steps
+    images, omission = _thumbnails(run, previews)
+    steps = Thumbnail.of(problem.image_size).steps
     spacing = run.spacing and tuple(step * distance for step, distance in zip(steps, run.spacing, strict=True))
     shown = show_images(images, omission, spacing, n_axes, is_picture=True)  # of one kind, or on scales of their own
     averaged = f", {format_size(steps)} pixels averaged into one" if max(steps) > 1 else ""
     comparisons = [replace(comparison, caption=f"The whole picture{averaged}.") for comparison in shown.comparisons]
-    comparisons += [found for piece in examined.pieces if (found := _compare(run, examined, piece)) is not None]
-    piece_images, _ = images_to_show(_as_run(run, first.result), examined.diagnosis, first.values, None)
+    comparisons += [found for tile in previews.tiles if (found := _compare(run, previews, tile)) is not None]
+    piece_images, _ = images_to_show(_as_run(run, first.result), previews.diagnosis, first.values, None)
     contents = PageContents(
         title=Path(problem.source.path).name,
-        header=_write_header(run, result, examined),
+        header=_write_header(run, result, previews),
         shown=replace(shown, comparisons=tuple(comparisons)),
-        views=draw_views(examined.views, piece_images, n_axes),
+        views=draw_views(previews.views, piece_images, n_axes),
         plots=draw_plots(first.result, run.reconstruction.expected_error),
-        key_numbers=key_numbers(first.result, examined.diagnosis),
+        key_numbers=key_numbers(first.result, previews.diagnosis),
         spacing=run.spacing,
         varied="strengths" if first.result.settings.objective == "photo" else "λ",
         numbers_of=f"Numbers and plots are of the first piece, {_place(first.data)}; those of the error of the whole.",
-        plan=describe_plan_section(run.reconstruction, [piece.data for piece in examined.pieces]),
+        plan=describe_plan_section(run.reconstruction, [tile.data for tile in previews.tiles]),
     )
     return fill_page(run, contents, describe_block_run(run))
 
 
-def _write_header(run: BlockInvertRun, result: Reconstruction, examined: ExaminedPieces) -> PageHeader:
+def _write_header(run: BlockInvertRun, result: Reconstruction, previews: Previews) -> PageHeader:
     """Describe a run in a few plain sentences."""
     found, source, kernel = run.reconstruction, run.task.problem.source, run.kernel
     blocks = counted(run.task.grid.n_blocks, "block")
@@ -158,17 +149,18 @@ def _write_header(run: BlockInvertRun, result: Reconstruction, examined: Examine
     )
     if source.is_picture:
         done = f"{done} It was restored {result.reasons.light}."
-    trust = describe_trust(result, examined.diagnosis, found.expected_error, is_trusted=not found.doubts)
+    trust = describe_trust(result, previews.diagnosis, found.expected_error, is_trusted=not found.doubts)
     of_piece = [f"In the first piece that is shown: {as_sentence(line)}" for line in result.warnings]
     warnings = (*(as_sentence(doubt) for doubt in found.doubts), *of_piece)
     return PageHeader(done, describe_lambda(result), trust, warnings)
 
 
-def _thumbnails(run: BlockInvertRun, examined: ExaminedPieces) -> tuple[list[ScaledImage], str | None]:
-    """Show the whole data and the whole estimate, each a few pixels large, and the error."""
+def _thumbnails(run: BlockInvertRun, previews: Previews) -> tuple[list[ScaledImage], str | None]:
+    """Show thumbnails of the data, the estimate and the expected error."""
     found, summary = run.reconstruction, run.reconstruction.summary
     assert summary is not None
-    of_image, of_data = thumbnails_of(run.task.problem)
+    problem = run.task.problem
+    of_image, of_data = Thumbnail.of(problem.image_size), Thumbnail.of(problem.data_size)
     data, estimate = of_data.assemble("input", summary.thumbnails), of_image.assemble("estimate", summary.thumbnails)
     squared, expected = of_image.assemble("squared error", summary.thumbnails), found.expected_error
     assert data is not None
@@ -179,8 +171,8 @@ def _thumbnails(run: BlockInvertRun, examined: ExaminedPieces) -> tuple[list[Sca
         trusted = of_image.distance >= (max(of_image.size) if depth is None else depth)
         parts = {name: getattr(expected, name) for name in ("bands", "sigma", "exponent", "n_probes", "seed")}
         predicted = PredictedError(**parts, trusted_depth=depth, map=squared.sqrt(), trusted=trusted)
-    result = _shown_as(examined.pieces[0].result, estimate, predicted)
-    images, _ = images_to_show(_as_run(run, result), examined.diagnosis, data, None)
+    result = _shown_as(previews.tiles[0].result, estimate, predicted)
+    images, _ = images_to_show(_as_run(run, result), previews.diagnosis, data, None)
     return [image for image in images if image.name != "Residual"], _omission(run)
 
 
@@ -191,22 +183,21 @@ def _omission(run: BlockInvertRun) -> str | None:
     if layout.n_channels > N_CHANNELS:
         parts.append(f"the first {N_CHANNELS} of {layout.n_channels} channels")
     shown = [f"Shown: {', '.join(parts)}."] if parts else []
-    steps = thumbnails_of(run.task.problem)[0].steps
-    averaged = len(steps) == 3 and max(steps) > 1  # of pictures it stands beneath them
+    steps = Thumbnail.of(run.task.problem.image_size).steps
+    averaged = len(steps) == 3 and max(steps) > 1  # below pictures their caption says so
     return " ".join([*shown, *([f"{format_size(steps)} samples were averaged into one."] if averaged else [])]) or None
 
 
-def _compare(run: BlockInvertRun, examined: ExaminedPieces, piece: ExaminedPiece) -> Comparison | None:
-    """Lay a piece of the estimate over the data; of a stack, its middle plane."""
-    result = _shown_as(piece.result, piece.result.image, None)
-    images, _ = images_to_show(_as_run(run, result), examined.diagnosis, piece.values, None)
-    place = _place(piece.data)
-    if len(piece.data) == 3:
-        middle = piece.values.shape[-3] // 2
+def _compare(run: BlockInvertRun, previews: Previews, tile: RestoredTile) -> Comparison | None:
+    """Lay a tile of the estimate over the data; of a stack, its middle plane."""
+    result = _shown_as(tile.result, tile.result.image, None)
+    images, _ = images_to_show(_as_run(run, result), previews.diagnosis, tile.values, None)
+    place = _place(tile.data)
+    if len(tile.data) == 3:
+        middle = tile.values.shape[-3] // 2
         images = [plane_of(image, middle) for image in images]
-        place = f"plane {piece.data[0][0] + middle + 1} of {place}"
-    found = draw_comparison(images) if len(piece.data) > 1 else None
-    # A piece shows nothing of the other pieces.
+        place = f"plane {tile.data[0][0] + middle + 1} of {place}"
+    found = draw_comparison(images) if len(tile.data) > 1 else None
     return found and replace(found, caption=f"Pixel by pixel: {place}.", is_whole=False)
 
 

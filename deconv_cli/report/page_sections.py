@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deconv_cli.blocks.axis_cut import Interval
+from deconv_cli.blocks.block_grid import Interval
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.noise_model import describe_noise
@@ -110,14 +110,17 @@ def describe_plan_section(found: BlockReconstruction, pieces: Sequence[Sequence[
 def _block_numbers(found: BlockReconstruction) -> list[Row]:
     summary, halo, grid = found.summary, found.plan.halo, found.task.grid
     assert summary is not None
-    core = tuple(grid.core[grid.layout.axes.index(letter)] for letter in grid.layout.space)
     measured = ("not measured", "there are none, or no block lies across any")
     if found.seam is not None:
         where = f"the most at {counted(summary.n_seams, 'place')}, by blocks that lie across the seams"
         measured = f"{found.seam:.2g} of the range", where
     noise = describe_noise(found.plan.choices.noise)
     rows = [
-        ("Blocks", f"{grid.n_blocks} of {format_size(core)}", "each restored separately, with a halo around it"),
+        (
+            "Blocks",
+            f"{grid.n_blocks} of {format_size(grid.along_space(grid.core))}",
+            "each restored with a halo around it",
+        ),
         ("Halo", str(halo), "pixels around a block that are restored with it"),
         ("Memory", format_memory(found.plan.block_bytes), "of a block, about"),
         (

@@ -1,21 +1,23 @@
-"""Workers of Dask: a cluster that is running, or one of this machine that lasts as long as the run.
+"""Workers of Dask: a running cluster, or one of this machine that lasts as long as the run.
 
-One piece of work is one task of Dask. Its graph knows nothing of pictures, and never holds more than a few tasks for
-each worker. A worker does one piece at a time, with all of its threads.
+One piece of work is one task of Dask. The graph never holds more than a few tasks for each worker. A worker does one
+piece at a time, with all of its threads, in the folder of the run.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import operator
+import os
 import pickle
 import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import replace
+from contextlib import chdir, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -24,41 +26,47 @@ from types import ModuleType
 from typing import Any, Generic, Self
 
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
-from deconv_cli.schedulers.dask_piece import Piece
-from deconv_cli.schedulers.scheduler import RETRIES, Finished, MachineShare, Result, Scheduler, WorkSettings
+from deconv_cli.schedulers.scheduler import (
+    RETRIES,
+    Finished,
+    MachineShare,
+    Result,
+    Scheduler,
+    WorkSettings,
+    attempt_away,
+)
+from deconv_cli.vocabulary import package_version
 
 SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""
 SECONDS_TO_MISS = 5
-"""After so long without a finished piece, the workers are counted."""
+"""After this time without a finished piece the workers are counted."""
 ALLOWED_FAILURES = 0
-"""How many workers may die of a piece before it is set aside, to be tried again alone."""
+"""How many workers may die at a piece before it is set aside, to be tried again alone."""
 UNDER_WAY = 2
-"""Pieces that each worker is given at once, so that none waits for the network."""
-
+"""Pieces that each worker has at once, so that none waits for the network."""
 AT_START = """
 import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
 from deconv_cli.allocator import keep_freed_memory; keep_freed_memory()
 """
-"""What workers of this machine run first.
-
-Ctrl-C reaches them too, but it is the run that ends them; and memory is kept only by threads that start afterwards.
-"""
-
+"""What workers of this machine run first: Ctrl-C reaches them too, but the run ends them; and only threads that start
+afterwards keep freed memory."""
 SECONDS_TO_BE_LOST = 0.5
 """How long to wait before looking again at a piece whose result was lost with its worker."""
 LOST = ("lost", "pending")
 """States of pieces that Dask computes again."""
-SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; go on with another one."
+SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; resume the run with another one."
 WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
 
 
 class DaskCluster(Scheduler):
-    """Works on the workers of a scheduler of Dask.
+    """Works on the workers of a Dask scheduler.
 
     Args:
         client: connected to it.
-        cluster: ended with this scheduler, where it was started for it on this machine, and
+        cluster: one of this machine that was started for this scheduler, and ends with it.
         share: what each of its workers takes.
     """
 
@@ -71,7 +79,7 @@ class DaskCluster(Scheduler):
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Cover clusters that are running, and those of this machine."""
+        """Cover running clusters, and those of this machine."""
         return settings.scheduler is not None or (settings.cluster or "").partition(":")[0] == "local"
 
     @classmethod
@@ -89,13 +97,13 @@ class DaskCluster(Scheduler):
             raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
         n_workers = int(found[1])
         share = MachineShare.of(n_workers, settings.device)
-        # What a hundred looks a second at each stack tell, nobody reads.
+        # Nobody reads the profile, which looks at each stack a hundred times a second.
         with dask.config.set({"distributed.worker.profile.enabled": False}):
             cluster = distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
-                memory_limit=0,  # what a piece takes was planned, and a limit of Dask's ends workers
-                silence_logs=logging.CRITICAL,  # a worker that is lost, and a piece that fails, are reported otherwise
+                memory_limit=0,  # the memory of a piece is planned, and a limit of Dask ends workers
+                silence_logs=logging.CRITICAL,  # lost workers and failed pieces are reported otherwise
                 preload=[AT_START],
                 scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
                 host="127.0.0.1",
@@ -104,17 +112,17 @@ class DaskCluster(Scheduler):
         return cls(distributed.Client(cluster, set_as_default=False), cluster, share)
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
-        """Give half of what Dask lets a worker elsewhere take, which ends those that come near it."""
+        """Return half of the limit of a worker elsewhere: Dask ends those that come near it."""
         if given is not None or self._share is not None:
             return super().memory_of_piece(given, free)
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return min((int(worker["memory_limit"]) // 2 for worker in workers if worker["memory_limit"]), default=free)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Submit few more pieces than there are workers, and another one for each that is done.
+        """Submit a few more pieces than there are workers, and another one for each that is done.
 
-        Workers die of one piece, but every piece that they have is said to have ended them. So those are tried again
-        when all others are done, each by itself.
+        A worker that dies at one piece makes Dask blame every piece that it has. These are tried again when all others
+        are done, each alone.
         """
         suspects: list[int] = []
         with closing(self._side_by_side(task, numbers)) as together:
@@ -124,10 +132,10 @@ class DaskCluster(Scheduler):
                 else:
                     yield _explained(finished)
         for number in suspects:
-            yield _explained(self._by_itself(task, number))
+            yield _explained(self._alone(task, number))
 
-    def _by_itself(self, task: Callable[[int], Result], number: int) -> Finished[Result]:
-        """Try a piece again of which a worker died; schedulers that were found count themselves how many did."""
+    def _alone(self, task: Callable[[int], Result], number: int) -> Finished[Result]:
+        """Try a piece again that a worker died at; a scheduler that was started elsewhere counts the trials itself."""
         for _ in range(1 if self._cluster is None else RETRIES):
             with closing(self._side_by_side(task, [number])) as alone:
                 (finished,) = alone
@@ -138,7 +146,7 @@ class DaskCluster(Scheduler):
     def _side_by_side(
         self, task: Callable[[int], Result], numbers: Iterable[int]
     ) -> Generator[Finished[Result], None, None]:
-        """Give each piece as it is done, with the error as Dask gives it."""
+        """Yield each piece when it is done, with the error as Dask raises it."""
         left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._share, self._present())
         try:
             while True:
@@ -165,26 +173,19 @@ class DaskCluster(Scheduler):
             raise WorkerError(SCHEDULER_ENDED) from error
 
     def _replace_workers(self) -> None:
-        """Start workers in the place of those that died as they started, which Dask does not."""
+        """Replace workers that died as they started, which Dask does not."""
         if self._cluster is not None and len(self._present()) < self.n_workers:
             self._cluster.scale(self.n_workers)
 
     def close(self) -> None:
-        """Leave the cluster, or end it where it was started for this."""
+        """Leave the cluster, and end it if it was started for this scheduler."""
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
 
 
 class _Pieces(Generic[Result]):
-    """Pieces of one task that the workers of Dask have been given.
-
-    Args:
-        client: of the cluster.
-        task: to be called with their numbers.
-        share: what a worker of this machine takes.
-        workers: their addresses.
-    """
+    """Pieces of one task that the workers at some addresses have."""
 
     def __init__(
         self,
@@ -194,22 +195,22 @@ class _Pieces(Generic[Result]):
         workers: list[str],
     ) -> None:
         self._client = client
-        # Sent once; a worker that comes later has it from the scheduler. The graph names functions of the standard
-        # library alone: the scheduler, which reads it, needs nothing of this package, and of arrays it sees bytes.
-        self._piece = client.submit(pickle.loads, pickle.dumps(Piece(pickle.dumps(task), share)), pure=False)
+        # Sent once; a worker that comes later gets it from the scheduler. The graph names functions of the standard
+        # library alone, so the scheduler, which reads it, needs nothing of this package.
+        self._piece = client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task), share)), pure=False)
         self._under_way: dict[Any, int] = {}
         self._patience: float = SECONDS_TO_MISS
-        # Else all would go to the worker that was sent the task, until others steal some.
+        # Otherwise all would go to the worker that has the task, until others steal some.
         self._first = iter(UNDER_WAY * workers)
         self._done: Queue[Any] = Queue()
 
     @property
     def n_under_way(self) -> int:
-        """Pieces that were submitted and not given back."""
+        """Pieces that are not done."""
         return len(self._under_way)
 
     def submit(self, number: int) -> None:
-        """Give a piece to whichever worker has time for it."""
+        """Give a piece to any worker that has time for it."""
         first = next(self._first, None)
         future = self._client.submit(
             operator.call,
@@ -224,7 +225,7 @@ class _Pieces(Generic[Result]):
         future.add_done_callback(self._done.put)
 
     def next(self) -> Finished[Result] | None:
-        """Wait some seconds for a piece that is done; `None` where none is.
+        """Wait some seconds for a piece that is done; return `None` if none is.
 
         Raises:
             WorkerError: the scheduler is gone.
@@ -241,12 +242,12 @@ class _Pieces(Generic[Result]):
         return finished
 
     def _finished(self, future: Any) -> Finished[Result] | None:  # noqa: ANN401
-        """Give what a worker sent, or why none could; `None` where it died before that came here: Dask does it anew."""
+        """Return what a worker sent, or why none could; `None` if Dask computes it again, since the worker died."""
         if future.status == "finished":
             try:
                 finished: Finished[Result] = future.result(timeout=self._patience)
             except TimeoutError:
-                self._patience *= 2  # what is broken off is fetched again from its start
+                self._patience *= 2  # a fetch that breaks off begins again at its start
                 return None
             except Exception:
                 if future.status == "finished":
@@ -266,10 +267,10 @@ class _Pieces(Generic[Result]):
 
 
 def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a client
-    """Connect to a scheduler by its address, or by the file that it wrote that to."""
+    """Connect to a scheduler by its address, or by the file that it wrote its address to."""
     address = given if "://" in given else _address_in(given)
     try:
-        # A client that was given no known scheme is a minute at its end.
+        # A client takes a minute to end if the scheme of its address is unknown.
         distributed.comm.registry.get_backend(address.partition("://")[0])
         with warnings.catch_warnings():
             # A worker whose versions matter refuses its pieces.
@@ -283,7 +284,7 @@ def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a cli
 
 
 def _address_in(path: str) -> str:
-    """Read the address of a scheduler in its file, for which Dask would wait where it is missing."""
+    """Read the address of a scheduler from its file; Dask would wait for a file that is missing."""
     try:
         return str(json.loads(Path(path).read_bytes())["address"])
     except FileNotFoundError as error:
@@ -293,7 +294,7 @@ def _address_in(path: str) -> str:
 
 
 def _is_killed(error: Exception | None) -> bool:
-    """Tell whether every worker died that had a piece."""
+    """Return whether every worker died that had a piece."""
     return type(error).__name__ == "KilledWorker"
 
 
@@ -306,7 +307,61 @@ def _explained(finished: Finished[Result]) -> Finished[Result]:
         error = WorkerError(f"a worker of the cluster says: {error}; install deconv-cli there as it is here.")
     elif _is_killed(error):
         error = WorkerError(
-            f"piece {finished.number} of the work ended every worker that did it; the system does that where memory is "
+            f"piece {finished.number} of the work ended every worker that did it; the system does that when memory is "
             "short: start workers with more of it, or give a smaller max_memory."
         )
     return replace(finished, error=error)
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that decide a result; builds of torch for other devices are alike."""
+    return {"deconv": package_version("deconv-cli"), "torch": package_version("torch").partition("+")[0]}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A task on a worker.
+
+    Attributes:
+        task: pickled, so that a worker loads torch only when it works, and not when it passes the task to another one.
+        share: what a worker takes of this machine; elsewhere it takes all of its threads, and its first GPU.
+        versions: of the packages where the run was started.
+        folder: of the run; paths are relative to it.
+    """
+
+    task: bytes
+    share: MachineShare | None
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    folder: str = field(default_factory=os.getcwd)
+
+    def __call__(self, number: int) -> Finished[Any]:
+        """Do one piece.
+
+        Raises:
+            OSError: a file or the network failed; Dask tries again.
+        """
+        from distributed import get_worker
+
+        if self.versions != _versions():
+            here, there = (", ".join(f"{name} {n}" for name, n in v.items()) for v in (_versions(), self.versions))
+            error = UsageError(f"a worker has {here}, but the run was started with {there}; install the same there.")
+            return Finished(number, error=error)
+        worker = get_worker()
+        is_seen = Path(self.folder).is_dir()
+        with _ONE_AT_A_TIME, chdir(self.folder) if is_seen else nullcontext():
+            if self.share is None:
+                MachineShare(worker.state.nthreads).take(0)
+            else:
+                self.share.take(int(worker.name))
+            finished = attempt_away(_loaded(self.task), number)
+        if finished.may_pass:
+            assert finished.error is not None
+            raise finished.error
+        return finished
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(task: bytes) -> Callable[[int], Any]:
+    """Load a task once, with what it keeps from piece to piece."""
+    loaded: Callable[[int], Any] = pickle.loads(task)  # noqa: S301  from the process that started the run
+    return loaded

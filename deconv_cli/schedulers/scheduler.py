@@ -1,7 +1,4 @@
-"""What every scheduler does: call a task with each of many numbers, in any order, anywhere.
-
-`WorkSettings` is what a person may choose, `MachineShare` what one of several workers takes of its machine.
-"""
+"""The interface of all schedulers: call a task with each of many numbers, in any order, anywhere."""
 
 from __future__ import annotations
 
@@ -23,22 +20,17 @@ from deconv_cli.vocabulary import shortened
 
 @dataclass(frozen=True)
 class MachineShare:
-    """What each of several workers of a machine takes.
-
-    Attributes:
-        n_threads: of its arithmetic.
-        has_gpu: whether it computes on a GPU of its own.
-    """
+    """What each of several workers of a machine takes: threads for its arithmetic, and maybe a GPU of its own."""
 
     n_threads: int
     has_gpu: bool = False
 
     @classmethod
     def of(cls, n_workers: int, device: str) -> MachineShare:
-        """Divide this machine: the threads that torch takes here, and its GPUs.
+        """Divide the threads of torch and the GPUs of this machine.
 
         Raises:
-            UsageError: the arithmetic runs on GPUs, of which there are fewer than workers.
+            UsageError: the arithmetic runs on GPUs, and there are fewer GPUs than workers.
         """
         import torch
 
@@ -54,17 +46,13 @@ class MachineShare:
         return cls(n_threads, has_gpu=True)
 
     def take(self, place: int) -> None:
-        """Limit the calling thread, and libraries that are loaded later, to this share.
-
-        Args:
-            place: which worker of the machine this is.
-        """
+        """Limit the calling thread, and libraries that are loaded later, to the share of worker number `place`."""
         os.environ["OMP_NUM_THREADS"] = str(self.n_threads)
         if self.has_gpu:
             import torch
 
             torch.cuda.set_device(place)
-        if "torch" in sys.modules:  # else it reads the variable when it is loaded, which a short task need not do
+        if "torch" in sys.modules:  # otherwise it reads the variable when it is loaded
             import torch
 
             torch.set_num_threads(self.n_threads)
@@ -75,10 +63,10 @@ class WorkSettings:
     """Who does the work: processes of this machine, a new cluster or a running one; by default this process alone.
 
     Attributes:
-        jobs: processes of this machine; one is this process.
-        cluster: a cluster that lasts as long as the run, as `local:4`.
-        scheduler: address of a running cluster, as `tcp://host:8786`, or the file that its scheduler wrote it to.
-        threads: of this process, each of which does a piece by itself; one is this process as it is.
+        jobs: processes of this machine; 1 is this process.
+        cluster: a cluster that lasts as long as the run, such as `local:4`.
+        scheduler: address of a running cluster, such as `tcp://host:8786`, or the file with its address.
+        threads: of this process, each with pieces of its own; 1 is this process as it is.
         device: type of the device of the arithmetic; each process of this machine has a GPU to itself.
 
     Raises:
@@ -105,18 +93,12 @@ class WorkSettings:
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""How often a piece is tried again after its worker died, or after an error of a file or the network."""
+"""Further trials of a piece after its worker died, or after an error of a file or the network."""
 
 
 @dataclass(frozen=True)
 class Finished(Generic[Result]):
-    """One piece of work that is done.
-
-    Attributes:
-        number: which one.
-        result: what the task gave; `None` where it failed.
-        error: what it raised in its last trial; `None` where it did not fail.
-    """
+    """One piece of work that is done: its number, and either the result of the task or the error of its last trial."""
 
     number: int
     result: Result | None = None
@@ -124,21 +106,21 @@ class Finished(Generic[Result]):
 
     @property
     def may_pass(self) -> bool:
-        """Whether another trial may succeed, as after a file server that did not answer."""
+        """Whether another trial may succeed, for example after a file server did not answer."""
         return isinstance(self.error, OSError | WorkerError)
 
 
 class Scheduler(ABC):
     """Calls a task with one number after another; a context manager that ends its workers.
 
-    A task can be sent to another process, takes its number, and may be called again with it when a worker dies: what
-    it writes must be the same each time. Its result is small: samples go to files.
+    A task can be sent to another process. It may be called again with the same number after a worker died, so it has to
+    write the same each time. Its result is small: samples go to files.
     """
 
     n_workers: int
-    """Tasks that run at once; none where a cluster has yet to get workers."""
+    """Tasks that run at once; 0 while a cluster has no workers yet."""
     n_threads: int
-    """Threads that the arithmetic of each takes."""
+    """Threads of the arithmetic of each task."""
     n_sharing: int = 1
     """Workers that share the memory of this machine."""
     address: str | None = None
@@ -147,7 +129,7 @@ class Scheduler(ABC):
     @classmethod
     @abstractmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Tell whether these settings ask for this scheduler."""
+        """Return whether these settings ask for this scheduler."""
 
     @classmethod
     @abstractmethod
@@ -155,16 +137,16 @@ class Scheduler(ABC):
         """Start it as the settings say.
 
         Raises:
-            UsageError: the settings contradict what is there, or a package is missing.
-            WorkerError: there is no cluster where the settings say.
+            UsageError: the machine has not what the settings ask for, or a package is missing.
+            WorkerError: there is no cluster at the address.
         """
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
-        """Give the bytes that one piece may take.
+        """Return the bytes that one piece may take.
 
         Args:
-            given: the limit for all workers of this machine together, or for each one elsewhere; `None` for none.
-            free: the bytes that may be used here without a limit.
+            given: the limit for all workers of this machine together, or for each worker elsewhere; `None` for none.
+            free: the bytes that may be used here if there is no limit.
         """
         return (free if given is None else given) // self.n_sharing
 
@@ -172,11 +154,11 @@ class Scheduler(ABC):
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Yield each piece of work when it is done; only a few more pieces than workers are under way.
 
-        An error that a task raises comes with its number, and the other pieces go on. Errors of files and of the
-        network come after `RETRIES` further trials.
+        An error of a task comes with its number, and the other pieces continue. Errors of files and of the network come
+        after `RETRIES` further trials.
 
         Raises:
-            WorkerError: there is nobody left to do the work.
+            WorkerError: no worker is left.
         """
 
     def close(self) -> None:  # noqa: B027
@@ -200,7 +182,7 @@ def attempt(task: Callable[[int], Result], number: int) -> Finished[Result]:
 
 
 def persist(task: Callable[[int], Result], number: int) -> Finished[Result]:
-    """Call a task, and again where that may help; return the outcome of the last trial."""
+    """Call a task, and again if that may help; return the outcome of the last trial."""
     for _ in range(1 + RETRIES):
         finished = attempt(task, number)
         if not finished.may_pass:
@@ -227,7 +209,7 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
 
     Raises:
         UsageError: none does, or a package is missing.
-        WorkerError: there is no cluster where the settings say.
+        WorkerError: there is no cluster at the address.
     """
     for name in SCHEDULERS:
         kind: type[Scheduler] = SCHEDULERS[name]
@@ -238,23 +220,14 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
 
 @dataclass(frozen=True)
 class JobShare:
-    """One of N jobs that each do their share of the same pieces of work.
-
-    Attributes:
-        job: which one, from 1 to `n_jobs`.
-        n_jobs: how many there are.
-    """
+    """One of `n_jobs` jobs that each do their share of the same pieces of work; `job` counts from 1."""
 
     job: int
     n_jobs: int
 
     @classmethod
     def parse(cls, text: str) -> JobShare:
-        """Read `i/N`.
-
-        Raises:
-            UsageError: it is something else, or i is not from 1 to N.
-        """
+        """Read `i/N`; raise `UsageError` if it is something else, or i is not from 1 to N."""
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(
@@ -264,7 +237,7 @@ class JobShare:
         return cls(int(found[1]), int(found[2]))
 
     def of(self, numbers: Sequence[int]) -> Sequence[int]:
-        """Give the numbers of this job: neighbors, which read the same parts of a file, about as many as other jobs."""
+        """Return the numbers of this job: neighbors, which read the same parts of a file, and about equally many."""
         first, end = ((job * len(numbers)) // self.n_jobs for job in (self.job - 1, self.job))
         return numbers[first:end]
 

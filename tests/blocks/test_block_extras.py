@@ -6,17 +6,17 @@ import torch
 from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks import plan_extras as planning
-from deconv_cli.blocks.block_memory import block_bytes
-from deconv_cli.blocks.examined_pieces import examine_pieces
+from deconv_cli.blocks import preview_tiles as planning
+from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.plan_extras import ExtraFiles
+from deconv_cli.blocks.memory_check import block_bytes
+from deconv_cli.blocks.preview_tiles import restore_previews
 from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.blocks.thumbnail import Thumbnail, choose_steps
+from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH, ErrorBand
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codecs.npy import NpyTarget
-from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.local_workers import SerialScheduler
 
 KERNEL = "gaussian:1"
 
@@ -41,14 +41,15 @@ def test_error_and_mask_are_those_of_the_whole(tmp_path, boundary):
     y = blurred(tmp_path, truth, kernel, boundary)
     found = in_blocks(tmp_path, truth, boundary=boundary)
     whole = deconv_cli.invert(y, kernel, boundary=boundary, predict=True, truth=truth, **OPTIONS).predicted_error
-    assert np.array_equal(np.load(tmp_path / "mask.npy")[0] > 0, whole.trusted.numpy())
+    # A tile is continued as a part of a scene, which a torus is not, and its detail is measured within the frame.
+    n_other = 0.005 if boundary == "circular" else 0
+    assert ((np.load(tmp_path / "mask.npy")[0] > 0) != whole.trusted.numpy()).mean() <= n_other
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
-    # A piece is continued as a part of a scene, which a torus is not.
     tolerance = 0.15 if boundary == "circular" else 0.01
     assert np.abs(ratio - 1).max() < tolerance
     expected = found.expected_error
     assert expected.trusted_depth == whole.trusted_depth
-    assert expected.trusted_share == pytest.approx(whole.trusted_share, rel=1e-12)
+    assert expected.trusted_share == pytest.approx(whole.trusted_share, abs=n_other + 1e-12)
     assert expected.root_mean_square == pytest.approx(whole.root_mean_square, rel=tolerance)
     assert expected.actual_root_mean_square == pytest.approx(whole.actual_root_mean_square, rel=1e-4)
     assert "1 piece of 100×90 samples" in expected.pieces
@@ -96,7 +97,7 @@ def test_thumbnails_are_averages_however_the_picture_is_cut():
     same = [row for row in range(8) if row != 4]  # of the fifth row, three of five rows are another block's
     torch.testing.assert_close(found[:, same], means[:, same])
     torch.testing.assert_close(found[:, 4], picture[:, 20:22].unflatten(2, (10, 5)).mean(dim=(1, 3)))
-    assert choose_steps((1000, 32768, 20000)) == (21, 256, 256)
+    assert Thumbnail.of((1000, 32768, 20000)).steps == (21, 256, 256)
 
 
 @pytest.mark.exhaustive
@@ -135,7 +136,8 @@ def test_what_is_doubted_is_trusted_nowhere(tmp_path):
     truth, kernel = scene(150, 140)[None], deconv_cli.make_kernel(KERNEL)
     blurred(tmp_path, truth, kernel, "unknown")
     run = planned(tmp_path, kernel, extra=ExtraFiles(trust_mask=tmp_path / "mask.npy"), predict=True)
-    object.__setattr__(run.task.plan.halo, "halo", (1, 1))
+    for name in ("halo", "at_frame"):
+        object.__setattr__(run.task.plan.halo, name, (1, 1))
     found = run.finish(SerialScheduler(), lambda done: done.record)
     assert found.doubts
     assert found.expected_error.trusted_share == 0
@@ -156,10 +158,10 @@ def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
     blurred(tmp_path, truth, kernel, "unknown")
     monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
     found = in_blocks(tmp_path, truth)
-    examined = examine_pieces(found.task)
+    previews = restore_previews(found.task.problem, found.plan.max_memory)
     written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
-    assert len(examined.pieces) == 2
-    for piece in examined.pieces:
+    assert len(previews.tiles) == 2
+    for piece in previews.tiles:
         part = (slice(None), *(slice(*interval) for interval in piece.data))
         assert np.array_equal(piece.values[0], data[part])
         inner = (slice(None), *[slice(24, -24)] * 2)

@@ -8,7 +8,7 @@ import tifffile
 import torch
 
 import deconv_cli
-from deconv_cli.blocks.cut_blocks import BlockOptions
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.io import read_image
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from deconv_cli.blocks.memory_check import SHARE
+
 # Peak of the resident memory over that of a small block, which has loaded all the code.
 MEASURE = """
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import deconv_cli
-from deconv_cli.blocks.block_memory import block_bytes
+from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.invert_blocks import lay_out_problem
 from deconv_cli.io.regions import open_regions
@@ -34,7 +36,8 @@ settings = ReconstructionSettings.of(defaults="picture", dimensions=len(size), *
 choices = FixedChoices(noise=(NoiseModel(sigma=0.1),), has_bounds=is_full)
 problem = choices.settle(lay_out_problem(source, corner, kernel, settings))
 def restore(size):
-    data = [(10, 10 + n) for n in size]
+    start = 10 if is_full else 0  # a block inside takes more if samples are bounds, else one at the frame
+    data = [(start, start + n) for n in size]
     problem.restore(problem.read([], data), data, problem.pipeline())
 restore([24 for _ in size])
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -61,4 +64,4 @@ print(block_bytes(problem, size) / (peak() - before))
 def test_blocks_take_no_more_than_is_estimated(tmp_path, kernel, size, options, is_full):
     words = [sys.executable, "-c", MEASURE, tmp_path / "in.npy", kernel, str(size), str(options), str(is_full)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert 1.0 <= float(done.stdout) <= 2.6
+    assert SHARE <= float(done.stdout) <= 2.6  # the other part of the memory is left free

@@ -14,24 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from block_cases import planned
 from piece_tasks import Noted
 
 import deconv_cli
-from deconv_cli.blocks.block_ledger import BlockLedger
-from deconv_cli.blocks.block_run import BlockRun
+from deconv_cli.blocks.block_extras import region_of
+from deconv_cli.blocks.block_plan import BlockOptions
+from deconv_cli.blocks.block_run import BlockRun, run_blocks
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
-from deconv_cli.blocks.cut_blocks import BlockOptions
-from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.blocks.run_blocks import run_blocks
-from deconv_cli.io.regions import open_regions, read_corner
+from deconv_cli.blocks.checkpoint import Checkpoint
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
-from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler, ThreadPool
 from deconv_cli.schedulers.scheduler import JobShare, WorkSettings
-from deconv_cli.schedulers.serial import SerialScheduler, ThreadPool
-from deconv_cli.settings import ReconstructionSettings
-
-SETTINGS = ReconstructionSettings(defaults="picture", lam=0.01)
-BLOCKS = BlockOptions(10**8, (48, 48))
 
 
 @dataclass(frozen=True)
@@ -51,15 +45,12 @@ class KilledAt:
     def grid(self):
         return self.task.grid
 
-    def find_disagreement(self, result):
-        return self.task.find_disagreement(result)
-
     def __call__(self, number: int) -> BlockResult:
         if number != self.number or self.marker.exists():
             return self.task(number)
         self.marker.touch()
         if self.moment == "amid":
-            region = self.task.grid.block(number).region
+            region = region_of(self.task.target, self.task.grid.block(number))
             half = (*region[:-1], slice(region[-1].start, (region[-1].start + region[-1].stop) // 2))
             self.task.target.write(half, np.full([part.stop - part.start for part in half], 7, np.float32))
         if self.moment == "after":
@@ -81,16 +72,12 @@ def picture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(picture):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    source = open_regions(picture)
-    problem = lay_out_problem(source, read_corner(source, are_axes_named=False), kernel, SETTINGS)
-    target = plan_target(problem, picture.with_name("out.npy"), LargeFileOptions())
-    return BlockRun.prepare(problem, target, BLOCKS).task
+    return planned(picture.parent, deconv_cli.make_kernel("gaussian:1"), blocks=BlockOptions(10**8, (48, 48))).task
 
 
 def restored(task, folder, scheduler, *, kill=None):
     task = replace(task, target=replace(task.target, path=folder / "out.npy"))
-    ledger = BlockLedger.of(task.target.path)
+    ledger = Checkpoint.of(task.target.path)
     ledger.write_plan(task.plan)
     summary = run_blocks(
         task if kill is None else KilledAt(task, folder / "killed", *kill), ledger, scheduler, None, task.grid.order()
@@ -132,7 +119,7 @@ def test_jobs_that_planned_at_the_same_time_follow_the_first_of_their_plans(task
     chosen = replace(task.plan.choices, lams=(0.02,))  # as if another machine had more memory, and other noise
     other = replace(first, plan=replace(task.plan, core=(1, 96, 96), max_memory=2 * 10**8, choices=chosen))
     assert other.grid.n_blocks < first.grid.n_blocks
-    ledger = BlockLedger.of(first.target.path)
+    ledger = Checkpoint.of(first.target.path)
     runs = [BlockRun(first, ledger), BlockRun(other, ledger)]
     summaries = [
         run.finish(SerialScheduler(), lambda found: {}, share=JobShare(job, 2)).summary
@@ -145,15 +132,15 @@ def test_jobs_that_planned_at_the_same_time_follow_the_first_of_their_plans(task
 
 BEGINS = """
 import pickle, sys
-from deconv_cli.blocks.block_ledger import BlockLedger
-from deconv_cli.blocks.run_blocks import run_blocks
+from deconv_cli.blocks.checkpoint import Checkpoint
+from deconv_cli.blocks.block_run import run_blocks
 from deconv_cli.schedulers.scheduler import start_scheduler
 from deconv_cli.schedulers.scheduler import WorkSettings
 
 if __name__ == "__main__":
     task, settings = pickle.loads(open(sys.argv[1], "rb").read())
     with start_scheduler(WorkSettings(**settings)) as scheduler:
-        run_blocks(task, BlockLedger.of(task.targets[-1].path), scheduler, None, task.grid.order())
+        run_blocks(task, Checkpoint.of(task.targets[-1].path), scheduler, None, task.grid.order())
 """
 
 
@@ -162,7 +149,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("settings", [{"threads": 2}, {"jobs": 2}, {"cluster": "local:2"}], ids=str)
 def test_a_run_that_is_killed_as_a_whole_does_again_what_was_under_way(settings, task, expected, tmp_path):
     task = replace(task, target=replace(task.target, path=tmp_path / "out.npy"))
-    ledger = BlockLedger.of(task.target.path)
+    ledger = Checkpoint.of(task.target.path)
     ledger.write_plan(task.plan)
     (tmp_path / "run.py").write_text(BEGINS)
     (tmp_path / "task").write_bytes(pickle.dumps((Noted(task, tmp_path), settings)))

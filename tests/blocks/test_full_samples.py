@@ -5,8 +5,8 @@ import torch
 from block_cases import OPTIONS, scene
 
 import deconv_cli
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.cut_blocks import BlockOptions
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.solvers.clipped import CLOSE_TOLERANCE
 
@@ -36,7 +36,7 @@ def test_blocks_agree_with_the_whole_at_all_samples_that_are_not_full(tmp_path):
     assert found.summary.n_blocks > 4
     assert found.doubts == ()
     assert found.summary.certificate < 5e-7  # what rounding leaves of the tolerance
-    assert any("'at least this bright'" in note for note in found.notes)
+    assert any("treated as lower bounds" in note for note in found.notes)
     whole = deconv_cli.invert(y, KERNEL, tolerance=CLOSE_TOLERANCE, **CHOSEN)
     differs = (torch.from_numpy(np.load(tmp_path / "out.npy")) - whole.image).abs()
     assert float(differs[y < 245].max()) < 1e-3 * 255
@@ -87,7 +87,7 @@ def test_pixels_at_bounds_are_not_compared(tmp_path, monkeypatch):
     assert restored(tmp_path).seam > 0
     monkeypatch.setattr(BlockProblem, "find_bounds", all_pixels)
     found = restored(tmp_path)
-    assert (found.seam, found.plan.halo.fitted, found.plan.halo.judged) == (0, 0, 0)
+    assert (found.seam, found.plan.halo.worst) == (0, 0)
 
 
 def test_bounds_lie_where_their_samples_are(tmp_path):

@@ -1,24 +1,21 @@
 """Blocks inside and blocks at the frame have halos of their own: along an edge a cut is felt further."""
 
-import re
 from dataclasses import replace
 
-import pytest
 from block_cases import blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import halo_depth
-from deconv_cli.errors import UsageError
 
 
 def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeypatch):
     seen, measure = [], halo_depth.measure_cut
 
-    def noting(problem, window, *others):
-        found = measure(problem, window, *others)
+    def noting(problem, tile, *others):
+        found = measure(problem, tile, *others)
         # Where it is cut, pixels are the deeper the further they lie inside.
         ends = [bool(depth[at] > depth[inside]) for depth in found.depths for at, inside in ((0, 1), (-1, -2))]
-        seen.append((window.frame_axis, ends))
+        seen.append((tile.frame_axis, ends))
         return found
 
     monkeypatch.setattr(halo_depth, "measure_cut", noting)
@@ -31,30 +28,13 @@ def test_pieces_that_judge_a_halo_lie_at_all_ends_of_the_frame(tmp_path, monkeyp
     assert all(not any(known) for axis, known in seen if axis is None)
 
 
-def test_a_refusal_looks_at_the_frame_only_under_what_it_names(tmp_path, monkeypatch):
-    seen, measure = [], halo_depth.measure_cut
-
-    def noting(problem, window, *others):
-        seen.append((problem.resolution.settings.lam, window.frame_axis is not None))
-        return measure(problem, window, *others)
-
-    monkeypatch.setattr(halo_depth, "measure_cut", noting)
-    kernel = deconv_cli.make_kernel("disk:3")
-    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
-    with pytest.raises(UsageError, match="use lam=") as refused:
-        planned(tmp_path, kernel)
-    (named,) = re.findall(r"use lam=(\S+),", str(refused.value))
-    assert {lam for lam, is_at_frame in seen if is_at_frame} == {float(named)}
-    assert len({lam for lam, _ in seen}) > 2
-
-
 def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, monkeypatch):
     seen, measure = [], halo_depth.measure_cut
 
-    def with_a_floor_at_the_frame(problem, window, depth, *others):
-        found = measure(problem, window, depth, *others)
+    def with_a_floor_at_the_frame(problem, tile, depth, *others):
+        found = measure(problem, tile, depth, *others)
         seen.append(depth)
-        return found if window.frame_axis is None else replace(found, difference=found.difference + 1.0)
+        return found if tile.frame_axis is None else replace(found, difference=found.difference + 1.0)
 
     kernel = deconv_cli.make_kernel("gaussian:1")
     blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
@@ -62,7 +42,7 @@ def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, 
     monkeypatch.setattr(halo_depth, "measure_cut", with_a_floor_at_the_frame)
     halo = planned(tmp_path, kernel, name="other.npy").task.plan.halo
     assert len(set(seen)) == 2  # it is looked once deeper, and no more
-    assert halo.judged >= 1.0
+    assert halo.worst >= 1.0
     assert halo.predicted > halo_depth.SEAM_TOLERANCE > inside.predicted
     assert all(abs(a - b) <= 1 for a, b in zip(halo.halo, inside.halo, strict=True))  # blocks inside are as they were
     assert all(
@@ -73,9 +53,9 @@ def test_edge_pixels_that_no_halo_suits_are_predicted_and_not_refused(tmp_path, 
 def test_blocks_that_reach_the_frame_have_a_halo_of_their_own(tmp_path, monkeypatch):
     measure = halo_depth.measure_cut
 
-    def reaching_further_at_the_frame(problem, window, depth, *others):
-        found = measure(problem, window, depth, *others)
-        return found if window.frame_axis is None else replace(found, difference=30 * found.difference)
+    def reaching_further_at_the_frame(problem, tile, depth, *others):
+        found = measure(problem, tile, depth, *others)
+        return found if tile.frame_axis is None else replace(found, difference=30 * found.difference)
 
     kernel = deconv_cli.make_kernel("gaussian:1")
     blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")

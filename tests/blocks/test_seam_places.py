@@ -5,14 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from block_cases import planned
 
 import deconv_cli
+from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.block_run import BlockRun
-from deconv_cli.blocks.cut_blocks import BlockOptions
-from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
-from deconv_cli.io.regions import open_regions, read_corner
-from deconv_cli.settings import ReconstructionSettings
+from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
 
 
 @pytest.fixture
@@ -21,12 +19,7 @@ def run(tmp_path):
     y = 100 + torch.randn(1, 192, 192, generator=torch.Generator().manual_seed(0))
     y[:, 92:100, 140:148] += 100
     np.save(tmp_path / "in.npy", y.numpy())
-    source = open_regions(tmp_path / "in.npy")
-    settings = ReconstructionSettings(defaults="picture", lam=0.1)
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    problem = lay_out_problem(source, read_corner(source, are_axes_named=False), kernel, settings)
-    target = plan_target(problem, tmp_path / "out.npy", LargeFileOptions())
-    return BlockRun.prepare(problem, target, BlockOptions(10**8, (48, 48)))
+    return planned(tmp_path, deconv_cli.make_kernel("gaussian:1"), blocks=BlockOptions(10**8, (48, 48)), lam=0.1)
 
 
 def test_the_corner_with_the_most_detail_is_measured(run):
@@ -50,7 +43,8 @@ def test_pixels_on_the_edge_of_the_frame_are_measured(run, monkeypatch):
     assert task.grid.block(1).core == ((0, 48), (48, 96))
     done = task(1)
     assert done.seam >= 1000.0
-    assert task.find_disagreement(done)
+    found = BlockReconstruction(task, BlockSummary.of([done], 1))
+    assert any("beside a seam" in doubt for doubt in found.doubts)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -10,8 +10,7 @@ from torch import nn
 import deconv_cli
 from deconv_cli.chains import chain_inversion
 from deconv_cli.chains.chain_inversion import ChainMethod
-from deconv_cli.chains.chain_layers import compose, list_parts
-from deconv_cli.chains.chain_size import input_shape_of
+from deconv_cli.chains.chain_layers import compose, input_shape_of, list_parts
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators.linear_operator import Linearization
 from deconv_cli.regularizers import find_penalty

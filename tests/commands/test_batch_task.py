@@ -12,8 +12,8 @@ from deconv_cli.commands.batch_task import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome, Source, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
+from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import attempt
-from deconv_cli.schedulers.serial import SerialScheduler
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_the_wait_for_workers_does_not_count(clock):
 def test_pieces_of_an_earlier_run_say_nothing_of_the_rate(clock):
     progress = PieceProgress(10, "block", clock=clock)
     clock.now += 1e-3
-    progress.begin_at(5, 10)
+    progress.reach(5, 10)
     assert progress.line() == "5 of 10 blocks"
     clock.now += 20.0
     progress.advance()

@@ -11,10 +11,10 @@ import pytest
 from piece_tasks import DieAt, Fail, WriteOnce, WriteUnit, a_file, check_failures, folder_of, process_of, sleep_from_two
 
 from deconv_cli.errors import UsageError, WorkerError
-from deconv_cli.schedulers import dask_cluster, dask_piece
+from deconv_cli.schedulers import dask_cluster
 from deconv_cli.schedulers.dask_cluster import UNDER_WAY, DaskCluster
+from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import RETRIES, WorkSettings
-from deconv_cli.schedulers.serial import SerialScheduler
 
 pytest.importorskip("distributed")
 
@@ -162,8 +162,8 @@ def test_a_scheduler_file_that_is_missing_or_none_is_refused(content, tmp_path):
 
 
 def test_a_worker_of_other_versions_refuses(cluster, monkeypatch):
-    here = dask_piece._versions()
-    monkeypatch.setattr(dask_piece, "_versions", lambda: here | {"deconv": "9.9"})
+    here = dask_cluster._versions()
+    monkeypatch.setattr(dask_cluster, "_versions", lambda: here | {"deconv": "9.9"})
     (one,) = cluster.run(abs, [1])
     assert isinstance(one.error, UsageError)
     assert f"has deconv {here['deconv']}," in str(one.error)

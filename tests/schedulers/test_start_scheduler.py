@@ -4,9 +4,8 @@ import pytest
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler
 from deconv_cli.schedulers.scheduler import JobShare, WorkSettings, start_scheduler
-from deconv_cli.schedulers.serial import SerialScheduler
 
 
 def test_this_process_works_alone_unless_told_otherwise():

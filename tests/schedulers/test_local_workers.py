@@ -1,8 +1,9 @@
-"""Several processes of this machine, some of which die."""
+"""Workers of this machine: several threads, or several processes, some of which die."""
 
 import signal
 import subprocess
 import sys
+import threading
 from itertools import count
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 from piece_tasks import DieAt, Fail, WriteUnit, a_file, check_failures, describe_worker, divide, exit_at_seven
 
 from deconv_cli.errors import UsageError, WorkerError
-from deconv_cli.schedulers.process_pool import ProcessPool
-from deconv_cli.schedulers.serial import SerialScheduler
+from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler, ThreadPool
+from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
 
 N_PIECES = 9
 
@@ -48,9 +49,9 @@ def test_a_piece_that_ends_every_process_costs_only_itself(pool, tmp_path):
     assert len(list(tmp_path.glob("1-?"))) == 3
 
 
-@pytest.mark.parametrize("scheduler", ["pool", "serial"])
+@pytest.mark.parametrize("scheduler", ["pool", "serial", "threads"])
 def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(scheduler, pool, tmp_path):
-    chosen = pool if scheduler == "pool" else SerialScheduler()
+    chosen = {"pool": pool, "serial": SerialScheduler(), "threads": ThreadPool(2)}[scheduler]
     check_failures({one.number: one for one in chosen.run(Fail(tmp_path), range(5))})
     assert [len((tmp_path / str(n)).read_text()) for n in range(5)] == [1, 1, 3, 3, 1]
 
@@ -93,7 +94,7 @@ def test_each_process_has_a_gpu_to_itself(monkeypatch):
 INTERRUPTED = """
 import signal
 import time
-from deconv_cli.schedulers.process_pool import ProcessPool
+from deconv_cli.schedulers.local_workers import ProcessPool
 
 def sleep(number):
     print(number, flush=True)
@@ -122,3 +123,29 @@ def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
         assert {run.stdout.readline(), run.stdout.readline()} == {"0\n", "1\n"}
         subprocess.os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         assert run.communicate(timeout=300) == ("ended\n", "")
+
+
+def test_as_many_pieces_as_there_are_threads_go_on_at_once():
+    all_here = threading.Barrier(3, timeout=120)
+
+    def meet(number):
+        all_here.wait()
+        return number + 1
+
+    with start_scheduler(WorkSettings(threads=3)) as scheduler:
+        assert type(scheduler) is ThreadPool
+        assert scheduler.memory_of_piece(64, 80) == 21
+        assert sorted((one.number, one.result) for one in scheduler.run(meet, range(6))) == [
+            (n, n + 1) for n in range(6)
+        ]
+
+
+def test_few_pieces_are_under_way_and_an_interrupted_run_waits_for_those_alone():
+    given, done = count(), []
+    run = ThreadPool(2).run(done.append, given)
+    next(run)
+    with pytest.raises(KeyboardInterrupt):
+        run.throw(KeyboardInterrupt)
+    n_given = next(given)
+    assert n_given <= 5
+    assert len(done) <= n_given

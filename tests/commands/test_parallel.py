@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from deconv_cli.commands.job import Job, Outcome, Source
+from deconv_cli.commands.parallel import SharedCores, one_by_one, side_by_side
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.shared_cores import SharedCores
-from deconv_cli.commands.side_by_side import one_by_one, side_by_side
 from deconv_cli.errors import MalformedInputError
 
 MODES = [one_by_one, side_by_side]

@@ -8,10 +8,10 @@ import torch
 from block_cases import blurred, planned, scene
 
 import deconv_cli
-from deconv_cli.blocks.sample_windows import SampleWindow, map_pieces, workers_for
+from deconv_cli.blocks.preview_tiles import PreviewTile, map_tiles, workers_for
 from deconv_cli.workflows.progress_listener import ProgressListener
 
-WINDOWS = [SampleWindow((), (n, n), 0.0, 1.0, 1.0) for n in range(4)]
+WINDOWS = [PreviewTile((), (n, n)) for n in range(4)]
 
 
 class Steps(ProgressListener):
@@ -31,7 +31,7 @@ def test_pieces_come_in_order_and_as_many_at_once_as_there_are_workers(n_workers
         listener.begin("restoring")
         return window.center[0]
 
-    assert map_pieces(look_at, WINDOWS, "halo", progress, n_workers) == [0, 1, 2, 3]
+    assert map_tiles(look_at, WINDOWS, "halo", progress, n_workers) == [0, 1, 2, 3]
     last = "halo: piece 4 of 4" if n_workers > 1 else "halo: piece 4 of 4: restoring"
     assert progress.told[-1] == last
     assert len(progress.told) == 4

@@ -1,7 +1,7 @@
-"""Processes of this machine, each of which may die without the others.
+"""Workers of this machine: this process alone, several of its threads, or several processes.
 
-`concurrent.futures` gives up all of its work when one process dies. Here each process has a pipe to itself: it is sent
-one number at a time, and a pipe that ends says which piece was lost.
+`concurrent.futures` gives up all of its work when one process dies, and does not say which piece was lost. Here each
+process has a pipe to itself: it is sent one number at a time, and a pipe that ends names its piece.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import pickle
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_threads
 from contextlib import suppress
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -26,24 +29,85 @@ from deconv_cli.schedulers.scheduler import (
     Scheduler,
     WorkSettings,
     attempt_away,
+    persist,
 )
 
 SECONDS_TO_END = 5.0
 """How long a process that has nothing left to do may take to end."""
 
 
+class SerialScheduler(Scheduler):
+    """Works in this process, in the order of the numbers."""
+
+    n_workers = 1
+
+    def __init__(self) -> None:
+        import torch
+
+        self.n_threads = torch.get_num_threads()
+
+    @classmethod
+    def covers(cls, settings: WorkSettings) -> bool:
+        """Cover settings that name no other workers."""
+        is_local = settings.cluster is None and settings.scheduler is None
+        return is_local and settings.jobs in (None, 1) and settings.threads in (None, 1)
+
+    @classmethod
+    def open(cls, settings: WorkSettings) -> Self:
+        """Start nothing."""
+        return cls()
+
+    def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
+        """Call the task with one number after another."""
+        for number in numbers:
+            yield persist(task, number)
+
+
+class ThreadPool(Scheduler):
+    """Works in several threads of this process; the task must not change anything that they share."""
+
+    n_threads = 1
+
+    def __init__(self, n_workers: int) -> None:
+        self.n_workers = self.n_sharing = n_workers
+
+    @classmethod
+    def covers(cls, settings: WorkSettings) -> bool:
+        """Cover several threads."""
+        return settings.threads is not None and settings.threads > 1
+
+    @classmethod
+    def open(cls, settings: WorkSettings) -> Self:
+        """Make a pool of as many threads as the settings say."""
+        assert settings.threads is not None
+        return cls(settings.threads)
+
+    def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
+        """Give each thread one number at a time."""
+        left = iter(numbers)
+        under_way: set[Future[Finished[Result]]] = set()
+        done: set[Future[Finished[Result]]] = set()
+        pool = ThreadPoolExecutor(self.n_workers)
+        try:
+            while True:
+                more = islice(left, self.n_workers - len(under_way))
+                under_way |= {pool.submit(persist, task, number) for number in more}
+                yield from (future.result() for future in done)  # while the others work
+                if not under_way:
+                    return
+                done, under_way = wait_for_threads(under_way, return_when=FIRST_COMPLETED)
+        finally:
+            pool.shutdown(cancel_futures=True)  # waits for pieces under way: a thread cannot be ended from outside
+
+
 class ProcessPool(Scheduler):
-    """Works in several processes of this machine, started when there is work for them.
+    """Works in several processes of this machine, which start when there is work for them.
 
-    A piece whose process dies is given to another one, `RETRIES` times. Processes are spawned, so that a script that
-    uses this has to be importable: what it does stands under `if __name__ == "__main__":`.
-
-    Args:
-        n_workers: how many processes.
-        device: type of the device of the arithmetic.
+    If a process dies, its piece is given to another one, `RETRIES` times. Processes are spawned, so a script that uses
+    this has to be importable: its work stands under `if __name__ == "__main__":`.
 
     Raises:
-        UsageError: there are not as many GPUs.
+        UsageError: there are fewer GPUs than processes.
     """
 
     def __init__(self, n_workers: int, device: str = "cpu") -> None:
@@ -60,7 +124,7 @@ class ProcessPool(Scheduler):
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
-        """Make a pool of so many jobs."""
+        """Make a pool of as many processes as the settings say."""
         assert settings.jobs is not None
         return cls(settings.jobs, settings.device)
 
@@ -77,21 +141,27 @@ class ProcessPool(Scheduler):
                     number = again.popleft() if again else next(left, None)
                     if number is None:
                         break
-                    worker = self._free_worker()
+                    worker = self._idle.pop() if self._idle else _Worker(heapq.heappop(self._places), self._share)
                     busy[worker.pipe] = worker
                     worker.begin(pickled, number)
                 yield from finished  # while the others work
                 if not busy:
                     return
                 finished = []
-                for ended in self._ended(busy):
+                for pipe in wait(list(busy)):
+                    worker = busy.pop(pipe)  # type: ignore[call-overload]  # typeshed allows file numbers too
+                    ended = worker.end()
+                    if worker.is_lost:
+                        self._drop(worker)
+                    else:
+                        self._idle.append(worker)
                     n_trials[ended.number] += 1
                     if ended.may_pass and n_trials[ended.number] <= RETRIES:
                         again.append(ended.number)
                     else:
                         finished.append(ended)
         finally:
-            for worker in busy.values():  # interrupted, so that nobody waits for the pieces under way
+            for worker in busy.values():  # interrupted, so nobody waits for the pieces under way
                 self._drop(worker)
 
     def close(self) -> None:
@@ -103,63 +173,40 @@ class ProcessPool(Scheduler):
             self._drop(worker)
         self._idle.clear()
 
-    def _free_worker(self) -> _Worker:
-        """Take a process that has nothing to do, or start one."""
-        return self._idle.pop() if self._idle else _Worker(heapq.heappop(self._places), self._share)
-
-    def _ended(self, busy: dict[Connection, _Worker]) -> Iterator[Finished[Any]]:
-        """Wait for pieces under way that are done, or whose process died."""
-        for pipe in wait(list(busy)):
-            worker = busy.pop(pipe)  # type: ignore[call-overload]  # typeshed allows file numbers too
-            ended = worker.end()
-            if worker.is_lost:
-                self._drop(worker)
-            else:
-                self._idle.append(worker)
-            yield ended
-
     def _drop(self, worker: _Worker) -> None:
         worker.kill()
         heapq.heappush(self._places, worker.place)
 
 
 class _Worker:
-    """One process, as its owner sees it.
-
-    Attributes:
-        place: which of the pool's workers it is.
-        pipe: to it.
-        process: itself.
-        is_lost: whether it died.
-    """
+    """One process, as its owner sees it; `place` is its number in the pool."""
 
     def __init__(self, place: int, share: MachineShare) -> None:
         context = multiprocessing.get_context("spawn")
-        self.place = place
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, share, place), daemon=True)
+        self.place, self.is_lost = place, False
+        self.pipe, far_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far_end, share, place), daemon=True)
         self.process.start()
-        theirs.close()
-        self.is_lost = False
+        far_end.close()  # else this process would never see it end
         self._task: bytes | None = None
-        self._number = 0
+        self._number = -1
 
     def begin(self, task: bytes, number: int) -> None:
-        """Send the process a number, and before its first one the task."""
+        """Send a piece, and the pickled task unless the process has it."""
         self._number = number
         try:
             if task is not self._task:
                 self.pipe.send_bytes(task)
             self.pipe.send(number)
         except OSError:
-            return  # it died; reading from it tells
+            return  # it died; `end` says so
         self._task = task
 
     def end(self) -> Finished[Any]:
-        """Give what the process sent, or that it died.
+        """Return what the process sent, or that it died.
 
         Raises:
-            WorkerError: it gave up by itself, as it does where it cannot start.
+            WorkerError: it exited by itself, as it does if it cannot start.
         """
         try:
             finished: Finished[Any] = self.pipe.recv()
@@ -177,7 +224,7 @@ class _Worker:
             self._number,
             error=WorkerError(
                 f"the process that did piece {self._number} was ended by signal {-code}, {1 + RETRIES} times; the "
-                "system does that where memory is short: give fewer jobs, or a smaller max_memory."
+                "system does that when memory is short: give fewer jobs, or a smaller max_memory."
             ),
         )
 
@@ -190,7 +237,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection, share: MachineShare, place: int) -> None:
-    """Do one piece after another, until the pipe is closed; runs in a process of its own."""
+    """Do one piece after another until the pipe is closed; runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     with suppress(EOFError, ConnectionError):
         pickled = pipe.recv_bytes()  # before torch is loaded, which takes long: the sender waits

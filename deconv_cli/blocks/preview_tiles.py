@@ -1,0 +1,188 @@
+"""Preview tiles: parts of a large picture that are restored to plan the blocks, and to show the result on the page."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from deconv_cli.blocks.block_grid import Interval
+from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
+from deconv_cli.blocks.memory_check import SHARE, block_bytes, largest_samples
+from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
+from deconv_cli.io.regions import cube_sides, spread_place
+from deconv_cli.vocabulary import Size
+from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.lambda_series import LambdaView
+from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
+from deconv_cli.workflows.reconstruction import Reconstruction
+
+N_CANDIDATES, MOST_CANDIDATES = 9, 256
+"""Places that are read, and at most how many if all of them are flat."""
+MAX_SAMPLES = 2**18
+"""Samples of a tile, at most."""
+MAX_SAMPLES_OF_SIGNALS = 2**13
+"""The same of a signal whose error is predicted, which draws hundreds of probes."""
+N_SHOWN = 2
+"""Tiles on the page: those with the most contrast."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreviewTile:
+    """A tile, by its place and by what `contrast_of` and the extremes of its samples are.
+
+    Attributes:
+        batch: for each axis that is neither space nor channels.
+        center: the data sample in its middle, along each axis of space.
+        frame_axis: the axis of space along which the tile was moved to the frame; `None` if it was not moved.
+    """
+
+    batch: tuple[slice, ...]
+    center: Size
+    lowest: float = 0.0
+    highest: float = 0.0
+    contrast: float = 0.0
+    frame_axis: int | None = None
+
+    def at_frame(self, axis: int, sample: int) -> PreviewTile:
+        """Move the tile along an axis to the first or the last sample."""
+        return replace(self, center=(*self.center[:axis], sample, *self.center[axis + 1 :]), frame_axis=axis)
+
+    def data(self, sides: Sequence[int], data_size: Size) -> tuple[Interval, ...]:
+        """Lay out data of given sides around the center, moved inside the frame."""
+        found = []
+        for center, side, n in zip(self.center, sides, data_size, strict=True):
+            start = max(0, min(center - side // 2, n - side))
+            found.append((start, min(start + side, n)))
+        return tuple(found)
+
+
+def find_tiles(problem: BlockProblem, sides: Size) -> list[PreviewTile]:
+    """Read places that are spread over the picture; return them by contrast, the largest first."""
+    found = list[PreviewTile]()
+    lengths = [*(problem.layout.sizes[axis] for axis in problem.layout.batch_axes), *problem.data_size]
+    n_batch = len(problem.layout.batch_axes)
+    for number in range(MOST_CANDIDATES):
+        if number >= N_CANDIDATES and any(tile.contrast > 0 for tile in found):
+            break
+        places = spread_place(lengths, number)
+        tile = PreviewTile(tuple(slice(at, at + 1) for at in places[:n_batch]), places[n_batch:])
+        values = problem.read(tile.batch, tile.data(sides, problem.data_size)).double()
+        lowest, highest = (float(end) for end in values.aminmax())
+        found.append(replace(tile, lowest=lowest, highest=highest, contrast=contrast_of(values, problem.white)))
+    return sorted(found, key=lambda tile: -tile.contrast)
+
+
+def distinct_tiles(tiles: Sequence[PreviewTile], sides: Size, data_size: Size) -> list[PreviewTile]:
+    """Drop tiles that cover the same data as another one, as happens in a small picture."""
+    places = {(str(tile.batch), tile.data(sides, data_size)): tile for tile in reversed(tiles)}
+    return [tile for tile in tiles if tile in places.values()]
+
+
+def covering_tiles(problem: BlockProblem, tiles: Sequence[PreviewTile], sides: Size, n_most: int) -> list[PreviewTile]:
+    """Take the first `n_most` tiles, or as few as cover a small picture once; two if possible, to compare them."""
+    n_covering = math.ceil(math.prod(problem.data_size) * problem.layout.n_batch / math.prod(sides))
+    return distinct_tiles(tiles, sides, problem.data_size)[: min(n_most, max(2, n_covering))]
+
+
+def contrast_of(values: Tensor, white: float | None) -> float:
+    """Return the variance of samples; those that are nearly saturated count as the mean.
+
+    Cuts are compared at unsaturated samples only, and the edge of a white background has next to none of them.
+    """
+    counted = values if white is None else values[values < NEARLY_FULL * white]
+    return float((counted - counted.mean()).square().sum()) / values.numel() if counted.numel() else 0.0
+
+
+Found = TypeVar("Found")
+LookAt = Callable[[PreviewTile, ProgressListener], Found]
+"""Restores a tile and returns what it found; several threads may call it at once."""
+
+
+def map_tiles(
+    look_at: LookAt[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener, n_workers: int = 1
+) -> list[Found]:
+    """Apply a function to tiles, `n_workers` at once, and return its results in their order.
+
+    The progress says `what` is looked for and which tile is restored, and with one worker also its iterations.
+    """
+
+    def name(number: int) -> str:
+        return f"{what}: piece {number} of {len(tiles)}"
+
+    if n_workers == 1 or len(tiles) == 1:
+        return [look_at(tile, StepOf(name(number), progress)) for number, tile in enumerate(tiles, start=1)]
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting = [pool.submit(look_at, tile, ProgressListener()) for tile in tiles]
+        found = []
+        for number, future in enumerate(waiting, start=1):
+            progress.begin(name(number))
+            found.append(future.result())
+    return found
+
+
+def workers_for(problem: BlockProblem, sides: Size, *, is_tested: bool = False) -> int:
+    """Count the tiles of these sides that can be restored at once, by the cores and by the memory of a block."""
+    most = problem.resolved.max_memory
+    if problem.device != "cpu" or most is None:
+        return 1
+    fitting = int(SHARE * most) // max(block_bytes(problem, sides, is_tested=is_tested), 1)
+    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(n_cores // torch.get_num_threads(), fitting))
+
+
+def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
+    """Return the sides of the tiles whose error can be predicted in a memory of `max_memory` bytes."""
+    largest = MAX_SAMPLES if len(problem.data_size) > 1 else MAX_SAMPLES_OF_SIGNALS
+    affordable = largest_samples(problem, max_memory, is_tested=True) // 2  # a prediction takes more than restoring
+    return cube_sides(problem.data_size, max(min(largest, affordable), 1))
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredTile:
+    """A tile of the page: its place, its data, shape `(1, C_out, *size)`, and the estimate of the pixels under them."""
+
+    data: tuple[Interval, ...]
+    values: Tensor
+    result: Reconstruction
+
+
+@dataclass(frozen=True, eq=False)
+class Previews:
+    """The tiles of the page, those with the most contrast first, with the diagnosis and other λ of the first one."""
+
+    tiles: tuple[RestoredTile, ...]
+    diagnosis: Diagnosis
+    views: tuple[LambdaView, ...]
+
+
+def restore_previews(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Previews:
+    """Restore the tiles with the most contrast as the blocks were restored, and diagnose the first one."""
+    limit_threads(n_threads)
+    sides, pipeline = prediction_sides(problem, max_memory), problem.pipeline()
+    found, diagnosed = list[RestoredTile](), list[tuple[Diagnosis, tuple[LambdaView, ...]]]()
+    for tile in distinct_tiles(find_tiles(problem, sides), sides, problem.data_size)[:N_SHOWN]:
+        data = tile.data(sides, problem.data_size)
+        values = problem.read(tile.batch, data)
+        result = problem.restore(values, data, pipeline, is_tested=True)
+        if not diagnosed:
+            diagnosis = pipeline.diagnose(result, values)
+            diagnosed.append((diagnosis, pipeline.vary_lambda(result, values, problem.source.dtype)))
+        found.append(RestoredTile(data, values.cpu(), replace(result, image=_under_data(problem, result.image, data))))
+    return Previews(tuple(found), *diagnosed[0])
+
+
+def _under_data(problem: BlockProblem, image: Tensor, data: tuple[Interval, ...]) -> Tensor:
+    """Crop an image to the pixels that lie under the data."""
+    core = []
+    for cut, (start, stop) in zip(problem.cuts, data, strict=True):
+        first, last = cut.image_of((start, stop))
+        core.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
+    return problem.crop(image, data, core).cpu()
