@@ -19,13 +19,19 @@ from deconv_cli.commands.job import Job, Outcome
 from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.open_large import open_large
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
+from deconv_cli.commands.option_groups import (
+    FileOptions,
+    KernelOptions,
+    OptionValues,
+    PrintOptions,
+    WorkOptions,
+    print_workers,
+)
 from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.prompt_sentences import with_options
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
 from deconv_cli.vocabulary import counted, parse_size

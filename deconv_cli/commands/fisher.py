@@ -12,8 +12,8 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
-from deconv_cli.commands.gradient_options import CaseOptions
+from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, sorted_rows
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.typed_options import refuse_idle, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
@@ -38,17 +38,17 @@ class FisherKind(StrEnum):
 
 def fisher(
     invocation: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it (.safetensors).")],
+    output: Annotated[Path, option("--output -o FILE", "Where to write it (.safetensors).")],
     case_options: CaseOptions,
     kind: Annotated[
         FisherKind,
-        typer.Option(
+        option(
             "--kind",
-            help="Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
+            "Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
             "their probability (exact), or the generalized Gauss-Newton matrix.",
         ),
     ] = FisherKind.EMPIRICAL,
-    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws for each sample (sampled).", min=1)] = 1,
+    draws: Annotated[int, option("--draws N", "Draws for each sample (sampled).", min=1)] = 1,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -80,7 +80,7 @@ def fisher(
 def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Average over all samples, and write the diagonal under the names of the state dict."""
+    """Average over all samples, and write the diagonal with the names of the state dict."""
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.data import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher

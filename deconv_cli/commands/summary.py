@@ -26,15 +26,7 @@ if TYPE_CHECKING:
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.report.chain_page import ChainRun
-    from deconv_cli.report.run import (
-        Environment,
-        FactorRun,
-        ForwardRun,
-        InputFile,
-        InvertRun,
-        KernelInput,
-        OutputFile,
-    )
+    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.reconstruction import Reconstruction

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconv_cli.commands.batch_task import BatchTask, done_by
+from deconv_cli.commands.batch import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome, Source, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
