@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.context import Context
+from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.job import Finish, Job, Source
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues

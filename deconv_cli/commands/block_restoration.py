@@ -13,7 +13,7 @@ import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import command_line
+from deconv_cli.commands.context import ExtraOutputs, command_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
 from deconv_cli.commands.large_files import LargeInput
@@ -27,7 +27,6 @@ from deconv_cli.commands.option_groups import (
     WorkOptions,
     print_workers,
 )
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.prompt_sentences import with_options

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.context import command_line, describe_output, environment_of, load
+from deconv_cli.commands.console import show_picture
+from deconv_cli.commands.context import ExtraOutputs, command_line, describe_output, environment_of, load
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions, option
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
-from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.commands.user_code import (
     MODEL_FILES,
     ModelOptions,

@@ -12,7 +12,7 @@ import typer
 
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
-from deconv_cli.commands.console import print_note
+from deconv_cli.commands.console import print_note, show_picture
 from deconv_cli.commands.context import Context, describe_output, environment_of, pick
 from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
@@ -33,21 +33,12 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
-from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import (
-    MAX_SEED,
-    DeviceChoice,
-    Light,
-    PaddingLike,
-    check_name,
-    format_padding,
-    parse_padding,
-)
+from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, format_padding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,9 +51,12 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
 
 TEXTS = {
+    "boundary": f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. Default: "
+    "what the model file says, else zero.",
+    "padding": "How far the kernel reaches outside. Default: what the model file says, else same.",
     "light": "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
     "sRGB, and back; stored for the samples as they are. Default: auto, linear for pictures but TIFF without a "
-    "profile, and stored for tensors."
+    "profile, and stored for tensors.",
 }
 
 
@@ -70,29 +64,13 @@ def forward(
     invocation: typer.Context,
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
-    settings: Annotated[SettingValues, ("dimensions", "light", "dtype", *LAYER_SETTINGS), TEXTS],
+    settings: Annotated[SettingValues, ("boundary", "padding", "light", "dimensions", "dtype", *LAYER_SETTINGS), TEXTS],
     kernel_options: LayerKernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     many: BatchOptions,
     workers: WorkOptions,
     output: OutputOption = None,
-    boundary: Annotated[
-        str | None,
-        option(
-            "--boundary NAME",
-            f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. "
-            "Default: what the model file says, else zero.",
-            autocompletion=lambda: list(BOUNDARIES),
-        ),
-    ] = None,
-    padding: Annotated[
-        str | None,
-        option(
-            "--padding same|valid|full|N|NH,NW",
-            "How far the kernel reaches outside. Default: what the model file says, else same.",
-        ),
-    ] = None,
     noise: Annotated[
         str | None,
         option(
@@ -122,8 +100,8 @@ def forward(
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
-    light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
-    if tap is not None and light == Light.LINEAR:
+    given = ReconstructionSettings.of(**settings)
+    if tap is not None and given.light == Light.LINEAR:
         raise UsageError("--tap acts on the samples as they are stored, not on light; leave --light out.")
     if noise is None and seed is not None:
         raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
@@ -132,19 +110,13 @@ def forward(
         from deconv_cli.workflows.noise import Noise
 
         added = Noise.parse(noise)
-    given = ReconstructionSettings.of(**{name: value for name, value in settings.items() if name != "light"})
-    boundary = None if boundary is None else BOUNDARIES.check(boundary)
-    padded = None if padding is None else parse_padding(padding)
     many.check(force=files.force)
     jobs = lay_out(inputs, output, ending="_forward")
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(
         kernels=kernel,
         kernel_options=kernel_options,
-        boundary=boundary,
-        padding=padded,
-        light=light if tap is None else Light.STORED,
-        given=given,
+        given=given if tap is None else replace(given, light=Light.STORED),
         tap=tap,
         noise=None if added is None or noise is None else (noise, added, seed or 0),
         files=files,
@@ -161,10 +133,7 @@ class ForwardWork(Work):
     Attributes:
         kernels: files, formulas, or `microscope`.
         kernel_options: how to read them.
-        boundary: what lies outside; `None` for what the model file says, else zero.
-        padding: how far the kernel reaches outside; `None` for what the model file says, else same.
-        light: `linear`, `stored` or `auto`.
-        given: the number of axes, the precision, and the options of a layer.
+        given: boundary, padding, light, axes, precision, and the options of a layer, as typed.
         tap: what replaces products, as typed.
         noise: the noise as typed and as parsed, and its seed.
         files: how to read and write.
@@ -174,9 +143,6 @@ class ForwardWork(Work):
 
     kernels: list[Path]
     kernel_options: KernelOptions
-    boundary: str | None
-    padding: PaddingLike | None
-    light: str
     given: ReconstructionSettings
     tap: str | None
     noise: tuple[str, Noise, int] | None
@@ -225,11 +191,13 @@ class ForwardWork(Work):
         context = Context("forward", kernel, self.files, pick(self.device))
         known = kernel.recorded
         layer = self.given.layer_over(PLAIN if known is None else known.layer)
-        boundary = self.boundary or ("zero" if known is None else known.boundary)
-        padding: PaddingLike = "same" if known is None else known.padding
-        padding = padding if self.padding is None else self.padding
+        boundary, padding = self.given.boundary, self.given.padding
+        if boundary == "auto":
+            boundary = "zero" if known is None else known.boundary
+        if padding is None:
+            padding = "same" if known is None else known.padding
         loaded = context.load(source)
-        light = choose_light(self.light, loaded.image.tone_curve)
+        light = choose_light(self.given.light, loaded.image.tone_curve)
         n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
         plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
         result = self._convolve(light.to_light(loaded.values, self.given.dtype), kernel, layer, boundary, padding)

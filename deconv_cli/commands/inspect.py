@@ -191,7 +191,7 @@ class _Reader:
 
     def _draw(self, found: Inspected, entry: Entry) -> None:
         """Draw the first plane, or the colors of a picture."""
-        from deconv_cli.commands.terminal_picture import show_picture
+        from deconv_cli.commands.console import show_picture
 
         samples = entry.samples
         if samples.ndim < 2 or 0 in samples.shape or entry.whole is not None:

@@ -14,7 +14,7 @@ from deconv_cli.commands.blind_restoration import is_estimate
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import pick
+from deconv_cli.commands.context import ExtraOutputs, pick
 from deconv_cli.commands.invert_work import InvertWork
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.option_groups import (
@@ -28,7 +28,6 @@ from deconv_cli.commands.option_groups import (
     PrintOptions,
     WorkOptions,
 )
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import UsageError

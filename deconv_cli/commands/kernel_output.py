@@ -189,7 +189,7 @@ def _show_taps(taps: Tensor) -> None:
     """Draw the kernels of a layer side by side, and the middle plane of a volume."""
     from torch.nn import functional
 
-    from deconv_cli.commands.terminal_picture import show_picture
+    from deconv_cli.commands.console import show_picture
 
     planes = taps.double()
     planes = planes.flatten(0, 1) if planes.ndim > 3 else planes[None] if planes.ndim < 3 else planes

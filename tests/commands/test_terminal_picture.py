@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from deconv_cli.commands.terminal_picture import HALF_BLOCK, SHADES, show_picture
+from deconv_cli.commands.console import HALF_BLOCK, SHADES, show_picture
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 
