@@ -256,8 +256,10 @@ def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
     best = found.candidates[0].misfit
     rows = [("blur", "none found" if not found.found else found.family)]
     rows += [(f"  {p.name.lower()}", p.text) for p in found.parameters]
-    rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood; {LEAST_EVIDENCE:g} are needed"))
+    clearly = "clearly" if found.evidence >= LEAST_EVIDENCE else "not clearly"
+    likelihood = f"{found.evidence:+.1f} in log-likelihood, where {LEAST_EVIDENCE:g} are needed"
+    rows.append(("against no blur", f"{clearly} better: {likelihood}"))
     others = [c for c in found.candidates if c.family not in (found.family, NO_BLUR)][:3]
     first = "runner-up" if found.found else "nearest blur"
-    rows += [(first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
+    rows += [(first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f} in log-likelihood") for i, c in enumerate(others)]
     return [*rows, ("light", light)]
