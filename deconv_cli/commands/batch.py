@@ -47,7 +47,7 @@ class Batch:
         invocation: the command as typed; the manifest records its settings.
 
     Raises:
-        UsageError: the manifest exists already, or workers are asked for what only this process can print.
+        UsageError: the manifest exists already, or --show or --verbose is given with workers.
         DeconvError: the manifest cannot be read or written.
     """
 
@@ -79,7 +79,7 @@ class Batch:
         """Do the work for every job; if one of several fails, the others go on.
 
         Raises:
-            DeconvError: the only job failed, or the kernel or the like cannot be prepared.
+            DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         from deconv_cli.io.folders import is_there
@@ -250,7 +250,7 @@ class Batch:
         }
 
     def _summary(self, jobs: list[Job], seconds: float) -> Iterator[str]:
-        """Write how many jobs ended how; for a single job only that it was left out."""
+        """Count the jobs by how they ended; for a single job, note only that it was skipped."""
         if len(jobs) == 1:
             if self._skipped:
                 why = "has not changed since it was written" if self._options.resume else "exists already"
@@ -279,7 +279,7 @@ class BatchTask:
 
     Args:
         work: what to do.
-        jobs: the jobs that may be asked for.
+        jobs: all jobs of the run.
     """
 
     def __init__(self, work: Work, jobs: Iterable[Job]) -> None:

@@ -68,7 +68,7 @@ class BatchOptions:
             raise UsageError(f"--skip-existing leaves outputs that exist, but {other} replaces them; use one of them.")
 
     def open_manifest(self, invocation: typer.Context, *, force: bool) -> Manifest | None:
-        """Open the manifest of a run, if one was asked for."""
+        """Open the manifest of a run, if `--manifest` is given."""
         if self.manifest is None:
             return None
         return Manifest(self.manifest, settings_of(invocation), resume=self.resume, force=force)
@@ -114,8 +114,8 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     """Decide where each input's output goes.
 
     Args:
-        inputs: files, folders and patterns; a folder stands for every readable file below it, but for the outputs of an
-            earlier run.
+        inputs: files, folders and patterns; a folder means every readable file below it, without the outputs of
+            an earlier run.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.

@@ -17,6 +17,7 @@ from deconv_cli.commands.console import (
     print_answer,
     print_document,
     print_note,
+    print_table,
     print_warning,
     printable,
     table_console,
@@ -32,8 +33,6 @@ from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import counted, package_version
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from deconv_cli.gradients.findings import GradientReport
 
 EXAMPLE = (
@@ -44,6 +43,7 @@ EXAMPLE = (
 _PANEL = "What is checked"
 _MANY = 40
 """Parameters beyond which those without a fault are only counted."""
+_UNDECIDED = ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
 _OF_OTHER_MODELS = (
     *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
     *("trust_file", "mode", "batch_axis", "second_order", "wrt"),
@@ -227,11 +227,18 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
         console.print(Text(printable(text), style=style), soft_wrap=True)
 
     parameters = record["parameters"]
-    shown = parameters if verbose or len(parameters) <= _MANY else [p for p in parameters if _is_worth_a_row(p)][:_MANY]
+    shown = parameters
+    if len(parameters) > _MANY and not verbose:
+        shown = [p for p in parameters if p["is_fault"] or p["verdict"] in _UNDECIDED][:_MANY]
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4g}"
     line(record["summary"], "bold")
-    line(f"{record['model']['name']}: {counted(len(parameters), record['by'])}, {_describe_run(record)}")
+    line(
+        f"{record['model']['name']}: {counted(len(parameters), record['by'])}, loss {loss} ({record['loss_name']}), "
+        f"{record['data']['kind']} data, {record['mode']} mode"
+    )
     if shown:
-        console.print(_table(shown, record["by"]))
+        headings = ("verdict", record["by"], "shape", "‖gradient‖", "ratio", "against finite differences")
+        print_table("", map(_row, shown), headings, to_stdout=True)
         line(f"ratio: ‖gradient‖ / ‖{record['by']}‖")
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
@@ -250,10 +257,6 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     for series in record["recurrent"]:
         line(_describe_series(series))
     print_answer(record["conclusion"])
-
-
-def _is_worth_a_row(finding: dict[str, Any]) -> bool:
-    return finding["is_fault"] or finding["verdict"] in ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
 
 
 def _count(findings: Iterable[dict[str, Any]]) -> str:
@@ -275,24 +278,6 @@ def _explanation(found: dict[str, Any], detail: str | None) -> list[str]:
     return lines
 
 
-def _table(parameters: list[dict[str, Any]], noun: str) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("verdict", noun, "shape", "‖gradient‖", "ratio", "against finite differences"):
-        table.add_column(heading, overflow="fold")
-    for finding in parameters:
-        table.add_row(*(Text(printable(cell)) for cell in _row(finding)))
-    return table
-
-
-def _describe_run(record: dict[str, Any]) -> str:
-    loss = record["loss"]
-    value = "not finite" if loss is None else f"{loss:.4g}"
-    return f"loss {value} ({record['loss_name']}), {record['data']['kind']} data, {record['mode']} mode"
-
-
 def _row(finding: dict[str, Any]) -> list[str]:
     comparison = finding["comparison"]
     compared = ""
@@ -305,11 +290,8 @@ def _row(finding: dict[str, Any]) -> list[str]:
             compared = f"{comparison['autograd']:.5g}, numeric {comparison['numeric']:.5g} ± {bar:.0g}"
     verdict = f"{finding['verdict']} (expected)" if finding["expected"] else finding["verdict"]
     shape = "×".join(str(size) for size in finding["shape"]) or "scalar"
-    return [verdict, finding["name"], shape, _short(finding["gradient_norm"]), _short(finding["ratio"]), compared]
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    norm, ratio = ("" if value is None else f"{value:.3g}" for value in (finding["gradient_norm"], finding["ratio"]))
+    return [verdict, finding["name"], shape, norm, ratio, compared]
 
 
 def _where(cause: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class _StandardStream(io.FileIO):
         """Write bytes; ignore a reader that left, as `head` does.
 
         Raises:
-            FileAccessError: the disk is full, or the like.
+            FileAccessError: stdout cannot be written, for example because the disk is full.
         """
         n_bytes = memoryview(data).nbytes
         try:
@@ -111,17 +112,23 @@ def table_console(*, stderr: bool) -> Console:
     return console
 
 
-def print_table(title: str, rows: list[tuple[str, str]], *, to_stdout: bool = False) -> None:
-    """Print a table of names and values on stderr, or on stdout if it is the answer."""
+def print_table(
+    title: str, rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, to_stdout: bool = False
+) -> None:
+    """Print a table on stderr, or on stdout if it is the answer; without headings, of names and values."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(title)), title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", show_header=bool(headings), box=None, pad_edge=False)
+    table.header_style = "bold"
+    if not headings:
+        table.add_column(style="bold", no_wrap=True)
+    for name in headings or ("",):
+        table.add_column(name, overflow="fold")
+    for row in rows:
         # Text, not markup: file names may hold brackets.
-        table.add_row(Text(printable(name)), Text(printable(value)))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     table_console(stderr=not to_stdout).print(table)
 
 
@@ -143,7 +150,7 @@ def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        print_note("--show draws on a terminal, and stderr is none here, so nothing was drawn")
+        print_note("--show draws on a terminal, and stderr is not a terminal, so nothing was drawn")
         return
     from deconv_cli.report.page_pictures import display_range
 

@@ -123,8 +123,8 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
         return ()
     return (
         f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
-        f"{format_spacing(samples)}; each tap was taken for one sample, so give a kernel of the image's distances, or "
-        "correct what one of the two files says",
+        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
+        "image, or correct the distances in one of the two files",
     )
 
 
@@ -153,7 +153,7 @@ def command_line(command: str, source: Path | None, values: OptionValues) -> str
     for option, value in values.items():
         if value is None or value is False:
             continue
-        # One word, so that a value that begins with a dash is not taken for an option.
+        # One word, because a value may begin with a dash as options do.
         for one in value if isinstance(value, list) else [value]:
             words.append(option if one is True else f"{option}={one}")
     return shlex.join(words if source is None else [*words, "--", spelled(source)])
@@ -168,7 +168,7 @@ def pick(device: DeviceChoice) -> torch.device:
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Files of `deconv invert` besides the estimate; `None` for those not asked for.
+    """Files of `deconv invert` besides the estimate; `None` for options that were not given.
 
     Attributes:
         page: the HTML report.

@@ -132,11 +132,11 @@ def open_case(
     Args:
         options: where they come from.
         typed: names of the options that were typed.
-        batch_axis: the axis that counts the samples; `None` if there is none.
+        batch_axis: the axis that counts the samples, or `None`.
         is_training: run layers such as dropout in training mode.
 
     Raises:
-        UsageError: no such file or name, or options that contradict what they hold.
+        UsageError: no such file or name, or options that contradict a file.
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
     from deconv_cli.gradients.subject import Subject, seed_everything

@@ -33,7 +33,7 @@ _WORDS = {True: "well posed", False: "not well posed", None: "not tested"}
 
 
 class Kind(StrEnum):
-    """What the content of a file is taken for."""
+    """How to read the content of a file."""
 
     IMAGE = "image"
     KERNEL = "kernel"
@@ -46,7 +46,7 @@ def inspect(
         Kind | None,
         option(
             "--as",
-            "Take the files for images or kernels. Default: bare tensors of four axes and weights of layers are "
+            "Read the files as images or kernels. Default: bare tensors of four axes and weights of layers are "
             "kernels, all others images.",
         ),
     ] = None,
@@ -134,7 +134,7 @@ class _Reader:
         from deconv_cli.report.reconstruction_record import describe_samples
         from deconv_cli.workflows.inspection import inspect_samples
 
-        if self.taken_for is not None and not _is_field(found):  # a tensor of a field is no kernel by itself
+        if self.taken_for is not None and not _is_field(found):  # a single tensor of a field is not a kernel
             entry = as_kernel(entry) if self.taken_for is Kind.KERNEL else as_image(entry)
         statistics = inspect_samples(entry.samples)
         kernel = refusal = None
@@ -202,7 +202,7 @@ class _Reader:
 
 
 def _print_inspection(record: dict[str, Any]) -> None:
-    """Print what a file holds on stdout, then notes and warnings on stderr."""
+    """Print the content of a file on stdout, then notes and warnings on stderr."""
     entries = record["entries"]
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
@@ -289,7 +289,7 @@ def _check_plain(read: KernelFile) -> None:
     """Refuse a layer with more than taps: the taps alone do not decide its spectrum and borders.
 
     Raises:
-        ShapeError: the layer has a stride or the like, or its bias does not fit.
+        ShapeError: the layer is not a plain convolution, or its bias does not fit.
     """
     from deconv_cli.commands.loaded_kernel import recorded_by_model
 

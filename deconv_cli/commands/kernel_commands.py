@@ -261,5 +261,7 @@ def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
     rows.append(("against no blur", f"{clearly} better: {likelihood}"))
     others = [c for c in found.candidates if c.family not in (found.family, NO_BLUR)][:3]
     first = "runner-up" if found.found else "nearest blur"
-    rows += [(first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f} in log-likelihood") for i, c in enumerate(others)]
+    rows += [
+        (first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f} in log-likelihood") for i, c in enumerate(others)
+    ]
     return [*rows, ("light", light)]

@@ -50,7 +50,7 @@ def make(
     ] = None,
     signal: Annotated[
         bool,
-        option("--signal", "Make the kernel of a signal, of one axis: what the blur makes of a line across the last."),
+        option("--signal", "Make the kernel of a signal, with one axis: the blur of a line across the last axis."),
     ] = False,
     size: Annotated[
         str | None,
@@ -95,7 +95,10 @@ def make(
         ("taps", f"{shape}, sum {record['sum']:.6g}, largest {record['largest']:.4g}"),
         ("transform", f"off by {error:.2g} at most, up to half of Nyquist's frequency"),
     ]
-    note = f"tails cut off at {shape} taps make the transform wrong by {error:.2g}; a larger --size keeps more of them"
+    note = (
+        f"the tails end at the edge of {shape} taps, which makes the transform wrong by {error:.2g}; a larger --size "
+        "holds more of them"
+    )
     print_kernel(printed, words, rows, [note] if error > ACCURATE else [], taps, record, output)
 
 

@@ -37,7 +37,7 @@ LightOption = Annotated[
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What a command that makes a kernel prints, and whether it may overwrite files."""
+    """The output of a command that makes a kernel, and whether it may overwrite files."""
 
     force: ForceOption = False
     show: ShowOption = False
@@ -162,7 +162,7 @@ def print_kernel(
     record: dict[str, Any],
     answer: Path | str | None,
 ) -> None:
-    """Print a table and notes, draw the kernel if asked for, and print the record or the answer.
+    """Print a table and notes, draw the kernel with `--show`, and print the record or the answer.
 
     Args:
         printed: what to print.

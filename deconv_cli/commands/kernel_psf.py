@@ -198,6 +198,6 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
     return [
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
-        ("light", f"{format_percent(found.share)} of the light of a bead stands out of the noise"),
+        ("light", f"{format_percent(found.share)} of a bead's light stands out of the noise"),
         ("background", f"{found.background:.5g}, subtracted"),
     ]

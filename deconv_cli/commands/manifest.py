@@ -153,7 +153,7 @@ def _encoded(line: Line) -> str:
 
 
 def _read(path: Path) -> dict[str, Line]:
-    """Read the latest line for each output; a last line that was cut off is left out, unless it is the only one."""
+    """Read the latest line for each output; ignore a last line that was cut off, unless it is the only one."""
     from deconv_cli.io.records import open_sealed
     from deconv_cli.io.sources import read_lines
 

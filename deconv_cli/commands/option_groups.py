@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deconv_cli.schedulers.scheduler import Scheduler
 
 OptionValues = dict[str, object]
-"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
+"""Options as typed: `None` and `False` are dropped, `True` is a bare flag, and a list repeats the option."""
 
 FILES = "Files"
 KERNEL = "Kernel"
@@ -34,7 +34,7 @@ def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:
     """Describe an option as `--help` shows it: `option("--output -o FILE", "Where to write.")`.
 
     Args:
-        usage: its names, then what stands for its value.
+        usage: its names, then a name for its value.
         text: what it does.
         panel: the part of the help that lists it.
         more: further arguments of `typer.Option`.
@@ -153,7 +153,7 @@ class FileOptions:
         option(
             "--axes LETTERS",
             "Read the input's axes as these, for example CYX or TZYX. The kernel spans the last of Z, Y and X; C and S "
-            "are channels; along other axes each image is processed by itself. Default: as the file says.",
+            "are channels; each image along other axes is processed separately. Default: as the file says.",
             FILES,
         ),
     ] = None
@@ -190,7 +190,7 @@ class FileOptions:
         return read_image(path, axes=self.axes, tensor=self.tensor, series=self.series)
 
     def as_options(self) -> OptionValues:
-        """List the options that would be typed again, but for the sample type and `--force`."""
+        """List the options that would be typed again, without the sample type and `--force`."""
         pyramid = self.pyramid if self.pyramid > 1 else None
         return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series, "--pyramid": pyramid}
 
@@ -235,7 +235,7 @@ class WorkOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether anything but this process was asked for."""
+        """Whether other processes do the work."""
         return self != WorkOptions()
 
     def start(self, device: str, *, threads: int | None = None) -> Scheduler:

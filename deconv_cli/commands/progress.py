@@ -30,8 +30,8 @@ class WorkProgress(ProgressListener):
         verbose: print a line for every step and iteration instead.
         is_silent: show nothing.
         show: gets the line if something else uses the terminal; then `shown` does nothing.
-        ends: asked at each step and iteration whether to end by `KeyboardInterrupt`, which only the first thread gets
-            by itself.
+        ends: called at each step and iteration; if it returns true, the work ends by `KeyboardInterrupt`. Python
+            interrupts only the first thread.
         clock: seconds.
     """
 

@@ -179,7 +179,7 @@ def _cost(environment: Environment) -> str:
 
 
 def _ending(solution: Solution, *, verbose: bool) -> str:
-    """Describe how a solver ended; how far from the exact solution if it failed or if `verbose`."""
+    """Describe the end of a solve, with its distance from the exact solution if it failed or if `verbose`."""
     status, n = solution.status, solution.n_iterations
     if not status.has_certificate:
         return f"{counted(n, 'step')}: {solution.ending}"

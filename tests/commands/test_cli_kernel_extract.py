@@ -51,7 +51,7 @@ def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
 
 
 def test_refusals(refuses, model, tmp_path):
-    refuses("kernel", "extract", model, "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says=".safetensors alone")
+    refuses("kernel", "extract", model, "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="only .safetensors")
     refuses("kernel", "extract", model, "-o", tmp_path / "k.safetensors", code=ExitCode.USAGE,
             says="choose among 0, 1 with --layer NAME")  # fmt: skip
     refuses("kernel", "extract", model, "--layer", "7", code=ExitCode.USAGE, says="no convolution named '7'")

@@ -116,7 +116,7 @@ def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frame
     many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
     for inputs, n_inputs, sentence in (
         (many, 3, "3 left out (3 of them doubted before)"),
-        (one, 1, "doubted as it was then"),
+        (one, 1, "its result was doubted when it was written"),
     ):
         first = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
         assert sentence not in first.stderr
