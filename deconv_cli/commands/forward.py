@@ -33,7 +33,7 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
-from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import PreparedOutput
-    from deconv_cli.operators.tap_convolution import Tap
     from deconv_cli.report.run import ForwardRun
     from deconv_cli.workflows.noise import Noise
 
@@ -268,7 +267,7 @@ class ForwardWork(Work):
             result = forward_taps(
                 samples,
                 check_single_kernel(kernel.taps),
-                _load_tap(self.tap),
+                name_or_code(self.tap, TAPS, "--tap"),
                 padding=padding,
                 boundary=boundary,
                 stride=layer.stride,
@@ -288,23 +287,6 @@ def _write(run: ForwardRun, prepared: PreparedOutput, result: Tensor) -> Outcome
     prepared.write(record)
     show = partial(show_picture, result, n_axes=run.kernel.kernel.n_axes, is_color=run.source.is_picture)
     return Outcome(record, partial(print_forward_summary, run), (), show)
-
-
-def _load_tap(text: str) -> Tap | str:
-    """Return the name of a tap, or the function that `file.py:function` names.
-
-    Raises:
-        UsageError: the text names neither.
-        InputRefusedError: importing the function's file takes too much memory.
-    """
-    from deconv_cli.models.named_code import load_named
-
-    if text in TAPS:
-        return text
-    if ":" not in text:
-        raise UsageError(f"--tap must be one of {', '.join(TAPS)}, or file.py:function, but is '{text}'.")
-    tap: Tap = load_named(text, "--tap").value
-    return tap
 
 
 def _own_seed(seed: int, source: Path) -> int:

@@ -22,15 +22,14 @@ from deconv_cli.commands.kernel_output import (
     write_kernel,
 )
 from deconv_cli.commands.option_groups import option
-from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import Size, counted, format_percent, format_size, parse_number_or_auto, shortened
+from deconv_cli.vocabulary import counted, format_percent, format_size, parse_number_or_auto, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.kernels.fit.loss_functions import Loss
     from deconv_cli.workflows.fit_kernel import KernelFit
 
 EXAMPLE = (
@@ -131,12 +130,12 @@ def fit(
         raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    taps_size = _parse_size(size)
+    taps_size = parse_size(size)
     n_axes, choices = len(taps_size), options.choices()
     read = [options.read(pair, n_axes) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
-        found = fit_kernel(both, taps_size, **choices, loss=_load_loss(loss))
+        found = fit_kernel(both, taps_size, **choices, loss=name_or_code(loss, LOSSES, "--loss"))
     doubts, is_cut = found.doubts(n_axes), found.is_cut(n_axes)
     notes = () if doubts else found.notes(n_axes)
     light = read[0][1]
@@ -164,20 +163,6 @@ def fit(
         print_note(note)
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
-
-
-def _load_loss(text: str) -> str | Loss:
-    """Give the name of a loss, or the function in a file.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text.partition(":")[0] in LOSSES or ":" not in text:
-        return text
-    from deconv_cli.models.named_code import load_named
-
-    loss: Loss = load_named(text, "--loss").value
-    return loss
 
 
 def _describe(found: KernelFit) -> dict[str, Any]:
@@ -223,30 +208,16 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
     ]
 
 
-def _parse_size(text: str) -> Size:
-    """Read the size of a kernel: one number of taps for each of one to three axes.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    parts = text.split(",")
-    if len(parts) > 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(
-            f"--size must be H,W, for stacks D,H,W, for signals N, positive whole numbers, but is '{shortened(text)}'."
-        )
-    return tuple(map(int, parts))
-
-
 def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
-    """Match sharp and blurred files: those that are given in turn, and those of two folders by their names.
+    """Match sharp and blurred files: files by their order, and those of two folders by their names.
 
     Raises:
         UsageError: an odd number of them, or a file without its partner.
     """
     if len(paths) % 2:
         raise UsageError(
-            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; "
-            f"add the missing one."
+            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; add the missing "
+            "one."
         )
     return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,6 +97,22 @@ def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
     if not isinstance(found, dict | list):
         raise UsageError(f"--init must be a JSON object or a list, but is '{text[:80]}'.")
     return found
+
+
+def name_or_code(text: str, names: Iterable[str], option: str) -> Any:  # noqa: ANN401
+    """Return a text that names one of the library's functions, or the function that `file.py:function` names.
+
+    A text without a colon is returned too; the library refuses it if it is not a name.
+
+    Raises:
+        UsageError: there is no such file or function; the message calls it `option`.
+        InputRefusedError: importing the file takes too much memory.
+    """
+    from deconv_cli.models.named_code import load_named
+
+    if ":" not in text or text.partition(":")[0] in names:
+        return text
+    return load_named(text, option).value
 
 
 @contextlib.contextmanager

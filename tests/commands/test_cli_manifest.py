@@ -102,17 +102,8 @@ def test_another_kernel_of_the_same_name_is_another_setting(run, frames, gentle)
 
 def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frames, gentle, tmp_path):
     mend(frames)
-    words = [
-        "-k",
-        gentle,
-        "--lambda",
-        "1e-3",
-        "--max-iterations",
-        "1",
-        "--resume",
-        "--manifest",
-        tmp_path / "run.jsonl",
-    ]
+    words = ["-k", gentle, "--lambda", "1e-3", "--max-iterations", "1"]
+    words += ["--resume", "--manifest", tmp_path / "run.jsonl"]
     many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
     for inputs, n_inputs, sentence in (
         (many, 3, "3 left out (3 of them doubted before)"),
