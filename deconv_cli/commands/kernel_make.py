@@ -127,8 +127,6 @@ def extract(
     from deconv_cli.saved_layers import save_layer
 
     if output is not None:
-        if output.suffix != ".safetensors":
-            raise UsageError(f"a layer has a bias and a geometry, which only .safetensors holds; not '{output}'.")
         check_output_path(output, model_file, force=printed.force)
     stored, module = open_module(model_file, options)
     layers = list_layers(stored, module)
