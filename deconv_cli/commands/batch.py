@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions
+from deconv_cli.commands.batch_options import BatchOptions, settings_of
 from deconv_cli.commands.console import print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
@@ -67,7 +67,10 @@ class Batch:
                 "leave it out, or leave out --jobs, --cluster and --scheduler."
             )
         self._replaces = files.force
-        self._manifest = options.open_manifest(invocation, force=files.force)
+        self._manifest: Manifest | None = None
+        if options.manifest is not None:
+            settings = settings_of(invocation)
+            self._manifest = Manifest(options.manifest, settings, resume=options.resume, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []

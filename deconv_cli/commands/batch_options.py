@@ -13,7 +13,6 @@ import typer
 
 from deconv_cli.commands.input_files import FoundFile, expand
 from deconv_cli.commands.job import Job
-from deconv_cli.commands.manifest import Manifest
 from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.typed_options import typed_options
 from deconv_cli.errors import FileAccessError, UsageError
@@ -66,12 +65,6 @@ class BatchOptions:
         if self.skip_existing and (force or self.resume):
             other = "--force" if force else "--resume"
             raise UsageError(f"--skip-existing leaves outputs that exist, but {other} replaces them; use one of them.")
-
-    def open_manifest(self, invocation: typer.Context, *, force: bool) -> Manifest | None:
-        """Open the manifest of a run, if `--manifest` is given."""
-        if self.manifest is None:
-            return None
-        return Manifest(self.manifest, settings_of(invocation), resume=self.resume, force=force)
 
 
 def settings_of(invocation: typer.Context) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def open_case(
         UsageError: no such file or name, or options that contradict a file.
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
+    from deconv_cli.gradients.inputs import InputSpec, draw_inputs
     from deconv_cli.gradients.subject import Subject, seed_everything
     from deconv_cli.models.model_files import read_model
     from deconv_cli.models.named_code import load_named
@@ -157,7 +158,15 @@ def open_case(
     if examples is None:
         module.train(is_training)
     data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
-    target = _drawn_target(options, batch, _dtype_of(module))
+    target = batch.target
+    if options.target_shape is not None:
+        if target is not None:
+            raise UsageError(
+                f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the "
+                "target."
+            )
+        spec = InputSpec.parse(options.target_shape, "--target-shape")
+        (target,) = draw_inputs([spec], _dtype_of(module), options.seed + 1)
     subject = Subject(
         module,
         batch.arguments,
@@ -168,7 +177,14 @@ def open_case(
         batch_axis,
         is_axis_given="batch_axis" in typed,
     )
-    case = Case(subject, options.loss, data, _describe_model(options, module, stored), kind)
+    model = {
+        "name": str(options.file or options.model),
+        "kind": stored.kind.value if stored else "code",
+        "sha256": stored.sha256 if stored else None,
+        "class": type(module).__name__,
+        "code": options.model,
+    }
+    case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
     if examples is not None:
         case.notes.append("an exported program keeps the mode it was exported in, and no hand-written backward")
@@ -254,19 +270,6 @@ def _open_batch(
     return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
 
 
-def _drawn_target(options: CaseOptions, batch: Batch, dtype: torch.dtype) -> torch.Tensor | None:
-    """Draw the target that --target-shape describes, or take that of the data."""
-    from deconv_cli.gradients.inputs import InputSpec, draw_inputs
-
-    if options.target_shape is None:
-        return batch.target
-    if batch.target is not None:
-        raise UsageError(
-            f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the target."
-        )
-    return draw_inputs([InputSpec.parse(options.target_shape, "--target-shape")], dtype, options.seed + 1)[0]
-
-
 @contextlib.contextmanager
 def _naming_options(options: str) -> Iterator[None]:
     """Add to an error of the library the options that follow its advice."""
@@ -320,16 +323,6 @@ def _settle_target(case: Case) -> None:
             f"the output of shape {tuple(output.shape)} was read as (batch, steps, classes), as the shape "
             f"{tuple(subject.target.shape)} of the target shows"
         )
-
-
-def _describe_model(options: CaseOptions, module: nn.Module, stored: ModelFile | None) -> dict[str, Any]:
-    return {
-        "name": str(options.file or options.model),
-        "kind": stored.kind.value if stored else "code",
-        "sha256": stored.sha256 if stored else None,
-        "class": type(module).__name__,
-        "code": options.model,
-    }
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

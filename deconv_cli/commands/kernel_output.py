@@ -61,31 +61,21 @@ def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]
     return found
 
 
-def check_kernel_output(path: Path | None, source: Path, *, force: bool) -> None:
-    """Check that a kernel can be written to a file, before anything is computed.
+def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_psf: bool = False) -> None:
+    """Check that a kernel or a point-spread function can be written to a file, before anything is computed.
 
     Raises:
         UsageError: it cannot, or the file exists and `force` is not given.
     """
-    from deconv_cli.io.formats import codec_named
+    from deconv_cli.io.formats import codec_named, codec_of_suffix
+    from deconv_cli.io.output import check_output_files
     from deconv_cli.io.tensors import TensorCodec
 
-    if path is not None and not isinstance(codec_named(path), TensorCodec):
+    if path is None:
+        return
+    if not is_psf and not isinstance(codec_named(path), TensorCodec):
         raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    check_psf_output(path, source, force=force)
-
-
-def check_psf_output(path: Path | None, source: Path, *, force: bool) -> None:
-    """Check that a point-spread function can be written to a file.
-
-    Raises:
-        UsageError: it cannot, or the file exists and `force` is not given.
-    """
-    from deconv_cli.io.formats import codec_of_suffix
-    from deconv_cli.io.output import check_output_files
-
-    if path is not None:
-        check_output_files(path, codec_of_suffix(path), source, force=force)
+    check_output_files(path, codec_of_suffix(path), source, force=force)
 
 
 def write_kernel(path: Path | None, taps: Tensor, record: dict[str, Any]) -> None:

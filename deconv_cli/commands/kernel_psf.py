@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.kernel_output import AnswerOptions, check_psf_output, parse_numbers, print_kernel, write_psf
+from deconv_cli.commands.kernel_output import AnswerOptions, check_kernel_output, parse_numbers, print_kernel, write_psf
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.commands.option_groups import option
 from deconv_cli.errors import UsageError
@@ -61,7 +61,7 @@ def from_beads(
     from deconv_cli.sample_range import limits_of
     from deconv_cli.workflows.bead_psf import psf_from_beads
 
-    check_psf_output(output, beads, force=printed.force)
+    check_kernel_output(output, beads, force=printed.force, is_psf=True)
     image = read_image(beads, axes=axes)
     image = image if image.values.shape[0] == 1 else image.spanned_by(3)
     if len(image.values) > 1:
@@ -137,7 +137,7 @@ def microscope(
     from deconv_cli.io import read_image
     from deconv_cli.kernels.optics.microscope import MAX_SIDE, microscope_psf, sampling_notes
 
-    check_psf_output(output, image or Path.cwd(), force=printed.force)
+    check_kernel_output(output, image or Path.cwd(), force=printed.force, is_psf=True)
     read = None if image is None else read_image(image)
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)
