@@ -1,4 +1,4 @@
-"""The files that folders and patterns stand for, in which order, and where their outputs go."""
+"""The files of folders and patterns, their order, and the places of their outputs."""
 
 import os
 from pathlib import Path
