@@ -19,12 +19,10 @@ from deconv_cli.commands import (
     forward,
     inspect,
     invert,
-    kernel_beads,
     kernel_commands,
-    kernel_extract,
     kernel_fit,
     kernel_make,
-    kernel_microscope,
+    kernel_psf,
 )
 from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import prepare_streams, print_error
@@ -82,13 +80,16 @@ app.command("check-grad", epilog=check_grad.EXAMPLE, context_settings={"allow_ex
 app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
 
 kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")
-kernels.command("estimate", epilog=kernel_commands.ESTIMATE_EXAMPLE)(with_option_groups(kernel_commands.estimate))
-kernels.command("align", epilog=kernel_commands.ALIGN_EXAMPLE)(with_option_groups(kernel_commands.align))
-kernels.command("make", epilog=kernel_make.EXAMPLE)(with_option_groups(kernel_make.make))
-kernels.command("extract", epilog=kernel_extract.EXAMPLE)(with_option_groups(kernel_extract.extract))
-kernels.command("fit", epilog=kernel_fit.EXAMPLE)(with_option_groups(kernel_fit.fit))
-kernels.command("from-beads", epilog=kernel_beads.EXAMPLE)(with_option_groups(kernel_beads.from_beads))
-kernels.command("microscope", epilog=kernel_microscope.EXAMPLE)(with_option_groups(kernel_microscope.microscope))
+for name, command, example in (
+    ("estimate", kernel_commands.estimate, kernel_commands.ESTIMATE_EXAMPLE),
+    ("align", kernel_commands.align, kernel_commands.ALIGN_EXAMPLE),
+    ("make", kernel_make.make, kernel_make.MAKE_EXAMPLE),
+    ("extract", kernel_make.extract, kernel_make.EXTRACT_EXAMPLE),
+    ("fit", kernel_fit.fit, kernel_fit.EXAMPLE),
+    ("from-beads", kernel_psf.from_beads, kernel_psf.BEADS_EXAMPLE),
+    ("microscope", kernel_psf.microscope, kernel_psf.MICROSCOPE_EXAMPLE),
+):
+    kernels.command(name, epilog=example)(with_option_groups(command))
 app.add_typer(kernels, name="kernel")
 
 

@@ -1,4 +1,4 @@
-"""One file or many: how a run over them goes, and how it ends."""
+"""One file or many: the run of a command over its inputs, in this process or in others."""
 
 from __future__ import annotations
 
@@ -6,42 +6,32 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions
-from deconv_cli.commands.batch_task import done_by
+from deconv_cli.commands.batch_options import BatchOptions, settings_of
 from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
 from deconv_cli.commands.manifest import Manifest, is_up_to_date
-from deconv_cli.commands.option_groups import FileOptions, PrintOptions
-from deconv_cli.commands.parallel import AllDone, SharedCores, one_by_one, side_by_side
+from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions, print_workers
+from deconv_cli.commands.parallel import AllDone, SharedCores, one_by_one, side_by_side, without_images
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress, format_duration
-from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.vocabulary import counted
 
 N_NAMED = 20
-"""So many inputs that failed are named at the end; a manifest has them all."""
+"""Failed inputs that the last note names; a manifest has them all."""
 
 _NUMBER = re.compile(r"\d[\d.e+-]*")
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What is kept of a job that failed: which one, why, and the exit code of a run of which it is all."""
-
-    job: Job
-    sentence: str
-    code: ExitCode | None
 
 
 class Batch:
@@ -51,12 +41,12 @@ class Batch:
         command: its name.
         files: how to read inputs and write outputs.
         printed: what is printed.
-        options: what to do about files that were done before.
-        workers: who does the work of many.
-        invocation: the command as it was typed, whose settings a manifest takes down.
+        options: what to do with files that are done already.
+        workers: other processes that do the work.
+        invocation: the command as typed; the manifest records its settings.
 
     Raises:
-        UsageError: there is a manifest already.
+        UsageError: the manifest exists already, or --show or --verbose is given with workers.
         DeconvError: the manifest cannot be read or written.
     """
 
@@ -72,45 +62,61 @@ class Batch:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
         if workers.are_given and (printed.show or printed.verbose):
             raise UsageError(
-                f"{'--show' if printed.show else '--verbose'} tells what this process does, but others do the work; "
+                f"{'--show' if printed.show else '--verbose'} prints the work of this process, but others do the work; "
                 "leave it out, or leave out --jobs, --cluster and --scheduler."
             )
         self._replaces = files.force
-        self._manifest = options.open_manifest(invocation, force=files.force)
+        self._manifest: Manifest | None = None
+        if options.manifest is not None:
+            settings = settings_of(invocation)
+            self._manifest = Manifest(options.manifest, settings, resume=options.resume, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
-        self._failures: list[_Failure] = []
+        self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
-        self._notes: set[str] = set()
+        self._printed_once: set[str] = set()
         self._n_done = self._n_doubted = 0
         self._doubted_before: dict[str, list[str]] = {}
 
     def run(self, jobs: list[Job], work: Work) -> None:
-        """Do the work for every job; a failure among several is set aside, and the others go on.
+        """Do the work for every job; if one of several fails, the others go on.
 
         Raises:
-            DeconvError: the only job failed, or what all share cannot be prepared.
+            DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
-        started = time.monotonic()
         from deconv_cli.io.files import is_there
 
-        existing = [job for job in jobs if self._options.skip_existing and is_there(job.target)]
-        self._skipped = [job.source for job in existing]
-        left_out = {job.number for job in existing}
+        started = time.monotonic()
+        is_skipped = {job.number: self._options.skip_existing and is_there(job.target) for job in jobs}
+        self._skipped = [job.source for job in jobs if is_skipped[job.number]]
         try:
-            self._work_off([job for job in jobs if job.number not in left_out], work)
+            self._work_off([job for job in jobs if not is_skipped[job.number]], work)
         finally:
             if self._manifest is not None:
                 self._manifest.close(jobs)
-        self._end(jobs, time.monotonic() - started)
+        self._failures.sort(key=lambda failure: failure[0].number)
+        if self._printed.as_json:
+            is_single = len(jobs) == 1 and not self._skipped
+            print_document(self._records[jobs[0].number] if is_single else self._document())
+        if not self._printed.quiet:
+            for sentence in self._summary(jobs, time.monotonic() - started):
+                print_note(sentence)
+        if self._failures and not self._n_done and not self._skipped:
+            raise typer.Exit(self._failures[0][2])
+        if self._failures or self._n_doubted or self._doubted_before:
+            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
     def _work_off(self, jobs: list[Job], work: Work) -> None:
         if not jobs:
             return
-        read, process = partial(self._read, work), work.open()
+        process = work.open()
         if self._manifest is not None:
             jobs = [replace(job, replaces=self._options.resume and self._manifest.wrote(job)) for job in jobs]
-            process = partial(_begun, self._manifest, process)
+            process = partial(_recorded, self._manifest, process)
+
+        def read(job: Job) -> Source | None:
+            return None if self._is_unchanged(job) else work.read(job.source)
+
         if len(jobs) == 1:
             with self._progress_of(jobs[0]).shown() as progress:
                 (done,) = one_by_one(jobs, read, process, lambda _: progress)
@@ -126,44 +132,42 @@ class Batch:
                 cores = SharedCores(len(jobs), work.memory(), work.device_type)
                 progress_of = partial(self._progress_of, pieces=pieces, ends=cores.is_closed)
                 all_done = side_by_side(jobs, read, process, progress_of, cores)
-            for done in open_.enter_context(contextlib.closing(all_done)):  # what goes on ends before the manifest does
+            for done in open_.enter_context(contextlib.closing(all_done)):  # running jobs end before the manifest does
                 with pieces.paused():
                     self._count(done)
                 pieces.advance()
 
     def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> AllDone:
-        """Start the workers, and let them do what there is to do."""
+        """Start the workers, and give them the jobs that are not up to date.
+
+        Workers do not look for existing outputs: a worker that repeats a job finds the output of one that died. So
+        existing outputs are refused here, just before a worker gets the job.
+        """
         scheduler = open_.enter_context(self._workers.start(work.device_type))
         if not self._printed.quiet:
             print_workers(scheduler)
-        todo = []
-        for job in jobs:
-            if self._is_unchanged(job):
-                yield Done(job)
-            else:
-                todo.append(job)
+        is_done = {job.number: self._is_unchanged(job) for job in jobs}
+        yield from (Done(job) for job in jobs if is_done[job.number])
+        jobs = [job for job in jobs if not is_done[job.number]]
         refused: list[Done] = []
-        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), todo, self._begun(todo, work, refused))
+
+        def begun() -> Iterator[Job]:
+            for job in jobs:
+                try:
+                    if not (self._replaces or job.replaces):
+                        work.refuse_existing(job)
+                except DeconvError as error:
+                    refused.append(Done(job, error=error))
+                    continue
+                if self._manifest is not None:
+                    self._manifest.begin(job)
+                yield job
+
+        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), jobs, begun())
         yield from refused
 
-    def _begun(self, jobs: list[Job], work: Work, refused: list[Done]) -> Iterator[Job]:
-        """Take down each job as it is about to be given to a worker, and set those aside that a file is in the way of.
-
-        Workers do not look for it: whoever does a job again finds what the one before wrote, who died.
-        """
-        for job in jobs:
-            try:
-                if not (self._replaces or job.replaces):
-                    work.refuse_existing(job)
-            except DeconvError as error:
-                refused.append(Done(job, error=error))
-                continue
-            if self._manifest is not None:
-                self._manifest.begin(job)
-            yield job
-
     def _is_unchanged(self, job: Job) -> bool:
-        """Whether what the manifest says of a job is still true."""
+        """Return whether the manifest has a line for a job, and its files have not changed since."""
         line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
         return line is not None and is_up_to_date(line, job)
 
@@ -173,126 +177,154 @@ class Batch:
         printed, show = self._printed, None if pieces is None else pieces.tell
         return WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet, show=show, ends=ends)
 
-    def _read(self, work: Work, job: Job) -> Source | None:
-        """Read an input, unless what the manifest says of it is still true."""
-        return None if self._is_unchanged(job) else work.read(job.source)
-
     def _count(self, done: Done, *, is_only: bool = False) -> None:
-        """Take down how a job ended, and say so; an error of the only one is that of the run."""
-        if done.outcome is None and done.error is None:
-            self._leave_out(done.job)
+        """Record how a job ended, and print it; an error of the only job is raised."""
+        job = done.job
+        if done.outcome is None and done.error is None:  # it was up to date
+            self._skipped.append(job.source)
+            doubts = None if self._manifest is None else self._manifest.doubts_of(job)
+            if doubts is not None:
+                self._doubted_before[str(job.source)] = doubts
+            for doubt in doubts or ():
+                print_warning(f"{job.source}: {doubt}")
             return
         if self._manifest is not None:
             self._manifest.end(done)
         if done.outcome is not None:
-            self._announce(done.job, done.outcome, is_only=is_only)
+            self._announce(job, done.outcome, is_only=is_only)
         elif done.error is not None:
             if is_only:
                 raise done.error
-            self._set_aside(done.job, done.error)
-
-    def _leave_out(self, job: Job) -> None:
-        """Count a job whose line is still true, and say again why its result was doubted."""
-        self._skipped.append(job.source)
-        doubts = None if self._manifest is None else self._manifest.doubts_of(job)
-        if doubts is not None:
-            self._doubted_before[str(job.source)] = doubts
-        for doubt in doubts or ():
-            print_warning(f"{job.source}: {doubt}")
+            self._set_aside(job, done.error)
 
     def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
-        """Print what became of a job, and keep no more of it than is needed, so that the images can be dropped."""
+        """Print the result of a job, and keep nothing that holds its images."""
         from deconv_cli.io.codec import codec_named
 
-        printed = self._printed
+        printed, record = self._printed, outcome.record
         if not printed.quiet and (is_only or printed.verbose):
             outcome.print_summary()
         else:
-            of_which = "" if is_only else f"{job.source}: "
             for doubt in outcome.doubts:
-                print_warning(of_which + with_options(doubt))
+                print_warning(("" if is_only else f"{job.source}: ") + with_options(doubt))
             for warning in outcome.warnings:
                 self._print_once(job, warning, print_warning)
-            codec, light = codec_named(job.source), outcome.record.get("light_reason")
-            if light and not is_only and codec is not None and codec.is_picture:
-                self._print_once(
-                    job, f"{'blurred' if outcome.record['command'] == 'forward' else 'restored'} {light}", print_note
-                )
-            for note in outcome.record["notes"]:
+            notes, codec = list(record["notes"]), codec_named(job.source)
+            if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:
+                done = "blurred" if record["command"] == "forward" else "restored"
+                notes.insert(0, f"{done} {record['light_reason']}")
+            for note in notes:
                 self._print_once(job, note, print_note)
         if printed.show:
             outcome.show()
         if printed.as_json:
-            self._records[job.number] = outcome.record
+            self._records[job.number] = record
         else:
-            print_answer(outcome.record["output"]["path"])
+            print_answer(record["output"]["path"])
         self._n_done += 1
         self._n_doubted += not outcome.is_trusted
 
     def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
-        """Print sentences that differ in their numbers alone once, with the first input that they are true of."""
+        """Print a sentence for the first input only, even if its numbers differ for others."""
         kind = _NUMBER.sub("", sentence)
-        if kind not in self._notes and not self._printed.quiet:
+        if kind not in self._printed_once and not self._printed.quiet:
             show(f"{job.source}: {with_options(sentence)}")
-        self._notes.add(kind)
+        self._printed_once.add(kind)
 
     def _set_aside(self, job: Job, error: Exception) -> None:
-        """Say what failed; of the error no more is kept than that, since it holds on to the images at hand."""
-        if not isinstance(error, DeconvError):
+        """Print why a job failed, and keep the sentence: the error itself holds on to images."""
+        if isinstance(error, DeconvError):
+            sentence, code = with_options(str(error)), exit_code_for(error)
+        else:
             traceback.print_exception(error)
-        failure = _Failure(job, _sentence(error), exit_code_for(error) if isinstance(error, DeconvError) else None)
-        print_error(f"{job.source}: {failure.sentence}")
-        self._failures.append(failure)
-
-    def _end(self, jobs: list[Job], seconds: float) -> None:
-        """Print the document, sum up, and leave with the exit code."""
-        self._failures.sort(key=lambda failure: failure.job.number)
-        if self._printed.as_json:
-            is_single = len(jobs) == 1 and not self._skipped
-            print_document(self._records[jobs[0].number] if is_single else self._document())
-        if not self._printed.quiet:
-            for sentence in self._summary(len(jobs), seconds) if len(jobs) > 1 else self._left_out(jobs):
-                print_note(sentence)
-        if self._failures and not self._n_done and not self._skipped:
-            raise typer.Exit(self._failures[0].code or ExitCode.FAILURE)
-        if self._failures or self._n_doubted or self._doubted_before:
-            raise typer.Exit(ExitCode.UNTRUSTWORTHY)
+            sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
+        print_error(f"{job.source}: {sentence}")
+        self._failures.append((job, sentence, code))
 
     def _document(self) -> dict[str, Any]:
         return {
             "schema": 1,
             "command": self._command,
             "results": [self._records[number] for number in sorted(self._records)],
-            "failed": [{"path": str(failure.job.source), "error": failure.sentence} for failure in self._failures],
+            "failed": [{"path": str(job.source), "error": sentence} for job, sentence, _ in self._failures],
             "skipped": [str(path) for path in self._skipped],
             **({"doubted_before": self._doubted_before} if self._doubted_before else {}),
         }
 
-    def _left_out(self, jobs: list[Job]) -> Iterator[str]:
-        """Say so where the only input was left out."""
-        if self._skipped:
-            why = "has not changed since it was written" if self._options.resume else "exists already"
-            doubted = ", doubted as it was then" if self._doubted_before else ""
-            yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}{doubted}."
-
-    def _summary(self, n_jobs: int, seconds: float) -> Iterator[str]:
+    def _summary(self, jobs: list[Job], seconds: float) -> Iterator[str]:
+        """Count the jobs by how they ended; for a single job, note only that it was skipped."""
+        if len(jobs) == 1:
+            if self._skipped:
+                why = "has not changed since it was written" if self._options.resume else "exists already"
+                doubted = "; its result was doubted when it was written" if self._doubted_before else ""
+                yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}{doubted}."
+            return
         before = f" ({len(self._doubted_before)} of them doubted before)" if self._doubted_before else ""
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
         others = "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
-        yield f"{self._n_done} of {counted(n_jobs, 'input')} {were} done{others}, in {format_duration(seconds)}."
+        yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."
         if self._failures:
-            names = [str(failure.job.source) for failure in self._failures]
+            names = [str(job.source) for job, _, _ in self._failures]
             more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
             yield f"failed: {', '.join(names[:N_NAMED])}{more}"
 
 
-def _begun(manifest: Manifest, process: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
+def _recorded(manifest: Manifest, process: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
     finish = process(job, source, progress)
-    manifest.begin(job)  # from here on its output may be there
+    manifest.begin(job)  # from here on its output may exist
     return finish
 
 
-def _sentence(error: Exception) -> str:
-    """Give an error in one sentence; one that nobody foresaw, with its name."""
-    return with_options(str(error)) if isinstance(error, DeconvError) else f"unexpected {type(error).__name__}: {error}"
+class BatchTask:
+    """Does one job in any process; each process prepares the kernel once.
+
+    Args:
+        work: what to do.
+        jobs: all jobs of the run.
+    """
+
+    def __init__(self, work: Work, jobs: Iterable[Job]) -> None:
+        self._work = work
+        self._jobs = {job.number: job for job in jobs}
+        self._folder = Path.cwd()
+        self._process: Process | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the prepared kernel."""
+        return vars(self) | {"_process": None}
+
+    def __call__(self, number: int) -> Done:
+        """Read, process and write the input of one job; the result holds no image.
+
+        Raises:
+            Exception: whatever failed; the scheduler decides whether to try again.
+        """
+        with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
+            if self._process is None:
+                self._process = self._work.open()
+            progress = WorkProgress(is_silent=True)
+            jobs = [self._jobs[number]]
+            (done,) = one_by_one(jobs, lambda job: self._work.read(job.source), self._process, lambda _: progress)
+        if done.error is not None:
+            raise done.error
+        return without_images(done)
+
+
+def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[Job]) -> Iterator[Done]:
+    """Let the workers of a scheduler do jobs.
+
+    Args:
+        scheduler: has the workers.
+        work: what to do.
+        jobs: all jobs. They replace existing outputs: a worker that died may have written one.
+        begun: the jobs to do; the next is taken when a worker is about to get it.
+
+    Yields:
+        How each job ended, in any order.
+    """
+    by_number = {job.number: job for job in jobs}
+    task = BatchTask(work, (replace(job, replaces=True) for job in jobs))
+    for finished in scheduler.run(task, (job.number for job in begun)):
+        job = by_number[finished.number]
+        yield Done(job, error=finished.error) if finished.result is None else finished.result

@@ -14,18 +14,23 @@ import typer
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
 from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import rerun_line
+from deconv_cli.commands.context import ExtraOutputs, rerun_line
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome
 from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.open_large import open_large
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions, OptionValues, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.option_groups import (
+    FileOptions,
+    KernelOptions,
+    OptionValues,
+    PrintOptions,
+    WorkOptions,
+    print_workers,
+)
 from deconv_cli.commands.piece_progress import PieceProgress
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
-from deconv_cli.commands.work_options import WorkOptions, print_workers
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
 from deconv_cli.vocabulary import counted, format_size, parse_size

@@ -7,18 +7,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from deconv_cli.commands.context import LoadedInput, describe_output, environment_of, load, rerun_line
+from deconv_cli.commands.console import show_picture
+from deconv_cli.commands.context import (
+    ExtraOutputs,
+    describe_output,
+    environment_of,
+    load,
+    rerun_line,
+)
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
-from deconv_cli.commands.model_options import MODEL_FILES, ModelOptions, open_module
-from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs
+from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions, option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
-from deconv_cli.commands.terminal_picture import show_picture
-from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.commands.user_code import (
+    MODEL_FILES,
+    ModelOptions,
+    describe_warnings,
+    open_module,
+    running_user_code,
+)
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
@@ -27,44 +35,36 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from deconv_cli.chains.chain_inversion import ChainInversion
-    from deconv_cli.io import OutputPlan
-    from deconv_cli.report.chain_page import ModelInput
+    from deconv_cli.io import PreparedOutput
+    from deconv_cli.report.chain_page import ChainRun, ModelInput
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-"""Black and white of the pictures that networks are shown."""
+"""Usual values of black and white in the inputs of networks."""
 MAX_EXCESS, MIN_PART = 0.02, 0.25
-"""By which part of such a range an estimate may leave it, and which part it uses at least, to be taken for its own."""
-
+"""An estimate has such a range if it leaves it by at most this part, and uses at least that part of it."""
 
 LayersOption = Annotated[
     str | None,
-    typer.Option(
-        "--layers",
-        metavar="A..B|A,B,C",
-        help="The input is the output of the last of these layers, and the input of the first is wanted back; --kernel "
-        "names the file of the model. A range goes by the order in which the model lists its layers.",
-        show_default=False,
-        rich_help_panel=MODEL_FILES,
+    option(
+        "--layers A..B|A,B,C",
+        "The input is the output of the last of these layers; restore the input of the first. --kernel names the file "
+        "of the model. A range follows the order in which the model lists its layers.",
+        MODEL_FILES,
     ),
 ]
-
-
 TimeLimitOption = Annotated[
     float | None,
-    typer.Option(
-        "--time-limit",
-        metavar="SECONDS",
-        help="Time to search for an input of --layers; then the best one so far is written.",
-        show_default=False,
-        rich_help_panel=MODEL_FILES,
+    option(
+        "--time-limit SECONDS",
+        "Time to search for an input of --layers; then the best one so far is written.",
+        MODEL_FILES,
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Which layers of which model, and how long to look for their input, as they were typed."""
+    """The layers, their model, and the time to search for their input, as typed."""
 
     layers: str
     path: Path
@@ -72,7 +72,7 @@ class Chain:
     time_limit: float | None
 
     def as_options(self) -> OptionValues:
-        """Give the options that would be typed again."""
+        """List the options that would be typed again."""
         options = {"--kernel": self.path, "--layers": self.layers, "--time-limit": self.time_limit}
         return options | _typed(self.model)
 
@@ -89,15 +89,15 @@ def read_chain(
     time_limit: float | None,
     others: OptionValues,
 ) -> Chain | None:
-    """Find out whether a chain is to be undone, and refuse what does not go with it, or is of no use without.
+    """Read the options of a chain, and refuse those that do not go with it, or have no use without it.
 
     Args:
-        layers: what `--layers` says.
+        layers: the value of `--layers`; `None` for no chain.
         model: how to open the model.
-        kernel: what `--kernel` names.
+        kernel: the value of `--kernel`.
         extra: outputs besides the estimate.
-        time_limit: what `--time-limit` says.
-        others: further options that do not go with a chain, with their values; `None` for those not given.
+        time_limit: the value of `--time-limit`.
+        others: further options that do not go with a chain; `None` for those not given.
 
     Raises:
         UsageError: for the first that would be ignored.
@@ -118,10 +118,10 @@ def read_chain(
 
 
 def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, tuple[str, ...]]:
-    """Read the model and choose its layers; gives the layers with their names, where they came from, and notes.
+    """Read the model and choose its layers; returns the layers with their names, a description of the model, and notes.
 
     Raises:
-        UsageError: layers that the model has not, that do not follow one another, or weights without a class.
+        UsageError: the model lacks these layers, they do not follow one another, or the file has weights only.
         InputRefusedError: a file that is unsafe, damaged or no model.
     """
     from deconv_cli.chains.chain_layers import check_order, choose_layers
@@ -138,19 +138,16 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
     parent, layers = choose_layers(module, chain.layers)
     notes = stored.notes
     if not check_order(parent, layers):
-        notes += (
-            f"whether {type(parent).__name__} runs these layers one after the other could not be tried, and was taken "
-            "for granted",
-        )
+        notes += (f"{type(parent).__name__} could not be run, so it is assumed to apply these layers in this order",)
     source = ModelInput(str(chain.path), stored.kind.value, stored.sha256, chain.model.model, chain.layers)
     return layers, source, notes
 
 
 class ChainRestoration:
-    """Takes one activation after another back through a chain of layers.
+    """Restores the input of a chain of layers from one activation after another.
 
     Args:
-        chain: which layers.
+        chain: the layers.
         files: how to read and write.
         device: where to compute.
         settings: those that were typed.
@@ -175,14 +172,17 @@ class ChainRestoration:
         self._notes = (*notes, *describe_warnings(caught))
 
     def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore one input; what it gives writes the result, and describes it."""
+        """Restore one input; the function that this returns writes the result."""
         from deconv_cli.chains.chain_inversion import chain_input_shape, invert_chain
         from deconv_cli.io import plan_output
+        from deconv_cli.io.codec import codec_of_suffix
+        from deconv_cli.report.chain_page import ChainRun
 
-        image = source.image
-        loaded = load(source, image, self._device)
+        image, loaded = source.image, load(source, source.image, self._device)
         shape = chain_input_shape(loaded.values, self._layers, self._settings.input_size)
-        shows = self._shows(job, loaded)
+        # A tensor becomes a picture of whole numbers, and nobody said how.
+        shows = not image.is_picture and self._files.output_dtype is None
+        shows = shows and codec_of_suffix(job.target).holds_whole_numbers_only
         plan = plan_output(
             job.target,
             image,
@@ -202,21 +202,6 @@ class ChainRestoration:
                 time_limit=self._chain.time_limit,
                 progress=progress,
             )
-        return partial(self._finish, job, loaded, plan, result, describe_warnings(caught), shows=shows)
-
-    def _finish(
-        self,
-        job: Job,
-        loaded: LoadedInput,
-        plan: OutputPlan,
-        result: ChainInversion,
-        warnings: list[str],
-        *,
-        shows: bool,
-    ) -> Outcome:
-        """Write what came of one input, and describe it."""
-        from deconv_cli.report.chain_page import ChainRun, describe_chain_run
-
         values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
         prepared = plan.prepare(values)
         run = ChainRun(
@@ -224,7 +209,7 @@ class ChainRestoration:
             model=self._model,
             output=describe_output(job.target, prepared),
             inversion=result,
-            notes=(*self._notes, *loaded.image.notes, *warnings, *shown, *prepared.notes),
+            notes=(*self._notes, *image.notes, *describe_warnings(caught), *shown, *prepared.notes),
             environment=environment_of(self._device, result.image.dtype, loaded.started),
             rerun=rerun_line(
                 "invert",
@@ -236,37 +221,34 @@ class ChainRestoration:
                 output_dtype=None if shows else prepared.dtype,
             ),
         )
+        return partial(self._write, run, prepared, loaded.values)
+
+    def _write(self, run: ChainRun, prepared: PreparedOutput, values: Tensor) -> Outcome:
+        from deconv_cli.report.chain_page import describe_chain_run, render_chain
+
         record = describe_chain_run(run)
         prepared.write(record)
         if self._page is not None:
             from deconv_cli.io.atomic import write_page
             from deconv_cli.report.chain_page import render_chain
 
-            write_page(self._page, render_chain(run, loaded.values))
+            write_page(self._page, render_chain(run, values))
         return Outcome(
             record,
             partial(print_chain_summary, run, verbose=self._printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in result.doubts),
-            show=partial(show_picture, result.image, is_color=True),
+            doubts=tuple(doubt.sentence for doubt in run.inversion.doubts),
+            show=partial(show_picture, run.inversion.image, is_color=True),
         )
-
-    def _shows(self, job: Job, loaded: LoadedInput) -> bool:
-        """Return whether a tensor goes into a picture of whole numbers, of which nobody said how."""
-        from deconv_cli.io.codec import codec_of_suffix
-
-        if loaded.image.is_picture or self._files.output_dtype is not None:
-            return False
-        return codec_of_suffix(job.target).holds_whole_numbers_only
 
 
 def as_picture(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Map what a network was shown to 0 to 255, black to white, and say how.
+    """Map the input of a network to 0 to 255, black to white.
 
     Args:
-        image: shape `(B, C, H, W)`: within a usual range, or normalized in a way that nobody knows.
+        image: shape `(B, C, H, W)`, in one of the usual ranges or normalized in an unknown way.
 
     Returns:
-        The samples, and a note.
+        The samples, and a note that names the range.
     """
     low, high = float(image.min()), float(image.max())
     black, white = (low, high) if high > low else (low - 0.5, low + 0.5)

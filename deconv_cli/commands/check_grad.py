@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_answer, print_document, print_note, print_warning
+from deconv_cli.commands.console import (
+    print_answer,
+    print_document,
+    print_note,
+    print_table,
+    print_warning,
+    printable,
+    table_console,
+)
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
-from deconv_cli.commands.gradient_case import Case, open_case
-from deconv_cli.commands.gradient_options import CaseOptions
-from deconv_cli.commands.gradient_table import print_findings
+from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case
 from deconv_cli.commands.option_checks import refuse_idle, typed_options
-from deconv_cli.commands.script_case import check_script_at_prompt, refuse_idle_for_script
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import package_version
+from deconv_cli.vocabulary import counted, package_version
+
+if TYPE_CHECKING:
+    from deconv_cli.gradients.findings import GradientReport
 
 EXAMPLE = (
     "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
@@ -30,17 +41,25 @@ EXAMPLE = (
 )
 
 _PANEL = "What is checked"
+_MANY = 40
+"""Parameters beyond which those without a fault are only counted."""
+_UNDECIDED = ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
+_OF_OTHER_MODELS = (
+    *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
+    *("trust_file", "mode", "batch_axis", "second_order", "wrt"),
+)
+"""Options that a script settles itself."""
 
 
 class Wrt(StrEnum):
-    """What gradients are taken by."""
+    """What the gradients are with respect to."""
 
     PARAMETERS = "parameters"
     INPUTS = "inputs"
 
 
 class Mode(StrEnum):
-    """In which mode layers such as dropout and batch normalization run."""
+    """The mode of layers such as dropout and batch normalization."""
 
     TRAIN = "train"
     EVAL = "eval"
@@ -51,67 +70,50 @@ def check_grad(
     case_options: CaseOptions,
     run: Annotated[
         Path | None,
-        typer.Option(
-            "--run",
-            metavar="SCRIPT",
-            help="Run a training script instead, and check its own model, data, loss and optimizers. What follows -- "
-            "goes to the script.",
-            show_default=False,
+        option(
+            "--run SCRIPT",
+            "Run a training script instead, and check its own model, data, loss and optimizers. What follows -- goes "
+            "to the script.",
         ),
     ] = None,
     step: Annotated[
-        int, typer.Option("--step", metavar="N", help="With --run: from which loss.backward() on to check.", min=1)
+        int, option("--step N", "With --run: the loss.backward() from which on to check, counted from 1.", min=1)
     ] = 1,
     expect: Annotated[
         list[str] | None,
-        typer.Option(
-            "--expect",
-            metavar="VERDICT:NAME",
-            help="Accept a finding: UNUSED:head.weight. NAME may hold *, be a line, DETACHED:train.py:26, or model for "
-            "the whole, BATCH-LEAK:model.",
-            show_default=False,
+        option(
+            "--expect VERDICT:NAME",
+            "Accept a finding: UNUSED:head.weight. NAME may hold *, be a line, DETACHED:train.py:26, or model for the "
+            "whole, BATCH-LEAK:model.",
         ),
     ] = None,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
-    mode: Annotated[
-        Mode, typer.Option("--mode", help="Mode of dropout and batch normalization.", rich_help_panel=_PANEL)
-    ] = Mode.TRAIN,
+    mode: Annotated[Mode, option("--mode", "Mode of dropout and batch normalization.", _PANEL)] = Mode.TRAIN,
     batch_axis: Annotated[
         str,
-        typer.Option(
-            "--batch-axis",
-            metavar="N|none|auto",
-            help="Which axis counts the samples; auto is the first, unless it looks like time.",
-            rich_help_panel=_PANEL,
+        option(
+            "--batch-axis N|none|auto",
+            "Which axis counts the samples; auto is the first, unless it looks like time.",
+            _PANEL,
         ),
     ] = "auto",
-    wrt: Annotated[
-        Wrt,
-        typer.Option("--wrt", help="Check the gradients by these.", rich_help_panel=_PANEL),
-    ] = Wrt.PARAMETERS,
-    budget: Annotated[
-        float,
-        typer.Option(
-            "--budget", metavar="SECONDS", help="Time for finite differences.", min=0.0, rich_help_panel=_PANEL
-        ),
-    ] = 60.0,
-    second_order: Annotated[
-        bool, typer.Option("--second-order", help="Compare second derivatives too.", rich_help_panel=_PANEL)
-    ] = False,
+    wrt: Annotated[Wrt, option("--wrt", "Check the gradients by these.", _PANEL)] = Wrt.PARAMETERS,
+    budget: Annotated[float, option("--budget SECONDS", "Time for finite differences.", _PANEL, min=0.0)] = 60.0,
+    second_order: Annotated[bool, option("--second-order", "Compare second derivatives too.", _PANEL)] = False,
 ) -> None:
     """Find out why a model does not learn: does each gradient arrive, is it right, and which line is at fault."""
     started = time.perf_counter()
     typed = typed_options(invocation) - ({"batch_axis"} if batch_axis == "auto" else set())
     axis = _parse_axis(batch_axis)
-    refuse_idle_for_script(typed, invocation.args)
+    _refuse_idle_for_script(typed, invocation.args)
     refuse_idle(typed, batch_axis=axis)
     expectations = [Expectation.parse(text) for text in expect or []]
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         if run is not None:
             words = [*([os.fspath(case_options.file)] if case_options.file else []), *invocation.args]
-            report, header = check_script_at_prompt(run, words, step=step, budget=budget, show=show)
+            report, header = _check_script(run, words, step, budget, show)
             notes: list[str] = []
         else:
             show("reading the model")
@@ -125,11 +127,32 @@ def check_grad(
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 
-    record = _header() | header | describe_gradients(report, outcome.expected)
-    record["notes"] = [*notes, *record["notes"], *_closing_notes(record, outcome), *describe_warnings(warned)]
+    record: dict[str, Any] = {
+        "schema": 1,
+        "command": "check-grad",
+        "versions": {"deconv": package_version("deconv-cli"), "torch": package_version("torch")},
+        **header,
+        **describe_gradients(report, outcome.expected),
+    }
+    notes = [*notes, *record["notes"]]
+    if record["data"]["kind"] == "synthetic":
+        notes.append("the data are synthetic: a verdict holds for them, and ZERO may be different for yours")
+    if outcome.unmet:
+        notes.append(f"not found, though expected: {', '.join(map(str, outcome.unmet))}")
+    record["notes"] = [*notes, *describe_warnings(warned)]
     record |= {"exit_code": int(outcome.exit_code), "conclusion": outcome.conclusion}
     record["time_s"] = time.perf_counter() - started
-    _announce(record, as_json=as_json, quiet=quiet, verbose=verbose)
+    if as_json:
+        print_document(record)
+    elif quiet:
+        print_answer(record["conclusion"])
+    else:
+        _print_findings(record, verbose=verbose)
+    if not quiet:
+        for note in record["notes"]:
+            print_note(note)
+        for sentence in record["not_checked"]:
+            print_warning(f"not checked: {with_options(sentence)}.")
     if outcome.exit_code is not ExitCode.SUCCESS:
         raise typer.Exit(outcome.exit_code)
 
@@ -142,11 +165,42 @@ def _parse_axis(text: str) -> int | None:
     return int(text)
 
 
-def _header() -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "command": "check-grad",
-        "versions": {"deconv": package_version("deconv-cli"), "torch": package_version("torch")},
+def _refuse_idle_for_script(typed: frozenset[str], arguments: list[str]) -> None:
+    """Refuse options that a script settles itself, and options that need a script.
+
+    Raises:
+        UsageError: for the first option that would be ignored.
+    """
+    if "run" not in typed:
+        if arguments:
+            raise UsageError(f"there is one model file at most, but '{arguments[0]}' came too; leave it out.")
+        if "step" in typed:
+            raise UsageError("--step counts the backward passes of a script, but there is no --run; leave it out.")
+        return
+    for name in _OF_OTHER_MODELS:
+        if name in typed:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for models that are named; with --run the script settles it; leave it out.")
+
+
+def _check_script(
+    path: Path, arguments: list[str], step: int, budget: float, show: Callable[[str], None]
+) -> tuple[GradientReport, dict[str, Any]]:
+    """Run a script and check it; returns the report, and a description of model, loss and data.
+
+    Raises:
+        UsageError: no such script, or it fails before it trains.
+    """
+    from deconv_cli.gradients.training.script import check_script
+
+    if not path.is_file():
+        raise UsageError(f"--run must name a Python script, but there is no file '{path}'.")
+    report = check_script(path, arguments, step=step, budget=budget, on_progress=show)
+    return report, {
+        "model": {"name": str(path), "kind": "script", "sha256": None, "class": None, "code": str(path)},
+        "mode": "the script's own",
+        "loss_name": f"backward pass {step}",
+        "data": {"kind": "the script's own", "inputs": [], "seed": None},
     }
 
 
@@ -161,24 +215,101 @@ def _describe_case(case: Case, mode: Mode) -> dict[str, Any]:
     }
 
 
-def _closing_notes(record: dict[str, Any], outcome: Outcome) -> list[str]:
-    notes = []
-    if record["data"]["kind"] == "synthetic":
-        notes.append("the data are synthetic: a verdict holds for them, and ZERO may be different for yours")
-    if outcome.unmet:
-        notes.append(f"not found, though expected: {', '.join(map(str, outcome.unmet))}")
-    return notes
+def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
+    """Print a table of parameters, then every fault with its line and reason, on stdout."""
+    from rich.text import Text
+
+    from deconv_cli.gradients.findings import name_some
+
+    console = table_console(stderr=False)
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(printable(text), style=style), soft_wrap=True)
+
+    parameters = record["parameters"]
+    shown = parameters
+    if len(parameters) > _MANY and not verbose:
+        shown = [p for p in parameters if p["is_fault"] or p["verdict"] in _UNDECIDED][:_MANY]
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4g}"
+    line(record["summary"], "bold")
+    line(
+        f"{record['model']['name']}: {counted(len(parameters), record['by'])}, loss {loss} ({record['loss_name']}), "
+        f"{record['data']['kind']} data, {record['mode']} mode"
+    )
+    if shown:
+        headings = ("verdict", record["by"], "shape", "‖gradient‖", "ratio", "against finite differences")
+        print_table("", map(_row, shown), headings, to_stdout=True)
+        line(f"ratio: ‖gradient‖ / ‖{record['by']}‖")
+    if len(shown) < len(parameters):
+        line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
+    details = {p["name"]: p["detail"] for p in parameters if p["detail"]}
+    printed = [
+        (fault, name_some(fault["parameters"]), next((details[n] for n in fault["parameters"] if n in details), None))
+        for fault in (*record["faults"], *record["remarks"])
+    ]
+    faulty = {fault["verdict"] for fault in record["faults"]} - {"WRONG"}
+    printed += [(found, "the model", found["detail"]) for found in record["general"] if found["verdict"] not in faulty]
+    for found, names, detail in printed:
+        console.print()
+        line(f"{found['verdict']}: {names}", "bold")
+        for sentence in _explanation(found, detail):
+            line(sentence)
+    for series in record["recurrent"]:
+        line(_describe_series(series))
+    print_answer(record["conclusion"])
 
 
-def _announce(record: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    if as_json:
-        print_document(record)
-    elif quiet:
-        print_answer(record["conclusion"])
-    else:
-        print_findings(record, verbose=verbose)
-    if not quiet:
-        for note in record["notes"]:
-            print_note(note)
-        for sentence in record["not_checked"]:
-            print_warning(f"not checked: {with_options(sentence)}.")
+def _count(findings: Iterable[dict[str, Any]]) -> str:
+    """Count findings by verdict: `14 more that are OK, 36 NOT REACHED`."""
+    counts = Counter(finding["verdict"] for finding in findings)
+    healthy = [f"{counts.pop('OK')} more that are OK"] if "OK" in counts else []
+    return ", ".join([*healthy, *(f"{n} {verdict}" for verdict, n in counts.items())])
+
+
+def _explanation(found: dict[str, Any], detail: str | None) -> list[str]:
+    """Write what is at fault, why, and what to write instead."""
+    lines = [f"  {detail}"] if detail else []
+    for cause in found["causes"]:
+        source = f"    {cause['source']}" if cause["source"] else ""
+        instead = cause["instead"].replace("accept this finding", f"accept it with --expect {found['verdict']}:NAME")
+        lines.append(f"  at       {_where(cause)}  {cause['operation']}{source}")
+        lines.append(f"  why      {cause['why']}")
+        lines.append(f"  instead  {instead}")
+    return lines
+
+
+def _row(finding: dict[str, Any]) -> list[str]:
+    comparison = finding["comparison"]
+    compared = ""
+    if comparison is not None:
+        resolution = comparison["resolution"]
+        if finding["verdict"] in ("OK", "VANISHING", "EXPLODING") and resolution is not None:
+            compared = f"agrees, to {resolution:.1g}"
+        elif comparison["autograd"] is not None and comparison["numeric"] is not None:
+            bar = comparison["error_bar"] or 0.0
+            compared = f"{comparison['autograd']:.5g}, numeric {comparison['numeric']:.5g} ± {bar:.0g}"
+    verdict = f"{finding['verdict']} (expected)" if finding["expected"] else finding["verdict"]
+    shape = "×".join(str(size) for size in finding["shape"]) or "scalar"
+    norm, ratio = ("" if value is None else f"{value:.3g}" for value in (finding["gradient_norm"], finding["ratio"]))
+    return [verdict, finding["name"], shape, norm, ratio, compared]
+
+
+def _where(cause: dict[str, Any]) -> str:
+    if cause["file"] and cause["line"]:
+        path = Path(cause["file"])
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{cause['line']}"
+    return f"module '{cause['module']}'" if cause["module"] else "the model"
+
+
+def _describe_series(series: dict[str, Any]) -> str:
+    norms = [norm or 0.0 for norm in series["norms"]]
+    trend = {
+        "fades": f"fades on its way back: below a millionth of its peak up to step {series['step']}",
+        "explodes": f"explodes on its way back, up to step {series['step']}",
+        "steady": "neither fades nor explodes",
+    }[series["trend"]]
+    chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)] if len(norms) > 8 else norms
+    shown = " ".join(f"{norm:.2g}" for norm in chosen)
+    return f"through the steps of {series['name']} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {shown}"

@@ -1,4 +1,4 @@
-"""What people see: everything goes to stderr, so that stdout carries the answer alone."""
+"""Streams, sentences, tables and pictures: all go to stderr, so that stdout carries only the answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,27 @@ from deconv_cli.errors import FileAccessError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from rich.console import Console
+    from rich.text import Text
+    from torch import Tensor
 
 _UNWRAPPED = 100_000
 """Columns of a table in a pipe or a file."""
+HALF_BLOCK = "▀"
+SHADES = " ░▒▓█"
+"""For terminals without colors."""
+MAX_COLUMNS = 160
 
 
 class _StandardStream(io.FileIO):
-    """Stdout or stderr as a pipe or a file; after a failed write it drops what follows."""
+    """Stdout or stderr as a pipe or a file; drops everything after a failed write."""
 
     _is_lost = False
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write bytes; a reader that left, as `head` does, has what it wanted.
+        """Write bytes; ignore a reader that left, as `head` does.
 
         Raises:
-            FileAccessError: stdout takes no more, as on a full disk.
+            FileAccessError: stdout cannot be written, for example because the disk is full.
         """
         n_bytes = memoryview(data).nbytes
         try:
@@ -43,7 +50,7 @@ class _StandardStream(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Keep stdout and stderr from failing: a reader may leave, and a name may hold bytes that are no text."""
+    """Keep stdout and stderr from failing if the reader leaves, or a file name is not valid text."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         is_as_it_came = name == "stdout" and "utf" in getattr(stream, "encoding", "").lower()
@@ -80,23 +87,23 @@ def print_document(document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:  # another locale, or a name with bytes that are no text; JSON has escapes for them
+    except UnicodeEncodeError:  # another locale, or a name that is not valid text; JSON has escapes for both
         text = json.dumps(document, indent=2, allow_nan=False)
     typer.echo(text)
 
 
 def print_answer(line: str) -> None:
-    """Print a line of the answer on stdout; a program that reads it gets a name as it is."""
+    """Print a line of the answer on stdout, unchanged for a program that reads it."""
     typer.echo(printable(line) if sys.stdout.isatty() else line)
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal or begin a line of its own: names and records come from files."""
+    """Escape control characters and line ends: names and records come from files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table_console(*, stderr: bool) -> Console:
-    """Give a console that breaks the lines of a table on a terminal, and where COLUMNS asks for it."""
+    """Return a console that wraps tables only on a terminal, or if COLUMNS is set."""
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False)
@@ -105,20 +112,89 @@ def table_console(*, stderr: bool) -> Console:
     return console
 
 
-def print_table(title: str, rows: list[tuple[str, str]], *, to_stdout: bool = False) -> None:
-    """Print a table of names and values on stderr, or where it is the answer itself, on stdout."""
+def print_table(
+    title: str, rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, to_stdout: bool = False
+) -> None:
+    """Print a table on stderr, or on stdout if it is the answer; without headings, of names and values."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(title)), title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", show_header=bool(headings), box=None, pad_edge=False)
+    table.header_style = "bold"
+    if not headings:
+        table.add_column(style="bold", no_wrap=True)
+    for name in headings or ("",):
+        table.add_column(name, overflow="fold")
+    for row in rows:
         # Text, not markup: file names may hold brackets.
-        table.add_row(Text(printable(name)), Text(printable(value)))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     table_console(stderr=not to_stdout).print(table)
 
 
 def _styled(word: str, color: str) -> str:
-    """Color a word, unless NO_COLOR says not to; Typer itself drops colors where there is no terminal."""
+    """Color a word, unless NO_COLOR is set; Typer drops colors without a terminal."""
     return word if os.environ.get("NO_COLOR") else typer.style(word, fg=color, bold=True)
+
+
+def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
+    """Draw an image on the terminal behind stderr, no larger than that; without a terminal, print a note.
+
+    Args:
+        image: shape `(C, *size)` or `(B, C, *size)`; draws the first image, the middle plane of a stack, and a signal
+            as a line of shades.
+        is_color: three channels are red, green and blue; else the first channel is drawn in gray.
+        n_axes: axes of space.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        print_note("--show draws on a terminal, and stderr is not a terminal, so nothing was drawn")
+        return
+    from deconv_cli.report.page_pictures import display_range
+
+    first = image.detach().cpu()
+    first = first if first.ndim == n_axes + 1 else first[0]
+    if n_axes != 2:
+        first = first[:, first.shape[1] // 2] if n_axes == 3 else first[:, None]
+    shown = first if is_color and first.shape[0] == 3 else first[:1]
+    low, high = display_range(shown)
+    lines, rows, columns = _lines(console, (shown.double() - low) / (high - low))
+    for line in lines:
+        console.print(line, no_wrap=True, crop=True)
+    what = "" if shown.shape[0] == first.shape[0] else f"channel 1 of {first.shape[0]}, "
+    print_note(
+        f"drawn: {what}{first.shape[-2]}×{first.shape[-1]} pixels as {rows}×{columns}; "
+        f"black is {low:.4g}, white is {high:.4g}"
+    )
+
+
+def _lines(console: Console, levels: Tensor) -> tuple[list[Text], int, int]:
+    """Draw levels from 0 to 1, shape `(1 or 3, H, W)`; returns the lines, and the rows and columns of pixels."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+    from torch.nn import functional
+
+    height, width = levels.shape[-2:]
+    # A letter is about twice as high as it is wide: with colors it holds two square pixels.
+    has_colors = console.color_system is not None and not console.no_color
+    rows_a_line = 2 if has_colors else 1
+    scale = min(min(console.width, MAX_COLUMNS) / width, max(console.height - 4, 8) * 2 / height, 1.0)
+    columns = max(int(width * scale), 1)
+    rows = max(round(height * scale * rows_a_line / 2), 1)
+    rows += rows % rows_a_line
+    reduced = functional.adaptive_avg_pool2d(levels.nan_to_num()[None], (rows, columns))[0].clamp(0, 1)
+    if not has_colors:
+        shades = (reduced.mean(0) * (len(SHADES) - 1)).round().int().tolist()
+        return [Text("".join(SHADES[level] for level in line)) for line in shades], rows, columns
+    pixels = (reduced * 255).round().int().expand(3, -1, -1).permute(1, 2, 0).tolist()
+    lines = []
+    for above, below in zip(pixels[::2], pixels[1::2], strict=True):
+        styles = (
+            Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))
+            for upper, lower in zip(above, below, strict=True)
+        )
+        lines.append(Text.assemble(*((HALF_BLOCK, style) for style in styles)))
+    return lines, rows, columns

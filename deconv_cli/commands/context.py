@@ -1,4 +1,4 @@
-"""What every command that turns files into files does alike: read, plan, describe, write."""
+"""The files of a run: inputs to where the arithmetic is, outputs with their records, and the line that repeats it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deconv_cli.commands.job import Job, Source
 from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import FileOptions, OptionValues
+from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.vocabulary import DeviceChoice, PaddingLike, format_spacing
+from deconv_cli.vocabulary import DeviceChoice, OutputDType, PaddingLike, format_spacing
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deconv_cli.commands.job import Job, Source
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.report.run import Environment, InputFile, OutputFile
+    from deconv_cli.report.run import Environment, InputFile, InvertRun, OutputFile
 
 SAME_SPACING = 0.01
-"""Distances of taps and of samples are the same up to this share."""
+"""Relative difference up to which distances of taps and of samples count as equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,8 @@ class LoadedInput:
 
     Attributes:
         image: the file.
-        values: its samples on the device of the arithmetic, shape `(B, C, *size)` with the axes that the kernel spans.
-        started: when work on it began, in seconds of the performance counter, the time of reading counted.
+        values: its samples on the device, shape `(B, C, *size)`, with the axes that the kernel spans last.
+        started: when work on it began, reading included, in seconds of the performance counter.
     """
 
     image: ImageFile
@@ -50,6 +51,11 @@ class LoadedInput:
         )
 
 
+def load(source: Source, image: ImageFile, device: torch.device) -> LoadedInput:
+    """Move an input, with its axes arranged as in `image`, to a device."""
+    return LoadedInput(image, image.values.to(device), time.perf_counter() - source.seconds)
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """The kernel, the device, and the options on files that all inputs of a run share."""
@@ -60,21 +66,19 @@ class Context:
     device: torch.device
 
     def load(self, source: Source) -> LoadedInput:
-        """Take an input, with the axes that the kernel spans, to where the arithmetic is."""
+        """Move an input, with the axes that the kernel spans last, to the device."""
         image = source.image.spanned_by(self.loaded.kernel.n_axes, self.loaded.image_dimensions)
         return load(source, image, self.device)
 
     def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
-        """Tell whether image and output have the same size."""
-        if not layer.is_plain:
-            return False
+        """Return whether image and output have the same size."""
         from deconv_cli.operators.geometry import resolve_padding
 
         size = self.loaded.kernel.size
-        return resolve_padding(padding, size).total == tuple(n - 1 for n in size)
+        return layer.is_plain and resolve_padding(padding, size).total == tuple(n - 1 for n in size)
 
     def plan(self, job: Job, loaded: LoadedInput, *, n_channels: int, same_size: bool) -> OutputPlan:
-        """Make sure that the output can be written, before anything is computed."""
+        """Check that the output can be written, before anything is computed."""
         from deconv_cli.io import plan_output
 
         return plan_output(
@@ -89,39 +93,28 @@ class Context:
         )
 
     def notes(self, loaded: LoadedInput, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
-        """Gather what was done on the way, in order."""
-        of_picture = self.loaded.picture_notes if loaded.image.is_picture else ()
-        of_picture = () if self.loaded.is_kernel_of(loaded.image) else of_picture
-        doubts = _spacing_notes(self.loaded.spacing, loaded.image.spacing)
-        return (*self.loaded.notes, *of_picture, *doubts, *loaded.image.notes, *more, *prepared.notes)
-
-
-def load(source: Source, image: ImageFile, device: torch.device) -> LoadedInput:
-    """Take an input to where the arithmetic is.
-
-    Args:
-        source: the input as it was read.
-        image: the same, as its axes were arranged.
-        device: where the arithmetic is.
-    """
-    return LoadedInput(image, image.values.to(device), time.perf_counter() - source.seconds)
+        """Collect the notes on kernel, input, arithmetic and output, in this order."""
+        kernel, image = self.loaded, loaded.image
+        of_picture = kernel.picture_notes if image.is_picture and not kernel.is_kernel_of(image) else ()
+        spacing = _spacing_notes(kernel.spacing, image.spacing)
+        return (*kernel.notes, *of_picture, *spacing, *image.notes, *more, *prepared.notes)
 
 
 def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
-    """Say so where a kernel was taken at other distances than the image has."""
+    """Note that the taps of a kernel have another distance than the samples of the image."""
     if taps is None or samples is None or len(taps) != len(samples):
         return ()
     if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):
         return ()
     return (
         f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
-        f"{format_spacing(samples)}; each tap was taken for one sample, so give a kernel of the image's distances, or "
-        "correct what one of the two files says",
+        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
+        "image, or correct the distances in one of the two files",
     )
 
 
 def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
-    """Describe what is written."""
+    """Describe an output."""
     from deconv_cli.io.files import spelled
     from deconv_cli.report.run import OutputFile
 
@@ -172,14 +165,128 @@ def rerun_line(
     for option, value in values.items():
         if value is None or value is False:
             continue
-        # One word, so that a value that begins with a dash is not taken for an option.
+        # One word, because a value may begin with a dash as options do.
         for one in value if isinstance(value, list) else [value]:
             words.append(option if one is True else f"{option}={one}")
     return shlex.join(words if source is None else [*words, "--", spelled(source)])
 
 
 def pick(device: DeviceChoice) -> torch.device:
-    """Find the device that was chosen."""
+    """Return the device for a choice."""
     from deconv_cli.workflows.arithmetic import pick_device
 
     return pick_device(device)
+
+
+@dataclass(frozen=True)
+class ExtraOutputs:
+    """Files of `deconv invert` besides the estimate; `None` for options that were not given.
+
+    Attributes:
+        page: the HTML report.
+        truth: the true image, which is read.
+        error_map: the predicted error.
+        trust_mask: the mask of the pixels to trust.
+    """
+
+    page: Path | None
+    truth: Path | None
+    error_map: Path | None
+    trust_mask: Path | None
+
+    @property
+    def need_prediction(self) -> bool:
+        """Whether the error has to be predicted."""
+        return self.page is not None or self.is_prediction_kept
+
+    @property
+    def is_prediction_kept(self) -> bool:
+        """Whether a rerun has to predict the error too; the page is not written again."""
+        return any(path is not None for path in (self.truth, self.error_map, self.trust_mask))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that will be written."""
+        return [path for path in (self.error_map, self.trust_mask, self.page) if path is not None]
+
+    def as_options(self) -> OptionValues:
+        """List the options that a rerun gets."""
+        return {"--truth": self.truth, "--error-map": self.error_map, "--trust-mask": self.trust_mask}
+
+    def check(self, jobs: list[Job], *, force: bool) -> None:
+        """Check that there is one input and that the files can be written, before anything is computed.
+
+        Raises:
+            UsageError: there are several inputs, or a file cannot hold its content.
+            FileAccessError: no permission.
+        """
+        from deconv_cli.io.codec import codec_of_suffix
+
+        named = {"--report": self.page, **self.as_options()}
+        given = [option for option, path in named.items() if path is not None]
+        if given and len(jobs) != 1:
+            raise UsageError(f"{given[0]} belongs to one input, but there are {len(jobs)}; restore them one by one.")
+        if self.error_map is not None and codec_of_suffix(self.error_map).holds_whole_numbers_only:
+            raise UsageError(
+                f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
+                ".tif, .npy, .pt or .safetensors."
+            )
+        if self.trust_mask is not None and not codec_of_suffix(self.trust_mask).is_lossless:
+            raise UsageError(
+                f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
+            )
+        if self.page is not None:
+            from deconv_cli.io.atomic import check_page_path
+
+            check_page_path(self.page, jobs[0].source, force=force)
+
+    def plan(self, loaded: LoadedInput, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
+        """Read the truth, and check that the files can be written, before anything is computed.
+
+        Raises:
+            UsageError: a file exists already, or cannot hold its content.
+            InputRefusedError: the truth cannot be read.
+        """
+        from deconv_cli.io import plan_output, read_image
+
+        def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> OutputPlan | None:
+            if path is None:
+                return None
+            return plan_output(
+                path, loaded.image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
+            )
+
+        return PlannedOutputs(
+            page=self.page,
+            truth=None if self.truth is None else read_image(self.truth).spanned_by(loaded.image.dimensions).values,
+            error_map=planned(self.error_map, n_channels, OutputDType.FLOAT32),
+            trust_mask=planned(self.trust_mask, 1, OutputDType.UINT8),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedOutputs:
+    """The same files, known to be readable and writable."""
+
+    page: Path | None
+    truth: Tensor | None
+    error_map: OutputPlan | None
+    trust_mask: OutputPlan | None
+
+    def write(self, run: InvertRun, record: dict[str, Any], values: Tensor) -> None:
+        """Write the map and the mask, each with the record of the run, and the page."""
+        result = run.reconstruction
+        predicted = result.predicted_error
+        # The record's entry on the output is about the estimate.
+        record = {name: value for name, value in record.items() if name != "output"}
+        if self.error_map is not None and predicted is not None:
+            self.error_map.prepare(predicted.map.cpu()).write(record)
+        if self.trust_mask is not None and predicted is not None:
+            shape = (result.image.shape[0], 1, *predicted.trusted.shape)
+            mask = (255.0 * predicted.trusted.float()).expand(shape).contiguous()
+            self.trust_mask.prepare(mask.cpu()).write(record)
+        if self.page is not None:
+            from deconv_cli.io.atomic import write_page
+            from deconv_cli.report.page import render_page
+
+            write_page(self.page, render_page(run, values.to(result.image.dtype), self.truth))

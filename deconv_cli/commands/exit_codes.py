@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code_for(error: DeconvError) -> ExitCode:
-    """Map an error to the code that stands for it."""
+    """Return the exit code of an error."""
     if isinstance(error, UsageError):
         return ExitCode.USAGE
     if isinstance(error, InputRefusedError):

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from deconv_cli.commands.console import print_answer, print_document
 from deconv_cli.commands.context import environment_of, pick, rerun_line
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
@@ -19,6 +17,7 @@ from deconv_cli.commands.option_groups import (
     LayerKernelOptions,
     OptionValues,
     QuietOption,
+    option,
 )
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_factor_summary
@@ -38,7 +37,7 @@ FIXED_SETTINGS = (
     *("boundary", "padding", *LAYER_SETTINGS, "lam", "penalty", "rcond"),
     *("method", "tolerance", "max_iterations", "max_memory", "dtype"),
 )
-"""The settings that make an inverse what it is."""
+"""The settings that define an inverse."""
 TEXTS = {
     "boundary": f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: zero.",
     "padding": "How far the kernel reached outside. Default: same.",
@@ -48,25 +47,20 @@ TEXTS = {
     "tolerance": "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
     "dtype": "Precision of the arithmetic: float32 or float64. Default: float64 for float64 kernels, else float32.",
 }
-"""What is said of them here, where there are no data to take a default from."""
+"""Help texts for a command without data to take defaults from."""
 
 
 def factor(
     kernel: Annotated[Path, KERNEL_OPTION],
     size: Annotated[
         str,
-        typer.Option(
-            "--size",
-            "--input-size",
-            metavar="[D,]H,W",
-            help="Size of the images that are wanted back: height and width, or depth, height and width of stacks, or "
-            "one length of signals. The outputs that are to be inverted are of another size where padding is not same.",
-            show_default=False,
+        option(
+            "--size --input-size [D,]H,W",
+            "Size of the images to restore: height and width; depth, height and width of stacks; or one length of "
+            "signals. The blurred outputs have another size unless padding is same.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)
-    ],
+    output: Annotated[Path, option("--output -o FILE", "A .safetensors file.")],
     settings: Annotated[SettingValues, FIXED_SETTINGS, TEXTS],
     kernel_options: LayerKernelOptions,
     device: DeviceOption = DeviceChoice.AUTO,
@@ -76,8 +70,8 @@ def factor(
 ) -> None:
     """Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.
 
-    What is left open takes the defaults of tensors, as deconv invert does: boundary zero, penalty identity, λ 1e-6.
-    (From Python, pseudo_inverse takes λ 0 unless given: it is named after the Moore-Penrose inverse.)
+    Settings that are not given take the defaults of tensors, as in deconv invert: boundary zero, penalty identity,
+    λ 1e-6. (From Python, pseudo_inverse has λ 0 by default, which gives the Moore-Penrose inverse.)
     """
     image_size = parse_size(size)
     given = ReconstructionSettings.of(**settings)
@@ -112,17 +106,15 @@ def factor(
     building = time.perf_counter()
     inverse = PseudoInverse(as_kernel(taps, where, precision, len(image_size)), image_size, resolved)
     factored = time.perf_counter() - building
-    well_posedness = None if inverse.operator.is_layer else assess_well_posedness(inverse)
-    notes = loaded.notes
+    notes, source = loaded.notes, loaded.source
     if isinstance(inverse.operator, LayerConvolution):
         notes += describe_undetermined(inverse.operator, inverse.settings.lam)
-    source = loaded.source
     origin = KernelOrigin(source.path, source.layer, source.convention, source.sha256 or "", loaded.notes)
     write_inverse(output, SavedInverse(inverse, loaded.bias, origin))
     run = FactorRun(
         kernel=source,
         inverse=inverse,
-        well_posedness=well_posedness,
+        well_posedness=None if inverse.operator.is_layer else assess_well_posedness(inverse),
         factoring_time_s=factored,
         path=str(output),
         n_bytes=output.stat().st_size,
@@ -131,11 +123,10 @@ def factor(
         environment=environment_of(where, precision, started),
         rerun=rerun_line("factor", None, _options(loaded, inverse), device=where.type, output=output),
     )
-    record = describe_factor_run(run)
     if not quiet:
         print_factor_summary(run)
     if as_json:
-        print_document(record)
+        print_document(describe_factor_run(run))
     else:
         print_answer(str(output))
 

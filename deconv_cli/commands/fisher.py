@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -12,9 +11,9 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.gradient_case import Case, first_output, open_case, sorted_rows
-from deconv_cli.commands.gradient_options import CaseOptions
+from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, sorted_rows
 from deconv_cli.commands.option_checks import refuse_idle, typed_options
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 
@@ -38,17 +37,17 @@ class FisherKind(StrEnum):
 
 def fisher(
     invocation: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it (.safetensors).")],
+    output: Annotated[Path, option("--output -o FILE", "Where to write it (.safetensors).")],
     case_options: CaseOptions,
     kind: Annotated[
         FisherKind,
-        typer.Option(
+        option(
             "--kind",
-            help="Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
+            "Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
             "their probability (exact), or the generalized Gauss-Newton matrix.",
         ),
     ] = FisherKind.EMPIRICAL,
-    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws for each sample (sampled).", min=1)] = 1,
+    draws: Annotated[int, option("--draws N", "Draws for each sample (sampled).", min=1)] = 1,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -80,26 +79,36 @@ def fisher(
 def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Average over all samples, and write the diagonal under the names of the state dict."""
+    """Average over all samples, and write the diagonal with the names of the state dict.
+
+    Raises:
+        UsageError: the model cannot be differentiated by samples.
+    """
+    from deconv_cli.gradients.findings import first_line
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.codecs.safetensors_file import write_tensors
     from deconv_cli.report.gradient_record import describe_fisher
 
     subject = case.subject
     n_samples = case.data.n_samples if case.data else 0
-    with subject.evaluating(), _refusing(path):
-        if case.loss_name == "projection":
-            refuse_projection(first_output(subject))
-        found = diagonal_fisher(
-            subject.model,
-            _batches(case, batch_size),
-            case.loss_name,
-            subject.loss,
-            kind=kind.value,
-            n_draws=n_draws,
-            seed=subject.seed,
-            on_progress=lambda n: show(f"Fisher matrix: {n} of {n_samples or n} samples"),
-        )
+    try:
+        with subject.evaluating():
+            if case.loss_name == "projection":
+                refuse_projection(first_output(subject))
+            found = diagonal_fisher(
+                subject.model,
+                _batches(case, batch_size),
+                case.loss_name,
+                subject.loss,
+                kind=kind.value,
+                n_draws=n_draws,
+                seed=subject.seed,
+                on_progress=lambda n: show(f"Fisher matrix: {n} of {n_samples or n} samples"),
+            )
+    except RuntimeError as error:
+        raise UsageError(
+            f"'{path}' was not written: the model cannot be differentiated by samples ({first_line(error)})."
+        ) from error
     record = {
         "schema": 1,
         "command": "fisher",
@@ -122,18 +131,6 @@ def _batches(case: Case, batch_size: int) -> Iterator[Batch]:
         return
     for start in range(0, data.n_samples, batch_size):
         yield sorted_rows(data, start, start + batch_size, subject.model)
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    from deconv_cli.gradients.findings import first_line
-
-    try:
-        yield
-    except RuntimeError as error:
-        raise UsageError(
-            f"'{path}' was not written: the model cannot be differentiated by samples ({first_line(error)})."
-        ) from error
 
 
 def _describe(record: dict[str, Any]) -> str:

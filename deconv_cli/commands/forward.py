@@ -2,120 +2,302 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
-from deconv_cli.commands.batch_options import BatchOptions, files_read
-from deconv_cli.commands.forward_work import AddedNoise, ForwardWork, TypedConvolution
+from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
+from deconv_cli.commands.console import print_note, show_picture
+from deconv_cli.commands.context import Context, describe_output, environment_of, pick, rerun_line
+from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     DeviceOption,
     FileOptions,
     InputsArgument,
+    KernelOptions,
     LayerKernelOptions,
+    OptionValues,
     OutputOption,
     PrintOptions,
+    WorkOptions,
+    option,
 )
-from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues
-from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
+from deconv_cli.commands.summary import print_forward_summary
+from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, check_name, parse_padding
+from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, format_padding
 
-TEXTS = {
-    "light": "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
-    "sRGB, and back; stored for the samples as they are. Default: auto, linear for pictures but TIFF without a "
-    "profile, and stored for tensors."
-}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deconv_cli.io import PreparedOutput
+    from deconv_cli.report.run import ForwardRun
+    from deconv_cli.workflows.apply_kernel import Noise
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
+
+TEXTS = {
+    "boundary": f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. Default: "
+    "what the model file says, else zero.",
+    "padding": "How far the kernel reaches outside. Default: what the model file says, else same.",
+    "light": "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
+    "sRGB, and back; stored for the samples as they are. Default: auto, linear for pictures but TIFF without a "
+    "profile, and stored for tensors.",
+}
 
 
 def forward(
     invocation: typer.Context,
     inputs: InputsArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
-    settings: Annotated[SettingValues, ("dimensions", "light", "dtype", *LAYER_SETTINGS), TEXTS],
+    settings: Annotated[SettingValues, ("boundary", "padding", "light", "dimensions", "dtype", *LAYER_SETTINGS), TEXTS],
     kernel_options: LayerKernelOptions,
     files: FileOptions,
     printed: PrintOptions,
     many: BatchOptions,
     workers: WorkOptions,
     output: OutputOption = None,
-    boundary: Annotated[
-        str | None,
-        typer.Option(
-            "--boundary",
-            metavar="NAME",
-            help=f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. "
-            "Default: what the model file says, else zero.",
-            autocompletion=lambda: list(BOUNDARIES),
-            show_default=False,
-        ),
-    ] = None,
-    padding: Annotated[
-        str | None,
-        typer.Option(
-            "--padding",
-            metavar="same|valid|full|N|NH,NW",
-            help="How far the kernel reaches outside. Default: what the model file says, else same.",
-            show_default=False,
-        ),
-    ] = None,
     noise: Annotated[
         str | None,
-        typer.Option(
-            "--noise",
-            metavar="gaussian:SIGMA|poisson:PEAK",
-            help="Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample: to light, on the "
-            "scale of the samples, where light is linear.",
+        option(
+            "--noise gaussian:SIGMA|poisson:PEAK",
+            "Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample: to light, on the scale "
+            "of the samples, if light is linear.",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Seed of the noise; each of several files has one of its own, made of this and its path. Default: 0.",
+        option(
+            "--seed N",
+            "Seed of the noise; from it and its path each of several files gets a seed of its own. Default: 0.",
             min=0,
             max=MAX_SEED,
         ),
     ] = None,
     tap: Annotated[
         str | None,
-        typer.Option(
-            "--tap",
-            metavar="NAME|FILE.py:FUNCTION",
-            help=f"What a tap computes from a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a "
+        option(
+            "--tap NAME|FILE.py:FUNCTION",
+            f"What a tap computes from a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a "
             "function of two tensors in your own file, whose code is run. Taps act on the samples as they are stored.",
-            show_default=False,
-            rich_help_panel="The convolution",
+            "The convolution",
         ),
     ] = None,
     device: DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
-    light = check_name(("auto", *Light), settings.get("light", "auto"), "light")
-    if tap is not None:
-        if light == Light.LINEAR:
-            raise UsageError("--tap acts on the samples as they are stored, not on light; leave --light out.")
-        light = Light.STORED
-    given = ReconstructionSettings.of(**{name: value for name, value in settings.items() if name != "light"})
-    added = AddedNoise.parse(noise, seed)
-    convolution = TypedConvolution(
-        boundary=None if boundary is None else BOUNDARIES.check(boundary),
-        padding=None if padding is None else parse_padding(padding),
-        light=light,
-        given=given,
-        tap=tap,
-    )
+    given = ReconstructionSettings.of(**settings)
+    if tap is not None and given.light == Light.LINEAR:
+        raise UsageError("--tap acts on the samples as they are stored, not on light; leave --light out.")
+    if noise is None and seed is not None:
+        raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
+    added = None
+    if noise is not None:
+        from deconv_cli.workflows.apply_kernel import Noise
+
+        added = Noise.parse(noise)
     many.check(force=files.force)
     jobs = lay_out(inputs, output, ending="_forward")
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
-    work = ForwardWork(kernel, kernel_options, convolution, added, files, device, jobs[0].source)
+    work = ForwardWork(
+        kernels=kernel,
+        kernel_options=kernel_options,
+        given=given if tap is None else replace(given, light=Light.STORED),
+        tap=tap,
+        noise=None if added is None or noise is None else (noise, added, seed or 0),
+        files=files,
+        device=device,
+        first=jobs[0].source,
+    )
     Batch("forward", files, printed, many, workers, invocation).run(jobs, work)
+
+
+@dataclass(frozen=True)
+class ForwardWork(Work):
+    """The options of `deconv forward`.
+
+    Attributes:
+        kernels: files, formulas, or `microscope`.
+        kernel_options: how to read them.
+        given: boundary, padding, light, axes, precision, and the options of a layer, as typed.
+        tap: what replaces products, as typed.
+        noise: the noise as typed and as parsed, and its seed.
+        files: how to read and write.
+        device: where to compute.
+        first: the first input; its axes decide whether a kernel is one of signals.
+    """
+
+    kernels: list[Path]
+    kernel_options: KernelOptions
+    given: ReconstructionSettings
+    tap: str | None
+    noise: tuple[str, Noise, int] | None
+    files: FileOptions
+    device: DeviceChoice
+    first: Path
+
+    @property
+    def is_alone(self) -> bool:  # type: ignore[override]
+        """Whether the user's code runs, which may print and warn, or each input has its own kernel."""
+        return self.tap is not None or is_microscope(self.kernels, self.kernel_options)
+
+    @property
+    def device_type(self) -> str:
+        """Where the arithmetic is."""
+        return pick(self.device).type
+
+    def read(self, path: Path) -> Source:
+        """Read an input."""
+        return Source(self.files.read(path))
+
+    def open(self) -> Process:
+        """Read the kernel, unless each input describes its own optics."""
+        if is_microscope(self.kernels, self.kernel_options):
+            return self._apply_optics
+        read_first = partial(self.files.read, self.first)
+        dimensions = self.given.dimensions
+        return partial(
+            self._apply, load_kernels(self.kernels, self.kernel_options, dimensions, read_first, [MICROSCOPE])
+        )
+
+    def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        kernel = load_microscope(str(self.kernels[0]), source.image, self.given.dimensions)
+        return self._apply(kernel, job, source, progress)
+
+    def _apply(self, kernel: LoadedKernel, job: Job, source: Source, progress: WorkProgress) -> Finish:
+        """Convolve one input; the function that this returns writes the result."""
+        from deconv_cli.report.run import ForwardRun
+        from deconv_cli.workflows.light import choose_light
+
+        progress.begin("convolving")
+        text, noise, seed = self.noise or (None, None, None)
+        if noise is not None and self.tap is None:
+            taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
+            kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
+        context = Context("forward", kernel, self.files, pick(self.device))
+        known = kernel.recorded
+        layer = self.given.layer_over(PLAIN if known is None else known.layer)
+        boundary, padding = self.given.boundary, self.given.padding
+        if boundary == "auto":
+            boundary = "zero" if known is None else known.boundary
+        if padding is None:
+            padding = "same" if known is None else known.padding
+        loaded = context.load(source)
+        light = choose_light(self.given.light, loaded.image.tone_curve)
+        n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
+        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
+        result = self._convolve(light.to_light(loaded.values, self.given.dtype), kernel, layer, boundary, padding)
+        if noise is not None and seed is not None:
+            seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
+            result = noise.add(result, seed)
+        result = light.to_stored(result)
+        prepared = plan.prepare(result.cpu())
+        typed = [name for name in LAYER_SETTINGS if getattr(self.given, name) is not None]
+        again: OptionValues = {
+            "--padding": format_padding(padding),
+            "--boundary": boundary,
+            **layer_options(layer, typed),
+            "--light": light.light,
+            "--noise": text,
+            "--seed": seed,
+            "--tap": self.tap,
+            "--dtype": str(result.dtype).removeprefix("torch."),
+        }
+        run = ForwardRun(
+            command="forward",
+            source=loaded.describe(job.source),
+            kernel=kernel.source,
+            output=describe_output(job.target, prepared),
+            notes=context.notes(loaded, prepared),
+            environment=environment_of(context.device, result.dtype, loaded.started),
+            rerun=rerun_line(
+                context.command,
+                job.source,
+                kernel.options | again,
+                device=context.device.type,
+                output=job.target,
+                files=context.files,
+                output_dtype=prepared.dtype,
+            ),
+            padding=padding,
+            boundary=boundary,
+            input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),
+            layer=layer,
+            light=light,
+            noise=text,
+            seed=seed,
+            tap=self.tap,
+        )
+        return partial(_write, run, prepared, result)
+
+    def _convolve(
+        self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike
+    ) -> Tensor:
+        """Apply a kernel to samples `(B, C, *size)`; with `--tap`, the tap with the kernel's weights.
+
+        Raises:
+            UsageError: `--tap` is neither a name nor a function, or the layer has groups or is transposed.
+        """
+        from deconv_cli.workflows.apply_kernel import forward as apply_kernel
+        from deconv_cli.workflows.apply_kernel import forward_taps
+        from deconv_cli.workflows.arithmetic import check_single_kernel
+
+        if self.tap is None:
+            return apply_kernel(
+                samples,
+                kernel.taps,
+                dimensions=kernel.kernel.n_axes,
+                padding=padding,
+                **asdict(layer),
+                boundary=boundary,
+                bias=kernel.bias,
+                dtype=self.given.dtype,
+            )
+        if layer.groups > 1 or layer.transposed:
+            raise UsageError(
+                f"custom taps take a stride and a dilation, but this layer is one with {layer.describe()}; leave "
+                f"{'groups' if layer.groups > 1 else 'transposed'} out."
+            )
+        with running_user_code(is_silent=True) as (_, caught):
+            result = forward_taps(
+                samples,
+                check_single_kernel(kernel.taps),
+                name_or_code(self.tap, TAPS, "--tap"),
+                padding=padding,
+                boundary=boundary,
+                stride=layer.stride,
+                dilation=layer.dilation,
+                bias=kernel.bias,
+                dtype=self.given.dtype,
+            )
+        for line in describe_warnings(caught):
+            print_note(line)
+        return result
+
+
+def _write(run: ForwardRun, prepared: PreparedOutput, result: Tensor) -> Outcome:
+    from deconv_cli.report.run_record import describe_run
+
+    record = describe_run(run)
+    prepared.write(record)
+    show = partial(show_picture, result, n_axes=run.kernel.kernel.n_axes, is_color=run.source.is_picture)
+    return Outcome(record, partial(print_forward_summary, run), (), show)
+
+
+def _own_seed(seed: int, source: Path) -> int:
+    """Make the seed of one of several files from the typed seed and the path."""
+    digest = hashlib.sha256(f"{seed} {source.as_posix()}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) % (MAX_SEED + 1)

@@ -1,15 +1,20 @@
-"""A model, its data and its loss, read as the options of `deconv check-grad` and `deconv fisher` say."""
+"""A model with its data and its loss, as the options of `deconv check-grad` and `deconv fisher` name them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deconv_cli.commands.gradient_options import CaseOptions
-from deconv_cli.commands.model_options import parse_init
+import typer
+
 from deconv_cli.commands.option_checks import refuse_idle_for_file
-from deconv_cli.commands.user_code import naming_options
+from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.user_code import AllowGlobalOption, InitOption, TrustFileOption, parse_init
 from deconv_cli.errors import UsageError
+from deconv_cli.vocabulary import MAX_SEED
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +26,74 @@ if TYPE_CHECKING:
     from deconv_cli.models.model_files import ModelFile
     from deconv_cli.models.named_code import NamedCode
 
+_SYNTHETIC = "Synthetic data"
+
+
+@dataclass(frozen=True)
+class CaseOptions:
+    """Where a model, its data and its loss come from."""
+
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="The model: .safetensors, a state dict or a whole module of torch.save, .pt2, TorchScript. Without a "
+            "file the weights are as --model makes them.",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        option(
+            "--model CODE",
+            "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. This "
+            "code is run; nothing in the file MODEL is.",
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss."),
+    ] = None
+    loss: Annotated[
+        str,
+        option(
+            "--loss NAME|CODE",
+            "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (a fixed random weight "
+            "for every number of the output; a model that returns its loss keeps it); or file.py:function, called with "
+            "the output and the target, or with the output alone.",
+        ),
+    ] = "projection"
+    batch_size: Annotated[int, option("--batch-size N", "How many samples of --data to take at once.", min=1)] = 16
+    input_shape: Annotated[
+        list[str] | None,
+        option(
+            "--input-shape SHAPE",
+            "Draw an input: 8,1,28,28, with dtype and range where they matter: 8,32:int64:0..100. Once for each input "
+            "of forward.",
+            _SYNTHETIC,
+        ),
+    ] = None
+    target_shape: Annotated[
+        str | None, option("--target-shape SHAPE", "Draw a target, written in the same way.", _SYNTHETIC)
+    ] = None
+    seed: Annotated[
+        int, option("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED)
+    ] = 0
+    init: InitOption = None
+    allow_global: AllowGlobalOption = None
+    trust_file: TrustFileOption = None
+
 
 @dataclass(eq=False)
 class Case:
-    """A model bound to its data and its loss, and where they came from.
+    """A model with its inputs and its loss, and where they came from.
 
     Attributes:
         subject: the model, its inputs and its loss.
-        loss_name: as it was given.
-        data: all of the data file, or None for synthetic data.
+        loss_name: as typed.
+        data: the data file; `None` for synthetic data.
         model: description of the model for the report.
         data_kind: `given`, `stored` or `synthetic`.
-        notes: what was assumed.
+        notes: assumptions, a sentence each.
     """
 
     subject: Subject
@@ -56,7 +117,7 @@ class Case:
         return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
 
     def describe_loss(self) -> str:
-        """Name the loss; a model that computes its own is run once more to see that."""
+        """Name the loss; runs the model once more to see whether it computes its own."""
         from deconv_cli.gradients.losses import own_loss
 
         is_own = self.loss_name == "projection" and own_loss(first_output(self.subject)) is not None
@@ -66,18 +127,19 @@ class Case:
 def open_case(
     options: CaseOptions, typed: frozenset[str], *, batch_axis: int | None = 0, is_training: bool = False
 ) -> Case:
-    """Read the model and the data, and settle the loss and its target.
+    """Read the model and the data, and bind the loss and its target.
 
     Args:
         options: where they come from.
-        typed: names of the options that were given.
-        batch_axis: which axis counts the samples, None where there is none.
+        typed: names of the options that were typed.
+        batch_axis: the axis that counts the samples, or `None`.
         is_training: run layers such as dropout in training mode.
 
     Raises:
-        UsageError: no such file or name, or options that contradict what they hold.
+        UsageError: no such file or name, or options that contradict a file.
         InputRefusedError: a file that is unsafe, damaged or does not fit.
     """
+    from deconv_cli.gradients.inputs import InputSpec, draw_inputs
     from deconv_cli.gradients.subject import Subject, seed_everything
     from deconv_cli.models.model_files import read_model
     from deconv_cli.models.named_code import load_named
@@ -96,7 +158,15 @@ def open_case(
     if examples is None:
         module.train(is_training)
     data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
-    target = _drawn_target(options, batch, _dtype_of(module))
+    target = batch.target
+    if options.target_shape is not None:
+        if target is not None:
+            raise UsageError(
+                f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the "
+                "target."
+            )
+        spec = InputSpec.parse(options.target_shape, "--target-shape")
+        (target,) = draw_inputs([spec], _dtype_of(module), options.seed + 1)
     subject = Subject(
         module,
         batch.arguments,
@@ -107,7 +177,14 @@ def open_case(
         batch_axis,
         is_axis_given="batch_axis" in typed,
     )
-    case = Case(subject, options.loss, data, _describe_model(options, module, stored), kind)
+    model = {
+        "name": str(options.file or options.model),
+        "kind": stored.kind.value if stored else "code",
+        "sha256": stored.sha256 if stored else None,
+        "class": type(module).__name__,
+        "code": options.model,
+    }
+    case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
     if examples is not None:
         case.notes.append("an exported program keeps the mode it was exported in, and no hand-written backward")
@@ -117,9 +194,9 @@ def open_case(
 
 
 def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
-    """Read rows of a data file in the precision of the model; without an end all that there is.
+    """Read rows of a data file in the precision of the model, up to the end by default.
 
-    Without a loss, a target is given to forward where that takes it.
+    Without a loss, a target goes to forward if that takes it.
 
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
@@ -133,7 +210,7 @@ def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module,
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
-    """Run the model once, with a graph, since forward may take gradients itself.
+    """Run the model once, with a graph, because forward may take gradients itself.
 
     Raises:
         UsageError: it fails.
@@ -152,7 +229,7 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
 def _open_module(
     options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
-    """Find the module, and the inputs that an exported program carries."""
+    """Return the module, with the example inputs of an exported program."""
     from deconv_cli.gradients.tracing.code_location import with_locations
     from deconv_cli.models.model_building import build_model
 
@@ -170,12 +247,9 @@ def _open_module(
 
 
 def _open_batch(
-    options: CaseOptions,
-    module: nn.Module,
-    examples: tuple[Any, dict[str, Any]] | None,
-    batch_axis: int | None,
+    options: CaseOptions, module: nn.Module, examples: tuple[Any, dict[str, Any]] | None, batch_axis: int | None
 ) -> tuple[DataFile | None, Batch, str, list[str]]:
-    """Read or draw the inputs: the data file, the batch to check, where it is from, and what was assumed."""
+    """Read or draw the inputs; returns the data file, the batch to check, its origin, and notes."""
     from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
 
     dtype = _dtype_of(module)
@@ -191,33 +265,29 @@ def _open_batch(
         return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
     if examples is not None and examples[0] is not None:
         return None, Batch(*examples, None), "stored", []
-    with naming_options("--data FILE or --input-shape 8,1,28,28"):
+    with _naming_options("--data FILE or --input-shape 8,1,28,28"):
         spec, note = guess_inputs(module, dtype, options.seed)
     return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
 
 
-def _drawn_target(options: CaseOptions, batch: Batch, dtype: torch.dtype) -> torch.Tensor | None:
-    """Draw the target that --target-shape describes, or take that of the data."""
-    from deconv_cli.gradients.inputs import InputSpec, draw_inputs
-
-    if options.target_shape is None:
-        return batch.target
-    if batch.target is not None:
-        raise UsageError(
-            f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the target."
-        )
-    return draw_inputs([InputSpec.parse(options.target_shape, "--target-shape")], dtype, options.seed + 1)[0]
+@contextlib.contextmanager
+def _naming_options(options: str) -> Iterator[None]:
+    """Add to an error of the library the options that follow its advice."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{str(error).rstrip('.')}: {options}.") from error
 
 
 def _bind_loss(case: Case, options: CaseOptions) -> None:
-    """Settle the loss, and a synthetic target where it needs one."""
+    """Bind the loss, and draw a target if it needs one."""
     from deconv_cli.gradients.losses import NAMED_LOSSES, named_loss, takes_target, user_loss
     from deconv_cli.models.named_code import load_named
 
     subject, has_target = case.subject, case.subject.target is not None
     if ":" in options.loss:
         function = load_named(options.loss, "--loss").value
-        with naming_options("--data or --target-shape"):
+        with _naming_options("--data or --target-shape"):
             subject.loss = user_loss(function, has_target=has_target)
         uses_target = takes_target(function)
     else:
@@ -235,7 +305,7 @@ def _bind_loss(case: Case, options: CaseOptions) -> None:
 
 
 def _settle_target(case: Case) -> None:
-    """Draw a target that suits the output, and note which axis holds classes."""
+    """Draw a target of the output's shape, and note which axis holds classes."""
     import torch
 
     from deconv_cli.gradients.losses import NAMED_LOSSES, OF_CLASSES, classes_are_last, only_tensor
@@ -253,16 +323,6 @@ def _settle_target(case: Case) -> None:
             f"the output of shape {tuple(output.shape)} was read as (batch, steps, classes), as the shape "
             f"{tuple(subject.target.shape)} of the target shows"
         )
-
-
-def _describe_model(options: CaseOptions, module: nn.Module, stored: ModelFile | None) -> dict[str, Any]:
-    return {
-        "name": str(options.file or options.model),
-        "kind": stored.kind.value if stored else "code",
-        "sha256": stored.sha256 if stored else None,
-        "class": type(module).__name__,
-        "code": options.model,
-    }
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_document, print_error
+from deconv_cli.commands.console import print_document, print_error, print_note, print_table, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.inspection_table import print_inspection
-from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption
+from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.vocabulary import PaddingLike, Size, format_padding, parse_padding, parse_size
+from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.io.file_inspection import Entry, Inspected
@@ -25,56 +25,47 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: deconv inspect sample_images/layer.safetensors --size 32,32"
 
-
 IMAGE_SIZES = {1: (1024,), 2: (128, 128), 3: (32, 64, 64)}
-"""Of the images that a kernel of so many axes is judged for."""
+"""Sizes of the images that a kernel is judged for, by its number of axes."""
+MAX_ENTRIES = 40
+"""Arrays of one file that the table lists; `--json` has all."""
+_WORDS = {True: "well posed", False: "not well posed", None: "not tested"}
 
 
 class Kind(StrEnum):
-    """What a file is taken for."""
+    """How to read the content of a file."""
 
     IMAGE = "image"
     KERNEL = "kernel"
 
 
 def inspect(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.", show_default=False),
-    ],
+    inputs: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, tensors, kernels, state dicts.")],
     reading: KernelReading,
     taken_for: Annotated[
         Kind | None,
-        typer.Option(
+        option(
             "--as",
-            help="Take the files for images or kernels. Default: bare tensors of four axes and weights of layers are "
+            "Read the files as images or kernels. Default: bare tensors of four axes and weights of layers are "
             "kernels, all others images.",
-            show_default=False,
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(
-            "--size",
-            metavar="[D,]H,W",
-            help="Size of the images that a kernel is judged for; as many numbers as the kernel spans axes. Default: "
+        option(
+            "--size [D,]H,W",
+            "Size of the images that a kernel is judged for; as many numbers as the kernel spans axes. Default: "
             "128,128, and 32,64,64 for stacks.",
-            show_default=False,
         ),
     ] = None,
     padding: Annotated[
-        str, typer.Option("--padding", metavar="same|valid|full|N|NH,NW", help="How far the kernel reaches outside.")
+        str, option("--padding same|valid|full|N|NH,NW", "How far the kernel reaches outside.")
     ] = "same",
     tensor: Annotated[
         str | None,
-        typer.Option(
-            "--tensor", metavar="NAME", help="Which tensor or layer of a file that holds several. Default: all of them."
-        ),
+        option("--tensor NAME", "Which tensor or layer of a file that holds several. Default: all of them."),
     ] = None,
-    series: Annotated[
-        int | None,
-        typer.Option("--series", metavar="N", help="Which image series of a TIFF or OME-Zarr.", min=0),
-    ] = None,
+    series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,19 +73,18 @@ def inspect(
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
-    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show=show)
+    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show)
     for path in inputs:
         try:
-            record = reader.describe(path)
+            records.append(reader.describe(path))
         except DeconvError as error:
             if len(inputs) == 1:
                 raise
             failures.append((path, error))
             print_error(f"{path}: {with_options(str(error))}")
             continue
-        records.append(record)
         if not as_json:
-            print_inspection(record)
+            _print_inspection(records[-1])
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
         print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
@@ -102,40 +92,30 @@ def inspect(
         raise typer.Exit(ExitCode.UNTRUSTWORTHY if records else exit_code_for(failures[0][1]))
 
 
+@dataclass(frozen=True)
 class _Reader:
-    """Reads one file after another with the same options."""
+    """Describes one file after another with the same options."""
 
-    def __init__(
-        self,
-        taken_for: Kind | None,
-        size: Size | None,
-        padding: PaddingLike,
-        tensor: str | None,
-        series: int | None,
-        reading: KernelReading,
-        *,
-        show: bool,
-    ) -> None:
-        self._taken_for = taken_for
-        self._size = size
-        self._padding = padding
-        self._tensor = tensor
-        self._series = series
-        self._reading = reading
-        self._show = show
+    taken_for: Kind | None
+    size: Size | None
+    padding: PaddingLike
+    tensor: str | None
+    series: int | None
+    reading: KernelReading
+    show: bool
 
     def describe(self, path: Path) -> dict[str, Any]:
-        """Tell all of one file."""
+        """Describe one file."""
         from deconv_cli.io.file_inspection import inspect_file
         from deconv_cli.io.files import spelled
 
         started = time.perf_counter()
         found = inspect_file(
             path,
-            tensor=self._tensor,
-            series=self._series,
+            tensor=self.tensor,
+            series=self.series,
             open_file=_open_tensors_or_model,
-            is_whole=self._taken_for is Kind.KERNEL,
+            is_whole=self.taken_for is Kind.KERNEL,
         )
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
@@ -145,7 +125,7 @@ class _Reader:
             "entries": entries,
             "metadata": found.metadata,
             "made_by": None if found.record is None else _made_by(found.record),
-            "notes": [*found.notes, *_field_notes(found), *_sampling_notes(found)],
+            "notes": [*found.notes, *_content_notes(found)],
             "time_s": time.perf_counter() - started,
         }
 
@@ -154,19 +134,19 @@ class _Reader:
         from deconv_cli.report.reconstruction_record import describe_samples
         from deconv_cli.workflows.inspection import inspect_samples
 
-        if self._taken_for is not None and not _is_field(found):  # whose tensors are no kernel each
-            entry = as_kernel(entry) if self._taken_for is Kind.KERNEL else as_image(entry)
+        if self.taken_for is not None and not _is_field(found):  # a single tensor of a field is not a kernel
+            entry = as_kernel(entry) if self.taken_for is Kind.KERNEL else as_image(entry)
         statistics = inspect_samples(entry.samples)
         kernel = refusal = None
         if entry.is_kernel and statistics.is_finite and bool(entry.samples.any()):
             try:
                 kernel = self._describe_kernel(found.path, entry)
             except DeconvError as error:
-                # One layer that cannot be undone says nothing about the others, unless it alone was asked for.
-                if self._taken_for is Kind.KERNEL or len(found.entries) == 1:
+                # A layer that cannot be inverted does not keep the others from being described.
+                if self.taken_for is Kind.KERNEL or len(found.entries) == 1:
                     raise
                 refusal = str(error)
-        if self._show:
+        if self.show:
             self._draw(found, entry)
         is_image = found.codec.is_picture or entry.axes is not None
         return {
@@ -189,12 +169,12 @@ class _Reader:
         read = read_kernel(
             path,
             layer=entry.name or None,
-            convention=self._reading.convention,
-            normalize=self._reading.normalize,
-            dimensions=None if self._size is None else len(self._size),
+            convention=self.reading.convention,
+            normalize=self.reading.normalize,
+            dimensions=None if self.size is None else len(self.size),
         )
         _check_plain(read)
-        size = self._size or IMAGE_SIZES[read.dimensions]
+        size = self.size or IMAGE_SIZES[read.dimensions]
         if len(size) != read.dimensions:
             raise UsageError(
                 f"kernel '{path}' of shape {tuple(read.kernel.shape)} spans {read.dimensions} axes, but the size of "
@@ -204,14 +184,14 @@ class _Reader:
             "layer": read.layer,
             "convention": read.convention.value,
             "has_bias": read.bias is not None,
-            **describe_kernel_properties(inspect_kernel(read.kernel, size, self._padding, dimensions=read.dimensions)),
-            "padding": format_padding(self._padding),
+            **describe_kernel_properties(inspect_kernel(read.kernel, size, self.padding, dimensions=read.dimensions)),
+            "padding": format_padding(self.padding),
             "notes": list(read.notes),
         }
 
     def _draw(self, found: Inspected, entry: Entry) -> None:
-        """Draw what has a plane: the first one, or the colors of a picture."""
-        from deconv_cli.commands.terminal_picture import show_picture
+        """Draw the first plane, or the colors of a picture."""
+        from deconv_cli.commands.console import show_picture
 
         samples = entry.samples
         if samples.ndim < 2 or 0 in samples.shape or entry.whole is not None:
@@ -221,11 +201,95 @@ class _Reader:
         show_picture(planes, is_color=is_color)
 
 
+def _print_inspection(record: dict[str, Any]) -> None:
+    """Print the content of a file on stdout, then notes and warnings on stderr."""
+    entries = record["entries"]
+    rows = [("format", record["format"])]
+    for entry in entries[:MAX_ENTRIES]:
+        rows += _entry_rows(entry, is_only=len(entries) == 1)
+    if len(entries) > MAX_ENTRIES:
+        rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
+    rows += [(name.replace("_", " "), _value(value)) for name, value in record["metadata"].items()]
+    if record["made_by"] is not None:
+        rows.append(("made by", str(record["made_by"])))
+    print_table(record["path"], rows, to_stdout=True)
+    for note in record["notes"]:
+        print_note(note)
+    for entry in entries:
+        _print_findings(entry)
+
+
+def _entry_rows(entry: dict[str, Any], *, is_only: bool) -> list[tuple[str, str]]:
+    shape = format_size(entry["shape"]) or "a single number"
+    letters = "" if entry["axes"] is None else f" {entry['axes']}"
+    name = "" if entry["name"] is None else f"{entry['name']}  "
+    rows = [(entry["kind"], f"{name}{shape}{letters} {entry['dtype']}")]
+    if entry["minimum"] is not None:
+        spread = "" if entry["mean"] is None else f", mean {entry['mean']:.4g} ± {entry['standard_deviation']:.4g}"
+        title = "range of pieces" if entry["is_sampled"] else "range"
+        rows.append((title if is_only else "", f"{entry['minimum']:.6g} to {entry['maximum']:.6g}{spread}"))
+    return rows if entry["kernel"] is None else rows + _kernel_rows(entry["kernel"])
+
+
+def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
+    spectrum, gain = kernel["spectrum"], kernel["dc_gain"]
+    condition = spectrum["condition"]
+    offsets = zip(kernel["centroid_offset"], ("deep", "down", "across")[-len(kernel["size"]) :], strict=True)
+    offset = ", ".join(f"{offset:+.2f} {direction}" for offset, direction in offsets)
+    size = format_size(spectrum["image_size"])
+    channels = kernel["channels"]
+    total = f"sum {gain:.6g}" if channels is None else f"{channels[0]} → {channels[1]} channels"
+    rows = [
+        ("taps", f"{kernel['convention']}, {total}{', with a bias' if kernel['has_bias'] else ''}"),
+        (
+            "center",
+            f"tap {tuple(kernel['origin'])}; the weight lies {offset} of it"
+            + (", symmetric" if kernel["is_symmetric"] else ""),
+        ),
+        (
+            "spectrum",
+            f"σmax {spectrum['sigma_max']:.4g}, σmin {spectrum['sigma_min']:.4g}, condition "
+            f"{'infinite' if condition is None else f'{condition:.4g}'} on {size} pixels",
+        ),
+    ]
+    findings: dict[str, list[str]] = {}
+    for border in kernel["borders"]:
+        found = border["well_posedness"]
+        word = "not possible" if found is None else _WORDS[found["is_well_posed"]]
+        findings.setdefault(f"{word}: {border['reason']}", []).append(border["boundary"])
+    said = [f"{', '.join(borders)}: {finding}" for finding, borders in findings.items()]
+    return rows + [("borders" if place == 0 else "", sentence) for place, sentence in enumerate(said)]
+
+
+def _print_findings(entry: dict[str, Any]) -> None:
+    name = "" if entry["name"] is None else f"{entry['name']}: "
+    n_bad = entry["nan"] + entry["infinite"]
+    if n_bad:
+        print_warning(
+            f"{name}{n_bad} of {entry['samples']} samples are not finite ({entry['nan']} NaN, {entry['infinite']} "
+            "infinite); replace them before anything is computed"
+        )
+    elif entry["kernel_refusal"] is not None:
+        print_warning(f"{name}{with_options(entry['kernel_refusal'])}")
+    elif entry["kind"] == "kernel" and entry["kernel"] is None:
+        print_warning(f"{name}all taps are zero, so nothing of an image would be left")
+    for note in [] if entry["kernel"] is None else entry["kernel"]["notes"]:
+        print_note(f"{name}{note}")
+
+
+def _value(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(member)}" for name, member in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _check_plain(read: KernelFile) -> None:
-    """Refuse to judge a layer by its taps alone, where it does more than to slide them by single pixels.
+    """Refuse a layer with more than taps: the taps alone do not decide its spectrum and borders.
 
     Raises:
-        ShapeError: it does.
+        ShapeError: the layer is not a plain convolution, or its bias does not fit.
     """
     from deconv_cli.commands.loaded_kernel import recorded_by_model
 
@@ -242,7 +306,7 @@ def _check_plain(read: KernelFile) -> None:
 
 
 def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
-    """List the tensors of a file, or of a whole module that torch saved."""
+    """List the tensors of a file, or of a whole module saved by torch."""
     from deconv_cli.io.codecs.torch_file import TorchFile
     from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
@@ -257,35 +321,30 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
 
 
 def _is_field(found: Inspected) -> bool:
-    """Tell whether a file holds a kernel that varies over the frame."""
+    """Return whether a file holds a kernel that varies over the frame."""
     from deconv_cli.models.kernel_files import FIELD_TENSORS
 
     return {entry.name for entry in found.entries} == set(FIELD_TENSORS)
 
 
-def _sampling_notes(found: Inspected) -> list[str]:
-    """Say of large arrays that only pieces of them were read."""
-    notes = []
+def _content_notes(found: Inspected) -> list[str]:
+    """Describe a kernel that varies over the frame, and note which large arrays were only sampled."""
+    from deconv_cli.saved_kernels import load_kernel_field
+
+    notes = [] if not _is_field(found) else [f"the file holds {load_kernel_field(found.path).describe()}"]
     for entry in found.entries:
         if entry.whole is not None:
             name = f"{entry.name}: " if entry.name else ""
             notes.append(
-                f"{name}range, mean and what is not finite are those of {entry.samples.numel()} of "
-                f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; nothing else "
-                "of it was read or drawn"
+                f"{name}range, mean and the count of non-finite samples are those of {entry.samples.numel()} of "
+                f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; the rest was "
+                "neither read nor drawn"
             )
     return notes
 
 
-def _field_notes(found: Inspected) -> list[str]:
-    """Describe a kernel that varies over the frame in a sentence."""
-    from deconv_cli.saved_kernels import load_kernel_field
-
-    return [] if not _is_field(found) else [f"the file holds {load_kernel_field(found.path).describe()}"]
-
-
 def _made_by(record: dict[str, Any]) -> str | None:
-    """Give the command that made a file, or of a picture that keeps no more, what it did."""
+    """Return the command that made a file; for a picture with a short record, what the command did."""
     if "command" not in record or "rerun" in record:
         return record.get("rerun")
     choices = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
@@ -293,7 +352,7 @@ def _made_by(record: dict[str, Any]) -> str | None:
 
 
 def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401
-    """Arrange samples as planes `(n, H, W)`, rows and columns where their axes say, else at the end."""
+    """Arrange samples as planes `(n, H, W)`; without named axes, the last two are rows and columns."""
     if axes is not None and "Y" in axes and "X" in axes:
         samples = samples.movedim((axes.index("Y"), axes.index("X")), (-2, -1))
     return samples.reshape(-1, *samples.shape[-2:])

@@ -9,15 +9,13 @@ from typing import Annotated
 import typer
 
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_layout import lay_out, refuse_clashes
-from deconv_cli.commands.batch_options import BatchOptions, files_read
+from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import pick
+from deconv_cli.commands.context import ExtraOutputs, pick
 from deconv_cli.commands.invert_work import InvertWork, is_estimate
 from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.model_options import ModelOptions
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
     DeviceOption,
@@ -27,10 +25,10 @@ from deconv_cli.commands.option_groups import (
     LayerKernelOptions,
     OutputOption,
     PrintOptions,
+    WorkOptions,
 )
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
-from deconv_cli.commands.work_options import WorkOptions
+from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import DeviceChoice

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
-from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.context import Context, ExtraOutputs, pick
 from deconv_cli.commands.job import Finish, Job, Process, Source, Work
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.large_files import is_large
@@ -17,7 +17,6 @@ from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues

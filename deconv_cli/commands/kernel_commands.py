@@ -1,4 +1,4 @@
-"""`deconv kernel`: find the kernel that blurred a picture, or check one against it."""
+"""`deconv kernel estimate` and `deconv kernel align`: find the kernel that blurred a picture, or check one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.console import print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
@@ -22,6 +22,7 @@ from deconv_cli.commands.kernel_output import (
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     KernelOptions,
+    option,
 )
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, check_name
@@ -30,56 +31,53 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
-    from deconv_cli.kernels.blind.blur_map import BlurMap
     from deconv_cli.kernels.blind.estimate import KernelEstimate
     from deconv_cli.workflows.light import ChosenLight
 
 HELP = "Make or measure a kernel, by a formula or from a layer, pictures, beads or optics; or check one."
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
-
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
+
+_UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
+_CLOSE = 3.0
+"""Log-likelihood ratio below which the runner-up is about as likely, given what the model leaves out."""
+
+PhotoArgument = Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.")]
 
 
 def estimate(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
+    photo: PhotoArgument,
     printed: AnswerOptions,
     output: OutputFile = None,
     family: Annotated[
         list[str] | None,
-        typer.Option(
-            "--family",
-            metavar="NAME",
-            help="Look among these alone: disk, gaussian, motion, polygon, airy, moffat, disk-motion. May be given "
-            "more than once.",
-            show_default=False,
+        option(
+            "--family NAME",
+            "Search only this: disk, gaussian, motion, polygon, airy, moffat or disk-motion. Repeat it for several.",
         ),
     ] = None,
     free: Annotated[
         bool,
-        typer.Option(
+        option(
             "--free",
-            help="Find a kernel of free form, such as that of a camera shaken along a curve, starting from the best "
-            "family; it is written to --output.",
+            "Find a kernel of free form, such as that of a camera shaken along a curve, starting from the best family; "
+            "it is written to --output.",
         ),
     ] = False,
     size: Annotated[
         int | None,
-        typer.Option(
-            "--size",
-            metavar="N",
-            help="Taps a side of a free kernel, odd, somewhat more than the blur reaches; it is written "
-            "centered on its weight, and may be a little larger or smaller. Default: from the family.",
-            show_default=False,
+        option(
+            "--size N",
+            "Taps a side of a free kernel, odd, somewhat more than the blur reaches; it is written centered on its "
+            "weight, and may be a little larger or smaller. Default: from the family.",
         ),
     ] = None,
     map_file: Annotated[
         Path | None,
-        typer.Option(
-            "--map",
-            metavar="FILE.safetensors",
-            help="Find the kernel of each part of the picture by itself, say whether it is the same everywhere, and "
-            "write the kernels with their places, which --kernel takes.",
-            show_default=False,
+        option(
+            "--map FILE.safetensors",
+            "Find the kernel of each part of the picture, print whether it is the same everywhere, and write the "
+            "kernels with their places, which --kernel takes.",
         ),
     ] = None,
     light: LightOption = "auto",
@@ -92,12 +90,9 @@ def estimate(
         raise UsageError("--free finds a kernel that no formula gives, so that it needs --output to be written to.")
     if size is not None and not free:
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
-    if output is not None:
-        check_kernel_output(output, photo, force=printed.force)
+    check_kernel_output(output, photo, force=printed.force)
     if map_file is not None:
-        _check_map(map_file, photo, force=printed.force)
-        if output is not None and map_file.resolve() == output.resolve():
-            raise UsageError(f"--map and --output would both be written to '{map_file}'; give two names.")
+        _check_map(map_file, photo, output, force=printed.force)
     image = read_image(photo)
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
@@ -109,62 +104,52 @@ def estimate(
         **describe_estimate(found),
     }
     rows, is_mapped = _estimate_rows(found, chosen.reason), False
+    taps = found.taps()
     if free:
         from deconv_cli.kernels.blind.blurred_picture import estimate_free_kernel
 
         form = estimate_free_kernel(_picture_of(image), start=found, size=size, tone_curve=chosen.curve)
-        record["free"] = describe_free(form)
-        rows.append(("free form", f"{form.taps.shape[0]}×{form.taps.shape[1]} taps"))
+        taps, record["free"] = form.taps, describe_free(form)
+        rows.append(("free form", f"{taps.shape[0]}×{taps.shape[1]} taps"))
     if map_file is not None:
         from deconv_cli.kernels.blind.blur_map import map_blur
         from deconv_cli.saved_kernels import save_kernel_field
 
         mapped = map_blur(_picture_of(image), tone_curve=chosen.curve, jpeg_table=image.jpeg_table, whole=found)
-        record["map"] = describe_map(mapped)
+        record["map"], is_mapped = describe_map(mapped), bool(mapped.found)
         if mapped.found:
             save_kernel_field(mapped.field(), map_file, record=without_paths(record), force=printed.force)
-            is_mapped = True
-        rows += [
-            ("same everywhere" if i == 0 else "", row)
-            for i, row in enumerate([_UNIFORM[mapped.is_uniform], *_map_rows(mapped)])
-        ]
+        rows.append(("same everywhere", _UNIFORM[mapped.is_uniform]))
+        rows += [("", "  ".join(f"{part.text:16}" for part in row).rstrip()) for row in mapped.parts]
     if not found.found:
         rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
-    is_written = output is not None and (found.found or free)
-    record["output"] = str(output) if is_written else None
-    taps = form.taps if free else found.taps()
-    if output is not None and is_written:
-        write_kernel(output, taps, without_paths(record))
-    if not printed.quiet:
-        print_table(str(photo), rows)
-        rival = close_rival(found)
-        if rival is not None:
-            print_note(f"{rival} explains the picture about as well; compare both restorations")
-    print_kernel(taps, record, output if is_written else found.text, printed)
-    unwritten = [path for path, done in ((output, is_written), (map_file, is_mapped)) if path is not None and not done]
-    if unwritten:
+    written = output if found.found or free else None
+    record["output"] = None if written is None else str(written)
+    write_kernel(written, taps, record)
+    rival = close_rival(found)
+    notes = [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
+    print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
+    missing = output if written is None and output is not None else map_file if not is_mapped else None
+    doubt = found.doubt if missing is None and not free else None
+    if missing is not None:
+        doubt = f"{describe_found(found)}; '{missing}' was not written"
+    if doubt is not None:
         if not printed.quiet:
-            print_warning(f"{describe_found(found)}; '{unwritten[0]}' was not written")
-        raise typer.Exit(ExitCode.UNTRUSTWORTHY)
-    if found.doubt is not None and not free:
-        if not printed.quiet:
-            print_warning(found.doubt)
+            print_warning(doubt)
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 
 def align(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.", show_default=False)],
+    photo: PhotoArgument,
     kernel: Annotated[list[Path], KERNEL_OPTION],
     reading: KernelOptions,
     printed: AnswerOptions,
     sharp: Annotated[
         Path | None,
-        typer.Option(
-            "--sharp",
-            metavar="FILE",
-            help="The same picture without the blur, of the same size. Without it neither a shift nor a turn by 180° "
-            "can be seen; the kernel is then centered on its weight.",
-            show_default=False,
+        option(
+            "--sharp FILE",
+            "The same picture without the blur, of the same size. Without it neither a shift nor a turn by 180° can be "
+            "seen; the kernel is then centered on its weight.",
         ),
     ] = None,
     output: OutputFile = None,
@@ -176,8 +161,7 @@ def align(
     from deconv_cli.kernels.blind.blurred_picture import align_kernel
     from deconv_cli.workflows.arithmetic import check_single_kernel
 
-    if output is not None:
-        check_kernel_output(output, photo, force=printed.force)
+    check_kernel_output(output, photo, force=printed.force)
     image, loaded = read_image(photo), load_kernels(kernel, reading, 2)
     chosen = light_of(image, light)
     truth = None if sharp is None else read_image(sharp)
@@ -202,22 +186,21 @@ def align(
         "log_likelihood_ratio": found.evidence,
         "output": None if output is None else str(output),
     }
-    if output is not None:
-        write_kernel(output, found.taps, without_paths(record))
+    write_kernel(output, found.taps, record)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
-    if not printed.quiet:
-        rows = [("kernel", sentence), ("against as given", f"{found.evidence:+.1f} in log-likelihood")]
-        print_table(str(photo), [*rows, ("light", chosen.reason)])
-        for note in loaded.notes:
-            print_note(note)
-    print_kernel(found.taps, record, output or sentence, printed)
+    rows = [
+        ("kernel", sentence),
+        ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
+        ("light", chosen.reason),
+    ]
+    print_kernel(printed, str(photo), rows, loaded.notes, found.taps, record, output or sentence)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
-    """Decide in what the blur of a picture acts: `linear`, `stored`, or `auto` by what the file says.
+    """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says.
 
     Raises:
-        UsageError: another word, a file of tensors, or light is to be linear where no tone curve is known.
+        UsageError: another word, a file of tensors, or linear light without a known tone curve.
     """
     from deconv_cli.workflows.light import choose_light
     from deconv_cli.workflows.resolution import RecordedConvolution
@@ -241,8 +224,14 @@ def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[
     )
 
 
+def close_rival(found: KernelEstimate) -> str | None:
+    """Name the runner-up of a blur, as it is typed, if it explains the picture about as well."""
+    other, ratio = found.runner_up, found.log_likelihood_ratio
+    return other.text if found.found and other is not None and ratio is not None and ratio < _CLOSE else None
+
+
 def _picture_of(image: ImageFile) -> Tensor:
-    """Give the samples of a file's only picture, shape `(C, H, W)`.
+    """Return the samples of a file's only picture, shape `(C, H, W)`.
 
     Raises:
         UsageError: the file holds several.
@@ -255,12 +244,14 @@ def _picture_of(image: ImageFile) -> Tensor:
     return image.values[0]
 
 
-def _check_map(path: Path, source: Path, *, force: bool) -> None:
+def _check_map(path: Path, source: Path, output: Path | None, *, force: bool) -> None:
     from deconv_cli.io.atomic import check_output_path
 
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
     check_output_path(path, source, force=force)
+    if output is not None and path.resolve() == output.resolve():
+        raise UsageError(f"--map and --output would both be written to '{path}'; give two names.")
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
@@ -269,24 +260,12 @@ def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:
     best = found.candidates[0].misfit
     rows = [("blur", "none found" if not found.found else found.family)]
     rows += [(f"  {p.name.lower()}", p.text) for p in found.parameters]
-    rows.append(("against no blur", f"{found.evidence:+.1f} in log-likelihood; {LEAST_EVIDENCE:g} are needed"))
+    clearly = "clearly" if found.evidence >= LEAST_EVIDENCE else "not clearly"
+    likelihood = f"{found.evidence:+.1f} in log-likelihood, where {LEAST_EVIDENCE:g} are needed"
+    rows.append(("against no blur", f"{clearly} better: {likelihood}"))
     others = [c for c in found.candidates if c.family not in (found.family, NO_BLUR)][:3]
     first = "runner-up" if found.found else "nearest blur"
-    rows += [(first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f}") for i, c in enumerate(others)]
+    rows += [
+        (first if i == 0 else "", f"{c.text}  {best - c.misfit:+.1f} in log-likelihood") for i, c in enumerate(others)
+    ]
     return [*rows, ("light", light)]
-
-
-def _map_rows(mapped: BlurMap) -> list[str]:
-    """Write what was found in each part, row by row."""
-    return ["  ".join(f"{part.text:16}" for part in row).rstrip() for row in mapped.parts]
-
-
-def close_rival(found: KernelEstimate) -> str | None:
-    """Give the runner-up of a blur that was found, as it is typed, where it explains the picture about as well."""
-    other, ratio = found.runner_up, found.log_likelihood_ratio
-    return other.text if found.found and other is not None and ratio is not None and ratio < _CLOSE else None
-
-
-_UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
-_CLOSE = 3.0
-"""Log-likelihood ratio below which the runner-up is no less likely for what the model leaves out."""

@@ -9,77 +9,64 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.input_files import expand
+from deconv_cli.commands.kernel_commands import light_of
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     LightOption,
     OutputFile,
     check_kernel_output,
     print_kernel,
-    without_paths,
     write_kernel,
 )
-from deconv_cli.commands.user_code import describe_warnings, running_user_code
+from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import Size, counted, format_percent, format_size, parse_number_or_auto, shortened
+from deconv_cli.vocabulary import counted, format_percent, format_size, parse_number_or_auto, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.kernels.fit.loss_functions import Loss
     from deconv_cli.workflows.fit_kernel import KernelFit
 
 EXAMPLE = (
     "Example: deconv kernel fit sample_images/camera.png sample_images/camera_blurred.png --size 19,19 -o fitted.npy"
 )
-_CUT = "the outermost taps are no noise: the kernel goes on beyond them, so that the bars are too small; enlarge --size"
-
-
-SizeOption = Annotated[
-    str,
-    typer.Option(
-        "--size", metavar="H,W", help="Taps along each axis; D,H,W for stacks, N for signals.", show_default=False
-    ),
-]
+_CUT = "the kernel extends beyond its outermost taps, which makes the error bars too small; enlarge --size"
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What is known of the kernel between pictures, and how they are read."""
+    """How to fit the kernel between pictures, and how to read them."""
 
     channels: Annotated[
         str | None,
-        typer.Option(
-            "--channels",
-            metavar="shared|each|mix",
-            help="One kernel for all channels (default), one for each, or a layer that mixes them.",
-            show_default=False,
+        option(
+            "--channels shared|each|mix",
+            "One kernel for all channels (default), one for each, or a layer that mixes them.",
         ),
     ] = None
     boundary: Annotated[
         str,
-        typer.Option(
-            "--boundary",
-            metavar="NAME",
-            help=f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses the samples that do not "
-            "depend on it.",
+        option(
+            "--boundary NAME",
+            f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses the samples that do not depend "
+            "on it.",
         ),
     ] = "unknown"
-    penalty: Annotated[
-        str, typer.Option("--penalty", metavar="NAME", help=f"What the penalty keeps small: {', '.join(PENALTIES)}.")
-    ] = "gradient"
-    lam: Annotated[
-        str, typer.Option("--lambda", metavar="auto|λ", help="Weight of the penalty; auto takes the likeliest.")
-    ] = "auto"
-    nonnegative: Annotated[bool, typer.Option("--nonnegative", help="No tap is below zero.")] = False
-    unit_sum: Annotated[bool, typer.Option("--unit-sum", help="The taps of a kernel add up to one.")] = False
+    penalty: Annotated[str, option("--penalty NAME", f"What the penalty keeps small: {', '.join(PENALTIES)}.")] = (
+        "gradient"
+    )
+    lam: Annotated[str, option("--lambda auto|λ", "Weight of the penalty; auto takes the likeliest.")] = "auto"
+    nonnegative: Annotated[bool, option("--nonnegative", "No tap is below zero.")] = False
+    unit_sum: Annotated[bool, option("--unit-sum", "The taps of a kernel add up to one.")] = False
     light: LightOption = "auto"
 
     def choices(self) -> dict[str, Any]:
-        """Give the arguments of the library."""
+        """List the arguments of the library's `fit_kernel`."""
         weight = parse_number_or_auto(self.lam, "lambda", " or a positive number")
         return {
             "channels": self.channels or "shared",
@@ -91,13 +78,12 @@ class PairOptions:
         }
 
     def read(self, paths: tuple[Path, ...], n_axes: int) -> tuple[tuple[Tensor, ...], str]:
-        """Read pictures of one scene in that in which the blur acts; gives how that is called too.
+        """Read pictures of one scene, in the light that the blur acts on; returns the name of that light too.
 
         Args:
-            paths: of the pictures; the last decides how their light is called.
+            paths: of the pictures; the last decides the name of the light.
             n_axes: axes of space.
         """
-        from deconv_cli.commands.kernel_commands import light_of
         from deconv_cli.io import read_image
 
         images = [read_image(path).spanned_by(n_axes) for path in paths]
@@ -115,30 +101,22 @@ def fit(
             metavar="SHARP BLURRED...",
             help="A sharp picture or tensor and the same blurred; further pairs may follow. Two folders are matched by "
             "the names of their files.",
-            show_default=False,
         ),
     ],
-    size: SizeOption,
+    size: Annotated[str, option("--size H,W", "Taps along each axis; D,H,W for stacks, N for signals.")],
     options: PairOptions,
     printed: AnswerOptions,
     output: OutputFile = None,
     errors: Annotated[
-        Path | None,
-        typer.Option(
-            "--errors",
-            metavar="FILE",
-            help="Write the error bar of every tap, one standard deviation.",
-            show_default=False,
-        ),
+        Path | None, option("--errors FILE", "Write the error bar of every tap, one standard deviation.")
     ] = None,
     loss: Annotated[
         str,
-        typer.Option(
-            "--loss",
-            metavar="NAME|FILE.py:FUNCTION",
-            help=f"What is minimized: {', '.join(LOSSES)} (huber:2.5 turns straight at 2.5, in units of the samples), "
-            "or a function of a prediction and the data in your own file, whose code is run. Error bars are those of "
-            "the squared loss alone.",
+        option(
+            "--loss NAME|FILE.py:FUNCTION",
+            f"What is minimized: {', '.join(LOSSES)} (huber:2.5 turns straight at 2.5, in units of the samples), or a "
+            "function of a prediction and the data in your own file, whose code is run. Only the squared loss gives "
+            "error bars.",
         ),
     ] = "squared",
 ) -> None:
@@ -147,20 +125,20 @@ def fit(
 
     named = _list_pairs(pairs)
     for path in (output, errors):
-        if path is not None:
-            check_kernel_output(path, named[0][0], force=printed.force)
+        check_kernel_output(path, named[0][0], force=printed.force)
     if output is not None and errors is not None and output.resolve() == errors.resolve():
         raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    taps_size = _parse_size(size)
-    read = [options.read(pair, len(taps_size)) for pair in named]
+    taps_size = parse_size(size)
+    n_axes, choices = len(taps_size), options.choices()
+    read = [options.read(pair, n_axes) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
-        found = fit_kernel(both, taps_size, **options.choices(), loss=_load_loss(loss))
-    doubts, is_cut = found.doubts(len(taps_size)), found.is_cut(len(taps_size))
-    cut = [_CUT] if is_cut else []
-    notes = () if doubts else found.notes(len(taps_size))
+        found = fit_kernel(both, taps_size, **choices, loss=name_or_code(loss, LOSSES, "--loss"))
+    doubts, is_cut = found.doubts(n_axes), found.is_cut(n_axes)
+    notes = () if doubts else found.notes(n_axes)
+    light = read[0][1]
     record = {
         "schema": 1,
         "command": "kernel fit",
@@ -168,40 +146,23 @@ def fit(
         "doubts": list(doubts),
         "notes": list(notes),
         "input": [str(path) for pair in named for path in pair],
-        "light": read[0][1],
-        **{name: value for name, value in options.choices().items() if name != "lam"},
+        "light": light,
+        **{name: value for name, value in choices.items() if name != "lam"},
         "loss": loss,
         **_describe(found),
         "output": None if output is None else str(output),
     }
     for path, values in ((output, found.taps), (errors, found.errors)):
-        if path is not None and values is not None:
-            write_kernel(path, values, without_paths(record) | {"loss": Path(loss).name})
-    if not printed.quiet:
-        print_table(str(named[0][1]), _rows(found, read[0][1], loss))
-        for line in describe_warnings(caught):
-            print_note(line)
-    for doubt in doubts or cut:
+        if values is not None:
+            write_kernel(path, values, record | {"loss": Path(loss).name})
+    rows, lines = _rows(found, light, loss), describe_warnings(caught)
+    print_kernel(printed, str(named[0][1]), rows, lines, found.taps, record, output)
+    for doubt in doubts or [_CUT] * is_cut:
         print_warning(doubt)
     for note in notes:
         print_note(note)
-    print_kernel(found.taps, record, output, printed)
     if doubts:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
-
-
-def _load_loss(text: str) -> str | Loss:
-    """Give the name of a loss, or the function in a file.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text.partition(":")[0] in LOSSES or ":" not in text:
-        return text
-    from deconv_cli.models.named_code import load_named
-
-    loss: Loss = load_named(text, "--loss").value
-    return loss
 
 
 def _describe(found: KernelFit) -> dict[str, Any]:
@@ -247,30 +208,16 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
     ]
 
 
-def _parse_size(text: str) -> Size:
-    """Read the size of a kernel: one number of taps for each of one to three axes.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    parts = text.split(",")
-    if len(parts) > 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(
-            f"--size must be H,W, for stacks D,H,W, for signals N, positive whole numbers, but is '{shortened(text)}'."
-        )
-    return tuple(map(int, parts))
-
-
 def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
-    """Match sharp and blurred files: those that are given in turn, and those of two folders by their names.
+    """Match sharp and blurred files: files by their order, and those of two folders by their names.
 
     Raises:
         UsageError: an odd number of them, or a file without its partner.
     """
     if len(paths) % 2:
         raise UsageError(
-            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; "
-            f"add the missing one."
+            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; add the missing "
+            "one."
         )
     return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
 

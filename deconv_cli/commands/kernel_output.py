@@ -1,15 +1,15 @@
-"""Where a kernel is written: what `deconv kernel` commands share."""
+"""What the `deconv kernel` commands share: options, numbers for each axis, files of kernels, and the answer."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from deconv_cli.commands.console import print_answer, print_document
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption
+from deconv_cli.commands.console import print_answer, print_document, print_note, print_table
+from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption, option
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import shortened
 
@@ -18,23 +18,18 @@ if TYPE_CHECKING:
 
     from deconv_cli.io.codec import StoredImage
 
+MAX_TILES = 64
+"""Kernels of a layer that are drawn."""
+
 OutputFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help="Write the kernel: a .safetensors, .pt, .npy or .npz file.",
-        show_default=False,
-    ),
+    Path | None, option("--output -o FILE", "Write the kernel: a .safetensors, .pt, .npy or .npz file.")
 ]
 LightOption = Annotated[
     str,
-    typer.Option(
-        "--light",
-        metavar="linear|stored|auto",
-        help="What the blur acts on: linear light, or the samples as they are stored. Default: linear light where the "
-        "file says how its samples encode it.",
+    option(
+        "--light linear|stored|auto",
+        "What the blur acts on: linear light, or the samples as stored. Default: linear light if the file says how its "
+        "samples encode it.",
         show_default=False,
     ),
 ]
@@ -42,7 +37,7 @@ LightOption = Annotated[
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What a command prints that gives a kernel, and whether it may overwrite files."""
+    """The output of a command that makes a kernel, and whether it may overwrite files."""
 
     force: ForceOption = False
     show: ShowOption = False
@@ -50,15 +45,11 @@ class AnswerOptions:
     quiet: QuietOption = False
 
 
-MAX_TILES = 64
-"""Kernels of a layer that are drawn."""
-
-
-def parse_numbers(text: str, option: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
-    """Read one number for each axis, `kind` of them, as many as one of `counts`.
+def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
+    """Read numbers for the axes, as many as one of `counts`; messages call the option `name`.
 
     Raises:
-        UsageError: others.
+        UsageError: another count, or no numbers of this kind.
     """
     try:
         found = tuple(kind(part) for part in text.split(","))
@@ -66,47 +57,42 @@ def parse_numbers(text: str, option: str, counts: tuple[int, ...], kind: type[An
         found = ()
     if len(found) not in counts:
         wanted = " or ".join(map(str, counts))
-        raise UsageError(f"{option} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
+        raise UsageError(f"{name} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
     return found
 
 
-def parse_size(text: str, n_axes: int) -> tuple[int, ...]:
-    """Read `--size` of a point-spread function: a number for each axis, or the planes of a stack alone."""
-    return parse_numbers(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
+def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_psf: bool = False) -> None:
+    """Check that a kernel or a point-spread function can be written to a file, before anything is computed.
 
-
-def check_kernel_output(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse what a kernel cannot be written to, before anything is computed."""
-    from deconv_cli.io.codec import codec_named
+    Raises:
+        UsageError: it cannot, or the file exists and `force` is not given.
+    """
+    from deconv_cli.io.codec import codec_named, codec_of_suffix
+    from deconv_cli.io.output import check_output_files
     from deconv_cli.io.tensors import TensorCodec
 
-    if not isinstance(codec_named(path), TensorCodec):
+    if path is None:
+        return
+    if not is_psf and not isinstance(codec_named(path), TensorCodec):
         raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    check_psf_output(path, source, force=force)
-
-
-def check_psf_output(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse what a point-spread function cannot be written to."""
-    from deconv_cli.io.codec import codec_of_suffix
-    from deconv_cli.io.output import check_output_files
-
     check_output_files(path, codec_of_suffix(path), source, force=force)
 
 
-def write_kernel(path: Path, taps: Tensor, record: dict[str, Any]) -> None:
-    """Write taps as float32, completely or not at all."""
+def write_kernel(path: Path | None, taps: Tensor, record: dict[str, Any]) -> None:
+    """Write taps as float32, completely or not at all; nothing without a path."""
     from deconv_cli.io.codec import StoredImage
 
-    _write(path, StoredImage(samples=taps.float().numpy(), record=record))
+    if path is not None:
+        _write(path, StoredImage(samples=taps.float().numpy(), record=without_paths(record)))
 
 
-def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[float, ...] | None) -> None:
-    """Write a point-spread function `(*size)`: as a camera shows it into a TIFF, else as taps of a cross-correlation.
+def write_psf(path: Path | None, psf: Tensor, record: dict[str, Any], spacing: tuple[float, ...] | None) -> None:
+    """Write a point-spread function: a TIFF as a camera shows it, other files as taps of a cross-correlation.
 
     Args:
-        path: of the file.
-        psf: picture of a point.
-        record: what is to be known of how it was made.
+        path: of the file; `None` writes nothing.
+        psf: picture of a point, shape `(*size)`.
+        record: how it was made.
         spacing: distance of its samples along each axis, in µm.
     """
     from fractions import Fraction
@@ -116,6 +102,8 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
     from deconv_cli.io.metadata import Metadata, Resolution
     from deconv_cli.io.tensors import TensorCodec
 
+    if path is None:
+        return
     codec = codec_of_suffix(path)
     if isinstance(codec, TensorCodec):
         write_kernel(path, psf.flip(tuple(range(psf.ndim))), record)
@@ -129,11 +117,11 @@ def write_psf(path: Path, psf: Tensor, record: dict[str, Any], spacing: tuple[fl
         native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if psf.ndim == 3 else {})
         resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    _write(path, StoredImage(psf.float().numpy(), axes, metadata, record))
+    _write(path, StoredImage(psf.float().numpy(), axes, metadata, without_paths(record)))
 
 
 def _write(path: Path, stored: StoredImage) -> None:
-    """Write what is stored with its record, and read it again before it takes the place of another file."""
+    """Write samples with their record, and read them again before the file replaces another."""
     import numpy as np
 
     from deconv_cli.io import records
@@ -151,12 +139,34 @@ def _write(path: Path, stored: StoredImage) -> None:
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """Leave the names of files out of a record that goes into one."""
+    """Drop the names of files from a record that is written into a file."""
     return {name: value for name, value in record.items() if name not in ("input", "kernel_file", "output")}
 
 
-def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None, printed: AnswerOptions) -> None:
-    """Draw a kernel where that is wanted, and print its record, or the answer: the file that it was written to."""
+def print_kernel(
+    printed: AnswerOptions,
+    title: str,
+    rows: list[tuple[str, str]],
+    notes: Iterable[str],
+    taps: Tensor,
+    record: dict[str, Any],
+    answer: Path | str | None,
+) -> None:
+    """Print a table and notes, draw the kernel with `--show`, and print the record or the answer.
+
+    Args:
+        printed: what to print.
+        title: of the table.
+        rows: of the table.
+        notes: sentences below it.
+        taps: shape `(*k)`, or `(C_out, C_in, *k)` of a layer.
+        record: the JSON document.
+        answer: the file that was written, or what was found.
+    """
+    if not printed.quiet:
+        print_table(title, rows)
+        for note in notes:
+            print_note(note)
     if printed.show:
         _show_taps(taps)
     if printed.as_json:
@@ -166,12 +176,10 @@ def print_kernel(taps: Tensor, record: dict[str, Any], answer: Path | str | None
 
 
 def _show_taps(taps: Tensor) -> None:
-    """Draw taps `(*k)` or `(n, m, *k)` on the terminal: kernels of a layer side by side, of a volume its middle."""
-    import math
-
+    """Draw the kernels of a layer side by side, and the middle plane of a volume."""
     from torch.nn import functional
 
-    from deconv_cli.commands.terminal_picture import show_picture
+    from deconv_cli.commands.console import show_picture
 
     planes = taps.double()
     planes = planes.flatten(0, 1) if planes.ndim > 3 else planes[None] if planes.ndim < 3 else planes

@@ -1,4 +1,4 @@
-"""What was done to which file, a line of JSON each: for people, for programs, and for a run that goes on."""
+"""The manifest of a run: a line of JSON for each file, for people, for programs, and for `--resume`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError,
 Line = dict[str, Any]
 
 BEGUN, DONE, DOUBTED, FAILED = "begun", "done", "doubted", "failed"
-"""What a line says of a file; one that was begun and no more may have been written or not."""
+"""The status of a file; the output of one that was only begun may exist."""
 
 
 class Manifest:
-    """Takes down how each file ended as soon as it has ended, so that a run that is killed can be resumed.
+    """Records how each file ended as soon as it ends, so that a killed run can be resumed.
 
-    When it is closed there is one line for each file, the latest. Each line ends with its digest.
+    A closed manifest has one line for each file, the latest. Each line ends with its digest.
 
     Args:
         path: the file, one JSON object a line.
-        settings: what was chosen, as JSON; see `settings_of`.
-        resume: go on where the file ends; else it is made anew.
+        settings: the typed settings, as JSON; see `settings_of`.
+        resume: continue the file, instead of a new one.
         force: whether an existing file may be replaced.
 
     Raises:
@@ -39,38 +39,38 @@ class Manifest:
         self.path, self._settings, self._adding = path, settings, threading.Lock()
         if path.exists() and not (resume or force):
             raise UsageError(
-                f"the manifest '{path}' exists already; go on where it ends with resume=True, or choose another name."
+                f"the manifest '{path}' exists already; continue it with resume=True, or choose another name."
             )
         self._lines = _read(path) if resume and path.exists() else {}
         with self._refusing():
-            # Without what was cut off in the middle of a line.
+            # Drops a line that was cut off.
             self._rewrite()
             self._stream = path.open("a", encoding="utf-8")
 
     def wrote(self, job: Job) -> bool:
-        """Tell whether a run before wrote the output of a job, or was about to."""
+        """Return whether an earlier run wrote the output of a job, or was about to."""
         line = self._lines.get(str(job.target), {})
         return line.get("status") == BEGUN or line.get("output_sha256") is not None
 
     def line_of(self, job: Job) -> Line | None:
-        """Give the line of a job that ended well with these settings, to be compared with the files; else `None`."""
+        """Return the line of a job that ended well with these settings, to compare with the files; else `None`."""
         line = self._lines.get(str(job.target))
         is_same = line is not None and (line["input"], line.get("settings")) == (str(job.source), self._settings)
         return line if line is not None and is_same and line["status"] in (DONE, DOUBTED) else None
 
     def doubts_of(self, job: Job) -> list[str] | None:
-        """Give the sentences by which the result of a job was doubted; `None` where it was not."""
+        """Return why the result of a job was doubted, a sentence each; `None` if it was not."""
         line = self._lines.get(str(job.target), {})
         doubts = line.get("doubts")
         sentences = [str(doubt) for doubt in doubts] if isinstance(doubts, list) else []
         return sentences if line.get("status") == DOUBTED else None
 
     def begin(self, job: Job) -> None:
-        """Take down that an output is about to be written."""
+        """Record that an output is about to be written."""
         self._add(job, {"status": BEGUN})
 
     def end(self, done: Done) -> None:
-        """Take down how a job ended."""
+        """Record how a job ended."""
         line: Line = {"status": FAILED, "error": with_options(str(done.error))}
         if done.outcome is None:
             line["input_sha256"] = _fingerprint(done.job.source)
@@ -91,11 +91,12 @@ class Manifest:
         self._add(done.job, line | {"seconds": round(done.seconds, 4), "settings": self._settings})
 
     def close(self, jobs: list[Job]) -> None:
-        """Leave one line for each file, in the order of the jobs; lines of other files stay."""
+        """Write one line for each file, in the order of the jobs, after those of other files."""
         with self._refusing():
             self._stream.close()
-        own = {str(job.target): self._lines.pop(str(job.target)) for job in jobs if str(job.target) in self._lines}
-        self._lines |= own
+        self._lines |= {
+            name: self._lines.pop(name) for name in (str(job.target) for job in jobs) if name in self._lines
+        }
         self._rewrite()
 
     def _add(self, job: Job, line: Line) -> None:
@@ -121,17 +122,21 @@ class Manifest:
         from deconv_cli.io.atomic import write_atomically
 
         text = "".join(map(_encoded, self._lines.values()))
-        write_atomically(self.path, lambda path: _write(path, text), lambda _: None)
+
+        def write(path: Path) -> None:
+            path.write_text(text, encoding="ascii")
+
+        write_atomically(self.path, write, lambda _: None)
 
 
 def is_up_to_date(line: Line, job: Job) -> bool:
-    """Compare the files of a job with what a manifest says of them: by all their bytes."""
+    """Return whether the files of a job have the hashes of a line."""
     wanted = (line["input_sha256"], line["output_sha256"])
     return None not in wanted and (_fingerprint(job.source), _fingerprint(job.target)) == wanted
 
 
 def _fingerprint(path: Path) -> str | None:
-    """Compute the SHA-256 of a file; `None` where none can be read."""
+    """Compute the SHA-256 of a file; `None` if it cannot be read."""
     from deconv_cli.io import fingerprint
 
     try:
@@ -147,12 +152,8 @@ def _encoded(line: Line) -> str:
     return seal_record(line) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii")
-
-
 def _read(path: Path) -> dict[str, Line]:
-    """Read the latest line for each output; a last line that was cut off is left out, but not the only one."""
+    """Read the latest line for each output; ignore a last line that was cut off, unless it is the only one."""
     from deconv_cli.io.files import read_lines
     from deconv_cli.io.records import open_sealed
 
@@ -170,6 +171,6 @@ def _read(path: Path) -> dict[str, Line]:
         except (ValueError, TypeError, KeyError) as error:
             raise MalformedInputError(
                 f"line {number} of '{path}' is not as this version of deconv writes it: it is damaged, or the file is "
-                "no manifest; remove the line, or choose another file for the manifest."
+                "not a manifest; remove the line, or choose another file for the manifest."
             ) from error
     return lines

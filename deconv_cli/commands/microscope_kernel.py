@@ -1,13 +1,13 @@
-"""`--kernel microscope`: the kernel of each channel from what a file says of its optics, and from words.
+"""`--kernel microscope`: the kernel of each channel, from the optics that a file names and from words.
 
-The words are those of `Microscope`, `microscope:na=1.4,emission=520+610,mode=confocal`; several values, joined by a
-plus, are those of the channels.
+The words are `microscope:na=1.4,emission=520+610,mode=confocal`; a plus joins the values of the channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import KernelOptions
@@ -33,20 +33,20 @@ WORDS = {
     "pinhole": "pinhole",
     "sheet": "sheet",
 }
-"""What is typed, and which setting of a microscope it is."""
+"""Words at the prompt, and the settings of a microscope that they set."""
 OIL, WATER, AIR = 1.515, 1.333, 1.0
 HIGHEST_OF_AIR, HIGHEST_OF_WATER = 0.95, 1.27
-"""Numerical apertures above which an objective is no dry one, and none for water."""
+"""The largest numerical apertures of dry objectives, and of those for water."""
 
 Values = dict[str, tuple[str, ...]]
-"""What was given for each setting, one text for all channels or one for each."""
+"""The text for each setting: one for all channels, or one for each."""
 
 
 def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
-    """Tell whether the kernel is to be computed from the optics; a file of that name goes before.
+    """Return whether to compute the kernel from the optics; a file of that name has priority.
 
     Raises:
-        UsageError: there are other kernels too, or options that read one.
+        UsageError: there are other kernels too, or options that read a kernel's file.
     """
     named = [k for k in kernels if str(k).partition(":")[0].lower() == MICROSCOPE and not k.exists()]
     if not named:
@@ -64,17 +64,15 @@ def read_words(text: str) -> Values:
     """Read `microscope:na=1.4,emission=520+610`.
 
     Raises:
-        UsageError: a word that is not known, or without a value.
+        UsageError: an unknown word, or one without a value.
     """
-    _, _, rest = text.partition(":")
     found: Values = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, text.partition(":")[2].split(",")):
         word, equals, value = (each.strip().lower() for each in part.partition("="))
         if word not in WORDS or not equals or not value:
-            known = ", ".join(WORDS)
             raise UsageError(
-                f"a microscope is described by {known}, each followed by an equals sign and a value, but one word is "
-                f"'{shortened(word)}'."
+                f"a microscope is described by {', '.join(WORDS)}, each followed by an equals sign and a value, but "
+                f"one word is '{shortened(word)}'."
             )
         found[WORDS[word]] = tuple(value.split("+"))
     return found
@@ -83,18 +81,18 @@ def read_words(text: str) -> Values:
 def describe_optics(
     image: ImageFile | None, given: Values, spacing: tuple[float, ...] | None = None
 ) -> tuple[tuple[Microscope, ...], tuple[str, ...]]:
-    """Put together what was given, what the file says, and what has to be assumed.
+    """Combine the typed words, the metadata of a file, and assumptions.
 
     Args:
-        image: the file, arranged as the kernel spans it; `None` where there is none.
-        given: what was typed.
-        spacing: distance of samples in µm, where it was given.
+        image: the file, with the axes that the kernel spans last; `None` for none.
+        given: the typed words.
+        spacing: typed distance of samples in µm.
 
     Returns:
         The microscope of each channel, and a sentence for each assumption.
 
     Raises:
-        UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value cannot be.
+        UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value is not possible.
     """
     from deconv_cli.io.optics_metadata import OpticsMetadata, read_optics
     from deconv_cli.kernels.optics.microscope import Microscope
@@ -109,48 +107,78 @@ def describe_optics(
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
     assumed: list[str] = []
-    values: dict[str, list[object]] = {"spacing": [tuple(steps)]}
-    values["numerical_aperture"] = list(typed.get("numerical_aperture", ())) or [found.numerical_aperture]
-    values["emission"] = list(typed.get("emission", ())) or _emissions(image, found, assumed)
-    if values["numerical_aperture"] == [None] or not values["emission"]:
-        missing = "numerical aperture" if values["numerical_aperture"] == [None] else "wavelength of the emission"
-        word = "na" if values["numerical_aperture"] == [None] else "emission"
-        known = "is not known" if image is None else "is not known from the file"
-        if word == "na" and found.n_objectives > 1:
-            known += f", which lists {found.n_objectives} objectives and not which of them was used"
-        raise UsageError(
-            f"the {missing} {known}; add the word {word} with its value to the description of the microscope, "
-            "wavelengths in nm and one for each channel, joined by a plus."
-        )
+    values: dict[str, Sequence[Any]] = {"spacing": [tuple(steps)], **typed}
+    if "numerical_aperture" not in typed:
+        values["numerical_aperture"] = [found.numerical_aperture]
+    if "emission" not in typed:
+        values["emission"] = _emissions(image, found, assumed)
+    if values["numerical_aperture"] == [None]:
+        several = f", which lists {found.n_objectives} objectives and not which of them was used"
+        _refuse_unknown("numerical aperture", "na", image, several if found.n_objectives > 1 else "")
+    if "emission" not in typed and not any(values["emission"]):
+        _refuse_unknown("wavelength of the emission", "emission", image)
     _refuse_gaps("emission", values["emission"])
-    values["mode"] = list(typed.get("mode", ())) or _modes(found.modes, assumed)
-    values["immersion_index"] = list(typed.get("immersion_index", ())) or [found.immersion_index]
-    if values["immersion_index"] == [None]:
-        index = _usual_immersion(float(str(values["numerical_aperture"][0])))
+    if "mode" not in typed:
+        values["mode"] = _modes(found.modes, assumed)
+    if "immersion_index" not in typed:
+        index = found.immersion_index
+        if index is None:
+            index = _usual_immersion(values["numerical_aperture"][0])
+            assumed.append(f"refractive index {index:g} of the immersion, usual for this numerical aperture")
         values["immersion_index"] = [index]
-        assumed.append(f"refractive index {index:g} of the immersion, usual for this numerical aperture")
     if found.excitations and "excitation" not in typed:
-        values["excitation"] = list(found.excitations)
-        if any(mode in ("confocal", "two-photon") for mode in values["mode"]):
-            _refuse_gaps("excitation", values["excitation"])
-    values |= {name: list(texts) for name, texts in typed.items() if name not in values}
+        values["excitation"] = found.excitations
+        if {"confocal", "two-photon"} & set(values["mode"]):
+            _refuse_gaps("excitation", found.excitations)
     if "sample_index" not in values:
         assumed.append("a sample of the same refractive index as the immersion")
     if "confocal" in values["mode"] and "pinhole" not in values:
         why = ", since the file gives its diameter, but not its magnification" if found.has_pinholes else ""
         assumed.append(f"a pinhole of one Airy unit{why}")
-    microscopes = [_of_channel(values, c, n_channels) for c in range(n_channels)]
-    made = tuple(Microscope(**settings) for settings in microscopes)  # type: ignore[arg-type]
-    return made, tuple(f"assumed: {sentence}" for sentence in assumed)
+    for name, each in values.items():
+        if len(each) not in (1, n_channels):
+            raise UsageError(
+                f"{name} was given for {len(each)} channels, but there are {n_channels}; give one for each."
+            )
+    made = [Microscope(**{name: each[c % len(each)] for name, each in values.items()}) for c in range(n_channels)]
+    return tuple(made), tuple(f"assumed: {sentence}" for sentence in assumed)
 
 
-def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[object]:
-    """List the mode of each channel; `widefield` where the file does not say it, or none of which there is a model.
+def _refuse_unknown(what: str, word: str, image: ImageFile | None, more: str = "") -> None:
+    raise UsageError(
+        f"the {what} is not known{'' if image is None else ' from the file'}{more}; add the word {word} with its value "
+        "to the description of the microscope, wavelengths in nm and one for each channel, joined by a plus."
+    )
 
-    Args:
-        words: of each channel in OME's words, empty for none.
-        assumed: what was assumed is added to these.
-    """
+
+def _refuse_gaps(word: str, wavelengths: Sequence[Any]) -> None:
+    """Refuse channels whose wavelength the file lacks, such as those of transmitted light."""
+    missing = [str(c) for c, wavelength in enumerate(wavelengths, start=1) if wavelength is None]
+    if missing:
+        known = "+".join("NM" if wavelength is None else f"{wavelength:g}" for wavelength in wavelengths)
+        raise UsageError(
+            f"the file does not say the {word} of channel {' and '.join(missing)}; give that of all behind the word "
+            f"{word}, as {known}, or leave a channel out of the file if no such light formed it."
+        )
+
+
+def _value(name: str, text: str) -> str | float:
+    if name == "mode":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name} must be a number, but is '{shortened(text)}'.") from None
+
+
+def _usual_immersion(numerical_aperture: float) -> float:
+    if numerical_aperture <= HIGHEST_OF_AIR:
+        return AIR
+    return WATER if numerical_aperture <= HIGHEST_OF_WATER else OIL
+
+
+def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
+    """List the mode of each channel, `widefield` if OME's word is missing or has no model; adds to `assumed`."""
     from deconv_cli.io.optics_metadata import MODES
 
     found = [MODES.get(word or "") for word in words] or [None]
@@ -166,24 +194,15 @@ def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[object]:
     return [mode or "widefield" for mode in found]
 
 
-def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[object]:
-    """List the emission of each channel; what the file does not give is that of the dye that it names.
-
-    Args:
-        image: the file.
-        found: what it says of its optics.
-        assumed: what was assumed is added to these.
-
-    Returns:
-        None for a channel that is not known; empty where none is.
-    """
+def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[float | None]:
+    """List the emission of each channel in nm, from the file or the dye that it names; adds to `assumed`."""
     from deconv_cli.io.optics_metadata import emission_of_dye
 
     names = () if image is None else image.channel_names
     n_channels = max(map(len, (names, found.dyes, found.emissions)))
     given = found.emissions or (None,) * n_channels
     dyes, channels = (each or (None,) * n_channels for each in (found.dyes, names))
-    emissions, taken = list[object](), list[str]()
+    emissions, taken = list[float | None](), list[str]()
     for emission, dye, channel in zip(given, dyes, channels, strict=True):
         known = {word: emission_of_dye(word) for word in (dye, channel) if word and emission is None}
         word, length = next(((word, length) for word, length in known.items() if length), ("", emission))
@@ -192,42 +211,7 @@ def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str
             taken.append(f"{length:g} nm ({word})")
     if taken:
         assumed.append(f"emission {', '.join(taken)}, the maxima of the dyes after which channels are named")
-    return emissions if any(emissions) else []
-
-
-def _refuse_gaps(word: str, wavelengths: list[object]) -> None:
-    """Refuse channels whose wavelength the file does not say, as those of transmitted light."""
-    missing = [str(c) for c, wavelength in enumerate(wavelengths, start=1) if wavelength is None]
-    if missing:
-        known = "+".join("NM" if wavelength is None else f"{wavelength:g}" for wavelength in wavelengths)
-        raise UsageError(
-            f"the file does not say the {word} of channel {' and '.join(missing)}; give that of all behind the word "
-            f"{word}, as {known}, or leave a channel out of the file if no such light formed it."
-        )
-
-
-def _value(name: str, text: str) -> object:
-    if name == "mode":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{name} must be a number, but is '{shortened(text)}'.") from None
-
-
-def _usual_immersion(numerical_aperture: float) -> float:
-    if numerical_aperture <= HIGHEST_OF_AIR:
-        return AIR
-    return WATER if numerical_aperture <= HIGHEST_OF_WATER else OIL
-
-
-def _of_channel(values: dict[str, list[object]], channel: int, n_channels: int) -> dict[str, object]:
-    for name, each in values.items():
-        if len(each) not in (1, n_channels):
-            raise UsageError(
-                f"{name} was given for {len(each)} channels, but there are {n_channels}; give one for each."
-            )
-    return {name: each[channel % len(each)] for name, each in values.items()}
+    return emissions
 
 
 def load_microscope(
@@ -242,12 +226,12 @@ def load_microscope(
     """Compute the kernel of each channel of an image.
 
     Args:
-        text: what was typed for the kernel.
+        text: the kernel as typed.
         image: the file.
-        dimensions: axes of space that the kernel spans, where that was given.
-        whole: samples along Z, Y and X, where `image` is but a corner of the file.
+        dimensions: typed number of axes that the kernel spans.
+        whole: samples of the file along Z, Y and X, if `image` is only a corner of it.
         spacing: distances of the samples in µm, for a file that does not say them.
-        is_compact: leave out what lies more than four axial widths out of focus.
+        is_compact: leave out light more than four axial widths out of focus.
     """
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
     from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
@@ -265,22 +249,19 @@ def load_microscope(
     taps = taps.flip(tuple(range(-n_axes, 0)))
     kernel = Kernel.of_any(taps, dimensions=n_axes)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    again = {"--kernel": text, "--dimensions": n_axes}
-    shown, notes = _shown(microscopes), sampling_notes(microscopes, made)
-    if sizes != [microscope.psf_size(image_size) for microscope in microscopes]:
-        notes = (
-            *notes,
-            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse of all its light takes very long; "
-            'method="richardson-lucy" takes all of it, and comes nearer to a stack of a wide field',
-        )
-    return LoadedKernel(source, taps, None, (shown, *assumed, *notes), again, spacing=microscopes[0].spacing)
-
-
-def _shown(microscopes: tuple[Microscope, ...]) -> str:
     first = microscopes[0]
     seen = ", ".join(f"{microscope.emission:g}" for microscope in microscopes)
-    modes = ", ".join(dict.fromkeys(microscope.mode for microscope in microscopes))
-    return (
+    notes = [
         f"kernels computed for numerical aperture {first.numerical_aperture:g}, immersion {first.immersion_index:g}, "
-        f"emission {seen} nm, {modes}, samples {format_spacing(first.spacing)} apart"
-    )
+        f"emission {seen} nm, {', '.join(dict.fromkeys(microscope.mode for microscope in microscopes))}, samples "
+        f"{format_spacing(first.spacing)} apart",
+        *assumed,
+        *sampling_notes(microscopes, made),
+    ]
+    if sizes != [microscope.psf_size(image_size) for microscope in microscopes]:
+        notes.append(
+            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse of all its light takes very long; "
+            'method="richardson-lucy" takes all of it, and comes nearer to a stack of a wide field'
+        )
+    again = {"--kernel": text, "--dimensions": n_axes}
+    return LoadedKernel(source, taps, None, tuple(notes), again, spacing=first.spacing)

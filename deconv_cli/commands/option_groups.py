@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from deconv_cli.commands.console import print_note
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues, read_settings
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
@@ -18,52 +19,86 @@ from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
 
 if TYPE_CHECKING:
     from deconv_cli.io import ImageFile
+    from deconv_cli.schedulers.scheduler import Scheduler
 
 OptionValues = dict[str, object]
-"""Options as they would be typed; `None` and `False` are left out, `True` is a bare flag, a list several."""
+"""Options as typed: `None` and `False` are dropped, `True` is a bare flag, and a list repeats the option."""
 
 FILES = "Files"
 KERNEL = "Kernel"
 OUTPUT = "What is printed"
+WORKERS = "Workers"
 
-ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing files.", rich_help_panel=FILES)]
-ShowOption = Annotated[
-    bool, typer.Option("--show", help="Draw the picture in the terminal (on stderr).", rich_help_panel=OUTPUT)
+
+def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
+    """Describe an option as `--help` shows it: `option("--output -o FILE", "Where to write.")`.
+
+    Args:
+        usage: its names, then a name for its value.
+        text: what it does.
+        panel: the part of the help that lists it.
+        more: further arguments of `typer.Option`.
+    """
+    names = [word for word in usage.split() if word.startswith("-")]
+    value = usage.split()[len(names) :]
+    return typer.Option(*names, metavar=value[0] if value else None, help=text, rich_help_panel=panel, **more)
+
+
+ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", FILES)]
+ShowOption = Annotated[bool, option("--show", "Draw the picture in the terminal (on stderr).", OUTPUT)]
+JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
+QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
+VerboseOption = Annotated[bool, option("--verbose -v", "Print the whole table, and a line for every step.", OUTPUT)]
+InputsArgument = Annotated[
+    list[Path], typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.")
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the report as one JSON document on stdout.", rich_help_panel=OUTPUT)
+OutputOption = Annotated[
+    str | None,  # not a path, which would forget the slash that marks a folder
+    option(
+        "--output -o FILE|DIR",
+        "Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside the "
+        "input, in its own format (GIF as PNG).",
+    ),
 ]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print no table and no notes.", rich_help_panel=OUTPUT)
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Print the whole table, and a line for every step.", rich_help_panel=OUTPUT),
-]
+DeviceOption = Annotated[DeviceChoice, option("--device", "Where to compute.", "Computation")]
+
+
+def kernel_option(more: str = "") -> Any:  # noqa: ANN401
+    """Describe `--kernel`, with `more` that it takes in place of a file."""
+    return option(
+        "--kernel -k FILE|WORDS",
+        "The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture or a stack of a point-spread "
+        f"function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30{more}; or "
+        "microscope, computed from the optics that the file names (microscope:na=1.4,emission=520 says more). Given "
+        "once for all channels, or once for each.",
+    )
+
+
+KERNEL_OPTION = kernel_option()
+KERNEL_OR_ESTIMATE_OPTION = kernel_option("; or estimate, which finds it in the picture")
 
 
 @dataclass(frozen=True)
 class KernelReading:
-    """What to make of the taps in a kernel's file."""
+    """How to read the taps of a kernel's file."""
 
     convention: Annotated[
         Convention | None,
-        typer.Option(
+        option(
             "--convention",
-            help="What the kernel file holds: taps as conv2d applies them (default for tensors), or a point-spread "
+            "What the kernel file holds: taps as conv2d applies them (default for tensors), or a point-spread "
             "function of a true convolution (default for pictures), which is flipped.",
-            show_default=False,
-            rich_help_panel=KERNEL,
+            KERNEL,
         ),
     ] = None
     normalize: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--normalize/--no-normalize",
-            help="Divide the kernel by its sum, or take it as it is. Default: pictures are divided, unless their sum "
-            "is 1; tensors are not.",
+            "Divide the kernel by its sum, or take it as it is. Default: divide pictures, unless their sum is 1; take "
+            "tensors as they are.",
+            KERNEL,
             show_default=False,
-            rich_help_panel=KERNEL,
         ),
     ] = None
 
@@ -72,49 +107,39 @@ class KernelReading:
 class KernelOptions(KernelReading):
     """How to read the kernel's file."""
 
-    layer: Annotated[
-        str | None,
-        typer.Option(
-            "--layer", metavar="NAME", help="Which layer of a state dict holds the kernel.", rich_help_panel=KERNEL
-        ),
-    ] = None
-
+    layer: Annotated[str | None, option("--layer NAME", "Which layer of a state dict holds the kernel.", KERNEL)] = None
     clean_kernel: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--clean-kernel/--no-clean-kernel",
-            help="Subtract the background of a measured point-spread function, crop its empty margin, and center it; "
-            "or take it as it is. Default: as it is, but one that would spoil a picture is refused.",
+            "Subtract the background of a measured point-spread function, crop its empty margin, and center it; or "
+            "take it as it is. Default: as it is, but a kernel that would spoil a picture is refused.",
+            KERNEL,
             show_default=False,
-            rich_help_panel=KERNEL,
         ),
     ] = None
 
     bias = True
-    """Whether the bias of a layer is taken too."""
+    """Whether to read the bias of a layer."""
 
-    def as_options(self) -> dict[str, object]:
-        """Give the options that would be typed again."""
-        given: dict[str, object] = {"--layer": self.layer, "--convention": self.convention}
-        if self.normalize is not None:
-            given["--normalize" if self.normalize else "--no-normalize"] = True
-        if not self.bias:
-            given["--no-bias"] = True
-        if self.clean_kernel is not None:
-            given["--clean-kernel" if self.clean_kernel else "--no-clean-kernel"] = True
+    def as_options(self) -> OptionValues:
+        """List the options that would be typed again."""
+        given: OptionValues = {"--layer": self.layer, "--convention": self.convention}
+        flags = {"normalize": self.normalize, "clean-kernel": self.clean_kernel, "bias": self.bias and None}
+        given |= {f"--{name}" if value else f"--no-{name}": True for name, value in flags.items() if value is not None}
         return given
 
 
 @dataclass(frozen=True)
 class LayerKernelOptions(KernelOptions):
-    """How to read the kernel's file, where that may be a layer whose bias matters."""
+    """How to read the kernel's file, if that may be a layer with a bias."""
 
     bias: Annotated[
         bool,
-        typer.Option(
+        option(
             "--bias/--no-bias",
-            help="Take the bias of the layer too: it is added going forward, and taken off the data before inverting.",
-            rich_help_panel=KERNEL,
+            "Use the bias of the layer: forward adds it, and invert subtracts it from the data first.",
+            KERNEL,
         ),
     ] = True
 
@@ -125,52 +150,35 @@ class FileOptions:
 
     axes: Annotated[
         str | None,
-        typer.Option(
-            "--axes",
-            metavar="LETTERS",
-            help="Read the input's axes as these, for example CYX or TZYX: Z, Y and X are space, which a kernel of "
-            "three, two or one axes spans, C and S are channels, others are worked on one by one. Default: as the file "
-            "says.",
-            rich_help_panel=FILES,
+        option(
+            "--axes LETTERS",
+            "Read the input's axes as these, for example CYX or TZYX. The kernel spans the last of Z, Y and X; C and S "
+            "are channels; each image along other axes is processed separately. Default: as the file says.",
+            FILES,
         ),
     ] = None
     tensor: Annotated[
-        str | None,
-        typer.Option(
-            "--tensor",
-            metavar="NAME",
-            help="Which tensor of an input file that holds several.",
-            rich_help_panel=FILES,
-        ),
+        str | None, option("--tensor NAME", "Which tensor of an input file that holds several.", FILES)
     ] = None
     series: Annotated[
         int | None,
-        typer.Option(
-            "--series",
-            metavar="N",
-            help="Which image series of a TIFF or OME-Zarr that holds several.",
-            min=0,
-            rich_help_panel=FILES,
-        ),
+        option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0),
     ] = None
     output_dtype: Annotated[
         OutputDType | None,
-        typer.Option(
+        option(
             "--output-dtype",
-            help="Sample type of the file. Default: float32, or the input's own whole numbers where the format holds "
-            "no other.",
-            show_default=False,
-            rich_help_panel=FILES,
+            "Sample type of the file. Default: float32, or the input's own whole numbers if the format holds no other.",
+            FILES,
         ),
     ] = None
     pyramid: Annotated[
         int,
-        typer.Option(
-            "--pyramid",
-            metavar="N",
-            help="Store N resolutions in an OME-Zarr, each the mean of 2×2 pixels of the one before.",
+        option(
+            "--pyramid N",
+            "Store N resolutions in an OME-Zarr, each the mean of 2×2 pixels of the one before.",
+            FILES,
             min=1,
-            rich_help_panel=FILES,
         ),
     ] = 1
     force: ForceOption = False
@@ -181,15 +189,15 @@ class FileOptions:
 
         return read_image(path, axes=self.axes, tensor=self.tensor, series=self.series)
 
-    def as_options(self) -> dict[str, object]:
-        """Give the options of reading, and of resolutions to be written, that would be typed again."""
+    def as_options(self) -> OptionValues:
+        """List the options that would be typed again, without the sample type and `--force`."""
         pyramid = self.pyramid if self.pyramid > 1 else None
         return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series, "--pyramid": pyramid}
 
 
 @dataclass(frozen=True)
 class PrintOptions:
-    """What is printed of a run."""
+    """What is printed about a run."""
 
     show: ShowOption = False
     as_json: JsonOption = False
@@ -197,67 +205,86 @@ class PrintOptions:
     verbose: VerboseOption = False
 
 
-InputsArgument = Annotated[
-    list[Path],
-    typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.", show_default=False),
-]
+@dataclass(frozen=True)
+class WorkOptions:
+    """Who does the work: processes of this machine, or a cluster."""
+
+    jobs: Annotated[
+        int | None,
+        option(
+            "--jobs N",
+            "Work in N processes, which share the cores of this machine, its GPUs, and --max-memory. Default: in "
+            "threads of this process.",
+            WORKERS,
+            min=1,
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        option("--cluster local:N", "Work in N processes of this machine that Dask starts for this run.", WORKERS),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        option(
+            "--scheduler ADDRESS|FILE",
+            "Work on a running Dask cluster: the address of its scheduler, such as tcp://host:8786, or the scheduler's "
+            "file. --max-memory is for each worker.",
+            WORKERS,
+        ),
+    ] = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether other processes do the work."""
+        return self != WorkOptions()
+
+    def start(self, device: str, *, threads: int | None = None) -> Scheduler:
+        """Start the workers.
+
+        Args:
+            device: type of the device of the arithmetic.
+            threads: workers in this process if no option was given.
+
+        Raises:
+            UsageError: options that contradict one another or the machine, or a package is missing.
+            WorkerError: there is no cluster at the address.
+        """
+        from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
+
+        threads = None if self.are_given else threads
+        return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, threads, device))
 
 
-def _kernel_option(more: str = "") -> Any:  # noqa: ANN401
-    return typer.Option(
-        "--kernel",
-        "-k",
-        metavar="FILE|WORDS",
-        help="The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture or a stack of a "
-        f"point-spread function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or "
-        f"motion:9@30{more}; or microscope, computed from the optics that the file names "
-        "(microscope:na=1.4,emission=520 says more). Given once for all channels, or once for each.",
-        show_default=False,
-    )
-
-
-KERNEL_OPTION = _kernel_option()
-KERNEL_OR_ESTIMATE_OPTION = _kernel_option("; or estimate, which finds it in the picture")
-OutputOption = Annotated[
-    str | None,  # not a path, which would forget the slash that marks a folder
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE|DIR",
-        help="Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside "
-        "the input, in its own format (GIF as PNG).",
-        show_default=False,
-    ),
-]
-DeviceOption = Annotated[
-    DeviceChoice, typer.Option("--device", help="Where to compute.", rich_help_panel="Computation")
-]
+def print_workers(scheduler: Scheduler) -> None:
+    """Print where the workers can be watched, and a note if there are none yet."""
+    if scheduler.address is not None:
+        print_note(f"the workers can be watched at {scheduler.address}")
+    if not scheduler.n_workers:
+        print_note("the cluster has no workers yet; the work begins with the first one")
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of a command that is a record of options by the options themselves.
 
-    A parameter annotated with a dataclass becomes its fields; one annotated `Annotated[SettingValues, names]` becomes
-    the options of those settings, and is given those that were typed, by their names. A dictionary behind the names
-    has other help texts for some of them. Every command refuses by `UsageError` to be both quiet and verbose.
+    A parameter annotated with a dataclass becomes its fields. `Annotated[SettingValues, names]` becomes the options of
+    those settings; the command gets a dictionary of those that were typed. A dictionary behind the names replaces some
+    of the help texts. Every command refuses `--quiet` together with `--verbose` by `UsageError`.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {}
     for name, parameter in signature.parameters.items():
         options, make = _expand(parameter.annotation)
-        if make is None:
-            parameters.append(parameter)
-            continue
-        groups[name] = (make, [option.name for option in options])
-        parameters += options
+        if make is not None:
+            groups[name] = (make, [one.name for one in options])
+        parameters += [parameter] if make is None else options
 
     @functools.wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401
         if values.get("quiet") and values.get("verbose"):
             raise UsageError("--quiet and --verbose do not go together; leave one of them out.")
         for name, (make, names) in groups.items():
-            values[name] = make({option: values.pop(option) for option in names})
+            values[name] = make({one: values.pop(one) for one in names})
         command(**values)
 
     ordered = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
@@ -267,17 +294,17 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _expand(annotation: Any) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any]], Any] | None]:  # noqa: ANN401
-    """Give the options of a record and what makes the record of them; nothing for any other parameter."""
+    """List the options of a record, with the function that makes the record; nothing for any other parameter."""
+    found: list[tuple[str, Any, object]]
     if get_origin(annotation) is Annotated and get_args(annotation)[0] is SettingValues:
         names, texts = (*get_args(annotation)[1:], {})[:2]
-        options = [_option(name, SETTINGS_OPTIONS[name].annotation_with(texts.get(name)), None) for name in names]
-        return options, read_settings
-    if isinstance(annotation, type) and is_dataclass(annotation):
+        found = [(name, SETTINGS_OPTIONS[name].annotation_with(texts.get(name)), None) for name in names]
+        make: Callable[[dict[str, Any]], Any] = read_settings
+    elif isinstance(annotation, type) and is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
-        options = [_option(field.name, hints[field.name], field.default) for field in fields(annotation)]
-        return options, lambda values: annotation(**values)
-    return [], None
-
-
-def _option(name: str, annotation: Any, default: object) -> inspect.Parameter:  # noqa: ANN401
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+        found = [(field.name, hints[field.name], field.default) for field in fields(annotation)]
+        make = lambda values: annotation(**values)  # noqa: E731
+    else:
+        return [], None
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [inspect.Parameter(name, kind, default=default, annotation=hint) for name, hint, default in found], make

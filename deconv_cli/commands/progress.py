@@ -1,4 +1,4 @@
-"""What a long restoration is doing, how far it is, and when it will end."""
+"""The progress of a long restoration: its step, its iteration, and the time left."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 LOG_INTERVAL_S = 60.0
-"""Where there is no terminal, a line stands in the log so often."""
+"""Seconds between lines in a log, without a terminal."""
 REMEMBERED = 12
-"""Iterations from which the speed is shown: the first ones are faster than the rest."""
+"""Latest iterations from which the speed is measured."""
 
 
 class WorkProgress(ProgressListener):
-    """Shows on stderr which step is under way.
-
-    A terminal has a moving line, a log one a minute; when verbose there is a line for each step and iteration.
+    """Shows the step on stderr: as a moving line on a terminal, or as a line a minute in a log.
 
     Args:
         label: stands before every line, as `file 2 of 7`.
-        verbose: a line for every step and iteration instead of a moving one.
-        is_silent: show nothing at all.
-        show: takes the line where something else has the terminal already; `shown` is of no use then.
-        ends: tells at each step and iteration whether the work is to end, by a `KeyboardInterrupt`: in another thread
-            than the first there is none else.
+        verbose: print a line for every step and iteration instead.
+        is_silent: show nothing.
+        show: gets the line if something else uses the terminal; then `shown` does nothing.
+        ends: called at each step and iteration; if it returns true, the work ends by `KeyboardInterrupt`. Python
+            interrupts only the first thread.
         clock: seconds.
     """
 
@@ -61,19 +59,19 @@ class WorkProgress(ProgressListener):
         self._seen: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
 
     def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
-        """Say what begins.
+        """Begin a step.
 
         Args:
-            step: what it is.
+            step: its name.
             goal: the certificate at which its iteration ends.
-            limit: after how many iterations it ends at the latest.
+            limit: the largest number of iterations.
         """
         self._step, self._goal, self._most = step, goal, limit
         self._seen.clear()
         self._print(step)
 
     def __call__(self, iteration: int, certificate: float) -> None:
-        """Take note of an iteration."""
+        """Show an iteration."""
         if self._seen and iteration <= self._seen[-1][0]:
             self._seen.clear()  # another iteration has begun
         self._seen.append((iteration, certificate, self._clock()))
@@ -86,10 +84,10 @@ class WorkProgress(ProgressListener):
         self._print(line)
 
     def seconds_left(self) -> float | None:
-        """Predict the end, from how fast the certificate falls, and from the iterations that are left at most.
+        """Predict the end from the fall of the certificate and from the largest number of iterations.
 
         Returns:
-            `None` before the third iteration, or if there is no end in sight.
+            `None` before the third iteration, or if neither predicts an end.
         """
         if len(self._seen) < 3:
             return None
@@ -102,7 +100,7 @@ class WorkProgress(ProgressListener):
 
     @contextmanager
     def shown(self) -> Iterator[WorkProgress]:
-        """Show the line while the block runs, if there is a terminal to show it on."""
+        """Show the line while the block runs, on a terminal."""
         from rich.console import Console
 
         console = Console(stderr=True)
@@ -132,7 +130,7 @@ class WorkProgress(ProgressListener):
 
 
 def format_duration(seconds: float) -> str:
-    """Round a time to what a person can use: seconds, minutes or hours."""
+    """Round a time to seconds, minutes or hours."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 99.5 * 60:

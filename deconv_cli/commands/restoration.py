@@ -8,14 +8,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.context import Context, LoadedInput, describe_output, environment_of, rerun_line
+from deconv_cli.commands.console import show_picture
+from deconv_cli.commands.context import (
+    Context,
+    ExtraOutputs,
+    LoadedInput,
+    PlannedOutputs,
+    describe_output,
+    environment_of,
+    rerun_line,
+)
 from deconv_cli.commands.job import Finish, Job, Outcome, Source
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
-from deconv_cli.commands.outputs import ExtraOutputs, PlannedOutputs
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
-from deconv_cli.commands.terminal_picture import show_picture
 from deconv_cli.errors import TooLargeError
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind

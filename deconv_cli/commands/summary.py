@@ -1,8 +1,9 @@
-"""A finished run as a table: what was done and how good it is, then what to do about it."""
+"""A finished run as a table: what was done and how good it is, then warnings, advice and notes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.cli_messages import with_options
@@ -43,72 +44,61 @@ Rows = list[tuple[str, str]]
 
 
 def print_forward_summary(run: ForwardRun) -> None:
-    """Print what `deconv forward` did on stderr: a table, then notes."""
-    noise = "none" if run.noise is None else f"{run.noise}, seed {run.seed}"
+    """Print what `deconv forward` did on stderr."""
     rows = [
-        *_input_rows(run, run.layer),
+        *_input_rows(run.source, run.kernel, run.layer),
         *([] if run.tap is None else [("tap", run.tap)]),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
         *_layer_rows(run.layer),
-        *_light_rows(run, run.light.reason, run.light.curve),
-        ("noise", noise),
+        *_light_rows(run.source, run.light.reason, run.light.curve),
+        ("noise", "none" if run.noise is None else f"{run.noise}, seed {run.seed}"),
         *_output_rows(run.output, run.environment),
     ]
     _print(f"deconv {run.command}", rows, notes=run.notes)
 
 
 def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert` did on stderr: a table, warnings, what to do about them, and notes.
-
-    Args:
-        run: what was done.
-        verbose: print what an expert may want to know too.
-    """
-    result = run.reconstruction
-    rows = [*_input_rows(run, result.settings.layer), ("boundary", f"{result.boundary}: {result.reasons.boundary}")]
-    rows += _layer_rows(result.settings.layer)
-    rows += [*_light_rows(run, result.reasons.light, result.tone_curve), *_lambda_rows(result)]
+    """Print what `deconv invert` did on stderr; `verbose` adds rows for an expert."""
+    result, source = run.reconstruction, run.source
+    layer, solution, reasons = result.settings.layer, result.solution, result.reasons
+    rows = [*_input_rows(source, run.kernel, layer), ("boundary", f"{result.boundary}: {reasons.boundary}")]
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
+    rows += [*_layer_rows(layer), *_light_rows(source, reasons.light, result.tone_curve)]
+    if result.lam is not None:
+        unit = " × σ²max" if verbose else ""
+        rows.append(("λ", f"{format_lambda(result.lam)}{unit}, penalty {result.penalty}: {reasons.lam}"))
+    elif result.prior_sentence is not None:
+        rows.append(("prior", f"photo: {result.prior_sentence}"))
+    else:
+        rows.append(("minimized", solution.objective))
     if colored := [model for model in result.noise if not model.is_white]:
         rows.append(("noise", describe_noise(colored)))
-    rows += [("solver", _solver(result)), ("residual", _residual(result))]
+    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
+    rows += [("solver", f"{methods}, {_ending(solution, verbose=verbose)}"), ("residual", _residual(result))]
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
-        rows += error_rows(result.predicted_error, _sample_unit(run.source), is_trusted=result.is_trusted)
-    if verbose:
-        rows += _details(result)
+        rows += error_rows(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted)
+    rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness)
-    _print(f"deconv {run.command}", rows, list(result.warnings), [*advice, *run.notes])
-
-
-def _layer_rows(layer: LayerOptions) -> Rows:
-    """Name stride, dilation and the rest, where there are any."""
-    return [] if layer.is_plain else [("layer", layer.describe())]
+    _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
 
 
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert --layers` did on stderr: a table, warnings, and notes.
-
-    Args:
-        run: the run.
-        verbose: name the layers in torch's words.
-    """
-    result, solution, source = run.inversion, run.inversion.solution, run.source
+    """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
+    result, source = run.inversion, run.source
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
-    how = "by the rank of the derivative" if result.determined.is_exact else "as conjugate gradients show it"
-    n_steps = solution.n_iterations
-    steps = "" if n_steps == 0 else f" after {counted(n_steps, 'iteration')}"
+    how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
-    layers = [(f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named]
+    unit = " × σ²max" if verbose else ""
     rows = [
         ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}"),
         ("layers", f"{run.model.layers} of {run.model.path}"),
-        *layers,
+        *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
-        *([] if result.lam == 0 else [("λ", f"{result.lam:g} × σ²max, penalty {result.penalty}")]),
-        ("solver", f"{_status(solution)}{steps}, certificate {solution.certificate:.2g}"),
+        *([] if result.lam == 0 else [("λ", f"{result.lam:g}{unit}, penalty {result.penalty}")]),
+        ("solver", _ending(result.solution, verbose=verbose)),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),
@@ -117,19 +107,17 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
 
 
 def print_factor_summary(run: FactorRun) -> None:
-    """Print what `deconv factor` built on stderr: a table, warnings, what to do about them, and notes."""
+    """Print what `deconv factor` built on stderr."""
     inverse, settings = run.inverse, run.inverse.settings
+    size, output_size = inverse.geometry.image_size, inverse.geometry.output_size
     n_bytes = sum(factor.nbytes for factor in run.factors.values())
     rows = [
         ("kernel", _kernel(run.kernel, settings.layer)),
-        (
-            "images",
-            f"{format_size(inverse.geometry.image_size)}, from outputs of {format_size(inverse.geometry.output_size)}",
-        ),
+        ("images", f"{format_size(size)}, from outputs of {format_size(output_size)}"),
         ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
         *_layer_rows(settings.layer),
         ("method", f"{inverse.choice.method}: {inverse.choice.reason}"),
-        ("λ", f"{inverse.problem.lam:g} × σ²max, penalty {settings.penalty}"),
+        ("λ", f"{inverse.problem.lam:g}, penalty {settings.penalty}"),
         *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),
         ("factors", f"{format_memory(n_bytes)} in {run.factoring_time_s:.2f} s"),
         ("output", f"{run.path}  {format_memory(run.n_bytes)}"),
@@ -139,29 +127,30 @@ def print_factor_summary(run: FactorRun) -> None:
     _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
-def _print(title: str, rows: Rows, warnings: list[str] | None = None, notes: list[str] | tuple[str, ...] = ()) -> None:
+def _print(title: str, rows: Rows, warnings: Iterable[str] = (), notes: Iterable[str] = ()) -> None:
     print_table(title, rows)
-    for warning in warnings or []:
+    for warning in warnings:
         print_warning(with_options(warning))
     for note in notes:
         print_note(with_options(note))
 
 
-def _input_rows(run: ForwardRun | InvertRun, layer: LayerOptions = PLAIN) -> Rows:
-    source = run.source
+def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PLAIN) -> Rows:
+    spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
+    size = format_size(source.shape)
     return [
-        ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}{_spacing(source)}"),
-        ("kernel", _kernel(run.kernel, layer)),
+        ("input", f"{source.path}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("kernel", _kernel(kernel, layer)),
     ]
 
 
-def _spacing(source: InputFile) -> str:
-    return "" if source.spacing is None else f", {format_spacing(source.spacing)}"
+def _layer_rows(layer: LayerOptions) -> Rows:
+    return [] if layer.is_plain else [("layer", layer.describe())]
 
 
-def _light_rows(run: ForwardRun | InvertRun, reason: str, curve: ToneCurve | None) -> Rows:
-    """Say in what a convolution acted; of tensors, which are no light, there is nothing to say."""
-    return [("light", reason)] if run.source.is_picture or curve is not None else []
+def _light_rows(source: InputFile, reason: str, curve: ToneCurve | None) -> Rows:
+    """Name what the blur acts on; nothing for tensors, which are not light."""
+    return [("light", reason)] if source.is_picture or curve is not None else []
 
 
 def _kernel(source: KernelInput, options: LayerOptions) -> str:
@@ -188,29 +177,18 @@ def _cost(environment: Environment) -> str:
     return f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"
 
 
-def _lambda_rows(result: Reconstruction) -> Rows:
-    if result.lam is not None:
-        return [("λ", f"{format_lambda(result.lam)} × σ²max, penalty {result.penalty}: {result.reasons.lam}")]
-    prior = result.prior_sentence
-    return [("minimized", result.solution.objective)] if prior is None else [("prior", f"photo: {prior}")]
-
-
-def _solver(result: Reconstruction) -> str:
-    solution, status = result.solution, _status(result.solution)
-    n = solution.n_iterations
-    steps = "" if n == 0 else f" after {counted(n, 'iteration')}"
-    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
-    if not solution.status.has_certificate:
-        return f"{methods}, {counted(n, 'step')}: {solution.ending}"
-    certificate = f"certificate {solution.certificate:.2g}"
+def _ending(solution: Solution, *, verbose: bool) -> str:
+    """Describe the end of a solve, with its distance from the exact solution if it failed or if `verbose`."""
+    status, n = solution.status, solution.n_iterations
+    if not status.has_certificate:
+        return f"{counted(n, 'step')}: {solution.ending}"
+    sentence = status.value if status.is_success else status.name.lower().replace("_", " ")
+    sentence += f" after {counted(n, 'iteration')}" if n else ""
+    if status.is_success and not verbose:
+        return sentence
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
-    return f"{methods}, {status}{steps}, {certificate}{distance}"
-
-
-def _status(solution: Solution) -> str:
-    status = solution.status
-    return status.value if status.is_success else status.name.lower().replace("_", " ")
+    return f"{sentence}, certificate {solution.certificate:.2g} (0 is solved exactly){distance}"
 
 
 def _residual(result: Reconstruction) -> str:
@@ -221,23 +199,22 @@ def _residual(result: Reconstruction) -> str:
 
 
 def _noise(result: Reconstruction) -> str | None:
-    """Describe how large the noise was taken to be, where something looked at it."""
+    """Describe the size of the noise and its source; `None` if nothing looked at it."""
     choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
-        return None if predicted is None else f"σ {predicted.sigma:.3g}, as the expected error takes it"
+        return None if predicted is None else f"σ {predicted.sigma:.3g}, used for the expected error"
     choices = [part.lambda_choice for part in result.channels if part.lambda_choice is not None] or [choice]
     sigmas = [f"{one.sigma:.3g}" for one in choices]
-    sigma = sigmas[0] if len(set(sigmas)) == 1 else ", ".join(sigmas)
-    if not choice.is_sigma_given:
-        if not all(model.is_white for model in result.noise):
-            return f"σ {sigma}, estimated with its spectrum"
-        is_rounding = all(one.sigma == ROUNDING_NOISE for one in choices)
-        is_of_layer = not result.settings.layer.is_plain
-        estimated = "the likeliest" if is_of_layer else "estimated where the kernel passes least"
-        source = "that of rounding to whole numbers" if is_rounding else estimated
-        return f"σ {sigma}, {source}"
-    is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
-    return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
+    sigma = ", ".join(sigmas if len(set(sigmas)) > 1 else sigmas[:1])
+    if choice.is_sigma_given:
+        is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
+        return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
+    if not all(model.is_white for model in result.noise):
+        return f"σ {sigma}, estimated with its spectrum"
+    if all(one.sigma == ROUNDING_NOISE for one in choices):
+        return f"σ {sigma}, that of rounding to whole numbers"
+    is_plain = result.settings.layer.is_plain
+    return f"σ {sigma}, {'estimated where the kernel passes least' if is_plain else 'the likeliest'}"
 
 
 def _sample_unit(source: InputFile) -> str:
@@ -248,19 +225,22 @@ def _sample_unit(source: InputFile) -> str:
 
 
 def error_rows(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> Rows:
-    """Say how large an error is to be expected, and where to trust the result."""
+    """Describe the size of the expected error, and where to trust the result."""
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
-    border = f"the border adds little from {counted(depth, 'pixel')} inwards" if depth else "the border adds nothing"
-    trusted = f"{border}; trust {format_percent(share)} of the pixels"
-    outweighed = "to be trusted nowhere: it outweighs the picture"
-    to_trust = (outweighed if depth is None else trusted) if is_trusted else "not to be trusted: see below"
-    expected = f"{size:.3g}{unit} rms; {to_trust}"
-    return [("expected error", expected), *([] if actual is None else [("real error", f"{actual:.3g} rms")])]
+    if not is_trusted:
+        to_trust = "not to be trusted: see below"
+    elif depth is None:
+        to_trust = "to be trusted nowhere: it outweighs the picture"
+    else:
+        border = f"adds little from {counted(depth, 'pixel')} inwards" if depth else "adds nothing"
+        to_trust = f"the border {border}; trust {format_percent(share)} of the pixels"
+    rows = [("expected error", f"{size:.3g}{unit} rms; {to_trust}")]
+    return rows if actual is None else [*rows, ("real error", f"{actual:.3g} rms")]
 
 
 def _details(result: Reconstruction) -> Rows:
-    """List what an expert may want to know."""
+    """List the rows for an expert."""
     spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
     condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
     told = ", ".join(f"{level:.3g}" for level in result.solution.noise_levels)
@@ -283,7 +263,7 @@ def _inwards(name: str, rms: list[tuple[int, float]]) -> str:
 
 
 def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:
-    """Describe what the boundary loses, and where its influence reaches deep: warnings, and what to do about them."""
+    """Describe what the boundary loses, and how deep its influence reaches: warnings, and advice."""
     if finding is None:
         return [], []
     if finding.is_well_posed is False:
@@ -299,6 +279,6 @@ def _influence(influence: InfluenceDepth) -> str:
     faded = [f"{part} after {counted(n, 'pixel')}" for part, n in depths.items() if n is not None]
     deeper = [part for part, n in depths.items() if n is None]
     if not faded:
-        return f"a mistake at the edge goes deep into the image: more than {deeper[0]} of it"
+        return f"a mistake at the edge reaches deep into the image: more than {deeper[0]} of it"
     sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
-    return f"{sentence}; more than {deeper[0]} of it goes deeper still" if deeper else sentence
+    return f"{sentence}; more than {deeper[0]} of it reaches deeper" if deeper else sentence

@@ -1,27 +1,129 @@
-"""Running code of the user's: what it prints and what it warns of stay out of the answer."""
+"""Code of the user's: the options that name a model's class, and running it apart from the answer on stdout."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from deconv_cli.commands.option_groups import option
 from deconv_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deconv_cli.models.model_files import ModelFile
+
+MODEL_FILES = "Model files"
 _WARNING_LENGTH = 240
+
+InitOption = Annotated[
+    str | None,
+    option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
+]
+AllowGlobalOption = Annotated[
+    list[str] | None,
+    option(
+        "--allow-global NAME",
+        "Let a pickle use this class besides those of torch.nn and --model: package.module.Name.",
+        MODEL_FILES,
+    ),
+]
+TrustFileOption = Annotated[
+    str | None,
+    option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES),
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to open a model file."""
+
+    model: Annotated[
+        str | None,
+        option(
+            "--model CODE",
+            "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; "
+            "nothing in the file MODEL is.",
+            MODEL_FILES,
+        ),
+    ] = None
+    init: InitOption = None
+    allow_global: AllowGlobalOption = None
+    trust_file: TrustFileOption = None
+
+
+def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
+    """Read a model file, and build the model if its class is named.
+
+    Raises:
+        UsageError: no such file or name, or arguments without a class.
+        InputRefusedError: a file that is unsafe, damaged or does not fit.
+    """
+    from deconv_cli.saved_kernels import open_model
+
+    if options.init is not None and options.model is None:
+        raise UsageError(
+            "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
+        )
+    with running_user_code(is_silent=True):
+        return open_model(
+            path,
+            model=options.model,
+            init=parse_init(options.init),
+            allowed_globals=tuple(options.allow_global or ()),
+            trusted_sha256=options.trust_file,
+        )
+
+
+def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
+    """Read the arguments of a model's class.
+
+    Raises:
+        UsageError: the text is neither a JSON object nor a list.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--init must be JSON such as {{\"hidden\": 64}}, but is '{text[:80]}'.") from error
+    if not isinstance(found, dict | list):
+        raise UsageError(f"--init must be a JSON object or a list, but is '{text[:80]}'.")
+    return found
+
+
+def name_or_code(text: str, names: Iterable[str], option: str) -> Any:  # noqa: ANN401
+    """Return a text that names one of the library's functions, or the function that `file.py:function` names.
+
+    A text without a colon is returned too; the library refuses it if it is not a name.
+
+    Raises:
+        UsageError: there is no such file or function; the message calls it `option`.
+        InputRefusedError: importing the file takes too much memory.
+    """
+    from deconv_cli.models.named_code import load_named
+
+    if ":" not in text or text.partition(":")[0] in names:
+        return text
+    return load_named(text, option).value
 
 
 @contextlib.contextmanager
 def running_user_code(*, is_silent: bool) -> Iterator[tuple[Callable[[str], None], list[warnings.WarningMessage]]]:
-    """Send to stderr what the code prints, and gather what it and torch warn of.
+    """Send what the code prints to stderr, and collect the warnings.
 
     Args:
-        is_silent: show no progress; it is shown on a terminal alone.
+        is_silent: show no progress; without it, progress is shown on a terminal only.
 
     Yields:
-        What shows a sentence of progress, and the list of warnings.
+        A function that shows a sentence of progress, and the list of warnings.
     """
     from rich.console import Console
 
@@ -41,7 +143,7 @@ def running_user_code(*, is_silent: bool) -> Iterator[tuple[Callable[[str], None
 
 @contextlib.contextmanager
 def _descriptor_to_stderr() -> Iterator[None]:
-    """Send to stderr what programs that the code starts print, and what it writes past Python."""
+    """Send to stderr what other programs print, and what is written past Python."""
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
@@ -52,15 +154,6 @@ def _descriptor_to_stderr() -> Iterator[None]:
 
 
 def describe_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
-    """Write each warning once, a sentence each."""
+    """Write each different warning as a sentence."""
     lines = [str(warning.message).strip().partition("\n")[0].rstrip(".") for warning in caught]
     return [f"a warning on the way: {line[:_WARNING_LENGTH]}" for line in dict.fromkeys(filter(None, lines))]
-
-
-@contextlib.contextmanager
-def naming_options(options: str) -> Iterator[None]:
-    """Add to an error of the library the options by which its advice is followed."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{str(error).rstrip('.')}: {options}.") from error

@@ -1,4 +1,4 @@
-"""Jobs that other processes do: what is sent there and back, and what a process that dies costs."""
+"""Jobs in other processes: the data that are sent, and the cost of a process that dies."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconv_cli.commands.batch_task import BatchTask, done_by
+from deconv_cli.commands.batch import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.job import Job, Outcome, Source, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
@@ -54,7 +54,7 @@ def test_each_process_prepares_once_and_sends_no_image(jobs):
     assert [(one.job.number, one.outcome.record, one.outcome.doubts) for one in done] == [
         (number, {"number": number}, ("doubt",)) for number in (1, 2, 5)
     ]
-    assert done[0].outcome.print_summary() is None  # which was bound to the image
+    assert done[0].outcome.print_summary() is None  # the image is gone
     assert pickle.loads(pickle.dumps(sent))._process is None
 
 
@@ -66,7 +66,7 @@ def test_a_process_that_was_started_elsewhere_finds_the_files(jobs, tmp_path, mo
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-def test_what_fails_and_what_kills_cost_one_file_each(jobs):
+def test_a_failure_and_a_killed_worker_cost_one_file_each(jobs):
     begun = []
     done = list(done_by(SerialScheduler(), Numbering(), jobs, (begun.append(job.number) or job for job in jobs)))
     assert begun == [one.job.number for one in done] == [1, 2, 3, 4, 5]
@@ -85,7 +85,7 @@ def frames(tmp_path):
 
 @pytest.fixture
 def each_twice(monkeypatch):
-    """Do each piece twice, as it is where the worker dies that has the result of the first time."""
+    """Do each piece twice, as if the first worker died with its result."""
 
     def run(self, task, numbers):
         for number in numbers:
@@ -120,7 +120,7 @@ def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, ge
 
 
 @pytest.mark.parametrize("option", ["--verbose", "--show"])
-def test_what_only_this_process_could_tell_is_refused(refuses, frames, gentle, tmp_path, option):
+def test_options_that_print_this_process_are_refused_with_workers(refuses, frames, gentle, tmp_path, option):
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--jobs", "2", option]
     refuses(*words, code=ExitCode.USAGE, says=[option, "--jobs"])
 

@@ -114,7 +114,7 @@ def test_the_defaults_of_pictures_and_tensors(deconv, gray, gentle, save, tmp_pa
     assert (tensor["lambda"], tensor["penalty"], tensor["lambda_choice"]) == (1e-6, "identity", None)
     table = deconv("invert", gray, "-k", gentle, "-o", tmp_path / "z.tif", "--verbose", "--prior", "quadratic").stderr
     for words in (
-        "× σ²max, penalty gradient: chosen by generalized cross-validation",
+        "penalty gradient: chosen by generalized cross-validation",
         "unknown: a picture shows part of a larger scene",
         "condition",
     ):

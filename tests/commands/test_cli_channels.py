@@ -63,7 +63,7 @@ def test_lambda_of_each_channel_is_listed_and_rerun(deconv, photograph, kernels,
     deconv(*shlex.split(run.report["rerun"])[1:])
     assert torch.equal(values(tmp_path / "out.tif"), first)
     typed = deconv(*words, *several, "--force", "--lambda", "0.1,0.02,0.3")
-    assert "0.1, 0.02, 0.3 × σ²max" in typed.stderr
+    assert "0.1, 0.02, 0.3, penalty" in typed.stderr
     assert "λ = " in page.read_text()
 
 

@@ -1,48 +1,79 @@
-"""`deconv check-grad` at the prompt: verdicts, exit codes, the report, what is accepted and what is not understood."""
+"""`deconv check-grad` at the prompt: verdicts, exit codes, the report, accepted findings, and refusals."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from importlib import metadata
 
 import pytest
 import torch
 from gradient_cases import FIXTURES, blamed_line
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.user_code import running_user_code
-from deconv_cli.vocabulary import package_version
 
 
 def code(fixture: str, name: str) -> str:
     return f"{FIXTURES / fixture}.py:{name}"
 
 
-NETWORK = ("--model", code("detached", "Base"), "--input-shape", "5,4")
+BASE = ("--model", code("detached", "Base"))
+NETWORK = (*BASE, "--input-shape", "5,4")
+LSTM = ("--model", "torch.nn:LSTM", "--init", "[3, 4]")
+UNUSED = ("--model", code("detached", "Unused"), "--input-shape", "5,4")
+BY_HAND = FIXTURES / "scripts" / "by_hand.py"
 
 
-class TestExitCodes:
-    def test_healthy(self, deconv):
-        done = deconv("check-grad", *NETWORK)
-        assert done.stdout.splitlines()[-1] == "healthy: 4 parameters"
+@pytest.fixture
+def check(deconv):
+    """Run the command with --json; gives the report."""
+    return lambda *words, expect=ExitCode.SUCCESS: deconv("check-grad", *words, "--json", expect=expect).report
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of code below the imports."""
+
+    def write(body: str, name: str = "net.py"):
+        path = tmp_path / name
+        path.write_text("import warnings\nimport torch\nfrom torch import nn\n" + body)
+        return path
+
+    return write
+
+
+def net(forward: str, arguments: str = "self, x") -> str:
+    """The code of a class with a layer from 4 to 7."""
+    return (
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(4, 7)\n"
+        f"    def forward({arguments}):\n"
+        f"        {forward}\n"
+    )
+
+
+class TestVerdicts:
+    def test_healthy(self, deconv, check):
+        assert deconv("check-grad", *NETWORK).stdout.splitlines()[-1] == "healthy: 4 parameters"
         assert deconv("check-grad", *NETWORK, "-q").stdout == "healthy: 4 parameters\n"
+        report = check(*NETWORK, "--second-order", "--budget", "inf")
+        assert (report["schema"], report["command"], report["exit_code"]) == (1, "check-grad", 0)
+        assert (report["loss_name"], report["counts"]) == ("projection", {"OK": 4})
+        assert report["data"] == {"kind": "synthetic", "inputs": ["[5, 4] float32"], "seed": 0}
+        assert any("synthetic" in note for note in report["notes"])
+        for parameter in report["parameters"]:
+            comparison, second = parameter["comparison"], parameter["second_order"]
+            assert parameter["gradient_norm"] > 0
+            assert comparison["error_bar"] < 1e-4 * abs(comparison["numeric"]) + 1e-9
+            assert comparison["resolution"] < 1e-3
+            assert comparison["autograd"] == pytest.approx(comparison["numeric"], rel=1e-3, abs=1e-8)
+            assert second["autograd"] == pytest.approx(second["numeric"], rel=1e-3, abs=1e-8)
 
-    def test_a_package_that_is_run_from_its_source(self, deconv, monkeypatch):
-        def missing(package):
-            raise metadata.PackageNotFoundError(package)
-
-        monkeypatch.setattr(metadata, "version", missing)
-        package_version.cache_clear()
-        assert deconv("check-grad", *NETWORK, "--json").report["versions"]["deconv"] == "not installed"
-        package_version.cache_clear()
-
-    def test_a_loss_is_named_as_what_it_is(self, deconv):
-        words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
-        assert "(the model's own)" in deconv(*words).stdout
-        assert deconv("check-grad", *NETWORK, "--json").report["loss_name"] == "projection"
-
-    def test_a_fault(self, deconv):
+    def test_a_fault_has_its_line(self, deconv, check):
         done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)
         line = f"detached.py:{blamed_line('detached', 'detach')}"
         told = done.stdout.splitlines()
@@ -50,62 +81,71 @@ class TestExitCodes:
         assert [row for row in told if row.startswith("  at ") and line in row and "return h.detach()" in row]
         assert "  instead  return h" in told
         assert told[-1] == "faults: 2 of 4 parameters"
+        words = ["--model", code("lenet", "LeNet5"), "--loss", code("lenet", "wrapped_loss")]
+        (fault,) = check(*words, "--target-shape", "4:int64:0..10", expect=ExitCode.FAULT_FOUND)["faults"]
+        (cause,) = fault["causes"]
+        assert (cause["file"], cause["line"]) == (str(FIXTURES / "lenet.py"), blamed_line("lenet", "wrapped"))
+        assert (cause["function"], cause["instead"]) == ("wrapped_loss", "return loss")
 
-    def test_no_verdict(self, deconv):
-        done = deconv("check-grad", *NETWORK, "--budget", "0", "--json", expect=ExitCode.UNTRUSTWORTHY)
-        assert done.report["counts"] == {"NOT CHECKED": 4}
-        assert len([s for s in done.report["not_checked"] if "budget" in s]) == 4
+    @pytest.mark.parametrize(
+        ("words", "counts", "general"),
+        [
+            ([*NETWORK, "--budget", "0"], {"NOT CHECKED": 4}, []),
+            (["--model", code("dying", "Unseeded")], {"NOISY": 2}, ["NOISY"]),
+        ],
+    )
+    def test_no_verdict(self, check, words, counts, general):
+        report = check(*words, expect=ExitCode.UNTRUSTWORTHY)
+        assert report["counts"] == counts
+        assert [finding["verdict"] for finding in report["general"]] == general
 
-    def test_noise(self, deconv):
-        words = ["check-grad", "--model", code("dying", "Unseeded"), "--json"]
-        done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
-        assert done.report["counts"] == {"NOISY": 2}
-        assert [finding["verdict"] for finding in done.report["general"]] == ["NOISY"]
-
-    def test_a_fault_of_the_model_as_a_whole(self, deconv):
-        done = deconv("check-grad", "--model", code("mixing", "Leak"), "--json", expect=ExitCode.FAULT_FOUND)
-        (finding,) = done.report["general"]
-        assert finding["verdict"] == "BATCH-LEAK"
-        assert finding["causes"][0]["line"] == blamed_line("mixing", "leak")
-        assert "as it stands: samples leak into one another (BATCH-LEAK)." in done.report["summary"]
+    def test_a_fault_of_the_model_as_a_whole(self, check):
+        report = check("--model", code("mixing", "Leak"), expect=ExitCode.FAULT_FOUND)
+        (finding,) = report["general"]
+        assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
+        assert "as it stands: samples leak into one another (BATCH-LEAK)." in report["summary"]
 
     def test_gradients_by_the_inputs(self, deconv):
         told = deconv("check-grad", *NETWORK, "--wrt", "inputs").stdout.splitlines()
         assert told[0] == "Gradients are right: every input gets one, and it agrees with finite differences."
         assert told[-1] == "healthy: 1 input"
         words = ["check-grad", "--model", code("detached", "Detach"), "--input-shape", "5,4", "--wrt", "inputs"]
-        told = deconv(*words, expect=ExitCode.FAULT_FOUND).stdout.splitlines()
-        assert told[0] == "No input gets a gradient."
+        assert deconv(*words, expect=ExitCode.FAULT_FOUND).stdout.startswith("No input gets a gradient.")
 
-    def test_a_table_without_rows_is_left_out(self, deconv, tmp_path):
-        path = tmp_path / "wide.py"
-        path.write_text("from torch import nn\nmodel = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
-        told = deconv("check-grad", "--model", f"{path}:model", "--input-shape", "5,3").stdout
+    def test_many_parameters_are_counted(self, deconv, write):
+        path = write("model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
+        words = ["check-grad", "--model", f"{path}:model", "--input-shape", "5,3"]
+        told = deconv(*words).stdout
         assert "and 42 more that are OK" in told
         assert "finite differences\n" not in told
+        assert "20.weight" in deconv(*words, "--verbose").stdout
+
+    def test_gates_and_time(self, check):
+        report = check(*LSTM, "--input-shape", "6,2,3", "--batch-axis", "1")
+        assert list(report["parameters"][0]["gates"]) == ["input", "forget", "cell", "output"]
+        (series,) = report["recurrent"]
+        assert (series["trend"], len(series["norms"])) == ("steady", 6)
+
+    def test_the_seed_decides(self, check):
+        first, second, other = (check(*NETWORK, "--seed", seed)["loss"] for seed in ("3", "3", "0"))
+        assert first == second != other
+
+    def test_the_mode(self, check):
+        words = ["--model", code("dying", "BiasBeforeNorm"), "--input-shape", "4,2,8,8"]
+        assert check(*words)["counts"]["ZERO BY CONSTRUCTION"] == 1
+        assert check(*words, "--mode", "eval")["counts"] == {"OK": 6}
 
 
 class TestExpectations:
-    WORDS = ("check-grad", "--model", code("detached", "Unused"), "--input-shape", "5,4")
-
-    def test_a_known_finding_is_accepted(self, deconv):
-        deconv(*self.WORDS, "-q", expect=ExitCode.FAULT_FOUND)
-        deconv(*self.WORDS, "--expect", "UNUSED:spare.weight", "-q", expect=ExitCode.FAULT_FOUND)
-        done = deconv(*self.WORDS, "--expect", "UNUSED:spare.weight", "--expect", "UNUSED:spare.bias", "--json")
-        assert {p["name"]: p["expected"] for p in done.report["parameters"]} == {
-            "body.weight": False,
-            "body.bias": False,
-            "head.weight": False,
-            "head.bias": False,
-            "spare.weight": True,
-            "spare.bias": True,
-        }
-
-    def test_a_pattern(self, deconv):
-        assert "healthy: 6 parameters (2 expected)" in deconv(*self.WORDS, "--expect", "unused:spare.*").stdout
-
-    def test_another_verdict_is_not_accepted(self, deconv):
-        done = deconv(*self.WORDS, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
+    def test_a_known_finding_is_accepted(self, deconv, check):
+        deconv("check-grad", *UNUSED, "--expect", "UNUSED:spare.weight", "-q", expect=ExitCode.FAULT_FOUND)
+        report = check(*UNUSED, "--expect", "UNUSED:spare.weight", "--expect", "UNUSED:spare.bias")
+        expected = {p["name"] for p in report["parameters"] if p["expected"]}
+        assert expected == {"spare.weight", "spare.bias"}
+        assert report["summary"].startswith("Training can work except for the expected findings")
+        done = deconv("check-grad", *UNUSED, "--expect", "unused:spare.*")
+        assert "healthy: 6 parameters (2 expected)" in done.stdout
+        done = deconv("check-grad", *UNUSED, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
         assert "not found, though expected: DETACHED:spare.*" in done.stderr
 
     def test_a_line(self, deconv):
@@ -116,107 +156,28 @@ class TestExpectations:
         deconv(*words, "DETACHED:detached.py:1", expect=ExitCode.FAULT_FOUND)
         deconv(*words, f"DETACHED:ached.py:{line}", expect=ExitCode.FAULT_FOUND)
 
-    def test_the_first_line_does_not_hide_what_is_expected(self, deconv):
-        done = deconv(*self.WORDS, "--expect", "UNUSED:spare.*", "--json")
-        assert done.report["summary"].startswith("Training can work except for the expected findings")
-
-    def test_what_other_programs_print_goes_to_stderr(self, capfd):
-        with running_user_code(is_silent=True):
-            os.write(1, b"raw")
-        os.write(1, b"after")
-        assert capfd.readouterr() == ("after", "raw")
-
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
 
     @pytest.mark.parametrize("text", ["UNUSED", "UNUSED:", "BROKEN:x", ":x"])
     def test_what_is_no_expectation(self, refuses, text):
-        refuses(*self.WORDS, "--expect", text, code=ExitCode.USAGE, says=["VERDICT:NAME", text])
+        words = ["check-grad", *UNUSED, "--expect", text]
+        refuses(*words, code=ExitCode.USAGE, says=["VERDICT:NAME", text])
 
 
-class TestReport:
-    def test_every_parameter_has_its_numbers(self, deconv):
-        report = deconv("check-grad", *NETWORK, "--json").report
-        assert (report["schema"], report["command"], report["exit_code"]) == (1, "check-grad", 0)
-        assert report["data"] == {"kind": "synthetic", "inputs": ["[5, 4] float32"], "seed": 0}
-        assert any("synthetic" in note for note in report["notes"])
-        for parameter in report["parameters"]:
-            comparison = parameter["comparison"]
-            assert parameter["gradient_norm"] > 0
-            assert comparison["error_bar"] < 1e-4 * abs(comparison["numeric"]) + 1e-9
-            assert comparison["resolution"] < 1e-3
-            assert comparison["autograd"] == pytest.approx(comparison["numeric"], rel=1e-3, abs=1e-8)
-
-    def test_a_cause_has_its_place(self, deconv):
-        words = ["check-grad", "--model", code("lenet", "LeNet5"), "--loss", code("lenet", "wrapped_loss")]
-        words += ["--target-shape", "4:int64:0..10", "--json"]
-        (fault,) = deconv(*words, expect=ExitCode.FAULT_FOUND).report["faults"]
-        (cause,) = fault["causes"]
-        assert cause["file"] == str(FIXTURES / "lenet.py")
-        assert cause["line"] == blamed_line("lenet", "wrapped")
-        assert cause["function"] == "wrapped_loss"
-        assert cause["source"].startswith("loss = Variable(loss")
-        assert cause["instead"] == "return loss"
-
-    def test_gates_and_time(self, deconv):
-        words = ["check-grad", "--model", "torch.nn:LSTM", "--init", "[3, 4]", "--input-shape", "6,2,3", "--json"]
-        report = deconv(*words, "--batch-axis", "1").report
-        gates = report["parameters"][0]["gates"]
-        assert list(gates) == ["input", "forget", "cell", "output"]
-        (series,) = report["recurrent"]
-        assert series["trend"] == "steady"
-        assert len(series["norms"]) == 6
-
-    def test_many_parameters_are_counted(self, deconv):
-        words = ["check-grad", "--model", code("healthy", "Transformer")]
-        brief, full = deconv(*words), deconv(*words, "--verbose")
-        assert "head.weight" in brief.stdout
-        assert len(full.stdout.splitlines()) >= len(brief.stdout.splitlines())
-
-    def test_second_derivatives(self, deconv):
-        report = deconv("check-grad", *NETWORK, "--second-order", "--json").report
-        second = {p["name"]: p["second_order"] for p in report["parameters"]}
-        assert second["body.weight"]["autograd"] == pytest.approx(second["body.weight"]["numeric"], rel=1e-3)
-
-    def test_the_same_seed_gives_the_same_report(self, deconv):
-        first, second = (deconv("check-grad", *NETWORK, "--seed", "3", "--json").report for _ in range(2))
-        assert first["loss"] == second["loss"]
-        assert deconv("check-grad", *NETWORK, "--json").report["loss"] != first["loss"]
-
-    def test_a_hostile_name_does_not_reach_the_terminal(self, deconv, tmp_path):
-        (tmp_path / "net.py").write_text(
-            "from torch import nn\n"
-            "class Net(nn.Linear):\n"
-            "    def __init__(self):\n"
-            "        super().__init__(4, 2)\n"
-            "        self.register_parameter('evil\\x1b[31m', nn.Parameter(self.weight.detach().clone()))\n"
-        )
-        done = deconv("check-grad", "--model", f"{tmp_path}/net.py:Net", expect=ExitCode.FAULT_FOUND)
-        assert "\x1b" not in done.stdout
-
-
-class TestInputs:
-    def test_data_of_a_file(self, deconv, tmp_path):
+class TestData:
+    def test_of_a_file(self, check, tmp_path):
         tensors = {"input": torch.randn(40, 1, 32, 32), "target": torch.randint(0, 10, (40,))}
         save_file(tensors, tmp_path / "data.safetensors")
-        words = ["check-grad", "--model", code("lenet", "LeNet5"), "--data", tmp_path / "data.safetensors"]
-        report = deconv(*words, "--loss", "cross-entropy", "--batch-size", "3", "--json").report
-        assert report["data"]["kind"] == "given"
-        assert report["data"]["inputs"] == ["[3, 1, 32, 32] float32"]
+        words = ["--model", code("lenet", "LeNet5"), "--data", tmp_path / "data.safetensors"]
+        report = check(*words, "--loss", "cross-entropy", "--batch-size", "3")
+        assert (report["data"]["kind"], report["data"]["inputs"]) == ("given", ["[3, 1, 32, 32] float32"])
         assert not any("synthetic" in note for note in report["notes"])
 
-    def test_arguments_by_name(self, deconv, tmp_path):
-        (tmp_path / "net.py").write_text(
-            "from torch import nn\n"
-            "class Net(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.layer = nn.Linear(3, 2)\n"
-            "    def forward(self, zebra, ape):\n"
-            "        return self.layer(zebra) * ape\n"
-        )
-        torch.save({"ape": torch.randn(5, 2), "zebra": torch.randn(5, 3)}, tmp_path / "data.pt")
-        deconv("check-grad", "--model", f"{tmp_path}/net.py:Net", "--data", tmp_path / "data.pt", "-q")
+    def test_arguments_by_name(self, deconv, write, tmp_path):
+        path = write(net("return self.layer(zebra) * ape", "self, zebra, ape"))
+        torch.save({"ape": torch.randn(5, 7), "zebra": torch.randn(5, 4)}, tmp_path / "data.pt")
+        deconv("check-grad", "--model", f"{path}:Net", "--data", tmp_path / "data.pt", "-q")
 
     @pytest.mark.parametrize(
         ("name", "words", "inputs"),
@@ -224,97 +185,140 @@ class TestInputs:
             ("healthy:Gru", [], ["[4, 12] int64"]),
             ("healthy:Lstm", [], ["[4, 12, 5] float32"]),
             ("healthy:Gru", ["--input-shape", "2,7:int64:3..5"], ["[2, 7] int64"]),
-            ("lenet:LeNet5", [], ["[4, 1, 32, 32] float32"]),
         ],
     )
-    def test_shapes_are_read_off_the_first_layer_or_given(self, deconv, name, words, inputs):
-        report = deconv("check-grad", "--model", code(*name.split(":")), *words, "--json").report
-        assert report["data"]["inputs"] == inputs
+    def test_shapes_are_read_off_the_first_layer_or_given(self, check, name, words, inputs):
+        assert check("--model", code(*name.split(":")), *words)["data"]["inputs"] == inputs
 
     @pytest.mark.parametrize("loss", ["cross-entropy", "mse", "l1", "smooth-l1", "huber", "bce-with-logits"])
-    def test_named_losses_draw_their_target(self, deconv, loss):
-        report = deconv("check-grad", *NETWORK, "--loss", loss, "--json").report
+    def test_named_losses_draw_their_target(self, check, loss):
+        report = check(*NETWORK, "--loss", loss)
         assert "the target is synthetic" in report["notes"]
         assert report["counts"] == {"OK": 4}
 
-    def test_a_factory_and_its_arguments(self, deconv, tmp_path):
-        (tmp_path / "net.py").write_text(
-            "from torch import nn\ndef make(width, *, depth=1):\n"
-            "    return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))\n"
-        )
-        words = ["check-grad", "--model", f"{tmp_path}/net.py:make", "--init", '{"width": 3, "depth": 2}', "--json"]
-        assert deconv(*words).report["counts"] == {"OK": 4}
+    def test_a_target_that_nothing_uses_is_noted(self, check, data, write):
+        path = write("def of_output(output):\n    return output.square().sum()\n")
+        for loss in ("projection", f"{path}:of_output"):
+            report = check(*BASE, "--data", data, "--loss", loss)
+            assert f"the target of --data is not used: --loss {loss} takes none" in report["notes"]
 
-    def test_the_mode(self, deconv):
-        words = ["check-grad", "--model", code("dying", "BiasBeforeNorm"), "--input-shape", "4,2,8,8", "--json"]
-        assert deconv(*words).report["counts"]["ZERO BY CONSTRUCTION"] == 1
-        assert deconv(*words, "--mode", "eval").report["counts"] == {"OK": 6}
+    def test_a_target_shape_without_a_target_in_the_data_is_used(self, deconv, tmp_path):
+        save_file({"input": torch.randn(20, 4)}, tmp_path / "data.safetensors")
+        words = ["check-grad", *BASE, "--data", tmp_path / "data.safetensors", "--loss", "cross-entropy"]
+        deconv(*words, "--target-shape", "16:int64:0..3", "-q")
 
-    def test_a_model_without_a_graph_in_double(self, deconv, tmp_path):
-        (tmp_path / "net.py").write_text(
-            "import torch\nfrom torch import nn\n"
-            "class Net(nn.Linear):\n"
-            "    def __init__(self):\n"
-            "        super().__init__(4, 2)\n"
-            "    def forward(self, x):\n"
-            "        if x.dtype != torch.float32:\n"
-            "            raise RuntimeError('no kernel for it')\n"
-            "        return super().forward(x)\n"
-        )
-        report = deconv("check-grad", "--model", f"{tmp_path}/net.py:Net", "--json").report
-        assert report["finite_difference_dtype"] == "float32"
+    def test_time_in_front(self, check, tmp_path):
+        words = [*LSTM, "--input-shape", "6,2,3"]
+        (sentence,) = check(*words)["not_checked"]
+        assert "batch_first=False" in sentence
+        report = check(*words, "--batch-axis", "0", expect=ExitCode.FAULT_FOUND)
+        assert [finding["verdict"] for finding in report["general"]] == ["BATCH-LEAK"]
+        for axis in ("1", "none"):
+            assert check(*words, "--batch-axis", axis)["not_checked"] == []
+        save_file({"input": torch.randn(30, 2, 3)}, tmp_path / "data.safetensors")  # time is not cut as the batch is
+        report = check(*LSTM, "--data", tmp_path / "data.safetensors", "--batch-axis", "1")
+        assert report["data"]["inputs"] == ["[30, 2, 3] float32"]
+
+    @pytest.mark.parametrize("loss", ["cross-entropy", "nll"])
+    def test_classes_on_the_last_axis_of_synthetic_targets(self, check, write, loss):
+        words = ["--model", f"{write(net('return self.layer(x)'))}:Net", "--input-shape", "3,5,4", "--loss", loss]
+        # The model gives scores, which are no logarithms of probabilities, as nll wants them.
+        report = check(*words, *(["--expect", "LOSS-INPUT:model"] if loss == "nll" else []))
         assert report["counts"] == {"OK": 2}
-        assert any("does not run in float64" in note for note in report["notes"])
+        assert any("(3, 5, 7) was read as (batch, steps, classes)" in note for note in report["notes"])
+
+    @pytest.mark.parametrize("is_last", [True, False])
+    def test_the_shape_of_the_target_decides_where_the_classes_are(self, deconv, check, write, tmp_path, is_last):
+        inputs, target = torch.randn(3, 5, 4), torch.randint(0, 7, (3, 5))
+        save_file({"input": inputs, "target": target}, tmp_path / "data.safetensors")
+        path = write(net(f"return self.layer(x){'' if is_last else '.transpose(1, 2)'}"))
+        words = ["--model", f"{path}:Net", "--data", tmp_path / "data.safetensors", "--loss", "cross-entropy"]
+        report = check(*words)
+        assert any("(batch, steps, classes)" in note for note in report["notes"]) == is_last
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 7)
+        loss = nn.functional.cross_entropy(layer(inputs).reshape(15, 7), target.reshape(15))
+        assert report["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+        deconv("fisher", *words, "-o", tmp_path / "fisher.safetensors", "-q")
+        expected = torch.zeros(7, 4)
+        for x, y in zip(inputs, target, strict=True):
+            of_sample = nn.functional.cross_entropy(layer(x), y, reduction="sum")
+            expected += torch.autograd.grad(of_sample, layer.weight)[0].square() / 3
+        found = load_file(tmp_path / "fisher.safetensors")["layer.weight"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("tensors", "says"),
+        [
+            ({"input": torch.zeros(5, 4), "target": torch.zeros(4, 3)}, ["same number of samples", "'target' 4"]),
+            ({"input": torch.zeros(0, 4)}, "holds none"),
+        ],
+    )
+    def test_samples_that_do_not_fit(self, refuses, tmp_path, tensors, says):
+        save_file(tensors, tmp_path / "data.safetensors")
+        words = ["check-grad", *BASE, "--data", tmp_path / "data.safetensors", "--loss", "mse"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
 
 
 class TestUserCode:
-    @pytest.fixture
-    def nets(self, tmp_path):
-        (tmp_path / "nets.py").write_text("from torch import nn\nprint('imported')\nmodel = nn.Linear(4, 3)\n")
-        return tmp_path / "nets.py"
-
-    def test_what_it_prints_stays_out_of_the_answer(self, deconv, nets):
+    def test_what_it_prints_stays_out_of_the_answer(self, deconv, write, capfd):
         done = deconv("check-grad", "--model", code("unusual", "Hamiltonian"), "--input-shape", "5,4", "--json")
         assert done.report["counts"] == {"OK": 3}
         assert "called" in done.stderr
-        assert "imported" in deconv("check-grad", "--model", f"{nets}:model", "--json").stderr
+        path = write("print('imported')\nmodel = nn.Linear(4, 3)\n")
+        assert "imported" in deconv("check-grad", "--model", f"{path}:model", "--json").stderr
+        with running_user_code(is_silent=True):
+            os.write(1, b"raw")
+        os.write(1, b"after")
+        assert capfd.readouterr() == ("after", "raw")
+
+    def test_its_warnings_become_notes(self, deconv, write):
+        path = write(net("warnings.warn('the moon is full'); return self.layer(x)"))
+        done = deconv("check-grad", "--model", f"{path}:Net", "--input-shape", "3,4")
+        assert done.stderr.count("the moon is full") == 1
+        assert "note: a warning on the way: the moon is full" in done.stderr
 
     @pytest.mark.parametrize("words", [[], ["--input-shape", "5,4"]])
-    def test_a_network_that_takes_a_gradient_itself(self, deconv, words):
+    def test_a_network_that_takes_a_gradient_itself(self, check, words):
         """Neither its synthetic target nor its guessed input is drawn under no_grad."""
-        done = deconv("check-grad", "--model", code("unusual", "Hamiltonian"), *words, "--loss", "mse", "--json")
-        assert done.report["counts"] == {"OK": 3}
-        assert "the target is synthetic" in done.report["notes"]
+        report = check("--model", code("unusual", "Hamiltonian"), *words, "--loss", "mse")
+        assert report["counts"] == {"OK": 3}
+        assert "the target is synthetic" in report["notes"]
 
-    def test_a_model_that_is_there_already(self, deconv, nets, tmp_path):
-        words = ["check-grad", "--model", f"{nets}:model", "--input-shape", "5,4"]
-        assert deconv(*words, "--json").report["counts"] == {"OK": 2}
+    def test_a_loss_of_the_model_itself(self, deconv):
+        words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
+        assert "(the model's own)" in deconv(*words).stdout
+
+    def test_a_factory_and_a_model_that_is_built_already(self, check, write, tmp_path):
+        path = write(
+            "model = nn.Linear(4, 3)\n"
+            "def make(width, *, depth=1):\n"
+            "    return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))\n"
+        )
+        report = check("--model", f"{path}:make", "--init", '{"width": 3, "depth": 2}')
+        assert report["counts"] == {"OK": 4}
+        words = ["--model", f"{path}:model", "--input-shape", "5,4"]
+        assert check(*words)["counts"] == {"OK": 2}
         save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, tmp_path / "w.safetensors")
-        report = deconv("check-grad", tmp_path / "w.safetensors", *words[1:], "--json").report
+        report = check(tmp_path / "w.safetensors", *words)
         assert [p["weight_norm"] for p in report["parameters"]] == [0, 0]
 
-    def test_a_model_that_is_there_already_takes_no_arguments(self, refuses, tmp_path):
-        (tmp_path / "ready.py").write_text("from torch import nn\nready = nn.Linear(4, 3)\n")
-        words = ["check-grad", "--model", f"{tmp_path}/ready.py:ready", "--init", "[4, 3]"]
-        refuses(*words, code=ExitCode.USAGE, says=["is a model already", "init"])
+    def test_a_model_without_a_graph_in_double(self, check, write):
+        path = write(net("return self.layer(x) if x.dtype == torch.float32 else torch.ones(2) @ torch.ones(3)"))
+        report = check("--model", f"{path}:Net")
+        assert (report["finite_difference_dtype"], report["counts"]) == ("float32", {"OK": 2})
+        assert any("does not run in float64" in note for note in report["notes"])
+
+    def test_a_hostile_name_does_not_reach_the_terminal(self, deconv, write):
+        path = write(
+            "model = nn.Linear(4, 2)\n"
+            "model.register_parameter('evil\\x1b[31m', nn.Parameter(model.weight.detach().clone()))\n"
+        )
+        done = deconv("check-grad", "--model", f"{path}:model", expect=ExitCode.FAULT_FOUND)
+        assert "\x1b" not in done.stdout
 
 
-class TestBatchAxis:
-    WORDS = ("check-grad", "--model", "torch.nn:LSTM", "--init", "[3, 4]", "--input-shape", "6,2,3", "--json")
-
-    def test_time_in_front_is_asked_about(self, deconv):
-        (sentence,) = deconv(*self.WORDS).report["not_checked"]
-        assert "batch_first=False" in sentence
-
-    def test_an_axis_that_is_given_is_taken(self, deconv):
-        report = deconv(*self.WORDS, "--batch-axis", "0", expect=ExitCode.FAULT_FOUND).report
-        assert [finding["verdict"] for finding in report["general"]] == ["BATCH-LEAK"]
-        assert report["not_checked"] == []
-        assert deconv(*self.WORDS, "--batch-axis", "1").report["not_checked"] == []
-        assert deconv(*self.WORDS, "--batch-axis", "none").report["not_checked"] == []
-
-
-class TestNotUnderstood:
+class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
@@ -325,53 +329,76 @@ class TestNotUnderstood:
             (["--model", "no_such_package:Net"], "cannot be imported"),
             (["--model", code("detached", "Absent")], "holds no 'Absent'"),
             (["--model", code("detached", "item_loss")], "could not be built"),
-            (["--model", code("detached", "Base"), "--init", "{"], "--init must be JSON"),
-            (["--model", code("detached", "Base"), "--init", "3"], "object or a list"),
-            (["--model", code("detached", "Base"), "--init", '{"depth": 3}'], "depth"),
+            ([*BASE, "--init", "{"], "--init must be JSON"),
+            ([*BASE, "--init", "3"], "object or a list"),
+            ([*BASE, "--init", '{"depth": 3}'], "depth"),
             ([*NETWORK, "--loss", "hinge"], "cross-entropy"),
             ([*NETWORK, "--loss", code("lenet", "cured_loss")], "takes a target"),
-            ([*NETWORK[:3], "5,x"], "--input-shape"),
-            ([*NETWORK[:3], "5,4:int64:3..3"], "is empty"),
-            ([*NETWORK[:3], "5,9"], "cannot be run on these inputs"),
+            ([*BASE, "--input-shape", "5,x"], "--input-shape"),
+            ([*BASE, "--input-shape", "5,9"], "cannot be run on these inputs"),
+            ([*BASE, "--input-shape", "5,4:int64:3..3"], "is empty"),
+            ([*BASE, "--input-shape", "5,4:int64:0.2..0.8"], "is empty"),
+            ([*BASE, "--input-shape", "5,4:uint8:0..300"], "beyond its dtype"),
+            ([*BASE, "--input-shape", "5,4:bool:0..1"], "bool"),
+            ([*BASE, "--input-shape", "99999999999999999999,4"], "elements"),
             ([*NETWORK, "--batch-axis", "first"], "--batch-axis"),
-            (["--model", code("detached", "Base"), "--data", "missing.safetensors"], "does not exist"),
+            ([*NETWORK, "--batch-axis", "²"], "--batch-axis"),
+            ([*BASE, "--data", "missing.safetensors"], "does not exist"),
             (["--model", "torch.nn:Tanh", "--input-shape", "3"], "no parameters"),
             (["--model", "torch.nn:Bilinear", "--init", "[2, 3, 4]"], "forward takes 2 inputs"),
-        ],
-        ids=lambda value: value if isinstance(value, str) else None,
-    )
-    def test_one_sentence(self, refuses, words, says):
-        refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
-
-    def test_weights_without_a_class(self, refuses, tmp_path):
-        save_file({"weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
-        refuses("check-grad", tmp_path / "weights.safetensors", code=ExitCode.USAGE, says="--model")
-
-
-class TestScripts:
-    SCRIPT = str(FIXTURES / "scripts" / "by_hand.py")
-
-    def test_stdout_carries_the_report_alone(self, deconv):
-        done = deconv("check-grad", "--run", self.SCRIPT, "--json")
-        assert done.report["model"]["kind"] == "script"
-        assert done.report["summary"].startswith("Training can work")
-        assert {p["name"]: p["verdict"] for p in done.report["parameters"]} == {"w": "OK", "b": "OK"}
-
-    def test_what_follows_goes_to_the_script(self, deconv, tmp_path):
-        path = tmp_path / "train.py"
-        path.write_text(f"import sys\nprint(sys.argv[1:])\n{(FIXTURES / 'scripts' / 'by_hand.py').read_text()}")
-        done = deconv("check-grad", "--run", path, "--step", "2", "--", "--epochs", "3")
-        assert "['--epochs', '3']" in done.stderr
-        assert done.stdout.splitlines()[0].startswith("Training can work")
-
-    @pytest.mark.parametrize(
-        ("words", "says"),
-        [
+            (["WEIGHTS"], "--model"),
+            (["WEIGHTS", "--init", "{}"], "--init gives the arguments of --model"),
+            (["--model", "READY:ready", "--init", "[4, 3]"], ["is a model already", "init"]),
+            ([*NETWORK, "--batch-size", "3"], "--batch-size"),
+            ([*NETWORK, "--trust-file", "0" * 64], "--trust-file"),
+            ([*NETWORK, "--allow-global", "math.sin"], "--allow-global"),
+            ([*NETWORK, "--target-shape", "5,3"], "--loss projection takes none"),
+            ([*BASE, "--data", "DATA", "--input-shape", "5,4"], ["--input-shape", "--data"]),
+            (
+                [*BASE, "--data", "DATA", "--loss", "cross-entropy", "--target-shape", "20:int64:0..3"],
+                ["--target-shape", "holds one"],
+            ),
+            ([*BASE, "--data", "DATA", "--batch-axis", "1", "--batch-size", "3"], "--batch-size"),
             (["--run", "no_such.py"], "no file 'no_such.py'"),
-            (["--run", SCRIPT, "--loss", "mse"], "--loss is for models that are named"),
+            (["--run", BY_HAND, "--loss", "mse"], "--loss is for models that are named"),
             (["--step", "2", *NETWORK], "there is no --run"),
             ([*NETWORK, "--", "a.pt", "b.pt"], "'b.pt' came too"),
         ],
+        ids=lambda value: value if isinstance(value, str) else None,
     )
-    def test_what_does_not_go_with_a_script(self, refuses, words, says):
+    def test_one_sentence(self, refuses, tmp_path, data, words, says):
+        save_file({"weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
+        (tmp_path / "ready.py").write_text("from torch import nn\nready = nn.Linear(4, 3)\n")
+        files = {"WEIGHTS": str(tmp_path / "weights.safetensors"), "READY": f"{tmp_path}/ready.py", "DATA": str(data)}
+        words = [files.get(str(word), str(word).replace("READY", files["READY"])) for word in words]
         refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
+
+    def test_for_kinds_of_files(self, refuses, tmp_path):
+        model = nn.Linear(4, 3)
+        save_file(model.state_dict(), tmp_path / "weights.safetensors")
+        torch.save(model, tmp_path / "whole.pt")
+        torch.export.save(torch.export.export(model, (torch.randn(5, 4),)), tmp_path / "program.pt2")
+        weights = ["check-grad", tmp_path / "weights.safetensors", "--model", "torch.nn:Linear", "--init", "[4, 3]"]
+        digest = hashlib.sha256((tmp_path / "program.pt2").read_bytes()).hexdigest()
+        whole = ["check-grad", tmp_path / "whole.pt"]
+        program = ["check-grad", tmp_path / "program.pt2", "--trust-file", digest]
+        for words, says in (
+            ([*weights, "--trust-file", digest], "--trust-file is for TorchScript"),
+            ([*weights, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
+            ([*whole, "--trust-file", digest], "--trust-file is for TorchScript"),
+            ([*whole, "--model", "torch.nn:Linear", "--init", "[4, 3]"], "--init makes a model"),
+            ([*program, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
+            ([*program, "--mode", "train"], "--mode cannot change an exported program"),
+            ([*program, "--model", "torch.nn:Linear"], "--model names what is computed"),
+        ):
+            refuses(*words, code=ExitCode.USAGE, says=says)
+
+
+def test_a_script_gets_its_arguments(deconv, tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(f"import sys\nprint(sys.argv[1:])\n{BY_HAND.read_text()}")
+    done = deconv("check-grad", "--run", path, "--step", "2", "--json", "--", "--epochs", "3")
+    assert "['--epochs', '3']" in done.stderr
+    assert done.report["model"]["kind"] == "script"
+    assert done.report["summary"].startswith("Training can work")
+    assert {p["name"]: p["verdict"] for p in done.report["parameters"]} == {"w": "OK", "b": "OK"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gradient_cases import FIXTURES, load_fixture
 from hostile_pickles import MakesFolder, with_members
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -88,17 +88,11 @@ class TestRead:
     def test_an_exported_program(self, deconv, tmp_path):
         path = tmp_path / "program.bin"
         with path.open("wb") as stream:
-            torch.export.save(torch.export.export(Net(), (torch.randn(5, 4),)), stream)
-        report = deconv("check-grad", path, "--trust-file", sha256(path), "--json").report
-        assert report["data"] == {"kind": "stored", "inputs": ["[5, 4] float32"], "seed": 0}
-        assert report["mode"] == "exported"
-        assert report["counts"] == {"OK": 4}
-
-    def test_an_exported_program_tells_the_line(self, deconv, tmp_path):
-        path = tmp_path / "program.pt2"
-        torch.export.save(torch.export.export(CutNet(), (torch.randn(5, 4),)), path)
+            torch.export.save(torch.export.export(CutNet(), (torch.randn(5, 4),)), stream)
         words = ["check-grad", path, "--trust-file", sha256(path), "--json"]
         report = deconv(*words, expect=ExitCode.FAULT_FOUND).report
+        assert report["data"] == {"kind": "stored", "inputs": ["[5, 4] float32"], "seed": 0}
+        assert report["mode"] == "exported"
         (fault,) = report["faults"]
         assert fault["parameters"] == ["body.weight", "body.bias"]
         (cause,) = fault["causes"]
@@ -110,6 +104,35 @@ class TestRead:
         path = tmp_path / "script.pt"
         torch.jit.save(torch.jit.script(Net()), path)
         deconv("check-grad", path, "--trust-file", sha256(path), "--input-shape", "3,4", "-q")
+
+    def test_tied_weights_that_are_stored_once(self, deconv, refuses, tmp_path):
+        from deconv_cli.models.named_code import load_named
+
+        body = (
+            "from torch import nn\n"
+            "class Tied(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.embedding = nn.Embedding(9, 4)\n"
+            "        self.head = nn.Linear(4, 9, bias=False)\n"
+            "        self.head.weight = self.embedding.weight\n"
+            "    def forward(self, x):\n"
+            "        return self.head(self.embedding(x))\n"
+        )
+        (tmp_path / "tied.py").write_text(body)
+        model = load_named(f"{tmp_path}/tied.py:Tied", "--model").value()
+        save_model(model, str(tmp_path / "tied.safetensors"))
+        assert len(load_file(tmp_path / "tied.safetensors")) == 1
+        words = ["check-grad", tmp_path / "tied.safetensors", "--model", f"{tmp_path}/tied.py:Tied"]
+        report = deconv(*words, "--input-shape", "3,5:int64:0..9", "--json").report
+        assert report["counts"] == {"OK": 1}
+        norm = float(model.head.weight.detach().norm())
+        assert report["parameters"][0]["weight_norm"] == pytest.approx(norm, rel=1e-6)
+        # Weights that only look alike are not tied.
+        save_file({"embedding.weight": torch.zeros(9, 4)}, tmp_path / "half.safetensors")
+        (tmp_path / "untied.py").write_text(body.replace("        self.head.weight = self.embedding.weight\n", ""))
+        words = ["check-grad", tmp_path / "half.safetensors", "--model", f"{tmp_path}/untied.py:Tied"]
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says="lacks 'head.weight'")
 
 
 class TestRefused:

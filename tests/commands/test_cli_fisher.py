@@ -35,40 +35,26 @@ def test_names_and_shapes_of_the_state_dict(deconv, tmp_path, data, kind):
         assert json.loads(opened.metadata()["deconv"])["kind"] == kind
 
 
-def test_the_squared_batch_mean_is_shown_beside(deconv, tmp_path, data):
-    words = [*NETWORK, "--data", data, "--loss", "cross-entropy"]
-    told = deconv(*words, "-o", tmp_path / "fisher.safetensors").stdout
-    assert "the mean gradient of a batch of 16, squared, would have given" in told
-
-
 def test_an_existing_file_is_kept(refuses, deconv, tmp_path, data):
     out = tmp_path / "fisher.safetensors"
     out.write_bytes(b"precious")
-    words = [*NETWORK, "--data", data, "--loss", "cross-entropy"]
-    refuses(*words, "-o", out, code=ExitCode.USAGE, says="--force")
-    deconv(*words, "-o", out, "--force", "-q")
+    words = [*NETWORK, "--data", data, "--loss", "cross-entropy", "-o", out]
+    refuses(*words, code=ExitCode.USAGE, says="--force")
+    told = deconv(*words, "--force").stdout
+    assert "the mean gradient of a batch of 16, squared, would have given" in told
     assert load_file(out)
 
 
-def test_another_suffix(refuses, tmp_path, data):
-    words = [*NETWORK, "--data", data, "-o", tmp_path / "f.pt"]
-    refuses(*words, code=ExitCode.USAGE, says=".safetensors")
-
-
-def test_draws_are_for_sampled_targets(refuses, tmp_path, data):
-    words = [*NETWORK, "--data", data, "--loss", "cross-entropy", "-o", tmp_path / "f.safetensors", "--draws", "2"]
-    refuses(*words, code=ExitCode.USAGE, says=["--draws", "the kind is empirical"])
-
-
-def test_a_projection_is_refused(refuses, data, tmp_path):
-    words = [*NETWORK, "--data", data, "-o", tmp_path / "f.safetensors"]
-    refuses(*words, code=ExitCode.USAGE, says=["likelihood", "--loss cross-entropy"])
-
-
-def test_numbers_of_samples_that_differ(refuses, tmp_path):
-    save_file({"input": torch.zeros(5, 4), "target": torch.zeros(4)}, tmp_path / "data.safetensors")
-    words = [*NETWORK, "--data", tmp_path / "data.safetensors", "-o", tmp_path / "f.safetensors"]
-    refuses(*words, code=ExitCode.INPUT_REFUSED, says="same number of samples")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-o", "f.pt"], ".safetensors"),
+        (["-o", "f.safetensors", "--loss", "cross-entropy", "--draws", "2"], ["--draws", "the kind is empirical"]),
+        (["-o", "f.safetensors"], ["likelihood", "--loss cross-entropy"]),
+    ],
+)
+def test_refusals(refuses, data, words, says):
+    refuses(*NETWORK, "--data", data, *words, code=ExitCode.USAGE, says=says)
 
 
 @pytest.mark.parametrize(("model", "shape"), [("dying.py:Corner", "1,3"), ("unusual.py:OwnLoss", "5,4")])

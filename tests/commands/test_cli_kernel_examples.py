@@ -10,21 +10,14 @@ import pytest
 import tifffile
 from bead_scenes import scene
 
-from deconv_cli.commands import (
-    kernel_beads,
-    kernel_commands,
-    kernel_extract,
-    kernel_fit,
-    kernel_make,
-    kernel_microscope,
-)
+from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make, kernel_psf
 
 EXAMPLES = {
-    "extract": kernel_extract.EXAMPLE,
+    "extract": kernel_make.EXTRACT_EXAMPLE,
     "fit": kernel_fit.EXAMPLE,
-    "make": kernel_make.EXAMPLE,
-    "from-beads": kernel_beads.EXAMPLE,
-    "microscope": kernel_microscope.EXAMPLE,
+    "make": kernel_make.MAKE_EXAMPLE,
+    "from-beads": kernel_psf.BEADS_EXAMPLE,
+    "microscope": kernel_psf.MICROSCOPE_EXAMPLE,
     "align": kernel_commands.ALIGN_EXAMPLE,
 }
 

@@ -51,7 +51,9 @@ def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
 
 
 def test_refusals(refuses, model, tmp_path):
-    refuses("kernel", "extract", model, "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says=".safetensors alone")
+    words = ["kernel", "extract", model, "--layer", "0", "-o", tmp_path / "k.npy"]
+    refuses(*words, code=ExitCode.USAGE, says="should end in .safetensors")
+    refuses(*words[:-1], model, "--force", code=ExitCode.USAGE, says="is the input itself")
     refuses("kernel", "extract", model, "-o", tmp_path / "k.safetensors", code=ExitCode.USAGE,
             says="choose among 0, 1 with --layer NAME")  # fmt: skip
     refuses("kernel", "extract", model, "--layer", "7", code=ExitCode.USAGE, says="no convolution named '7'")

@@ -69,7 +69,7 @@ def test_refusals(refuses, save, tmp_path):
         "kernel", "fit", x, x, "--size", "30,3", code=ExitCode.INPUT_REFUSED, says="does not fit into images"
     )
     assert "padding" not in said
-    refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="--size must be H,W")
+    refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="N, H,W or D,H,W")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
             code=ExitCode.USAGE, says="give two names")  # fmt: skip

@@ -35,7 +35,7 @@ def test_a_kernel_with_tails_says_so_and_takes_a_size(deconv, tmp_path):
     done = deconv("kernel", "make", "airy:1", "-o", tmp_path / "k.npy")
     assert "a larger --size holds more of them" in done.stderr
     error = json.loads((tmp_path / "k.npy.json").read_text())["transform_error"]
-    assert f"the edge of 33×33 taps make the transform wrong by {error:.2g}" in done.stderr
+    assert f"the edge of 33×33 taps, which makes the transform wrong by {error:.2g}" in done.stderr
     done = deconv("kernel", "make", "airy:1", "--size", "201", "-o", tmp_path / "wide.npy", "--json")
     assert np.load(tmp_path / "wide.npy").shape == (201, 201)
     assert done.report["transform_error"] < 1e-3

@@ -71,7 +71,7 @@ def test_the_noise_may_be_given(deconv, words, tmp_path):
     found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table).stderr)
     assert float(found[1]) == pytest.approx(2, rel=0.3)
     told = deconv(*words, *table, "--lambda", "1e-3", "--trust-mask", tmp_path / "mask.png").stderr
-    assert re.search(r"σ [0-9.]+, as the expected error takes it", told)
+    assert re.search(r"σ [0-9.]+, used for the expected error", told)
     assert large["lambda"] > 3 * small["lambda"]
 
 

@@ -1,4 +1,4 @@
-"""Runs over many files that are taken down, resumed, and that leave out what is there."""
+"""Runs over many files with a manifest: records, resumed runs, and skipped outputs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from deconv_cli.io.records import samples_digest, seal_record
 
 @pytest.fixture
 def frames(gray, tmp_path):
-    """Three small tensors, of which the second is damaged; their folder."""
+    """A folder with three small tensors; the second is damaged."""
     folder = tmp_path / "frames"
     folder.mkdir()
     for number in (1, 2, 10):
@@ -100,23 +100,14 @@ def test_another_kernel_of_the_same_name_is_another_setting(run, frames, gentle)
     assert len(run("--resume", expect=ExitCode.SUCCESS)[0]["results"]) == 3
 
 
-def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frames, gentle, tmp_path):
+def test_a_doubted_result_is_doubted_again_by_a_resumed_run(deconv, frames, gentle, tmp_path):
     mend(frames)
-    words = [
-        "-k",
-        gentle,
-        "--lambda",
-        "1e-3",
-        "--max-iterations",
-        "1",
-        "--resume",
-        "--manifest",
-        tmp_path / "run.jsonl",
-    ]
+    words = ["-k", gentle, "--lambda", "1e-3", "--max-iterations", "1"]
+    words += ["--resume", "--manifest", tmp_path / "run.jsonl"]
     many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
     for inputs, n_inputs, sentence in (
         (many, 3, "3 left out (3 of them doubted before)"),
-        (one, 1, "doubted as it was then"),
+        (one, 1, "its result was doubted when it was written"),
     ):
         first = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
         assert sentence not in first.stderr
@@ -134,7 +125,7 @@ def test_what_was_doubted_is_doubted_still_when_the_run_is_resumed(deconv, frame
 def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     mend(frames)
     _, lines = run(expect=ExitCode.SUCCESS)
-    # The second was written, but not taken down; the third was taken down in part.
+    # The second was written but not recorded; the third was recorded in part.
     begun = [{"input": line["input"], "output": line["output"], "status": "begun"} for line in lines]
     for line in lines:
         del line["digest"]
@@ -147,7 +138,7 @@ def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     assert [line["output_sha256"] for line in again] == [line["output_sha256"] for line in lines]
 
 
-def test_a_run_that_is_interrupted_after_a_file_was_written_knows_it_for_its_own(run, frames, monkeypatch):
+def test_an_interrupted_run_replaces_the_file_that_it_had_written(run, frames, monkeypatch):
     mend(frames)
     write = PreparedOutput.write
 
@@ -168,7 +159,7 @@ def test_an_output_of_somebody_else_is_not_replaced(run, frames, tmp_path):
     mend(frames)
     (tmp_path / "out").mkdir()
     np.save(tmp_path / "out" / "2.npy", np.zeros(3))
-    for _ in range(2):  # that it failed makes the file no one of deconv's
+    for _ in range(2):  # the failed job does not make the file one of deconv's
         report, lines = run("--resume")
         assert [failure["path"] for failure in report["failed"]] == [str(frames / "2.npy")]
         assert "exists already" in lines[1]["error"]

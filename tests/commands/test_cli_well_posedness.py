@@ -56,8 +56,8 @@ def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
 @pytest.mark.parametrize(
     ("n_taps", "lam", "says"),
     [
-        (2, "1e-9", "goes deep into the image: more than 10 % of it"),
-        (5, "0.1", "; more than 0.1 % of it goes deeper still"),
+        (2, "1e-9", "reaches deep into the image: more than 10 % of it"),
+        (5, "0.1", "; more than 0.1 % of it reaches deeper"),
         (5, "1", "fades to 10 % after 5 pixels, to 1 % after 8 pixels, to 0.1 % after 11 pixels"),
     ],
 )

@@ -1,11 +1,11 @@
-"""The files that folders and patterns stand for, in which order, and where their outputs go."""
+"""The files of folders and patterns, their order, and the places of their outputs."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from deconv_cli.commands.batch_layout import lay_out
+from deconv_cli.commands.batch_options import lay_out
 from deconv_cli.commands.input_files import expand
 from deconv_cli.errors import UsageError
 from deconv_cli.io.files import read_head

@@ -1,4 +1,4 @@
-"""What is said while long work goes on."""
+"""The progress line of long work."""
 
 import pytest
 from rich.console import Console

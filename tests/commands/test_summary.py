@@ -52,10 +52,11 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
     assert kinds == sorted(kinds, reverse=True)
 
 
-def test_the_distance_to_the_solution_stands_beside_the_certificate(deconv, save, gentle, tmp_path):
+def test_verbose_shows_the_certificate_and_the_distance_to_the_solution(deconv, save, gentle, tmp_path):
     data = save("y", np.random.default_rng(0).random((20, 20)))
     words = ["invert", data, "-k", gentle, "--lambda", "1e-2", "--method", "iterative", "-o", tmp_path / "x.npy"]
-    done = deconv(*words, "--json")
+    assert "certificate" not in deconv(*words).stderr
+    done = deconv(*words, "--json", "--verbose", "--force")
     bound = done.report["solver"]["distance_bound"]
     assert 0 < bound < 1e-2
     assert f", within {100 * bound:.2g} % of the solution" in " ".join(done.stderr.split())

@@ -1,18 +1,12 @@
-"""Pictures in the terminal: on a pseudo-terminal, letter by letter."""
+"""Pictures in the terminal, letter by letter."""
 
-import os
 import re
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from deconv_cli.commands.terminal_picture import HALF_BLOCK, SHADES, show_picture
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+from deconv_cli.commands.console import SHADES, show_picture
 
 
 def drawn(image, monkeypatch, capsys, *, width=40, height=30, is_color=False, n_axes=2, **options):
@@ -85,38 +79,3 @@ def test_values_that_are_not_finite_do_not_matter(monkeypatch, capsys):
     line, note = drawn(image, monkeypatch, capsys)
     assert colors_of(line) == [(0, 0, 0, 255, 255, 255)] * 2
     assert "white is 1" in note
-
-
-def test_a_real_terminal_gets_blocks(tmp_path):
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((40, 90)).astype(np.float32))
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
-    unset = ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    words = ["-m", "deconv_cli", "inspect", str(tmp_path / "x.npy"), "--show"]
-    with subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=environment | {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
-    ) as process:
-        os.close(theirs)
-        parts = []
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            parts.append(part)
-        assert process.wait(timeout=300) == 0
-    os.close(ours)
-    lines = [line for line in b"".join(parts).decode().splitlines() if HALF_BLOCK in line]
-    assert len(lines) == 11
-    assert all(line.count(HALF_BLOCK) == 50 for line in lines)
