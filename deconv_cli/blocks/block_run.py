@@ -174,6 +174,8 @@ def _done_blocks(task: BlockTask, checkpoint: Checkpoint, numbers: Sequence[int]
     """Find the blocks that are done and that the files hold unchanged; create the files for the others."""
     results = checkpoint.results()
     done = {number: results[number] for number in numbers if number in results}
+    for result in done.values():
+        task.check_data(result)
     are_kept = [target.create() for target in task.targets if target.is_begun()]
     held = {number for number, result in done.items() if all(are_kept) and task.holds(result)}
     if len(held) == len(numbers):

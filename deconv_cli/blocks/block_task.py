@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraNumbers, ExtraWork, region_of, write_block
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan, corner_of
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
-from deconv_cli.errors import DeconvError
+from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions import RegionTarget
@@ -37,6 +38,7 @@ class BlockResult:
         n_clipped: samples that the type of the result cannot hold.
         n_estimated: samples of the estimate.
         result_digest: of the samples that it wrote into the result.
+        data_digest: of the samples that it read.
         seam: the largest difference from a block that lies across its seams; `None` if it is not measured.
         seconds: that it took.
     """
@@ -54,6 +56,7 @@ class BlockResult:
     n_estimated: int
     extra: ExtraNumbers
     result_digest: str
+    data_digest: str
     seam: float | None = None
     seconds: float = 0.0
 
@@ -89,6 +92,18 @@ class BlockTask:
     def extra_work(self) -> ExtraWork:
         """Makes the extras of a block."""
         return ExtraWork(self.problem, self.extras, self.plan.error)
+
+    def check_data(self, done: BlockResult) -> None:
+        """Refuse, by `UsageError`, an input whose samples have changed since a block was restored.
+
+        A file can be replaced by one of the same size and time, so only its samples tell.
+        """
+        block = self.grid.block(done.number)
+        if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
+            raise UsageError(
+                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
+                "begun; bring the earlier file back, or give force=True to start over."
+            )
 
     def holds(self, done: BlockResult) -> bool:
         """Return whether all files still hold what a block wrote."""
@@ -153,6 +168,7 @@ class BlockTask:
             n_estimated=core.numel(),
             extra=self.extra_work(block, values, result.image),
             result_digest=digest,
+            data_digest=_digest_of(values),
         )
         return done, core
 
@@ -199,3 +215,7 @@ def _pipeline_of(task: BlockTask) -> Pipeline:
         kept.clear()
         kept[key] = task.problem.pipeline()
     return kept[key]
+
+
+def _digest_of(values: Tensor) -> str:
+    return samples_digest(values.cpu().contiguous().view(torch.uint8).numpy())

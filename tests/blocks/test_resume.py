@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from block_cases import blurred, describe, planned, scene
 
@@ -250,6 +251,19 @@ def test_a_link_in_place_of_the_record_is_replaced_and_its_file_kept(begun, tmp_
     begun.go_on()
     assert (tmp_path / "mine").read_text() == "precious"
     assert content_of(begun.result) == begun.expected
+
+
+def test_an_input_that_was_replaced_but_kept_size_and_time_is_noticed(begun):
+    path, before = begun.folder / "in.npy", (begun.folder / "in.npy").read_bytes()
+    found = path.stat()
+    np.save(path, np.load(path)[:, ::-1])
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    try:
+        with pytest.raises(UsageError, match=r"in\.npy' has other samples than when '.*out\.npy' was begun"):
+            begun.go_on()
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def test_a_kernel_of_the_same_taps_in_another_shape_is_another_one(begun):
