@@ -250,6 +250,7 @@ def test_what_is_printed_where(deconv, gray, samples_folder, tmp_path, command):
 
 def test_verbose_tells_every_iteration(deconv, gray, gentle, tmp_path):
     words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force", "--json", "--method", "strip"]
+    words += ["--prior", "quadratic"]
     done = deconv(*words, "-v", "--tolerance", "1e-4")
     told = [line for line in done.stderr.splitlines() if line.startswith("iteration ")]
     assert len(told) == done.report["solver"]["iterations"] > 0

@@ -49,7 +49,7 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
 
 def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
     done = deconv("invert", data, "-k", late, "--lambda", "1e-3", "-o", tmp_path / "x.npy", expect=FINISHED)
-    assert "note: about 20 modes along the edges come through under this boundary too weakly" in done.stderr
+    assert "note: about 20 modes along the edges are too weak under this boundary for the data" in done.stderr
     assert "warning: about" not in done.stderr
 
 
