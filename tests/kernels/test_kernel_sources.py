@@ -41,10 +41,10 @@ def test_those_without_a_direction_have_none(text):
         ("disk:", "written disk:RADIUS"),
         (
             "disk:4*",
-            "such as 'disk:4*motion:9@30', but one of them is missing in 'disk:4*'.",
+            "such as 'disk:4*motion:9@30', but one factor is missing in 'disk:4*'.",
         ),
-        ("disk:4**motion:9@30", "one of them is missing"),
-        ("* disk:4", "one of them is missing"),
+        ("disk:4**motion:9@30", "one factor is missing"),
+        ("* disk:4", "one factor is missing"),
         ("path", "is written path:FILE.csv, for example path:shake.csv"),
         ("shift", "is written shift:DOWN@RIGHT, for example shift:0.3@-0.2"),
         ("disk:1@2", "written disk:RADIUS"),
@@ -87,7 +87,7 @@ def test_a_misspelt_source_is_recognized():
 
 
 def test_products_that_cannot_be():
-    with pytest.raises(UsageError, match="one of them is missing"):
+    with pytest.raises(UsageError, match="one factor is missing"):
         make_kernel("disk:2*")
     with pytest.raises(UsageError, match="may reach at most"):
         make_kernel("box:1500*box:1500")

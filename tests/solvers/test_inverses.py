@@ -19,7 +19,7 @@ SMALL = [case for case in ALL_CASES if case.size == (7, 6)]
 
 def build(case: Case, **settings) -> PseudoInverse:
     # Never shared, so that the channels are those of the dense matrix.
-    settings = ResolvedSettings(padding=case.padding, boundary=case.boundary, **settings)
+    settings = ResolvedSettings.of(padding=case.padding, boundary=case.boundary, **settings)
     return PseudoInverse(Kernel(case.kernel(), False), case.size, settings)
 
 
