@@ -162,7 +162,7 @@ def test_little_memory_is_refused_both_ways(files):
     done = run(folder, {"max_memory": 1000})
     assert done.exit_code == ExitCode.INPUT_REFUSED
     assert "even the smallest block" in done.stderr
-    assert "more than the 1000 bytes that --max-memory allows; use more memory." in done.stderr
+    assert "more than the 1000 bytes that --max-memory allows; use more memory" in done.stderr
 
 
 @pytest.mark.parametrize("settings", ACCEPTED, ids=named)
