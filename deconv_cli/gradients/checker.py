@@ -15,7 +15,7 @@ from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
-from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
+from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
@@ -156,9 +156,6 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
 _SLOW_SHARE = 40
 """A model is slow if a forward pass takes more than this part of the budget."""
 
-_N_REPEATED = 2
-"""Passes that show whether the loss is the same again."""
-
 _FEW = 2
 """Samples on which finite differences of a slow model are taken."""
 
@@ -189,20 +186,21 @@ def collect_evidence(
         weight_norms, forward = _first_forward(subject, stack, on_progress)
         started = time.monotonic()
         repetition = repeat(subject, forward)
-        # These passes are warm: the first one of a process also loads and compiles.
-        is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
+        # This pass is warm: the first one of a process also loads and compiles.
+        is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
         backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
         forward.log.differentiable.clear()  # the intermediate values of large models take much memory
         is_finite = bool(forward.loss.detach().isfinite())
         origins = [] if is_finite else _origins(subject)
         started = time.monotonic()
         is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
-        functions = CheckedFunctions()
+        wrong: list[WrongInput] = []
+        unchecked: list[str] = []
         if is_checkable and backward is not None and forward.log.calls:
             on_progress("checking hand-written backwards")
-            functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
+            wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
         names = _usable_gradients(backward) if is_finite else frozenset()
-        blamed = {name for item in functions.wrong.values() for name in item.parameters}
+        blamed = {name for item in wrong for name in item.parameters}
         twice = names - blamed if second_order else frozenset()
         left = budget - (time.monotonic() - started)
         with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
@@ -227,17 +225,15 @@ def collect_evidence(
             failing_fixes=find_failing_suggestions(subject, forward, backward),
             reached_by_others=find_reached_by_others(subject, backward),
             double=double,
-            wrong_inputs=tuple(functions.wrong.values()),
+            wrong_inputs=tuple(wrong),
             batch=batch,
             budget=budget,
             notes=(
                 *describe_plain_containers(subject.model),
-                *repetition.describe_randomness(subject.seed),
                 *([_NARROWED] if is_narrowed else []),
-                *functions.notes,
                 *(double.notes if double is not None else ()),
             ),
-            not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
+            not_checked=(*unchecked, *(double.not_checked if double is not None else ())),
         )
 
 

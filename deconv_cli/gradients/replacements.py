@@ -124,19 +124,6 @@ def straight_through(bare: str) -> Replacement:
     return Replacement(f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()", through)
 
 
-def harmless_input(bare: str) -> float:
-    """Find an input with a finite value and slope, for elements that torch.where does not select."""
-    function = getattr(torch, bare, torch.exp)
-    for candidate in (1.0, 0.0, 0.5):
-        with contextlib.suppress(Exception):
-            x = torch.tensor(candidate, requires_grad=True)
-            value = function(x)
-            (slope,) = torch.autograd.grad(value, x)
-            if bool(value.isfinite()) and bool(slope.isfinite()):
-                return candidate
-    return 1.0
-
-
 _MAX_TRIED = 4
 _SAME_LOSS = 1e-5
 _SIMILAR_LOSS = 1e-3

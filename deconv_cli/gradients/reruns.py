@@ -21,11 +21,10 @@ _MAX_SOURCES = 3
 
 @dataclass(frozen=True)
 class Repetition:
-    """The loss twice with one seed, and once with another; `drawn` are the operations that draw random numbers."""
+    """The loss twice with one seed; `drawn` are the operations that draw random numbers."""
 
     first: float
     second: float
-    other_seed: float
     drawn: tuple[Operation, ...]
 
     @property
@@ -33,23 +32,16 @@ class Repetition:
         """Whether one seed gives different losses."""
         return not _is_same(self.first, self.second)
 
-    def describe_randomness(self, seed: int) -> list[str]:
-        """Note that the loss depends on the seed but can be checked."""
-        if self.is_noisy or _is_same(self.first, self.other_seed):
-            return []
-        where = f" ({self.drawn[0].label} at {self.drawn[0].location})" if self.drawn else ""
-        return [f"the loss is random{where}; seed {seed} was set before every run, so it could be checked"]
-
 
 def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
-    """Compute the loss again with the same seed, and with another one."""
+    """Compute the loss again with the same seed."""
     # Draws around the model, such as the weights of the default loss, have no line.
     drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
     first, second = float(forward.loss.detach()), subject.value()
     if not _is_same(first, second):
         # A watched pass may use other kernels of torch and round differently.
         first, second = second, subject.value()
-    return Repetition(first, second, subject.value(subject.seed + 1), drawn)
+    return Repetition(first, second, drawn)
 
 
 def _is_same(first: float, second: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.replacements import ADVICE, SINGULAR, harmless_input, straight_through
+from deconv_cli.gradients.replacements import ADVICE, SINGULAR, straight_through
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
@@ -244,8 +244,7 @@ def _cause_in_branch(operation: Operation) -> Cause:
         f"the slope of {bare} is infinite or beyond the range at inputs that torch.where may not even select; it "
         "multiplies that slope by zero, which gives NaN."
     )
-    fill = harmless_input(bare)
-    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, {fill}))"
+    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, 0.5))"
     return Cause(operation.label, operation.location, why, suggestion)
 
 
