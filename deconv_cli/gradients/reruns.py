@@ -10,7 +10,7 @@ import torch
 
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 
@@ -48,7 +48,7 @@ def _is_same(first: float, second: float) -> bool:
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
-def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> dict[str, str]:
+def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> dict[str, str]:
     """Change each parameter that a derivative in the loss drops and whose gradient is missing or zero.
 
     Returns:
@@ -56,8 +56,8 @@ def measure_responses(subject: Subject, forward: ForwardTrace, backward: Backwar
     """
     responses = {}
     for name in subject.trainable:
-        gradient = backward.gradients.get(name) if backward is not None else None
-        if forward.bit(name) not in forward.log.shifted or not Magnitude.of([gradient]).is_zero:
+        has_gradient = name in backward.magnitudes and not backward.magnitudes[name].is_zero
+        if forward.bit(name) not in forward.log.shifted or has_gradient:
             continue
         if _loss_changes_with(subject, name, (_SMALL_CHANGE,)):
             responses[name] = "smooth"
@@ -66,7 +66,7 @@ def measure_responses(subject: Subject, forward: ForwardTrace, backward: Backwar
     return responses
 
 
-def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
+def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
     """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
 
     A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
@@ -77,8 +77,7 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
     for name in subject.trainable:
         bit = forward.bit(name)
         uses = uses_outside(forward, bit)
-        gradient = backward.gradients.get(name) if backward is not None else None
-        if gradient is not None or not uses or (forward.flow.sources | forward.reached) & bit:
+        if backward.gradients.get(name) is not None or not uses or (forward.flow.sources | forward.reached) & bit:
             continue
         lines = tuple(sorted({str(use.location) for use in uses}))
         if lines not in moved and returned is not None:  # a recorded pass does not compute with plain values again
@@ -193,14 +192,14 @@ class FirstSteps:
         return None
 
 
-def take_first_steps(subject: Subject, backward: BackwardTrace | None) -> FirstSteps | None:
+def take_first_steps(subject: Subject, backward: BackwardTrace) -> FirstSteps:
     """Take a few optimizer steps, measure the gradients after each, and restore the weights.
 
-    None if no gradient is zero or tiny beside another, or if a step fails.
+    Empty if no gradient is zero or tiny beside another, or if a step fails.
     """
-    given = [(name, g) for name, g in (backward.gradients if backward else {}).items() if g is not None]
+    given = [(name, g) for name, g in backward.gradients.items() if g is not None]
     if not _is_uneven(subject, given):
-        return None
+        return FirstSteps([], [])
     kept = {name: parameter.data.clone() for name, parameter in subject.trainable.items()}
     steps = FirstSteps([], [])
     try:
@@ -212,7 +211,7 @@ def take_first_steps(subject: Subject, backward: BackwardTrace | None) -> FirstS
             steps.gradients.append({name: norm_of(gradient) for name, gradient in found.items()})
             steps.weights.append({name: norm_of(subject.parameters[name]) for name in found})
     except RuntimeError:
-        return None
+        return FirstSteps([], [])
     finally:
         for name, data in kept.items():
             subject.parameters[name].data.copy_(data)

@@ -14,7 +14,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is right."""
-    if evidence.double is not None and name in evidence.double.minima:
+    if name in evidence.double.minima:
         return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
     return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
 
@@ -96,7 +96,7 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
 
 def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
     """List inverses, solutions and factors of matrices on the way, whose gradients torch computes itself."""
-    if evidence.double is None or evidence.forward.log.calls:
+    if evidence.forward.log.calls:
         return ()
     graph = evidence.double.forward.graph
     nodes = [node for node in graph.labels if type(node).__name__.startswith(_OF_MATRICES)]
@@ -124,7 +124,7 @@ def describe_difference(evidence: Evidence, name: str) -> str:
 def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences and passes a hook."""
     detail = describe_difference(evidence, name)
-    if evidence.double is None or not detail:
+    if not detail:
         return None
     parameter, forward = evidence.parameters[name], evidence.double.forward
     hooks = list((parameter._backward_hooks or {}).values())
@@ -143,7 +143,7 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
 
 def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose first derivative is right and whose second is not."""
-    found = evidence.second_comparison(name)
+    found = evidence.double.second.get(name)
     if found is None or found.outcome is not Outcome.DIFFERS:
         return None
     why = (

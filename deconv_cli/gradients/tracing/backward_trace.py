@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -153,6 +154,11 @@ class BackwardTrace:
     consumers: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
     leaf_of: dict[int, Node] = field(default_factory=dict)
     error: Exception | None = None
+
+    @cached_property
+    def magnitudes(self) -> dict[str, Magnitude]:
+        """How large each gradient is, for the parameters that have one."""
+        return {name: Magnitude.of([gradient]) for name, gradient in self.gradients.items() if gradient is not None}
 
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
         """Find the nodes where the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
