@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import GeneratorType
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deconv_cli.gradients.nested_tensors import tensors_in
-from deconv_cli.gradients.tracing.backward_trace import Node
+from deconv_cli.gradients.tracing.backward_trace import nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
 from deconv_cli.gradients.training.training_events import (
     Clipping,
@@ -231,23 +231,12 @@ class CarriedGraph:
     def reaches_back(self, tensors: Any, line: tuple[str | None, int | None], n_steps: int) -> bool:  # noqa: ANN401
         """Return whether the graph of a loss holds nodes from before the last pass of its line and a step."""
         starts = [t.grad_fn for t in tensors_in(tensors) if t.grad_fn is not None]
-        numbers = {number for number in _sequence_numbers(starts) if number >= (self._first or 0)}
+        # The numbers by which torch counts the nodes of a graph; its leaves have none.
+        every = {node._sequence_nr() for node in nodes_below(starts) if not hasattr(node, "variable")}
+        numbers = {number for number in every if number >= (self._first or 0)}
         newest, n_before = self._last.get(line, (-1, n_steps))
         self._last[line] = max(numbers, default=newest), n_steps
         return n_steps > n_before and any(number <= newest for number in numbers)
-
-
-def _sequence_numbers(starts: list[Node]) -> Iterator[int]:
-    """List the numbers by which torch counts the nodes of a graph, without its leaves."""
-    seen, waiting = set(starts), starts
-    while waiting:
-        node = waiting.pop()
-        if not hasattr(node, "variable"):
-            yield node._sequence_nr()
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
 
 
 class ClippingWatch:
