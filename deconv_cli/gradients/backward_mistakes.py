@@ -64,10 +64,6 @@ class Mistake(Enum):
         "the gradient for {name} is the mean over {n} samples, where the chain rule wants their sum.",
         "sum over the samples; the loss holds the factor of its mean already",
     )
-    SUM_FOR_MEAN = (
-        "the gradient for {name} misses the factor of a mean over {n} numbers that forward takes.",
-        "divide the gradient for {name} by that number",
-    )
     LEAVES_OUT_SAMPLES = (
         "the gradient for {name} is right for one sample along axis {n} and wrong from two on.",
         "sum over all samples: what is shared by them gets the sum of their gradients",
@@ -94,7 +90,7 @@ def find_mistake(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None
         negated = trial.gradients([-weight for weight in trial.weights])[index]
         is_ignored = negated is not None and _same(negated, hand)
         return (Mistake.IGNORES_INCOMING if is_ignored else Mistake.NOT_LINEAR), 0
-    return _compare(trial, hand, index) or _by_sizes(trial, index) or _by_factor(trial, hand, index)
+    return _compare(trial, hand, index) or _by_sizes(trial, index)
 
 
 def _compare(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
@@ -129,11 +125,11 @@ def _by_sizes(trial: FunctionTrial, index: int) -> tuple[Mistake, int] | None:
         error = compare_input(two, index)
         if error is None:
             continue
-        ratio, n = error.comparison.ratio, _n_samples(trial, index, axis)
+        ratio = error.comparison.ratio
         if ratio is not None and error.is_one_factor and abs(ratio - 0.5) < 1e-3:
-            return Mistake.MEAN_FOR_SUM, n
+            return Mistake.MEAN_FOR_SUM, _n_samples(trial, index, axis)
         if ratio is not None and error.is_one_factor and abs(ratio - 2) < 1e-3:
-            return Mistake.SUM_FOR_MEAN, n
+            return None  # a sum where forward takes a mean, for which the factor says what to write
         if trial.joins(axis):
             return Mistake.LEAVES_OUT_OTHERS, axis
         return (Mistake.LEAVES_OUT_SAMPLES if trial.is_of_samples(axis) else Mistake.LOST_BETWEEN_STEPS), axis
@@ -153,17 +149,6 @@ def _n_samples(trial: FunctionTrial, index: int, axis: int) -> int:
         return round(float((expected / hand)[hand != 0].median()))
     leaves = [leaf for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > axis]
     return max(leaf.shape[axis] for leaf in leaves)
-
-
-def _by_factor(trial: FunctionTrial, hand: torch.Tensor, index: int) -> tuple[Mistake, int] | None:
-    """Look for a mean in forward over some number of elements."""
-    expected = trial.expected[index] if trial.expected is not None else None
-    tensors = [*trial.tensors.values(), *trial.weights]
-    sizes = sorted({size for tensor in tensors for size in (*tensor.shape, tensor.numel())})
-    for n in sizes if expected is not None else ():
-        if n > 1 and _same(hand, expected * n):
-            return Mistake.SUM_FOR_MEAN, n
-    return None
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -12,16 +12,17 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import DeconvError, UsageError, check_type
-from deconv_cli.gradients.double_precision import gather_double
+from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
-from deconv_cli.gradients.handwritten import CheckedFunctions, check_functions
+from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
 from deconv_cli.gradients.replacements import find_failing_suggestions
 from deconv_cli.gradients.reruns import (
+    FirstSteps,
     find_moved_from_outside,
     find_non_finite_sources,
     find_overwritten,
@@ -32,7 +33,7 @@ from deconv_cli.gradients.reruns import (
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.through_time import gate_norms
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -120,16 +121,16 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
     return GradientReport(
         parameters=parameters,
         general=find_in_model(evidence),
-        recurrent=double.series if double is not None else (),
+        recurrent=double.series,
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
-        dtype=double.dtype if double is not None else None,
+        dtype=double.dtype,
         notes=evidence.notes,
         not_checked=(
             *evidence.not_checked,
             *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
             *([f"whether samples of the batch leak into one another: {doubt}"] if doubt else []),
         ),
-        n_evaluations=double.n_evaluations if double is not None else 0,
+        n_evaluations=double.n_evaluations,
         time_s=time.monotonic() - started,
         noun="input" if isinstance(evidence.model, InputsAsWeights) else "parameter",
     )
@@ -148,16 +149,13 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         gradient_norm=norm_of(gradient) if gradient is not None else None,
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
-        second_order=evidence.second_comparison(name),
+        second_order=evidence.double.second.get(name),
         gates=gate_norms(evidence.model, name, gradient) if gradient is not None else {},
     )
 
 
 _SLOW_SHARE = 40
 """A model is slow if a forward pass takes more than this part of the budget."""
-
-_N_REPEATED = 2
-"""Passes that show whether the loss is the same again."""
 
 _FEW = 2
 """Samples on which finite differences of a slow model are taken."""
@@ -189,24 +187,31 @@ def collect_evidence(
         weight_norms, forward = _first_forward(subject, stack, on_progress)
         started = time.monotonic()
         repetition = repeat(subject, forward)
-        # These passes are warm: the first one of a process also loads and compiles.
-        is_slow = bool(budget) and (time.monotonic() - started) / _N_REPEATED > budget / _SLOW_SHARE
-        backward = trace_backward(forward.loss, subject.trainable) if forward.reached else None
+        # This pass is warm: the first one of a process also loads and compiles.
+        is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
+        trainable = subject.trainable
+        backward = BackwardTrace(dict.fromkeys(trainable))
+        if forward.reached:
+            backward = trace_backward(forward.loss, trainable)
         forward.log.differentiable.clear()  # the intermediate values of large models take much memory
         is_finite = bool(forward.loss.detach().isfinite())
         origins = [] if is_finite else _origins(subject)
         started = time.monotonic()
-        is_checkable = not repetition.is_noisy and (backward is None or backward.error is None)
-        functions = CheckedFunctions()
-        if is_checkable and backward is not None and forward.log.calls:
+        is_checkable = not repetition.is_noisy and backward.error is None
+        wrong: list[WrongInput] = []
+        unchecked: list[str] = []
+        if is_checkable and forward.reached and forward.log.calls:
             on_progress("checking hand-written backwards")
-            functions = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
-        names = _usable_gradients(backward) if is_finite else frozenset()
-        blamed = {name for item in functions.wrong.values() for name in item.parameters}
+            wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
+        magnitudes = backward.magnitudes.items() if is_finite else ()
+        names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
+        blamed = {name for item in wrong for name in item.parameters}
         twice = names - blamed if second_order else frozenset()
         left = budget - (time.monotonic() - started)
         with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
-            double = gather_double(subject, names, twice, left, on_progress) if is_checkable else None
+            double = DoubleEvidence(forward, backward)
+            if is_checkable:
+                double = gather_double(subject, names, twice, left, on_progress)
             batch = BatchIndependence(subject.batch_axis, doubt="the output is noisy")
             if not repetition.is_noisy:
                 batch = _try_batch(subject, on_progress)
@@ -223,21 +228,19 @@ def collect_evidence(
             moved_from_outside=find_moved_from_outside(subject, forward, backward),
             unregistered=find_unregistered(subject, forward),
             overwritten=find_overwritten(subject, forward),
-            first_steps=take_first_steps(subject, backward) if is_checkable else None,
+            first_steps=take_first_steps(subject, backward) if is_checkable else FirstSteps([], []),
             failing_fixes=find_failing_suggestions(subject, forward, backward),
             reached_by_others=find_reached_by_others(subject, backward),
             double=double,
-            wrong_inputs=tuple(functions.wrong.values()),
+            wrong_inputs=tuple(wrong),
             batch=batch,
             budget=budget,
             notes=(
                 *describe_plain_containers(subject.model),
-                *repetition.describe_randomness(subject.seed),
                 *([_NARROWED] if is_narrowed else []),
-                *functions.notes,
-                *(double.notes if double is not None else ()),
+                *double.notes,
             ),
-            not_checked=(*functions.unchecked, *(double.not_checked if double is not None else ())),
+            not_checked=(*unchecked, *double.not_checked),
         )
 
 
@@ -293,13 +296,6 @@ def _origins(subject: Subject) -> list[Operation]:
     """Find where NaN or infinity arises; infinite masks are no origin, but the NaN that two of them make is."""
     log = trace_forward(subject, find_origins=True).log
     return log.origins or log.nan_origins
-
-
-def _usable_gradients(backward: BackwardTrace | None) -> frozenset[str]:
-    """Name the parameters whose gradient is finite and not zero."""
-    given = backward.gradients if backward is not None else {}
-    magnitudes = {name: Magnitude.of([gradient]) for name, gradient in given.items()}
-    return frozenset(name for name, found in magnitudes.items() if found.is_finite and not found.is_zero)
 
 
 def _try_batch(subject: Subject, on_progress: Callable[[str], None]) -> BatchIndependence:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 class DoubleEvidence:
     """What was measured in float64, or in the model's own precision where it does not run in float64 (`dtype`).
 
+    Without a `dtype` nothing was measured: no gradient could be taken, or nothing can be compared with it.
+
     Attributes:
         results: gradients against finite differences, by parameter; None where the time was up.
         second: the same for second derivatives.
@@ -47,17 +49,17 @@ class DoubleEvidence:
         series: gradients through time.
     """
 
-    dtype: str
     forward: ForwardTrace
     backward: BackwardTrace
-    results: Mapping[str, Comparison | None]
-    second: Mapping[str, Comparison | None]
-    constants: frozenset[str]
-    minima: frozenset[str]
-    series: tuple[TimeSeries, ...]
-    n_evaluations: int
-    notes: tuple[str, ...]
-    not_checked: tuple[str, ...]
+    dtype: str | None = None
+    results: Mapping[str, Comparison | None] = field(default_factory=dict)
+    second: Mapping[str, Comparison | None] = field(default_factory=dict)
+    constants: frozenset[str] = frozenset()
+    minima: frozenset[str] = frozenset()
+    series: tuple[TimeSeries, ...] = ()
+    n_evaluations: int = 0
+    notes: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
 
 
 def gather_double(
@@ -66,7 +68,7 @@ def gather_double(
     twice: frozenset[str],
     budget: float,
     on_progress: Callable[[str], None],
-) -> DoubleEvidence | None:
+) -> DoubleEvidence:
     """Compare gradients with finite differences.
 
     Args:
@@ -75,9 +77,6 @@ def gather_double(
         twice: those of them to differentiate twice.
         budget: seconds.
         on_progress: called with a sentence now and then.
-
-    Returns:
-        What was measured, None if no gradient can be taken.
     """
     on_progress("comparing with finite differences")
     try:
@@ -94,7 +93,7 @@ def gather_double(
             f"the model does not run in float64 ({first_line(error)}); finite differences were taken in {dtype}, which "
             "is less sharp"
         )
-        return None if found is None else replace(found, notes=(note,))
+        return replace(found, notes=(note,)) if found.dtype else found
     return found
 
 
@@ -105,14 +104,14 @@ def _compare(
     budget: float,
     on_progress: Callable[[str], None],
     dtype: str,
-) -> DoubleEvidence | None:
+) -> DoubleEvidence:
     deadline = time.monotonic() + budget
     forward = trace_forward(subject)
     if not forward.reached:
-        return None
+        return DoubleEvidence(forward, BackwardTrace({}))
     backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward))
     if backward.error is not None:
-        return None
+        return DoubleEvidence(forward, backward)
     casts, not_checked, series = forward.log.casts, [], []
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
@@ -142,9 +141,9 @@ def _compare(
             subject, [name for name in agreeing if name in twice], epsilon, budget / 2
         )
     return DoubleEvidence(
-        dtype=dtype,
-        forward=forward,
-        backward=backward,
+        forward,
+        backward,
+        dtype,
         results=results | _canceling(tensors, results, backward),
         second=second,
         constants=constants,

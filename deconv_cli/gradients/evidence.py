@@ -34,17 +34,17 @@ class Evidence:
     """All measurements; parameters are keyed by their names.
 
     Attributes:
-        backward: the backward pass in the model's own precision, None where the loss has no path to any parameter.
+        backward: the backward pass in the model's own precision; empty where the loss has no path to any parameter.
         origins: operations that make NaN or infinity of finite numbers, if the loss is not finite.
         non_finite_sources: parameters, buffers and inputs that are not finite, if the loss is not.
         responses: `smooth`, `steps` or `constant`: how the loss changes with parameters that a derivative in it drops.
         moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
         unregistered: weights behind the loss that the model does not register: owner, kind and line.
         overwritten: parameters that forward overwrites, with the line and whether any change by an optimizer is lost.
-        first_steps: gradients after the first optimizer steps, None where no gradient is zero or tiny.
+        first_steps: gradients after the first optimizer steps, empty where no gradient is zero or tiny.
         reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
         failing_fixes: lines whose suggestion was tried and does not help.
-        double: comparison with finite differences, None where it was not possible.
+        double: comparison with finite differences, empty where it was not possible.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
@@ -53,7 +53,7 @@ class Evidence:
     parameters: Mapping[str, nn.Parameter]
     weight_norms: Mapping[str, float]
     forward: ForwardTrace
-    backward: BackwardTrace | None
+    backward: BackwardTrace
     origins: tuple[Operation, ...]
     non_finite_sources: tuple[str, ...]
     repetition: Repetition
@@ -61,10 +61,10 @@ class Evidence:
     moved_from_outside: frozenset[str]
     unregistered: tuple[tuple[str, str, CodeLocation], ...]
     overwritten: Mapping[str, tuple[CodeLocation, bool]]
-    first_steps: FirstSteps | None
+    first_steps: FirstSteps
     reached_by_others: frozenset[str]
     failing_fixes: frozenset[str]
-    double: DoubleEvidence | None
+    double: DoubleEvidence
     wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
     budget: float
@@ -76,26 +76,16 @@ class Evidence:
         """Whether the loss is neither NaN nor infinite."""
         return bool(self.forward.loss.detach().isfinite())
 
-    @property
-    def backward_error(self) -> Exception | None:
-        """The error that backward raised."""
-        return self.backward.error if self.backward is not None else None
-
-    @cached_property
-    def magnitudes(self) -> dict[str, Magnitude]:
-        """How large each gradient is, for the parameters that have one."""
-        given = self.backward.gradients if self.backward is not None else {}
-        return {name: Magnitude.of([gradient]) for name, gradient in given.items() if gradient is not None}
-
     def gradient(self, name: str) -> torch.Tensor | None:
         """Return the gradient of a parameter, None where autograd gives none."""
-        return self.backward.gradients.get(name) if self.backward is not None else None
+        return self.backward.gradients.get(name)
 
     def sharpest_gradient(self, name: str) -> torch.Tensor | None:
         """Return a finite gradient, in double precision if it was computed there, else None."""
-        if self.double is not None and (name in self.double.results or name in self.double.constants):
+        if name in self.double.results or name in self.double.constants:
             return self.double.backward.gradients[name]
-        return self.gradient(name) if name in self.magnitudes and self.magnitudes[name].is_finite else None
+        found = self.backward.magnitudes.get(name)
+        return self.gradient(name) if found is not None and found.is_finite else None
 
     def gradient_norm(self, name: str) -> float | None:
         """Measure ‖gradient‖; None without a finite gradient."""
@@ -112,7 +102,7 @@ class Evidence:
 
     def comparison(self, name: str) -> Comparison | None:
         """Return how a gradient compares with finite differences, None where it was not compared."""
-        return self.double.results.get(name) if self.double is not None else None
+        return self.double.results.get(name)
 
     def outcome(self, name: str) -> Outcome | None:
         """Return whether a gradient agrees with finite differences, None where it was not compared."""
@@ -123,19 +113,9 @@ class Evidence:
         """Return whether a gradient differs from finite differences."""
         return self.outcome(name) is Outcome.DIFFERS
 
-    def second_comparison(self, name: str) -> Comparison | None:
-        """Return how a second derivative compares with finite differences, None where it was not compared."""
-        return self.double.second.get(name) if self.double is not None else None
-
     def origins_of(self, name: str, is_faulty: Callable[[Magnitude], bool]) -> list[Operation]:
         """List the operations at which the gradient of a parameter becomes faulty."""
-        nodes = self.backward.origins(self.parameters[name], is_faulty) if self.backward is not None else []
-        return self.forward.operations(nodes)
-
-    def canceling_before(self, name: str) -> list[Operation]:
-        """List the operations whose gradients cancel each other on the way to a parameter."""
-        nodes = self.backward.canceling(self.parameters[name]) if self.backward is not None else []
-        return self.forward.operations(nodes)
+        return self.forward.operations(self.backward.origins(self.parameters[name], is_faulty))
 
     def wrong_inputs_before(self, name: str) -> list[WrongInput]:
         """List the hand-written backwards whose wrong gradient reaches a parameter."""
@@ -144,8 +124,6 @@ class Evidence:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The weights with a sound gradient, the nearest to the loss first."""
-        if self.double is None:
-            return ()
         layers = []
         for name, parameter in self.parameters.items():
             readers = self.double.backward.readers_of(parameter)
@@ -157,7 +135,7 @@ class Evidence:
         return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
 
     def _is_sound(self, name: str) -> bool:
-        second = self.second_comparison(name)
+        second = self.double.second.get(name)
         is_wrong = self.differs(name) or (second is not None and second.outcome is Outcome.DIFFERS)
-        is_compared = self.double is not None and name in self.double.results
+        is_compared = name in self.double.results
         return is_compared and not is_wrong and not self.wrong_inputs_before(name)

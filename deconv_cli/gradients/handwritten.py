@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -58,20 +58,14 @@ class WrongInput:
         return not self.is_missing and (is_surrogate or self.is_unchanged)
 
 
-@dataclass(eq=False)
-class CheckedFunctions:
-    """The wrong inputs of all hand-written Functions, and sentences on unchecked calls and on what is no fault."""
-
-    wrong: dict[tuple[CodeLocation, str], WrongInput] = field(default_factory=dict)
-    unchecked: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def check_functions(subject: Subject, budget: float, *, second_order: bool) -> CheckedFunctions:
+def check_functions(subject: Subject, budget: float, *, second_order: bool) -> tuple[list[WrongInput], list[str]]:
     """Check every hand-written Function on the inputs of its calls, in float64 if possible, in `budget` seconds.
 
     The batch is whole, since a fault may lie in the sum over samples. A wrong second derivative is a fault with
     `second_order`, or if the model itself differentiates twice.
+
+    Returns:
+        The inputs with a wrong gradient, and sentences on calls that could not be checked.
     """
     deadline = time.monotonic() + budget
     try:
@@ -81,35 +75,31 @@ def check_functions(subject: Subject, budget: float, *, second_order: bool) -> C
         return _check_calls(trace_forward(subject), deadline, second_order=second_order)
 
 
-def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) -> CheckedFunctions:
+def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) -> tuple[list[WrongInput], list[str]]:
     is_twice = second_order or "grad" in forward.log.names
-    found = CheckedFunctions()
+    found: dict[tuple[CodeLocation, str], WrongInput] = {}
+    unchecked: list[str] = []
     counts: Counter[type] = Counter()
     for call in forward.log.calls:
         counts[call.function] += 1
         if counts[call.function] > _CALLS_PER_FUNCTION:
             # More calls of a wrong Function only add the parameters behind them.
-            for key, item in found.wrong.items():
+            for key, item in found.items():
                 if item.function == call.function.__name__:
                     behind = _behind(call, forward, item.place)
-                    found.wrong[key] = replace(item, parameters=item.parameters | behind)
+                    found[key] = replace(item, parameters=item.parameters | behind)
             continue
         try:
             wrong = _CheckedCall(call, forward).check(deadline)
         except Exception as error:  # noqa: BLE001  a hand-written Function may raise anything
             reason = f"could not be run on its own ({type(error).__name__})"
-            found.unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
+            unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
             continue
         for item in wrong:
             if item.mistake is not Mistake.NOT_TWICE or is_twice:
-                first = found.wrong.setdefault((item.location, item.name), item)
-                found.wrong[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
-            elif counts[call.function] == 1:
-                found.notes.append(
-                    f"{item.function}.backward at {item.location} gives no right second derivative and no error; "
-                    "@once_differentiable above it would raise one"
-                )
-    return found
+                first = found.setdefault((item.location, item.name), item)
+                found[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
+    return list(found.values()), unchecked
 
 
 def _behind(call: FunctionCall, forward: ForwardTrace, place: int) -> frozenset[str]:

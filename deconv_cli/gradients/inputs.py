@@ -159,12 +159,6 @@ _BATCH = 4
 _TIME = 12
 _MAX_GUESSED = 2**24
 _SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
-_PICTURES = {
-    784: [InputSpec((_BATCH, 1, 28, 28))],
-    1024: [InputSpec((_BATCH, 1, 32, 32))],
-    3072: [InputSpec((_BATCH, 3, 32, 32))],
-}
-"""Usual pictures that a model may flatten before a linear layer of this width."""
 
 
 def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
@@ -194,8 +188,7 @@ def _candidates(layer: nn.Module) -> list[InputSpec]:
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return [InputSpec((_BATCH, _TIME), torch.int64, 0, layer.num_embeddings)]
     if isinstance(layer, nn.Linear):
-        width = layer.in_features
-        return [InputSpec((_BATCH, width)), InputSpec((_BATCH, _TIME, width)), *_PICTURES.get(width, ())]
+        return [InputSpec((_BATCH, layer.in_features)), InputSpec((_BATCH, _TIME, layer.in_features))]
     if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
         sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
         return [InputSpec((*sizes, layer.input_size if isinstance(layer, nn.RNNBase) else layer.embed_dim))]

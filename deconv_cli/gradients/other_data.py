@@ -221,16 +221,15 @@ _CHOOSING = ("Cat", "Gather", "Index", "MaskedSelect", "Select", "Slice", "Split
 """Nodes where a gradient is zero because other elements were chosen, and not because a unit is dead."""
 
 
-def find_reached_by_others(subject: Subject, backward: BackwardTrace | None) -> frozenset[str]:
+def find_reached_by_others(subject: Subject, backward: BackwardTrace) -> frozenset[str]:
     """Name the parameters that get no gradient here, but get one from the same numbers in another order.
 
     Each try draws new random numbers. If other data reach one of several equal parts, such as experts, its unused
     siblings count as reached too.
     """
-    given = backward.gradients if backward is not None else {}
-    without = {name for name, gradient in given.items() if Magnitude.of([gradient]).is_zero}
-    unused = {name for name in without if given[name] is None}
-    if not without or backward is None or backward.error is not None:
+    unused = {name for name, gradient in backward.gradients.items() if gradient is None}
+    without = unused | {name for name, found in backward.magnitudes.items() if found.is_zero}
+    if not without or not backward.leaf_of or backward.error is not None:
         return frozenset()
     found: set[str] = set()
     for number, names in enumerate(_tries(subject, backward, without)):

@@ -124,19 +124,6 @@ def straight_through(bare: str) -> Replacement:
     return Replacement(f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()", through)
 
 
-def harmless_input(bare: str) -> float:
-    """Find an input with a finite value and slope, for elements that torch.where does not select."""
-    function = getattr(torch, bare, torch.exp)
-    for candidate in (1.0, 0.0, 0.5):
-        with contextlib.suppress(Exception):
-            x = torch.tensor(candidate, requires_grad=True)
-            value = function(x)
-            (slope,) = torch.autograd.grad(value, x)
-            if bool(value.isfinite()) and bool(slope.isfinite()):
-                return candidate
-    return 1.0
-
-
 _MAX_TRIED = 4
 _SAME_LOSS = 1e-5
 _SIMILAR_LOSS = 1e-3
@@ -146,7 +133,7 @@ IsGood = Callable[[Magnitude], bool]
 """Whether a gradient is as it should be."""
 
 
-def find_failing_suggestions(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
+def find_failing_suggestions(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
     """List the lines whose suggestion was tried and does not help; lines that cannot be tried are not listed."""
     failing: set[str] = set()
     loss = float(forward.loss.detach())
@@ -194,7 +181,7 @@ def _helps(
 
 
 def _lines_to_try(
-    subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None
+    subject: Subject, forward: ForwardTrace, backward: BackwardTrace
 ) -> Iterator[tuple[CodeLocation, str | None, list[str]]]:
     """List lines, the rewritten line if there is one, and the parameters that should get a gradient."""
     for cut, names in _detachments(subject, forward):
@@ -203,8 +190,7 @@ def _lines_to_try(
         names = [name for name in _without_gradient(subject, forward) if use.lost & forward.bit(name)]
         for cut in ([forward.log.detachments[index] for index in use.before] or [use]) if names else ():
             yield cut.location, _suggested_line(cut), names
-    error = backward.error if backward is not None else None
-    for write in writes_at_fault(error, forward.log.writes) or ():
+    for write in writes_at_fault(backward.error, forward.log.writes) or ():
         yield write.operation.location, line_out_of_place(write.operation.location.code), list(subject.trainable)
 
 
@@ -281,16 +267,15 @@ _FAULTS: tuple[tuple[IsGood, IsGood, Any], ...] = (
 
 
 def _operations_to_try(
-    subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None
+    subject: Subject, forward: ForwardTrace, backward: BackwardTrace
 ) -> Iterator[tuple[CodeLocation, str, list[str], IsGood, CodeLocation | None]]:
     """List operations at fault: line, bare name, parameters to help, and when these are helped.
 
     The last element is the line that switches gradients off around the operation, where that is the fault.
     """
-    given = backward.gradients if backward is not None else {}
-    for name, gradient in given.items():
+    for name, magnitude in backward.magnitudes.items():
         for is_faulty, is_good, known in _FAULTS:
-            if backward is None or gradient is None or not is_faulty(Magnitude.of([gradient])):
+            if not is_faulty(magnitude):
                 continue
             if known is SINGULAR and "where" in forward.log.names:
                 continue

@@ -10,7 +10,7 @@ import torch
 
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 
@@ -21,11 +21,10 @@ _MAX_SOURCES = 3
 
 @dataclass(frozen=True)
 class Repetition:
-    """The loss twice with one seed, and once with another; `drawn` are the operations that draw random numbers."""
+    """The loss twice with one seed; `drawn` are the operations that draw random numbers."""
 
     first: float
     second: float
-    other_seed: float
     drawn: tuple[Operation, ...]
 
     @property
@@ -33,30 +32,23 @@ class Repetition:
         """Whether one seed gives different losses."""
         return not _is_same(self.first, self.second)
 
-    def describe_randomness(self, seed: int) -> list[str]:
-        """Note that the loss depends on the seed but can be checked."""
-        if self.is_noisy or _is_same(self.first, self.other_seed):
-            return []
-        where = f" ({self.drawn[0].label} at {self.drawn[0].location})" if self.drawn else ""
-        return [f"the loss is random{where}; seed {seed} was set before every run, so it could be checked"]
-
 
 def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
-    """Compute the loss again with the same seed, and with another one."""
+    """Compute the loss again with the same seed."""
     # Draws around the model, such as the weights of the default loss, have no line.
     drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
     first, second = float(forward.loss.detach()), subject.value()
     if not _is_same(first, second):
         # A watched pass may use other kernels of torch and round differently.
         first, second = second, subject.value()
-    return Repetition(first, second, subject.value(subject.seed + 1), drawn)
+    return Repetition(first, second, drawn)
 
 
 def _is_same(first: float, second: float) -> bool:
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
-def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> dict[str, str]:
+def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> dict[str, str]:
     """Change each parameter that a derivative in the loss drops and whose gradient is missing or zero.
 
     Returns:
@@ -64,8 +56,8 @@ def measure_responses(subject: Subject, forward: ForwardTrace, backward: Backwar
     """
     responses = {}
     for name in subject.trainable:
-        gradient = backward.gradients.get(name) if backward is not None else None
-        if forward.bit(name) not in forward.log.shifted or not Magnitude.of([gradient]).is_zero:
+        has_gradient = name in backward.magnitudes and not backward.magnitudes[name].is_zero
+        if forward.bit(name) not in forward.log.shifted or has_gradient:
             continue
         if _loss_changes_with(subject, name, (_SMALL_CHANGE,)):
             responses[name] = "smooth"
@@ -74,7 +66,7 @@ def measure_responses(subject: Subject, forward: ForwardTrace, backward: Backwar
     return responses
 
 
-def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace | None) -> frozenset[str]:
+def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
     """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
 
     A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
@@ -85,8 +77,7 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
     for name in subject.trainable:
         bit = forward.bit(name)
         uses = uses_outside(forward, bit)
-        gradient = backward.gradients.get(name) if backward is not None else None
-        if gradient is not None or not uses or (forward.flow.sources | forward.reached) & bit:
+        if backward.gradients.get(name) is not None or not uses or (forward.flow.sources | forward.reached) & bit:
             continue
         lines = tuple(sorted({str(use.location) for use in uses}))
         if lines not in moved and returned is not None:  # a recorded pass does not compute with plain values again
@@ -201,14 +192,14 @@ class FirstSteps:
         return None
 
 
-def take_first_steps(subject: Subject, backward: BackwardTrace | None) -> FirstSteps | None:
+def take_first_steps(subject: Subject, backward: BackwardTrace) -> FirstSteps:
     """Take a few optimizer steps, measure the gradients after each, and restore the weights.
 
-    None if no gradient is zero or tiny beside another, or if a step fails.
+    Empty if no gradient is zero or tiny beside another, or if a step fails.
     """
-    given = [(name, g) for name, g in (backward.gradients if backward else {}).items() if g is not None]
+    given = [(name, g) for name, g in backward.gradients.items() if g is not None]
     if not _is_uneven(subject, given):
-        return None
+        return FirstSteps([], [])
     kept = {name: parameter.data.clone() for name, parameter in subject.trainable.items()}
     steps = FirstSteps([], [])
     try:
@@ -220,7 +211,7 @@ def take_first_steps(subject: Subject, backward: BackwardTrace | None) -> FirstS
             steps.gradients.append({name: norm_of(gradient) for name, gradient in found.items()})
             steps.weights.append({name: norm_of(subject.parameters[name]) for name in found})
     except RuntimeError:
-        return None
+        return FirstSteps([], [])
     finally:
         for name, data in kept.items():
             subject.parameters[name].data.copy_(data)

@@ -6,6 +6,7 @@ import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,22 +110,22 @@ class Subject:
                         buffer.data.copy_(values)
 
     @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
-        """Keep for a while all that forward writes, as in the first passes of a training."""
-        self._is_starting = True
+    def _with(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
+        """Change fields for a while."""
+        kept = {name: getattr(self, name) for name in changed}
+        vars(self).update(changed)
         try:
             yield
         finally:
-            self._is_starting = False
+            vars(self).update(kept)
 
-    @contextlib.contextmanager
-    def keeping_writes_to(self, name: str) -> Iterator[None]:
+    def starting(self) -> AbstractContextManager[None]:
+        """Keep for a while all that forward writes, as in the first passes of a training."""
+        return self._with(_is_starting=True)
+
+    def keeping_writes_to(self, name: str) -> AbstractContextManager[None]:
         """Keep for a while what forward writes to one parameter."""
-        kept, self.written = self.written, self.written - {name}
-        try:
-            yield
-        finally:
-            self.written = kept
+        return self._with(written=self.written - {name})
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -141,12 +142,9 @@ class Subject:
     @contextlib.contextmanager
     def holding_detached(self) -> Iterator[None]:
         """Hold detached values constant for a while, at their values for the current parameters."""
-        self._held = DetachedConstants()
-        try:
+        with self._with(_held=DetachedConstants()):
             self.run()
             yield
-        finally:
-            self._held = None
 
     @contextlib.contextmanager
     def in_double(self) -> Iterator[None]:
@@ -167,16 +165,11 @@ class Subject:
             for tensor, data in kept:
                 tensor.data = data
 
-    @contextlib.contextmanager
-    def changed_inputs(self, change: Callable[[Any], Any], *, target_too: bool = True) -> Iterator[None]:
+    def changed_inputs(self, change: Callable[[Any], Any], *, target_too: bool = True) -> AbstractContextManager[None]:
         """Change every tensor among the inputs, and by default the target, for a while."""
-        kept = (self.arguments, self.keywords, self.target)
-        try:
-            self.arguments, self.keywords = pytree.tree_map(change, kept[:2])
-            self.target = pytree.tree_map(change, self.target) if target_too else self.target
-            yield
-        finally:
-            self.arguments, self.keywords, self.target = kept
+        arguments, keywords = pytree.tree_map(change, (self.arguments, self.keywords))
+        target = pytree.tree_map(change, self.target) if target_too else self.target
+        return self._with(arguments=arguments, keywords=keywords, target=target)
 
     @contextlib.contextmanager
     def narrowed(self, n_samples: int) -> Iterator[bool]:

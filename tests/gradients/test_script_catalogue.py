@@ -63,13 +63,7 @@ def found_in(report):
     return {str(fault.verdict) for fault in faults}, [cause for fault in faults for cause in fault.causes]
 
 
-def test_the_catalogue_is_large_enough():
-    assert len(catalogue.SOUND) >= 20
-    assert (
-        len([name for name in catalogue.FAULTS if not name.startswith(("fisher_", "counted_", "lstm_", "tan"))]) >= 30
-    )
-    for question in ("fisher_", "counted_", "lstm_", "tangent_"):
-        assert len([name for name in catalogue.FAULTS if name.startswith(question)]) >= 10
+def test_few_mistakes_are_found_on_another_line():
     assert len([pair for pair in FAULTS if pair[0] in ELSEWHERE]) <= 0.05 * len(FAULTS)
 
 
@@ -114,14 +108,3 @@ def test_a_mistake_is_found_on_its_line(name, mode, tmp_path):
     lines = {cause.location.line for cause in causes}
     # What nothing reads has no line where it is read, and is named by its module.
     assert (lines == {None}) if fault.verdict == "UNUSED" else (lines <= blamed or name in ELSEWHERE)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "mode"), [pair for pair in FAULTS if catalogue.FAULTS[pair[0]].applied])
-def test_what_is_suggested_gives_no_fault(name, mode, tmp_path):
-    """Where no other text is given, what is suggested makes the sound script, which is checked as such."""
-    fault = catalogue.FAULTS[name]
-    report = check(fault.applied, mode, fault.case, tmp_path)
-    assert found_in(report) == (set(), [])
-    assert Outcome.of(report, []).exit_code is ExitCode.SUCCESS

@@ -8,7 +8,7 @@ from gradient_cases import causes, checked, verdicts
 from torch import nn
 from torch.distributions import Bernoulli, Categorical
 
-from deconv_cli.gradients.replacements import SINGULAR, harmless_input, straight_through
+from deconv_cli.gradients.replacements import SINGULAR, straight_through
 from deconv_cli.gradients.training.script import check_script
 
 
@@ -52,15 +52,6 @@ def test_a_cure_leaves_other_values_as_they_are(bare):
     expected |= {"pow": 0.7**0.5}
     wanted = expected[bare] if bare in expected else float(getattr(torch, bare)(torch.tensor(0.7)))
     assert float(value) == pytest.approx(wanted, abs=2e-6)
-
-
-@pytest.mark.parametrize("bare", ["acos", "asin", "atanh", "sqrt", "log", "exp", "reciprocal", "rsqrt", "no_such"])
-def test_what_stands_in_for_what_is_not_selected_is_harmless(bare):
-    """At 1 the slope of acos, asin and atanh is infinite."""
-    x = torch.tensor(harmless_input(bare), requires_grad=True)
-    value = getattr(torch, bare, torch.exp)(x)
-    assert value.isfinite()
-    assert torch.autograd.grad(value, x)[0].isfinite()
 
 
 def test_a_straight_through_gradient_leaves_the_value():

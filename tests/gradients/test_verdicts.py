@@ -85,7 +85,6 @@ class TestDetached:
         [
             ("data", ".data", "return h"),
             ("no_grad", "no_grad", "torch.no_grad()"),
-            ("through_numpy", ".detach()", "torch.tanh(h)"),
             ("argmax", "argmax(...)", "torch.softmax"),
             ("cast_to_int", "the cast to int64", "floating point"),
             ("comparison", "the comparison >", "torch.where((h > 0"),

@@ -29,7 +29,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is not None:
         return None
     forward, bit = evidence.forward, evidence.forward.bit(name)
-    if evidence.is_reached(name) and evidence.backward is not None:
+    if evidence.is_reached(name):
         origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
         return Finding(Verdict.DETACHED, unique_causes(returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
@@ -58,7 +58,7 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences, and an operation that cuts off a part of it."""
     difference = describe_difference(evidence, name)
-    if evidence.double is None or not difference:
+    if not difference:
         return None
     forward = evidence.double.forward
     bit = forward.bit(name)
@@ -103,7 +103,7 @@ _DISCRETE = ("multinomial", "bernoulli", "poisson")
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
     """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
     forward, log = evidence.forward, evidence.forward.log
-    trained = sum(forward.bit(name) for name in evidence.magnitudes)
+    trained = sum(forward.bit(name) for name in evidence.backward.magnitudes)
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in log.random}
     draws: dict[str, Cause] = {}
     plain: dict[str, Detachment] = {}
@@ -118,7 +118,7 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
             plain.setdefault(line, found)
     findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
     for found in list(plain.values())[:_MAX_LINES]:
-        names = [name for name in evidence.magnitudes if forward.bit(name) & found.lost]
+        names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         why = (
             f"{names[0]}{others} reach the loss by this line too, but get gradients in other ways only; finite "

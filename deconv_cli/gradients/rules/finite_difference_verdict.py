@@ -9,13 +9,12 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
 from deconv_cli.gradients.function_trial import GradientError
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.through_time import gates_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
 
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is right."""
-    if evidence.double is not None and name in evidence.double.minima:
+    if name in evidence.double.minima:
         return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
     return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
 
@@ -97,7 +96,7 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
 
 def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
     """List inverses, solutions and factors of matrices on the way, whose gradients torch computes itself."""
-    if evidence.double is None or evidence.forward.log.calls:
+    if evidence.forward.log.calls:
         return ()
     graph = evidence.double.forward.graph
     nodes = [node for node in graph.labels if type(node).__name__.startswith(_OF_MATRICES)]
@@ -111,12 +110,8 @@ def describe_difference(evidence: Evidence, name: str) -> str:
     found = evidence.comparison(name)
     if found is None or found.outcome is not Outcome.DIFFERS:
         return ""
-    gates, element = gates_of(evidence.model, name), list(found.element or ())
-    gate = ""
-    if element and len(gates) > 1:
-        gate = f" (gate {gates[element[0] * len(gates) // evidence.parameters[name].shape[0]]})"
     text = (
-        f"at {element}{gate} autograd gives {found.autograd:.6g}, finite differences {found.numeric:.6g} ± "
+        f"at {list(found.element or ())} autograd gives {found.autograd:.6g}, finite differences {found.numeric:.6g} ± "
         f"{found.error_bar:.1g}"
     )
     if found.n_tried > 1:
@@ -129,7 +124,7 @@ def describe_difference(evidence: Evidence, name: str) -> str:
 def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences and passes a hook."""
     detail = describe_difference(evidence, name)
-    if evidence.double is None or not detail:
+    if not detail:
         return None
     parameter, forward = evidence.parameters[name], evidence.double.forward
     hooks = list((parameter._backward_hooks or {}).values())
@@ -148,7 +143,7 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
 
 def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose first derivative is right and whose second is not."""
-    found = evidence.second_comparison(name)
+    found = evidence.double.second.get(name)
     if found is None or found.outcome is not Outcome.DIFFERS:
         return None
     why = (
@@ -218,6 +213,7 @@ def _describe_rows(error: GradientError) -> str:
 
 
 _MEANT = "nothing, if that is meant"
+_NO_JUDGE = "finite differences cannot tell whether the gradient is what is meant"
 
 
 def find_substituted(evidence: Evidence, name: str) -> Finding | None:
@@ -237,14 +233,7 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
             causes.append(Cause(operation, item.location, why, f"{_MEANT}; take the Function out to compare the rest"))
     if not causes or evidence.gradient(name) is None:
         return None
-    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _difference_without_judge(evidence, name))
-
-
-def _difference_without_judge(evidence: Evidence, name: str) -> str:
-    """Say that the numbers differ, and that this proves nothing here."""
-    difference = describe_difference(evidence, name).replace("are wrong", "differ")
-    sentence = "finite differences cannot tell whether the gradient is what is meant"
-    return f"{sentence}: {difference}" if difference else sentence
+    return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _NO_JUDGE)
 
 
 def find_renormed(evidence: Evidence, name: str) -> Finding | None:
@@ -255,7 +244,7 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
         return None
     why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
     cause = Cause("max_norm", evidence.module_of(name), why, _MEANT)
-    return Finding(Verdict.SUBSTITUTED, (cause,), _difference_without_judge(evidence, name))
+    return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
 
 
 def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
@@ -270,4 +259,4 @@ def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
     why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
     locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
     causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in locations)
-    return Finding(Verdict.SUBSTITUTED, causes, _difference_without_judge(evidence, name))
+    return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE)

@@ -108,12 +108,12 @@ def find_in_place(evidence: Evidence, name: str) -> Finding | None:
 
 def find_in_place_in_model(evidence: Evidence) -> list[Finding]:
     """Find the write itself."""
-    causes, error = _causes_of_writes(evidence), evidence.backward_error
+    causes, error = _causes_of_writes(evidence), evidence.backward.error
     return [Finding(Verdict.IN_PLACE, causes, first_line(error))] if causes is not None and error is not None else []
 
 
 def _causes_of_writes(evidence: Evidence) -> tuple[Cause, ...] | None:
-    writes = writes_at_fault(evidence.backward_error, evidence.forward.log.writes)
+    writes = writes_at_fault(evidence.backward.error, evidence.forward.log.writes)
     return None if writes is None else unique_causes(_cause_of_write(evidence, write) for write in writes)
 
 
@@ -133,7 +133,7 @@ def _cause_of_write(evidence: Evidence, write: InPlaceWrite) -> Cause:
 
 def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter behind a backward that raises an error."""
-    error = evidence.backward_error
+    error = evidence.backward.error
     if error is None or not evidence.parameters[name].requires_grad or not evidence.is_reached(name):
         return None
     return Finding(Verdict.WRONG, (_cause_of_error(evidence, error),))

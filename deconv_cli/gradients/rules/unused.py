@@ -47,7 +47,7 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
 
 def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter that gets no gradient from this batch, but gets one from other data."""
-    if name not in evidence.reached_by_others or not any(m.largest for m in evidence.magnitudes.values()):
+    if name not in evidence.reached_by_others or not any(m.largest for m in evidence.backward.magnitudes.values()):
         return None
     return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
 

@@ -65,7 +65,6 @@ def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
 
 
 def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str, suggestion: str) -> Finding:
-    assert evidence.double is not None
     forward, (ratio, reference) = evidence.double.forward, _ratios(evidence, name)
     location = forward.log.last_use.get(forward.bit(far)) or CodeLocation()
     detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
@@ -74,7 +73,7 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
 
 def find_exploding_through_time(evidence: Evidence) -> list[Finding]:
     """Find a recurrence whose early steps dominate the gradient."""
-    series = evidence.double.series if evidence.double is not None else ()
+    series = evidence.double.series
     return [Finding(Verdict.EXPLODING, (_of_series(found),)) for found in series if found.trend == "explodes"]
 
 
@@ -115,16 +114,14 @@ _USUAL_START = "nothing: such a start is usual for the last layer of a branch, a
 
 def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero at initialization only, as behind a layer that starts at zero."""
-    found = find_zero(evidence, name) if evidence.first_steps is not None else None
-    if found is None or evidence.first_steps is None:
-        return None
-    return _at_start(Verdict.ZERO_AT_START, found, evidence.first_steps.steps_until_given(name))
+    found = find_zero(evidence, name)
+    return found and _at_start(Verdict.ZERO_AT_START, found, evidence.first_steps.steps_until_given(name))
 
 
 def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is tiny at initialization only, as behind a layer scale."""
-    found = find_vanishing(evidence, name) if evidence.first_steps is not None else None
-    if found is None or evidence.first_steps is None:
+    found = find_vanishing(evidence, name)
+    if found is None:
         return None
     n_steps = evidence.first_steps.steps_until_above(name, evidence.layers[0].name, COLLAPSE)
     return _at_start(Verdict.VANISHING_AT_START, found, n_steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.replacements import ADVICE, SINGULAR, harmless_input, straight_through
+from deconv_cli.gradients.replacements import ADVICE, SINGULAR, straight_through
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
@@ -108,9 +108,10 @@ _REASONS = (
 
 def find_zero(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero, and the operations at which it becomes zero."""
-    if evidence.backward is None or name not in evidence.magnitudes or not evidence.magnitudes[name].is_zero:
+    found = evidence.backward.magnitudes.get(name)
+    if found is None or not found.is_zero:
         return None
-    if evidence.double is not None and name in evidence.double.minima:
+    if name in evidence.double.minima:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
     hooks = _hooks_that_zero(evidence, name, origins)
@@ -119,8 +120,9 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
         suggestion = "remove the hook, or let it return None: the gradient as it is"
         return Finding(Verdict.ZERO, unique_causes(Cause("a gradient hook", at, why, suggestion) for at in hooks))
     causes = unique_causes(_cause_of_zero(evidence, origin) for origin in origins)
-    causes = causes or unique_causes(_cause_of_cancellation(found) for found in evidence.canceling_before(name))
-    gradient = evidence.double.backward.gradients.get(name) if evidence.double is not None else None
+    canceling = evidence.forward.operations(evidence.backward.canceling(evidence.parameters[name]))
+    causes = causes or unique_causes(_cause_of_cancellation(operation) for operation in canceling)
+    gradient = evidence.double.backward.gradients.get(name)
     norm = norm_of(gradient) if gradient is not None else 0.0
     detail = f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
     return Finding(Verdict.ZERO, causes, detail)
@@ -188,7 +190,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
 def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose effect a normalization behind it removes."""
     double = evidence.double
-    if double is None or name not in double.constants:
+    if name not in double.constants:
         return None
     follower = _normalization_behind(evidence, name, double.backward)
     why = f"{follower} takes away whatever this parameter adds, so the loss does not depend on it."
@@ -221,7 +223,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         causes = unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_cause_outside(evidence),), f"the loss is {loss}")
-    if evidence.magnitudes[name].is_finite or evidence.backward is None:
+    if evidence.backward.magnitudes[name].is_finite:
         return None
     origins = evidence.origins_of(name, lambda magnitude: not magnitude.is_finite)
     if "where" in evidence.forward.log.names:
@@ -244,8 +246,7 @@ def _cause_in_branch(operation: Operation) -> Cause:
         f"the slope of {bare} is infinite or beyond the range at inputs that torch.where may not even select; it "
         "multiplies that slope by zero, which gives NaN."
     )
-    fill = harmless_input(bare)
-    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, {fill}))"
+    suggestion = f"keep the input of {bare} harmless where it is not selected: {bare}(torch.where(mask, x, 0.5))"
     return Cause(operation.label, operation.location, why, suggestion)
 
 

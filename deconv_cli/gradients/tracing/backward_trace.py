@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -87,17 +89,21 @@ class AutogradGraph:
         return masks[start]
 
 
+def nodes_below(starts: Iterable[Node]) -> Iterator[Node]:
+    """List nodes and all nodes below them, the nearest first."""
+    waiting = deque(starts)
+    seen = set(waiting)
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        new = dict.fromkeys(child for child, _ in node.next_functions if child is not None and child not in seen)
+        seen |= new.keys()
+        waiting += new
+
+
 def is_below(start: Node, goal: Node) -> bool:
     """Return whether a node is among the first few thousand below another."""
-    waiting, seen = deque([start]), {start}
-    while waiting and len(seen) < _MAX_WALK:
-        for child, _ in waiting.popleft().next_functions:
-            if child is goal:
-                return True
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return False
+    return any(node is goal for node in islice(nodes_below([start]), 1, _MAX_WALK))
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,11 @@ class BackwardTrace:
     consumers: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
     leaf_of: dict[int, Node] = field(default_factory=dict)
     error: Exception | None = None
+
+    @cached_property
+    def magnitudes(self) -> dict[str, Magnitude]:
+        """How large each gradient is, for the parameters that have one."""
+        return {name: Magnitude.of([gradient]) for name, gradient in self.gradients.items() if gradient is not None}
 
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
         """Find the nodes where the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""

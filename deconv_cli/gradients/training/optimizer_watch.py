@@ -1,20 +1,23 @@
-"""Watch what optimizers do with the gradients of backward passes: clear, clip, step, skip."""
+"""Watch what code does with the gradients of a backward pass: clear, clip, step, skip."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import nn
 
 from deconv_cli.gradients.nested_tensors import tensors_in
-from deconv_cli.gradients.tracing.backward_trace import Node
+from deconv_cli.gradients.tracing.backward_trace import nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
-from deconv_cli.gradients.training.clipping_watch import ClippingWatch
 from deconv_cli.gradients.training.training_events import (
+    Clipping,
+    IdleReason,
     OptimizerStep,
     TrainingEvents,
     fingerprint,
@@ -228,20 +231,112 @@ class CarriedGraph:
     def reaches_back(self, tensors: Any, line: tuple[str | None, int | None], n_steps: int) -> bool:  # noqa: ANN401
         """Return whether the graph of a loss holds nodes from before the last pass of its line and a step."""
         starts = [t.grad_fn for t in tensors_in(tensors) if t.grad_fn is not None]
-        numbers = {number for number in _sequence_numbers(starts) if number >= (self._first or 0)}
+        # The numbers by which torch counts the nodes of a graph; its leaves have none.
+        every = {node._sequence_nr() for node in nodes_below(starts) if not hasattr(node, "variable")}
+        numbers = {number for number in every if number >= (self._first or 0)}
         newest, n_before = self._last.get(line, (-1, n_steps))
         self._last[line] = max(numbers, default=newest), n_steps
         return n_steps > n_before and any(number <= newest for number in numbers)
 
 
-def _sequence_numbers(starts: list[Node]) -> Iterator[int]:
-    """List the numbers by which torch counts the nodes of a graph, without its leaves."""
-    seen, waiting = set(starts), starts
-    while waiting:
-        node = waiting.pop()
-        if not hasattr(node, "variable"):
-            yield node._sequence_nr()
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
+class ClippingWatch:
+    """Follows gradient clipping between a backward pass and the step after it: early, late, without weights, scaled.
+
+    Args:
+        idle: filled with the calls without an effect, by line.
+        is_trained: whether any of the weights, given by their ids, belongs to a pass or an optimizer.
+
+    Attributes:
+        last: the last call with an effect since the last backward pass, None where there was none.
+    """
+
+    def __init__(
+        self, idle: dict[str, tuple[CodeLocation, IdleReason]], is_trained: Callable[[set[int]], bool]
+    ) -> None:
+        self.last: Clipping | None = None
+        self._idle = idle
+        self._is_trained = is_trained
+        self._calls: dict[tuple[str, frozenset[int]], Clipping] = {}
+        self._used: set[int] = set()
+        self._scaler: torch.amp.GradScaler | None = None
+        self._is_scaled = False
+
+    def watched(self, clip: Callable[..., Any]) -> Callable[..., Any]:
+        """Watch `clip_grad_norm_` or `clip_grad_value_`."""
+        signature = inspect.signature(clip)
+
+        def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
+            given = signature.bind(*args, **keywords)
+            parameters, limit = list(given.arguments.values())[:2]
+            is_used_up = isinstance(parameters, GeneratorType) and parameters.gi_frame is None
+            weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+            given.arguments[next(iter(given.arguments))] = weights
+            if not math.isfinite(limit):  # it only measures the norm
+                return clip(*given.args, **given.kwargs)
+            trained = [weight for weight in weights if weight.requires_grad]
+            call = Clipping(running_line(), float(limit), trained, gradient_norm(weights))
+            with_gradient = {id(weight) for weight in weights if gradient_norm([weight])}
+            result = clip(*given.args, **given.kwargs)
+            if is_used_up:
+                self._note_idle(call, IdleReason.NO_WEIGHTS)
+            elif with_gradient and with_gradient <= self._used:
+                self._note_idle(call, IdleReason.USED)
+            elif trained:
+                self._note(call)
+            return result
+
+        return watched
+
+    def _note(self, call: Clipping) -> None:
+        if self._is_scaled and call.norm_before > call.limit:
+            self._note_idle(call, IdleReason.SCALED)
+        call.norm_after = gradient_norm(call.weights)
+        if call.norm_before:
+            self.last = call
+            self._calls = {key: c for key, c in self._calls.items() if not (c.is_early and c.ids & call.ids)}
+        key = str(call.location), frozenset(call.ids)
+        call.n_calls += self._calls[key].n_calls if key in self._calls else 0
+        self._calls[key] = call
+
+    def _note_idle(self, call: Clipping, reason: IdleReason) -> None:
+        self._idle.setdefault(str(call.location), (call.location, reason))
+
+    def watched_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
+        """Watch a gradient scaler multiply a loss."""
+
+        def watched(scaler: torch.amp.GradScaler, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
+            self._scaler = scaler
+            return scale(scaler, *args, **keywords)
+
+        return watched
+
+    def watched_unscaling(self, unscale: Callable[..., Any]) -> Callable[..., Any]:
+        """Watch a gradient scaler divide the gradients again."""
+
+        def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
+            self._is_scaled = False
+            return unscale(*args, **keywords)
+
+        return watched
+
+    def after_backward(self) -> None:
+        """Note which calls came before the last gradients of their weights."""
+        self.last, self._used = None, set()
+        self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
+        self._scaler = None
+        for call in self._calls.values():
+            call.is_early |= gradient_norm(call.weights) != call.norm_after
+
+    def after_step(self, given: Iterable[int]) -> None:
+        """Note a step that used the gradients of these weights, given by their ids."""
+        used = set(given)
+        self._used |= used
+        calls = [(key, call, bool(call.ids & used)) for key, call in self._calls.items()]
+        is_limited = any(is_of_step and call.norm_before and not call.is_early for _, call, is_of_step in calls)
+        for key, call, is_of_step in calls:
+            if is_of_step:
+                del self._calls[key]
+                if call.is_early:
+                    self._note_idle(call, IdleReason.TOO_EARLY if call.norm_before else IdleReason.NO_GRADIENTS)
+            elif call.n_calls > 1 and not call.norm_before and not is_limited and not self._is_trained(call.ids):
+                self._note_idle(call, IdleReason.NO_GRADIENTS)

@@ -16,7 +16,7 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
-from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, Verdict, first_line, grouped
+from deconv_cli.gradients.findings import Cause, GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.misuse import describe_leak
 from deconv_cli.gradients.rules.unused import used_by_other_data
@@ -201,19 +201,18 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
     if len(passes) == 1:
         return passes[0].report, dict(passes[0].subject.trainable)
     names = {id(weight): name for checked in passes for name, weight in checked.subject.parameters.items()}
-    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]] = {}
+    found: dict[int, list[tuple[ParameterFinding, CodeLocation]]] = {}
     for checked in passes:
         for finding in checked.report.parameters:
             key = id(checked.subject.parameters[finding.name])
-            found.setdefault(key, []).append((replace(finding, name=names[key]), checked))
-    chosen = {key: _of_own_loss(several, key, events) for key, several in found.items()}
+            found.setdefault(key, []).append((replace(finding, name=names[key]), checked.location))
     reports = [checked.report for checked in passes]
     general = {(f.verdict, *(str(c.location) for c in f.causes)): f for report in reports for f in report.general}
     lines = ", ".join(str(checked.location) for checked in passes)
     joined = replace(
         reports[0],
-        parameters=tuple(finding for finding, _ in chosen.values()),
-        general=(*general.values(), *_cut_off_on_purpose(found, chosen)),
+        parameters=tuple(_of_own_loss(several, key, events) for key, several in found.items()),
+        general=tuple(general.values()),
         recurrent=tuple(series for report in reports for series in report.recurrent),
         notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
         not_checked=_all(report.not_checked for report in reports),
@@ -225,14 +224,14 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
 
 
 def _of_own_loss(
-    several: list[tuple[ParameterFinding, CheckedPass]], key: int, events: TrainingEvents
-) -> tuple[ParameterFinding, CheckedPass]:
-    """Choose the finding of the loss that trains a weight.
+    several: list[tuple[ParameterFinding, CodeLocation]], key: int, events: TrainingEvents
+) -> ParameterFinding:
+    """Choose among the findings of several losses, each with its line, that of the loss that trains a weight.
 
     For a weight without a gradient at every step of its optimizer, that is the last loss before the step.
     """
-    own = [one for one in several if one[1].location == events.backward_before.get(key)]
-    return min(own if own and events.is_starved(key) else several, key=lambda one: _rank(one[0]))
+    own = [finding for finding, location in several if location == events.backward_before.get(key)]
+    return min(own if own and events.is_starved(key) else [finding for finding, _ in several], key=_rank)
 
 
 def _rank(finding: ParameterFinding) -> int:
@@ -244,29 +243,6 @@ def _rank(finding: ParameterFinding) -> int:
     if finding.is_undecided:
         return 3
     return 1 if finding.gradient_norm else 4
-
-
-def _cut_off_on_purpose(
-    found: dict[int, list[tuple[ParameterFinding, CheckedPass]]],
-    chosen: dict[int, tuple[ParameterFinding, CheckedPass]],
-) -> list[Finding]:
-    """Note the lines that cut weights off from one loss while another loss trains them."""
-    cut: dict[tuple[CodeLocation, CodeLocation], list[ParameterFinding]] = {}
-    for key, several in found.items():
-        best, by = chosen[key]
-        for finding, checked in several if best.verdict != Verdict.DETACHED else ():
-            if finding.verdict == Verdict.DETACHED:
-                cut.setdefault((checked.location, by.location), []).append(finding)
-    suggestion = "nothing, if that is meant, as for the output of a generator in the loss of a discriminator"
-    notes = []
-    for (cutting, training), findings in cut.items():
-        for fault in (found for found in grouped(findings) if found.causes):
-            names = fault.parameters
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            why = f"the loss at {cutting} gives no gradient to {names[0]}{others}, which the loss at {training} trains."
-            cause = replace(fault.causes[0], why=why, suggestion=suggestion)
-            notes.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
-    return notes
 
 
 def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

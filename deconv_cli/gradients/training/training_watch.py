@@ -26,10 +26,7 @@ from deconv_cli.gradients.tracing.interception import replaced_apply
 from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
-from deconv_cli.gradients.training.training_events import (
-    Failure,
-    TrainingEvents,
-)
+from deconv_cli.gradients.training.training_events import Failure, TrainingEvents
 
 _MAX_PASSES = 4
 """Lines whose backward pass is checked, such as those of two networks against each other."""
