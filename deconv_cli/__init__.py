@@ -68,8 +68,14 @@ if TYPE_CHECKING:
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
     from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
-    from deconv_cli.saved_kernels import (list_layers, load_kernel_field, load_layer, save_kernel_field, save_layer)
-    from deconv_cli.models.layers import (ModelLayer)
+    from deconv_cli.saved_kernels import (
+        ModelLayer,
+        list_layers,
+        load_kernel_field,
+        load_layer,
+        save_kernel_field,
+        save_layer,
+    )
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
