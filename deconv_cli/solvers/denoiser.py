@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import Size
 
 SHUFFLE = 2
@@ -89,18 +90,18 @@ class Denoiser(nn.Module):
         """
         height, width = x.shape[-2:]
         top, left = (place % self.multiple for place in origin)
-        if top or left:
-            ahead = (left, 0, top, 0)
-            x, levels = (functional.pad(part, ahead, mode="replicate") for part in (x, levels))
-            return self.in_tiles(x, levels)[..., top:, left:]
         cleaned = torch.empty_like(x)
         step = self.multiple * math.ceil(TILE / self.multiple)
-        for row, column in product(range(0, height, step), range(0, width, step)):
+        for row, column in product(range(-top, height, step), range(-left, width, step)):
             rows, columns = (slice(max(at - self.reach, 0), at + step + self.reach) for at in (row, column))
-            found = self(x[..., rows, columns], levels[..., rows, columns])[
-                ..., row - rows.start :, column - columns.start :
-            ]
-            cleaned[..., row : row + step, column : column + step] = found[..., :step, :step]
+            # A tile at the edge begins in the middle of a cell of the grid: fill the cell.
+            above, before = 0 if rows.start else top, 0 if columns.start else left
+            parts = [part[..., rows, columns] for part in (x, levels)]
+            if above or before:
+                parts = [functional.pad(part, (before, 0, above, 0), mode="replicate") for part in parts]
+            target = cleaned[..., max(row, 0) : row + step, max(column, 0) : column + step]
+            first = above + max(row, 0) - rows.start, before + max(column, 0) - columns.start
+            target.copy_(crop(self(*parts), first, tuple(target.shape[-2:])))
         return cleaned
 
     def forward(self, x: Tensor, levels: Tensor) -> Tensor:
