@@ -79,7 +79,7 @@ def _objective_row(found: BlockReconstruction) -> tuple[str, str]:
     settings, choices = found.settings, found.plan.choices
     if found.lam is not None:
         reason = found.task.problem.resolution.reasons.lam
-        return "λ", f"{format_lambda(found.lam)} × σ²max, penalty {settings.penalty}: {reason}"
+        return "λ", f"{format_lambda(found.lam)}, penalty {settings.penalty}: {reason}"
     if found.prior_sentence is not None:
         return "prior", f"photo: {found.prior_sentence}"
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import Environment, InputFile, InvertRun, OutputFile
 
-SAME_SPACING = 0.01
-"""Relative difference up to which distances of taps and of samples count as equal."""
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedInput:
@@ -102,6 +99,8 @@ class Context:
 
 def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
     """Note that the taps of a kernel have another distance than the samples of the image."""
+    from deconv_cli.workflows.resolution import SAME_SPACING
+
     if taps is None or samples is None or len(taps) != len(samples):
         return ()
     if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):

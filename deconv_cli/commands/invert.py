@@ -124,8 +124,8 @@ def invert(
     jobs = lay_out(inputs, output, ending="_restored")
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
-    goes_on = is_one and (many.resume or large.block_range is not None)  # with pages of its own, as is seen in time
-    extra.check(jobs, force=files.force or goes_on)
+    continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
+    extra.check(jobs, force=files.force or continues)
     refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), truth], [*extra.paths, many.manifest])
     if is_single_kernel and is_one:
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)

@@ -1,4 +1,4 @@
-"""Rules that choose λ from the data, each in closed form from power by gain (`power_by_gain.py`).
+"""Rules that choose λ from the data, each in closed form from power by gain (`spectral_data.py`).
 
 * gcv: generalized cross-validation, n·RSS / (n − EDF)² (Golub, Heath and Wahba, "Generalized cross-validation as a
   method for choosing a good ridge parameter", Technometrics 21, 1979), made robust by the factor γ + (1 − γ)·Σf²/n

@@ -102,8 +102,9 @@ def _expected_error(predicted: ExpectedError, unit: str, *, is_trusted: bool) ->
     if share == 0:
         return [expected, "No pixel is to be trusted: noise, or what lies outside the frame, outweighs the picture."]
     inwards = f"adds little to it from {counted(depth, 'pixel')} inwards" if depth else "adds nothing to it"
-    trusted = f"{format_percent(share, 3)} of the picture is to be trusted then; the rest is hatched"
-    return [expected, f"What lies outside the frame {inwards}.", f"{trusted}: there the error outweighs the contrast."]
+    trusted = f"{format_percent(share, 3)} of the picture is to be trusted then"
+    rest = "" if share == 1 else "; the rest is hatched: there the error outweighs the contrast"
+    return [expected, f"What lies outside the frame {inwards}.", f"{trusted}{rest}."]
 
 
 def _edges(result: Reconstruction, diagnosis: Diagnosis, *, is_predicted: bool) -> str:
@@ -142,10 +143,16 @@ def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{result.residual.root_mean_square:.3g} rms",
             f"{format_percent(result.residual.relative, 3)} of the data",
         ),
-        (
-            "Noise of the data",
-            "unknown" if tests.noise is None else f"{tests.noise:.3g}",
-            "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
+        *(
+            []
+            if result.settings.objective == "photo"  # whose residual is compared with the noise that it was told
+            else [
+                (
+                    "Noise of the data",
+                    "unknown" if tests.noise is None else f"{tests.noise:.3g}",
+                    "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
+                )
+            ]
         ),
         ("Condition", size, "how much stronger relative noise comes back from the exact inverse of the kernel"),
         (

@@ -200,7 +200,7 @@ class Pipeline:
             resolution = replace(resolution, settings=found)
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-            unbiased = subtract_bias(data.detach(), self._bias, kernel.n_axes).detach()
+            unbiased = subtract_bias(data, self._bias, kernel.n_axes).detach()
             is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
             choice = choose_lambda_of_data(
                 unbiased, kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even

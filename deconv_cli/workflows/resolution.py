@@ -162,8 +162,8 @@ class Resolution:
         jpeg_table: of a JPEG, the divisors of its luma.
         ceiling: the value of a full sample, which is only a lower bound, in light if light is restored; `None` if there
             is no such value.
-        has_bounds: whether full samples of the whole picture are bounds, for data that are a part of it: then all of
-            them count, however few, and the solve is close enough that parts agree. `None` decides by the data.
+        has_bounds: for a part of a picture, whether full samples of the whole are bounds. Then all of them count, and
+            the solve is accurate enough for parts to agree. `None` decides by the data.
         frame: boundary and padding of the whole picture, to predict the error of a part of it; `None` for a whole one.
         n_pieces: number of parts whose predicted errors are pooled.
         is_tested: whether the residual is tested and the problem assessed; else only the residual's size is measured,
