@@ -66,8 +66,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.insert(1, ("factor", run.factor.path))
     rows += [*_layer_rows(layer), *_light_rows(source, reasons.light, result.tone_curve)]
     if result.lam is not None:
-        unit = " × σ²max" if verbose else ""
-        rows.append(("λ", f"{format_lambda(result.lam)}{unit}, penalty {result.penalty}: {reasons.lam}"))
+        lam = _in_unit(format_lambda(result.lam), verbose=verbose)
+        rows.append(("λ", f"{lam}, penalty {result.penalty}: {reasons.lam}"))
     elif result.prior_sentence is not None:
         rows.append(("prior", f"photo: {result.prior_sentence}"))
     else:
@@ -85,19 +85,24 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
 
 
+def _in_unit(lam: str, *, verbose: bool) -> str:
+    """Add the unit of λ for an expert."""
+    return f"{lam} × σ²max" if verbose else lam
+
+
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
     result, source = run.inversion, run.source
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
-    unit = " × σ²max" if verbose else ""
+    lam = _in_unit(f"{result.lam:g}", verbose=verbose)
     rows = [
         ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}"),
         ("layers", f"{run.model.layers} of {run.model.path}"),
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
-        *([] if result.lam == 0 else [("λ", f"{result.lam:g}{unit}, penalty {result.penalty}")]),
+        *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
         ("solver", _ending(result.solution, verbose=verbose)),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),

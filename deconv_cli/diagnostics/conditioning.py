@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.hann_window import squared_modulus
-from deconv_cli.diagnostics.torus_modes import InverseFilter, TorusModes, symbol_at, torus_modes
+from deconv_cli.diagnostics.torus_modes import MAX_BLOCK_OPERATIONS, InverseFilter, TorusModes, symbol_at, torus_modes
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import to_float64
@@ -22,7 +22,6 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import Size
 
-MAX_BLOCK_OPERATIONS = 1e8
 # More frequencies along an axis do not change the share of removed frequencies.
 MAX_GRID = 192
 # The response to a single pixel is local: a torus of this side holds all of it.

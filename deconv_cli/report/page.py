@@ -134,6 +134,11 @@ def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     size = f"{condition:.3g}" if math.isfinite(condition) else "infinite"
     null = (diagnosis.null_share_of_data, diagnosis.null_share_of_estimate)
     of_data, of_estimate = (format_percent(share) if share > 1e-9 else "0 %" for share in null)
+    noise = (
+        "Noise of the data",
+        "unknown" if tests.noise is None else f"{tests.noise:.3g}",
+        "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
+    )
     rows: list[Row] = [
         ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")
         if solution.status.has_certificate
@@ -143,17 +148,8 @@ def key_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{result.residual.root_mean_square:.3g} rms",
             f"{format_percent(result.residual.relative, 3)} of the data",
         ),
-        *(
-            []
-            if result.settings.objective == "photo"  # whose residual is compared with the noise that it was told
-            else [
-                (
-                    "Noise of the data",
-                    "unknown" if tests.noise is None else f"{tests.noise:.3g}",
-                    "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies",
-                )
-            ]
-        ),
+        # The residual of prior photo is compared with the noise that the prior was told.
+        *([] if result.settings.objective == "photo" else [noise]),
         ("Condition", size, "how much stronger relative noise comes back from the exact inverse of the kernel"),
         (
             "Numerical rank",

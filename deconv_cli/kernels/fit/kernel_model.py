@@ -13,12 +13,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from deconv_cli.kernels.fit.pair_equations import solve_constrained
+from deconv_cli.operators.convolution import CONVOLUTIONS
 from deconv_cli.vocabulary import Size
-
-_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 @dataclass(frozen=True)
@@ -101,4 +99,4 @@ class KernelModel(nn.Module):
 def convolve(wide: Tensor, columns: Tensor, size: Size) -> Tensor:
     """Convolve images that include their border, as `KernelModel` does, by taps `(G, N, C_out)`."""
     weight = columns.mT.reshape(len(columns) * columns.shape[-1], -1, *size)
-    return _CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))
+    return CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))
