@@ -68,7 +68,23 @@ def keep_freed_memory() -> bool:
 def kept_bytes() -> int:
     """Return the freed bytes that this process holds: they are usable, though the system counts them as taken."""
     library = _glibc()
-    return 0 if library is None else int(library.mallinfo2().fordblks)
+    if library is None:
+        return 0
+    import psutil
+
+    info = library.mallinfo2()
+    # What `return_freed_memory` returned still counts as free in glibc, but is no longer resident.
+    return max(0, min(int(info.fordblks), psutil.Process().memory_info().rss - int(info.uordblks)))
+
+
+def return_freed_memory(limit: int) -> None:
+    """Return the freed memory of this process to the system if it is more than `limit` bytes.
+
+    Blocks of changing sizes do not fit into the memory that earlier ones left behind, so kept memory would grow.
+    """
+    library = _glibc()
+    if library is not None and kept_bytes() > limit:
+        library.malloc_trim(0)
 
 
 def peak_memory_bytes() -> int:

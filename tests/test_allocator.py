@@ -45,6 +45,27 @@ def test_pages_are_cleared_once(thread):
     assert n_bytes > 2**26
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux") or kept_bytes() == 0, reason="needs glibc 2.33 or newer")
+def test_much_freed_memory_goes_back_to_the_system():
+    script = """
+import torch
+from deconv_cli.allocator import keep_freed_memory, kept_bytes, return_freed_memory
+assert keep_freed_memory()
+blocks = [torch.ones(2**24) for _ in range(4)]
+last = torch.ones(2**10)
+del blocks
+print(kept_bytes())
+for limit in (2**30, 2**20):
+    return_freed_memory(limit)
+    print(kept_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    held, above, below = (int(number) for number in done.stdout.split())
+    assert held > 200 * 2**20
+    assert above > held / 2
+    assert below < held / 4
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("deconv_cli.allocator._glibc", lambda: None)
     assert not keep_freed_memory()

@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deconv_cli.allocator import return_freed_memory
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
@@ -40,7 +41,8 @@ LEAST_LIGHT = 0.5
 """Least sum of the taps of a blur, as a fraction of the sum of their sizes."""
 N_IMAGES = 8
 """Images that are held at once, besides those of the inverse of one image, or of the denoiser in one tile."""
-
+KEPT_BYTES = 2**28
+"""Freed memory that stays with the process between two steps."""
 
 Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
 """Gives the denoiser on a device, and the levels and weights of the steps, shape `(2, n_steps)`."""
@@ -147,7 +149,9 @@ class PhotoEstimator(Estimator):
                     misfit = torch.where(is_bound, misfit.clamp_min(0), misfit)
                 far = _fit(local_mean(_mean_square(self.kernel.join(misfit))), z.shape[-2:]).sqrt() / self._brightness
                 last, z = z, self._corrected(z, misfit, self._inverse(weight))
+                return_freed_memory(KEPT_BYTES)
                 z = self._denoise(z, torch.cat([times * level.expand_as(far), far], dim=1), first_pixel(n - 1))
+                return_freed_memory(KEPT_BYTES)
                 changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
                 if progress is not None:
                     progress(n, changes[-1])
