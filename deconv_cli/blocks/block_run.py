@@ -93,12 +93,9 @@ class BlockRun:
     ) -> BlockReconstruction:
         """Restore the blocks that are not done, and put the result in its place once all are.
 
-        Args:
-            scheduler: who works on the blocks.
-            describe: makes the record that goes with the result.
-            progress: is called with the number of blocks that are done and of all.
-            share: the share of one of several jobs; the last job to end puts the result in its place.
-            conclude: is called once it is there, also by a run that resumes one that was killed before.
+        `describe` makes the record that goes with the result; `progress` hears the number of blocks that are done, and
+        of all. Of several jobs with a share each the last one to end puts the result in its place. `conclude` is called
+        once it is there, also by a run that resumes one that was killed before.
         """
         if not self.is_resumed and share is None:
             self.checkpoint.remove()
@@ -142,10 +139,7 @@ def run_blocks(
     progress: BlockListener | None,
     numbers: Sequence[int],
 ) -> BlockSummary | None:
-    """Restore those of some blocks that are not done.
-
-    Returns:
-        The results of all blocks; `None` if blocks of other jobs are missing or were lost.
+    """Restore those of some blocks that are not done; give all results, or `None` if blocks of other jobs are missing.
 
     Raises:
         DeconvError: a block failed, or the input has changed; the blocks that are done are noted.

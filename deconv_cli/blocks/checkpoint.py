@@ -180,13 +180,8 @@ def find_earlier(
 ) -> BlockPlan | None:
     """Return the plan of the run to resume, or of another run that `force` replaces; `None` if there is neither.
 
-    Args:
-        targets: all files that are written, the result last.
-        source: the input.
-        checkpoint: of the result.
-        fingerprint: of all that decides what is written.
-        resume: whether an earlier run is resumed.
-        force: whether unfinished files of other runs, and other files, may be replaced.
+    The targets are all files that are written, the result last; the fingerprint is that of all that decides what is
+    written. `force` permits to replace unfinished files of other runs, and other files.
 
     Raises:
         BlocksCompleteError: all files are complete.

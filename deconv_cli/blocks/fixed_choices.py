@@ -81,10 +81,7 @@ def fix_choices(
     """Restore some tiles as if each were a picture of its own, and take the median of what they choose.
 
     Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background has no say in
-    how much detail is kept.
-
-    Returns:
-        The choices; and why the tiles are doubted, as `doubt_pieces` says it.
+    how much detail is kept. Gives the choices, and why the tiles are doubted, as `doubt_pieces` says it.
     """
     is_open, size = _is_open(problem), problem.data_size
     if problem.resolved.objective == "tv":  # its weight is known by then, and `choose_steps` counts its steps
@@ -154,8 +151,7 @@ def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     """Doubt a picture if at least half of its tiles have no λ, show mostly noise, or contradict the kernel.
 
-    Returns:
-        The sentence of the first tile that is doubted, and how many are; empty if most are not.
+    Gives the sentence of the first tile that is doubted, and how many are; empty if most are not.
     """
     of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
     doubted = [sentences for sentences in of_pieces if sentences]

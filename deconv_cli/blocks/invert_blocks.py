@@ -10,10 +10,9 @@ from torch import Tensor
 
 from deconv_cli.blocks.block_extras import NO_FILES, ExtraFiles, plan_extras, plan_file
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.block_problem import BlockProblem, default_memory
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockListener, BlockRun
-from deconv_cli.blocks.memory_check import default_memory
 from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_grid import Interval
-from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
-from deconv_cli.blocks.memory_check import SHARE, block_bytes, largest_samples
+from deconv_cli.blocks.block_problem import SHARE, BlockProblem, block_bytes, largest_samples, limit_threads
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.io.regions import cube_sides, spread_place
 from deconv_cli.vocabulary import Size

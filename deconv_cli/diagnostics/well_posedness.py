@@ -53,16 +53,13 @@ class WellPosedness:
     """What the boundary does to the problem, from the kernel alone, before anything is solved.
 
     Attributes:
-        is_well_posed: the boundary does not amplify errors in the data: it loses no modes, or λ > 0 bounds their
-            amplification. `None` if it was not tested.
+        is_well_posed: the boundary loses no modes, or λ > 0 bounds their amplification; `None` if it was not tested.
         threshold: √λ, below which the penalty decides instead of the data; 1e-3 for λ = 0. In units of σmax.
         reason: the finding as a clause.
-        n_border_modes: an estimate of how many singular values vanish as the image grows, though those of the symbol
-            do not; `None` if it was not tested, as below.
-        n_lost_modes: how many of them are below `threshold` at this size; several times too many if a padding adds
-            rows and removes columns.
-        windings: the least and the largest winding number of det K along each axis, over the frequencies of the
-            others; `None` if the boundary needs no test.
+        n_border_modes: about how many singular values vanish as the image grows, though those of the symbol do not.
+        n_lost_modes: how many of them are below `threshold` at this size; several times too many if a padding adds rows
+            and removes columns.
+        windings: the least and the largest winding number of det K along each axis; `None` if no test is needed.
         n_frequencies: number of tested frequencies along the edges.
         influence: how deep the edge reaches into the estimate; `None` on a torus, or if it was not measured.
         is_deep: the influence of 1 % reaches beyond a quarter of the shorter side.
@@ -94,13 +91,8 @@ def assess(
 ) -> WellPosedness:
     """Assess a problem by the zeros of its kernel's polynomial, without building it.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        geometry: the sizes.
-        boundary: what lies outside the image. If it cannot lose anything, only the depth of influence is measured.
-        lam: λ.
-        penalty: which L.
-        spectrum: of the same kernel on the torus of the image.
+    The taps have the shape `(C_out, C_in, *k)`; the spectrum is that of the same kernel on the torus of the image. If
+    the boundary cannot lose anything, only the depth of influence is measured.
     """
     threshold = math.sqrt(lam) if lam > 0 else LOST
     size, rule = geometry.image_size, as_rule(boundary)
@@ -204,18 +196,10 @@ def _advice(lam: float | None) -> tuple[str, ...]:
 def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
     """Measure the deepest of all axes on a torus, at a sample of the frequencies along the edge.
 
-    The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were within a factor of two of the real
-    operator's, and mostly within a fifth, unless the boundary loses modes. If the pixels outside are unknown, the real
-    depths are smaller, since those pixels absorb part of the disturbance.
-
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        image_size: of the image, one number for each axis of space.
-        weight: λσ²max.
-        penalty: which L.
-
-    Returns:
-        `None` if there are too many channels for the test, or if the symbol is singular.
+    The response is (KᴴK + w|l|²)⁻¹Kᴴ with the weight w = λσ²max, or the inverse of K itself, for taps `(C_out, C_in,
+    *k)`. Depths were within a factor of two of the real operator's, and mostly within a fifth, unless the boundary
+    loses modes. If the pixels outside are unknown, the real depths are smaller, since those pixels absorb part of the
+    disturbance. `None` if there are too many channels for the test, or if the symbol is singular.
     """
     wide = to_float64(taps)
     tails = [_tail(wide, axis, image_size, weight, penalty) for axis in range(len(image_size))]

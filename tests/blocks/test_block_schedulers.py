@@ -1,13 +1,12 @@
-"""Blocks have the same bytes whoever restores them, and though workers are killed."""
+"""Blocks have the same bytes whoever restores them, and though a run is killed."""
 
 import os
 import pickle
-import random
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +16,11 @@ from block_cases import planned
 from piece_tasks import Noted
 
 import deconv_cli
-from deconv_cli.blocks.block_extras import region_of
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_run import BlockRun, run_blocks
-from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.checkpoint import Checkpoint
-from deconv_cli.schedulers.local_workers import ProcessPool, SerialScheduler, ThreadPool
+from deconv_cli.schedulers.local_workers import SerialScheduler, ThreadPool
 from deconv_cli.schedulers.scheduler import JobShare
-
-
-@dataclass(frozen=True)
-class KilledAt:
-    """Restores blocks; the process dies once at one of them: before it, amid writing it, or when it is written."""
-
-    task: BlockTask
-    marker: Path
-    number: int
-    moment: str
-
-    @property
-    def targets(self):
-        return self.task.targets
-
-    @property
-    def grid(self):
-        return self.task.grid
-
-    def __call__(self, number: int) -> BlockResult:
-        if number != self.number or self.marker.exists():
-            return self.task(number)
-        self.marker.touch()
-        if self.moment == "amid":
-            region = region_of(self.task.target, self.task.grid.block(number))
-            half = (*region[:-1], slice(region[-1].start, (region[-1].start + region[-1].stop) // 2))
-            self.task.target.write(half, np.full([part.stop - part.start for part in half], 7, np.float32))
-        if self.moment == "after":
-            self.task(number)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +39,12 @@ def task(picture):
     return planned(picture.parent, deconv_cli.make_kernel("gaussian:1"), blocks=BlockOptions(10**8, (48, 48))).task
 
 
-def restored(task, folder, scheduler, *, kill=None):
+def restored(task, folder, scheduler):
     task = replace(task, target=replace(task.target, path=folder / "out.npy"))
     ledger = Checkpoint.of(task.target.path)
     ledger.write_plan(task.plan)
-    summary = run_blocks(
-        task if kill is None else KilledAt(task, folder / "killed", *kill), ledger, scheduler, None, task.grid.order()
-    )
+    summary = run_blocks(task, ledger, scheduler, None, task.grid.order())
     assert summary.n_redone == summary.n_blocks == 9
-    assert (folder / "killed").exists() == (kill is not None)
     task.target.finish({})
     return task.target.path.read_bytes()
 
@@ -91,22 +54,8 @@ def expected(task, tmp_path_factory):
     return restored(task, tmp_path_factory.mktemp("serial"), SerialScheduler())
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    with ProcessPool(2) as scheduler:
-        yield scheduler
-
-
 def test_threads_give_the_same_bytes(task, expected, tmp_path):
     assert restored(task, tmp_path, ThreadPool(3)) == expected
-
-
-@pytest.mark.exhaustive  # processes load torch; quick ones die in tests/schedulers
-@pytest.mark.parametrize("seed", range(20))
-def test_a_worker_killed_at_any_block_changes_nothing(scheduler, seed, task, expected, tmp_path):
-    draw = random.Random(seed)
-    kill = (draw.randrange(9), draw.choice(("before", "amid", "after")))
-    assert restored(task, tmp_path, scheduler, kill=kill) == expected
 
 
 def test_jobs_that_planned_at_the_same_time_follow_the_first_of_their_plans(task, expected, tmp_path):

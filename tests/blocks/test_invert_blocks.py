@@ -16,11 +16,10 @@ import deconv_cli
 from deconv_cli.blocks import block_plan
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.block_problem import block_bytes
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.fixed_choices import N_PIECES, FixedChoices, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image
@@ -65,14 +64,6 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, bo
     assert found.seam is not None
     assert found.seam <= found.plan.halo.predicted
     assert not found.doubts
-
-
-def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatch):
-    kernel = deconv_cli.make_kernel("box:3")
-    y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
-    restored = count_calls(monkeypatch, BlockProblem, "restore")
-    planned(tmp_path, kernel)
-    assert sum(values.numel() for _, values, *_ in restored) <= 8 * y.numel()
 
 
 @pytest.mark.parametrize("is_full", [False, True])
@@ -336,18 +327,6 @@ def test_full_samples_are_measurements_under_white_noise_in_blocks_too(tmp_path)
     assert found.summary.n_blocks == 4
     whole = deconv_cli.invert(y, kernel, **options)
     assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= 1e-3
-
-
-def test_an_interior_block_is_in_closed_form(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    task = planned(tmp_path, kernel).task
-    restored = {}
-    for number, data in ((n, task.grid.block(n).data) for n in range(9)):
-        restored[number] = task.problem.restore(task.problem.read([], data), data, task.problem.pipeline())
-    assert [n for n, result in restored.items() if result.choice.method == "fft"] == [4]
-    sizes = {tuple(b - a + k - 1 for (a, b), k in zip(task.grid.block(4).data, kernel.shape, strict=True))}
-    assert {tuple(restored[4].image.shape[-2:])} == sizes
 
 
 def test_samples_that_are_whole_numbers_stay_so_on_a_torus(tmp_path, monkeypatch):

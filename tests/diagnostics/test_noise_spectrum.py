@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from deconv_cli import invert
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import (
     SpectrumBasis,
@@ -67,16 +66,6 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     expected = [SMOOTHED.sigma**2 * p for p in SMOOTHED.spectrum[3:11]]
     assert power == pytest.approx(expected, rel=0.4)
     assert "less power in fine detail" in found.sentence
-
-
-@pytest.mark.parametrize("side", [SIZE, 60])
-def test_a_transform_that_others_need_too_serves_where_the_mean_is_not_seen(scene, side):
-    y, taps = blurred(scene, KERNELS["gaussian:1.8"], SMOOTHED)
-    y = 1e4 + y[None, ..., :side, :side]
-    basis = SpectrumBasis.of(taps[None, None], (side, side))
-    alone, shared = (fit_noise_spectrum(y, basis, is_colored=True, faded=faded) for faded in (None, FadedImages(y)))
-    assert alone.sigma == pytest.approx(shared.sigma, rel=1e-9)
-    assert alone.spectrum == pytest.approx(shared.spectrum, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -9,9 +9,8 @@ from cases import random
 import deconv_cli
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lambda_choice import choose_lambda_by_probing
-from deconv_cli.diagnostics.lambda_rules import choose_by_rule
+from deconv_cli.diagnostics.lambda_rules import PowerByGain, choose_by_rule
 from deconv_cli.diagnostics.probing import MAX_PROBES, GolubKahan, ProbedPower, RandomImages, fit_probed_image_model
-from deconv_cli.diagnostics.spectral_data import PowerByGain
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.vocabulary import LambdaRule

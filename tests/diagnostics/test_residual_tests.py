@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from deconv_cli.diagnostics import residual_tests
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -215,21 +214,6 @@ def test_a_bias_is_no_residual():
     plain = examined(y, taps)
     assert shifted.interior_rms == pytest.approx(plain.interior_rms, rel=1e-6)
     assert shifted.finding is plain.finding
-
-
-def test_what_a_verdict_does_not_need_is_computed_on_demand(monkeypatch):
-    called = []
-    compute = residual_tests._implausible_share
-    monkeypatch.setattr(residual_tests, "_implausible_share", lambda *given: called.append(1) or compute(*given))
-    y = photograph(KERNELS["gaussian"], 3.0)
-    found = examined(y, KERNELS["gaussian"], lam=1e-2)
-    assert (found.finding, called) == (ResidualFinding.FINE, [])
-    assert found.implausible_share == found.implausible_share >= 0
-    assert called == [1]
-    smooth = examined(y, KERNELS["gaussian"], lam=1.0)
-    assert smooth.finding is ResidualFinding.OVER_SMOOTHED
-    assert smooth.implausible_share <= 0.25
-    assert called == [1, 1]
 
 
 def test_every_verdict_has_its_sentence():

@@ -10,8 +10,8 @@ import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
 from deconv_cli.io.optics_metadata import emission_of_dye
-from deconv_cli.kernels.optics.microscope import sampling_notes
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
+from deconv_cli.kernels.microscope import sampling_notes
+from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
 
 WATER = Microscope(numerical_aperture=1.1, emission=520, spacing=(0.25, 0.1, 0.1), immersion_index=1.333)
 
