@@ -99,7 +99,7 @@ TRUSTED = 255
 
 @dataclass(frozen=True)
 class ExtraFiles:
-    """What a user wants beside the estimate.
+    """Files beside the estimate.
 
     Attributes:
         truth: file of the true image, with the axes and sizes of the result.
@@ -212,7 +212,6 @@ def plan_extras(
 
     Raises:
         UsageError: a file exists or cannot be written by parts, or the truth has another shape.
-        InputRefusedError: the truth cannot be read.
     """
 
     def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> RegionTarget | None:
@@ -229,14 +228,10 @@ def plan_extras(
 
 @dataclass(frozen=True)
 class ExtraNumbers:
-    """What is known of a block beside its estimate.
+    """Numbers of a block beside its estimate.
 
-    Attributes:
-        squared_predicted: sum of the expected squared error; `None` if it is not predicted.
-        trusted_share: part of the pixels that are trusted.
-        squared_error: sum of the real squared error; `None` if no truth is known.
-        thumbnails: the block's parts of the thumbnails.
-        digests: of the samples that it wrote into each file.
+    The sums of the expected and the real squared error are `None` without a prediction or a truth. The digests are
+    those of the samples that the block wrote into each file.
     """
 
     squared_predicted: float | None = None

@@ -51,7 +51,7 @@ class BlockOptions:
 
     Attributes:
         max_memory: bytes that a block may take.
-        block_size: image pixels of a block along each axis of space; `None` for what the memory holds.
+        block_size: image pixels of a block along each axis of space; by default as many as fit the memory.
         n_threads: for the arithmetic of one block.
     """
 
@@ -197,7 +197,7 @@ def cut_blocks(
 
 
 def _advise(problem: BlockProblem, options: BlockOptions) -> str:
-    """Name a setting under which the estimate depends on nearer data, if there is one, and what the whole takes."""
+    """Name a setting under which the estimate depends on nearer data, and the memory of the whole."""
     settings, whole = problem.resolved, advise_whole(problem, options.max_memory, options.block_size)
     if settings.has_lambda:
         return f"use a larger lam, or {whole}"

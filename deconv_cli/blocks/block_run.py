@@ -27,9 +27,7 @@ BlockListener = Callable[[int, int], None]
 class BlockRun:
     """A planned run; nothing of the result is written yet.
 
-    Attributes:
-        planning_s: seconds that planning took.
-        replaced: fingerprint of an earlier run with other settings, which is forgotten.
+    `replaced` is the fingerprint of an earlier run with other settings, which is forgotten.
     """
 
     task: BlockTask
@@ -57,7 +55,7 @@ class BlockRun:
         force: bool = False,
         progress: ProgressListener | None = None,
     ) -> BlockRun:
-        """Plan a run, or take the plan of an earlier one for the same input, kernel and settings.
+        """Plan a run, or reuse the plan of an earlier one with the same input, kernel and settings.
 
         `force` removes the unfinished files of an earlier run that is not resumed.
 

@@ -36,13 +36,13 @@ class FixedChoices:
 
     Attributes:
         lams: λ, or that of each channel; empty if the objective has none.
-        weight: of a prior; `None` if there is none.
-        iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
+        weight: of a prior.
+        iterations: of Richardson–Lucy and the total variation.
         noise: a model, or one for each channel; empty if none was estimated.
-        rho: of the steps of the total variation; `None` for other objectives.
+        rho: of the steps of the total variation.
         has_bounds: whether saturated samples are lower bounds.
-        noise_levels: of each channel, for prior photo; otherwise empty.
-        finest: pixels that the finest measured detail spans, for prior photo; otherwise `None`.
+        noise_levels: of each channel, for prior photo.
+        finest: pixels that the finest measured detail spans, for prior photo.
     """
 
     lams: tuple[float, ...] = ()

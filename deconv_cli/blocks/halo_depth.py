@@ -53,11 +53,9 @@ class BlocksDisagreeError(UsageError):
 class HaloChoice:
     """A halo, and the error at the seams that it leaves.
 
-    Attributes:
-        halo: image pixels around a block inside the frame, along each axis of space.
-        at_frame: the same around a block that reaches the frame: a cut reaches further along an edge.
-        worst: the largest difference on any tile, in units of the samples.
-        range: of the samples of all tiles.
+    Image pixels around a block inside the frame along each axis of space; those of a block that reaches the frame,
+    since a cut reaches further along an edge; the largest difference on any tile, and the range of all, in units of the
+    samples.
     """
 
     halo: Size

@@ -46,8 +46,7 @@ class LargeFileOptions:
         output_dtype: sample type of the result; `None` for float32.
         force: whether an existing result may be replaced.
         resume: whether to resume an earlier run.
-        series: number of the image, if the file holds several.
-        tensor: name of the tensor, if the file holds several.
+        series: number of the image, if the file holds several, or `tensor` its name.
         n_levels: resolutions of the result that are stored, each half the one before.
         extra: what is made beside the result; all of it needs the prediction of the error.
     """

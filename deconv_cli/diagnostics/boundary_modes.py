@@ -74,8 +74,8 @@ class LostModes:
     """The modes that a boundary loses.
 
     Attributes:
-        n_border: an estimate of how many singular values vanish as the image grows though those of the symbol do not.
-        n_lost: how many of them are below the threshold at this size.
+        n_border: about how many singular values vanish as the image grows though those of the symbol do not.
+        n_lost: those below the threshold at this size.
         windings: the least and the largest winding number of det K along each axis, over the frequencies of the others.
         n_frequencies: number of tested frequencies along the edges.
     """
@@ -87,16 +87,10 @@ class LostModes:
 
 
 def count_lost_modes(taps: Tensor, pads: Pads, image_size: Size, threshold: float) -> LostModes | None:
-    """Count the modes that a boundary loses, on the CPU and in double precision.
+    """Count the modes that a boundary loses, on the CPU and in double precision, for taps `(C_out, C_in, *k)`.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        pads: border pixels.
-        image_size: of the image.
-        threshold: singular values below it are lost; in units of the root mean square of the symbol's.
-
-    Returns:
-        `None` if there are too many channels, or if they depend on one another.
+    Singular values below the threshold are lost; it is in units of the root mean square of the symbol's. `None` if
+    there are too many channels, or if they depend on one another.
     """
     wide = taps.detach().cpu().double()
     groups = [group for group in _separate_channels(wide) if group.shape[1] == group.shape[2]]

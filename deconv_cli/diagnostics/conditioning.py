@@ -1,4 +1,4 @@
-"""How much of the image a kernel passes on, how much of it the data determine, and how strongly noise comes back."""
+"""The part of an image that a kernel passes and that the data determine, and the gain of the noise."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
 
     It is the median of the absolute values of differences of second order, which edges change little (Donoho and
     Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast
-    noise variance estimation", Computer Vision and Image Understanding 64, 1996). It is in the units of the samples.
+    noise variance estimation", Computer Vision and Image Understanding 64, 1996), in the units of the samples.
 
     Raises:
         ShapeError: the image has fewer than three pixels along an axis of space.

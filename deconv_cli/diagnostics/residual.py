@@ -1,4 +1,4 @@
-"""A residual in numbers: altogether, by distance from the edge, and how far its neighbors correlate."""
+"""A residual in numbers: of all samples, by distance from the edge, and the correlation of neighbors."""
 
 from __future__ import annotations
 
@@ -99,11 +99,8 @@ def _slices(part: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
 class ResidualSummary:
     """The residual y − Ax̂ in numbers.
 
-    Attributes:
-        relative: ‖y − Ax̂‖ / ‖y‖.
-        absolute: ‖y − Ax̂‖, in the units of the samples.
-        root_mean_square: the same for a single sample.
-        per_channel: ‖y − Ax̂‖ / ‖y‖ of each output channel.
+    ‖y − Ax̂‖ / ‖y‖ of all samples and of each output channel; ‖y − Ax̂‖ and its root mean square, in the units of the
+    samples.
     """
 
     relative: float

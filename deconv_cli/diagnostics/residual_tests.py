@@ -94,10 +94,10 @@ _SENTENCES = {
 
 @dataclass(frozen=True, eq=False)
 class ResidualTests:
-    """What the tests of a residual found; what the finding did not need is computed on demand.
+    """What the tests of a residual found; the rest is computed on demand.
 
     Attributes:
-        finding: what the residual shows.
+        finding: the finding.
         noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
         model: the kind of noise.
         interior_rms: root mean square of the residual away from the edges.

@@ -102,11 +102,11 @@ def directional_functions(units: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class PolarBins:
-    """The n bins that are not empty, and the frequencies of `torch.fft.rfftn` in each.
+    """The n bins with at least one frequency, and the frequencies of `torch.fft.rfftn` in each.
 
     Attributes:
-        index: the bin of each frequency, arbitrary for those left out, shape `(F,)`.
-        weight: half of how often each frequency occurs in the full spectrum, 0 for those left out, shape `(F,)`.
+        index: the bin of each frequency, shape `(F,)`.
+        weight: half of how often each frequency occurs in the full spectrum, 0 below `LOWEST`, shape `(F,)`.
         count: sums of the weights, shape `(n,)`.
         radius: mean cycles a pixel, shape `(n,)`.
         directions: means of the functions of second degree of the direction, shape `(n,)` each.

@@ -70,7 +70,7 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
     """Find the samples that have a set one within `reach` along every axis of space."""
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):
-        # Cumulative counts take the same time for kernels of all sizes.
+        # The time of cumulative counts does not depend on the kernel.
         n_set = functional.pad(mask.movedim(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))
         n, place = mask.shape[axis], torch.arange(mask.shape[axis], device=mask.device)
         before, after = (place - n_away).clamp_min(0), (place + n_away + 1).clamp_max(n)

@@ -164,7 +164,7 @@ def _decompose(symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _steps(plane: Size, n_outputs: int, n_inputs: int) -> Size:
-    """Find how far apart the frequencies are along each axis, so that the work is bounded."""
+    """Space the frequencies along each axis so that the work is bounded."""
     per_block = n_outputs * n_inputs * min(n_outputs, n_inputs)
     cost = 1 if n_outputs == n_inputs == 1 else max(per_block, MIN_BLOCK_OPERATIONS)
     affordable = min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / cost)

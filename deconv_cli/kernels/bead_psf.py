@@ -39,13 +39,12 @@ NEAR = 1.25
 
 @dataclass(frozen=True)
 class BeadCensus:
-    """What became of the maxima that stand out of the background.
+    """The maxima that stand out of the background.
 
     Attributes:
-        used: places of the beads that are fit, shape `(n, n_axes)`, whole numbers.
-        others: places of the beads that are not.
-        heights: of the used beads, smoothed, above the background.
-        other_heights: of the others.
+        used: places of the beads that are fit, shape `(n, n_axes)`, whole numbers; `heights` are smoothed, above the
+            background.
+        others: places of the beads that are not; `other_heights` are theirs.
         n_crowded: beads with another one too close.
         n_saturated: beads with a sample that is full.
         n_at_edge: beads whose window reaches out of the picture.

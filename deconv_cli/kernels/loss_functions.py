@@ -103,10 +103,8 @@ STEP = 1e-6
 class Slopes:
     """A loss near its minimum, sample by sample.
 
-    Attributes:
-        slope: by the prediction.
-        steepness: the slope in parts of the distance to the data, which is the second derivative of a parabola.
-        bend: the second derivative where prediction and data agree, up to a factor common to all samples.
+    The slope by the prediction; the steepness, which is the slope in parts of the distance to the data; and the second
+    derivative where prediction and data agree, up to a common factor.
     """
 
     slope: Tensor

@@ -112,14 +112,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairEquations:
-    """The normal equations of pairs.
-
-    Attributes:
-        gram: XᵀX, shape `(N, N)` with N = C_in·prod(k).
-        right: Xᵀy, shape `(N, C_out)`.
-        square: ‖y‖².
-        n_data: rows of X.
-    """
+    """The normal equations of pairs: XᵀX `(N, N)` with N = C_in·prod(k), Xᵀy `(N, C_out)`, ‖y‖², and the rows of X."""
 
     gram: Tensor
     right: Tensor

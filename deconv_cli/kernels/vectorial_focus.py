@@ -26,15 +26,7 @@ FOCUS_STEP = 0.01
 
 @dataclass(frozen=True)
 class Objective:
-    """What an objective does to light of one wavelength: lengths in µm.
-
-    Attributes:
-        numerical_aperture: NA.
-        wavelength: in vacuum.
-        immersion_index: refractive index between objective and sample.
-        sample_index: of the sample.
-        depth: of what is looked at behind the border of the sample.
-    """
+    """An objective for light of one wavelength in vacuum; lengths in µm, `depth` is behind the border of the sample."""
 
     numerical_aperture: float
     wavelength: float

@@ -206,7 +206,7 @@ class _Worker:
                 self.pipe.send_bytes(task)
             self.pipe.send(number)
         except OSError:
-            return  # it died; `end` says so
+            return  # it died, which `end` reports
         self._task = task
 
     def end(self) -> Finished[Any]:

@@ -20,7 +20,7 @@ from deconv_cli.vocabulary import shortened
 
 @dataclass(frozen=True)
 class MachineShare:
-    """What each of several workers of a machine takes: threads for its arithmetic, and maybe a GPU of its own."""
+    """The share of a worker in the machine: threads for its arithmetic, and maybe a GPU of its own."""
 
     n_threads: int
     has_gpu: bool = False

@@ -80,23 +80,6 @@ def test_rank_and_null_shares_are_those_of_the_dense_matrix(taps, size):
     assert modes.null_share(modes.of_outputs(blurred), blurred, found.threshold) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_power_of_data_along_the_modes_is_that_of_the_dense_matrix(shape):
-    """Pairs of frequencies share a singular value: the energy of the data in each group of them is compared."""
-    size, taps = (6, 7), random((*shape, 3, 3))
-    operator = circular(taps, size)
-    y = random(operator.output_shape, seed=5)
-    u, values, _ = torch.linalg.svd(operator.as_matrix(), full_matrices=False)
-    modes = torus_modes(taps, size)
-    sigma = modes.sigma.flatten()
-    energy = (modes.of_outputs(modes.transformed(y)).abs().square() * modes.weights[..., None]).flatten()
-    dense = (u.T @ y.flatten()).square()
-    for value in sigma.unique():
-        near, near_dense = (sigma - value).abs() < 1e-9, (values - value).abs() < 1e-9
-        assert near_dense.sum() == modes.weights[..., None].expand_as(modes.sigma).flatten()[near].sum()
-        assert float(energy[near].sum()) == pytest.approx(float(dense[near_dense].sum()), rel=1e-9)
-
-
 def gaussian(width, side):
     places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     line = torch.exp(-places.square() / (2 * width**2))

@@ -120,15 +120,6 @@ def test_a_kernel_passes_more_of_smooth_noise():
     assert passed_sigma(NoiseModel(2.0), taps, y) == 2.0
 
 
-def test_a_spectrum_is_a_logarithm_that_is_linear_in_between():
-    spectrum = tuple(math.exp(-f) for f in FREQUENCIES)
-    found = interpolated(spectrum, (20, 10), like(1), is_whole=True)
-    assert found.shape == (20, 10)
-    assert float(found[2, 0].log()) == pytest.approx(-0.1)
-    assert float(found[0, 0].log()) == pytest.approx(-FREQUENCIES[0])
-    assert float(found[3, 4].log()) == pytest.approx(-math.hypot(0.15, 0.4))
-
-
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_choice_of_lambda_sees_through_smoothed_noise(scene, name):
     """Judged by the λ that is chosen where the same amount of noise is white."""

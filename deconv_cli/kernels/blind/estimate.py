@@ -65,13 +65,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The best kernel of a family.
-
-    Attributes:
-        family: the kernel source, or `none`.
-        numbers: its numbers.
-        misfit: minus the logarithm of likelihood times prior, up to a constant; smaller is better.
-    """
+    """The best numbers of a kernel source, and minus the logarithm of likelihood times prior, up to a constant."""
 
     family: str
     numbers: Numbers
@@ -207,7 +201,7 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
 
 
 def look_at_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
-    """Find a blur again in parts of its picture, where what is out of focus by itself could be taken for it.
+    """Find a blur again in parts of its picture, which a soft scene in focus elsewhere would betray.
 
     A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one without can be a soft scene.
     """

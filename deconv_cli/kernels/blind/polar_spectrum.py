@@ -96,7 +96,7 @@ class PolarSpectrum:
     Attributes:
         grid: the cells.
         power: mean power of white noise of variance 1 is 1, shape `(n,)`.
-        n_pieces: how many pieces were averaged; neighbors overlap by half.
+        n_pieces: number of averaged pieces; neighbors overlap by half.
         reliance: from 0 to 1, the part of each cell that the scene put there, shape `(n,)`.
     """
 
