@@ -19,7 +19,7 @@ from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import Scheduler, WorkSettings, start_scheduler
 
-WORKERS = {"processes": WorkSettings(jobs=2), "Dask": WorkSettings(cluster="local:2")}
+WORKERS = {"processes": WorkSettings(jobs=2), "cluster": WorkSettings(cluster="local:2")}
 N_ROUNDS = 3
 MEMORY = 2 * 2**30
 

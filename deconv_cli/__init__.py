@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from deconv_cli.gradients.checker import check_gradients
     from deconv_cli.gradients.findings import Cause, Finding, GradientReport, Verdict
     from deconv_cli.gradients.training.script import watch_gradients
-    from deconv_cli.kernels.beads.bead_psf import BeadPsf, psf_from_beads
+    from deconv_cli.kernels.bead_psf import BeadPsf, psf_from_beads
     from deconv_cli.kernels.blind.blur_map import map_blur
     from deconv_cli.kernels.blind.blurred_picture import align_kernel, estimate_free_kernel, estimate_kernel
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
-    from deconv_cli.kernels.optics.microscope import Microscope, microscope_psf
+    from deconv_cli.kernels.microscope import Microscope, microscope_psf
     from deconv_cli.kernels.receptive_field import ReceptiveFieldConv2d
     from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.operators.convolution import Convolution
@@ -179,7 +179,7 @@ _NAMES = {
     "gradients.training.script": ("watch_gradients",),
     "kernels.kernel": ("Kernel",),
     "kernels.kernel_field": ("KernelField",),
-    "kernels.optics.microscope": ("Microscope", "microscope_psf"),
+    "kernels.microscope": ("Microscope", "microscope_psf"),
     "kernels.receptive_field": ("ReceptiveFieldConv2d",),
     "kernels.sources.formula": ("make_kernel",),
     "operators.convolution": ("Convolution",),
@@ -200,7 +200,7 @@ _NAMES = {
     "solvers.solve": ("solve",),
     "tone_curve": ("ToneCurve",),
     "workflows.apply_kernel": ("forward", "forward_taps"),
-    "kernels.beads.bead_psf": ("BeadPsf", "psf_from_beads"),
+    "kernels.bead_psf": ("BeadPsf", "psf_from_beads"),
     "kernels.blind.blurred_picture": ("align_kernel", "estimate_free_kernel", "estimate_kernel"),
     "kernels.blind.blur_map": ("map_blur",),
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),

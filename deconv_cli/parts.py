@@ -67,7 +67,7 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "disk": "deconv_cli.kernels.sources.simple_blurs:DISK",
         "box": "deconv_cli.kernels.sources.simple_blurs:BOX",
         "motion": "deconv_cli.kernels.sources.simple_blurs:MOTION",
-        "path": "deconv_cli.kernels.sources.path:PATH",
+        "path": "deconv_cli.kernels.sources.simple_blurs:PATH",
         "polygon": "deconv_cli.kernels.sources.optical_blurs:POLYGON",
         "airy": "deconv_cli.kernels.sources.optical_blurs:AIRY",
         "moffat": "deconv_cli.kernels.sources.optical_blurs:MOFFAT",
@@ -90,10 +90,10 @@ TAPS: Registry[Any] = Registry(
 LOSSES: Registry[Any] = Registry(
     "loss",
     {
-        "squared": "deconv_cli.kernels.fit.loss_functions:squared",
-        "l1": "deconv_cli.kernels.fit.loss_functions:l1",
-        "huber": "deconv_cli.kernels.fit.loss_functions:huber",
-        "poisson": "deconv_cli.kernels.fit.loss_functions:poisson",
+        "squared": "deconv_cli.kernels.loss_functions:squared",
+        "l1": "deconv_cli.kernels.loss_functions:l1",
+        "huber": "deconv_cli.kernels.loss_functions:huber",
+        "poisson": "deconv_cli.kernels.loss_functions:poisson",
     },
 )
 """What a kernel that is fitted to pairs makes small."""

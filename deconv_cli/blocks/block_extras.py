@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.blocks.block_grid import Block, Interval
 from deconv_cli.blocks.block_problem import BlockProblem, as_images
 from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.blocks.thumbnail import N_CHANNELS, Thumbnail, ThumbnailPart
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.diagnostics.residual import edge_distance
 from deconv_cli.errors import UsageError
@@ -22,7 +24,74 @@ from deconv_cli.io.layout import Layout
 from deconv_cli.io.records import samples_digest
 from deconv_cli.io.regions import Region, RegionSource, RegionTarget, open_regions, plan_regions, read_corner
 from deconv_cli.operators.axes import crop
-from deconv_cli.vocabulary import OutputDType
+from deconv_cli.vocabulary import OutputDType, Size
+
+MAX_SIDES = {1: 2048, 2: 512, 3: 128}
+"""Sides of a thumbnail in pixels, by the axes of space."""
+MAX_PLANES = 48
+N_CHANNELS = 3
+"""Channels that are kept: the colors, or the first ones."""
+
+
+@dataclass(frozen=True)
+class ThumbnailPart:
+    """The pixels that one block adds to a thumbnail: float32 in base64, of shape `(C, *size)`, from `start` on."""
+
+    name: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    samples: str
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """The layout of a thumbnail: the size of the whole, and the pixels of the whole that make one, along each axis."""
+
+    size: Size
+    steps: Size
+
+    @classmethod
+    def of(cls, size: Size) -> Thumbnail:
+        """Choose the steps: the same along rows and columns, smaller ones along planes."""
+        step = -(-max(size[-2:]) // MAX_SIDES[len(size)])
+        return cls(size, (*(-(-n // MAX_PLANES) for n in size[:-2]), *[step] * len(size[-2:])))
+
+    @property
+    def n_pixels(self) -> Size:
+        """Its own size."""
+        return tuple(-(-n // step) for n, step in zip(self.size, self.steps, strict=True))
+
+    @property
+    def distance(self) -> Tensor:
+        """Pixels of the whole between the middle of each of its own and the nearest edge."""
+        middles = [torch.arange(n) * step + step // 2 for n, step in zip(self.n_pixels, self.steps, strict=True)]
+        to_end = [
+            torch.minimum(middle, n - 1 - middle).clamp_min(0) for middle, n in zip(middles, self.size, strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*to_end, indexing="ij")).amin(0)
+
+    def part(self, name: str, values: Tensor, at: Sequence[Interval]) -> ThumbnailPart | None:
+        """Average a part of the whole, shape `(C, *size)`; return `None` if no pixel of the thumbnail begins in it."""
+        begins = tuple(-(-start // step) for (start, _), step in zip(at, self.steps, strict=True))
+        firsts = tuple(begin * step for begin, step in zip(begins, self.steps, strict=True))
+        sizes = tuple(stop - first for (_, stop), first in zip(at, firsts, strict=True))
+        if min(sizes) <= 0:
+            return None
+        kept = crop(values, tuple(first - start for first, (start, _) in zip(firsts, at, strict=True)), sizes)
+        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(sizes) - 1]
+        means = pool(kept[None].float(), self.steps, ceil_mode=True)[0].cpu().numpy().astype("<f4")
+        return ThumbnailPart(name, begins, means.shape, base64.b64encode(means.tobytes()).decode("ascii"))
+
+    def assemble(self, name: str, parts: Iterable[ThumbnailPart]) -> Tensor | None:
+        """Join the parts of this name, shape `(C, *n_pixels)`; `None` if there are none."""
+        whole: Tensor | None = None
+        for part in parts:
+            if part.name == name:
+                whole = torch.zeros(part.shape[0], *self.n_pixels) if whole is None else whole
+                values = np.frombuffer(base64.b64decode(part.samples), "<f4").reshape(part.shape)
+                crop(whole, part.start, part.shape[1:]).copy_(torch.from_numpy(values.copy()))
+        return whole
+
 
 TRUSTED = 255
 """Sample of a mask where the estimate can be trusted; 0 elsewhere."""
@@ -30,7 +99,7 @@ TRUSTED = 255
 
 @dataclass(frozen=True)
 class ExtraFiles:
-    """What a user wants beside the estimate.
+    """Files beside the estimate.
 
     Attributes:
         truth: file of the true image, with the axes and sizes of the result.
@@ -143,7 +212,6 @@ def plan_extras(
 
     Raises:
         UsageError: a file exists or cannot be written by parts, or the truth has another shape.
-        InputRefusedError: the truth cannot be read.
     """
 
     def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> RegionTarget | None:
@@ -160,14 +228,10 @@ def plan_extras(
 
 @dataclass(frozen=True)
 class ExtraNumbers:
-    """What is known of a block beside its estimate.
+    """Numbers of a block beside its estimate.
 
-    Attributes:
-        squared_predicted: sum of the expected squared error; `None` if it is not predicted.
-        trusted_share: part of the pixels that are trusted.
-        squared_error: sum of the real squared error; `None` if no truth is known.
-        thumbnails: the block's parts of the thumbnails.
-        digests: of the samples that it wrote into each file.
+    The sums of the expected and the real squared error are `None` without a prediction or a truth. The digests are
+    those of the samples that the block wrote into each file.
     """
 
     squared_predicted: float | None = None

@@ -11,10 +11,16 @@ from math import prod
 
 from deconv_cli.blocks.block_extras import BlockExtras
 from deconv_cli.blocks.block_grid import Block, BlockGrid, choose_core
-from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
+from deconv_cli.blocks.block_problem import (
+    SHARE,
+    BlockProblem,
+    advise_whole,
+    block_bytes,
+    largest_samples,
+    limit_threads,
+)
 from deconv_cli.blocks.fixed_choices import FixedChoices, choose_steps, fix_choices
 from deconv_cli.blocks.halo_depth import BlocksDisagreeError, HaloChoice, choose_halo
-from deconv_cli.blocks.memory_check import SHARE, advise_whole, block_bytes, largest_samples
 from deconv_cli.blocks.preview_tiles import MAX_SAMPLES, PreviewTile, contrast_of, find_tiles, prediction_sides
 from deconv_cli.blocks.sampled_error import ErrorSample, sample_error
 from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
@@ -45,7 +51,7 @@ class BlockOptions:
 
     Attributes:
         max_memory: bytes that a block may take.
-        block_size: image pixels of a block along each axis of space; `None` for what the memory holds.
+        block_size: image pixels of a block along each axis of space; by default as many as fit the memory.
         n_threads: for the arithmetic of one block.
     """
 
@@ -56,7 +62,7 @@ class BlockOptions:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What was decided.
+    """What was decided before the first block is restored.
 
     Attributes:
         fingerprint: SHA-256 of the input, the kernel and the settings that the plan was made for.
@@ -88,10 +94,7 @@ class BlockPlan:
 def plan_blocks(
     problem: BlockProblem, target: RegionTarget, options: BlockOptions, fingerprint: str, progress: ProgressListener
 ) -> tuple[BlockPlan, BlockProblem]:
-    """Decide all that is decided before the first block is restored.
-
-    Returns:
-        The plan, and the problem with all choices made.
+    """Decide all that is decided before the first block: the plan, and the problem with all choices made.
 
     Raises:
         UsageError: blocks would differ from the whole by more than seams may.
@@ -162,10 +165,7 @@ def cut_blocks(
     tiles: Sequence[PreviewTile],
     progress: ProgressListener,
 ) -> tuple[BlockGrid, HaloChoice, int]:
-    """Measure the halo, and lay out the largest blocks that fit the memory with it.
-
-    Returns:
-        The blocks, their halo, and the bytes that a block takes at most, as estimated.
+    """Measure the halo, and lay out the largest blocks that fit the memory with it: blocks, halo, and bytes of a block.
 
     Raises:
         UsageError: the estimate depends on data further away than a block can hold.
@@ -197,7 +197,7 @@ def cut_blocks(
 
 
 def _advise(problem: BlockProblem, options: BlockOptions) -> str:
-    """Name a setting under which the estimate depends on nearer data, if there is one, and what the whole takes."""
+    """Name a setting under which the estimate depends on nearer data, and the memory of the whole."""
     settings, whole = problem.resolved, advise_whole(problem, options.max_memory, options.block_size)
     if settings.has_lambda:
         return f"use a larger lam, or {whole}"

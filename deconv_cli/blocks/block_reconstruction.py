@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deconv_cli.blocks.block_extras import ThumbnailPart
 from deconv_cli.blocks.block_plan import BlockPlan
+from deconv_cli.blocks.block_problem import advise_whole
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE
-from deconv_cli.blocks.memory_check import advise_whole
 from deconv_cli.blocks.sampled_error import SampledError
-from deconv_cli.blocks.thumbnail import ThumbnailPart
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import format_padding
 
@@ -28,10 +28,8 @@ class BlockSummary:
 
     Attributes:
         n_redone: blocks that this run restored; the others were done before.
-        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks.
-        residual_rms: root mean square of y − Ax̂.
-        n_iterations: of the solver, the most in any block.
-        certificate: the largest of any block.
+        residual: ‖y − Ax̂‖ / ‖y‖, over the data of all blocks; `residual_rms` is the root mean square of y − Ax̂.
+        n_iterations: the most in any block, as `certificate` is the largest.
         n_unsolved: blocks in which the solver did not reach its tolerance.
         n_clipped: samples that the type of the result cannot hold.
         seam: the largest difference that was measured beside a seam; `None` if none was measured.

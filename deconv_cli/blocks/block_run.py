@@ -27,9 +27,7 @@ BlockListener = Callable[[int, int], None]
 class BlockRun:
     """A planned run; nothing of the result is written yet.
 
-    Attributes:
-        planning_s: seconds that planning took.
-        replaced: fingerprint of an earlier run with other settings, which is forgotten.
+    `replaced` is the fingerprint of an earlier run with other settings, which is forgotten.
     """
 
     task: BlockTask
@@ -57,7 +55,7 @@ class BlockRun:
         force: bool = False,
         progress: ProgressListener | None = None,
     ) -> BlockRun:
-        """Plan a run, or take the plan of an earlier one for the same input, kernel and settings.
+        """Plan a run, or reuse the plan of an earlier one with the same input, kernel and settings.
 
         `force` removes the unfinished files of an earlier run that is not resumed.
 
@@ -93,12 +91,9 @@ class BlockRun:
     ) -> BlockReconstruction:
         """Restore the blocks that are not done, and put the result in its place once all are.
 
-        Args:
-            scheduler: who works on the blocks.
-            describe: makes the record that goes with the result.
-            progress: is called with the number of blocks that are done and of all.
-            share: the share of one of several jobs; the last job to end puts the result in its place.
-            conclude: is called once it is there, also by a run that resumes one that was killed before.
+        `describe` makes the record that goes with the result; `progress` hears the number of blocks that are done, and
+        of all. Of several jobs with a share each the last one to end puts the result in its place. `conclude` is called
+        once it is there, also by a run that resumes one that was killed before.
         """
         if not self.is_resumed and share is None:
             self.checkpoint.remove()
@@ -142,10 +137,7 @@ def run_blocks(
     progress: BlockListener | None,
     numbers: Sequence[int],
 ) -> BlockSummary | None:
-    """Restore those of some blocks that are not done.
-
-    Returns:
-        The results of all blocks; `None` if blocks of other jobs are missing or were lost.
+    """Restore those of some blocks that are not done; give all results, or `None` if blocks of other jobs are missing.
 
     Raises:
         DeconvError: a block failed, or the input has changed; the blocks that are done are noted.

@@ -28,12 +28,11 @@ from deconv_cli.workflows.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What is known of a block that is written; the checkpoint holds it.
+    """The result of a block that is written; the checkpoint holds it.
 
     Attributes:
-        n_samples: data samples that it was restored from.
-        squared_residual: ‖y − Ax̂‖² over them.
-        squared_data: ‖y‖².
+        n_samples: data samples that it was restored from; `squared_data` is ‖y‖² and `squared_residual` ‖y − Ax̂‖² over
+            them.
         is_solved: whether the solver reached its tolerance.
         n_clipped: samples that the type of the result cannot hold.
         n_estimated: samples of the estimate.

@@ -30,9 +30,6 @@ class Checkpoint:
 
     A line is added by one call, after the samples of its block are in the file. A process that dies in between leaves a
     block that is done again, and at worst half a line, which is ignored. The plan and each line end with their digests.
-
-    Attributes:
-        folder: where it is.
     """
 
     folder: Path
@@ -44,7 +41,7 @@ class Checkpoint:
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
     def read_plan(self) -> BlockPlan | None:
-        """Read the plan of an earlier run; return `None` if there is none.
+        """Read the plan of an earlier run, if any.
 
         Raises:
             FileAccessError: it cannot be read, or is gone although blocks are done.
@@ -180,13 +177,8 @@ def find_earlier(
 ) -> BlockPlan | None:
     """Return the plan of the run to resume, or of another run that `force` replaces; `None` if there is neither.
 
-    Args:
-        targets: all files that are written, the result last.
-        source: the input.
-        checkpoint: of the result.
-        fingerprint: of all that decides what is written.
-        resume: whether an earlier run is resumed.
-        force: whether unfinished files of other runs, and other files, may be replaced.
+    The targets are all files that are written, the result last; the fingerprint is that of all that decides what is
+    written. `force` permits to replace unfinished files of other runs, and other files.
 
     Raises:
         BlocksCompleteError: all files are complete.
@@ -242,7 +234,7 @@ def _left_of(targets: Sequence[Path], checkpoint: Checkpoint) -> list[str]:
 
 
 def refuse_to_forget(targets: Sequence[Path], checkpoint: Checkpoint) -> None:
-    """Refuse by `UsageError` to remove unasked what an earlier run left, which may have taken long."""
+    """Refuse by `UsageError` to remove the files of an earlier run, which may have taken long."""
     if left := _left_of(targets, checkpoint):
         raise UsageError(
             f"an earlier run for '{targets[-1]}' ended early or is still running: it left {' and '.join(left)}; "

@@ -36,13 +36,13 @@ class FixedChoices:
 
     Attributes:
         lams: λ, or that of each channel; empty if the objective has none.
-        weight: of a prior; `None` if there is none.
-        iterations: of Richardson–Lucy and the total variation; `None` for other objectives.
+        weight: of a prior.
+        iterations: of Richardson–Lucy and the total variation.
         noise: a model, or one for each channel; empty if none was estimated.
-        rho: of the steps of the total variation; `None` for other objectives.
+        rho: of the steps of the total variation.
         has_bounds: whether saturated samples are lower bounds.
-        noise_levels: of each channel, for prior photo; otherwise empty.
-        finest: pixels that the finest measured detail spans, for prior photo; otherwise `None`.
+        noise_levels: of each channel, for prior photo.
+        finest: pixels that the finest measured detail spans, for prior photo.
     """
 
     lams: tuple[float, ...] = ()
@@ -81,10 +81,7 @@ def fix_choices(
     """Restore some tiles as if each were a picture of its own, and take the median of what they choose.
 
     Each tile counts by its contrast, as in a criterion that sums over the whole picture: empty background has no say in
-    how much detail is kept.
-
-    Returns:
-        The choices; and why the tiles are doubted, as `doubt_pieces` says it.
+    how much detail is kept. Gives the choices, and why the tiles are doubted, as `doubt_pieces` says it.
     """
     is_open, size = _is_open(problem), problem.data_size
     if problem.resolved.objective == "tv":  # its weight is known by then, and `choose_steps` counts its steps
@@ -154,8 +151,7 @@ def weighted_median(values: Sequence[float], shares: Sequence[float]) -> float:
 def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     """Doubt a picture if at least half of its tiles have no λ, show mostly noise, or contradict the kernel.
 
-    Returns:
-        The sentence of the first tile that is doubted, and how many are; empty if most are not.
+    Gives the sentence of the first tile that is doubted, and how many are; empty if most are not.
     """
     of_pieces = [[doubt.sentence for doubt in piece.doubts if doubt.reason in OF_PIECES] for piece in found]
     doubted = [sentences for sentences in of_pieces if sentences]

@@ -53,11 +53,9 @@ class BlocksDisagreeError(UsageError):
 class HaloChoice:
     """A halo, and the error at the seams that it leaves.
 
-    Attributes:
-        halo: image pixels around a block inside the frame, along each axis of space.
-        at_frame: the same around a block that reaches the frame: a cut reaches further along an edge.
-        worst: the largest difference on any tile, in units of the samples.
-        range: of the samples of all tiles.
+    Image pixels around a block inside the frame along each axis of space; those of a block that reaches the frame,
+    since a cut reaches further along an edge; the largest difference on any tile, and the range of all, in units of the
+    samples.
     """
 
     halo: Size
@@ -87,17 +85,11 @@ def choose_halo(
     max_samples: int,
     progress: ProgressListener,
 ) -> HaloChoice:
-    """Find the smallest halo with which blocks agree.
+    """Find the smallest halo with which blocks agree, on tiles of which those with the most contrast come first.
 
-    Args:
-        problem: what is restored, with all choices made.
-        tiles: those with the most contrast first.
-        is_cut: whether blocks are cut along each axis of space.
-        max_samples: of a tile with its surroundings.
-        progress: hears which tile is restored.
-
-    Returns:
-        The halo. If none is wide enough for edge pixels of the frame, its prediction exceeds `SEAM_TOLERANCE`.
+    All choices of the problem are made. `is_cut` says whether blocks are cut along each axis of space; a tile with its
+    surroundings has at most `max_samples`. If no halo is wide enough for edge pixels of the frame, its prediction
+    exceeds `SEAM_TOLERANCE`.
 
     Raises:
         BlocksDisagreeError: no halo that fits is wide enough inside the frame.
@@ -163,8 +155,7 @@ def _halo_within(
 ) -> tuple[HaloChoice | None, bool]:
     """Choose a halo on tiles inside the frame, and the halo at the frame on tiles there.
 
-    Returns:
-        The halo, or `None` if tiles inside need a wider one than `depth`; and whether it is wide enough at the frame.
+    Gives the halo, or `None` if tiles inside need a wider one than `depth`; and whether it is wide enough at the frame.
     """
     allowed, pipeline = SEAM_TOLERANCE * samples_range / SAFETY, problem.pipeline()
     sides = outer_sides(depth, problem.data_size)
@@ -254,8 +245,7 @@ def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -
 def smallest_halo(influences: Sequence[CutInfluence], depth: Size, allowed: float, at_least: Size) -> Size | None:
     """Find the smallest halo along each axis, then widen all axes alike until together they leave what is allowed.
 
-    Returns:
-        `None` if the whole depth leaves more.
+    `None` if the whole depth leaves more.
     """
     n_cut = sum(d > 0 for d in depth)
     halo = []

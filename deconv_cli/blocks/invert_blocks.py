@@ -10,10 +10,9 @@ from torch import Tensor
 
 from deconv_cli.blocks.block_extras import NO_FILES, ExtraFiles, plan_extras, plan_file
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import BlockProblem
+from deconv_cli.blocks.block_problem import BlockProblem, default_memory
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockListener, BlockRun
-from deconv_cli.blocks.memory_check import default_memory
 from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
@@ -47,8 +46,7 @@ class LargeFileOptions:
         output_dtype: sample type of the result; `None` for float32.
         force: whether an existing result may be replaced.
         resume: whether to resume an earlier run.
-        series: number of the image, if the file holds several.
-        tensor: name of the tensor, if the file holds several.
+        series: number of the image, if the file holds several, or `tensor` its name.
         n_levels: resolutions of the result that are stored, each half the one before.
         extra: what is made beside the result; all of it needs the prediction of the error.
     """

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_grid import Interval
-from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
-from deconv_cli.blocks.memory_check import SHARE, block_bytes, largest_samples
+from deconv_cli.blocks.block_problem import SHARE, BlockProblem, block_bytes, largest_samples, limit_threads
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.io.regions import cube_sides, spread_place
 from deconv_cli.vocabulary import Size
@@ -36,12 +35,10 @@ N_SHOWN = 2
 
 @dataclass(frozen=True, eq=False)
 class PreviewTile:
-    """A tile, by its place and by what `contrast_of` and the extremes of its samples are.
+    """A tile: its place, and the contrast and extremes of its samples.
 
-    Attributes:
-        batch: for each axis that is neither space nor channels.
-        center: the data sample in its middle, along each axis of space.
-        frame_axis: the axis of space along which the tile was moved to the frame; `None` if it was not moved.
+    `center` is the data sample in its middle; `frame_axis` the axis along which the tile was moved to the frame, if
+    any.
     """
 
     batch: tuple[slice, ...]

@@ -28,13 +28,7 @@ from deconv_cli.vocabulary import Size, counted, format_size
 
 @dataclass(frozen=True, eq=False)
 class SampledError(ExpectedError):
-    """The expected error of a whole picture.
-
-    Attributes:
-        pieces: what it was predicted on, in words.
-        real: the real error, root mean square, if the truth is known.
-        share: part of the pixels that is trusted.
-    """
+    """The expected error of a whole picture, in words what it was predicted on, and the real error, if it is known."""
 
     pieces: str
     real: float | None
@@ -60,10 +54,8 @@ class ErrorSample:
         bands: the same for people, over all tiles.
         sigma: standard deviation of the noise that was drawn.
         exponent: of the images that were drawn; `None` if none were.
-        n_probes: draws for each tile.
-        seed: of the random numbers.
-        n_pieces: tiles.
-        sides: of a tile, in samples.
+        n_probes: draws for each tile, by `seed`.
+        n_pieces: tiles of `sides` samples.
     """
 
     profiles: tuple[ErrorProfile, ...]

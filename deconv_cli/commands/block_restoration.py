@@ -74,7 +74,7 @@ class BlockRestoration:
 
     def fits_surely(self, shape: Size) -> bool:
         """Return whether an input of this stored shape certainly fits the memory."""
-        from deconv_cli.blocks.memory_check import is_small
+        from deconv_cli.blocks.block_problem import is_small
 
         return is_small(shape, self._budget())
 
@@ -214,7 +214,7 @@ class BlockRestoration:
         return self.workers.start(self.device.type, threads=n_threads if self.device.type == "cpu" else 1)
 
     def _budget(self) -> int:
-        from deconv_cli.blocks.memory_check import default_memory
+        from deconv_cli.blocks.block_problem import default_memory
 
         return self.settings.get("max_memory") or default_memory() // self.n_sharing
 

@@ -63,8 +63,8 @@ def make(
     output: OutputFile = None,
 ) -> None:
     """Make a kernel by a formula, of sum 1."""
-    from deconv_cli.kernels.sources.band_limited import transform_error
     from deconv_cli.kernels.sources.formula import has_units, make_kernel, read_formula
+    from deconv_cli.kernels.sources.kernel_source import transform_error
 
     check_kernel_output(output, Path.cwd(), force=printed.force)
     steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile
     from deconv_cli.io.optics_metadata import OpticsMetadata
-    from deconv_cli.kernels.optics.microscope import Microscope
+    from deconv_cli.kernels.microscope import Microscope
 
 MICROSCOPE = "microscope"
 WORDS = {
@@ -95,7 +95,7 @@ def describe_optics(
         UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value is not possible.
     """
     from deconv_cli.io.optics_metadata import OpticsMetadata, read_optics
-    from deconv_cli.kernels.optics.microscope import Microscope
+    from deconv_cli.kernels.microscope import Microscope
 
     found = OpticsMetadata() if image is None else read_optics(image)
     steps = spacing or (None if image is None else image.spacing)
@@ -234,7 +234,7 @@ def load_microscope(
         is_compact: leave out light more than four axial widths out of focus.
     """
     from deconv_cli.kernels.kernel import Kernel, stack_kernels
-    from deconv_cli.kernels.optics.microscope import microscope_psf, sampling_notes
+    from deconv_cli.kernels.microscope import microscope_psf, sampling_notes
     from deconv_cli.report.run import KernelInput
 
     n_axes = dimensions or image.named_dimensions or image.dimensions

@@ -47,7 +47,7 @@ def open_large(
     Raises:
         UsageError: the user wants blocks, but the input cannot be cut.
     """
-    from deconv_cli.blocks.memory_check import is_small, whole_fits
+    from deconv_cli.blocks.block_problem import is_small, whole_fits
     from deconv_cli.io.regions import open_regions, read_corner
 
     try:

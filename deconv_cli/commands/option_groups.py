@@ -221,7 +221,7 @@ class WorkOptions:
     ] = None
     cluster: Annotated[
         str | None,
-        option("--cluster local:N", "Work in N processes of this machine that Dask starts for this run.", WORKERS),
+        option("--cluster local:N", "Work in N processes of this machine, as --jobs N does.", WORKERS),
     ] = None
     scheduler: Annotated[
         str | None,

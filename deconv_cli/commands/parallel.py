@@ -97,7 +97,7 @@ class SharedCores:
 
     def _places_of(self, source: Source) -> int:
         """Return the places that a file takes; all of them if it is restored in blocks, by threads of their own."""
-        from deconv_cli.blocks.memory_check import MAX_BYTES_A_SAMPLE
+        from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 
         if source.large is not None:
             return self.n_places

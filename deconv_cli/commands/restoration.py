@@ -228,8 +228,8 @@ def choose_kind(
     is_decided = not {"defaults", "rcond"}.isdisjoint(given)
     if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
         return InputKind.TENSOR, ()
-    from deconv_cli.diagnostics.hann_window import FadedImages
     from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+    from deconv_cli.diagnostics.spectra import FadedImages
 
     values = samples().float()
     noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))

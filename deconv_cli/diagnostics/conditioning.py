@@ -1,4 +1,4 @@
-"""How much of the image a kernel passes on, how much of it the data determine, and how strongly noise comes back."""
+"""The part of an image that a kernel passes and that the data determine, and the gain of the noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import squared_modulus
+from deconv_cli.diagnostics.spectra import squared_modulus
 from deconv_cli.diagnostics.torus_modes import MAX_BLOCK_OPERATIONS, InverseFilter, TorusModes, symbol_at, torus_modes
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
@@ -37,11 +37,9 @@ class Conditioning:
 
     Attributes:
         threshold: singular values up to this one count as zero.
-        rank: how many are above it.
-        n_values: number of singular values.
+        rank: how many of `n_values` are above it.
         noise_gain: root mean square of the estimate for white noise of unit variance.
-        degrees_of_freedom: Σ σ² / (σ² + μ|l|²), the number of values of the estimate that the data decide.
-        n_unknowns: the number of values of the estimate.
+        degrees_of_freedom: Σ σ² / (σ² + μ|l|²), the number of the `n_unknowns` values that the data decide.
         is_sampled: only a part of the frequencies was computed.
     """
 
@@ -161,13 +159,10 @@ def count_lost_directions(inverse: PseudoInverse) -> LostDirections:
 
 @dataclass(frozen=True)
 class DeterminedShare:
-    """The part of an input's dimensions that the outputs determine.
+    """The part of the `n_dimensions` of an input that the outputs determine, from 0 to 1.
 
-    Attributes:
-        share: from 0 to 1.
-        n_dimensions: dimension of the input.
-        is_exact: whether it is the rank of the derivative. If not, it is the part of white noise that conjugate
-            gradients recover, which leaves out what the outputs hardly show.
+    It is exact if it is the rank of the derivative. If not, it is the part of white noise that conjugate gradients
+    recover, which leaves out what the outputs hardly show.
     """
 
     share: float

@@ -50,12 +50,8 @@ _WORTHWHILE = 0.5
 class ErrorPredictor:
     """Predicts the errors of estimates that one inverse made; it probes the noise once for all of them.
 
-    Args:
-        inverse: what made the estimates.
-        n_images: estimates whose errors are pooled in the end.
-        n_pieces: pieces of one picture whose errors are pooled, each with a predictor of its own.
-        n_probes: images to draw for each; by default enough for the size.
-        seed: of the random numbers.
+    The errors of `n_images` estimates are pooled in the end, or those of `n_pieces` pieces of one picture, each with a
+    predictor of its own. By default enough images are drawn for the size.
     """
 
     def __init__(

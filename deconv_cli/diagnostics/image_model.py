@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import squared_modulus
+from deconv_cli.diagnostics.lambda_rules import SpectralData
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
-from deconv_cli.diagnostics.polar_bins import directional_functions, frequency_grid
-from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.spectra import directional_functions, frequency_grid, squared_modulus
 from deconv_cli.diagnostics.stored_samples import gain_in_blocks, part_left
 from deconv_cli.diagnostics.torus_modes import mean_gain
 from deconv_cli.noise_model import WHITE, NoiseModel
@@ -122,15 +121,10 @@ def fit_image_model(
     sigma: float | None = None,
     least_sigma: float = 0.0,
 ) -> ImageModel:
-    """Fit the model to the data of a picture, or to a piece of them.
+    """Fit the model to the data `(C, *size)` or `(B, C, *size)` of a picture or a piece of it, without the bias.
 
-    Args:
-        extension: built for the kernel and the size of the data.
-        y: shape `(C, *size)` or `(B, C, *size)`, without the bias, of the kernel's precision.
-        estimate: restored from them, shape `(*, C, *size)`; shows the covariance of its channels.
-        lam: λ of the estimate.
-        sigma: standard deviation of the noise in the units of the samples, if it is known.
-        least_sigma: lower bound of the estimate, such as the noise of rounding.
+    The estimate `(*, C, *size)` was restored from them with λ; it shows the covariance of its channels. σ is in the
+    units of the samples, if it is known; if not, it is at least `least_sigma`.
     """
     kernel = extension.kernel
     channels = common_factor(estimate, 1 if kernel.shared else kernel.taps.shape[1], kernel.n_axes)
@@ -269,8 +263,7 @@ def _fit_to_what_is_left(
 ) -> Tensor:
     """Fit the coefficients of an image of one channel that lost weak detail.
 
-    The noise has a power of `noise` in the components, and a spectrum that is the error of strong coefficients at the
-    lowest frequency.
+    `noise` is its power in the components, and the spectrum the error of strong coefficients relative to the lowest.
     """
     kept, torus, level = _kept(data), data.modes.torus, noise / data.observed_share
     gain = gain_in_blocks(data.modes.sigma.square().sum(dim=-1), torus).flatten()[kept]

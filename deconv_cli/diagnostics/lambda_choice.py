@@ -17,11 +17,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.lambda_rules import LambdaCurve, choose_by_rule, likeliest_noise
+from deconv_cli.diagnostics.lambda_rules import LambdaCurve, PowerByGain, SpectralData, choose_by_rule, likeliest_noise
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.probing import ProbedPower
-from deconv_cli.diagnostics.spectral_data import PowerByGain, SpectralData
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.vocabulary import LambdaRule, Size, counted
@@ -135,9 +134,6 @@ def choose_lambda(
             with correlated errors", Journal of the American Statistical Association 85, 1990).
         sigma: standard deviation of the noise in the units of the samples; estimated by default.
         least_sigma: lower bound of the estimate, such as the noise of rounding.
-
-    Raises:
-        ShapeError: `y` does not fit the kernel.
     """
 
     def noise_of(data: SpectralData) -> float:
@@ -167,20 +163,12 @@ def choose_lambda_by_probing(
     modeled_sigma: Callable[[], float] | None = None,
     least_sigma: float = 0.0,
 ) -> LambdaChoice:
-    """Choose λ in ‖Ax − y‖² + λσ²max‖x‖², with more steps from round to round.
+    """Choose λ in ‖Ax − y‖² + λσ²max‖x‖² for data `(*batch, *output_shape)`, with more steps from round to round.
 
     If there are fewer outputs than inputs, no part of the outputs is noise alone, and power by gain does not separate
     it from the image: for photographs behind such layers cross-validation and likelihood overestimated the noise up to
-    900 times. A model of the image then gives the noise.
-
-    Args:
-        operator: A.
-        y: shape `(*batch, *output_shape)`.
-        sigma_max: the largest singular value, which λ is measured by.
-        rule: any but `whiteness`; by default `gcv`, or `upre` with a modeled σ.
-        sigma: standard deviation of the noise in the units of the samples; by default the likeliest.
-        modeled_sigma: finds σ by a model of the image; for operators that have fewer outputs than inputs.
-        least_sigma: lower bound of the estimate, such as the noise of rounding.
+    900 times. A model of the image then gives the noise, by `modeled_sigma`. The rule is any but `whiteness`; by
+    default `gcv`, or `upre` with a modeled σ. See `choose_lambda` for the noise.
     """
     probed, n_steps = ProbedPower(operator, y, sigma_max), iter(N_STEPS)
     known = max(modeled_sigma(), least_sigma) if sigma is None and modeled_sigma is not None else sigma

@@ -13,13 +13,12 @@ The noise for the predicted error is fitted together with the power of the image
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages
-from deconv_cli.diagnostics.spectral_data import SpectralData
+from deconv_cli.diagnostics.lambda_rules import SpectralData
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, space_axes
@@ -59,7 +58,7 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
 
     It is the median of the absolute values of differences of second order, which edges change little (Donoho and
     Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994, with the mask of Immerkær, "Fast
-    noise variance estimation", Computer Vision and Image Understanding 64, 1996). It is in the units of the samples.
+    noise variance estimation", Computer Vision and Image Understanding 64, 1996), in the units of the samples.
 
     Raises:
         ShapeError: the image has fewer than three pixels along an axis of space.
@@ -116,18 +115,12 @@ def _cells(power: Tensor, n_bands: int) -> list[Tensor]:
     *rows, last = power.shape[1:]
     cells = [power]
     for axis, length in enumerate(rows, start=1):
-        order, counts = _rows_by_frequency(length, n_bands)
-        numbers = torch.tensor(order, device=power.device)
-        cells = [part for cell in cells for part in cell.index_select(axis, numbers).split(counts, axis)]
+        bands = [min(2 * min(number, length - number) * n_bands // length, n_bands - 1) for number in range(length)]
+        order = torch.tensor(sorted(range(length), key=bands.__getitem__), device=power.device)
+        counts = [bands.count(band) for band in range(n_bands)]
+        cells = [part for cell in cells for part in cell.index_select(axis, order).split(counts, axis)]
     bounds = [last * band // n_bands for band in range(n_bands + 1)]
     return [part for cell in cells for part in cell.tensor_split(bounds[1:-1], -1)]
-
-
-@lru_cache(maxsize=64)
-def _rows_by_frequency(length: int, n_bands: int) -> tuple[list[int], list[int]]:
-    """Order the frequencies along a whole axis by their band, low ones first, and count those of each band."""
-    bands = [min(2 * min(number, length - number) * n_bands // length, n_bands - 1) for number in range(length)]
-    return sorted(range(length), key=bands.__getitem__), [bands.count(band) for band in range(n_bands)]
 
 
 def estimate_gain(y: Tensor, n_axes: int = 2) -> float | None:

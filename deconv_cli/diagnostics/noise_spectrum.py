@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages
-from deconv_cli.diagnostics.polar_bins import LOWEST, PolarBins, polar_bins
+from deconv_cli.diagnostics.spectra import LOWEST, FadedImages, PolarBins, polar_bins
 from deconv_cli.diagnostics.torus_modes import mean_gain
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators import synchronize
@@ -89,18 +88,12 @@ def fit_noise_spectrum(
     observed_share: float = 1.0,
     faded: FadedImages | None = None,
 ) -> NoiseModel:
-    """Find the noise in data that a kernel made of a scene.
+    """Find the noise in data `(n, C_out, *size)` that a kernel made of a scene.
 
-    Args:
-        y: shape `(n, C_out, *size)`.
-        basis: of the kernel, for this size.
-        is_colored: the noise is known to be colored.
-        observed_share: the part of the data that is noisy; an estimate predicted the rest.
-        faded: the same data under a window, if they are needed elsewhere too.
-
-    Returns:
-        The size and the spectrum of the noise; white noise of unknown size if that explains the data as well, or if the
-        noise that was found is light of the scene, spread by the window.
+    `is_colored` says that the noise is known to be colored; `observed_share` is the part of the data that is noisy,
+    since an estimate predicted the rest; `faded` holds the same data under a window. Gives the size and the spectrum of
+    the noise, or white noise of unknown size if that explains the data as well, or if the noise that was found is light
+    of the scene, spread by the window.
     """
     white = NoiseModel(source="auto")
     if len(basis.bins.count) < 4 * len(FREQUENCIES):

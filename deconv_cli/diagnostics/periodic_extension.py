@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from deconv_cli.diagnostics.lambda_rules import SpectralData
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
-from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
@@ -40,16 +40,9 @@ class PeriodicExtension:
     """Continues data onto a torus: observed in the frame, predicted from an estimate beyond it.
 
     It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, as a part of a
-    larger scene of which nothing is known outside; periodic data of that size stay as they are. Build it once for a
-    kernel and a size; it keeps the inverse of the latest λ.
-
-    Args:
-        kernel: what made the data.
-        size: of the data, pixels along each axis.
-        boundary: only whether it is circular matters.
-        penalty: which L.
-        max_memory: bytes that an estimate may take.
-        noise: the kind of noise of the data; white by default.
+    larger scene of which nothing is known outside; periodic data of that size stay as they are. It keeps the inverse of
+    the latest λ. Of the boundary only counts whether it is circular; `max_memory` are the bytes that an estimate may
+    take.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -115,16 +115,6 @@ class ErrorProfile:
             energy=unit**2 * self.energy,
             contrast=unit * self.contrast,
         )
-
-    def as_record(self) -> dict[str, Any]:
-        """Give the numbers as JSON can hold them."""
-        return dict(vars(self))
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> ErrorProfile:
-        """Read the record of a profile."""
-        lists = {name: tuple(record[name]) for name in ("noise", "missing")}
-        return cls(**{field.name: record[field.name] for field in fields(cls)} | lists)
 
 
 def pool_profiles(parts: Sequence[ErrorProfile]) -> ErrorProfile:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.image_model import ImageModel, common_factor
-from deconv_cli.diagnostics.lambda_rules import choose_by_rule, likeliest_noise
-from deconv_cli.diagnostics.spectral_data import PowerByGain
+from deconv_cli.diagnostics.lambda_rules import PowerByGain, choose_by_rule, likeliest_noise
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import as_factor, crop, norm, safe_ratio, space_axes
 from deconv_cli.operators.circulant import next_fast_size
@@ -202,15 +201,10 @@ def fit_probed_image_model(
     least_sigma: float = 0.0,
     seed: int = 0,
 ) -> ImageModel:
-    """Fit the model to the data of one image.
+    """Fit the model to the data `(C_out, *output_size)` of one image, without the bias.
 
-    Args:
-        operator: A.
-        y: shape `(C_out, *output_size)`, without the bias.
-        estimate: of the image, shape `(C_in, *size)`; shows the covariance of its channels.
-        sigma: standard deviation of the noise in the units of the samples; by default the likeliest.
-        least_sigma: lower bound of the estimate, such as the noise of rounding.
-        seed: of the random signs.
+    The estimate `(C_in, *size)` shows the covariance of the channels. By default σ is the likeliest, in the units of
+    the samples, and at least `least_sigma`. The seed is that of the random signs.
     """
     channels = common_factor(estimate, len(estimate), estimate.ndim - 1)
     data = y - constant_part(operator, y)

@@ -1,4 +1,4 @@
-"""A residual in numbers: altogether, by distance from the edge, and how far its neighbors correlate."""
+"""A residual in numbers: of all samples, by distance from the edge, and the correlation of neighbors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import squared_modulus
+from deconv_cli.diagnostics.spectra import squared_modulus
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype, space_axes
-from deconv_cli.operators.circulant import next_fast_size, phases, to_float64
+from deconv_cli.operators.circulant import next_fast_size, to_float64
 from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.
@@ -99,11 +99,8 @@ def _slices(part: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
 class ResidualSummary:
     """The residual y − Ax̂ in numbers.
 
-    Attributes:
-        relative: ‖y − Ax̂‖ / ‖y‖.
-        absolute: ‖y − Ax̂‖, in the units of the samples.
-        root_mean_square: the same for a single sample.
-        per_channel: ‖y − Ax̂‖ / ‖y‖ of each output channel.
+    ‖y − Ax̂‖ / ‖y‖ of all samples and of each output channel; ‖y − Ax̂‖ and its root mean square, in the units of the
+    samples.
     """
 
     relative: float
@@ -174,19 +171,8 @@ def largest_correlation(residual: Tensor, n_axes: int = 2) -> float:
 
 
 def _lagged_products(planes: Tensor, lag: int) -> Tensor:
-    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around.
-
-    For so few lags, matrix products invert the transform of the power faster than an FFT.
-    """
-    size = [next_fast_size(n + lag) for n in planes.shape[1:]]
-    spectrum = torch.fft.rfftn(planes, s=size, dim=space_axes(len(size)))
-    products = to_float64(squared_modulus(spectrum).sum(dim=0))
-    products[..., 1 : (size[-1] + 1) // 2] *= 2  # for the frequencies that mirror these
-    for length in size:
-        numbers = torch.arange(len(products), device=planes.device)
-        waves = phases(numbers, length, 2 * lag + 1, products.real, lag)
-        if products.is_complex():
-            products = torch.tensordot(products, waves, dims=([0], [0]))
-        else:
-            products = torch.view_as_complex(torch.tensordot(products, torch.view_as_real(waves), dims=([0], [0])))
-    return products.real / math.prod(size)
+    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
+    size, axes = [next_fast_size(n + lag) for n in planes.shape[1:]], space_axes(planes.ndim - 1)
+    power = to_float64(squared_modulus(torch.fft.rfftn(planes, s=size, dim=axes)).sum(dim=0))
+    products = torch.fft.irfftn(power, s=size, dim=axes).roll([lag] * len(size), axes)
+    return products[tuple(slice(2 * lag + 1) for _ in size)]

@@ -11,10 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_level import NORMAL_MEDIAN, estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, largest_correlation
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import ModeBands, TorusModes
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
@@ -94,10 +94,10 @@ _SENTENCES = {
 
 @dataclass(frozen=True, eq=False)
 class ResidualTests:
-    """What the tests of a residual found; what the finding did not need is computed on demand.
+    """What the tests of a residual found; the rest is computed on demand.
 
     Attributes:
-        finding: what the residual shows.
+        finding: the finding.
         noise: standard deviation of the noise in the data, in the units of the samples; `None` if it is unknown.
         model: the kind of noise.
         interior_rms: root mean square of the residual away from the edges.
@@ -156,21 +156,20 @@ def check_residual(
     least_noise: float = 0.0,
     is_boundary_free: bool = False,
 ) -> ResidualTests:
-    """Test a residual, and find what it shows.
+    """Test a residual y − Ax̂ `(*batch, C_out, *space)` of data y without the bias, and find what it shows.
 
     A kernel that removes more than the true one is found, unless λ is so small that the estimate follows the data
     everywhere, or so large that everything is smoothed alike. A kernel that removes less, or is the true one turned by
     half a circle, leaves no trace in any residual.
 
     Args:
-        residual: y − Ax̂, shape `(*batch, C_out, *space)`.
-        data: y, less the bias.
+        residual: y − Ax̂.
+        data: y.
         bands: modes of the kernel on the torus of the data, and the filter that made the estimate.
         kernel_size: taps along each axis of space.
         border: `border_profile` of the residual, if it is known.
         noise: the kind of noise, and its size if it is known.
-        least_noise: a residual up to this size does not show a wrong kernel: the noise of lossy compression is not
-            white.
+        least_noise: a residual up to this size does not show a wrong kernel: lossy compression leaves colored noise.
         is_boundary_free: nothing was assumed about the outside, so the boundary cannot be wrong.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma

@@ -49,17 +49,12 @@ FEWEST_STEPS = 5
 
 
 def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: float = LEAST_SHARE) -> Tensor | None:
-    """Find the full samples that an estimate may exceed: a mask of the shape of `y`, or `None`.
+    """Find the full samples of data `(*batch, C, *space)` that an estimate may exceed: a mask, or `None`.
 
     Compression leaves some of them slightly below the ceiling, next to full ones. A sample that has only full ones
     around it, within half the kernel, counts as a measurement: no other sample shows how much brighter it was, so the
-    estimate of a wide white background would depend on its far ends alone.
-
-    Args:
-        y: shape `(*batch, C, *space)`.
-        ceiling: the largest value that a sample can have.
-        size: of the kernel, along each axis of space.
-        least_share: with fewer full samples there is no mask.
+    estimate of a wide white background would depend on its far ends alone. With a smaller share of full samples than
+    `least_share` there is no mask.
     """
     least = ceiling * (1 - 1e-6)
     if synchronize.as_number(y.max()) < least:
@@ -75,7 +70,7 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
     """Find the samples that have a set one within `reach` along every axis of space."""
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):
-        # Cumulative counts take the same time for kernels of all sizes.
+        # The time of cumulative counts does not depend on the kernel.
         n_set = functional.pad(mask.movedim(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))
         n, place = mask.shape[axis], torch.arange(mask.shape[axis], device=mask.device)
         before, after = (place - n_away).clamp_min(0), (place + n_away + 1).clamp_max(n)

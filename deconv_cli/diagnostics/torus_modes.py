@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages, squared_modulus
+from deconv_cli.diagnostics.spectra import FadedImages, squared_modulus
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, space_axes
 from deconv_cli.operators.circulant import (
@@ -164,7 +164,7 @@ def _decompose(symbol: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _steps(plane: Size, n_outputs: int, n_inputs: int) -> Size:
-    """Find how far apart the frequencies are along each axis, so that the work is bounded."""
+    """Space the frequencies along each axis so that the work is bounded."""
     per_block = n_outputs * n_inputs * min(n_outputs, n_inputs)
     cost = 1 if n_outputs == n_inputs == 1 else max(per_block, MIN_BLOCK_OPERATIONS)
     affordable = min(MAX_FREQUENCIES, MAX_BLOCK_OPERATIONS / cost)
@@ -276,19 +276,12 @@ class ModeBands:
 
     def noise_gain(self, noise: Tensor) -> float:
         """Compute the root mean square of the estimate for noise of the given power along each mode, `(*F, m)`."""
-        return root_mean_square(self.modes, noise * self._squared_gain)
-
-    @cached_property
-    def _squared_gain(self) -> Tensor:
-        return self.inverse.gain(self.modes).square()
+        return root_mean_square(self.modes, noise * self.inverse.gain(self.modes).square())
 
     def strength(self, power: Tensor) -> float:
         """Give the median power of an image along the modes that the data decide, from data of `power`, `(n,)`."""
-        return synchronize.medians([power[self.decided] / self._decided_gain])[0]
-
-    @cached_property
-    def _decided_gain(self) -> Tensor:
-        return self.sigma[self.decided].square().clamp_min(torch.finfo(self.sigma.dtype).tiny)
+        gain = self.sigma[self.decided].square().clamp_min(torch.finfo(self.sigma.dtype).tiny)
+        return synchronize.medians([power[self.decided] / gain])[0]
 
     def mean(self, values: Tensor) -> list[float]:
         """Average values `(n,)` over each band."""

@@ -8,19 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.boundary_modes import (
-    Roots,
-    axis_roots,
-    count_lost_modes,
-    edge_angles,
-    edge_waves,
-    find_lossless_pads,
-    move_ahead,
-)
+from deconv_cli.diagnostics.boundary_modes import count_lost_modes, edge_angles, edge_waves, move_ahead
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.operators.geometry import Geometry, Pads
+from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, single_threaded
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.vocabulary import Size, counted
@@ -35,8 +27,6 @@ MIN_ADVISED_LAMBDA = 1e-6
 # An influence of 1 % beyond this part of the shorter side is deep.
 DEEP = 0.25
 UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or are too many"
-SIDES = (("ahead", "behind"), ("above", "below"), ("to the left", "to the right"))
-"""Of planes, rows and columns."""
 # Bounds on the work of one axis: frequencies along each axis of the edge, and blocks times the cost of solving with
 # one.
 MAX_LINES = 8
@@ -63,24 +53,18 @@ class WellPosedness:
     """What the boundary does to the problem, from the kernel alone, before anything is solved.
 
     Attributes:
-        is_well_posed: the boundary does not amplify errors in the data: it loses no modes, or λ > 0 bounds their
-            amplification. `None` if it was not tested.
+        is_well_posed: the boundary loses no modes, or λ > 0 bounds their amplification; `None` if it was not tested.
         threshold: √λ, below which the penalty decides instead of the data; 1e-3 for λ = 0. In units of σmax.
         reason: the finding as a clause.
-        n_border_modes: an estimate of how many singular values vanish as the image grows, though those of the symbol
-            do not; `None` if it was not tested, as below.
-        n_lost_modes: how many of them are below `threshold` at this size; several times too many if a padding adds
-            rows and removes columns.
-        windings: the least and the largest winding number of det K along each axis, over the frequencies of the
-            others; `None` if the boundary needs no test.
+        n_border_modes: about how many singular values vanish as the image grows, though those of the symbol do not.
+        n_lost_modes: how many of them are below `threshold` at this size; several times too many if a padding adds rows
+            and removes columns.
+        windings: the least and the largest winding number of det K along each axis; `None` if no test is needed.
         n_frequencies: number of tested frequencies along the edges.
-        nearest_root: modulus of the root of det K nearest to the unit circle, turned inside: without λ the influence of
-            the edge finally fades like its powers. `None` if it was not computed.
         influence: how deep the edge reaches into the estimate; `None` on a torus, or if it was not measured.
         is_deep: the influence of 1 % reaches beyond a quarter of the shorter side.
         advice: what would make the problem well posed, a clause each; empty if nothing is lost.
         advised_lambda: a λ that bounds the noise; `None` if none is needed.
-        advised_pads: border pixels of the same total number that lose nothing; `None` if there are none.
     """
 
     is_well_posed: bool | None
@@ -90,12 +74,10 @@ class WellPosedness:
     n_lost_modes: int | None = 0
     windings: tuple[Size, ...] | None = None
     n_frequencies: int = 0
-    nearest_root: float | None = None
     influence: InfluenceDepth | None = None
     is_deep: bool = False
     advice: tuple[str, ...] = ()
     advised_lambda: float | None = None
-    advised_pads: Pads | None = None
 
 
 def assess(
@@ -107,27 +89,21 @@ def assess(
     penalty: PenaltyLike,
     spectrum: Spectrum,
 ) -> WellPosedness:
-    """Assess a problem by the roots of its kernel's polynomial, without building it.
+    """Assess a problem by the zeros of its kernel's polynomial, without building it.
 
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        geometry: the sizes.
-        boundary: what lies outside the image. If it cannot lose anything, only the depth of influence is measured.
-        lam: λ.
-        penalty: which L.
-        spectrum: of the same kernel on the torus of the image.
+    The taps have the shape `(C_out, C_in, *k)`; the spectrum is that of the same kernel on the torus of the image. If
+    the boundary cannot lose anything, only the depth of influence is measured.
     """
     threshold = math.sqrt(lam) if lam > 0 else LOST
     size, rule = geometry.image_size, as_rule(boundary)
     harmless = _harmless(geometry, rule, is_tall=taps.shape[0] > taps.shape[1])
     if rule.is_periodic:
         return WellPosedness(is_well_posed=True, threshold=threshold, reason=str(harmless))
-    roots = None if harmless else _find_roots(taps, size)
-    # Roots give singular values relative to the mean square of the symbol's, which is a sum over the taps.
+    # The modes are counted relative to the mean square of the symbol, which is a sum over the taps.
     ordinary = synchronize.as_number(to_float64(taps).square().sum() / min(taps.shape[:2])) ** 0.5
     fraction = threshold * spectrum.sigma_max / ordinary
-    lost = None if roots is None else count_lost_modes(roots, geometry.pads, size, fraction)
-    if lost is not None and lost[1] > 0 and lam == 0:
+    modes = None if harmless else count_lost_modes(taps, geometry.pads, size, fraction)
+    if modes is not None and modes.n_lost > 0 and lam == 0:
         # Modes that are lost at one edge depend on the data at the other one.
         influence: InfluenceDepth | None = InfluenceDepth(None, None, None)
     else:
@@ -141,33 +117,21 @@ def assess(
     )
     if harmless is not None:
         return finding
-    if roots is None or lost is None:
+    if modes is None:
         return replace(finding, is_well_posed=None, n_border_modes=None, n_lost_modes=None)
-    n_border_modes, n_lost_modes = lost
-    is_lossy = n_lost_modes > 0
-    lossless = find_lossless_pads(roots, geometry, fraction) if is_lossy else None
+    is_lossy = modes.n_lost > 0
     advised_lambda = _advised_lambda(spectrum) if is_lossy and lam == 0 else None
-    sides = zip(geometry.pads.before, geometry.pads.after, strict=True)
     return replace(
         finding,
         is_well_posed=lam > 0 or not is_lossy,
-        n_border_modes=n_border_modes,
-        n_lost_modes=n_lost_modes,
-        windings=tuple(along.windings(pads) for along, pads in zip(roots, sides, strict=True)),
-        n_frequencies=sum(along.n_lines for along in roots),
-        nearest_root=max(along.nearest_root for along in roots),
-        reason=_reason(n_lost_modes, lam, is_square=taps.shape[0] == taps.shape[1]),
-        advice=_advice(advised_lambda, lossless) if is_lossy else (),
+        n_border_modes=modes.n_border,
+        n_lost_modes=modes.n_lost,
+        windings=modes.windings,
+        n_frequencies=modes.n_frequencies,
+        reason=_reason(modes.n_lost, lam, is_square=taps.shape[0] == taps.shape[1]),
+        advice=_advice(advised_lambda) if is_lossy else (),
         advised_lambda=advised_lambda,
-        advised_pads=lossless,
     )
-
-
-def _find_roots(taps: Tensor, size: Size) -> Roots | None:
-    """Find the roots along each axis; `None` if the test does not apply."""
-    roots = [axis_roots(taps, axis, edge=math.prod(size) // n) for axis, n in enumerate(size)]
-    found = tuple(along for along in roots if along is not None)
-    return found if len(found) == len(size) else None
 
 
 def _harmless(geometry: Geometry, boundary: BoundaryRule, *, is_tall: bool) -> str | None:
@@ -218,42 +182,24 @@ def _reason(n_lost: int, lam: float, *, is_square: bool) -> str:
     )
 
 
-def _advice(lam: float | None, lossless: Pads | None) -> tuple[str, ...]:
-    advice = []
-    if lam is not None:
-        advice.append(
-            f"λ = {lam:g} with penalty identity amplifies no noise more than {0.5 / math.sqrt(lam):.3g} / σmax times"
-        )
-    advice.append(
+def _advice(lam: float | None) -> tuple[str, ...]:
+    of_padding = (
         "if the convolution can be chosen, padding full keeps them all, and padding valid has no border that loses "
         "them, but leaves the outermost pixels to the least norm"
     )
-    if lossless is not None:
-        n_axes = len(lossless.before)
-        ends = SIDES[-n_axes:] if n_axes > 1 else SIDES[:1]
-        sides = zip(ends, lossless.before, lossless.after, strict=True)
-        numbers = [f"{n} {word}" for words, *both in sides for n, word in zip(both, words, strict=True)]
-        numbers[0] = numbers[0].replace(" ", " border pixels ", 1)
-        places = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
-        advice.append(f"an output of the same size that is aligned to the kernel's weight loses none: {places}")
-    return tuple(advice)
+    if lam is None:
+        return (of_padding,)
+    gain = 0.5 / math.sqrt(lam)
+    return (f"λ = {lam:g} with penalty identity amplifies no noise more than {gain:.3g} / σmax times", of_padding)
 
 
 def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
     """Measure the deepest of all axes on a torus, at a sample of the frequencies along the edge.
 
-    The response is (KᴴK + λσ²max|l|²)⁻¹Kᴴ, or the inverse of K itself. Depths were within a factor of two of the real
-    operator's, and mostly within a fifth, unless the boundary loses modes. If the pixels outside are unknown, the real
-    depths are smaller, since those pixels absorb part of the disturbance.
-
-    Args:
-        taps: shape `(C_out, C_in, *k)`.
-        image_size: of the image, one number for each axis of space.
-        weight: λσ²max.
-        penalty: which L.
-
-    Returns:
-        `None` if there are too many channels for the test, or if the symbol is singular.
+    The response is (KᴴK + w|l|²)⁻¹Kᴴ with the weight w = λσ²max, or the inverse of K itself, for taps `(C_out, C_in,
+    *k)`. Depths were within a factor of two of the real operator's, and mostly within a fifth, unless the boundary
+    loses modes. If the pixels outside are unknown, the real depths are smaller, since those pixels absorb part of the
+    disturbance. `None` if there are too many channels for the test, or if the symbol is singular.
     """
     wide = to_float64(taps)
     tails = [_tail(wide, axis, image_size, weight, penalty) for axis in range(len(image_size))]

@@ -146,10 +146,7 @@ class Kernel:
     def geometry_of_output(self, output_size: Size, padding: Padding, input_size: Size | None = None) -> Geometry:
         """Lay out the sizes for an output.
 
-        Args:
-            output_size: its pixels.
-            padding: zeros or samples outside of the image that the kernel covered.
-            input_size: the size of the image, of which there may be several with a stride (see `pick_input_size`).
+        With a stride several images give an output; `input_size` chooses (see `pick_input_size`).
 
         Raises:
             ShapeError: no image gives such an output, or no image of the given size.
@@ -297,12 +294,10 @@ class Kernel:
 
 
 def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
-    """Count the axes of space that a kernel spans.
+    """Count the axes of space that a kernel of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)` spans.
 
-    Args:
-        kernel: of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)`.
-        dimensions: axes of space of the images; a kernel of fewer axes spans the last of them. `None` takes one axis
-            for a signal's kernel, five for a layer of three dimensions, and two to four for pictures.
+    A kernel of fewer axes than the `dimensions` of the images spans the last of them. `None` takes one axis for a
+    signal's kernel, five for a layer of three dimensions, and two to four for pictures.
 
     Raises:
         ShapeError: the number of axes fits no kernel.

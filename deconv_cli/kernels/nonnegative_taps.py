@@ -1,6 +1,6 @@
 """The nearest kernel without negative taps, for whatever counts light.
 
-Formulas with sharp edges (`kernels/sources/band_limited.py`) and kernels that were fitted under noise have small
+Formulas with sharp edges (`kernels/sources/kernel_source.py`) and kernels that were fitted under noise have small
 negative taps. Where none may be, among kernels of the same sum the one is taken that changes the blur of pictures the
 least, in the mean square over pictures of power 1/f² (Field, Relations between the statistics of natural images and the
 response properties of cortical cells, Journal of the Optical Society of America A 4, 1987).
@@ -33,29 +33,18 @@ def nearest_kernel(values: Tensor) -> Tensor:
 
 
 def least_squares_kernel(gram: Tensor, moment: Tensor, start: Tensor) -> Tensor:
-    """Minimize ½ tᵀGt − mᵀt over kernels t.
-
-    Args:
-        gram: G, symmetric and positive definite, shape `(n, n)`.
-        moment: m, shape `(n,)`.
-        start: a kernel, shape `(n,)`.
-    """
+    """Minimize ½ tᵀGt − mᵀt over kernels t `(n,)`, from a kernel on; G is symmetric and positive definite, `(n, n)`."""
     # No eigenvalue exceeds the largest sum of a row's sizes.
     step = 1 / float(gram.abs().sum(1).max())
     return minimize_over_kernels(lambda kernel: gram @ kernel - moment, step, start)
 
 
 def minimize_over_kernels(slope: Callable[[Tensor], Tensor], step: float, start: Tensor) -> Tensor:
-    """Minimize a convex function over kernels, by accelerated projected gradients that restart.
+    """Minimize a convex function over kernels `(n,)`, by accelerated projected gradients that restart.
 
-    Beck and Teboulle, A fast iterative shrinkage-thresholding algorithm, SIAM Journal on Imaging Sciences 2, 2009;
-    O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, Foundations of Computational Mathematics
-    15, 2015.
-
-    Args:
-        slope: its gradient, shape `(n,)`.
-        step: one over the most by which the gradient can change in a distance of one.
-        start: a kernel, shape `(n,)`.
+    `slope` is its gradient, `step` one over the most by which that can change in a distance of one. Beck and Teboulle,
+    A fast iterative shrinkage-thresholding algorithm, SIAM Journal on Imaging Sciences 2, 2009; O'Donoghue and Candès,
+    Adaptive restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015.
     """
     kernel, ahead, momentum = start, start, 1.0
     for _ in range(_N_STEPS):
@@ -87,14 +76,9 @@ def negative_share(taps: Tensor, n_axes: int) -> float:
 
 
 def without_negative_taps(taps: Tensor, n_axes: int) -> Tensor:
-    """Give the nearest kernels without negative taps.
+    """Give the nearest kernels without negative taps, of the same shape `(*, *k)`, dtype and sums.
 
-    Args:
-        taps: shape `(*, *k)`, with a `negative_share` of at most `MOST_NEGATIVE`.
-        n_axes: axes of space, `k`.
-
-    Returns:
-        The same shape, dtype and sums.
+    Their `negative_share` is at most `MOST_NEGATIVE`; `k` has `n_axes` axes.
     """
     planes = taps.reshape(-1, *taps.shape[-n_axes:])
     return torch.stack([_nearest(plane) if bool((plane < 0).any()) else plane for plane in planes]).reshape(taps.shape)
@@ -123,15 +107,10 @@ _BARS = 3.0
 
 
 def sharpening(taps: Tensor, errors: Tensor, n_axes: int) -> float:
-    """Give the largest gain of kernels relative to that of even brightness, less three error bars of it.
+    """Give the largest gain of kernels `(*, *k)` relative to that of even brightness, less three error bars of it.
 
-    Args:
-        taps: shape `(*, *k)`; kernels that change the brightness much are skipped.
-        errors: standard deviation of each tap, of the same shape.
-        n_axes: axes of space, `k`.
-
-    Returns:
-        The gain at the frequency that is raised the most; at most 1 for a blur, and 0 where no kernel is looked at.
+    The errors are standard deviations of the taps. The gain is at most 1 for a blur, and 0 if every kernel changes the
+    brightness much and is skipped.
     """
     axes = space_axes(n_axes)
     sums = taps.sum(axes).abs()

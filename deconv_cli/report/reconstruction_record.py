@@ -8,7 +8,6 @@ from typing import Any
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
-from deconv_cli.operators.geometry import Pads
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
@@ -123,7 +122,7 @@ def describe_predicted_error(predicted: ExpectedError) -> Record:
 
 def describe_well_posedness(finding: WellPosedness) -> Record:
     """Describe what the boundary does to a problem."""
-    influence, pads = finding.influence, finding.advised_pads
+    influence = finding.influence
     return {
         "is_well_posed": finding.is_well_posed,
         "reason": finding.reason,
@@ -132,21 +131,12 @@ def describe_well_posedness(finding: WellPosedness) -> Record:
         "threshold": finding.threshold,
         "windings": finding.windings and [list(axis) for axis in finding.windings],
         "frequencies": finding.n_frequencies,
-        "nearest_root": finding.nearest_root,
         "influence_depth": influence
         and {"10%": influence.tenth, "1%": influence.hundredth, "0.1%": influence.thousandth},
         "is_deep": finding.is_deep,
         "advice": list(finding.advice),
         "advised_lambda": finding.advised_lambda,
-        "advised_pads": pads and _describe_pads(pads),
     }
-
-
-def _describe_pads(pads: Pads) -> dict[str, int]:
-    """Name the pixels added on each side: left and right of signals, above and below too of pictures."""
-    sides = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(pads.before) :]
-    numbers = zip(pads.before, pads.after, strict=True)
-    return {side: n for pair, both in zip(sides, numbers, strict=True) for side, n in zip(pair, both, strict=True)}
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> Record:

@@ -1,4 +1,4 @@
-"""Workers of Dask: a running cluster, or one of this machine that lasts as long as the run.
+"""The workers of a running Dask cluster.
 
 One piece of work is one task of Dask. The graph never holds more than a few tasks for each worker. A worker does one
 piece at a time, with all of its threads, in the folder of the run.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import operator
 import os
 import pickle
-import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import chdir, closing, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
@@ -41,16 +38,8 @@ SECONDS_TO_CONNECT = 30
 """How long a scheduler may take to answer."""
 SECONDS_TO_MISS = 5
 """After this time without a finished piece the workers are counted."""
-ALLOWED_FAILURES = 0
-"""How many workers may die at a piece before it is set aside, to be tried again alone."""
 UNDER_WAY = 2
 """Pieces that each worker has at once, so that none waits for the network."""
-AT_START = """
-import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
-from deconv_cli.allocator import keep_freed_memory; keep_freed_memory()
-"""
-"""What workers of this machine run first: Ctrl-C reaches them too, but the run ends them; and only threads that start
-afterwards keep freed memory."""
 SECONDS_TO_BE_LOST = 0.5
 """How long to wait before looking again at a piece whose result was lost with its worker."""
 LOST = ("lost", "pending")
@@ -62,59 +51,33 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class DaskCluster(Scheduler):
-    """Works on the workers of a Dask scheduler.
+    """Works on the workers of a Dask scheduler, to which `client` is connected."""
 
-    Args:
-        client: connected to it.
-        cluster: one of this machine that was started for this scheduler, and ends with it.
-        share: what each of its workers takes.
-    """
-
-    def __init__(self, client: Any, cluster: Any = None, share: MachineShare | None = None) -> None:  # noqa: ANN401
-        self._client, self._cluster, self._share = client, cluster, share
+    def __init__(self, client: Any) -> None:  # noqa: ANN401
+        self._client = client
         self.n_workers = len(client.nthreads())
-        self.n_sharing = 1 if cluster is None else self.n_workers
-        self.n_threads = min(client.nthreads().values(), default=1) if share is None else share.n_threads
-        self.address = client.dashboard_link if cluster is None or find_spec("bokeh") else None
+        self.n_threads = min(client.nthreads().values(), default=1)
+        self.address = client.dashboard_link
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Cover running clusters, and those of this machine."""
-        return settings.scheduler is not None or (settings.cluster or "").partition(":")[0] == "local"
+        """Cover running clusters."""
+        return settings.scheduler is not None
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
-        """Connect to a cluster, or start one."""
+        """Connect to a cluster."""
         try:
-            import dask
             import distributed
         except ModuleNotFoundError as error:
             raise UsageError("clusters need the package distributed; pip install 'deconv-cli[cluster]'.") from error
-        if settings.scheduler is not None:
-            return cls(_connect(distributed, settings.scheduler))
-        found = re.fullmatch(r"local:([1-9]\d{0,3})", settings.cluster or "", re.ASCII)
-        if found is None:
-            raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
-        n_workers = int(found[1])
-        share = MachineShare.of(n_workers, settings.device)
-        # Nobody reads the profile, which looks at each stack a hundred times a second.
-        with dask.config.set({"distributed.worker.profile.enabled": False}):
-            cluster = distributed.LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=1,
-                memory_limit=0,  # the memory of a piece is planned, and a limit of Dask ends workers
-                silence_logs=logging.CRITICAL,  # lost workers and failed pieces are reported otherwise
-                preload=[AT_START],
-                scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-            )
-        return cls(distributed.Client(cluster, set_as_default=False), cluster, share)
+        assert settings.scheduler is not None
+        return cls(_connect(distributed, settings.scheduler))
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
-        """Return half of the limit of a worker elsewhere: Dask ends those that come near it."""
-        if given is not None or self._share is not None:
-            return super().memory_of_piece(given, free)
+        """Return half of the limit of a worker: Dask ends those that exceed most of it."""
+        if given is not None:
+            return given
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return min((int(worker["memory_limit"]) // 2 for worker in workers if worker["memory_limit"]), default=free)
 
@@ -132,22 +95,14 @@ class DaskCluster(Scheduler):
                 else:
                     yield _explained(finished)
         for number in suspects:
-            yield _explained(self._alone(task, number))
-
-    def _alone(self, task: Callable[[int], Result], number: int) -> Finished[Result]:
-        """Try a piece again that a worker died at; a scheduler that was started elsewhere counts the trials itself."""
-        for _ in range(1 if self._cluster is None else RETRIES):
             with closing(self._side_by_side(task, [number])) as alone:
-                (finished,) = alone
-            if not _is_killed(finished.error):
-                break
-        return finished
+                yield from map(_explained, alone)
 
     def _side_by_side(
         self, task: Callable[[int], Result], numbers: Iterable[int]
     ) -> Generator[Finished[Result], None, None]:
         """Yield each piece when it is done, with the error as Dask raises it."""
-        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._share, self._present())
+        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._present())
         try:
             while True:
                 n_wanted = UNDER_WAY * max(1, len(self._present())) - pieces.n_under_way
@@ -156,7 +111,7 @@ class DaskCluster(Scheduler):
                 if not pieces.n_under_way:
                     return
                 while (finished := pieces.next()) is None:
-                    self._replace_workers()
+                    self._present()
                 yield finished
         finally:
             pieces.cancel()
@@ -172,32 +127,19 @@ class DaskCluster(Scheduler):
         except (AttributeError, OSError) as error:  # a client that was closed has no scheduler to ask
             raise WorkerError(SCHEDULER_ENDED) from error
 
-    def _replace_workers(self) -> None:
-        """Replace workers that died as they started, which Dask does not."""
-        if self._cluster is not None and len(self._present()) < self.n_workers:
-            self._cluster.scale(self.n_workers)
-
     def close(self) -> None:
-        """Leave the cluster, and end it if it was started for this scheduler."""
+        """Leave the cluster."""
         self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
 
 
 class _Pieces(Generic[Result]):
     """Pieces of one task that the workers at some addresses have."""
 
-    def __init__(
-        self,
-        client: Any,  # noqa: ANN401
-        task: Callable[[int], Result],
-        share: MachineShare | None,
-        workers: list[str],
-    ) -> None:
+    def __init__(self, client: Any, task: Callable[[int], Result], workers: list[str]) -> None:  # noqa: ANN401
         self._client = client
         # Sent once; a worker that comes later gets it from the scheduler. The graph names functions of the standard
         # library alone, so the scheduler, which reads it, needs nothing of this package.
-        self._piece = client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task), share)), pure=False)
+        self._piece = client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task))), pure=False)
         self._under_way: dict[Any, int] = {}
         self._patience: float = SECONDS_TO_MISS
         # Otherwise all would go to the worker that has the task, until others steal some.
@@ -324,13 +266,11 @@ class _Piece:
 
     Attributes:
         task: pickled, so that a worker loads torch only when it works, and not when it passes the task to another one.
-        share: what a worker takes of this machine; elsewhere it takes all of its threads, and its first GPU.
         versions: of the packages where the run was started.
         folder: of the run; paths are relative to it.
     """
 
     task: bytes
-    share: MachineShare | None
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     folder: str = field(default_factory=os.getcwd)
 
@@ -349,10 +289,7 @@ class _Piece:
         worker = get_worker()
         is_seen = Path(self.folder).is_dir()
         with _ONE_AT_A_TIME, chdir(self.folder) if is_seen else nullcontext():
-            if self.share is None:
-                MachineShare(worker.state.nthreads).take(0)
-            else:
-                self.share.take(int(worker.name))
+            MachineShare(worker.state.nthreads).take(0)
             finished = attempt_away(_loaded(self.task), number)
         if finished.may_pass:
             assert finished.error is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import multiprocessing
 import pickle
+import re
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from deconv_cli.schedulers.scheduler import (
     Scheduler,
     WorkSettings,
     attempt_away,
+    no_such_cluster,
     persist,
 )
 
@@ -119,14 +121,19 @@ class ProcessPool(Scheduler):
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Cover several jobs."""
-        return settings.jobs is not None and settings.jobs > 1
+        """Cover several jobs, and `local:N`."""
+        return (settings.jobs or 1) > 1 or (settings.cluster or "").partition(":")[0] == "local"
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
         """Make a pool of as many processes as the settings say."""
-        assert settings.jobs is not None
-        return cls(settings.jobs, settings.device)
+        n_workers = settings.jobs
+        if n_workers is None:
+            found = re.fullmatch(r"local:([1-9]\d{0,3})", settings.cluster or "", re.ASCII)
+            if found is None:
+                raise no_such_cluster(settings)
+            n_workers = int(found[1])
+        return cls(n_workers, settings.device)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Give each process one number at a time."""
@@ -199,7 +206,7 @@ class _Worker:
                 self.pipe.send_bytes(task)
             self.pipe.send(number)
         except OSError:
-            return  # it died; `end` says so
+            return  # it died, which `end` reports
         self._task = task
 
     def end(self) -> Finished[Any]:

@@ -20,7 +20,7 @@ from deconv_cli.vocabulary import shortened
 
 @dataclass(frozen=True)
 class MachineShare:
-    """What each of several workers of a machine takes: threads for its arithmetic, and maybe a GPU of its own."""
+    """The share of a worker in the machine: threads for its arithmetic, and maybe a GPU of its own."""
 
     n_threads: int
     has_gpu: bool = False
@@ -60,11 +60,11 @@ class MachineShare:
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """Who does the work: processes of this machine, a new cluster or a running one; by default this process alone.
+    """Who does the work: processes of this machine or a running cluster; by default this process alone.
 
     Attributes:
         jobs: processes of this machine; 1 is this process.
-        cluster: a cluster that lasts as long as the run, such as `local:4`.
+        cluster: `local:N` for N processes of this machine.
         scheduler: address of a running cluster, such as `tcp://host:8786`, or the file with its address.
         threads: of this process, each with pieces of its own; 1 is this process as it is.
         device: type of the device of the arithmetic; each process of this machine has a GPU to itself.
@@ -215,7 +215,12 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
         kind: type[Scheduler] = SCHEDULERS[name]
         if kind.covers(settings):
             return kind.open(settings)
-    raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+    raise no_such_cluster(settings)
+
+
+def no_such_cluster(settings: WorkSettings) -> UsageError:
+    """Make the error for a `cluster` that no scheduler covers."""
+    return UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import Conditioning, Widths, measure_conditioning, measure_resolution
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.residual import BorderBand
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize

@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.diagnostics.periodic_extension import affordable_window
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel

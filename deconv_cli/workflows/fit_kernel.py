@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
-from deconv_cli.kernels.fit.kernel_model import Constraint
-from deconv_cli.kernels.fit.loss_functions import Loss, find_loss, squared
-from deconv_cli.kernels.fit.pair_equations import (
+from deconv_cli.kernels.loss_descent import Constraint
+from deconv_cli.kernels.loss_functions import Loss, find_loss, squared
+from deconv_cli.kernels.nonnegative_taps import describe_raised, sharpening
+from deconv_cli.kernels.pair_equations import (
     Misfit,
     Pair,
     PairEquations,
@@ -25,7 +26,6 @@ from deconv_cli.kernels.fit.pair_equations import (
     solve_ridge,
     variance_under_sum,
 )
-from deconv_cli.kernels.nonnegative_taps import describe_raised, sharpening
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image

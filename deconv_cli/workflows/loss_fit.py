@@ -13,18 +13,17 @@ from torch import Tensor
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.fit.kernel_model import Constraint, KernelModel, convolve
-from deconv_cli.kernels.fit.loss_descent import LossDescent
-from deconv_cli.kernels.fit.loss_functions import (
-    Loss,
+from deconv_cli.kernels.loss_descent import (
+    Constraint,
+    KernelModel,
+    LossDescent,
     Objective,
-    Slopes,
     Stripe,
+    convolve,
     cut_stripes,
-    mean_loss,
-    measure_slopes,
 )
-from deconv_cli.kernels.fit.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
+from deconv_cli.kernels.loss_functions import Loss, Slopes, mean_loss, measure_slopes
+from deconv_cli.kernels.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
 from deconv_cli.vocabulary import Size
 
 CHECK_BUDGET = 10.0

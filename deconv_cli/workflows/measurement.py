@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import LostDirections, count_lost_directions
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import ResidualTests, measure_noise_ratio
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize

@@ -7,12 +7,11 @@ from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import preview_tiles as planning
-from deconv_cli.blocks.block_extras import ExtraFiles
+from deconv_cli.blocks.block_extras import ExtraFiles, Thumbnail
+from deconv_cli.blocks.block_problem import block_bytes
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.blocks.preview_tiles import restore_previews
 from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH, ErrorBand
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codecs.npy import NpyTarget

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from deconv_cli.blocks.memory_check import SHARE
+from deconv_cli.blocks.block_problem import SHARE
 
 # Peak of the resident memory over that of a small block, which has loaded all the code.
 MEASURE = """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import deconv_cli
-from deconv_cli.blocks.memory_check import block_bytes
+from deconv_cli.blocks.block_problem import block_bytes
 from deconv_cli.blocks.fixed_choices import FixedChoices
 from deconv_cli.blocks.invert_blocks import lay_out_problem
 from deconv_cli.io.regions import open_regions

@@ -1,6 +1,5 @@
 """A picture that is restored block by block is the picture that is restored as a whole, up to the predicted seam."""
 
-import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,14 @@ import deconv_cli
 from deconv_cli.blocks import block_plan
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-from deconv_cli.blocks.fixed_choices import N_PIECES, FixedChoices, doubt_pieces
+from deconv_cli.blocks.block_problem import block_bytes
+from deconv_cli.blocks.fixed_choices import N_PIECES, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.memory_check import block_bytes
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.workflows import clipped_filling, measurement
-from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.trust import Doubt, DoubtReason
 
 
@@ -65,14 +61,6 @@ def test_blocks_are_the_whole_up_to_the_predicted_seam(tmp_path, monkeypatch, bo
     assert found.seam is not None
     assert found.seam <= found.plan.halo.predicted
     assert not found.doubts
-
-
-def test_planning_restores_a_small_picture_a_few_times_over(tmp_path, monkeypatch):
-    kernel = deconv_cli.make_kernel("box:3")
-    y = blurred(tmp_path, scene(130, 120)[None], kernel, "unknown")
-    restored = count_calls(monkeypatch, BlockProblem, "restore")
-    planned(tmp_path, kernel)
-    assert sum(values.numel() for _, values, *_ in restored) <= 8 * y.numel()
 
 
 @pytest.mark.parametrize("is_full", [False, True])
@@ -192,30 +180,6 @@ def test_a_block_that_does_not_fit_the_memory_is_refused_before_any_tile_is_rest
         invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **OPTIONS)
 
 
-def test_detail_of_prior_photo_is_said_to_be_plausible(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(40, 40)[None], kernel, "unknown")
-    problem = laid_out(tmp_path, kernel, prior="photo", lam=None)
-    task = SimpleNamespace(problem=problem, plan=SimpleNamespace(choices=FixedChoices(finest=2.04)))
-    sentence = BlockReconstruction(task, None).prior_sentence
-    assert sentence.endswith("detail finer than about 2.0 pixels is plausible rather than measured")
-
-
-def test_what_shrinks_to_the_memory_after_all_has_a_halo(tmp_path, monkeypatch):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    y = blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    # What a block takes is estimated from a piece of another size, from which a picture may seem to fit.
-    monkeypatch.setattr(block_plan, "largest_samples", lambda *_, **__: y.numel())
-    needed = block_plan.SHARE * block_bytes(planned(tmp_path, kernel).task.problem, (150, 140))
-    found = invert_blocks(
-        tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=BlockOptions(int(needed) - 1), **OPTIONS
-    )
-    assert found.summary.n_blocks > 1
-    assert all(h > 0 for h, n in zip(found.plan.halo.halo, found.task.grid.n_along[1:], strict=True) if n > 1)
-    whole = deconv_cli.invert(y, kernel, **OPTIONS)
-    assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
-
-
 @pytest.mark.parametrize("background", [0.0, 100.0])
 def test_pieces_that_are_flat_do_not_make_the_halo_narrow(tmp_path, monkeypatch, background):
     monkeypatch.setattr(block_plan, "MAX_SAMPLES", 24**2)  # so that the first nine miss what there is
@@ -237,23 +201,6 @@ def test_pixels_on_the_edge_of_the_frame_are_as_right_as_those_inside(tmp_path):
     exact = deconv_cli.invert(y.double()[None], kernel.double(), tolerance=1e-10, **options).image[0].numpy()
     off = np.abs(np.load(tmp_path / "out.npy").reshape(y.shape) - exact)
     assert off.max() <= 1.5 * off[40:-40, 40:-40].max()
-
-
-@pytest.mark.exhaustive
-def test_the_task_can_be_sent_away_and_repeated(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
-    run = planned(tmp_path, kernel)
-    first = run.finish(SerialScheduler(), describe)
-    written = np.load(tmp_path / "out.npy")
-    (tmp_path / "out.npy").unlink()
-    task = pickle.loads(pickle.dumps(run.task))
-    task.target.create()
-    for number in [*range(task.grid.n_blocks), 0]:
-        task(number)
-    task.target.finish({})
-    assert first.summary is not None
-    assert np.array_equal(np.load(tmp_path / "out.npy"), written)
 
 
 def test_a_run_that_ended_early_goes_on_where_it_was(tmp_path):
@@ -336,29 +283,3 @@ def test_full_samples_are_measurements_under_white_noise_in_blocks_too(tmp_path)
     assert found.summary.n_blocks == 4
     whole = deconv_cli.invert(y, kernel, **options)
     assert difference(np.load(tmp_path / "out.npy"), whole, y.float()) <= 1e-3
-
-
-def test_an_interior_block_is_in_closed_form(tmp_path):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    task = planned(tmp_path, kernel).task
-    restored = {}
-    for number, data in ((n, task.grid.block(n).data) for n in range(9)):
-        restored[number] = task.problem.restore(task.problem.read([], data), data, task.problem.pipeline())
-    assert [n for n, result in restored.items() if result.choice.method == "fft"] == [4]
-    sizes = {tuple(b - a + k - 1 for (a, b), k in zip(task.grid.block(4).data, kernel.shape, strict=True))}
-    assert {tuple(restored[4].image.shape[-2:])} == sizes
-
-
-def test_samples_that_are_whole_numbers_stay_so_on_a_torus(tmp_path, monkeypatch):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    blurred(tmp_path, scene(150, 140)[None], kernel, "unknown")
-    task = planned(tmp_path, kernel).task
-    seen = count_calls(monkeypatch, Pipeline, "reconstruct")
-    data = task.grid.block(4).data
-    values = task.problem.read([], data).clamp(0, 250).to(torch.uint8)
-    task.problem.restore(values, data, task.problem.pipeline())
-    ((_, closed, _),) = seen
-    assert closed.dtype == torch.uint8
-    assert torch.equal(closed[..., : values.shape[-2], : values.shape[-1]], values)
-    assert closed.shape[-1] == values.shape[-1] + kernel.shape[-1] - 1

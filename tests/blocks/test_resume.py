@@ -226,25 +226,6 @@ def test_a_job_that_finds_the_blocks_of_another_lost_does_not_finish(begun):
     assert content_of(begun.result) == begun.expected
 
 
-@pytest.mark.exhaustive
-def test_chunks_that_were_damaged_are_restored_again(tmp_path, monkeypatch):
-    pytest.importorskip("zarr")
-    monkeypatch.setattr("deconv_cli.io.codecs.zarr_folder._CHUNKS", {"YX": 32})  # several blocks in a small picture
-    (tmp_path / "run").mkdir()
-    begun, victim = begun_in(tmp_path / "run", "out.ome.zarr"), tmp_path / "victim"
-    for damage, n_redone in (
-        (lambda: os.truncate(max(begun.hidden.rglob("c/*/*/*")), 10), 3),
-        (lambda: max(begun.hidden.rglob("c/*/*/*")).unlink(), 3),
-        (lambda: flipped(begun.hidden / "plan.json", 800), 4),
-        (lambda: begun.hidden.rename(victim).touch() or begun.hidden.symlink_to(victim), 4),
-    ):
-        begun.put_back()
-        damage()
-        assert begun.go_on() == n_redone
-        assert content_of(begun.result) == begun.expected
-    assert len([*victim.rglob("c/*/*/*")]) == 6  # those that were there
-
-
 def test_a_link_in_place_of_the_record_is_replaced_and_its_file_kept(begun, tmp_path):
     (tmp_path / "mine").write_text("precious")
     (begun.folder / "out.npy.json").symlink_to(tmp_path / "mine")

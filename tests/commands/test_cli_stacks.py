@@ -281,14 +281,3 @@ def test_the_error_of_a_stack_is_predicted_and_the_page_shows_it_in_cuts(tmp_pat
     page = made[3].read_text(encoding="utf-8")
     assert page.count('<svg class="cuts"') == 7
     assert "From the edge inwards" in page
-
-
-def test_a_signal_whose_border_wants_another_shift_is_restored(deconv, tmp_path, rng):
-    """The advice names the sides that a signal has."""
-    x = rng.random((2, 60))
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "k.npy", np.array([0.25, 0.5, 0.3]))
-    deconv("forward", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "-o", tmp_path / "y.npy")
-    words = ["-k", tmp_path / "k.npy", "--lambda", "1e-4", "-o", tmp_path / "back.npy", "--json"]
-    run = deconv("invert", tmp_path / "y.npy", *words)
-    assert set(run.report["well_posedness"]["advised_pads"]) == {"left", "right"}

@@ -10,7 +10,6 @@ from deconv_cli.diagnostics import torus_modes as modes_module
 from deconv_cli.diagnostics.conditioning import measure_conditioning, measure_resolution, removed_share, widest
 from deconv_cli.diagnostics.torus_modes import InverseFilter, torus_modes
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import find_penalty
 
 SIZES = [(9,), (6, 7), (8, 6), (4, 5, 6)]
@@ -81,23 +80,6 @@ def test_rank_and_null_shares_are_those_of_the_dense_matrix(taps, size):
     assert modes.null_share(modes.of_outputs(blurred), blurred, found.threshold) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_power_of_data_along_the_modes_is_that_of_the_dense_matrix(shape):
-    """Pairs of frequencies share a singular value: the energy of the data in each group of them is compared."""
-    size, taps = (6, 7), random((*shape, 3, 3))
-    operator = circular(taps, size)
-    y = random(operator.output_shape, seed=5)
-    u, values, _ = torch.linalg.svd(operator.as_matrix(), full_matrices=False)
-    modes = torus_modes(taps, size)
-    sigma = modes.sigma.flatten()
-    energy = (modes.of_outputs(modes.transformed(y)).abs().square() * modes.weights[..., None]).flatten()
-    dense = (u.T @ y.flatten()).square()
-    for value in sigma.unique():
-        near, near_dense = (sigma - value).abs() < 1e-9, (values - value).abs() < 1e-9
-        assert near_dense.sum() == modes.weights[..., None].expand_as(modes.sigma).flatten()[near].sum()
-        assert float(energy[near].sum()) == pytest.approx(float(dense[near_dense].sum()), rel=1e-9)
-
-
 def gaussian(width, side):
     places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     line = torch.exp(-places.square() / (2 * width**2))
@@ -149,14 +131,3 @@ def test_the_work_is_bounded_and_a_sample_represents_all(monkeypatch):
     assert reports[1].noise_gain == pytest.approx(reports[0].noise_gain, rel=0.05)
     assert reports[1].degrees_of_freedom == pytest.approx(reports[0].degrees_of_freedom, rel=0.05)
     assert reports[1].n_unknowns == reports[0].n_unknowns
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 15, 15), (3, 3, 3, 3), (32, 32, 3, 3)])
-def test_a_photograph_and_many_channels_stay_within_the_bounds(shape):
-    """Counted, not timed."""
-    modes = torus_modes(random(shape).float(), (4096, 4096))
-    blocks = modes.weights.numel()
-    assert blocks <= modes_module.MAX_FREQUENCIES
-    assert shape == (1, 1, 15, 15) or blocks * max(shape[0] ** 3, 512) <= modes_module.MAX_BLOCK_OPERATIONS
-    assert modes.sigma.dtype == torch.float64
-    assert float(modes.sigma.max()) <= kernel_spectrum(random(shape).float(), (4096, 4096)).sigma_max * (1 + 1e-9)

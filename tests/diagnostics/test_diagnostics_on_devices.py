@@ -4,15 +4,16 @@ import pytest
 from cases import random
 from devices import DOUBLE, ForeignTensorError, check_without_numbers, replay
 
-from deconv_cli.diagnostics.boundary_modes import axis_roots
+from deconv_cli.diagnostics.boundary_modes import count_lost_modes
 from deconv_cli.diagnostics.conditioning import measure_conditioning, measure_resolution, removed_share
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import check_residual
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import _tail, influence_depth
 from deconv_cli.operators.axes import inner
 from deconv_cli.operators.circulant import to_float64
+from deconv_cli.operators.geometry import Pads
 
 
 def look_at(residual):
@@ -70,4 +71,4 @@ def test_nothing_needs_double_precision_where_there_is_none(case):
 def test_the_pencil_test_moves_the_taps_before_anything_else(device):
     """To the CPU first and to double precision there: the other way round would need it on the device."""
     with pytest.raises(ForeignTensorError, match=r"aten\._to_copy\.default meets a tensor on cpu"):
-        replay(axis_roots, (random((2, 2, 3, 3)).float(), 0, 9), [], device, DOUBLE)
+        replay(count_lost_modes, (random((2, 2, 3, 3)).float(), Pads((1, 1), (1, 1)), (9, 9), 1e-3), [], device, DOUBLE)

@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from deconv_cli.diagnostics import spectral_data
+from deconv_cli.diagnostics import lambda_rules
 from deconv_cli.diagnostics.lambda_rules import (
     LambdaCurve,
+    SpectralData,
     choose_by_rule,
     effective_parameters,
     residual_square_sum,
 )
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_spectrum
-from deconv_cli.diagnostics.spectral_data import SpectralData
 from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
@@ -110,7 +110,7 @@ def test_groups_of_gains_say_what_all_gains_do(rule, monkeypatch):
         return len(data.by_gain.ratio), choose_by_rule(rule, data, 0.1)
 
     n_groups, grouped = chosen()
-    monkeypatch.setattr(spectral_data, "_N_GROUPS", 10**9)
+    monkeypatch.setattr(lambda_rules, "_N_GROUPS", 10**9)
     n_gains, alone = chosen()
     assert n_groups < 5000 < n_gains
     assert grouped.values == pytest.approx(alone.values, rel=1e-5, abs=1e-5)

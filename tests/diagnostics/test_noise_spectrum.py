@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from deconv_cli import invert
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import choose_lambda
 from deconv_cli.diagnostics.noise_spectrum import (
     SpectrumBasis,
@@ -69,16 +68,6 @@ def test_the_spectrum_of_smoothed_noise_is_found(scene, name):
     assert "less power in fine detail" in found.sentence
 
 
-@pytest.mark.parametrize("side", [SIZE, 60])
-def test_a_transform_that_others_need_too_serves_where_the_mean_is_not_seen(scene, side):
-    y, taps = blurred(scene, KERNELS["gaussian:1.8"], SMOOTHED)
-    y = 1e4 + y[None, ..., :side, :side]
-    basis = SpectrumBasis.of(taps[None, None], (side, side))
-    alone, shared = (fit_noise_spectrum(y, basis, is_colored=True, faded=faded) for faded in (None, FadedImages(y)))
-    assert alone.sigma == pytest.approx(shared.sigma, rel=1e-9)
-    assert alone.spectrum == pytest.approx(shared.spectrum, rel=1e-9)
-
-
 @pytest.mark.parametrize("name", KERNELS)
 def test_noise_goes_on_at_its_level_where_the_scene_hides_it(scene, name):
     """Rounded coefficients err alike where they are strong, and by no more than themselves where they are weak."""
@@ -129,15 +118,6 @@ def test_a_kernel_passes_more_of_smooth_noise():
     expected = SMOOTHED.sigma * ((power * gain).sum() / gain.sum()).sqrt()
     assert passed_sigma(SMOOTHED, taps, y) == pytest.approx(float(expected))
     assert passed_sigma(NoiseModel(2.0), taps, y) == 2.0
-
-
-def test_a_spectrum_is_a_logarithm_that_is_linear_in_between():
-    spectrum = tuple(math.exp(-f) for f in FREQUENCIES)
-    found = interpolated(spectrum, (20, 10), like(1), is_whole=True)
-    assert found.shape == (20, 10)
-    assert float(found[2, 0].log()) == pytest.approx(-0.1)
-    assert float(found[0, 0].log()) == pytest.approx(-FREQUENCIES[0])
-    assert float(found[3, 4].log()) == pytest.approx(-math.hypot(0.15, 0.4))
 
 
 @pytest.mark.parametrize("name", KERNELS)

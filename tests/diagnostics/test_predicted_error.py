@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,8 @@ import torch
 
 import deconv_cli
 from deconv_cli.diagnostics import error_prediction
-from deconv_cli.diagnostics.error_prediction import ErrorPredictor, _enough_probes, _with_smaller_frame, without_lost
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor, _with_smaller_frame, without_lost
 from deconv_cli.diagnostics.image_model import ImageModel
-from deconv_cli.diagnostics.lambda_choice import choose_lambda
-from deconv_cli.diagnostics.lambda_rules import choose_by_rule
-from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.predicted_error import ErrorProfile
 from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
@@ -25,7 +21,6 @@ from deconv_cli.noise_model import FREQUENCIES, NoiseModel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.vocabulary import LambdaRule
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 BANDS = ((0, 4), (4, 16), (16, 999))
@@ -210,12 +205,6 @@ class TestLargePictures:
         inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (24, 800), settings)
         assert _with_smaller_frame(inverse, 20).geometry.image_size == size
 
-    def test_long_signals(self):
-        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
-        taps = gaussian(1.2, 5)[2] / gaussian(1.2, 5)[2].sum()
-        inverse = PseudoInverse(Kernel.from_tensor(taps, dimensions=1), (300_000,), settings)
-        assert _with_smaller_frame(inverse, 20).geometry.image_size == (4057,)
-
 
 def test_what_the_border_hides_is_not_trusted():
     scene = read_image(SAMPLES / "camera.png").values[0].float() / 255
@@ -248,26 +237,6 @@ def test_a_truth_of_another_shape_is_refused():
     y, truth = seen("camera.png", KERNELS["disk"], 0.01)
     with pytest.raises(ShapeError, match="crop it"):
         restored(y, KERNELS["disk"], truth[:, 1:])
-
-
-def test_data_continued_by_mirroring_would_mislead():
-    """Cross-validation on the mirrored picture itself takes a λ that is far off: the extension is what helps."""
-    kernel = gaussian(2.5, 21)
-    y, _ = seen("camera.png", kernel, 0.002)
-    canonical = Kernel.from_tensor(kernel)
-    options = {"boundary": "unknown", "penalty": "gradient"}
-    extension = PeriodicExtension(canonical, tuple(y.shape[-2:]), **options)
-    chosen = choose_lambda(extension, y).lam
-    naive = choose_by_rule(LambdaRule.GCV, extension.initial(y), 0.0).chosen
-    assert not 0.2 < naive / chosen < 5
-
-
-def test_a_record_of_a_rule_can_be_made_again():
-    y, truth = seen("camera.png", KERNELS["disk"], 0.01)
-    first = restored(y, KERNELS["disk"], truth)
-    again = restored(y, KERNELS["disk"], truth, lam=first.lam)
-    assert torch.equal(first.image, again.image)
-    assert replace(again, lambda_choice=first.lambda_choice).lam == first.lam
 
 
 class TestImagesOfTheirOwn:
@@ -314,69 +283,6 @@ def test_an_error_larger_than_the_contrast_leaves_nothing_to_trust():
     assert found.root_mean_square > 1
     assert found.trusted_share == 0
     assert found.trusted_depth is None
-
-
-class TestWhatIsShared:
-    """Images of one size and one kernel share the inverse, the torus and the probe of noise."""
-
-    @pytest.fixture
-    def solves(self, monkeypatch):
-        """The number of images in every batch that any inverse is applied to."""
-        sizes, solve = [], PseudoInverse.solve
-
-        def counted(self, y, progress=None):
-            sizes.append(len(y))
-            return solve(self, y, progress)
-
-        monkeypatch.setattr(PseudoInverse, "solve", counted)
-        return sizes
-
-    def test_noise_is_probed_once_for_all_images(self, solves):
-        settings = ResolvedSettings(padding="same", boundary="zero", lam=1e-2, penalty="gradient")
-        inverse = PseudoInverse(Kernel.from_tensor(gaussian(1.2, 5)), (24, 20), settings)
-        models = [ImageModel(torch.tensor([-2.0, 0, 0, 0, 0, -1.0]), torch.ones(1, 1), s) for s in (0.05, 0.2)]
-        estimate = torch.rand(1, 24, 20, generator=torch.Generator().manual_seed(0))
-        shared = ErrorPredictor(inverse, n_probes=3, seed=1)
-        together = [shared.predict(estimate, model) for model in models]
-        assert solves == [6, 3]
-        alone = [ErrorPredictor(inverse, n_probes=3, seed=1).predict(estimate, model) for model in models]
-        assert solves == [6, 3, 6, 6]
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one.map, other.map, rtol=1e-4, atol=0)
-        assert together[1].bands[0].noise == pytest.approx(4 * together[0].bands[0].noise, rel=1e-4)
-
-    def test_the_inverse_that_continues_data_is_built_once_for_a_lambda(self, monkeypatch):
-        built, build = [], PseudoInverse.__init__
-
-        def counted(self, kernel, image_size, settings, *rest):
-            built.append(settings.lam)
-            build(self, kernel, image_size, settings, *rest)
-
-        monkeypatch.setattr(PseudoInverse, "__init__", counted)
-        kernel = Kernel.from_tensor(gaussian(1.2, 5))
-        extension = PeriodicExtension(kernel, (24, 20), boundary="zero", penalty="gradient")
-        y = torch.rand(3, 24, 20, generator=torch.Generator().manual_seed(0))
-        for image in y:
-            extension.continued(image[None], 1e-2)
-        extension.continued(y, 1e-3)
-        assert len(built) == 2
-
-
-@pytest.mark.parametrize(
-    ("side", "n_channels", "n_pieces", "n_probes"),
-    [
-        (64, 1, 1, 8),
-        (256, 3, 1, 8),
-        (512, 1, 1, 4),
-        (2048, 1, 1, 2),
-        (256, 12, 1, 2),
-        (256, 3, 2, 4),
-        (256, 12, 100, 1),
-    ],
-)
-def test_large_pictures_many_channels_and_pieces_need_fewer_probes(side, n_channels, n_pieces, n_probes):
-    """Bands of a large picture hold more pixels; pieces of one picture share the probes."""
-    assert _enough_probes((side, side), n_channels, n_pieces) == n_probes
 
 
 def test_an_error_larger_than_the_contrast_around_it_is_not_trusted():

@@ -9,9 +9,8 @@ from cases import random
 import deconv_cli
 from deconv_cli.diagnostics.image_model import ImageModel
 from deconv_cli.diagnostics.lambda_choice import choose_lambda_by_probing
-from deconv_cli.diagnostics.lambda_rules import choose_by_rule
-from deconv_cli.diagnostics.probing import MAX_PROBES, GolubKahan, ProbedPower, RandomImages, fit_probed_image_model
-from deconv_cli.diagnostics.spectral_data import PowerByGain
+from deconv_cli.diagnostics.lambda_rules import PowerByGain, choose_by_rule
+from deconv_cli.diagnostics.probing import MAX_PROBES, GolubKahan, ProbedPower, fit_probed_image_model
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.vocabulary import LambdaRule
@@ -80,14 +79,6 @@ def test_probes_count_the_singular_values() -> None:
     count, known = ((of.count * (of.count_ratio > 0.1)).sum() for of in (found, expected))
     # What n random signs tell of m values is wrong by about √(2m / n).
     assert float(count) == pytest.approx(float(known), abs=3 * 3 * (2 * float(known) / 3 / MAX_PROBES) ** 0.5)
-
-
-def test_random_images_and_their_transpose() -> None:
-    channels = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    model = ImageModel.isotropic(1.0, channels, (6, 5))
-    images = RandomImages.of_model(model, (6, 5), channels)
-    x, y = random((3, *images.input_shape), seed=1), random((3, 2, 6, 5), seed=2)
-    assert float((images.forward(x) * y).sum()) == pytest.approx(float((x * images.adjoint(y)).sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from cases import random
 
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
 from deconv_cli.diagnostics.residual import EdgeBands, border_profile, largest_correlation, summarize_residual
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import torus_modes
 
 

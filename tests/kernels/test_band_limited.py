@@ -9,10 +9,8 @@ import torch
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.sources.band_limited import transform_error
 from deconv_cli.kernels.sources.formula import make_kernel, read_formula
-from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource
-from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.kernels.sources.kernel_source import transform_error
 
 FREQUENCIES = torch.linspace(-0.25, 0.25, 33, dtype=torch.float64)
 """Up to half of Nyquist's, in cycles a pixel."""
@@ -117,20 +115,6 @@ def airy(radius):
     return 2 / math.pi * (share.acos() - share * (1 - share.square()).sqrt())
 
 
-@pytest.mark.parametrize("radius", [3.0, 5.0])
-def test_an_airy_pattern_is_its_own_samples_beside_the_tails_that_are_cut(radius):
-    taps = make_kernel(f"airy:{radius}")
-    n = taps.shape[0] // 2
-    at = torch.arange(-n, n + 1, dtype=torch.float64)
-    v = (torch.hypot(at[:, None], at) * 3.8317059702 / radius).clamp_min(1e-9)
-    light = (2 * torch.special.bessel_j1(v) / v).square()
-    light *= math.pi * (3.8317059702 / (2 * math.pi * radius)) ** 2  # of sum 1 with all tails
-    assert float((taps - light).abs().max()) < 2e-3 * float(light.max())
-    # Less than half of what is cut of the light is missing from any frequency.
-    cut = 1 - float(light[torch.hypot(at[:, None], at) <= n].sum())
-    assert float((transform_of(taps) - airy(radius)).abs().max()) < 0.6 * cut < 0.02
-
-
 def test_more_samples_hold_more_of_the_tails():
     kernel, errors = read_formula("airy:1"), []
     for size in (41, 81, 201):
@@ -185,24 +169,6 @@ def test_the_picture_moves_down_and_to_the_right():
         moved = deconv_cli.forward(point, make_kernel(text), boundary="zero")
         assert int(moved.argmax()) == 10 * 21 + 9
     assert torch.allclose(moved, point.roll((2, 1), (1, 2)), atol=1e-12)
-
-
-def test_large_kernels_are_computed_part_by_part():
-    n_points = []
-
-    def transform(fy, fx):
-        n_points.append(fy.numel() * fx.numel())
-        return torch.exp(-2 * (math.pi * 130) ** 2 * (fy.square() + fx.square()))
-
-    KERNEL_SOURCES.register("wide", KernelSource((), lambda: ContinuousKernel((520.0, 520.0), transform)))
-    try:
-        taps = make_kernel("wide")
-    finally:
-        KERNEL_SOURCES.unregister("wide")
-    assert max(n_points) <= 2**19 < sum(n_points)
-    at = torch.arange(len(taps)) - len(taps) // 2
-    wanted = torch.exp(-at.double().square() / (2 * 130.0**2)) / (130 * math.sqrt(2 * math.pi))
-    assert torch.allclose(taps, torch.outer(wanted, wanted), rtol=0, atol=1e-3 * float(taps.max()))
 
 
 @pytest.mark.parametrize(

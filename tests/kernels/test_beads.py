@@ -9,8 +9,8 @@ import torch
 from bead_scenes import gaussian
 from cases import random
 
-from deconv_cli.kernels.beads.bead_average import average_beads, full_widths, take_off_size
-from deconv_cli.kernels.beads.bead_finder import background_of, clipped_mean, find_maxima, take_census
+from deconv_cli.kernels.bead_average import average_beads, full_widths, take_off_size
+from deconv_cli.kernels.bead_psf import background_of, clipped_mean, find_maxima, take_census
 from deconv_cli.measured_light import connected, shift
 
 FWHM = 2 * math.sqrt(2 * math.log(2))

@@ -10,7 +10,7 @@ from cases import random
 from torch.nn import functional
 
 from deconv_cli import ShapeError
-from deconv_cli.kernels.fit.pair_equations import (
+from deconv_cli.kernels.pair_equations import (
     Pair,
     gather,
     misfit,
@@ -34,7 +34,7 @@ def dense(pair):
 
 @pytest.mark.parametrize("chunk_bytes", [2**26, 4000])
 def test_the_normal_equations_of_all_rows_and_of_those_that_are_kept(monkeypatch, chunk_bytes):
-    monkeypatch.setattr("deconv_cli.kernels.fit.pair_equations.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("deconv_cli.kernels.pair_equations.CHUNK_BYTES", chunk_bytes)
     pairs = [pair_of(), pair_of(boundary="reflect")]
     everything, kept = gather(pairs, SIZE)
     x, y = (torch.cat(parts) for parts in zip(*map(dense, pairs), strict=True))

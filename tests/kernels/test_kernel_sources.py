@@ -25,13 +25,6 @@ def test_what_every_source_gives(text):
     assert float(taps[:, 0].abs().max()) > 1e-9
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if not text.startswith("motion")])
-def test_those_without_a_direction_have_none(text):
-    taps = make_kernel(text)
-    for turned in (taps.T, taps.flip(0), taps.flip(1)):
-        assert float((taps - turned).abs().max()) < 1e-12
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -84,13 +77,6 @@ def test_a_source_of_the_callers_own():
 def test_a_misspelt_source_is_recognized():
     with pytest.raises(UsageError, match=r"but is 'gausian'; perhaps gaussian was meant\.$"):
         make_kernel("disk:2*gausian:1.5")
-
-
-def test_products_that_cannot_be():
-    with pytest.raises(UsageError, match="one factor is missing"):
-        make_kernel("disk:2*")
-    with pytest.raises(UsageError, match="may reach at most"):
-        make_kernel("box:1500*box:1500")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 import deconv_cli
-from deconv_cli.kernels.fit.loss_functions import FAINT, find_loss
+from deconv_cli.kernels.loss_functions import FAINT, find_loss
 
 TARGET = torch.tensor([0.0, 0.3, 1.0, 5.0, 80.0], dtype=torch.float64)
 

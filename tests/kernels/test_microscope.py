@@ -10,8 +10,8 @@ import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
 from deconv_cli.io.optics_metadata import emission_of_dye
-from deconv_cli.kernels.optics.microscope import sampling_notes
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
+from deconv_cli.kernels.microscope import sampling_notes
+from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
 
 WATER = Microscope(numerical_aperture=1.1, emission=520, spacing=(0.25, 0.1, 0.1), immersion_index=1.333)
 
@@ -97,13 +97,6 @@ def test_sampling_that_is_too_coarse_and_light_that_is_cut_are_told():
     assert WATER.finest[1] == pytest.approx(0.52 / (4 * 1.1))
 
 
-def test_the_size_in_focus_holds_most_of_the_light():
-    plane = replace(WATER, spacing=(0.1, 0.1))
-    wide = microscope_psf(plane, (101, 101))
-    n = plane.psf_size()[0] // 2
-    assert float(wide[50 - n : 51 + n, 50 - n : 51 + n].sum()) > 0.9
-
-
 def test_a_wide_field_takes_what_a_stack_can_feel_and_others_what_holds_light():
     assert WATER.psf_size((32, 500, 500))[0] == 63
     assert WATER.psf_size((32, 40, 50)) == (63, 79, 99)
@@ -115,19 +108,6 @@ def test_a_wide_field_takes_what_a_stack_can_feel_and_others_what_holds_light():
     sheet = replace(WATER, mode="light-sheet", sheet=2.0)
     assert sheet.psf_size((32, 500, 500))[0] == 23
     assert sheet.psf_size((4, 500, 500))[0] == 7
-
-
-def test_the_planes_are_those_of_the_package_psf_generator():
-    """Written by others, as a judge of ours."""
-    generator = pytest.importorskip("psf_generator", reason="it is installed with the extra dev")
-    made = generator.VectorialSphericalPropagator(
-        n_pix_pupil=501, n_pix_psf=31, wavelength=520, na=1.1, pix_size=100 * 30 / 31, defocus_step=250 * 8 / 9,
-        n_defocus=9, apod_factor=True, n_i=1.333, n_i0=1.333,
-    )  # fmt: skip
-    seen = made.compute_focus_field().abs().double().square().sum(1)
-    wanted = 0.5 * (seen + seen.mT)
-    found = torch.stack([*focus_planes(WATER.objective(520), 31, 0.1, 9, 0.25)])
-    assert float((found - wanted / wanted.max()).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -142,6 +122,9 @@ def test_the_planes_are_those_of_the_package_psf_generator():
         ({"spacing": (0.1, 0.2)}, "should be squares"),
         ({"depth": -1.0}, "depth must be zero or a positive number"),
         ({"emission": "green"}, "emission must be a positive number, but is 'green'"),
+        ({"emission": 0.52}, "a wavelength of 100 to 3000 nm"),
+        ({"spacing": (100, 50, 50)}, "distances of 0.001 to 20 µm"),
+        ({"depth": 1e6}, "at most 1000 µm"),
     ],
 )
 def test_microscopes_that_cannot_be(change, says):
@@ -152,19 +135,6 @@ def test_microscopes_that_cannot_be(change, says):
 def test_a_size_that_cannot_be():
     with pytest.raises(UsageError, match="odd number of samples"):
         microscope_psf(WATER, (4, 5, 5))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"emission": 0.52}, "a wavelength of 100 to 3000 nm"),
-        ({"spacing": (100, 50, 50)}, "distances of 0.001 to 20 µm"),
-        ({"depth": 1e6}, "at most 1000 µm"),
-    ],
-)
-def test_lengths_in_another_unit_are_refused(change, says):
-    with pytest.raises(UsageError, match=says):
-        replace(WATER, **change)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
-"""The convolution with taps of any kind, against conv2d, finite differences and autograd."""
+"""The convolution with taps of any kind, against conv2d and finite differences."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 import torch
 from torch.nn import functional
 
 from deconv_cli import ReceptiveFieldConv2d, ShapeError, UsageError
-from deconv_cli.kernels.receptive_field import PoleWarning, multiply, tangent_of_sum
+from deconv_cli.kernels.receptive_field import tangent_of_sum
 
 GEOMETRIES = [
     {},
@@ -25,7 +23,7 @@ def layer_of(**settings):
 
 
 def by_multiplying(pixel, weight):
-    """The product again, as a function whose slopes the layer does not know."""
+    """The product again, as a function that the layer does not know."""
     return pixel * weight
 
 
@@ -37,13 +35,11 @@ def gradients(layer, x):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("way", ["conv2d", "autograd", "analytic", "autograd in pieces", "analytic in pieces"])
+@pytest.mark.parametrize("way", ["conv2d", "autograd", "autograd in pieces"])
 def test_products_summed_are_conv2d(geometry, way):
     settings = dict(geometry)
     if way != "conv2d":
         settings["phi"] = by_multiplying
-    if way.startswith("analytic"):
-        settings["slopes"] = lambda pixel, weight: (weight, pixel)
     if way.endswith("pieces"):
         settings["chunk_bytes"] = 3000
     layer = layer_of(**settings)
@@ -64,10 +60,9 @@ def test_products_summed_are_conv2d(geometry, way):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("analytic", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "product"])
-def test_tangents_match_finite_differences(geometry, analytic, reduction):
-    layer = layer_of(phi=tangent_of_sum, reduction=reduction, analytic=analytic, chunk_bytes=3000, **geometry)
+def test_tangents_match_finite_differences(geometry, reduction):
+    layer = layer_of(phi=tangent_of_sum, reduction=reduction, chunk_bytes=3000, **geometry)
     x = 0.3 + 0.5 * torch.rand(2, 3, 7, 8, dtype=torch.float64)
 
     def apply(x, weight):
@@ -77,22 +72,6 @@ def test_tangents_match_finite_differences(geometry, analytic, reduction):
         layer.weight.uniform_(0.1, 0.3)
     inputs = (x.requires_grad_(), layer.weight.detach().clone().requires_grad_())
     assert torch.autograd.gradcheck(apply, inputs, fast_mode=True, atol=1e-7, rtol=1e-5)
-
-
-def test_both_ways_agree_where_a_tap_is_zero():
-    """∂∏φ/∂φ_i is the product of the others, which exists where a quotient does not."""
-    found = []
-    for analytic in (True, False):
-        torch.manual_seed(0)
-        layer = layer_of(phi=multiply, reduction="product", analytic=analytic)
-        x = torch.randn(1, 3, 5, 5, dtype=torch.float64)
-        x[0, 1, 2, 2] = 0
-        found.append(gradients(layer, x))
-    (y, (grad_x, grad_w)), (other_y, (other_x, other_w)) = found
-    assert torch.equal(y, other_y)
-    torch.testing.assert_close(grad_x, other_x, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(grad_w, other_w, rtol=1e-12, atol=1e-15)
-    assert grad_x[0, 1, 2, 2] != 0
 
 
 def test_patches_are_a_view():
@@ -111,49 +90,9 @@ def test_pieces_stay_within_the_memory_allowed():
 
 
 def test_second_derivatives_by_autograd():
-    layer = layer_of(phi=tangent_of_sum, analytic=False)
+    layer = layer_of(phi=tangent_of_sum)
     x = (0.3 * torch.rand(1, 3, 4, 4, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
-
-
-@pytest.mark.parametrize("analytic", [True, False])
-def test_a_warning_near_a_pole(analytic):
-    layer = layer_of(phi=tangent_of_sum, analytic=analytic)
-    x = torch.zeros(1, 3, 5, 5, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        layer(x)
-    x[0, 0, 2, 2] = torch.pi / 2 - float(layer.weight[0, 0, 1, 1].detach()) - 1e-5
-    with pytest.warns(PoleWarning, match="near a pole"):
-        layer(x)
-
-
-@pytest.mark.parametrize("analytic", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_warning_where_most_taps_are_near_a_pole(analytic, dtype):
-    """Then the median is large as well, and tells nothing."""
-    layer = layer_of(phi=tangent_of_sum, analytic=analytic).to(dtype)
-    with torch.no_grad():
-        layer.weight.fill_(0.1)
-    x = torch.full((1, 3, 5, 5), torch.pi / 2 - 0.1 - 3e-4, dtype=dtype)
-    with pytest.warns(PoleWarning, match="^864 of 864 taps are near a pole"):
-        layer(x)
-    x[..., :1] = 0
-    with pytest.warns(PoleWarning, match="near a pole"):
-        layer(x)
-
-
-@pytest.mark.parametrize(
-    ("phi", "pixel"), [(lambda pixel, weight: (pixel * weight).square(), 1e3), (lambda p, w: torch.exp(p + w), 10.0)]
-)
-def test_large_taps_of_a_smooth_function_are_no_pole(phi, pixel):
-    layer = layer_of(phi=phi)
-    with torch.no_grad():
-        layer.weight.fill_(1.0)
-    x = pixel + torch.rand(1, 3, 5, 5, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert float(layer(x).detach().min()) > 1e4
 
 
 def test_an_image_without_a_batch_axis_and_a_bias():

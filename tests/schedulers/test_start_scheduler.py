@@ -16,6 +16,7 @@ def test_this_process_works_alone_unless_told_otherwise():
     assert pool.n_workers == 3
     assert [pool.memory_of_piece(given, 81) for given in (64, None)] == [21, 27]
     assert SerialScheduler().memory_of_piece(64, 81) == 64
+    assert start_scheduler(WorkSettings(cluster="local:3")).n_workers == 3
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,9 @@ def test_what_no_scheduler_covers_is_refused():
     for name in ("jobs", "threads"):
         with pytest.raises(UsageError, match=f"{name} must be a positive whole number"):
             WorkSettings(**{name: 0})
-    with pytest.raises(UsageError, match="but is 'slurm:4'"):
-        start_scheduler(WorkSettings(cluster="slurm:4"))
+    for words in ("slurm:4", "local", "local:0", "local:two", "local:-1", "local:1.5"):
+        with pytest.raises(UsageError, match=f"local:N with N processes of this machine, but is '{words}'"):
+            start_scheduler(WorkSettings(cluster=words))
 
 
 def test_a_scheduler_of_the_callers_is_taken():

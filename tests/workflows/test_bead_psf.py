@@ -9,7 +9,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli import ShapeError, UntrustworthyResultError, UsageError
-from deconv_cli.kernels.beads.bead_average import full_widths
+from deconv_cli.kernels.bead_average import full_widths
 
 SCENES = {"2-D": ((200, 220), (1.6, 2.1), 36), "3-D": ((40, 100, 100), (2.4, 1.5, 1.5), 32)}
 

@@ -46,14 +46,6 @@ def test_a_pair_without_noise_gives_the_kernel(boundary, padding):
     assert fit.held_out < 1e-8
 
 
-@pytest.mark.parametrize("formula", ["gaussian:1.5", "disk:3", "motion:7@30"])
-def test_blurs_without_noise_to_eight_digits(formula):
-    kernel = centered(deconv_cli.make_kernel(formula), (9, 9))
-    x = photograph()
-    fit = deconv_cli.fit_kernel([(x, deconv_cli.forward(x, kernel))], (9, 9))
-    assert relative(fit.taps, kernel) < 1e-8
-
-
 def test_taps_lie_within_their_error_bars_as_often_as_they_should():
     inside = []
     for seed, formula in enumerate(["gaussian:1.5", "disk:3", "motion:7@30", "box:5", "gaussian:1", "moffat:2@3"]):
@@ -65,16 +57,6 @@ def test_taps_lie_within_their_error_bars_as_often_as_they_should():
         assert fit.sigma[0] == pytest.approx(sigma, rel=0.03)
         inside.append(((fit.taps - kernel).abs() < fit.errors).double().mean())
     assert abs(float(torch.stack(inside).mean()) - 0.68) < 0.08, inside
-
-
-def test_error_bars_are_the_scatter_of_repeated_fits():
-    kernel, x = centered(deconv_cli.make_kernel("disk:2"), (5, 5)), photograph(size=50)
-    y = deconv_cli.forward(x, kernel, padding="valid")
-    fits = [deconv_cli.fit_kernel([(x, y + random(tuple(y.shape), seed=seed))], (5, 5)) for seed in range(40)]
-    misses = torch.stack([fit.taps - kernel for fit in fits])
-    ratio = misses.square().mean().sqrt() / torch.stack([fit.errors for fit in fits]).square().mean().sqrt()
-    assert 0.85 < float(ratio) < 1.15
-    assert fits[0].held_out == pytest.approx(1.0 / float(y.square().mean().sqrt()), rel=0.2)
 
 
 def test_several_pairs_and_channels():
@@ -181,10 +163,3 @@ def test_refusals(change, error, says):
     given = {"pairs": [(random((1, 9, 9)), random((1, 9, 9)))], "size": (3, 3)} | change
     with pytest.raises(error, match=says):
         deconv_cli.fit_kernel(given.pop("pairs"), given.pop("size"), **given)
-
-
-def test_a_support_of_the_size_of_the_kernel_is_enough():
-    """Its outermost taps are as large as any, and nothing is left for more."""
-    sharp, taps = random((1, 40, 40)), random((3, 3), seed=2)
-    assert not deconv_cli.fit_kernel([(sharp, deconv_cli.forward(sharp, taps))], (3, 3)).is_cut(2)
-    assert deconv_cli.fit_kernel([(sharp, deconv_cli.forward(sharp, random((7, 7))))], (3, 3)).is_cut(2)

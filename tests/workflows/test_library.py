@@ -177,7 +177,6 @@ def test_the_border_is_judged_once_for_each_inverse_and_only_for_reports(monkeyp
     assert found.n_lost_modes == 18
     lost = deconv_cli.invert(y, kernel, lam=0).well_posedness
     assert lost.is_well_posed is False
-    assert (lost.advised_pads.before[0], lost.advised_pads.after[0]) == (2, 0)
     assert deconv_cli.invert(y, kernel, lam=0, boundary="circular").well_posedness.is_well_posed
 
 

@@ -209,8 +209,6 @@ class TestWellPosedness:
         found = deconv_cli.invert(y, taps, lam=0.0, max_iterations=200).well_posedness
         assert found.n_lost_modes == 1
         assert found.is_well_posed is False
-        assert (found.advised_pads.before, found.advised_pads.after) == ((2,), (0,))
-        assert found.advice[-1].endswith("2 border pixels ahead and 0 behind")
         centered = deconv_cli.invert(y, taps.roll(-1), lam=0.0).well_posedness
         assert centered.n_lost_modes == 0
         assert centered.influence.hundredth is not None
@@ -228,9 +226,6 @@ class TestWellPosedness:
         found = deconv_cli.invert(random((1, 30, 6, 5)), taps, dimensions=3, lam=0.0, max_iterations=5).well_posedness
         assert found.n_lost_modes == 6 * 5
         assert found.is_well_posed is False
-        assert found.advice[-1].endswith(
-            "2 border pixels ahead, 0 behind, 1 above, 1 below, 1 to the left and 1 to the right"
-        )
 
 
 @pytest.mark.parametrize(

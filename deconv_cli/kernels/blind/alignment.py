@@ -70,11 +70,9 @@ class Alignment:
 
 
 def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
-    """Find how a kernel must be turned and scaled to explain the power spectrum of a picture, and center it.
+    """Find how a kernel `(kH, kW)` must be turned and scaled to explain the spectrum of a picture, and center it.
 
-    Args:
-        taps: shape `(kH, kW)`, any real dtype.
-        spectrum: of the blurred picture, in the light in which the kernel acts.
+    The spectrum is that of the light in which the kernel acts.
 
     Raises:
         ShapeError: the kernel is larger than the pieces of the spectrum.
@@ -94,12 +92,7 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
 
 
 def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
-    """Find how a kernel must be turned, scaled and moved to make a blurred picture of a sharp one.
-
-    Args:
-        taps: shape `(kH, kW)`, as a cross-correlation.
-        sharp: shape `(H, W)`.
-        blurred: of the same shape.
+    """Find how a kernel `(kH, kW)` must be turned, scaled and moved to make a blurred picture `(H, W)` of a sharp one.
 
     Raises:
         ShapeError: the pictures differ in shape, or are smaller than the kernel.

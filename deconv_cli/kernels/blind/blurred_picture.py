@@ -89,12 +89,7 @@ class BlurredPicture:
     def spectrum(
         self, rows: slice = slice(None), columns: slice = slice(None), side: int | None = None
     ) -> PolarSpectrum:
-        """Measure the power spectrum of the picture, or of a part of it.
-
-        Args:
-            rows: of the part.
-            columns: of the part.
-            side: of the averaged pieces, in pixels.
+        """Measure the power spectrum of the picture, or of a part of it, in pieces of `side` pixels.
 
         Raises:
             ShapeError: it is too small.
@@ -195,11 +190,7 @@ def describe_alignment(
 ) -> tuple[str, ...]:
     """Give a sentence if the kernel is much likelier turned, mirrored or scaled, judged on the middle of the picture.
 
-    Args:
-        kernel: shape `(kH, kW)`.
-        image: the blurred picture as stored, shape `(C, H, W)` or `(1, C, H, W)`.
-        tone_curve: how the samples encode light.
-        jpeg_table: of a JPEG, shape `(8, 8)`.
+    The kernel has the shape `(kH, kW)`, the image as stored `(C, H, W)` or `(1, C, H, W)`; see `BlurredPicture.of`.
     """
     window = [min(n, _WINDOW) for n in image.shape[-2:]]
     # By whole blocks of a JPEG.

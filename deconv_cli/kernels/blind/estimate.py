@@ -12,9 +12,8 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.blind.polar_spectrum import PolarGrid, PolarSpectrum, polar_grid
 from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
-from deconv_cli.kernels.sources.band_limited import sample_with_margin
 from deconv_cli.kernels.sources.formula import make_kernel
-from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric
+from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, sample_with_margin
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import check_name
 
@@ -66,13 +65,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The best kernel of a family.
-
-    Attributes:
-        family: the kernel source, or `none`.
-        numbers: its numbers.
-        misfit: minus the logarithm of likelihood times prior, up to a constant; smaller is better.
-    """
+    """The best numbers of a kernel source, and minus the logarithm of likelihood times prior, up to a constant."""
 
     family: str
     numbers: Numbers
@@ -162,11 +155,9 @@ def family_names() -> tuple[str, ...]:
 
 
 def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = None) -> KernelEstimate:
-    """Find the kernel that blurred a picture.
+    """Find the kernel that blurred a picture, by its spectrum in linear light.
 
-    Args:
-        spectrum: of the picture, in linear light.
-        families: kernel sources to choose from; by default all that have a family.
+    The families are the names of kernel sources to choose from; by default all that have one.
 
     Raises:
         UsageError: an unknown name.
@@ -196,12 +187,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
 
 
 def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstimate:
-    """Find the kernel of a part of a picture, near the one that was found for all of it, in the same family.
-
-    Args:
-        spectrum: of the part.
-        candidate: what was found for all.
-    """
+    """Find the kernel of a part of a picture near the one that was found for all of it, in the same family."""
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
     ratios = geometric(1 / _MOST_TIMES, _MOST_TIMES, _RATIO_OF_STARTS)
@@ -215,13 +201,9 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
 
 
 def look_at_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
-    """Find a blur again in parts of its picture, where what is out of focus by itself could be taken for it.
+    """Find a blur again in parts of its picture, which a soft scene in focus elsewhere would betray.
 
     A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one without can be a soft scene.
-
-    Args:
-        found: what was found in all of the picture.
-        parts: spectra of its parts.
     """
     if not found.found or found.family not in _WITHOUT_ZEROS:
         return found

@@ -62,14 +62,7 @@ class PolarGrid:
         return sums / self.counts
 
     def gain(self, taps: Tensor) -> Tensor:
-        """Average |H|² of a kernel over the cells, blurred as the window of the pieces blurs a spectrum.
-
-        Args:
-            taps: shape `(kH, kW)`, no larger than the pieces.
-
-        Returns:
-            Shape `(n,)`.
-        """
+        """Average |H|² of a kernel `(kH, kW)` over the cells, blurred as the Hann window blurs a spectrum: `(n,)`."""
         power = torch.fft.rfft2(taps, s=(self.side, self.side)).abs().square()
         # The Hann window spreads power over the neighbors of a frequency: 1/6, 2/3, 1/6 along each axis.
         power = power * (2 / 3) + (power.roll(1, 0) + power.roll(-1, 0)) / 6
@@ -103,7 +96,7 @@ class PolarSpectrum:
     Attributes:
         grid: the cells.
         power: mean power of white noise of variance 1 is 1, shape `(n,)`.
-        n_pieces: how many pieces were averaged; neighbors overlap by half.
+        n_pieces: number of averaged pieces; neighbors overlap by half.
         reliance: from 0 to 1, the part of each cell that the scene put there, shape `(n,)`.
     """
 
@@ -131,11 +124,9 @@ def side_for(size: tuple[int, int]) -> int:
 def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int | None = None) -> PolarSpectrum:
     """Average the periodograms of a picture's overlapping pieces, each under a Hann window and without its mean.
 
-    Args:
-        light: proportional to light, shape `(H, W)`.
-        clipped: where the picture is saturated, shape `(H, W)`; pieces with much of it are skipped if others
-            remain, since a blur of light does not blur what was cut off. In the others lamps at night are filled in.
-        side: of the pieces, in pixels.
+    The light has the shape `(H, W)`, as has `clipped`, which marks saturated pixels. Pieces with much of them are
+    skipped if others remain, since a blur of light does not blur what was cut off. In the others lamps at night are
+    filled in. `side` is that of the pieces, in pixels.
 
     Raises:
         ShapeError: the picture is too small.
@@ -162,13 +153,9 @@ def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int 
 
 
 def _without_lamps(pieces: Tensor, clipped: Tensor) -> Tensor:
-    """Replace the few clipped pixels that outshine the rest of a piece by the mean around them.
+    """Replace the few clipped pixels that outshine the rest of a piece by the mean around them, shape `(B, H, W)`.
 
     A lamp at night is most of a spectrum, and its outline is as sharp as if nothing had blurred it.
-
-    Args:
-        pieces: shape `(B, H, W)`.
-        clipped: of the same shape.
     """
     squares = (pieces - pieces.mean((1, 2), keepdim=True)).square()
     shines = (squares * clipped).sum((1, 2)) > _LEAST_SHINE * squares.sum((1, 2))
@@ -213,17 +200,11 @@ _LOST, _WHOLE = -1.5, -0.75
 
 
 def jpeg_reliance(stored: PolarSpectrum, table: Tensor) -> Tensor:
-    """Estimate which part of each cell of a spectrum the scene put there.
+    """Estimate which part of each cell of a spectrum the scene put there, from 0 to 1, shape `(n,)`.
 
-    A JPEG divides the coefficients of a cosine transform of 8 × 8 blocks by a table and rounds them. Where the power of
-    the picture is far below the square of the divisor, only zeros and a few wrong ones remain (ISO/IEC 10918-1).
-
-    Args:
-        stored: spectrum of the luma as it is stored, in code values from 0 to 255.
-        table: divisors of the luma's coefficients, row by row from the lowest frequency, shape `(8, 8)`.
-
-    Returns:
-        From 0 to 1, shape `(n,)`.
+    A JPEG divides the coefficients of a cosine transform of 8 × 8 blocks by a table `(8, 8)`, the lowest frequency
+    first, and rounds them. Where the power of the picture is far below the square of the divisor, only zeros and a few
+    wrong ones remain (ISO/IEC 10918-1). The spectrum is that of the luma in code values from 0 to 255.
     """
     log_ratio = stored.power.clamp_min(1e-12).log10() - 2 * _log_divisors(stored.grid, table)
     return ((log_ratio - _LOST) / (_WHOLE - _LOST)).clamp(0, 1)

@@ -98,10 +98,8 @@ class SpectrumFit:
 def fit_spectrum(spectrum: PolarSpectrum, gains: Tensor, *, is_coarse: bool = False) -> SpectrumFit:
     """Fit the scene and the noise behind a spectrum under each of many kernels.
 
-    Args:
-        spectrum: of the picture.
-        gains: |H|² of each kernel in each cell, shape `(C, n)`.
-        is_coarse: the fit may end before it has converged, to tell hopeless kernels from others.
+    The gains are |H|² of each kernel in each cell, shape `(C, n)`. A coarse fit may end before it has converged, to
+    tell hopeless kernels from others.
 
     Raises:
         MalformedInputError: the picture holds no detail.

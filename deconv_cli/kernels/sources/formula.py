@@ -8,8 +8,7 @@ import re
 import torch
 
 from deconv_cli.errors import UsageError, check_type
-from deconv_cli.kernels.sources.band_limited import sample_kernel
-from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource, product
+from deconv_cli.kernels.sources.kernel_source import ContinuousKernel, KernelSource, product, sample_kernel
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import Size, shortened
 

@@ -21,14 +21,9 @@ _SIGMA_OF_RADIUS = 0.34
 def airy_kernel(radius: float) -> ContinuousKernel:
     """Describe the diffraction of a round aperture, (2 J₁(v) / v)², up to six times the first zero.
 
-    Airy, On the diffraction of an object-glass with circular aperture, Transactions of the Cambridge Philosophical
-    Society 5, 1835; the transform is that of Goodman, Introduction to Fourier optics, 1968, section 6.4.
-
-    Args:
-        radius: of the first dark ring, 1.22 λN, in pixels.
-
-    Raises:
-        UsageError: not positive, or too large.
+    The radius is that of the first dark ring, 1.22 λN (Airy, On the diffraction of an object-glass with circular
+    aperture, Transactions of the Cambridge Philosophical Society 5, 1835); the transform is that of Goodman,
+    Introduction to Fourier optics, 1968, section 6.4.
     """
     reach = check_length(_N_RADII * radius, "RADIUS")
     finest = _FIRST_ZERO / (math.pi * radius)
@@ -68,16 +63,10 @@ _N_NODES = 1000
 def moffat_kernel(fwhm: float, beta: float) -> ContinuousKernel:
     """Describe a star seen through the atmosphere, (1 + (r / α)²)^−β, out to 99.8 % of its light or twelve widths.
 
-    Moffat, A theoretical investigation of focal stellar images in the photographic emulsion, Astronomy and Astrophysics
-    3, 1969. With ν = β − 1 and z = 2παf the transform is 2 (z/2)^ν K_ν(z) / Γ(ν), where
-    K_ν(z) = ∫ exp(−z cosh t) cosh(νt) dt (NIST Digital Library of Mathematical Functions, equation 10.32.9).
-
-    Args:
-        fwhm: full width at half maximum, in pixels.
-        beta: how fast the wings fall, from 1.1 to 30; about 2.5 to 4.8 for the atmosphere.
-
-    Raises:
-        UsageError: the width is not positive or too large, or beta is outside its range.
+    `fwhm` is the full width at half maximum, and β from 1.1 to 30 says how fast the wings fall: 2.5 to 4.8 for the
+    atmosphere (Moffat, A theoretical investigation of focal stellar images in the photographic emulsion, Astronomy and
+    Astrophysics 3, 1969). With ν = β − 1 and z = 2παf the transform is 2 (z/2)^ν K_ν(z) / Γ(ν), where K_ν(z) = ∫ exp(−z
+    cosh t) cosh(νt) dt (NIST Digital Library of Mathematical Functions, equation 10.32.9).
     """
     if not _BETAS[0] <= beta <= _BETAS[1]:
         raise UsageError(f"BETA must be from {_BETAS[0]} to {_BETAS[1]:g}, but is {beta:g}.")
@@ -128,17 +117,11 @@ _NO_WAVE = 1e-16
 
 
 def polygon_kernel(blades: float, radius: float, angle: float) -> ContinuousKernel:
-    """Describe a regular polygon, as a diaphragm of straight blades leaves it of a point out of focus.
+    """Describe a regular polygon of 3 to 12 sides, as a diaphragm of straight blades leaves it of a point out of focus.
 
-    Its transform is an integral along its sides, by the divergence theorem.
-
-    Args:
-        blades: how many sides, a whole number from 3 to 12.
-        radius: from the center to a corner, in pixels.
-        angle: of one corner, in degrees, counterclockwise from the horizontal as a point of the picture is seen.
-
-    Raises:
-        UsageError: another number of blades, or a radius that is not positive or too large.
+    The radius reaches from the center to a corner; the angle of one corner is in degrees, counterclockwise from the
+    horizontal as a point of the picture is seen. The transform is an integral along the sides, by the divergence
+    theorem.
     """
     if blades != round(blades) or not 3 <= blades <= _MOST_BLADES:
         raise UsageError(f"BLADES must be a whole number from 3 to {_MOST_BLADES}, but is {blades:g}.")

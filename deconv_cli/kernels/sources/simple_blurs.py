@@ -1,11 +1,13 @@
-"""Blurs with a short formula: Gaussians, a square, a disk, a straight motion, a disk that moves, and a shift."""
+"""Blurs with a short formula: Gaussians, a square, a disk, a straight motion, a motion along any path, and a shift."""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
+from pathlib import Path
 
 import torch
 
@@ -25,14 +27,7 @@ _N_SIGMAS = 5
 
 
 def gaussian_kernel(sigma: float) -> ContinuousKernel:
-    """Describe the density exp(−(x² + y²) / 2σ²) / 2πσ².
-
-    Args:
-        sigma: standard deviation along each axis, in pixels.
-
-    Raises:
-        UsageError: not positive, or too large.
-    """
+    """Describe the density exp(−(x² + y²) / 2σ²) / 2πσ²."""
     return ContinuousKernel.radial(_gaussian_reach(sigma, "SIGMA"), lambda f: _gaussian_transform(sigma, f))
 
 
@@ -56,15 +51,7 @@ GAUSSIAN = KernelSource(
 
 
 def gaussian3d_kernel(depth: float, sigma: float) -> ContinuousKernel:
-    """Describe the density ∝ exp(−z²/2σz² − (x² + y²)/2σ²).
-
-    Args:
-        depth: standard deviation along the first axis, in planes.
-        sigma: standard deviation along rows and columns, in pixels.
-
-    Raises:
-        UsageError: not positive, or too large.
-    """
+    """Describe the density ∝ exp(−z²/2σz² − (x² + y²)/2σ²), with σz = `depth` in planes."""
     side = _gaussian_reach(sigma, "SIGMA")
 
     def transform(fz: torch.Tensor, fy: torch.Tensor, fx: torch.Tensor) -> torch.Tensor:
@@ -77,14 +64,7 @@ GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, along=(-3, -1),
 
 
 def box_kernel(size: float) -> ContinuousKernel:
-    """Describe a centered square.
-
-    Args:
-        size: its side, in pixels.
-
-    Raises:
-        UsageError: not positive, or too large.
-    """
+    """Describe a centered square with sides of `size` pixels."""
     half = check_length(size / 2, "SIZE")
     return ContinuousKernel((half, half), lambda fy, fx: torch.sinc(size * fy) * torch.sinc(size * fx))
 
@@ -93,14 +73,7 @@ BOX = KernelSource(("SIZE",), box_kernel, along=(-1,), example="3")
 
 
 def disk_kernel(radius: float) -> ContinuousKernel:
-    """Describe a centered disk, of transform 2 J₁(v) / v with v = 2πrf.
-
-    Args:
-        radius: in pixels.
-
-    Raises:
-        UsageError: not positive, or too large.
-    """
+    """Describe a centered disk, of transform 2 J₁(v) / v with v = 2πrf."""
 
     def profile(frequency: torch.Tensor) -> torch.Tensor:
         v = (2 * math.pi * radius * frequency).clamp_min(1e-9)
@@ -119,15 +92,7 @@ DISK = KernelSource(
 
 
 def motion_kernel(length: float, angle: float) -> ContinuousKernel:
-    """Describe a centered line.
-
-    Args:
-        length: of the line, in pixels.
-        angle: of the line, in degrees, counterclockwise from the horizontal as the picture is seen.
-
-    Raises:
-        UsageError: the length is not positive, or too large.
-    """
+    """Describe a centered line, its angle in degrees counterclockwise from the horizontal as the picture is seen."""
     half = check_length(length / 2, "LENGTH")
     # Rows count downwards.
     down, right = -math.sin(math.radians(angle)), math.cos(math.radians(angle))
@@ -155,16 +120,7 @@ MOTION = KernelSource(
 
 
 def disk_motion_kernel(radius: float, length: float, angle: float) -> ContinuousKernel:
-    """Describe a disk that follows a line.
-
-    Args:
-        radius: of the disk, in pixels.
-        length: of the line, in pixels.
-        angle: of the line, in degrees, counterclockwise from the horizontal as the picture is seen.
-
-    Raises:
-        UsageError: radius or length are not positive, or too large.
-    """
+    """Describe a disk that follows a line; see `disk_kernel` and `motion_kernel`."""
     return disk_kernel(radius) * motion_kernel(length, angle)
 
 
@@ -188,11 +144,7 @@ _MOST_SHIFT = 64.0
 
 
 def shift_kernel(by: Numbers) -> ContinuousKernel:
-    """Describe a point beside the center.
-
-    Args:
-        by: where it lies along each axis, in samples.
-    """
+    """Describe a point that lies `by` samples beside the center along each axis."""
 
     def transform(*frequencies: torch.Tensor) -> torch.Tensor:
         return torch.exp(-2j * math.pi * reduce(add, (f * moved for f, moved in zip(frequencies, by, strict=True))))
@@ -219,3 +171,94 @@ def read_shift(text: str) -> Numbers:
 
 
 SHIFT = KernelSource(("DOWN@RIGHT",), shift_kernel, read=read_shift, example="0.3@-0.2")
+
+
+_MOST_POINTS = 100_000
+_PIECE = 0.5
+"""Pixels, on which three nodes integrate a wave of half of Nyquist's frequency to 1e-6."""
+_MOST_PIECES = 1_000_000
+_MOST_NODES = 4096
+"""Summed at once."""
+
+
+def path_kernel(points: torch.Tensor) -> ContinuousKernel:
+    """Describe a motion at an even speed from one point of a path to the next, centered on its mean over time.
+
+    Its transform is the integral of exp(−2πi f·x) over time, by the rule of Gauss and Legendre on pieces of each line.
+    The points have the shape `(n, 3)`: time, y (downwards) and x of each, y and x in pixels.
+    """
+    durations, places = points[:, 0].diff(), points[:, 1:]
+    shares = durations / durations.sum()
+    places = places - (shares[:, None] * (places[1:] + places[:-1]) / 2).sum(0)
+    reach = tuple(float(along.abs().max()) for along in places.T)
+    check_length(max(*reach, 1e-9), "the path")
+    at, weights = _nodes(places, shares)
+
+    def transform(fy: torch.Tensor, fx: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(fy + fx, dtype=torch.complex128)
+        for part, weight in zip(at.split(_MOST_NODES), weights.split(_MOST_NODES), strict=True):
+            rows, columns = (
+                torch.exp(-2j * math.pi * f.reshape(-1, 1) * place) for f, place in zip((fy, fx), part.T, strict=True)
+            )
+            total += (rows * weight) @ columns.T
+        return total
+
+    return ContinuousKernel(reach, transform)
+
+
+def _nodes(places: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the nodes on the lines between places, shape `(n, 2)`, and their weights, shape `(n,)`."""
+    steps = places.diff(dim=0)
+    n_pieces = (steps.norm(dim=1) / _PIECE).ceil().clamp_min(1).long()
+    if int(n_pieces.sum()) > _MOST_PIECES:
+        raise UsageError(f"the path should be no longer than {_MOST_PIECES * _PIECE:g} pixels; take a part of it.")
+    line = torch.arange(len(steps)).repeat_interleave(n_pieces)
+    first = torch.cat([n_pieces.new_zeros(1), n_pieces.cumsum(0)])[:-1]
+    middles = (torch.arange(len(line)) - first[line] + 0.5) / n_pieces[line]
+    ends = 0.5 * math.sqrt(0.6) / n_pieces[line]
+    along = middles[:, None] + ends[:, None] * torch.tensor([-1, 0, 1])
+    at = places[line, None] + along[:, :, None] * steps[line, None]
+    weights = (shares / n_pieces)[line, None] * torch.tensor([5, 8, 5], dtype=torch.float64) / 18
+    return at.flatten(0, 1), weights.flatten()
+
+
+def read_path(name: str) -> torch.Tensor:
+    """Read the points of a CSV file, shape `(n, 3)`: time, y and x of each.
+
+    The file has a point a line, in columns named `x` (to the right), `y` (downwards) and `t` where the times between
+    points differ; a file without names holds x and y.
+
+    Raises:
+        UsageError: the file does not exist, or does not list such points.
+    """
+    path = Path(name)
+    try:
+        rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"the path '{shortened(name)}' should be a CSV file that can be read, but is not.") from error
+    columns = ["x", "y"]
+    if rows and not _numbers(rows[0]):
+        columns, rows = [word.strip().lower() for word in rows[0]], rows[1:]
+    found = [_numbers(row) for row in rows]
+    is_whole = all(len(numbers) == len(columns) and all(map(math.isfinite, numbers)) for numbers in found)
+    if not {"x", "y"} <= set(columns) or not is_whole or not 2 <= len(found) <= _MOST_POINTS:
+        raise UsageError(
+            f"'{shortened(name)}' should hold 2 to {_MOST_POINTS} points, one a line, with columns named x, y and "
+            "maybe t, in pixels, all of them numbers."
+        )
+    table = torch.tensor(found, dtype=torch.float64)
+    times = table[:, columns.index("t")] if "t" in columns else torch.arange(len(found), dtype=torch.float64)
+    if not (times.diff() > 0).all():
+        raise UsageError(f"the times of the path '{shortened(name)}' should grow from line to line.")
+    return torch.stack([times, table[:, columns.index("y")], table[:, columns.index("x")]], dim=1)
+
+
+def _numbers(row: list[str]) -> list[float]:
+    """Read the numbers of a line; none where one is no number."""
+    try:
+        return [float(text) for text in row]
+    except ValueError:
+        return []
+
+
+PATH = KernelSource(("FILE.csv",), path_kernel, read=read_path, example="shake.csv")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.kernels.beads.bead_finder import near_places
 from deconv_cli.measured_light import shift, smooth
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.circulant import next_fast_size
@@ -57,11 +56,7 @@ class BeadAverage:
 
 
 def average_beads(windows: Tensor) -> BeadAverage:
-    """Align and average windows around beads.
-
-    Args:
-        windows: without their background, shape `(n, *size)`, odd, each around the sample next to a bead's center.
-    """
+    """Align and average windows `(n, *size)` without their background, odd, each around the sample next to a bead."""
     n_axes = windows.ndim - 1
     axes = space_axes(n_axes)
     shifts = windows.new_zeros(len(windows), n_axes)
@@ -125,8 +120,9 @@ def fit_beads(
 ) -> tuple[Tensor, Tensor]:
     """Fit the light around a bead to all of an image at once, so that beads may lie within each other's tails.
 
-    The image is `Σ a·T(x − s)`, linear in `T`: least squares by conjugate gradients (Björck, Numerical methods for
-    least squares problems, 1996, algorithm 7.4.1). Outside of the window `T` is smooth, and takes up little noise.
+    The image `(*n)` without its background is `Σ a·T(x − s)`, linear in `T`: least squares by conjugate gradients
+    (Björck, Numerical methods for least squares problems, 1996, algorithm 7.4.1). Outside of the window `T` is smooth,
+    and takes up little noise.
 
     Args:
         image: without its background, shape `(*n)`.
@@ -137,8 +133,7 @@ def fit_beads(
         start: the template within a window; tails are found outside of it, so that no bead counts as a tail.
 
     Returns:
-        The template, its center on the middle sample, and the standard deviation of its samples, `inf` where none was
-        seen, both of shape `(*size)`.
+        The template, its center on the middle sample, and the standard deviation of its samples, `inf` if unseen.
     """
     axes = space_axes(image.ndim)
     wide = tuple(next_fast_size(n + k - 1) for n, k in zip(image.shape, size, strict=True))
@@ -186,6 +181,16 @@ def resized(light: Tensor, size: Size) -> Tensor:
     return functional.pad(light, [margin for margin in reversed(margins) for _ in range(2)])
 
 
+def near_places(places: Tensor, size: Size, image_size: Size) -> Tensor:
+    """Mark the samples that lie within a window of a size around any of some places, shape `image_size`."""
+    is_near = torch.zeros(image_size, dtype=torch.bool)
+    for place in places:
+        is_near[
+            tuple(slice(max(int(p) - n // 2, 0), int(p) + n // 2 + 1) for p, n in zip(place, size, strict=True))
+        ] = True
+    return is_near
+
+
 def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:
     """Give the half spectrum of points on a torus of a size."""
     total = torch.zeros(*size[:-1], size[-1] // 2 + 1, dtype=torch.complex128)
@@ -201,12 +206,9 @@ def _points(places: Tensor, heights: Tensor, size: Size) -> Tensor:
 
 
 def take_off_size(template: Tensor, diameter: float, spacing: tuple[float, ...]) -> Tensor:
-    """Undo the blur by the beads' own size: a ball, or its projection where there are two axes.
+    """Undo the blur of a template `(*size)` by the beads' own size: a ball, or its projection where there are two axes.
 
-    Args:
-        template: shape `(*size)`, its center on the middle sample.
-        diameter: of the beads, in the unit of the spacing.
-        spacing: of the samples along each axis.
+    Diameter and spacing are in one unit.
     """
     axes = space_axes(template.ndim)
     square = torch.zeros((), dtype=template.dtype)
@@ -222,8 +224,7 @@ def take_off_size(template: Tensor, diameter: float, spacing: tuple[float, ...])
 def full_widths(windows: Tensor) -> Tensor:
     """Measure the full width at half maximum along lines through the middle of windows `(n, *size)`.
 
-    Returns:
-        In pixels, shape `(n, n_axes)`; NaN where a line does not fall to half.
+    It is in pixels, shape `(n, n_axes)`; NaN if a line does not fall to half.
     """
     size: Size = tuple(windows.shape[1:])
     found = []

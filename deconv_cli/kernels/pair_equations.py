@@ -41,14 +41,9 @@ class Pair:
 
     @classmethod
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
-        """Lay a pair out; its padding follows from the sizes.
+        """Lay out a pair of `(C_in, *size)` and `(C_out, *output size)`; its padding follows from the sizes.
 
-        Args:
-            sharp: shape `(C_in, *size)`.
-            blurred: shape `(C_out, *output size)`.
-            size: of the kernel.
-            boundary: what lies outside of the sharp image. Where nothing is known of that, outputs that depend on it
-                are left out.
+        If nothing is known of what lies outside of the sharp image, outputs that depend on it are left out.
 
         Raises:
             ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
@@ -117,14 +112,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairEquations:
-    """The normal equations of pairs.
-
-    Attributes:
-        gram: XᵀX, shape `(N, N)` with N = C_in·prod(k).
-        right: Xᵀy, shape `(N, C_out)`.
-        square: ‖y‖².
-        n_data: rows of X.
-    """
+    """The normal equations of pairs: XᵀX `(N, N)` with N = C_in·prod(k), Xᵀy `(N, C_out)`, ‖y‖², and the rows of X."""
 
     gram: Tensor
     right: Tensor
@@ -162,11 +150,7 @@ class Misfit:
 def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = None) -> Misfit:
     """Compute what taps `(N, C_out)` leave over, from the data themselves.
 
-    Args:
-        pairs: the data.
-        size: of the kernel.
-        taps: the kernel.
-        held: look at the rows that are held out, at the others, or at all for `None`.
+    The rows are those that are held out, the others, or all for `held=None`.
     """
     gradient, square = torch.zeros_like(taps), 0.0
     for pair in pairs:
@@ -279,20 +263,11 @@ TOLERANCE = 1e-12
 
 
 def solve_constrained(hessian: Tensor, right: Tensor, *, nonnegative: bool, total: float | None) -> Tensor:
-    """Minimize ½kᵀHk − bᵀk over taps that are not negative, or that add up to one.
+    """Minimize ½kᵀHk − bᵀk over taps k `(N,)` that are not negative, or that add up to `total`, or both.
 
     Block pivoting, which falls back to one tap at a time and so ends (Portugal, Júdice and Vicente, A comparison of
     block pivoting and interior-point algorithms for linear least squares problems with nonnegative variables,
-    Mathematics of Computation 63, 1994). A multiplier keeps the sum.
-
-    Args:
-        hessian: H, positive definite, shape `(N, N)`.
-        right: b, shape `(N,)`.
-        nonnegative: over k ≥ 0.
-        total: what the taps add up to; `None` leaves that free.
-
-    Returns:
-        k, shape `(N,)`.
+    Mathematics of Computation 63, 1994). A multiplier keeps the sum. The Hessian H `(N, N)` is positive definite.
     """
     n = len(right)
     free = torch.ones(n, dtype=torch.bool)

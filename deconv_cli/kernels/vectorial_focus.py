@@ -26,15 +26,7 @@ FOCUS_STEP = 0.01
 
 @dataclass(frozen=True)
 class Objective:
-    """What an objective does to light of one wavelength: lengths in µm.
-
-    Attributes:
-        numerical_aperture: NA.
-        wavelength: in vacuum.
-        immersion_index: refractive index between objective and sample.
-        sample_index: of the sample.
-        depth: of what is looked at behind the border of the sample.
-    """
+    """An objective for light of one wavelength in vacuum; lengths in µm, `depth` is behind the border of the sample."""
 
     numerical_aperture: float
     wavelength: float
@@ -88,10 +80,8 @@ def focus_planes(objective: Objective, n_pixels: int, pixel: float, n_planes: in
 def _at_radii(waves: Tensor, angles: Tensor, radii: Tensor) -> Tensor:
     """Compute |I₀|² + 2|I₁|² + |I₂|², the intensity of unpolarized light, shape `(n_planes, n_radii)`.
 
-    Args:
-        waves: light of each plane and angle, with the weights of the integral, shape `(n_planes, n_angles)`, complex.
-        angles: shape `(n_angles,)`.
-        radii: distances from the axis times the wave number.
+    The waves `(n_planes, n_angles)` hold the weights of the integral; the radii are distances from the axis times the
+    wave number.
     """
     argument = radii * angles.sin()[:, None]
     j0, j1 = bessel_j0(argument), bessel_j1(argument)

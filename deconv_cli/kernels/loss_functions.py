@@ -1,9 +1,9 @@
-"""Losses of a prediction against data, and the objective of a fit: the mean loss over stripes, plus the penalty."""
+"""Losses of a prediction against data, and their slopes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.kernels.fit.kernel_model import KernelModel
-from deconv_cli.kernels.fit.pair_equations import Pair
 from deconv_cli.parts import LOSSES
-from deconv_cli.vocabulary import Size
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Of a prediction and the data, of one shape: a loss of that shape, or a number that is its mean."""
@@ -103,59 +100,11 @@ STEP = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Stripe:
-    """Some rows of outputs of all groups: `wide` of shape `(1, G·C_in, *(n + k − 1))`, `y` of `(1, G·C_out, *n)`."""
-
-    wide: Tensor
-    y: Tensor
-
-
-def cut_stripes(groups: Sequence[Sequence[Pair]], size: Size) -> tuple[list[Stripe], list[Stripe]]:
-    """Cut pairs, in the same order for each group, into the stripes to fit to and those that can be held out."""
-    parts: tuple[list[Stripe], list[Stripe]] = ([], [])
-    for pairs in zip(*groups, strict=True):
-        for found in zip(*(pair.stripes(size) for pair in pairs), strict=True):
-            stripe = Stripe(torch.cat([p.wide for p, _ in found])[None], torch.cat([p.y for p, _ in found])[None])
-            parts[found[0][1]].append(stripe)
-    return parts
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The loss in units in which it bends like half the square.
-
-    Attributes:
-        loss: of a prediction and data.
-        bend: its second derivative in the middle of the data.
-        n_kernels: G·C_out, over which the mean of the loss is taken too.
-    """
-
-    loss: Loss
-    bend: float
-    n_kernels: int
-
-    def backward(self, model: KernelModel, stripes: Sequence[Stripe]) -> float:
-        """Compute the value over stripes, and add its gradient to that of the parameters; a piece at a time."""
-        n_samples = sum(s.y.numel() for s in stripes)
-        total = 0.0
-        for stripe in stripes:
-            loss = mean_loss(self.loss, model(stripe.wide), stripe.y)
-            share = loss * (stripe.y.numel() / n_samples * self.n_kernels / self.bend)
-            share.backward()
-            total += float(share.detach())
-        roughness = model.roughness()
-        roughness.backward()
-        return total + float(roughness.detach())
-
-
-@dataclass(frozen=True, eq=False)
 class Slopes:
     """A loss near its minimum, sample by sample.
 
-    Attributes:
-        slope: by the prediction.
-        steepness: the slope in parts of the distance to the data, which is the second derivative of a parabola.
-        bend: the second derivative where prediction and data agree, up to a factor common to all samples.
+    The slope by the prediction; the steepness, which is the slope in parts of the distance to the data; and the second
+    derivative where prediction and data agree, up to a common factor.
     """
 
     slope: Tensor
@@ -164,13 +113,7 @@ class Slopes:
 
 
 def measure_slopes(loss: Loss, prediction: Tensor, target: Tensor) -> Slopes:
-    """Measure how a loss slopes and bends at every sample.
-
-    Args:
-        loss: of a prediction and data.
-        prediction: near the data, where the loss will be minimized.
-        target: the data, of the same shape.
-    """
+    """Measure how a loss slopes and bends at every sample, for a prediction near the data `target`."""
     size = target.square().mean().sqrt()
     step = STEP * size
     distance = prediction - target

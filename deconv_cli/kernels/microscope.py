@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.errors import UsageError, check_type
-from deconv_cli.kernels.optics.vectorial_focus import Objective, focus_planes
-from deconv_cli.kernels.sources.band_limited import sample_kernel
+from deconv_cli.kernels.sources.kernel_source import sample_kernel
 from deconv_cli.kernels.sources.simple_blurs import disk_kernel
+from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
 from deconv_cli.vocabulary import Size, check_name, format_percent, format_size
 
 MODES = ("widefield", "confocal", "two-photon", "light-sheet")
@@ -67,21 +67,16 @@ class Microscope:
 
     def __post_init__(self) -> None:
         check_name(MODES, self.mode, "mode")
-        positive = {
-            "numerical_aperture": self.numerical_aperture,
-            "emission": self.emission,
-            "immersion_index": self.immersion_index,
-            "sample_index": 1.0 if self.sample_index is None else self.sample_index,
-            "excitation": 1.0 if self.excitation is None else self.excitation,
-            "sheet": 1.0 if self.sheet is None else self.sheet,
-        }
-        for name, value in positive.items():
-            if not _is_number(value) or value <= 0:
+        for name in ("numerical_aperture", "emission", "immersion_index", "sample_index", "excitation", "sheet"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or value <= 0):
                 raise UsageError(f"{name} must be a positive number, but is {value!r}.")
-        for name, length in {"emission": self.emission, "excitation": self.excitation}.items():
+        for name in ("emission", "excitation"):
+            length = getattr(self, name)
             if length is not None and not WAVELENGTHS[0] <= length <= WAVELENGTHS[1]:
                 raise UsageError(f"{name} must be a wavelength of {_range(WAVELENGTHS)} nm, but is {length:g}.")
-        for name, value in {"depth": self.depth, "pinhole": self.pinhole}.items():
+        for name in ("depth", "pinhole"):
+            value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise UsageError(f"{name} must be zero or a positive number, but is {value!r}.")
         if self.depth > MAX_DEPTH:
@@ -136,13 +131,10 @@ class Microscope:
     def psf_size(self, image_size: Size | None = None, *, is_compact: bool = False) -> Size:
         """Choose how many samples the point-spread function needs along each axis, odd.
 
-        Across, four dark rings hold most of the light in focus. Along, four axial widths do in a confocal microscope.
-        In a wide field every plane carries the same light, so a stack of D planes needs 2D − 1 of them, and a light
-        sheet those that it lights; both need the width of the cone of light in the outermost plane.
-
-        Args:
-            image_size: of what it is to restore; `None` for a stack of `N_PLANES`.
-            is_compact: four axial widths do in any mode.
+        Across, four dark rings hold most of the light in focus. Along, four axial widths do in a confocal microscope,
+        and in any mode if `is_compact`. In a wide field every plane carries the same light, so a stack of D planes
+        needs 2D − 1 of them, and a light sheet those that it lights; both need the width of the cone of light in the
+        outermost plane. Without the size of the image that is restored, it is a stack of `N_PLANES`.
         """
         seen = self.objective(self.emission)
         side = 4 * 0.61 * seen.wavelength / self.numerical_aperture
@@ -238,11 +230,9 @@ def _on_camera(objective: Objective, side: int, pixel: float, n_planes: int, pla
 
 
 def sampling_notes(microscopes: Sequence[Microscope], psfs: Sequence[Tensor]) -> tuple[str, ...]:
-    """Say where samples are coarser than Nyquist's, and how much light the outermost plane of a wide field keeps.
+    """Note where samples are coarser than Nyquist's, and how much light the outermost plane of a wide field keeps.
 
-    Args:
-        microscopes: that of each channel, all with the same distances of samples.
-        psfs: their point-spread functions.
+    Each channel has a microscope, all with the same distances of samples, and a point-spread function.
     """
     notes = []
     spacing = microscopes[0].spacing

@@ -1,1 +1,0 @@
-"""Point-spread functions from pictures and stacks of small beads."""

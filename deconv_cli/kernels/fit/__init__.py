@@ -1,1 +1,0 @@
-"""Kernels from pairs of pictures, sharp and blurred."""

@@ -1,1 +1,0 @@
-"""Point-spread functions of microscopes, computed from their optics."""
