@@ -130,18 +130,6 @@ SCHEDULERS: Registry[Any] = Registry(
 """Who does many independent pieces of work; the first that covers the settings."""
 
 
-REGION_FORMATS: Registry[Any] = Registry(
-    "format that is read by parts",
-    {
-        "tiff": "deconv_cli.io.codecs.tiff_regions:TIFF_REGIONS",
-        "zarr": "deconv_cli.io.codecs.zarr_regions:ZARR_REGIONS",
-        "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS_REGIONS",
-        "npy": "deconv_cli.io.codecs.npy:NPY_REGIONS",
-    },
-)
-"""Formats of large arrays, under the names of their codecs."""
-
-
 def method_names() -> tuple[str, ...]:
     """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""
     return ("auto", *SOLVERS, "richardson-lucy")

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import is_in_parts
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.layout import Array, Layout, Samples, dtype_name
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.samples import Samples, dtype_name
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
-
-Array = npt.NDArray[np.generic]
 
 _SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
@@ -213,6 +210,40 @@ class Codec(ABC):
         """Write a file, with the record of the run where the format takes one; formats without this are only read."""
         raise NotImplementedError
 
+    def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a file, or the array called `member` of it, to be read by parts, in formats that allow it.
+
+        Raises:
+            UsageError: no such array, or a format that is only read as a whole.
+            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
+        """
+        wanted = list_formats(codec for codec in all_codecs() if codec.opens_regions)
+        raise UsageError(
+            f"'{path}' is a {self.name} file, which is read as a whole; to work on it by parts convert it to {wanted}."
+        )
+
+    def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
+        """Decide how a result is written by parts, in formats that allow it; nothing is written yet.
+
+        Args:
+            request: for the result.
+            layout: axes and sizes of the result, in the order of its source.
+            source: the array that the result is computed from, whose metadata it keeps.
+
+        Raises:
+            UsageError: a format that is only written as a whole.
+        """
+        wanted = list_formats(c for c in all_codecs() if type(c).plan_regions is not Codec.plan_regions)
+        raise UsageError(
+            f"'{request.path}' cannot be written by parts, since {self.name} files are written as a whole; choose a "
+            f"name for {wanted}."
+        )
+
+    @property
+    def opens_regions(self) -> bool:
+        """True where files are read a part at a time."""
+        return type(self).open_regions is not Codec.open_regions
+
 
 class PictureCodec(Codec):
     """A format of one plane, gray or in colors."""
@@ -297,6 +328,12 @@ def all_codecs() -> Iterator[Codec]:
     for name in CODECS:
         codec: Codec = CODECS[name]
         yield codec
+
+
+def list_formats(codecs: Iterable[Codec]) -> str:
+    """List formats with their suffixes."""
+    *names, last = (f"{codec.name} ({codec.suffixes[0]})" for codec in codecs)
+    return f"{', '.join(names)} or {last}"
 
 
 def codec_named(path: Path) -> Codec | None:

@@ -14,9 +14,16 @@ from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
 from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
 from deconv_cli.io.files import open_source, refusing_damage
-from deconv_cli.io.layout import SPACE, Layout, dimensions_of, letters_of_tensor, tensor_axes
+from deconv_cli.io.layout import (
+    SPACE,
+    Layout,
+    as_real_tensor,
+    check_finite,
+    dimensions_of,
+    letters_of_tensor,
+    tensor_axes,
+)
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Light
 
@@ -58,6 +65,11 @@ class ImageFile:
     jpeg_table: torch.Tensor | None = None
     """The divisors of a JPEG's luma coefficients, of the upright image, shape (8, 8)."""
     _notes: tuple[str, ...] = ()
+
+    @property
+    def format_name(self) -> str:
+        """The name of the format in messages."""
+        return self.codec.name
 
     @property
     def is_picture(self) -> bool:

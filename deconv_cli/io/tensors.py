@@ -15,8 +15,7 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_content
 from deconv_cli.io.files import read_head, refusing_damage
-from deconv_cli.io.layout import Layout, letters_of_tensor
-from deconv_cli.io.samples import Samples
+from deconv_cli.io.layout import Layout, Samples, letters_of_tensor
 
 IMAGE_NAME = "image"
 """The name under which an image is written into a file of named tensors."""

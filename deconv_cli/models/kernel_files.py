@@ -15,7 +15,7 @@ from deconv_cli.io.codec import codec_of_content, suffix_note
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
 from deconv_cli.io.files import open_source
 from deconv_cli.io.image import read_image
-from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, describe_tensors, open_tensors
 from deconv_cli.models.layers import ModelLayer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.io.codecs.torch_file import TorchFile, check_dense, load_weights_only, named_tensors
 from deconv_cli.io.files import refusing_damage
-from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
 from deconv_cli.vocabulary import counted

@@ -229,7 +229,7 @@ def test_a_job_that_finds_the_blocks_of_another_lost_does_not_finish(begun):
 @pytest.mark.exhaustive
 def test_chunks_that_were_damaged_are_restored_again(tmp_path, monkeypatch):
     pytest.importorskip("zarr")
-    monkeypatch.setattr("deconv_cli.io.codecs.zarr_folder._CHUNKS", {"YX": 32})  # several blocks in a small picture
+    monkeypatch.setattr("deconv_cli.io.codecs.zarr_writer._CHUNKS", {"YX": 32})  # several blocks in a small picture
     (tmp_path / "run").mkdir()
     begun, victim = begun_in(tmp_path / "run", "out.ome.zarr"), tmp_path / "victim"
     for damage, n_redone in (

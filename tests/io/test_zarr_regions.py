@@ -14,7 +14,8 @@ from deconv_cli.errors import FileAccessError, MalformedInputError, TooLargeErro
 from deconv_cli.io import read_image
 from deconv_cli.io.files import address_of
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import open_regions, plan_regions
+from deconv_cli.io.output import plan_regions
+from deconv_cli.io.regions import open_regions
 
 zarr = pytest.importorskip("zarr")
 STACK = np.random.default_rng(4).random((2, 5, 70, 90)).astype("float32")

@@ -17,7 +17,8 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, metadata, records
-from deconv_cli.io.codec import Array, Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata, Resolution
 
 if TYPE_CHECKING:

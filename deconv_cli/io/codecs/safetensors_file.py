@@ -13,10 +13,10 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.codec import Array, StoredImage
+from deconv_cli.io.codec import StoredImage
 from deconv_cli.io.files import refusing_damage
-from deconv_cli.io.regions import Region, RegionFormat, RegionSource, fingerprint_of_file
-from deconv_cli.io.samples import dtype_name
+from deconv_cli.io.layout import Array, dtype_name
+from deconv_cli.io.region_arrays import Region, RegionSource
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, choose_tensor
 
 
@@ -55,6 +55,23 @@ class Safetensors(TensorCodec):
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one tensor with the record."""
         _write(path, {IMAGE_NAME: torch.from_numpy(np.ascontiguousarray(image.samples))}, image.record or {})
+
+    def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a tensor of any size by its name, or the only one."""
+        with refusing_damage(path, f"a {self.name} file"):
+            listed = self.list_header(path)
+            name = choose_tensor(listed, member)
+            shape = listed.shapes[name]
+            with opened_safetensors(path) as opened:
+                dtype = dtype_name(opened.get_slice(name)[tuple(slice(0, 0) for _ in shape)])
+        record = records.matching_record(listed.record, shape)
+        chunk = tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape))
+        return SafetensorsSource(
+            *(path, self.name, shape, dtype, records.recorded_axes(record), chunk),
+            is_picture=False,
+            record=record,
+            name=name,
+        )
 
 
 SAFETENSORS = Safetensors()
@@ -103,31 +120,3 @@ class SafetensorsSource(RegionSource):
         with refusing_damage(self.path, f"a {SAFETENSORS.name} file"), opened_safetensors(self.path) as opened:
             found: Array = opened.get_slice(self.name)[region].numpy()
             return found.copy()
-
-    def fingerprint(self) -> str:
-        """Hash the header, with size and time of the file."""
-        return fingerprint_of_file(self.path, self.shape, self.dtype, self.axes, self.name)
-
-
-class SafetensorsRegions(RegionFormat):
-    """Tensors of any size; parts of one cannot be written."""
-
-    def open(self, path: Path, member: str | int | None) -> RegionSource:
-        """Open a tensor by its name, or the only one."""
-        with refusing_damage(path, f"a {SAFETENSORS.name} file"):
-            listed = SAFETENSORS.list_header(path)
-            name = choose_tensor(listed, member)
-            shape = listed.shapes[name]
-            with opened_safetensors(path) as opened:
-                dtype = dtype_name(opened.get_slice(name)[tuple(slice(0, 0) for _ in shape)])
-        record = records.matching_record(listed.record, shape)
-        chunk = tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape))
-        return SafetensorsSource(
-            *(path, SAFETENSORS.name, shape, dtype, records.recorded_axes(record), chunk),
-            is_picture=False,
-            record=record,
-            name=name,
-        )
-
-
-SAFETENSORS_REGIONS = SafetensorsRegions()

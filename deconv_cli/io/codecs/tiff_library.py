@@ -15,9 +15,8 @@ from xml.etree.ElementTree import Element
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs import tiff_ome
-from deconv_cli.io.samples import working_bytes
+from deconv_cli.io.layout import Array, working_bytes
 from deconv_cli.vocabulary import format_memory
 
 if TYPE_CHECKING:

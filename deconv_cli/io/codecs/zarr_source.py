@@ -15,11 +15,12 @@ import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, pyramid_notes
+from deconv_cli.io.codec import pyramid_notes
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.files import MARKS, address_of, list_members, options_of, reaching, read_member, refusing_damage
+from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.regions import Region, RegionSource
+from deconv_cli.io.region_arrays import Region, RegionSource
 from deconv_cli.thread_warnings import warnings_here
 
 NAME = "Zarr"
