@@ -119,6 +119,8 @@ class Codec(ABC):
     """In lower case; they decide the format of files to be written."""
     magic: tuple[bytes, ...] = ()
     """First bytes of its files, any of these."""
+    magic_at: int = 0
+    """Number of bytes before them."""
     is_picture: bool = True
     """True for files that a viewer shows, False for files of named tensors."""
     dtypes: tuple[str, ...] = tuple(OutputDType)
@@ -149,7 +151,7 @@ class Codec(ABC):
 
     def recognizes(self, head: bytes) -> bool:
         """Check whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
-        return head.startswith(self.magic)
+        return head[self.magic_at :].startswith(self.magic)
 
     @abstractmethod
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:

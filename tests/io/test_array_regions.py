@@ -124,9 +124,7 @@ def test_every_part_is_what_the_tensor_has_there_in_a_file_larger_than_the_memor
         open_regions(path, tensor="none")
     with pytest.raises(MalformedInputError, match="choose with tensor=NAME"):
         open_regions(path)
-    with pytest.raises(
-        UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), NumPy"
-    ):
+    with pytest.raises(UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), NumPy"):
         planned(source, tmp_path / "b.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(MalformedInputError):

@@ -14,7 +14,7 @@ from deconv_cli.io.codecs.tiff_reader import DESCRIPTION, IMAGEJ, WHITE_IS_ZERO,
 from deconv_cli.io.codecs.tiff_regions import TiffSource, TiffTarget, tile_side
 from deconv_cli.io.codecs.tiff_writer import BIG_TIFF_BYTES, write_tiff
 from deconv_cli.io.layout import Array, Layout
-from deconv_cli.io.metadata import Metadata, other_exif_tags
+from deconv_cli.io.metadata import Metadata, has_other_exif
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -93,8 +93,7 @@ class Tiff(Codec):
         if bits and not (bits.isdecimal() and int(bits) <= 8 * np.dtype(image.dtype).itemsize):
             room_for.discard(tiff_ome.SIGNIFICANT_BITS)
         lost += [name for name in kept.native if name not in room_for | of_resolution]
-        other_tags = other_exif_tags(kept.exif) if kept.exif else ""
-        lost += [other_tags] if other_tags else []
+        lost += ["EXIF other than texts such as the camera and the artist"] if has_other_exif(kept.exif) else []
         lost += [name for name in kept.native_of_channels if name not in room_for]
         native = {name: value for name, value in kept.native.items() if name in room_for}
         of_channels = {name: value for name, value in kept.native_of_channels.items() if name in room_for}
