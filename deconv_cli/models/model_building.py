@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import DeconvError, MalformedInputError, UsageError
-from deconv_cli.io.codecs.torch_file import AllocationLimit
 from deconv_cli.io.files import reason_of
 from deconv_cli.models.model_files import ModelFile, StateDict
 from deconv_cli.models.named_code import NamedCode
@@ -22,7 +21,6 @@ def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Mod
 
     Raises:
         UsageError: the call fails, or returns no module.
-        TooLargeError: its layers would take more than half of the memory.
         InputRefusedError: the weights do not fit the module.
     """
     model = named.value if isinstance(named.value, nn.Module) else _call(named, init)
@@ -38,8 +36,7 @@ def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Mod
 def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
     arguments, keywords = (init, {}) if isinstance(init, list) else ([], init or {})
     try:
-        with AllocationLimit(named.text):
-            return named.value(*arguments, **keywords)
+        return named.value(*arguments, **keywords)
     except DeconvError:
         raise
     except Exception as error:

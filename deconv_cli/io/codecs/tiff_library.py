@@ -6,9 +6,9 @@ import logging
 import math
 import mmap
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
 _UNCOMPRESSED = 1
-_PALETTE, _PALETTE_BYTES = 3, 8
-"""An index of a palette takes this many bytes while it becomes a color."""
 
 
 @contextmanager
@@ -99,32 +97,21 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
 
 
 _LOG = logging.getLogger("tifffile")
-
-
-class _Reading(threading.local):
-    """The damage that tifffile logged, a list for each file that this thread is reading."""
-
-    def __init__(self) -> None:
-        self.logged: list[list[str]] = []
-
-
-_READING = _Reading()
+_LOGGED: ContextVar[list[str] | None] = ContextVar("logged", default=None)
+"""The damage that tifffile logged while this thread reads a file; `None` outside of reading."""
 
 
 def _is_enabled_for(level: int) -> bool:
     """Let tifffile log damage to a thread that reads, even if the caller has silenced its logger."""
-    return (level >= logging.WARNING and bool(_READING.logged)) or logging.Logger.isEnabledFor(_LOG, level)
+    return (level >= logging.WARNING and _LOGGED.get() is not None) or logging.Logger.isEnabledFor(_LOG, level)
 
 
 def _make_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:  # noqa: ANN401 (as logging has them)
-    """Stop tifffile at a log record of damage: it would go on with fewer pages, or for minutes.
-
-    Only a thread that reads is stopped: another may be writing.
-    """
-    record = logging.Logger.makeRecord(_LOG, *arguments, **keywords)
-    if record.levelno >= logging.WARNING and _READING.logged:
-        _READING.logged[-1].append(record.getMessage())
-        raise ValueError(record.getMessage())
+    """Stop tifffile at a log record of damage while it reads: it would go on with fewer pages, or for minutes."""
+    record, logged = logging.Logger.makeRecord(_LOG, *arguments, **keywords), _LOGGED.get()
+    if record.levelno >= logging.WARNING and logged is not None:
+        logged.append(record.getMessage())
+        raise ValueError(logged[-1])
     return record
 
 
@@ -135,11 +122,11 @@ _LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: igno
 def _damage_is_an_error() -> Iterator[None]:
     """Make tifffile's log records of damage errors, in this thread."""
     logged: list[str] = []
-    _READING.logged.append(logged)
+    token = _LOGGED.set(logged)
     try:
         yield
     finally:
-        _READING.logged.pop()
+        _LOGGED.reset(token)
     # tifffile may have caught the error itself.
     if logged:
         raise ValueError(logged[0])
@@ -172,7 +159,6 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
             limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
     n_array, n_bytes = limits.array_bytes(series.shape, series.dtype.itemsize), min(n_stored, n_file_bytes)
     n_decoded = max(working_bytes(series.shape, series.dtype), n_decoded)
-    n_decoded *= _PALETTE_BYTES if series.keyframe.photometric == _PALETTE else 1
     limits.check_expansion(path, n_decoded, n_bytes, n_parts=n_segments, by_parts=by_parts)
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED

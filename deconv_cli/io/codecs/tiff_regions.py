@@ -18,7 +18,7 @@ from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
 from deconv_cli.io.codec import StoredImage, zeros_of
 from deconv_cli.io.codecs.tiff_library import segment_decoder
-from deconv_cli.io.codecs.tiff_reader import has_palette, opened_series
+from deconv_cli.io.codecs.tiff_reader import opened_series
 from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array
@@ -131,10 +131,10 @@ class TiffGrid:
 
 
 @functools.lru_cache(maxsize=8)
-def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid, bool]:
-    """Read and check the headers, again where the file has another version; return whether there is a palette, too."""
+def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid]:
+    """Read and check the headers, again where the file has another version."""
     with opened_series(path, series, by_parts=True) as (image, found):
-        return image, TiffGrid.of(path, found), has_palette(found)
+        return image, TiffGrid.of(path, found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +147,9 @@ class TiffSource(RegionSource):
     def of(cls, path: Path, series: int | None) -> TiffSource:
         """Open a series; refuse one that needs more than its samples by `MalformedInputError`."""
         with refusing_damage(path, "a TIFF file"):
-            image, grid, is_palette = _headers(path, series, (path.stat().st_mtime_ns,))
-        others = {"a palette": is_palette, "an alpha channel": image.alpha is not None}
-        others[f"orientation {image.orientation}"] = image.orientation != 1
-        if other := next((what for what, is_other in others.items() if is_other), None):
+            image, grid = _headers(path, series, (path.stat().st_mtime_ns,))
+        if image.alpha is not None or image.orientation != 1:
+            other = "an alpha channel" if image.alpha is not None else f"orientation {image.orientation}"
             raise MalformedInputError(
                 f"'{path}' should hold upright gray, RGB or channels to be read by parts, but has {other}; convert it "
                 "first."
@@ -168,7 +167,7 @@ class TiffSource(RegionSource):
         """Read a part; one tile or strip at a time is decoded."""
         # `open` has compared what it promises with its size, perhaps in another process.
         with refusing_damage(self.path, "a TIFF file"), allowing(memory_budget()):
-            _, grid, _ = _headers(self.path, self.series, (self.path.stat().st_mtime_ns,))
+            _, grid = _headers(self.path, self.series, (self.path.stat().st_mtime_ns,))
             outer, inner = grid.in_planes(region)
             found = np.empty(shape_of((*outer, *inner)), self.dtype)
             if grid.is_raw:
