@@ -47,12 +47,21 @@ def overlap(first: Region, second: Region) -> tuple[Region, Region]:
     return relative[0], relative[1]
 
 
+@dataclass(frozen=True, eq=False)
 class _Array(ABC):
-    """The common part of arrays that are read and of arrays that are written."""
+    """An array in a file.
+
+    Attributes:
+        path: of the file or folder, or its address.
+        shape: as stored.
+        dtype: NumPy name of the sample type.
+        axes: a letter for each axis; empty where the file names none.
+    """
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
+    axes: str
 
     @property
     def n_bytes(self) -> int:
@@ -70,11 +79,7 @@ class RegionSource(_Array):
     """An array of a file that is read a part at a time; each process that it is sent to opens the file itself.
 
     Attributes:
-        path: the file or folder, or the address of one.
         format_name: the name of the format in messages.
-        shape: as stored.
-        dtype: NumPy name of the stored sample type.
-        axes: a letter for each axis; empty where the file names none.
         chunk: samples that are stored together, along each axis; whole chunks are read fastest.
         is_picture: whether a viewer shows such files.
         metadata: of the file.
@@ -82,11 +87,7 @@ class RegionSource(_Array):
         notes: on how the file is read, a sentence each.
     """
 
-    path: Path
     format_name: str
-    shape: tuple[int, ...]
-    dtype: str
-    axes: str
     chunk: tuple[int, ...]
     is_picture: bool
     metadata: Metadata = field(default_factory=Metadata)
@@ -123,18 +124,10 @@ class RegionTarget(_Array):
     never share a unit, as long as each writes whole units.
 
     Attributes:
-        path: of the result.
-        shape: of the whole, in the order of `axes`.
-        dtype: NumPy name of the sample type.
-        axes: a letter for each axis.
         unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
         notes: on metadata that could not be carried over from the source, and on axes that were renamed.
     """
 
-    path: Path
-    shape: tuple[int, ...]
-    dtype: str
-    axes: str
     unit: tuple[int, ...]
     notes: tuple[str, ...] = ()
 

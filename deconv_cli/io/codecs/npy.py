@@ -60,7 +60,7 @@ class Npy(TensorCodec):
         # Rows, or columns, are stored together.
         chunk = tuple(n if i == (0 if is_fortran else len(shape) - 1) else 1 for i, n in enumerate(shape))
         return NpySource(
-            *(path, self.name, shape, dtype.newbyteorder("=").name, records.recorded_axes(record), chunk),
+            *(path, shape, dtype.newbyteorder("=").name, records.recorded_axes(record), self.name, chunk),
             is_picture=False,
             record=record,
         )

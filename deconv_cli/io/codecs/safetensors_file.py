@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class Safetensors(TensorCodec):
         record = records.matching_record(listed.record, shape)
         chunk = tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape))
         return SafetensorsSource(
-            *(path, self.name, shape, dtype, records.recorded_axes(record), chunk),
+            *(path, shape, dtype, records.recorded_axes(record), self.name, chunk),
             is_picture=False,
             record=record,
             name=name,
@@ -81,19 +80,13 @@ def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
     """Open a file by its library, whose handle has no type of its own; the tensors are mapped into memory."""
     from safetensors import safe_open
 
-    if "\ufffd" not in str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"):
-        return safe_open(path, framework="pt")
-    with tempfile.TemporaryDirectory() as folder:  # the library opens no name that is not UTF-8
-        link = Path(folder) / "link.safetensors"
-        link.symlink_to(path.absolute())
-        return safe_open(link, framework="pt")
+    return safe_open(path, framework="pt")
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    # As bytes, since the library changes a name that is not UTF-8.
-    path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
+    save_file(tensors, path, metadata={records.KEYWORD: records.encode_record(record)})
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:

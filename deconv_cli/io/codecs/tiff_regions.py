@@ -155,7 +155,7 @@ class TiffSource(RegionSource):
                 "first."
             )
         return cls(
-            *(path, "TIFF", image.shape, image.dtype, image.axes, grid.chunk),
+            *(path, image.shape, image.dtype, image.axes, "TIFF", grid.chunk),
             is_picture=True,
             metadata=image.metadata,
             record=image.record,

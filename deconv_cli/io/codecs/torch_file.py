@@ -18,12 +18,11 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError
+from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, warnings_here
 from deconv_cli.io import limits
 from deconv_cli.io.codec import StoredImage
 from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.tensors import TensorCodec, TensorFile
-from deconv_cli.thread_warnings import warnings_here
 from deconv_cli.vocabulary import format_memory
 
 _ARCHIVE = b"PK\x03\x04"

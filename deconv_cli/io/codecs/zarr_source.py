@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import pyramid_notes
 from deconv_cli.io.codecs import zarr_ome
@@ -21,7 +21,6 @@ from deconv_cli.io.files import MARKS, address_of, list_members, options_of, rea
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import Region, RegionSource
-from deconv_cli.thread_warnings import warnings_here
 
 NAME = "Zarr"
 HALF_WRITTEN = ".partial"
@@ -143,7 +142,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
     n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + codecs.count("{") // _MANY)
     limits.check_expansion(path, 0, n_stored, n_parts=n_parts, by_parts=True)
     source = ZarrSource(
-        *(path, NAME, shape, dtype, axes, chunk),
+        *(path, shape, dtype, axes, NAME, chunk),
         is_picture=True,
         metadata=metadata,
         record=record if isinstance(record, dict) else None,
