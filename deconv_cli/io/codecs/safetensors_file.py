@@ -84,9 +84,10 @@ def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(tensors, path, metadata={records.KEYWORD: records.encode_record(record)})
+    # As bytes, since the library would make a file that nobody else may read.
+    path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:

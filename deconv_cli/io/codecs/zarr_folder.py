@@ -16,7 +16,6 @@ from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, op
 from deconv_cli.io.codecs.zarr_writer import (
     ZarrTarget,
     build_levels,
-    channel_windows,
     describe_arrays,
     each_unit,
     open_described,
@@ -97,7 +96,7 @@ class Zarr(Codec):
         for region in each_unit(array):
             array[region] = samples[region]
         build_levels(lambda level: open_described(path, documents, specs[level].member), len(specs), image.axes)
-        write_descriptions(path, documents, specs, image, channel_windows([samples], image.axes))
+        write_descriptions(path, documents, specs, image)
 
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
         """Open an array, or the full resolution of an image."""

@@ -125,17 +125,11 @@ def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  
         )
 
 
-def write_descriptions(
-    path: Path,
-    documents: dict[str, str],
-    specs: tuple[ArraySpec, ...],
-    image: StoredImage,
-    windows: list[tuple[float, float]],
-) -> None:
+def write_descriptions(path: Path, documents: dict[str, str], specs: tuple[ArraySpec, ...], image: StoredImage) -> None:
     """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
     attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
     if specs[0].member:
-        members = [spec.member for spec in specs]
+        members, windows = [spec.member for spec in specs], _windows(open_described(path, documents, "0"), image.axes)
         attributes |= zarr_ome.group_attributes(members, image.axes, image.metadata, windows)
     root = json.loads(documents[FORMAT_FILE])
     root["attributes"] = root.get("attributes", {}) | attributes
@@ -144,13 +138,16 @@ def write_descriptions(
         write_member(path / name, complete[name].encode())
 
 
-def channel_windows(parts: list[Array], axes: str) -> list[tuple[float, float]]:
-    """Compute the least and the largest value of each channel, or of all samples where there is no axis of them."""
-    place = axes.find("C")
-    by_channel = [np.moveaxis(part, place, 0) if place >= 0 else part[None] for part in parts]
-    lows = np.concatenate([part.reshape(len(part), -1).min(axis=1) for part in by_channel])
-    highs = np.concatenate([part.reshape(len(part), -1).max(axis=1) for part in by_channel])
-    return [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN401 (a zarr.Array)
+    """Estimate the least and the largest value of each channel from the file of samples in the middle."""
+    units = zip(array.shape, array.shards or array.chunks, strict=True)
+    middle = [slice(n // 2 // unit * unit, n // 2 // unit * unit + unit) for n, unit in units]
+    place, found = axes.find("C"), []
+    for channel in range(array.shape[place] if place >= 0 else 1):
+        region = [slice(channel, channel + 1) if i == place else part for i, part in enumerate(middle)]
+        samples = array[tuple(region)]
+        found.append((float(samples.min()), float(samples.max())))
+    return found
 
 
 def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
@@ -256,7 +253,7 @@ class ZarrTarget(RegionTarget):
                     f"'{self.folder}'; run again to write them."
                 )
             build_levels(self._open, len(self.specs), self.axes)
-            write_descriptions(self.folder, dict(self.documents), self.specs, image, self._windows())
+            write_descriptions(self.folder, dict(self.documents), self.specs, image)
             for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
                 remove(self.folder / name)
             if self.folder != self.path:
@@ -270,15 +267,3 @@ class ZarrTarget(RegionTarget):
 
     def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
         return open_described(self.folder, dict(self.documents), self.specs[level].member)
-
-    def _windows(self) -> list[tuple[float, float]]:
-        """Estimate the windows of viewers from one unit in the middle of each channel, not from terabytes."""
-        if not self.specs[0].member:
-            return []
-        middle = tuple(slice(n // 2 // u * u, n // 2 // u * u + u) for n, u in zip(self.shape, self.unit, strict=True))
-        place = self.axes.find("C")
-        regions = [
-            tuple(slice(channel, channel + 1) if i == place else part for i, part in enumerate(middle))
-            for channel in range(self.shape[place] if place >= 0 else 1)
-        ]
-        return channel_windows([self._open(0)[region] for region in regions], self.axes)
