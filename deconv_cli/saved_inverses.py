@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError, as_path, check_type
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
+from deconv_cli.io.codecs.safetensors_file import SavedState, check_state_path, read_state, write_state
 from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse

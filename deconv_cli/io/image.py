@@ -209,7 +209,25 @@ def read_image(
         if codec.record_inside
         else records.matching_record_beside(records.read_beside(path), stored.samples)
     )
-    named = axes.upper() if axes else stored.axes or records.recorded_axes(record)
+    stored = replace(stored, axes=stored.axes or records.recorded_axes(record), record=record)
+    return image_of(path, codec, stored, sha256, axes)
+
+
+def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
+    """Arrange the samples of a file as an upright image, with its alpha channel set aside.
+
+    Args:
+        path: of the file.
+        codec: of its format.
+        stored: its samples, its metadata, and its record if that fits.
+        sha256: of the file.
+        axes: letters that the caller gives in place of those in the file.
+
+    Raises:
+        UsageError: axes of the caller that do not fit.
+        MalformedInputError: axes of the file that do not fit, or no finite real numbers.
+    """
+    named = axes.upper() if axes else stored.axes
     stored = replace(stored, axes=named or tensor_axes(path, len(stored.shape)))
     try:
         layout = Layout(stored.axes, stored.shape, dimensions_of(stored.axes))
@@ -235,7 +253,7 @@ def read_image(
         axes=stored.axes,
         are_axes_named=bool(named),
         sha256=sha256,
-        record=record,
+        record=stored.record,
         metadata=metadata,
         codec=codec,
         layout=layout.resized_space(turned.shape[2:]),

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.io.codec import all_codecs, codec_of_content
+from deconv_cli.io.codec import StoredImage, all_codecs, codec_of_content
 from deconv_cli.io.files import read_head
-from deconv_cli.io.image import ImageFile, choose_member
-from deconv_cli.io.layout import UNDERSTOOD, Layout, as_real_tensor, dimensions_of, tensor_axes
+from deconv_cli.io.image import ImageFile, choose_member, image_of
+from deconv_cli.io.layout import UNDERSTOOD, as_real_tensor, tensor_axes
 from deconv_cli.io.region_arrays import RegionSource
 
 
@@ -56,7 +56,7 @@ _CORNER = 8
 def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
     """Read a few samples of an array, with all channels, as an image.
 
-    The image has the axes, spacing, tone curve, record and notes of the whole, but not its shape.
+    The image has the axes, spacing, tone curve and record of the whole, but not its shape.
 
     Args:
         source: the array.
@@ -66,29 +66,12 @@ def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
         UsageError: the caller named axes that do not fit.
         MalformedInputError: the file's own axes do not fit.
     """
-    axes = source.axes or tensor_axes(source.path, len(source.shape))
-    try:
-        layout = Layout(axes, source.shape, dimensions_of(axes))
-    except UsageError as error:
-        if are_axes_named:
-            raise
-        raise MalformedInputError(f"'{source.path}' cannot be read as it describes itself: {error}") from error
-    sizes = tuple(n if letter in "CS" else min(n, _CORNER) for letter, n in zip(axes, source.shape, strict=True))
-    layout = replace(layout, sizes=sizes)
-    values = as_real_tensor(source.path, source.read(tuple(slice(0, n) for n in sizes)))
-    return ImageFile(
-        path=source.path,
-        values=layout.to_images(values),
-        shape=sizes,
-        dtype=source.dtype,
-        axes=axes,
-        are_axes_named=are_axes_named or bool(source.axes),
-        sha256=source.fingerprint(),
-        record=source.record,
-        metadata=source.metadata,
-        codec=next(codec for codec in all_codecs() if codec.name == source.format_name),
-        layout=layout,
-    )
+    letters = source.axes or tensor_axes(source.path, len(source.shape))
+    sizes = [n if letter in "CS" else min(n, _CORNER) for letter, n in zip(letters, source.shape, strict=True)]
+    samples = source.read(tuple(slice(0, n) for n in sizes))
+    codec = next(codec for codec in all_codecs() if codec.name == source.format_name)
+    stored = StoredImage(samples, source.axes, source.metadata, source.record)
+    return image_of(source.path, codec, stored, source.fingerprint(), source.axes if are_axes_named else None)
 
 
 N_PIECES, MAX_SAMPLES = 64, 2**13

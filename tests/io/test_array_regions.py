@@ -1,14 +1,12 @@
-"""Arrays in .npy and .safetensors files by parts; nothing half-written goes by the name of a result."""
+"""Arrays in .npy files by parts; nothing half-written goes by the name of a result."""
 
 import numpy as np
 import pytest
 import tifffile
-import torch
-from region_cases import planned, some_regions
-from safetensors.torch import save_file
+from region_cases import planned
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
-from deconv_cli.io import limits, read_image, records, region_arrays
+from deconv_cli.io import read_image, records, region_arrays
 from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codecs.npy import NPY, NpyTarget
 from deconv_cli.io.layout import Layout
@@ -17,7 +15,6 @@ from deconv_cli.io.region_arrays import make_partial
 from deconv_cli.io.regions import open_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
-SAMPLES = np.random.default_rng(6).random((3, 20, 31)).astype("float32")
 
 
 def target_in(folder, dtype="float32"):
@@ -109,26 +106,6 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", axes="YX")
     with pytest.raises(UsageError, match="has no choice to make"):
         open_regions(tmp_path / "out.npy", tensor="image")
-
-
-def test_every_part_is_what_the_tensor_has_there_in_a_file_larger_than_the_memory(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    save_file({"image": torch.from_numpy(SAMPLES), "other": torch.zeros(2, dtype=torch.float16)}, path)
-    monkeypatch.setattr(limits, "memory_budget", lambda: 100)
-    source = open_regions(path, tensor="image", axes="cyx")
-    assert (source.shape, source.dtype, source.axes) == ((3, 20, 31), "float32", "CYX")
-    for region in some_regions(source.shape, 6):
-        np.testing.assert_array_equal(source.read(region), SAMPLES[region])
-    assert open_regions(path, tensor="other").dtype == "float16"
-    with pytest.raises(UsageError, match="no tensor named 'none'"):
-        open_regions(path, tensor="none")
-    with pytest.raises(MalformedInputError, match="choose with tensor=NAME"):
-        open_regions(path)
-    with pytest.raises(UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), NumPy"):
-        planned(source, tmp_path / "b.safetensors")
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(MalformedInputError):
-        source.read((slice(0, 1), slice(0, 1), slice(0, 1)))
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
+from deconv_cli.io.codecs.safetensors_file import SavedState, check_state_path, read_state, write_state
 
 
 def content():
