@@ -85,7 +85,7 @@ TAPS: Registry[Any] = Registry(
         "tan-sum": "deconv_cli.kernels.receptive_field:tangent_of_sum",
     },
 )
-"""What a tap makes of a pixel and a weight, in the place of their product."""
+"""Functions of a pixel and a weight that replace their product."""
 
 LOSSES: Registry[Any] = Registry(
     "loss",
@@ -96,7 +96,7 @@ LOSSES: Registry[Any] = Registry(
         "poisson": "deconv_cli.kernels.fit.loss_functions:poisson",
     },
 )
-"""What a kernel that is fitted to pairs makes small."""
+"""Functions that the fit of a kernel to pairs minimizes."""
 
 CODECS: Registry[Any] = Registry(
     "file format",

@@ -1,7 +1,7 @@
 """Inverses in files: factored once, applied at any later time.
 
 A `.safetensors` file holds the taps, the settings, and costly factors: the blocks of circular inverses, and the factors
-of direct ones. Strip and iterative inverses are built again. Nothing in the file is run, and all of it is checked.
+of direct ones. Strip and iterative inverses are built again. Nothing in the file is run, and every part is checked.
 """
 
 from __future__ import annotations

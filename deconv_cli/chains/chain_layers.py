@@ -1,4 +1,4 @@
-"""The layers of a chain: chosen by name, in order, which of them are affine, and the size of their input."""
+"""The layers of a chain: their choice by name, their order, and the size of their input."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
     """Copy the layers of a chain, and those of an `nn.Sequential`; `like` has the dtype and device of the arithmetic.
 
     Raises:
-        UsageError: `layers` are no modules, or there is none.
+        UsageError: `layers` are no modules, or are empty.
     """
     given: list[Named]
     if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):

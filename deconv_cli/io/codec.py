@@ -70,7 +70,7 @@ def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
     """Note that a file holds the same image at smaller resolutions too."""
     if not n_smaller:
         return ()
-    return (f"the file is a pyramid, of which the full resolution was read; smaller levels left out: {n_smaller}",)
+    return (f"the file is a pyramid: its full resolution was read; smaller levels left out: {n_smaller}",)
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:

@@ -155,7 +155,7 @@ class ImageFile:
         missing = [letter for letter in space if letter not in axes]
         pages = [letter for letter in axes if letter in _UNNAMED]
         if missing == ["Z"] and len(pages) == 1:
-            taken = f"the pages (axis {pages[0]}) were taken for planes along Z; if they are no depth, choose "
+            taken = f"the pages (axis {pages[0]}) were read as planes along Z; if they are not, choose "
             return axes.replace(pages[0], "Z"), (f'{taken}axes="{axes.replace(pages[0], "T")}"',)
         if missing:
             spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
@@ -199,7 +199,7 @@ def read_image(
         InputRefusedError: damaged, unsafe, too large, or not finite real numbers.
     """
     if axes == "":
-        raise UsageError("axes must be a letter for each axis, for instance CYX, but there is none; leave it out.")
+        raise UsageError("axes must be a letter for each axis, for instance CYX, but it is empty; leave it out.")
     path = Path(path)
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)
@@ -315,7 +315,7 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
         return ()
     letters = "".join(image.axes[i] for i in layout.batch_axes)
     what = "planes" if layout.dimensions == 2 else "stacks" if layout.dimensions == 3 else "lines"
-    hint = '; if they are the channels of one image, say so with axes="CYX"' if letters in _UNNAMED else ""
+    hint = '; if they are the channels of one image, choose axes="CYX"' if letters in _UNNAMED else ""
     if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
         hint = "; a kernel of three axes works along Z too"
     return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)

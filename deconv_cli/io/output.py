@@ -98,7 +98,7 @@ def _request(
     output_dtype: OutputDType | None,
     n_levels: int,
 ) -> WriteRequest:
-    """Describe a file to be written; refuse by `UsageError` what its format cannot hold."""
+    """Describe a file to be written; raises `UsageError` if its format cannot hold the result."""
     if n_levels < 1 or (n_levels > 1 and not codec.has_levels):
         raise UsageError(
             f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."

@@ -159,7 +159,7 @@ def read_state(path: Path) -> SavedState:
         metadata = opened.metadata() or {}
         stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if KEYWORD not in metadata:
-        raise MalformedInputError(f"'{path}' should be a saved inverse, but is none; {_ADVICE}.")
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but holds other tensors; {_ADVICE}.")
     content = records.decode_record(metadata[KEYWORD])
     if content is None or metadata.get(_CHECKSUM) != f"{zlib.crc32(metadata[KEYWORD].encode()):08x}":
         raise _damaged(path, "its record does not fit its checksum")

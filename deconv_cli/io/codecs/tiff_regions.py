@@ -72,7 +72,7 @@ class TiffGrid:
         letters = "".join(a for a, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or a in "YX")
         if n_outer < 0 or tuple(series.shape[n_outer:]) != tuple(page.shape) or page.axes != letters:
             raise MalformedInputError(
-                f"'{path}' should hold planes one after the other, but holds {series.axes} {tuple(series.shape)} as "
+                f"'{path}' should hold consecutive planes, but holds {series.axes} {tuple(series.shape)} as "
                 f"pages of {page.axes} {tuple(page.shape)}; save it again."
             )
         planes = tuple(int(size) for size in series.shape[:n_outer])

@@ -55,7 +55,6 @@ class Zarr(Codec):
     def check(self, request: WriteRequest) -> None:
         """Refuse axes that OME-Zarr lacks, where the name asks for it, and several resolutions of a bare array."""
         if is_ome(request):
-            _check_levels(request)
             return
         if _is_ome_name(request.path):
             raise UsageError(
@@ -137,18 +136,6 @@ def _renamed(axes: str) -> str:
     axes = axes if "C" in axes else axes.replace("S", "C")
     free = [letter for letter in "TZ" if letter not in axes]
     return "".join(free.pop(0) if letter not in zarr_ome.AXES and free else letter for letter in axes)
-
-
-def _check_levels(request: WriteRequest) -> None:
-    """Refuse by `UsageError` more resolutions than there are down to a single pixel."""
-    sizes = dict(zip(request.layout.axes, request.layout.sizes, strict=True))
-    longest = max(sizes["Y"], sizes["X"])
-    n_most = 1 + (longest - 1).bit_length()
-    if request.n_levels > n_most:
-        raise UsageError(
-            f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a side has "
-            f"{n_most}."
-        )
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
