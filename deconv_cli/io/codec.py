@@ -165,13 +165,7 @@ class Codec(ABC):
         return layout, layout.axes, ()
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result as the file stores them.
-
-        Args:
-            request: for the result.
-            samples: shape (B, C, H, W), or another number of axes of space.
-            alpha: likewise, with A channels, to be put behind the last sample of axis S, or None.
-        """
+        """Order the samples of a result, shape (B, C, *space), as the file stores them, alpha last."""
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout, axes, notes = self.order_axes(request, layout)
         return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
@@ -225,15 +219,9 @@ class Codec(ABC):
         )
 
     def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide how a result is written by parts, in formats that allow it; nothing is written yet.
+        """Decide how a result of this layout is written by parts, in formats that allow it; nothing is written yet.
 
-        Args:
-            request: for the result.
-            layout: axes and sizes of the result, in the order of its source.
-            source: the array that the result is computed from, whose metadata it keeps.
-
-        Raises:
-            UsageError: a format that is only written as a whole.
+        The result keeps the metadata of `source`. A format that is only written as a whole raises a `UsageError`.
         """
         wanted = list_formats(c for c in all_codecs() if type(c).plan_regions is not Codec.plan_regions)
         raise UsageError(

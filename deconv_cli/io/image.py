@@ -214,14 +214,9 @@ def read_image(
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
-    """Arrange the samples of a file as an upright image, with its alpha channel set aside.
+    """Arrange the stored samples of a file as an upright image, with its alpha channel set aside.
 
-    Args:
-        path: of the file.
-        codec: of its format.
-        stored: its samples, its metadata, and its record if that fits.
-        sha256: of the file.
-        axes: letters that the caller gives in place of those in the file.
+    `stored` holds the record of the file if that fits; `axes` are letters that the caller gives in place of the file's.
 
     Raises:
         UsageError: axes of the caller that do not fit.

@@ -134,15 +134,9 @@ class Layout:
 
 
 def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
-    """Choose the letters of the axes of a tensor, for instance CYX.
+    """Choose the letters of the axes of a tensor, as CYX; `None` for numbers of axes that are not understood.
 
-    Args:
-        n_axes: number of axes.
-        dimensions: number of axes of space; `None` assumes a signal for one axis, pictures for two to four, and stacks
-            for five.
-
-    Returns:
-        The letters; `None` for numbers of axes that are not understood.
+    If the number of axes of space is `None`, one axis is a signal, two to four are pictures, and five are stacks.
     """
     found = AXES_BY_SHAPE.get(n_axes) if dimensions is None else dimensions
     if found is None or not found <= n_axes <= found + len(_BATCH_AND_CHANNELS):

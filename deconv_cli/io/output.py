@@ -69,19 +69,9 @@ def plan_regions(
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
 
-    Args:
-        path: its suffix decides the format.
-        source: the array that the result is computed from, whose metadata it keeps.
-        layout: axes and sizes of `source`.
-        n_channels: channels of the result.
-        size: of the result in space, in the order of `layout.space`.
-        output_dtype: as in `plan_output`.
-        force: whether an existing file may be replaced; `None` where the caller decides that later.
-        n_levels: as in `plan_output`.
-
-    Raises:
-        UsageError: as in `plan_output`, or a format that is only written as a whole.
-        FileAccessError: no permission to write into the folder.
+    `layout` holds the axes and sizes of `source`, whose metadata the result keeps. `size` is that of the result in
+    space, in the order of `layout.space`. `force` is `None` where the caller decides later whether an existing file may
+    be replaced. All else, with the errors, is as in `plan_output`.
     """
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force)

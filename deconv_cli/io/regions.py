@@ -54,17 +54,10 @@ _CORNER = 8
 
 
 def read_corner(source: RegionSource, *, are_axes_named: bool) -> ImageFile:
-    """Read a few samples of an array, with all channels, as an image.
+    """Read a few samples of an array, with all channels, as an image; raises as `image_of` does.
 
-    The image has the axes, spacing, tone curve and record of the whole, but not its shape.
-
-    Args:
-        source: the array.
-        are_axes_named: whether the caller named the axes.
-
-    Raises:
-        UsageError: the caller named axes that do not fit.
-        MalformedInputError: the file's own axes do not fit.
+    The image has the axes, spacing, tone curve and record of the whole, but not its shape. `are_axes_named` tells
+    whether the caller named the axes.
     """
     letters = source.axes or tensor_axes(source.path, len(source.shape))
     sizes = [n if letter in "CS" else min(n, _CORNER) for letter, n in zip(letters, source.shape, strict=True)]

@@ -54,14 +54,10 @@ class ModelLayer:
 
 
 def list_layers(stored: ModelFile, module: nn.Module | None = None) -> list[ModelLayer]:
-    """List the convolutions of a model, in its order.
+    """List the convolutions of a model file in their order.
 
-    Args:
-        stored: the file.
-        module: the model with the file's weights, where its class is known from elsewhere.
-
-    Raises:
-        MalformedInputError: a module that torch cannot walk.
+    `module` is the model where its class is known from elsewhere. A module that torch cannot walk raises a
+    `MalformedInputError`.
     """
     found = module if module is not None else stored.module
     if found is None and stored.exported is not None:
@@ -123,10 +119,7 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
 
 
 def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> tuple[ModelLayer, str]:
-    """Read one layer of a model by its name or that of its weight, or the only kernel of a file of tensors.
-
-    Returns:
-        The layer, and the name of the tensor of its bias, whether it has one or not.
+    """Read one layer by its name, or the only kernel of a file; return the name of its bias, too.
 
     Raises:
         UsageError: no layer of this name.

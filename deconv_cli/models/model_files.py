@@ -121,13 +121,7 @@ def read_model(
 
 
 def model_format(path: Path, head: bytes) -> ModelFormat:
-    """Recognize the kind of a model file by its first 16 bytes, and by the directory of an archive.
-
-    Raises:
-        UnsafeInputError: a torch.package archive.
-        MalformedInputError: no model file, or a damaged one.
-        TooLargeError: an archive larger than half of the memory, or a decompression bomb.
-    """
+    """Recognize the kind of a model file by its first bytes and its directory; refuse other files."""
     if head.startswith(b"PK"):
         names = check_zip(path)
         parts = {part for name in names for part in name.split("/")}
@@ -224,8 +218,7 @@ def check_module(path: Path, module: nn.Module) -> None:
     itself, or another one twice at each of many levels, would never let them finish.
 
     Raises:
-        MalformedInputError: a member of the wrong type, a module without end, or a tensor that is not dense.
-        TooLargeError: a tensor that repeats a few samples.
+        InputRefusedError: a member of the wrong type, a module without end, or a tensor that is not dense.
     """
     waiting, n_modules = [module], 0
     with refusing_damage(path, "a model as torch saves it"):

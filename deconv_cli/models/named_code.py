@@ -56,12 +56,9 @@ def load_named(text: str, what: str) -> NamedCode:
 
 
 def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
-    """Find a class or function that a pickle names `package.module.Name`.
+    """Find a class or function that a pickle names `package.module.Name`; an unknown one raises a `UsageError`.
 
     `__main__`, and the module of the class that the user named, mean that module.
-
-    Raises:
-        UsageError: no such module or name.
     """
     place, _, attribute = name.rpartition(".")
     if not place or not attribute.isidentifier():

@@ -106,14 +106,10 @@ def _stored(
     record: dict[str, Any] | None = None,
     native: dict[str, Any] | None = None,
 ) -> StoredImage:
-    """Add the metadata of a picture to its samples and notes.
+    """Add the metadata of an opened picture to its samples and notes.
 
-    Args:
-        image: the opened picture, with the metadata that all these formats share.
-        samples: of the picture.
-        notes: on their conversion.
-        record: of the run that wrote it; `None` looks for one in the EXIF block.
-        native: the metadata of this format alone.
+    The record of the run that wrote it is sought in the EXIF block if it is `None`; `native` is metadata of the format
+    alone.
     """
     block, orientation, inside = split_exif(image.info.get("exif"))
     return StoredImage(

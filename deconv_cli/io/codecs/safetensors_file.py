@@ -144,13 +144,7 @@ def write_state(path: Path, state: SavedState) -> None:
 
 
 def read_state(path: Path) -> SavedState:
-    """Read a saved inverse.
-
-    Raises:
-        UsageError: no such file.
-        FileAccessError: the file cannot be read.
-        InputRefusedError: damaged, too large, of a newer schema, or another file altogether.
-    """
+    """Read a saved inverse; a damaged, too large, newer or other file raises an `InputRefusedError`."""
     codec = codec_of_content(path, read_head(path))
     if codec is not SAFETENSORS:
         raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {codec.name} file; {_ADVICE}.")

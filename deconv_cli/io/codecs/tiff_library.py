@@ -46,16 +46,12 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
 def choose_series(
     path: Path, opened: tifffile.TiffFile, index: int | None, *, by_parts: bool = False
 ) -> tuple[int, Any]:
-    """Choose a series; compare what its pages promise with the file.
-
-    Returns:
-        The number of the series, and the series as tifffile has it.
+    """Choose a series, and compare what its pages promise with the file; return its number and tifffile's series.
 
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
-        TooLargeError: larger than the memory allows (one of its tiles or strips, if it is read by parts), or a
-            decompression bomb.
+        TooLargeError: larger than the memory allows, or a decompression bomb.
     """
     all_series = list(opened.series)
     if not all_series:

@@ -62,8 +62,7 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
 
     Raises:
         UsageError: no series of this number.
-        InputRefusedError: damaged, too large, in a color model that is not understood, or of another size than its OME
-            description says.
+        InputRefusedError: damaged, too large, or in a color model that is not understood.
     """
     with opened_tiff(path, by_parts=by_parts) as (opened, ome):
         index, series = choose_series(path, opened, number, by_parts=by_parts)

@@ -92,9 +92,7 @@ def load_weights_only(
         advice: for the user about names that are not allowed.
 
     Raises:
-        UnsafeInputError: the pickle names other classes or functions, or has operations that the reader lacks.
-        MalformedInputError: the file is damaged.
-        TooLargeError: the file, or its content, is larger than half of the memory.
+        InputRefusedError: unsafe, damaged, or larger than half of the memory.
     """
     n_stored = path.stat().st_size
     limits.check_budget(path, n_stored)
@@ -201,16 +199,10 @@ def _refusal(path: Path, reason: str, allowed: set[str], advice: str) -> UnsafeI
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Refuse, before the memory is taken, to allocate tensors of more than some bytes together.
+    """Refuse, before the memory is taken, to allocate tensors of more than `n_most` bytes together.
 
     Every operation that makes a tensor is first run on the `meta` device, which knows sizes and holds no samples.
-
-    Args:
-        what: the file whose content runs, named in the error.
-        n_most: bytes that the tensors may take together.
-
-    Raises:
-        TooLargeError: the tensors would be larger together.
+    Raises `TooLargeError`, which names the file `what`.
     """
 
     def __init__(self, what: str, n_most: int) -> None:

@@ -88,10 +88,9 @@ def open_stored(path: Path, member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
 
 
 def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
-    """Read the descriptions in a folder, as far as they lead to the one image, or array, that was chosen.
+    """Describe the array, or the image, that was chosen, and count the bytes of its samples on the disk.
 
-    Returns:
-        The array, and the bytes of its files of samples; at an address, which may not list them, those of its samples.
+    At an address, which may not list its files, the bytes are those of the decoded samples.
 
     Raises:
         UsageError: no image of this number.

@@ -151,13 +151,7 @@ def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN40
 
 
 def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
-    """Compute all resolutions but the first, each from the one before, one file at a time.
-
-    Args:
-        open_level: opens a resolution by its number, 0 the full one, for reading and writing.
-        n_levels: number of resolutions.
-        axes: letters of the axes.
-    """
+    """Compute all resolutions but the first; `open_level` opens one by its number, 0 the full one."""
     factors = [2 if letter in "YX" else 1 for letter in axes]
     for level in range(1, n_levels):
         larger, smaller = open_level(level - 1), open_level(level)
