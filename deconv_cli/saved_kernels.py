@@ -15,8 +15,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
 from deconv_cli.models.layers import ModelLayer, find_layer
 from deconv_cli.models.layers import list_layers as layers_of
-from deconv_cli.models.model_building import build_model
-from deconv_cli.models.model_files import ModelFile, read_model
+from deconv_cli.models.model_files import ModelFile, build_model, read_model
 from deconv_cli.models.named_code import load_named
 
 __all__ = [

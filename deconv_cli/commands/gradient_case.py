@@ -231,7 +231,7 @@ def _open_module(
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Return the module, with the example inputs of an exported program."""
     from deconv_cli.gradients.tracing.code_location import with_locations
-    from deconv_cli.models.model_building import build_model
+    from deconv_cli.models.model_files import build_model
 
     if stored is not None and stored.exported is not None:
         exported = stored.exported

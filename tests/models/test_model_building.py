@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import MalformedInputError, UsageError
-from deconv_cli.models.model_building import build_model
-from deconv_cli.models.model_files import read_model
+from deconv_cli.models.model_files import build_model, read_model
 from deconv_cli.models.named_code import load_named
 
 NET = """

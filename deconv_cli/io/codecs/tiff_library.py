@@ -187,37 +187,30 @@ def check_directories(path: Path) -> None:
         MalformedInputError: they do, or one of them lies beyond the end.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
+        offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
+        waiting, seen = [(offset.unpack_from(data, 8 if is_big else 4)[0], False)], {0}
         n_left = _MAX_READS * len(data)
-        for n_bytes in _walk(path, data):
-            n_left -= n_bytes
-            if n_left < 0:
-                raise _damaged(path, "its directories promise more than it holds")
-
-
-def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
-    """Walk through all tags of all directories; yield the bytes that each takes with its value."""
-    order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
-    offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
-    following, inner = offset.unpack_from(data, 8 if is_big else 4)[0], list[int]()
-    seen: set[int] = set()
-    while following or inner:
-        place, is_inner = (inner.pop(), True) if inner else (following, False)
-        if place in seen or place + n_tags.size > len(data):
-            if is_inner:
+        while waiting:
+            place, is_inner = waiting.pop()
+            if (place in seen or place + n_tags.size > len(data)) and (is_inner or place == 0):
                 continue
-            raise _damaged(path, "its directories come in a circle or lie beyond its end")
-        seen.add(place)
-        (n,) = n_tags.unpack_from(data, place)
-        end = place + n_tags.size + n * tag.size
-        if n > _MAX_TAGS or end + offset.size > len(data):
-            raise _damaged(path, f"a directory of {n} tags does not fit into it")
-        if not is_inner:
-            (following,) = offset.unpack_from(data, end)
-        for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
-            n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
-            yield tag.size + n_value_bytes
-            if code in _SUBDIRECTORIES:
-                inner += _offsets(data, offset, n_value_bytes, value)
+            if place in seen or place + n_tags.size > len(data):
+                raise _damaged(path, "its directories come in a circle or lie beyond its end")
+            seen.add(place)
+            (n,) = n_tags.unpack_from(data, place)
+            end = place + n_tags.size + n * tag.size
+            if n > _MAX_TAGS or end + offset.size > len(data):
+                raise _damaged(path, f"a directory of {n} tags does not fit into it")
+            if not is_inner:
+                waiting.append((offset.unpack_from(data, end)[0], False))
+            for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
+                n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
+                n_left -= tag.size + n_value_bytes
+                if n_left < 0:
+                    raise _damaged(path, "its directories promise more than it holds")
+                if code in _SUBDIRECTORIES:
+                    waiting += [(found, True) for found in _offsets(data, offset, n_value_bytes, value)]
 
 
 def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:
