@@ -21,21 +21,11 @@ _TOP_PAD = 256 * 2**20
 class _MallocInfo(ctypes.Structure):
     """The result of mallinfo2(3)."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
+    _NAMES = (
+        *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+        *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
     )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _NAMES)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree.
+"""Everything that can go wrong, as one tree, and warnings as errors in one thread.
 
 ::
 
@@ -21,6 +21,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 
 class DeconvError(Exception):
@@ -87,3 +92,52 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"the path of a file must be a str or a Path, but is of type {type(path).__name__}.")
     return pathlib.Path(path)
+
+
+_Action = Literal["error", "ignore"]
+
+
+class _Chosen(threading.local):
+    """The action of this thread on warnings, if it is inside."""
+
+    action: _Action | None = None
+
+
+_CHOSEN = _Chosen()
+
+
+class _ByThread(type):
+    """Makes a category that contains every warning, in the threads that have chosen its action."""
+
+    action: _Action
+
+    def __subclasscheck__(cls, category: type) -> bool:
+        """Return whether this thread has chosen the action."""
+        return _CHOSEN.action == cls.action
+
+
+class _MadeErrors(Warning, metaclass=_ByThread):
+    action = "error"
+
+
+class _Ignored(Warning, metaclass=_ByThread):
+    action = "ignore"
+
+
+_CATEGORIES: dict[_Action, type[Warning]] = {"error": _MadeErrors, "ignore": _Ignored}
+
+
+@contextmanager
+def warnings_here(action: _Action) -> Iterator[None]:
+    """Turn the warnings of this thread into errors, or ignore them; those of other threads do not change.
+
+    `warnings.catch_warnings` acts on all threads. Here the filters stay, and match only in the thread that is inside.
+    """
+    before = _CHOSEN.action
+    # Put in front again each time: that also makes Python forget which warnings it has shown once already.
+    warnings.simplefilter(action, _CATEGORIES[action])
+    _CHOSEN.action = action
+    try:
+        yield
+    finally:
+        _CHOSEN.action = before

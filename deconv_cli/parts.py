@@ -85,7 +85,7 @@ TAPS: Registry[Any] = Registry(
         "tan-sum": "deconv_cli.kernels.receptive_field:tangent_of_sum",
     },
 )
-"""What a tap makes of a pixel and a weight, in the place of their product."""
+"""Functions of a pixel and a weight that replace their product."""
 
 LOSSES: Registry[Any] = Registry(
     "loss",
@@ -96,18 +96,18 @@ LOSSES: Registry[Any] = Registry(
         "poisson": "deconv_cli.kernels.loss_functions:poisson",
     },
 )
-"""What a kernel that is fitted to pairs makes small."""
+"""Functions that the fit of a kernel to pairs minimizes."""
 
 CODECS: Registry[Any] = Registry(
     "file format",
     {
         "tiff": "deconv_cli.io.codecs.tiff:TIFF",
-        "png": "deconv_cli.io.codecs.png:PNG",
-        "jpeg": "deconv_cli.io.codecs.pillow_pictures:JPEG",
-        "webp": "deconv_cli.io.codecs.pillow_pictures:WEBP",
-        "avif": "deconv_cli.io.codecs.pillow_pictures:AVIF",
-        "bmp": "deconv_cli.io.codecs.pillow_pictures:BMP",
-        "gif": "deconv_cli.io.codecs.pillow_pictures:GIF",
+        "png": "deconv_cli.io.codecs.pictures:PNG",
+        "jpeg": "deconv_cli.io.codecs.pictures:JPEG",
+        "webp": "deconv_cli.io.codecs.pictures:WEBP",
+        "avif": "deconv_cli.io.codecs.pictures:AVIF",
+        "bmp": "deconv_cli.io.codecs.pictures:BMP",
+        "gif": "deconv_cli.io.codecs.pictures:GIF",
         "torch": "deconv_cli.io.codecs.torch_file:TORCH",
         "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS",
         "npy": "deconv_cli.io.codecs.npy:NPY",
@@ -128,18 +128,6 @@ SCHEDULERS: Registry[Any] = Registry(
     },
 )
 """Who does many independent pieces of work; the first that covers the settings."""
-
-
-REGION_FORMATS: Registry[Any] = Registry(
-    "format that is read by parts",
-    {
-        "tiff": "deconv_cli.io.codecs.tiff_regions:TIFF_REGIONS",
-        "zarr": "deconv_cli.io.codecs.zarr_regions:ZARR_REGIONS",
-        "safetensors": "deconv_cli.io.codecs.safetensors_file:SAFETENSORS_REGIONS",
-        "npy": "deconv_cli.io.codecs.npy:NPY_REGIONS",
-    },
-)
-"""Formats of large arrays, under the names of their codecs."""
 
 
 def method_names() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Inverses in files: factored once, applied at any later time.
 
 A `.safetensors` file holds the taps, the settings, and costly factors: the blocks of circular inverses, and the factors
-of direct ones. Strip and iterative inverses are built again. Nothing in the file is run, and all of it is checked.
+of direct ones. Strip and iterative inverses are built again. Nothing in the file is run, and every part is checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError, as_path, check_type
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
+from deconv_cli.io.codecs.safetensors_file import SavedState, check_state_path, read_state, write_state
 from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.inverse_state import InverseState
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -28,15 +28,7 @@ BIAS = "bias"
 
 @dataclass(frozen=True)
 class KernelOrigin:
-    """The origin of a kernel.
-
-    Attributes:
-        path: its file.
-        layer: the layer of a model.
-        convention: the content of the file.
-        sha256: of all bytes of the file.
-        notes: notes of its reader, a sentence each.
-    """
+    """The origin of a kernel: its file, its hash and convention, the layer, and the notes of its reader."""
 
     path: str
     layer: str | None
@@ -135,13 +127,7 @@ def write_inverse(path: Path, saved: SavedInverse) -> None:
 
 
 def read_inverse(path: Path, device: torch.device, max_memory: int | None = None) -> SavedInverse:
-    """Read an inverse with its bias and its origin; arguments as for `load_pseudo_inverse`.
-
-    Raises:
-        UsageError: no such file, or a device without the precision of the arithmetic.
-        FileAccessError: the file cannot be read.
-        InputRefusedError: damaged, too large, of a newer schema, or another file altogether.
-    """
+    """Read an inverse with its bias and its origin; arguments and errors are those of `load_pseudo_inverse`."""
     found = read_state(path)
     try:
         return _assemble(path, found, device, max_memory)

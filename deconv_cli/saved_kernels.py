@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deconv_cli.errors import UsageError, as_path, check_type
 from deconv_cli.io.atomic import check_output_path
@@ -15,8 +15,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
 from deconv_cli.models.layers import ModelLayer, find_layer
 from deconv_cli.models.layers import list_layers as layers_of
-from deconv_cli.models.model_building import build_model
-from deconv_cli.models.model_files import ModelFile, read_model
+from deconv_cli.models.model_files import ModelFile, build_model, read_model
 from deconv_cli.models.named_code import load_named
 
 __all__ = [
@@ -83,7 +82,7 @@ def save_layer(
     Args:
         layer: the layer.
         path: of the file.
-        record: what else is to be known of how it was made, as JSON.
+        record: further facts on how it was made, as JSON.
         force: replace an existing file.
 
     Raises:
@@ -91,35 +90,26 @@ def save_layer(
         FileAccessError: disk full, or no permission.
     """
     check_type(layer, ModelLayer, "the layer")
-    path = as_path(path)
-    check_output_path(path, path.parent, force=force)
     tensors = {f"{layer.name}.weight": layer.weight.detach().cpu()}
     if layer.bias is not None:
         tensors[f"{layer.name}.bias"] = layer.bias.detach().cpu()
-    write_tensors(path, tensors, {**(record or {}), "layer": layer.describe()})
+    _save(path, tensors, {**(record or {}), "layer": layer.describe()}, force=force)
 
 
 def save_kernel_field(
     field: KernelField, path: str | os.PathLike[str], *, record: dict[str, Any] | None = None, force: bool = False
 ) -> None:
-    """Write a kernel field into a file, completely or not at all.
-
-    Args:
-        field: the kernels with their places.
-        path: a `.safetensors` file.
-        record: what is to be known of how it was made, as JSON.
-        force: replace an existing file.
-
-    Raises:
-        UsageError: another suffix, no such folder, or an existing file without `force`.
-        FileAccessError: disk full, or no permission.
-    """
+    """Write a kernel field into a `.safetensors` file; arguments and errors are those of `save_layer`."""
     check_type(field, KernelField, "the field")
-    path = as_path(path)
-    check_output_path(path, path.parent, force=force)
     tensors = {"kernels": field.taps.detach().cpu()}
     tensors |= {name: torch.tensor(getattr(field, name), dtype=torch.float64) for name in ("rows", "columns")}
-    write_tensors(path, tensors, record or {})
+    _save(path, tensors, record or {}, force=force)
+
+
+def _save(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: dict[str, Any], *, force: bool) -> None:
+    path = as_path(path)
+    check_output_path(path, path.parent, force=force)
+    write_tensors(path, tensors, record)
 
 
 def load_kernel_field(path: str | os.PathLike[str]) -> KernelField:

@@ -156,12 +156,10 @@ def _srgb(stored: Tensor) -> Tensor:
 
 
 def sample_type(samples: Tensor, stored: str | None = None) -> str:
-    """Name the type of samples in their file.
+    """Name the type of samples in their file: `stored` if known.
 
-    Args:
-        samples: any shape.
-        stored: the NumPy name of the type in the file, if known. Else 32 bits whose largest value is the white of 16
-            bits count as 16 bits, which torch computes next to nothing with.
+    Else 32 bits whose largest value is the white of 16 bits count as 16 bits, which torch computes next to nothing
+    with.
     """
     if stored is not None:
         return stored

@@ -227,16 +227,7 @@ MEMORY_UNITS = {
 
 
 def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["auto"]:
-    """Read `auto` or a number as typed; the settings check its range.
-
-    Args:
-        text: the typed text.
-        name: its name in the message.
-        wanted: the allowed numbers, in the message.
-
-    Raises:
-        UsageError: the text is neither.
-    """
+    """Read `auto` or a number as typed; else raise a `UsageError` with its name and the wanted numbers."""
     if text == "auto":
         return "auto"
     number = _number(text)

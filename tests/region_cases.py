@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import plan_regions
+from deconv_cli.io.output import plan_regions
 
 
 def some_regions(shape, n, seed=0):

@@ -23,7 +23,6 @@ REGISTRIES = [
     "SOLVERS",
     "PRIORS",
     "CODECS",
-    "REGION_FORMATS",
     "KERNEL_SOURCES",
     "TAPS",
     "LOSSES",

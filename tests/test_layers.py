@@ -13,7 +13,7 @@ import deconv_cli
 PACKAGE = Path(deconv_cli.__file__).parent
 
 BELOW_OPERATORS = {
-    *("allocator", "errors", "vocabulary", "registry", "thread_warnings"),
+    *("allocator", "errors", "vocabulary", "registry"),
     "measured_light",
     *("parts", "noise_model", "layer_options", "settings"),
 }
@@ -25,7 +25,6 @@ ALLOWED = {
     "errors": set(),
     "vocabulary": {"errors"},
     "allocator": set(),
-    "thread_warnings": set(),
     "measured_light": set(),
     "registry": {"errors", "vocabulary"},
     "parts": {"registry"},
@@ -71,7 +70,6 @@ SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
     "allocator",
-    "thread_warnings",
     "errors",
     "vocabulary",
     "registry",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from deconv_cli.errors import warnings_here
 from deconv_cli.io.codecs.tiff_library import opened_tiff
-from deconv_cli.thread_warnings import warnings_here
 
 
 def in_a_thread(call):

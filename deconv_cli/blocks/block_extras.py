@@ -19,10 +19,12 @@ from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.diagnostics.residual import edge_distance
 from deconv_cli.errors import UsageError
-from deconv_cli.io.codec import Array, from_images
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.codec import from_images
+from deconv_cli.io.layout import Array, Layout
+from deconv_cli.io.output import plan_regions
 from deconv_cli.io.records import samples_digest
-from deconv_cli.io.regions import Region, RegionSource, RegionTarget, open_regions, plan_regions, read_corner
+from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget
+from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import OutputDType, Size
 

@@ -27,7 +27,8 @@ from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import RegionTarget, cube_sides
+from deconv_cli.io.region_arrays import RegionTarget
+from deconv_cli.io.regions import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size, format_memory, format_size, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_grid import AxisCut, Interval
-from deconv_cli.io.codec import Array
-from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import RegionSource
-from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.io.layout import Array, Layout, as_real_tensor, check_finite
+from deconv_cli.io.region_arrays import RegionSource
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.operators.extension import close_smoothly

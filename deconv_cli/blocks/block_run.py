@@ -15,7 +15,7 @@ from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSum
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.checkpoint import Checkpoint, find_earlier, record_of
 from deconv_cli.errors import UsageError
-from deconv_cli.io.regions import RegionTarget
+from deconv_cli.io.region_arrays import RegionTarget
 from deconv_cli.schedulers.scheduler import JobShare, Scheduler
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 

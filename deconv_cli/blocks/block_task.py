@@ -17,10 +17,9 @@ from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan, corner_of
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.layout import Layout, convert_samples
 from deconv_cli.io.records import samples_digest
-from deconv_cli.io.regions import RegionTarget
-from deconv_cli.io.samples import convert_samples
+from deconv_cli.io.region_arrays import RegionTarget
 from deconv_cli.operators.axes import space_axes
 from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.workflows.pipeline import Pipeline

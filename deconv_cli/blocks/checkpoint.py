@@ -19,9 +19,9 @@ from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.atomic import check_output_path, partial_path, process_name
 from deconv_cli.io.files import address_of, read_lines, remove
-from deconv_cli.io.partial_file import refusing_to_write
 from deconv_cli.io.records import open_sealed, seal_record
-from deconv_cli.io.regions import RegionTarget, open_regions
+from deconv_cli.io.region_arrays import RegionTarget, refusing_to_write
+from deconv_cli.io.regions import open_regions
 
 
 @dataclass(frozen=True)

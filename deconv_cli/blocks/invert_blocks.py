@@ -17,7 +17,8 @@ from deconv_cli.errors import UsageError, as_path
 from deconv_cli.io.image import ImageFile
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.limits import allowing
-from deconv_cli.io.regions import RegionSource, RegionTarget, open_regions, read_corner
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
+from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.parts import BOUNDARIES

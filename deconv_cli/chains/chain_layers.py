@@ -1,4 +1,4 @@
-"""The layers of a chain: chosen by name, in order, which of them are affine, and the size of their input."""
+"""The layers of a chain: their choice by name, their order, and the size of their input."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
     """Copy the layers of a chain, and those of an `nn.Sequential`; `like` has the dtype and device of the arithmetic.
 
     Raises:
-        UsageError: `layers` are no modules, or there is none.
+        UsageError: `layers` are no modules, or are empty.
     """
     given: list[Named]
     if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):
@@ -89,15 +89,9 @@ def _opened(name: str, module: nn.Module) -> Iterator[Named]:
 def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
     """Check by one run of their module that each layer takes exactly the output of the one before it.
 
-    Args:
-        parent: the module that the layers are children of; an `nn.Sequential` needs no run.
-        layers: some of its children, with their names, in order.
-
-    Returns:
-        Whether it is certain; it is not if the module fails on a random image, or runs a layer twice.
-
-    Raises:
-        UsageError: the module does something else between two of them.
+    `layers` are some of its children in order; an `nn.Sequential` needs no run. The answer is not certain, and `False`,
+    if the module fails on a random image or runs a layer twice. A module that does something else between two of the
+    layers raises a `UsageError`.
     """
     if type(parent) is nn.Sequential or len(layers) < 2:
         return True
@@ -145,15 +139,10 @@ class _Calls:
 
 
 def choose_layers(model: nn.Module, text: str) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:
-    """Find the layers of a model that a text names.
+    """Find the layers of a model that a text names, and the module around them.
 
-    Args:
-        model: the model.
-        text: names with commas between, such as `0,1,2`; or the first and the last name of a range in the order of
-            their module, such as `conv1..layer2`. A name may lead into a module, as `features.0` does.
-
-    Returns:
-        The module that the layers are children of, and the layers with their names there, at least one.
+    The text holds names with commas between, such as `0,1,2`, or the first and the last name of a range in the order of
+    their module, such as `conv1..layer2`. A name may lead into a module, as `features.0` does.
 
     Raises:
         UsageError: a name does not exist, a range is empty, or the layers are children of several modules.
@@ -195,13 +184,10 @@ def _listed(names: list[str]) -> str:
 
 
 def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None) -> Size:
-    """Find the shape `(C, *size)` of the input of a chain from that of its output.
+    """Find the shape `(C, *size)` of the input of a chain from the shape of its output, with or without a batch axis.
 
-    Args:
-        layers: of the chain, in evaluation mode.
-        y_shape: shape of the data, with or without a batch axis.
-        input_size: the pixels of the input, or channels and pixels; by default the stride times the size of the output
-            if that is possible, otherwise the smallest possible size.
+    `input_size` are the pixels of the input, or channels and pixels; by default the stride times the size of the output
+    if that is possible, otherwise the smallest possible size.
 
     Raises:
         ShapeError: no input gives such outputs.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
-    from deconv_cli.io.regions import RegionTarget
+    from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
 
 

@@ -79,7 +79,7 @@ def factor(
         raise UsageError("λ auto is chosen from the data, and a factor has none yet; give a number.")
 
     from deconv_cli.io import fingerprint
-    from deconv_cli.io.saved_state import check_state_path
+    from deconv_cli.io.codecs.safetensors_file import check_state_path
     from deconv_cli.operators.layer_convolution import LayerConvolution
     from deconv_cli.report.run import FactorRun
     from deconv_cli.report.run_record import describe_factor_run

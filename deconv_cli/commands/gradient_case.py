@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.gradients.inputs import Batch
     from deconv_cli.gradients.subject import Subject
-    from deconv_cli.io.tensors import DataFile
+    from deconv_cli.io.tensors import TensorFile
     from deconv_cli.models.model_files import ModelFile
     from deconv_cli.models.named_code import NamedCode
 
@@ -98,7 +98,7 @@ class Case:
 
     subject: Subject
     loss_name: str
-    data: DataFile | None
+    data: TensorFile | None
     model: dict[str, Any]
     data_kind: str
     notes: list[str] = field(default_factory=list)
@@ -193,7 +193,7 @@ def open_case(
     return case
 
 
-def sorted_rows(data: DataFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
+def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
     """Read rows of a data file in the precision of the model, up to the end by default.
 
     Without a loss, a target goes to forward if that takes it.
@@ -231,7 +231,7 @@ def _open_module(
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Return the module, with the example inputs of an exported program."""
     from deconv_cli.gradients.tracing.code_location import with_locations
-    from deconv_cli.models.model_building import build_model
+    from deconv_cli.models.model_files import build_model
 
     if stored is not None and stored.exported is not None:
         exported = stored.exported
@@ -248,7 +248,7 @@ def _open_module(
 
 def _open_batch(
     options: CaseOptions, module: nn.Module, examples: tuple[Any, dict[str, Any]] | None, batch_axis: int | None
-) -> tuple[DataFile | None, Batch, str, list[str]]:
+) -> tuple[TensorFile | None, Batch, str, list[str]]:
     """Read or draw the inputs; returns the data file, the batch to check, its origin, and notes."""
     from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_problem import BlockProblem
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io.image import ImageFile
-    from deconv_cli.io.regions import RegionSource
+    from deconv_cli.io.region_arrays import RegionSource
 
 LARGE_FILE_BYTES = 64 * 2**20
 """Inputs from this size on are restored one by one, so that several of them are never in memory at once."""

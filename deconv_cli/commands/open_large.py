@@ -18,7 +18,7 @@ from deconv_cli.settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from deconv_cli.io.image import ImageFile
-    from deconv_cli.io.regions import RegionSource
+    from deconv_cli.io.region_arrays import RegionSource
 
 
 def open_large(

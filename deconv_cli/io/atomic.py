@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.files import address_of, mark_of, reason_of, refuse_special, remove
 
 PARTIAL, REPLACED = "partial", "replaced"
 """Endings of a file that is being written, and of a folder that another one replaces."""
-
-_MAX_BYTES = 180
-"""Of a name that is part of a hidden one: file systems take 255."""
-_SECONDS = 60
-"""A folder is listed once in this time: it may hold thousands of results."""
-_SECONDS_OF_OTHERS = 24 * 3600
-"""Temporary files of other machines are kept this long, since nobody here knows whether their process runs."""
-_TOKEN = "[0-9a-f]{8}"  # noqa: S105
-_LEFT = re.compile(rf"(\..+\.)({_TOKEN})-(\d+)-{_TOKEN}(\.(?:{PARTIAL}|{REPLACED}))(?:\.[^.]*)?", re.DOTALL)
-_IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-{_TOKEN})?", re.DOTALL)
+_IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-[0-9a-f]{{8}})?", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
     """Write into a temporary file of the same folder, check it, then rename it to `path`.
 
-    Until that last step the old file stays as it was. The temporary file is removed in any case; if the process is
-    killed, by the next one that writes this file. `write` writes the whole file under the name that it is given;
-    `check` raises if the file does not read back as written.
+    Until that last step the old file stays as it was. The temporary file is removed in any case, unless the process is
+    killed. `write` writes the whole file under the name that it is given; `check` raises if the file does not read back
+    as written.
 
     Raises:
         UsageError: the path is a pipe or a device.
@@ -52,11 +39,18 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     try:
         if not is_address:
             refuse_special(final)
-            _remove_left(final, PARTIAL)
         write(temporary)
         if not is_address:
             synchronize(temporary)
-        _check(path, temporary, check)
+        try:
+            check(temporary)
+        except FileAccessError:
+            raise
+        except Exception as error:
+            raise FileAccessError(
+                f"'{path}' was not written: the file did not read back as it should ({reason_of(error)}); "
+                "check the disk and try again."
+            ) from error
         if not is_address:
             put_in_place(temporary, final)
         is_done = True
@@ -70,18 +64,6 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
                 remove(temporary)
 
 
-def _check(path: Path, temporary: Path, check: Callable[[Path], None]) -> None:
-    try:
-        check(temporary)
-    except FileAccessError:
-        raise
-    except Exception as error:
-        raise FileAccessError(
-            f"'{path}' was not written: the file did not read back as it should ({reason_of(error)}); "
-            "check the disk and try again."
-        ) from error
-
-
 def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
     """Write a line into its own file, which is renamed once `write_file` has put the file that it describes in place.
 
@@ -89,11 +71,11 @@ def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> 
     """
     if path.is_symlink():
         path.unlink()
+    write_atomically(path, lambda temporary: _write_bytes(temporary, f"{line}\n".encode()), lambda _: write_file())
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(line + "\n", encoding="ascii")
 
-    write_atomically(path, write, lambda _: write_file())
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def put_in_place(written: Path, final: Path) -> None:
@@ -112,7 +94,6 @@ def put_in_place(written: Path, final: Path) -> None:
                 old.replace(final)
             raise
         remove(old)
-        _remove_left(final, REPLACED)
     # Not every file system lets a folder be opened or synchronized; the file itself is safe by now.
     with contextlib.suppress(OSError):
         descriptor = os.open(final.parent, os.O_RDONLY)
@@ -142,54 +123,12 @@ def is_in_parts(path: Path) -> bool:
 
 def hidden_name(final: Path, ending: str) -> Path:
     """Make a new hidden name beside a file that is written as a whole; it keeps the suffix."""
-    return final.with_name(f"{_beginning(final)}{process_name()}-{secrets.token_hex(4)}.{ending}{final.suffix}")
+    return final.with_name(f".deconv-{secrets.token_hex(8)}.{ending}{final.suffix}")
 
 
 def process_name() -> str:
     """Name this process among those of all machines."""
-    return f"{_host()}-{os.getpid()}"
-
-
-def _remove_left(final: Path, ending: str) -> None:
-    for left in left_of(final, ending):
-        remove(left)
-
-
-def left_of(final: Path, ending: str) -> list[Path]:
-    """List hidden files that killed processes left beside a file before the folder was listed."""
-    found = _left_in(final.parent.absolute(), int(time.monotonic()) // _SECONDS)
-    return [path for path in found.get((_beginning(final), f".{ending}"), []) if not _may_be_written(path)]
-
-
-def _may_be_written(path: Path) -> bool:
-    """Check whether the process that made a hidden name runs, or may run on another machine."""
-    found = _LEFT.fullmatch(path.name)
-    if found is not None and found[2] == _host():
-        return psutil.pid_exists(int(found[3]))
-    with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime < _SECONDS_OF_OTHERS
-    return False
-
-
-@functools.cache
-def _host() -> str:
-    """Name this machine by eight digits, since its own name may be long."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _beginning(final: Path) -> str:
-    encoded = os.fsencode(final.name)
-    return f".{final.name if len(encoded) <= _MAX_BYTES else hashlib.sha256(encoded).hexdigest()[:32]}."
-
-
-@functools.lru_cache(maxsize=8)
-def _left_in(folder: Path, _period: int) -> dict[tuple[str, str], list[Path]]:
-    left: dict[tuple[str, str], list[Path]] = {}
-    with contextlib.suppress(OSError):  # not every folder that may be written into may be listed
-        for path in folder.iterdir():
-            if found := _LEFT.fullmatch(path.name):
-                left.setdefault((found[1], found[4]), []).append(path)
-    return left
+    return f"{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}-{os.getpid()}"
 
 
 def check_output_path(
@@ -256,11 +195,8 @@ def write_page(path: Path, text: str) -> None:
     # hold characters that UTF-8 lacks.
     content = text.encode("utf-8", errors="replace")
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
     def check(temporary: Path) -> None:
         if temporary.read_bytes() != content:
             raise ValueError("some bytes differ")
 
-    write_atomically(path, write, check)
+    write_atomically(path, lambda temporary: _write_bytes(temporary, content), check)

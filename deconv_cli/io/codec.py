@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import is_in_parts
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.layout import Array, Layout, Samples, dtype_name
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.samples import Samples, dtype_name
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
-
-Array = npt.NDArray[np.generic]
 
 _SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
@@ -73,7 +70,7 @@ def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
     """Note that a file holds the same image at smaller resolutions too."""
     if not n_smaller:
         return ()
-    return (f"the file is a pyramid, of which the full resolution was read; smaller levels left out: {n_smaller}",)
+    return (f"the file is a pyramid: its full resolution was read; smaller levels left out: {n_smaller}",)
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:
@@ -122,6 +119,8 @@ class Codec(ABC):
     """In lower case; they decide the format of files to be written."""
     magic: tuple[bytes, ...] = ()
     """First bytes of its files, any of these."""
+    magic_at: int = 0
+    """Number of bytes before them."""
     is_picture: bool = True
     """True for files that a viewer shows, False for files of named tensors."""
     dtypes: tuple[str, ...] = tuple(OutputDType)
@@ -152,7 +151,7 @@ class Codec(ABC):
 
     def recognizes(self, head: bytes) -> bool:
         """Check whether a file is of this format by its first 32 bytes; fewer if it is shorter."""
-        return head.startswith(self.magic)
+        return head[self.magic_at :].startswith(self.magic)
 
     @abstractmethod
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -166,13 +165,7 @@ class Codec(ABC):
         return layout, layout.axes, ()
 
     def arrange(self, request: WriteRequest, samples: Array, alpha: Array | None) -> StoredImage:
-        """Order the samples of a result as the file stores them.
-
-        Args:
-            request: for the result.
-            samples: shape (B, C, H, W), or another number of axes of space.
-            alpha: likewise, with A channels, to be put behind the last sample of axis S, or None.
-        """
+        """Order the samples of a result, shape (B, C, *space), as the file stores them, alpha last."""
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout, axes, notes = self.order_axes(request, layout)
         return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
@@ -212,6 +205,34 @@ class Codec(ABC):
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a file, with the record of the run where the format takes one; formats without this are only read."""
         raise NotImplementedError
+
+    def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a file, or the array called `member` of it, to be read by parts, in formats that allow it.
+
+        Raises:
+            UsageError: no such array, or a format that is only read as a whole.
+            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
+        """
+        wanted = list_formats(codec for codec in all_codecs() if codec.opens_regions)
+        raise UsageError(
+            f"'{path}' is a {self.name} file, which is read as a whole; to work on it by parts convert it to {wanted}."
+        )
+
+    def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
+        """Decide how a result of this layout is written by parts, in formats that allow it; nothing is written yet.
+
+        The result keeps the metadata of `source`. A format that is only written as a whole raises a `UsageError`.
+        """
+        wanted = list_formats(c for c in all_codecs() if type(c).plan_regions is not Codec.plan_regions)
+        raise UsageError(
+            f"'{request.path}' cannot be written by parts, since {self.name} files are written as a whole; choose a "
+            f"name for {wanted}."
+        )
+
+    @property
+    def opens_regions(self) -> bool:
+        """True where files are read a part at a time."""
+        return type(self).open_regions is not Codec.open_regions
 
 
 class PictureCodec(Codec):
@@ -297,6 +318,12 @@ def all_codecs() -> Iterator[Codec]:
     for name in CODECS:
         codec: Codec = CODECS[name]
         yield codec
+
+
+def list_formats(codecs: Iterable[Codec]) -> str:
+    """List formats with their suffixes."""
+    *names, last = (f"{codec.name} ({codec.suffixes[0]})" for codec in codecs)
+    return f"{', '.join(names)} or {last}"
 
 
 def codec_named(path: Path) -> Codec | None:

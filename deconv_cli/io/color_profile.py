@@ -29,13 +29,7 @@ _LEAST_RISE = 1e-7
 
 
 def tone_curve_of_file(codec: Codec, metadata: Metadata, dtype: str, n_channels: int) -> ToneCurve | None:
-    """Find the tone curve of the samples of a file.
-
-    Args:
-        codec: of its format.
-        metadata: of the file.
-        dtype: of its samples, by the NumPy name.
-        n_channels: alpha not counted.
+    """Find the tone curve of samples of a NumPy type in a file of a format.
 
     Returns:
         The curve. `None` for tensors, and for samples that are neither gray nor three colors of 8 or 16 bits: they are
@@ -76,15 +70,10 @@ def recorded_curve(described: object, metadata: Metadata, n_channels: int) -> To
 
 
 def profile_curve(icc_profile: bytes, white: float, n_channels: int) -> ToneCurve | None:
-    """Sample the curves of an ICC profile.
+    """Sample the curves of an ICC profile for samples up to `white`, of 1 or 3 channels.
 
-    Args:
-        icc_profile: all bytes of the profile.
-        white: the largest stored value.
-        n_channels: 1 or 3; one channel of a profile for colors has equal red, green and blue.
-
-    Returns:
-        The curve; `None` for a profile that LittleCMS cannot read, or that is neither for gray nor for RGB.
+    One channel of a profile for colors has equal red, green and blue. Returns `None` for a profile that LittleCMS
+    cannot read, or that is neither for gray nor for RGB.
     """
     from PIL import ImageCms
 

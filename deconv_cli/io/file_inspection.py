@@ -17,9 +17,9 @@ from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note, zeros_of
 from deconv_cli.io.files import fingerprint, read_head
 from deconv_cli.io.image import choose_member, read_stored
-from deconv_cli.io.layout import letters_of_tensor
-from deconv_cli.io.regions import RegionSource, open_regions, read_spread
-from deconv_cli.io.samples import as_real_tensor, dtype_name
+from deconv_cli.io.layout import as_real_tensor, dtype_name, letters_of_tensor
+from deconv_cli.io.region_arrays import RegionSource
+from deconv_cli.io.regions import open_regions, read_spread
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
 from deconv_cli.vocabulary import counted, format_memory, format_size
 

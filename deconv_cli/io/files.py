@@ -15,8 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
-from deconv_cli.thread_warnings import warnings_here
+from deconv_cli.errors import (
+    DeconvError,
+    FileAccessError,
+    MalformedInputError,
+    TooLargeError,
+    UsageError,
+    warnings_here,
+)
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 """Files that mark the folder around them as one file."""
@@ -225,9 +231,6 @@ def options_of(address: str) -> dict[str, Any]:
 
 _NO_SPACE = re.compile(r"\d+ requested and \d+ written")
 """NumPy's message on a full disk."""
-_RAISED = re.compile(r"^.* raised \w+\((['\"])(.*)\1\)")
-_CAUSE = re.compile(r", due to \w+\(.*")
-_CLASS = re.compile(r"<class '([\w.]+)'>")
 _OBJECT = re.compile(r"<[A-Za-z_][\w.]*(?: [^<>]*)?>:?\s*")
 _SLIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 """Errors of a codec that trusts a damaged file; their messages are about its code."""
@@ -242,9 +245,7 @@ def reason_of(error: BaseException) -> str:
         return type(error).__name__
     if _NO_SPACE.fullmatch(lines[0]):
         return os.strerror(errno.ENOSPC)
-    line = _RAISED.sub(r"\2", lines[0])
-    line = _OBJECT.sub("", _CAUSE.sub("", _CLASS.sub(r"\1", line)))
-    return line.strip().rstrip(".:")[:200] or type(error).__name__
+    return _OBJECT.sub("", lines[0]).strip().rstrip(".:")[:200] or type(error).__name__
 
 
 @contextmanager

@@ -14,9 +14,16 @@ from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
 from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
 from deconv_cli.io.files import open_source, refusing_damage
-from deconv_cli.io.layout import SPACE, Layout, dimensions_of, letters_of_tensor, tensor_axes
+from deconv_cli.io.layout import (
+    SPACE,
+    Layout,
+    as_real_tensor,
+    check_finite,
+    dimensions_of,
+    letters_of_tensor,
+    tensor_axes,
+)
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.samples import as_real_tensor, check_finite
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Light
 
@@ -58,6 +65,11 @@ class ImageFile:
     jpeg_table: torch.Tensor | None = None
     """The divisors of a JPEG's luma coefficients, of the upright image, shape (8, 8)."""
     _notes: tuple[str, ...] = ()
+
+    @property
+    def format_name(self) -> str:
+        """The name of the format in messages."""
+        return self.codec.name
 
     @property
     def is_picture(self) -> bool:
@@ -143,7 +155,7 @@ class ImageFile:
         missing = [letter for letter in space if letter not in axes]
         pages = [letter for letter in axes if letter in _UNNAMED]
         if missing == ["Z"] and len(pages) == 1:
-            taken = f"the pages (axis {pages[0]}) were taken for planes along Z; if they are no depth, choose "
+            taken = f"the pages (axis {pages[0]}) were read as planes along Z; if they are not, choose "
             return axes.replace(pages[0], "Z"), (f'{taken}axes="{axes.replace(pages[0], "T")}"',)
         if missing:
             spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
@@ -187,7 +199,7 @@ def read_image(
         InputRefusedError: damaged, unsafe, too large, or not finite real numbers.
     """
     if axes == "":
-        raise UsageError("axes must be a letter for each axis, for instance CYX, but there is none; leave it out.")
+        raise UsageError("axes must be a letter for each axis, for instance CYX, but it is empty; leave it out.")
     path = Path(path)
     head, sha256 = open_source(path)
     codec = codec_of_content(path, head)
@@ -197,7 +209,20 @@ def read_image(
         if codec.record_inside
         else records.matching_record_beside(records.read_beside(path), stored.samples)
     )
-    named = axes.upper() if axes else stored.axes or records.recorded_axes(record)
+    stored = replace(stored, axes=stored.axes or records.recorded_axes(record), record=record)
+    return image_of(path, codec, stored, sha256, axes)
+
+
+def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
+    """Arrange the stored samples of a file as an upright image, with its alpha channel set aside.
+
+    `stored` holds the record of the file if that fits; `axes` are letters that the caller gives in place of the file's.
+
+    Raises:
+        UsageError: axes of the caller that do not fit.
+        MalformedInputError: axes of the file that do not fit, or no finite real numbers.
+    """
+    named = axes.upper() if axes else stored.axes
     stored = replace(stored, axes=named or tensor_axes(path, len(stored.shape)))
     try:
         layout = Layout(stored.axes, stored.shape, dimensions_of(stored.axes))
@@ -223,7 +248,7 @@ def read_image(
         axes=stored.axes,
         are_axes_named=bool(named),
         sha256=sha256,
-        record=record,
+        record=stored.record,
         metadata=metadata,
         codec=codec,
         layout=layout.resized_space(turned.shape[2:]),
@@ -285,7 +310,7 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
         return ()
     letters = "".join(image.axes[i] for i in layout.batch_axes)
     what = "planes" if layout.dimensions == 2 else "stacks" if layout.dimensions == 3 else "lines"
-    hint = '; if they are the channels of one image, say so with axes="CYX"' if letters in _UNNAMED else ""
+    hint = '; if they are the channels of one image, choose axes="CYX"' if letters in _UNNAMED else ""
     if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
         hint = "; a kernel of three axes works along Z too"
     return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)

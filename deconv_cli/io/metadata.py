@@ -72,7 +72,6 @@ _MARKER = b"Exif\x00\x00"
 _ORIENTATION = 274
 _EXIF_DIRECTORY, _USER_COMMENT = 34665, 37510
 _ASCII = b"ASCII\x00\x00\x00"
-_MAX_NAMES = 8
 
 
 def split_exif(block: bytes | None) -> tuple[bytes | None, int, dict[str, Any] | None]:
@@ -104,16 +103,13 @@ def exif_texts(block: bytes | None) -> dict[int, str]:
     return {tag: str(directory[tag]) for tag in EXIF_TEXTS if tag in directory}
 
 
-def other_exif_tags(block: bytes) -> str:
-    """List the tags besides the orientation and the texts of `EXIF_TEXTS`; empty if there are none."""
-    from PIL.ExifTags import GPSTAGS, IFD, TAGS
+def has_other_exif(block: bytes | None) -> bool:
+    """Check whether a block holds more than the orientation and the texts of `EXIF_TEXTS`."""
+    from PIL.ExifTags import IFD
 
     directory = _load(block)
-    codes = set(directory) - {*EXIF_TEXTS, _ORIENTATION, _EXIF_DIRECTORY, IFD.GPSInfo}
-    names = [TAGS.get(code, f"tag {code}") for code in (*codes, *directory.get_ifd(_EXIF_DIRECTORY))]
-    names += [GPSTAGS.get(code, f"GPS tag {code}") for code in directory.get_ifd(IFD.GPSInfo)]
-    more = f" and {len(names) - _MAX_NAMES} more tags" if len(names) > _MAX_NAMES else ""
-    return f"EXIF {', '.join(names[:_MAX_NAMES])}{more}" if names else ""
+    inner = (directory.get_ifd(IFD.Exif), directory.get_ifd(IFD.GPSInfo))
+    return any(inner) or bool(set(directory) - {*EXIF_TEXTS, _ORIENTATION, IFD.Exif, IFD.GPSInfo})
 
 
 def exif_of_texts(texts: dict[int, str]) -> bytes | None:

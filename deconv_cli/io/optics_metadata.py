@@ -64,7 +64,7 @@ class OpticsMetadata:
 
 
 def read_optics(image: ImageFile) -> OpticsMetadata:
-    """Read the optics of a file; fields that are not understood are left out."""
+    """Read the optics of a file, without the fields that are not understood."""
     fields = image.native_fields
     settings = str(fields.get(_SETTINGS, ""))
     objectives = [element.attrib for element in _elements(str(fields.get("OME Instrument", "")), "Objective")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import check_output_path, make_parents, write_atomically, write_line_beside
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, codec_of_suffix, not_carried
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_suffix, not_carried
 from deconv_cli.io.image import ImageFile, read_stored
+from deconv_cli.io.layout import Array, Layout, convert_samples
 from deconv_cli.io.limits import allowing, memory_budget
-from deconv_cli.io.samples import convert_samples
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.vocabulary import OutputDType
 
 
@@ -51,19 +52,59 @@ def plan_output(
     path = Path(path)
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
-    check_levels(path, codec, n_levels)
+    request = _request(path, codec, source, source.layout, n_channels, output_dtype, n_levels)
+    return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
+
+
+def plan_regions(
+    path: Path,
+    source: RegionSource,
+    layout: Layout,
+    *,
+    n_channels: int,
+    size: Sequence[int],
+    output_dtype: OutputDType | None = None,
+    force: bool | None = False,
+    n_levels: int = 1,
+) -> RegionTarget:
+    """Decide where a result that is written by parts goes, and as what; nothing is written yet.
+
+    `layout` holds the axes and sizes of `source`, whose metadata the result keeps. `size` is that of the result in
+    space, in the order of `layout.space`. `force` is `None` where the caller decides later whether an existing file may
+    be replaced. All else, with the errors, is as in `plan_output`.
+    """
+    codec = codec_of_suffix(path)
+    check_output_files(path, codec, source.path, force=force)
+    request = _request(path, codec, source, layout, n_channels, output_dtype, n_levels)
+    return codec.plan_regions(request, request.layout_of_result(n_channels, size), source)
+
+
+def _request(
+    path: Path,
+    codec: Codec,
+    source: ImageFile | RegionSource,
+    layout: Layout,
+    n_channels: int,
+    output_dtype: OutputDType | None,
+    n_levels: int,
+) -> WriteRequest:
+    """Describe a file to be written; raises `UsageError` if its format cannot hold the result."""
+    if n_levels < 1 or (n_levels > 1 and not codec.has_levels):
+        raise UsageError(
+            f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."
+        )
+    default = source.dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
+    dtype = str(output_dtype or default)
+    if dtype not in codec.dtypes:
+        raise UsageError(
+            f"'{path}' cannot hold {dtype} samples, since {codec.name} holds whole numbers; choose "
+            f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
+        )
     request = WriteRequest(
-        path=path,
-        dtype=choose_dtype(path, source.dtype, codec, output_dtype),
-        n_channels=n_channels,
-        layout=source.layout,
-        source_format=source.codec.name,
-        from_picture=source.is_picture,
-        flavor=source.metadata.flavor,
-        n_levels=n_levels,
+        path, dtype, n_channels, layout, source.format_name, source.is_picture, source.metadata.flavor, n_levels
     )
     codec.check(request)
-    return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
+    return request
 
 
 def check_output_files(
@@ -73,26 +114,6 @@ def check_output_files(
     check_output_path(path, source, force=force, make_folder=make_folder, is_folder=codec.is_folder)
     if not codec.record_inside:
         check_output_path(records.beside(path), source, force=force, make_folder=make_folder)
-
-
-def check_levels(path: Path, codec: Codec, n_levels: int) -> None:
-    """Refuse by `UsageError` several resolutions in a format that holds one."""
-    if n_levels < 1 or (n_levels > 1 and not codec.has_levels):
-        raise UsageError(
-            f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."
-        )
-
-
-def choose_dtype(path: Path, source_dtype: str, codec: Codec, output_dtype: OutputDType | None) -> str:
-    """Choose the sample type of a file; refuse by `UsageError` one that the format cannot hold."""
-    default = source_dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
-    chosen = str(output_dtype or default)
-    if chosen not in codec.dtypes:
-        raise UsageError(
-            f"'{path}' cannot hold {chosen} samples, since {codec.name} holds whole numbers; choose "
-            f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
-        )
-    return chosen
 
 
 @dataclass(frozen=True, eq=False)

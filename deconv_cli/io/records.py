@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io.samples import Samples, dtype_name
+from deconv_cli.io.layout import Samples, dtype_name
 
 KEYWORD = "deconv"
 """The name of a record in every format."""

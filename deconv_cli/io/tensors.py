@@ -15,13 +15,10 @@ from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_content
 from deconv_cli.io.files import read_head, refusing_damage
-from deconv_cli.io.layout import Layout, letters_of_tensor
-from deconv_cli.io.samples import Samples
+from deconv_cli.io.layout import Layout, Samples, letters_of_tensor
 
 IMAGE_NAME = "image"
 """The name under which an image is written into a file of named tensors."""
-_UNNAMED = "input"
-"""The name of a bare tensor among samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +44,35 @@ class TensorFile:
         if found is None:
             raise UsageError(f"'{self.path}' holds no tensor named '{names[0]}', only {describe_tensors(self.shapes)}.")
         return found
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples; a `MalformedInputError` if the tensors do not agree on it."""
+        sizes = {name: shape[0] for name, shape in self.shapes.items() if shape}
+        if len(set(sizes.values())) != 1:
+            listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+            raise MalformedInputError(
+                f"'{self.path}' should hold tensors with the same number of samples along their first axis, but holds "
+                f"{listed or 'single numbers'}."
+            )
+        return next(iter(sizes.values()))
+
+    def rows(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Read samples `start` to `stop` of every tensor of a file that `open_data` opened; single numbers whole."""
+        assert self.read_rows is not None
+        return {name: torch.as_tensor(self.read_rows(name, start, stop)) for name in self.shapes}
+
+    def samples(self, n: int | None) -> dict[str, torch.Tensor]:
+        """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
+
+        Raises:
+            MalformedInputError: the tensors do not agree on the number of samples, or hold none.
+        """
+        if n is None:
+            return {name: torch.as_tensor(self.read(name)) for name in self.shapes}
+        if not self.n_samples:
+            raise MalformedInputError(f"'{self.path}' should hold samples along its first axis, but holds none.")
+        return self.rows(0, n)
 
 
 class TensorCodec(Codec):
@@ -118,44 +144,8 @@ def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
     return next(iter(opened.shapes))
 
 
-@dataclass(frozen=True, eq=False)
-class DataFile:
-    """Named tensors whose first axis counts samples; a bare tensor is called `input`.
-
-    `rows` reads samples `start` to `stop` of every tensor; single numbers are read whole.
-    """
-
-    path: Path
-    shapes: dict[str, tuple[int, ...]]
-    rows: Callable[[int, int], dict[str, torch.Tensor]]
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples; a `MalformedInputError` if the tensors do not agree on it."""
-        sizes = {name: shape[0] for name, shape in self.shapes.items() if shape}
-        if len(set(sizes.values())) != 1:
-            listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-            raise MalformedInputError(
-                f"'{self.path}' should hold tensors with the same number of samples along their first axis, but holds "
-                f"{listed or 'single numbers'}."
-            )
-        return next(iter(sizes.values()))
-
-    def samples(self, n: int | None) -> dict[str, torch.Tensor]:
-        """Read `n` samples of every tensor at most; None reads tensors whole, whichever axis counts the samples.
-
-        Raises:
-            MalformedInputError: the tensors do not agree on the number of samples, or hold none.
-        """
-        if n is None:
-            return self.rows(0, max((shape[0] for shape in self.shapes.values() if shape), default=0))
-        if not self.n_samples:
-            raise MalformedInputError(f"'{self.path}' should hold samples along its first axis, but holds none.")
-        return self.rows(0, n)
-
-
-def open_data(path: Path) -> DataFile:
-    """Open a file of tensors; if the format allows it, only the wanted rows are read.
+def open_data(path: Path) -> TensorFile:
+    """Open a file of tensors whose first axis counts samples; a bare tensor gets the name `input`.
 
     Raises:
         UsageError: no such file.
@@ -165,16 +155,15 @@ def open_data(path: Path) -> DataFile:
     if not isinstance(codec, TensorCodec):
         raise MalformedInputError(f"'{path}' should be a file of tensors, but is a {codec.name} picture.")
     opened = open_tensors(path, codec)
-    stored = {name or _UNNAMED: name for name in opened.shapes}
+    stored = {name or "input": name for name in opened.shapes}
     read_whole = functools.cache(opened.read)
 
-    def read(name: str, start: int, stop: int) -> Samples:
-        if not opened.shapes[name]:
-            return read_whole(name)
-        return opened.read_rows(name, start, stop) if opened.read_rows else read_whole(name)[start:stop]
-
-    def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
+    def read_rows(name: str, start: int, stop: int) -> Samples:
+        inner = stored[name]
+        if opened.read_rows is None or not opened.shapes[inner]:
+            return read_whole(inner)[start:stop] if opened.shapes[inner] else read_whole(inner)
         with refusing_damage(path, f"a {codec.name} file"):
-            return {name: torch.as_tensor(read(inner, start, stop)) for name, inner in stored.items()}
+            return opened.read_rows(inner, start, stop)
 
-    return DataFile(path, {name: opened.shapes[inner] for name, inner in stored.items()}, rows)
+    shapes = {name: opened.shapes[inner] for name, inner in stored.items()}
+    return TensorFile(path, shapes, lambda name: read_whole(stored[name]), opened.record, read_rows)

@@ -15,7 +15,7 @@ from deconv_cli.io.codec import codec_of_content, suffix_note
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
 from deconv_cli.io.files import open_source
 from deconv_cli.io.image import read_image
-from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, describe_tensors, open_tensors
 from deconv_cli.models.layers import ModelLayer, read_layer
 from deconv_cli.models.measured_psf import clean_psf, describe_flaws, refusal_of
@@ -105,7 +105,7 @@ def read_kernel(
         field = _read_field(path, sha256, notes, held, normalize=bool(normalize))
         if field is not None and clean:
             raise UsageError(
-                f"clean_kernel=True crops each kernel by itself, so that those of the field '{path}' would not lie "
+                f"clean_kernel=True crops each kernel alone, so that the kernels of the field '{path}' would not lie "
                 "alike; leave it out."
             )
         if field is not None:
@@ -144,7 +144,7 @@ def read_kernel(
         taps = taps.to(torch.float64) / sums
         notes += (f"the taps were divided by their sum ({_listed(sums)})",)
     if taps.ndim == n_axes + 1:
-        notes += (f"there is a kernel for each of {len(taps)} channels, and each channel is taken by itself",)
+        notes += (f"there is a kernel for each of {len(taps)} channels, and each channel has its own",)
     notes += (*_geometry_notes(stored.geometry), *_bias_notes(stored, bias_name, is_taken=bias))
     is_layer = taps.ndim == n_axes + 2 and taps.shape[1] > 1
     of_picture = () if stored.geometry or is_layer else describe_flaws(taps, n_axes)
@@ -271,7 +271,7 @@ def _orientation_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
     if bool((wide - wide.flip(_space_axes(n_axes))).abs().max() <= 1e-3 * wide.abs().max()):
         return ()
     return (
-        f"the kernel is not symmetric, and its array was taken for the taps of a cross-correlation, as conv{n_axes}d "
+        f"the kernel is not symmetric, and its array was read as the taps of a cross-correlation, as conv{n_axes}d "
         'applies them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
         'convention="correlation" confirms this one',
     )

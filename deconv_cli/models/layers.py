@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.io.codecs.torch_file import TorchFile, check_dense, load_weights_only, named_tensors
 from deconv_cli.io.files import refusing_damage
-from deconv_cli.io.samples import as_real_tensor, check_finite
+from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
 from deconv_cli.vocabulary import counted
@@ -54,14 +54,10 @@ class ModelLayer:
 
 
 def list_layers(stored: ModelFile, module: nn.Module | None = None) -> list[ModelLayer]:
-    """List the convolutions of a model, in its order.
+    """List the convolutions of a model file in their order.
 
-    Args:
-        stored: the file.
-        module: the model with the file's weights, where its class is known from elsewhere.
-
-    Raises:
-        MalformedInputError: a module that torch cannot walk.
+    `module` is the model where its class is known from elsewhere. A module that torch cannot walk raises a
+    `MalformedInputError`.
     """
     found = module if module is not None else stored.module
     if found is None and stored.exported is not None:
@@ -123,10 +119,7 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
 
 
 def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -> tuple[ModelLayer, str]:
-    """Read one layer of a model by its name or that of its weight, or the only kernel of a file of tensors.
-
-    Returns:
-        The layer, and the name of the tensor of its bias, whether it has one or not.
+    """Read one layer by its name, or the only kernel of a file; return the name of its bias, too.
 
     Raises:
         UsageError: no layer of this name.

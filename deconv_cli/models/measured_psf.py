@@ -116,17 +116,11 @@ def _measure(taps: Tensor, n_axes: int) -> tuple[float, Tensor] | None:
 
 
 def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
-    """Subtract the background of a measured point-spread function, crop its margin, and center it.
+    """Subtract the background of taps `(*k)` or `(C, *k)`, crop and center them; return a note, too.
 
     A kernel with noise is centered by parts of a pixel, another by whole pixels, which keeps its edges. Kernels of
-    several channels are cropped and centered together, so that shifts between them stay.
-
-    Args:
-        taps: of a cross-correlation, shape `(*k)` or `(C, *k)`.
-        n_axes: axes of space, `k`.
-
-    Returns:
-        The taps in float64, an odd number along each axis, and a note.
+    several channels are cropped and centered together, so that shifts between them stay. The taps become float64, of an
+    odd number along each of the `n_axes` axes of space.
 
     Raises:
         UsageError: there are other axes, or the kernel is all background.

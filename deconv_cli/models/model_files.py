@@ -1,4 +1,4 @@
-"""Reading a model from a file without running what the file carries.
+"""Reading a model from a file without running what the file carries, and loading weights into a model of the user.
 
 TorchScript and exported programs can run code when opened; only files whose fingerprint the user passed are opened.
 """
@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deconv_cli.errors import MalformedInputError, UnsafeInputError
+from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
 from deconv_cli.io.codecs.torch_file import check_dense, globals_in, load_weights_only, program_kind
-from deconv_cli.io.files import open_source, refusing_damage
+from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
 from deconv_cli.models.named_code import NamedCode, find_global
@@ -121,13 +121,7 @@ def read_model(
 
 
 def model_format(path: Path, head: bytes) -> ModelFormat:
-    """Recognize the kind of a model file by its first 16 bytes, and by the directory of an archive.
-
-    Raises:
-        UnsafeInputError: a torch.package archive.
-        MalformedInputError: no model file, or a damaged one.
-        TooLargeError: an archive larger than half of the memory, or a decompression bomb.
-    """
+    """Recognize the kind of a model file by its first bytes and its directory; refuse other files."""
     if head.startswith(b"PK"):
         names = check_zip(path)
         parts = {part for name in names for part in name.split("/")}
@@ -224,8 +218,7 @@ def check_module(path: Path, module: nn.Module) -> None:
     itself, or another one twice at each of many levels, would never let them finish.
 
     Raises:
-        MalformedInputError: a member of the wrong type, a module without end, or a tensor that is not dense.
-        TooLargeError: a tensor that repeats a few samples.
+        InputRefusedError: a member of the wrong type, a module without end, or a tensor that is not dense.
     """
     waiting, n_modules = [module], 0
     with refusing_damage(path, "a model as torch saves it"):
@@ -254,3 +247,72 @@ def _malformed(path: Path, complaint: str) -> MalformedInputError:
     return MalformedInputError(
         f"'{path}' is not a model as torch saves it: {complaint}; save it again, or its state_dict() alone."
     )
+
+
+def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Module:  # noqa: ANN401 (JSON)
+    """Call the class or function that the user named, or take the instance, and load the weights of a file.
+
+    Keyword arguments are a mapping, positional ones a list. Without a file the weights keep their initial values.
+
+    Raises:
+        UsageError: the call fails, or returns no module.
+        InputRefusedError: the weights do not fit the module.
+    """
+    model = named.value if isinstance(named.value, nn.Module) else _call(named, init)
+    if model is named.value and init is not None:
+        raise UsageError(f"'{named.text}' is a model already, which takes no arguments; leave out init=ARGUMENTS.")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"'{named.text}' should give a torch.nn.Module, but gave a {type(model).__name__}.")
+    if stored is not None and stored.state is not None:
+        _load_into(model, stored.path, stored.state)
+    return model
+
+
+def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
+    arguments, keywords = (init, {}) if isinstance(init, list) else ([], init or {})
+    try:
+        return named.value(*arguments, **keywords)
+    except Exception as error:
+        raise UsageError(
+            f"'{named.text}' could not be built ({type(error).__name__}: {reason_of(error)}); give the arguments of "
+            "its class with init=ARGUMENTS."
+        ) from error
+
+
+def _load_into(model: nn.Module, path: Path, state: StateDict) -> None:
+    """Load a state dict; a prefix `module.` of all names is dropped, tied tensors may be stored once."""
+    wanted = model.state_dict(keep_vars=True)
+    if state.keys() != wanted.keys() and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    # A tensor that the model holds under several names is copied to all of them: some writers store it once.
+    stored = {_identity(wanted[name]): tensor for name, tensor in state.items() if name in wanted}
+    tied = [name for name in wanted if name not in state and _identity(wanted[name]) in stored]
+    state = state | {name: stored[_identity(wanted[name])] for name in tied}
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or extra:
+        lacks = f"lacks {_listed(missing)}" if missing else ""
+        holds = f"holds {_listed(extra)}, which the model has not" if extra else ""
+        raise MalformedInputError(
+            f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check the class and "
+            "its arguments."
+        )
+    for name, tensor in state.items():
+        # A lazy parameter takes its shape from the loaded tensor.
+        if not nn.parameter.is_lazy(wanted[name]) and tensor.shape != wanted[name].shape:
+            raise MalformedInputError(
+                f"'{path}' does not fit the model: '{name}' is of shape {tuple(tensor.shape)}, but the model has "
+                f"{tuple(wanted[name].shape)}; check the arguments of its class."
+            )
+    model.load_state_dict(state)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Identify a tensor by its memory; one that has none is only itself."""
+    if not isinstance(tensor, torch.Tensor) or nn.parameter.is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(f"'{name}'" for name in names[:4]) + more

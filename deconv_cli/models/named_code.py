@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.io.codecs.torch_file import AllocationLimit
 from deconv_cli.io.files import reason_of
 
 
@@ -41,7 +40,6 @@ def load_named(text: str, what: str) -> NamedCode:
 
     Raises:
         UsageError: not of this form, no such file or module or name, or the import fails.
-        TooLargeError: the import would take more than half of the memory.
     """
     place, colon, name = text.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
@@ -58,12 +56,9 @@ def load_named(text: str, what: str) -> NamedCode:
 
 
 def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
-    """Find a class or function that a pickle names `package.module.Name`.
+    """Find a class or function that a pickle names `package.module.Name`; an unknown one raises a `UsageError`.
 
     `__main__`, and the module of the class that the user named, mean that module.
-
-    Raises:
-        UsageError: no such module or name.
     """
     place, _, attribute = name.rpartition(".")
     if not place or not attribute.isidentifier():
@@ -113,8 +108,7 @@ def _importing(place: str, folder: Path, what: str) -> Iterator[None]:
     """Make a folder's modules importable, and turn every error of the code into one sentence."""
     sys.path.insert(0, str(folder))
     try:
-        with AllocationLimit(place):
-            yield
+        yield
     except DeconvError:
         raise
     except Exception as error:

@@ -10,13 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError
+from deconv_cli.errors import MalformedInputError, warnings_here
 from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule
-from deconv_cli.thread_warnings import warnings_here
 
 
 @dataclass(frozen=True, eq=False)

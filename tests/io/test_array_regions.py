@@ -1,22 +1,20 @@
-"""Arrays in .npy and .safetensors files by parts; nothing half-written goes by the name of a result."""
+"""Arrays in .npy files by parts; nothing half-written goes by the name of a result."""
 
 import numpy as np
 import pytest
 import tifffile
-import torch
-from region_cases import planned, some_regions
-from safetensors.torch import save_file
+from region_cases import planned
 
 from deconv_cli.errors import FileAccessError, MalformedInputError, UnsafeInputError, UsageError
-from deconv_cli.io import limits, partial_file, read_image, records
+from deconv_cli.io import read_image, records, region_arrays
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.codecs.npy import NPY_REGIONS, NpyTarget
+from deconv_cli.io.codecs.npy import NPY, NpyTarget
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.partial_file import make_partial
-from deconv_cli.io.regions import open_regions, plan_regions
+from deconv_cli.io.output import plan_regions
+from deconv_cli.io.region_arrays import make_partial
+from deconv_cli.io.regions import open_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
-SAMPLES = np.random.default_rng(6).random((3, 20, 31)).astype("float32")
 
 
 def target_in(folder, dtype="float32"):
@@ -28,7 +26,7 @@ def target_in(folder, dtype="float32"):
 def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
     stored = np.asarray(rng.integers(0, 2, (4, 5, 9)), dtype=dtype, order=order)
     np.save(tmp_path / "in.npy", stored)
-    source = NPY_REGIONS.open(tmp_path / "in.npy", None)
+    source = NPY.open_regions(tmp_path / "in.npy", None)
     found = source.read(REGION)
     assert (source.shape, source.dtype) == ((4, 5, 9), stored.dtype.newbyteorder("=").name)
     assert source.chunk == ((1, 1, 9) if order == "C" else (4, 1, 1))
@@ -39,19 +37,19 @@ def test_a_part_is_read_as_it_is_stored(tmp_path, rng, dtype, order):
 def test_what_is_no_array_of_numbers_is_refused_before_any_sample_is_read(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UnsafeInputError):
-        NPY_REGIONS.open(tmp_path / "objects.npy", None)
+        NPY.open_regions(tmp_path / "objects.npy", None)
     np.save(tmp_path / "short.npy", np.zeros((100, 100)))
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:5000])
     with pytest.raises(MalformedInputError, match="promises an array"):
-        NPY_REGIONS.open(tmp_path / "short.npy", None)
+        NPY.open_regions(tmp_path / "short.npy", None)
 
 
 def test_the_fingerprint_changes_with_the_file(tmp_path):
     np.save(tmp_path / "in.npy", np.zeros(9))
-    before = NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
-    assert before == NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+    before = NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
+    assert before == NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
     np.save(tmp_path / "in.npy", np.zeros(10))
-    assert before != NPY_REGIONS.open(tmp_path / "in.npy", None).fingerprint()
+    assert before != NPY.open_regions(tmp_path / "in.npy", None).fingerprint()
 
 
 def test_parts_in_any_order_make_the_file_that_numpy_makes(tmp_path, rng):
@@ -82,7 +80,7 @@ def test_what_is_left_of_another_array_is_made_anew(tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(region_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     with pytest.raises(FileAccessError, match="has room for 100"):
         target_in(tmp_path).create()
     assert not [*tmp_path.iterdir()]
@@ -110,42 +108,20 @@ def test_a_picture_becomes_an_array_in_the_order_of_tensors(tmp_path, imagej_fil
         open_regions(tmp_path / "out.npy", tensor="image")
 
 
-def test_every_part_is_what_the_tensor_has_there_in_a_file_larger_than_the_memory(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    save_file({"image": torch.from_numpy(SAMPLES), "other": torch.zeros(2, dtype=torch.float16)}, path)
-    monkeypatch.setattr(limits, "memory_budget", lambda: 100)
-    source = open_regions(path, tensor="image", axes="cyx")
-    assert (source.shape, source.dtype, source.axes) == ((3, 20, 31), "float32", "CYX")
-    for region in some_regions(source.shape, 6):
-        np.testing.assert_array_equal(source.read(region), SAMPLES[region])
-    assert open_regions(path, tensor="other").dtype == "float16"
-    with pytest.raises(UsageError, match="no tensor named 'none'"):
-        open_regions(path, tensor="none")
-    with pytest.raises(MalformedInputError, match="choose with tensor=NAME"):
-        open_regions(path)
-    with pytest.raises(
-        UsageError, match=r"written as a whole; choose a name for TIFF \(\.tif\), Zarr \(\.zarr\) or NumPy"
-    ):
-        planned(source, tmp_path / "b.safetensors")
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(MalformedInputError):
-        source.read((slice(0, 1), slice(0, 1), slice(0, 1)))
-
-
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
 def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
     samples = np.random.default_rng(2).random((64, 48)).astype("float32")
     tifffile.imwrite(tmp_path / "in.tif", samples, tile=(32, 16))
     target = planned(open_regions(tmp_path / "in.tif"), tmp_path / f"out{suffix}")
-    link = partial_file.os.link
+    link = region_arrays.os.link
 
     def other_is_quicker(own, partial):
-        monkeypatch.setattr(partial_file.os, "link", link)
+        monkeypatch.setattr(region_arrays.os, "link", link)
         target.create()
         target.write((slice(0, 64), slice(0, 48)), samples)
         link(own, partial)
 
-    monkeypatch.setattr(partial_file.os, "link", other_is_quicker)
+    monkeypatch.setattr(region_arrays.os, "link", other_is_quicker)
     target.create()
     target.finish({})
     found = open_regions(target.path).read((slice(0, 64), slice(0, 48)))

@@ -124,13 +124,6 @@ def test_palettes_bits_and_transparent_colors(tmp_path, rng):
     assert read_image(tmp_path / "t.png").values.shape == (1, 3, 16, 20)
 
 
-def test_palette_of_a_tiff_is_expanded(tmp_path, rng):
-    indices = rng.integers(0, 255, (16, 20)).astype("uint8")
-    table = np.stack([np.arange(256), np.arange(256)[::-1], np.arange(256) // 2]) * 257
-    tifffile.imwrite(tmp_path / "p.tif", indices, photometric="palette", colormap=table.astype("uint16"))
-    assert_values(read_image(tmp_path / "p.tif"), (table[:, indices] // 257)[None])
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(tmp_path, rng, suffix, orientation):

@@ -359,7 +359,7 @@ def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
     adam7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     passes = [whole[y::down, x::across] for x, y, across, down in adam7] if is_interlaced else [whole]
     rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
-    for n_bytes in (len(rows), len(rows) - 1, len(rows) // 2):
+    for n_bytes in (len(rows), len(rows) // 2):
         content = bytearray(png(11, 13, 8, 2, zlib.compress(rows[:n_bytes])))
         content[28] = is_interlaced
         content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
@@ -369,24 +369,6 @@ def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
         else:
             with pytest.raises(MalformedInputError, match="lacks some of its rows"):
                 read_image(tmp_path / "x.png")
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1, "subsampling": 2}])
-def test_a_jpeg_of_too_few_rows(tmp_path, mode, options):
-    path, picture = tmp_path / "x.jpg", Image.open("sample_images/astronaut.png").convert(mode).resize((130, 101))
-    gray = picture.copy()
-    gray.paste(128 if mode == "L" else (128, 128, 128), (0, 60, 130, 101))
-    for whole in (picture, gray):
-        whole.save(path, **options)
-        assert read_image(path).shape[:2] == (101, 130)
-    picture.save(path, **options)
-    content = path.read_bytes()
-    place = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0") + 5
-    for height in (113, 120, 202, 2000):
-        path.write_bytes(content[:place] + struct.pack(">H", height) + content[place + 2 :])
-        with pytest.raises(MalformedInputError, match=f"promises {height} rows, but holds fewer"):
-            read_image(path)
 
 
 def test_the_same_tensors_are_the_same_bytes(tmp_path):
@@ -413,14 +395,7 @@ def test_a_file_of_thousands_of_tensors_is_inspected_in_seconds(tmp_path, suffix
 
 REASONS = {
     "<tifffile.TiffPage 0 @8> missing data offset tag": "missing data offset tag",
-    "<TiffTag.fromfile> raised TiffFileError('<tifffile.TiffTag 277 @94> invalid data type 8195')": (
-        "invalid data type 8195"
-    ),
-    "<tifffile.TiffTag 270 @70> coercing invalid ASCII to bytes, due to UnicodeDecodeError('charmap', b'\\xdf')": (
-        "coercing invalid ASCII to bytes"
-    ),
     "cannot identify image file <_io.BytesIO object at 0x7f>": "cannot identify image file",
-    "unsupported <class 'numpy.str_'>.": "unsupported numpy.str_",
     "2 < 3 and 4 > 3": "2 < 3 and 4 > 3",
     "<tifffile.TiffPage 0 @8>": "ValueError",
     "4096 requested and 4052 written": "No space left on device",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.saved_state import SavedState, check_state_path, read_state, write_state
+from deconv_cli.io.codecs.safetensors_file import SavedState, check_state_path, read_state, write_state
 
 
 def content():
@@ -177,7 +177,7 @@ def test_the_record_is_read_when_nothing_is_changed(written):
 def test_other_files_are_refused_and_never_run(tmp_path):
     path, mark = tmp_path / "other.safetensors", tmp_path / "it ran"
     save_file({"a": torch.ones(3)}, path)
-    with pytest.raises(MalformedInputError, match="should be a saved inverse, but is none; make one"):
+    with pytest.raises(MalformedInputError, match="should be a saved inverse, but holds other tensors; make one"):
         read_state(path)
     np.save(tmp_path / "other.npy", np.ones(3))
     with pytest.raises(MalformedInputError, match=r"should be a saved inverse, but is a NumPy \.npy file"):

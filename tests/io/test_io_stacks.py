@@ -138,7 +138,7 @@ def test_pages_without_a_word_are_planes_along_z(tmp_path, rng):
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", metadata=None)
     image = read_image(tmp_path / "a.tif").spanned_by(3)
     assert (image.axes, tuple(image.values.shape)) == ("ZYX", (1, 1, 5, 6, 7))
-    assert any("taken for planes along Z" in note and 'axes="TYX"' in note for note in image.notes)
+    assert any("read as planes along Z" in note and 'axes="TYX"' in note for note in image.notes)
     with pytest.raises(UsageError, match="TYX"):
         read_image(tmp_path / "a.tif", axes="TYX").spanned_by(3)
 

@@ -11,7 +11,7 @@ from region_cases import planned, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.codecs.zarr_folder import halve
+from deconv_cli.io.codecs.zarr_writer import halve
 from deconv_cli.io.files import address_of
 from deconv_cli.io.regions import open_regions
 
@@ -102,7 +102,7 @@ def test_parts_become_an_image_with_its_pyramid(sample, tmp_path):
 
 
 def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatch):
-    from deconv_cli.io.codecs import zarr_regions
+    from deconv_cli.io.codecs import zarr_writer
 
     path = tmp_path / "out.ome.zarr"
     target = planned(open_regions(sample), path, n_levels=2)
@@ -113,7 +113,7 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr_regions, "write_descriptions", killed)
+        patched.setattr(zarr_writer, "write_descriptions", killed)
         with pytest.raises(KeyboardInterrupt):
             target.finish({})
     assert not path.exists()
@@ -126,13 +126,13 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
 @pytest.mark.parametrize("n_written", range(3))
 def test_nothing_is_an_image_before_its_last_description_is_there(tmp_path, monkeypatch, n_written):
     """As when a process is killed between any two of them, at an address where nothing can be renamed."""
-    from deconv_cli.io.codecs import zarr_folder
+    from deconv_cli.io.codecs import zarr_writer
 
     path = Path(f"memory://{tmp_path}/out.ome.zarr")
     target = planned(open_regions(SAMPLES / "v05.ome.zarr"), path, n_levels=2)
     target.create()
     write_all(target, IMAGE.astype("float32"))
-    write, left = zarr_folder.write_member, [n_written]
+    write, left = zarr_writer.write_member, [n_written]
 
     def write_some(place, content):
         if not left[0]:
@@ -141,7 +141,7 @@ def test_nothing_is_an_image_before_its_last_description_is_there(tmp_path, monk
         write(place, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr_folder, "write_member", write_some)
+        patched.setattr(zarr_writer, "write_member", write_some)
         with pytest.raises(KeyboardInterrupt):
             target.finish({})
     with pytest.raises(UsageError, match="holds no Zarr"):
@@ -263,7 +263,7 @@ def test_what_is_no_image_is_told(tmp_path, sample):
     for attributes, told in (
         ({}, "is a group of others"),
         ({"ome": {"plate": {}}}, "is a plate of many images"),
-        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "looks for them outside"),
+        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "but names others"),
         ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "0"}]}]}}, "it is not whole"),
         ({"ome": {"multiscales": [{"axes": ["y", "x"], "datasets": []}]}}, "names no array of its samples"),
     ):

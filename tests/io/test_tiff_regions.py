@@ -11,7 +11,9 @@ from region_cases import planned, some_regions, write_all
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits, read_image
 from deconv_cli.io.layout import Layout
-from deconv_cli.io.regions import open_regions, plan_regions, shape_of
+from deconv_cli.io.output import plan_regions
+from deconv_cli.io.region_arrays import shape_of
+from deconv_cli.io.regions import open_regions
 
 STACK = np.random.default_rng(4).random((3, 2, 70, 90)).astype("float32")
 PLANE = STACK[0, 0]

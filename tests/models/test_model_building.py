@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
-from deconv_cli.io import limits
-from deconv_cli.models.model_building import build_model
-from deconv_cli.models.model_files import read_model
+from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.models.model_files import build_model, read_model
 from deconv_cli.models.named_code import load_named
 
 NET = """
@@ -97,47 +95,6 @@ class TestBuilding:
         expected = nn.Linear(2, 3).weight
         torch.manual_seed(4)
         assert torch.equal(build_model(named, None, None).head.weight, expected)
-
-
-class TestMemory:
-    def test_a_layer_of_terabytes(self, net, refused):
-        refused(
-            TooLargeError, build_model, net("Net"), [10**12], None, says=["would allocate", "make its layers smaller"]
-        )
-
-    def test_layers_that_are_too_large_together(self, code, refused, monkeypatch):
-        path = code("def make(n):\n    return nn.Sequential(*(nn.Linear(100, 100) for _ in range(n)))\n")
-        monkeypatch.setattr(limits, "memory_budget", lambda: 500_000)
-        named = load_named(f"{path}:make", "model")
-        assert len(build_model(named, [10], None)) == 10
-        refused(TooLargeError, build_model, named, [20], None, says=f"'{path}:make' would allocate")
-
-    @pytest.mark.parametrize(
-        "made",
-        ["torch.ones(4).repeat(10**9)", "torch.ones(1).expand(4 * 10**9).clone()", "torch.FloatTensor(4 * 10**9)"],
-    )
-    def test_every_operation_that_makes_a_tensor_counts(self, code, refused, monkeypatch, made):
-        monkeypatch.setattr(limits, "memory_budget", lambda: 10**9)
-        named = load_named(f"{code(f'def make():{chr(10)}    return {made}{chr(10)}')}:make", "model")
-        refused(TooLargeError, build_model, named, None, None, says="would allocate 14.9 GiB")
-
-    def test_what_was_given_back_does_not_count(self, code, monkeypatch):
-        path = code("def make():\n    [torch.zeros(1000).sum() for _ in range(100)]\n    return nn.Linear(2, 2)\n")
-        monkeypatch.setattr(limits, "memory_budget", lambda: 100_000)
-        build_model(load_named(f"{path}:make", "model"), None, None)
-
-    def test_code_may_export_a_program(self, code):
-        path = code("torch.export.export(nn.Linear(4, 3), (torch.randn(5, 4),))\nmodel = nn.Linear(2, 2)\n")
-        assert load_named(f"{path}:model", "model").value.in_features == 2
-
-    def test_a_model_made_on_import(self, code, refused):
-        path = code("model = nn.Linear(10**6, 10**6)\n")
-        refused(TooLargeError, load_named, f"{path}:model", "model", says="would allocate 3.638 TiB")
-        assert path.stem not in sys.modules
-
-    def test_the_meta_device_takes_no_memory(self, code):
-        path = code("def make():\n    with torch.device('meta'):\n        return nn.Linear(10**6, 10**6)\n")
-        assert build_model(load_named(f"{path}:make", "model"), None, None).weight.is_meta
 
 
 class TestWeights:

@@ -11,7 +11,7 @@ from cases import mild_kernel, random
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
-from deconv_cli.io.saved_state import SavedState, read_state, write_state
+from deconv_cli.io.codecs.safetensors_file import SavedState, read_state, write_state
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.saved_inverses import SavedInverse, read_inverse, write_inverse
 from deconv_cli.settings import ResolvedSettings

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.thread_warnings import warnings_here
 
 _GZIP = b"\x1f\x8b"
 _PARTS_OF_UNIT = 8

@@ -1,23 +1,36 @@
-"""safetensors: named tensors with a text header, which also takes the record of a run; read whole or by parts."""
+"""safetensors: named tensors with a text header that takes the record of a run, and inverses saved in such files.
+
+The factors of an inverse are mapped into memory from multiples of 64 bytes, and their layout in memory is restored axis
+by axis: factorizations work best from there, and need not round alike elsewhere.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits, records
-from deconv_cli.io.atomic import write_atomically
-from deconv_cli.io.codec import Array, StoredImage
-from deconv_cli.io.files import refusing_damage
-from deconv_cli.io.regions import Region, RegionFormat, RegionSource, fingerprint_of_file
-from deconv_cli.io.samples import dtype_name
-from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, choose_tensor
+from deconv_cli.io.atomic import check_output_path, write_atomically
+from deconv_cli.io.codec import StoredImage, codec_of_content
+from deconv_cli.io.files import read_head, refusing_damage
+from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
+
+KEYWORD = "deconv_inverse"
+SUFFIX = ".safetensors"
+SCHEMA = 1
+
+_CHECKSUM = f"{KEYWORD}_crc32"
+_ALIGNMENT = 64
+_ADVICE = "make one with save_pseudo_inverse"
+_CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.uint8: "U8"}
 
 
 class Safetensors(TensorCodec):
@@ -25,28 +38,21 @@ class Safetensors(TensorCodec):
 
     name = "safetensors"
     suffixes = (".safetensors",)
+    magic, magic_at = (b"\x00\x00{",), 6
     record_inside = True
-
-    def recognizes(self, head: bytes) -> bool:
-        """Look for the length of a header, and its first brace."""
-        return len(head) > 9 and head[8:9] == b"{" and head[6:8] == b"\x00\x00"
 
     def list_tensors(self, path: Path) -> TensorFile:
         """Read the header. The tensors are copied, since the file may be replaced while they are in use."""
         limits.check_budget(path, path.stat().st_size)
-        return self.list_header(path)
-
-    def list_header(self, path: Path) -> TensorFile:
-        """List the tensors of a file that may be larger than the memory."""
         opened = opened_safetensors(path)  # once: a header of thousands of tensors takes long to read
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
-        def read(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = opened.get_tensor(name)
+        def read(name: str) -> Tensor:
+            tensor: Tensor = opened.get_tensor(name)
             return tensor.clone()
 
-        def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
-            tensor: torch.Tensor = opened.get_slice(name)[start:stop]
+        def read_rows(name: str, start: int, stop: int) -> Tensor:
+            tensor: Tensor = opened.get_slice(name)[start:stop]
             return tensor.clone()
 
         record = records.decode_record((opened.metadata() or {}).get(records.KEYWORD))
@@ -64,22 +70,17 @@ def opened_safetensors(path: Path) -> Any:  # noqa: ANN401
     """Open a file by its library, whose handle has no type of its own; the tensors are mapped into memory."""
     from safetensors import safe_open
 
-    if "\ufffd" not in str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"):
-        return safe_open(path, framework="pt")
-    with tempfile.TemporaryDirectory() as folder:  # the library opens no name that is not UTF-8
-        link = Path(folder) / "link.safetensors"
-        link.symlink_to(path.absolute())
-        return safe_open(link, framework="pt")
+    return safe_open(path, framework="pt")
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     from safetensors.torch import save
 
-    # As bytes, since the library changes a name that is not UTF-8.
+    # As bytes, since the library would make a file that nobody else may read.
     path.write_bytes(save(tensors, metadata={records.KEYWORD: records.encode_record(record)}))
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write named tensors with a record, completely or not at all; raises `UsageError` for names of other formats."""
     if path.suffix not in SAFETENSORS.suffixes:
         raise UsageError(f"'{path}' should end in .safetensors, which is what is written.")
@@ -93,41 +94,121 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str
 
 
 @dataclass(frozen=True, eq=False)
-class SafetensorsSource(RegionSource):
-    """One tensor of a file."""
+class SavedState:
+    """Tensors by name, in the memory layout in which they were written, and a JSON object.
 
-    name: str = ""
+    Mapped tensors are read from the disk at their first use.
+    """
 
-    def read(self, region: Region) -> Array:
-        """Read a part."""
-        with refusing_damage(self.path, f"a {SAFETENSORS.name} file"), opened_safetensors(self.path) as opened:
-            found: Array = opened.get_slice(self.name)[region].numpy()
-            return found.copy()
-
-    def fingerprint(self) -> str:
-        """Hash the header, with size and time of the file."""
-        return fingerprint_of_file(self.path, self.shape, self.dtype, self.axes, self.name)
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
 
 
-class SafetensorsRegions(RegionFormat):
-    """Tensors of any size; parts of one cannot be written."""
+def check_state_path(path: Path, source: Path, *, force: bool) -> None:
+    """Refuse a path that `write_state` could not write to, as `check_output_path` does, or of another suffix."""
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
+    check_output_path(path, source, force=force)
 
-    def open(self, path: Path, member: str | int | None) -> RegionSource:
-        """Open a tensor by its name, or the only one."""
-        with refusing_damage(path, f"a {SAFETENSORS.name} file"):
-            listed = SAFETENSORS.list_header(path)
-            name = choose_tensor(listed, member)
-            shape = listed.shapes[name]
-            with opened_safetensors(path) as opened:
-                dtype = dtype_name(opened.get_slice(name)[tuple(slice(0, 0) for _ in shape)])
-        record = records.matching_record(listed.record, shape)
-        chunk = tuple(size if i == len(shape) - 1 else 1 for i, size in enumerate(shape))
-        return SafetensorsSource(
-            *(path, SAFETENSORS.name, shape, dtype, records.recorded_axes(record), chunk),
-            is_picture=False,
-            record=record,
-            name=name,
+
+def write_state(path: Path, state: SavedState) -> None:
+    """Write real or complex tensors in single or double precision, or of int32 or uint8, completely or not at all."""
+    stored = {name: _unfold(tensor) for name, tensor in state.tensors.items()}
+    # Tensors that would misalign others go last.
+    names = sorted(stored, key=lambda name: (stored[name].nbytes % _ALIGNMENT != 0, name))
+    members = {
+        name: {"order": _memory_order(tensor), "is_complex": tensor.is_complex(), "sum": _sum(stored[name])}
+        for name, tensor in state.tensors.items()
+    }
+    text = records.encode_record({"schema": SCHEMA, "members": members, "record": state.record})
+    header: dict[str, Any] = {"__metadata__": {KEYWORD: text, _CHECKSUM: f"{zlib.crc32(text.encode()):08x}"}}
+    end = 0
+    for name in names:
+        start, end = end, end + stored[name].nbytes
+        shape = list(stored[name].shape)
+        header[name] = {"dtype": _CODES[stored[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            for name in names:
+                if stored[name].numel():
+                    stream.write(stored[name].reshape(-1).numpy().data.cast("B"))
+
+    def check(temporary: Path) -> None:
+        read_state(temporary)  # its checksums are those of the tensors in memory
+
+    write_atomically(path, write, check)
+
+
+def read_state(path: Path) -> SavedState:
+    """Read a saved inverse; a damaged, too large, newer or other file raises an `InputRefusedError`."""
+    codec = codec_of_content(path, read_head(path))
+    if codec is not SAFETENSORS:
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but is a {codec.name} file; {_ADVICE}.")
+    limits.check_budget(path, path.stat().st_size)
+    with refusing_damage(path, "a safetensors file"), opened_safetensors(path) as opened:
+        metadata = opened.metadata() or {}
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if KEYWORD not in metadata:
+        raise MalformedInputError(f"'{path}' should be a saved inverse, but holds other tensors; {_ADVICE}.")
+    content = records.decode_record(metadata[KEYWORD])
+    if content is None or metadata.get(_CHECKSUM) != f"{zlib.crc32(metadata[KEYWORD].encode()):08x}":
+        raise _damaged(path, "its record does not fit its checksum")
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise MalformedInputError(
+            f"'{path}' is a saved inverse of schema {schema}, but schemas up to {SCHEMA} are understood here; "
+            "use a newer version of deconv, or factor again."
         )
+    members, record = content.get("members"), content.get("record")
+    if schema != SCHEMA or not isinstance(members, dict) or not isinstance(record, dict):
+        raise _damaged(path, "its record is not as it was written")
+    if members.keys() != stored.keys():
+        raise _damaged(path, "some of its tensors are not those of its record")
+    return SavedState({name: _fold(path, name, stored[name], members[name]) for name in stored}, record)
 
 
-SAFETENSORS_REGIONS = SafetensorsRegions()
+def _damaged(path: Path, why: str) -> MalformedInputError:
+    return MalformedInputError(f"'{path}' is a damaged saved inverse, since {why}; copy it or factor again.")
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    """List the axes by their strides, the widest first."""
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+
+
+def _unfold(tensor: Tensor) -> Tensor:
+    """Order the numbers as in memory: on the CPU, contiguous, and real."""
+    lying = tensor.detach().permute(_memory_order(tensor)).resolve_conj().resolve_neg().cpu().contiguous()
+    return torch.view_as_real(lying) if lying.is_complex() else lying
+
+
+def _fold(path: Path, name: str, stored: Tensor, member: object) -> Tensor:
+    """Undo `_unfold`, as the record describes it, and check the numbers."""
+    if not isinstance(member, dict) or stored.dtype not in _CODES:
+        raise _damaged(path, f"its tensor '{name}' is not as it was written")
+    order, is_complex = member.get("order"), member.get("is_complex")
+    if is_complex and not (stored.is_floating_point() and stored.shape[-1:] == (2,)):
+        raise _damaged(path, f"its tensor '{name}' does not hold complex numbers")
+    n_axes = stored.ndim - bool(is_complex)
+    if not isinstance(order, list) or any(order.count(axis) != 1 for axis in range(n_axes)) or len(order) != n_axes:
+        raise _damaged(path, f"its tensor '{name}' has {n_axes} axes, but its record orders others")
+    if stored.data_ptr() % _ALIGNMENT:
+        stored = stored.clone()
+    if _sum(stored) != member.get("sum"):
+        raise _damaged(path, f"its tensor '{name}' does not fit its checksum")
+    lying = torch.view_as_complex(stored) if is_complex else stored
+    return lying.permute([order.index(axis) for axis in range(n_axes)])
+
+
+def _sum(stored: Tensor) -> int:
+    """Sum the bytes as whole numbers of 64 or 32 bits, modulo 2⁶⁴: a checksum at the speed of the memory."""
+    flat = stored.reshape(-1).view(torch.uint8)
+    for words in (torch.int64, torch.int32):
+        if flat.numel() % words.itemsize == 0:
+            return int(flat.view(words).sum())
+    return int(flat.sum())

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io import records
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest, from_images, signals_refusal
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, from_images, signals_refusal
 from deconv_cli.io.codecs import tiff_ome
-from deconv_cli.io.codecs.tiff_reader import (
-    CHANNEL_NAMES,
-    DESCRIPTION,
-    IMAGEJ,
-    PLANE_DISTANCE,
-    WHITE_IS_ZERO,
-    read_tiff,
-)
-from deconv_cli.io.layout import Layout
-from deconv_cli.io.metadata import Metadata, exif_texts, other_exif_tags
+from deconv_cli.io.codecs.tiff_reader import DESCRIPTION, IMAGEJ, WHITE_IS_ZERO, read_tiff
+from deconv_cli.io.codecs.tiff_regions import TiffSource, TiffTarget, tile_side
+from deconv_cli.io.codecs.tiff_writer import BIG_TIFF_BYTES, write_tiff
+from deconv_cli.io.layout import Array, Layout
+from deconv_cli.io.metadata import Metadata, has_other_exif
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
 OME_SUFFIXES = (".ome.tif", ".ome.tiff")
 IMAGEJ_AXES = "TZCYXS"
 """Letters of ImageJ's axes, in the order of its files."""
 
 _IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
-_BIG_TIFF_BYTES = 3_900_000_000
-_DESCRIPTION_TAG, _ASCII = 270, 2
-_EXTRA_SAMPLE = {"associated": 1, "unassociated": 2}
-_LEVEL_OF_FRACTIONS = 1
-"""Of zlib: the usual level takes three fifths more time, and makes restored pictures a third of a percent smaller."""
-_N_TRIED_BYTES, _WORTH_WHILE = 16384, 0.8
-"""Fractions are compressed if this share, or less, is left: restored and blurred pictures lie between 0.85 and 0.94."""
-_TAG_UNITS = ("inch", "centimeter")
-"""The units that a resolution in tags can have."""
-_MAX_RATIONAL = 2**32
 _AS_RESOLUTION = {f"{IMAGEJ}unit", f"{IMAGEJ}spacing"}
 
 
@@ -112,8 +93,7 @@ class Tiff(Codec):
         if bits and not (bits.isdecimal() and int(bits) <= 8 * np.dtype(image.dtype).itemsize):
             room_for.discard(tiff_ome.SIGNIFICANT_BITS)
         lost += [name for name in kept.native if name not in room_for | of_resolution]
-        other_tags = other_exif_tags(kept.exif) if kept.exif else ""
-        lost += [other_tags] if other_tags else []
+        lost += ["EXIF other than texts such as the camera and the artist"] if has_other_exif(kept.exif) else []
         lost += [name for name in kept.native_of_channels if name not in room_for]
         native = {name: value for name, value in kept.native.items() if name in room_for}
         of_channels = {name: value for name, value in kept.native_of_channels.items() if name in room_for}
@@ -121,30 +101,26 @@ class Tiff(Codec):
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write a file of the kind that `carry` chose, with its record."""
-        samples, options = np.ascontiguousarray(image.samples), _options(image)
-        are_fractions = np.issubdtype(image.dtype, np.floating)
-        # ImageJ maps its stacks straight from the disk, which only uncompressed samples allow.
-        if image.metadata.flavor != "imagej" and not (are_fractions and _are_noise(samples)):
-            options["compression"] = "zlib"
-            if are_fractions:
-                options["compressionargs"] = {"level": _LEVEL_OF_FRACTIONS}
-        is_big = image.metadata.flavor != "imagej" and samples.nbytes > _BIG_TIFF_BYTES
-        _write(path, image, samples, options | {"bigtiff": is_big})
+        write_tiff(path, image)
+
+    def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open a series."""
+        return TiffSource.of(path, None if member is None else int(member))
+
+    def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
+        """Decide on the axes, the tiles and the metadata; an ImageJ file, which ends at 4 GB, becomes a plain one."""
+        flavor = "ome" if request.flavor == "ome" else ""
+        request = replace(request, flavor=flavor)
+        image = self.describe_result(request, layout, replace(source.metadata, flavor=flavor))
+        is_together = image.axes.endswith("S")
+        unit = tuple(
+            tile_side(length) if letter in "YX" else length if letter == "S" and is_together else 1
+            for letter, length in zip(image.axes, image.shape, strict=True)
+        )
+        return TiffTarget(request.path, image.shape, request.dtype, image.axes, unit, image.notes, image.metadata)
 
 
 TIFF = Tiff()
-
-
-def write_empty_tiff(path: Path, image: StoredImage, tile: tuple[int, int]) -> None:
-    """Write the headers of an uncompressed plain or OME file in tiles, and make the file as long as it will be."""
-    size = {"shape": image.shape, "dtype": image.dtype, "bigtiff": True, "tile": tile}
-    _write(path, image, None, _options(image) | size)
-
-
-def write_record(path: Path, metadata: Metadata, record: dict[str, Any]) -> None:
-    """Replace the record of a run in a plain or OME file."""
-    with_record = tiff_ome.with_record if metadata.flavor == "ome" else _with_record
-    _rewrite_description(path, lambda text: with_record(text, record))
 
 
 def _is_ome_name(path: Path) -> bool:
@@ -164,101 +140,6 @@ def _kind_like_source(image: StoredImage) -> str:
         return flavor
     colors_fit = "S" not in axes or (image.dtype == "uint8" and image.alpha is None)
     in_order = [letter for letter in IMAGEJ_AXES if letter in axes] == list(axes)
-    is_small = image.samples.nbytes < _BIG_TIFF_BYTES  # the offsets have 32 bits
+    is_small = image.samples.nbytes < BIG_TIFF_BYTES  # the offsets have 32 bits
     fits = image.dtype in _IMAGEJ_DTYPES and in_order and colors_fit and is_small
     return flavor if flavor == "imagej" and fits else ""
-
-
-def _are_noise(samples: Array) -> bool:
-    """Check on a piece from the middle whether samples hardly compress, as the last digits of fractions do not."""
-    encoded = samples.reshape(-1).view(np.uint8)
-    start = max(0, len(encoded) - _N_TRIED_BYTES) // 2 // samples.itemsize * samples.itemsize
-    piece = encoded[start : start + _N_TRIED_BYTES].tobytes()
-    return len(zlib.compress(piece, _LEVEL_OF_FRACTIONS)) > _WORTH_WHILE * len(piece)
-
-
-def _write(path: Path, image: StoredImage, samples: Array | None, options: dict[str, Any]) -> None:
-    import tifffile
-
-    kind = image.metadata.flavor or "shaped"
-    kinds = {"ome": kind == "ome", "imagej": kind == "imagej", "shaped": kind == "shaped"}
-    tifffile.imwrite(path, samples, software="deconv", **kinds, **options)
-    if kind == "ome":
-        _rewrite_description(path, lambda xml: tiff_ome.with_instruments(xml, image.metadata))
-
-
-def _rewrite_description(path: Path, change: Callable[[str], str]) -> None:
-    """Change the descriptions of the first page; a plain file may have two."""
-    import tifffile
-
-    with tifffile.TiffFile(path, mode="r+") as opened:
-        tags = opened.pages.first.tags
-        for tag in filter(None, (tags.get(_DESCRIPTION_TAG, index=place) for place in range(2))):
-            before = str(tag.value)
-            if (after := change(before)) != before:
-                tag.overwrite(after.encode())
-
-
-def _with_record(text: str, record: dict[str, Any]) -> str:
-    """Exchange the record in a description in JSON; any other text stays."""
-    fields = records.decode_record(text)
-    return text if fields is None else records.encode_record(fields | {records.KEYWORD: record})
-
-
-def _options(image: StoredImage) -> dict[str, Any]:
-    """List tifffile's arguments for everything but the samples."""
-    metadata, record = image.metadata, image.record or {}
-    options: dict[str, Any] = {}
-    if metadata.flavor == "imagej":
-        native = metadata.native | metadata.native_of_channels
-        fields = {name.removeprefix(IMAGEJ): value for name, value in native.items() if name.startswith(IMAGEJ)}
-        fields["Info"] = records.put_line(str(fields.get("Info", "")), records.encode_record(record))
-    elif metadata.flavor == "ome":
-        fields = tiff_ome.fields_to_write(metadata, records.encode_record(record))
-    else:
-        distance = tiff_ome.size_fields(metadata.resolution).get(PLANE_DISTANCE)
-        known = {CHANNEL_NAMES: list(metadata.channel_names), PLANE_DISTANCE: distance}
-        fields = {name: value for name, value in known.items() if value} | {records.KEYWORD: record}
-        options["description"] = metadata.native.get(DESCRIPTION, "").encode() or None
-    return options | {
-        **_sample_options(image),
-        **_resolution_options(metadata),
-        "metadata": {"axes": image.axes, **fields},
-        "iccprofile": metadata.icc_profile,
-        "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif_texts(metadata.exif).items()],
-    }
-
-
-def _sample_options(image: StoredImage) -> dict[str, Any]:
-    n_samples = image.shape[image.axes.index("S")] if "S" in image.axes else 1
-    n_colors = n_samples - int(image.alpha is not None) if "S" in image.axes else 0
-    # By default tifffile writes any three planes as colors.
-    is_color = n_colors in (3, 4)
-    gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"
-    options: dict[str, Any] = {"photometric": "rgb" if is_color else gray}
-    if n_samples > 1:
-        options["planarconfig"] = "contig" if image.axes.endswith("S") else "separate"
-        extra = [0] * (n_samples - (3 if is_color else 1))
-        if image.alpha is not None:
-            extra[-1] = _EXTRA_SAMPLE[image.alpha]
-        if extra:
-            options["extrasamples"] = extra
-    return options
-
-
-def _resolution_options(metadata: Metadata) -> dict[str, Any]:
-    known = metadata.resolution
-    if known is None:
-        return {}
-    # ImageJ's tags count pixels per unit of its description; all others know inches and centimeters.
-    if known.unit not in _TAG_UNITS and metadata.flavor != "imagej":
-        known = known.per("centimeter")
-    return {
-        "resolution": (_rational(known.x), _rational(known.y)),
-        "resolutionunit": known.unit if known.unit in _TAG_UNITS else "none",
-    }
-
-
-def _rational(value: Fraction) -> tuple[int, int] | float:
-    fits = max(value.numerator, value.denominator) < _MAX_RATIONAL
-    return (value.numerator, value.denominator) if fits else float(value)

@@ -6,18 +6,17 @@ import logging
 import math
 import mmap
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.io.codec import Array
 from deconv_cli.io.codecs import tiff_ome
-from deconv_cli.io.samples import working_bytes
+from deconv_cli.io.layout import Array, working_bytes
 from deconv_cli.vocabulary import format_memory
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 _JPEG = (6, 7, 34892, 33007)
 """Compressions whose segments leave their tables to the page."""
 _UNCOMPRESSED = 1
-_PALETTE, _PALETTE_BYTES = 3, 8
-"""An index of a palette takes this many bytes while it becomes a color."""
 
 
 @contextmanager
@@ -49,16 +46,12 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
 def choose_series(
     path: Path, opened: tifffile.TiffFile, index: int | None, *, by_parts: bool = False
 ) -> tuple[int, Any]:
-    """Choose a series; compare what its pages promise with the file.
-
-    Returns:
-        The number of the series, and the series as tifffile has it.
+    """Choose a series, and compare what its pages promise with the file; return its number and tifffile's series.
 
     Raises:
         UsageError: no series of this number.
         MalformedInputError: damaged, cut short, spread over several files, or several series and no number.
-        TooLargeError: larger than the memory allows (one of its tiles or strips, if it is read by parts), or a
-            decompression bomb.
+        TooLargeError: larger than the memory allows, or a decompression bomb.
     """
     all_series = list(opened.series)
     if not all_series:
@@ -100,32 +93,21 @@ def segment_decoder(series: Any) -> Callable[[bytes, int, int], Array]:  # noqa:
 
 
 _LOG = logging.getLogger("tifffile")
-
-
-class _Reading(threading.local):
-    """The damage that tifffile logged, a list for each file that this thread is reading."""
-
-    def __init__(self) -> None:
-        self.logged: list[list[str]] = []
-
-
-_READING = _Reading()
+_LOGGED: ContextVar[list[str] | None] = ContextVar("logged", default=None)
+"""The damage that tifffile logged while this thread reads a file; `None` outside of reading."""
 
 
 def _is_enabled_for(level: int) -> bool:
     """Let tifffile log damage to a thread that reads, even if the caller has silenced its logger."""
-    return (level >= logging.WARNING and bool(_READING.logged)) or logging.Logger.isEnabledFor(_LOG, level)
+    return (level >= logging.WARNING and _LOGGED.get() is not None) or logging.Logger.isEnabledFor(_LOG, level)
 
 
 def _make_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:  # noqa: ANN401 (as logging has them)
-    """Stop tifffile at a log record of damage: it would go on with fewer pages, or for minutes.
-
-    Only a thread that reads is stopped: another may be writing.
-    """
-    record = logging.Logger.makeRecord(_LOG, *arguments, **keywords)
-    if record.levelno >= logging.WARNING and _READING.logged:
-        _READING.logged[-1].append(record.getMessage())
-        raise ValueError(record.getMessage())
+    """Stop tifffile at a log record of damage while it reads: it would go on with fewer pages, or for minutes."""
+    record, logged = logging.Logger.makeRecord(_LOG, *arguments, **keywords), _LOGGED.get()
+    if record.levelno >= logging.WARNING and logged is not None:
+        logged.append(record.getMessage())
+        raise ValueError(logged[-1])
     return record
 
 
@@ -136,11 +118,11 @@ _LOG.isEnabledFor, _LOG.makeRecord = _is_enabled_for, _make_record  # type: igno
 def _damage_is_an_error() -> Iterator[None]:
     """Make tifffile's log records of damage errors, in this thread."""
     logged: list[str] = []
-    _READING.logged.append(logged)
+    token = _LOGGED.set(logged)
     try:
         yield
     finally:
-        _READING.logged.pop()
+        _LOGGED.reset(token)
     # tifffile may have caught the error itself.
     if logged:
         raise ValueError(logged[0])
@@ -173,7 +155,6 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
             limits.check_budget(path, limits.array_bytes(page.chunks, page.dtype.itemsize))
     n_array, n_bytes = limits.array_bytes(series.shape, series.dtype.itemsize), min(n_stored, n_file_bytes)
     n_decoded = max(working_bytes(series.shape, series.dtype), n_decoded)
-    n_decoded *= _PALETTE_BYTES if series.keyframe.photometric == _PALETTE else 1
     limits.check_expansion(path, n_decoded, n_bytes, n_parts=n_segments, by_parts=by_parts)
     n_readable = max(n_stored, n_file_bytes - (series.dataoffset or n_file_bytes))
     is_raw = series.keyframe.compression == _UNCOMPRESSED
@@ -206,37 +187,30 @@ def check_directories(path: Path) -> None:
         MalformedInputError: they do, or one of them lies beyond the end.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
+        offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
+        waiting, seen = [(offset.unpack_from(data, 8 if is_big else 4)[0], False)], {0}
         n_left = _MAX_READS * len(data)
-        for n_bytes in _walk(path, data):
-            n_left -= n_bytes
-            if n_left < 0:
-                raise _damaged(path, "its directories promise more than it holds")
-
-
-def _walk(path: Path, data: mmap.mmap) -> Iterator[int]:
-    """Walk through all tags of all directories; yield the bytes that each takes with its value."""
-    order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
-    offset, n_tags, tag = (struct.Struct(order + form) for form in (_BIG if is_big else _CLASSIC))
-    following, inner = offset.unpack_from(data, 8 if is_big else 4)[0], list[int]()
-    seen: set[int] = set()
-    while following or inner:
-        place, is_inner = (inner.pop(), True) if inner else (following, False)
-        if place in seen or place + n_tags.size > len(data):
-            if is_inner:
+        while waiting:
+            place, is_inner = waiting.pop()
+            if (place in seen or place + n_tags.size > len(data)) and (is_inner or place == 0):
                 continue
-            raise _damaged(path, "its directories come in a circle or lie beyond its end")
-        seen.add(place)
-        (n,) = n_tags.unpack_from(data, place)
-        end = place + n_tags.size + n * tag.size
-        if n > _MAX_TAGS or end + offset.size > len(data):
-            raise _damaged(path, f"a directory of {n} tags does not fit into it")
-        if not is_inner:
-            (following,) = offset.unpack_from(data, end)
-        for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
-            n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
-            yield tag.size + n_value_bytes
-            if code in _SUBDIRECTORIES:
-                inner += _offsets(data, offset, n_value_bytes, value)
+            if place in seen or place + n_tags.size > len(data):
+                raise _damaged(path, "its directories come in a circle or lie beyond its end")
+            seen.add(place)
+            (n,) = n_tags.unpack_from(data, place)
+            end = place + n_tags.size + n * tag.size
+            if n > _MAX_TAGS or end + offset.size > len(data):
+                raise _damaged(path, f"a directory of {n} tags does not fit into it")
+            if not is_inner:
+                waiting.append((offset.unpack_from(data, end)[0], False))
+            for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
+                n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
+                n_left -= tag.size + n_value_bytes
+                if n_left < 0:
+                    raise _damaged(path, "its directories promise more than it holds")
+                if code in _SUBDIRECTORIES:
+                    waiting += [(found, True) for found in _offsets(data, offset, n_value_bytes, value)]
 
 
 def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes) -> list[int]:

@@ -60,14 +60,7 @@ def n_samples_described(root: ElementTree.Element) -> list[int]:
 def read_fields(
     path: Path, root: ElementTree.Element, index: int, metadata: Metadata
 ) -> tuple[Metadata, dict[str, Any] | None, tuple[str, ...]]:
-    """Add the fields of one image to the metadata of the tags.
-
-    Returns:
-        The metadata, the record of an earlier run, and notes on pixel sizes that were assumed.
-
-    Raises:
-        MalformedInputError: no such image.
-    """
+    """Add the fields of one image to the metadata of the tags; return the record and notes, too."""
     images = root.findall("Image")
     if index >= len(images):
         raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")

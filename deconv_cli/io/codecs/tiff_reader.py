@@ -10,8 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.codec import StoredImage, pyramid_notes, zeros_of
@@ -26,9 +24,12 @@ CHANNEL_NAMES, PLANE_DISTANCE = "channel_names", "PhysicalSizeZ"
 
 _PHOTOMETRIC, _ORIENTATION, _EXTRA_SAMPLES = 262, 274, 338
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_COLOR_MAP, _ICC_PROFILE = 320, 34675
+_ICC_PROFILE = 34675
 _MIN_IS_WHITE, _PALETTE = 0, 3
-_NOT_ADDITIVE = {5: "CMYK", 8: "CIELAB", 32803: "the mosaic of a camera", 34892: "the raw colors of a camera"}
+_NOT_ADDITIVE = {
+    **{_PALETTE: "indices of a palette", 5: "CMYK", 8: "CIELAB"},
+    **{32803: "the mosaic of a camera", 34892: "the raw colors of a camera"},
+}
 _SHAPED_STARTS = ('{"shape":', "shape=(")
 """Of descriptions that tifffile itself wrote."""
 _UNDERSTOOD = {
@@ -52,8 +53,7 @@ def read_tiff(path: Path, number: int | None) -> StoredImage:
     with opened_series(path, number) as (image, series):
         samples = series.asarray(maxworkers=1)
         native = samples.astype(samples.dtype.newbyteorder("="), copy=False).reshape(series.shape)
-        image = replace(image, samples=native)
-        return _with_palette(path, image, series.keyframe) if has_palette(series) else image
+        return replace(image, samples=native)
 
 
 @contextmanager
@@ -62,24 +62,31 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
 
     Raises:
         UsageError: no series of this number.
-        InputRefusedError: damaged, too large, in a color model that is not understood, or of another size than its OME
-            description says.
+        InputRefusedError: damaged, too large, or in a color model that is not understood.
     """
     with opened_tiff(path, by_parts=by_parts) as (opened, ome):
         index, series = choose_series(path, opened, number, by_parts=by_parts)
         page, imagej = series.keyframe, dict(opened.imagej_metadata or {})
         shaped = dict((opened.shaped_metadata or ({},) * (index + 1))[index])
         photometric = page.tags.valueof(_PHOTOMETRIC, default=1)
-        if photometric in _NOT_ADDITIVE:
+        is_microscopy, notes = bool(imagej) or ome is not None, pyramid_notes(len(series.levels) - 1)
+        if photometric == _PALETTE and is_microscopy:
+            # Microscopists color gray values for display; the indices are the measurement.
+            notes += ("the color table is for display only and was not applied",)
+        elif photometric in _NOT_ADDITIVE:
             name = _NOT_ADDITIVE[photometric]
             raise MalformedInputError(f"'{path}' should be gray, RGB or channels, but is {name}; convert it first.")
         metadata, record = _tag_metadata(page, has_unit_elsewhere=bool(imagej)), shaped.get(records.KEYWORD)
-        notes = pyramid_notes(len(series.levels) - 1)
         if imagej:
             metadata, record = _with_imagej(imagej, metadata), records.take_line(imagej.get("Info"))
         elif ome is not None:
             metadata, record, size_notes = tiff_ome.read_fields(path, ome, index, metadata)
-            _check_size(path, series.shape, tiff_ome.n_samples_described(ome)[index])
+            n_samples, n_described = math.prod(series.shape), tiff_ome.n_samples_described(ome)[index]
+            if n_described != n_samples:
+                raise MalformedInputError(
+                    f"'{path}' should hold {n_described} samples as its OME description says, but holds {n_samples}; "
+                    "it is cut short or damaged."
+                )
             notes += size_notes
         else:
             metadata = _with_description(page.description, shaped, metadata)
@@ -94,11 +101,6 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
             notes=notes,
         )
         yield image, series
-
-
-def has_palette(series: Any) -> bool:  # noqa: ANN401
-    """Check whether the samples of a series are indices into a table of colors."""
-    return bool(series.keyframe.tags.valueof(_PHOTOMETRIC, default=1) == _PALETTE) and "S" not in series.axes
 
 
 def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: ANN401
@@ -164,31 +166,3 @@ def _alpha(page: Any) -> str | None:  # noqa: ANN401
     extra = page.tags.valueof(_EXTRA_SAMPLES)
     kinds = extra if isinstance(extra, tuple) else (extra,)
     return {1: "associated", 2: "unassociated"}.get(kinds[0]) if len(kinds) == 1 else None
-
-
-def _check_size(path: Path, shape: tuple[int, ...], n_described: int) -> None:
-    n_samples = math.prod(shape)
-    if n_described != n_samples:
-        raise MalformedInputError(
-            f"'{path}' should hold {n_described} samples as its OME description says, but holds {n_samples}; it is cut "
-            "short or damaged."
-        )
-
-
-def _with_palette(path: Path, image: StoredImage, page: Any) -> StoredImage:  # noqa: ANN401
-    """Turn indices into colors; the table holds all reds, then all greens, then all blues, of 16 bits."""
-    if image.metadata.flavor:
-        # Microscopists color gray values for display; the indices are the measurement.
-        return image.noting("the color table is for display only and was not applied")
-    indices = np.asarray(image.samples)
-    table = np.asarray(page.tags.valueof(_COLOR_MAP, default=()), dtype=np.uint16).reshape(-1)
-    n_colors, largest = table.size // 3, int(indices.max(initial=0))
-    if table.size % 3 or indices.dtype.kind not in "ui" or largest >= n_colors:
-        raise MalformedInputError(
-            f"'{path}' should have a palette with a color for every index, but it has {n_colors} colors and indices "
-            f"up to {largest}; export it again as gray or RGB."
-        )
-    is_eight_bit = not (table % 257).any()
-    colors = ((table // 257).astype(np.uint8) if is_eight_bit else table).reshape(3, n_colors).T
-    samples = np.take(colors, indices.astype(np.intp), axis=0)
-    return replace(image, samples=samples, axes=image.axes + "S").noting("the palette was expanded to colors")

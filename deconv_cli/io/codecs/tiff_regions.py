@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,21 @@ import numpy.typing as npt
 from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
-from deconv_cli.io.codec import Array, StoredImage, WriteRequest, zeros_of
-from deconv_cli.io.codecs.tiff import TIFF, write_empty_tiff, write_record
+from deconv_cli.io.codec import StoredImage, zeros_of
 from deconv_cli.io.codecs.tiff_library import segment_decoder
-from deconv_cli.io.codecs.tiff_reader import has_palette, opened_series
+from deconv_cli.io.codecs.tiff_reader import opened_series
+from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.layout import Array
 from deconv_cli.io.limits import allowing, memory_budget
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.partial_file import PartialFile, put_in_place, refusing_to_write
-from deconv_cli.io.regions import (
+from deconv_cli.io.region_arrays import (
+    PartialFile,
     Region,
-    RegionFormat,
     RegionSource,
-    RegionTarget,
-    fingerprint_of_file,
     overlap,
+    put_in_place,
+    refusing_to_write,
     shape_of,
 )
 
@@ -73,7 +72,7 @@ class TiffGrid:
         letters = "".join(a for a, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or a in "YX")
         if n_outer < 0 or tuple(series.shape[n_outer:]) != tuple(page.shape) or page.axes != letters:
             raise MalformedInputError(
-                f"'{path}' should hold planes one after the other, but holds {series.axes} {tuple(series.shape)} as "
+                f"'{path}' should hold consecutive planes, but holds {series.axes} {tuple(series.shape)} as "
                 f"pages of {page.axes} {tuple(page.shape)}; save it again."
             )
         planes = tuple(int(size) for size in series.shape[:n_outer])
@@ -132,10 +131,10 @@ class TiffGrid:
 
 
 @functools.lru_cache(maxsize=8)
-def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid, bool]:
-    """Read and check the headers, again where the file has another version; return whether there is a palette, too."""
+def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid]:
+    """Read and check the headers, again where the file has another version."""
     with opened_series(path, series, by_parts=True) as (image, found):
-        return image, TiffGrid.of(path, found), has_palette(found)
+        return image, TiffGrid.of(path, found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +143,31 @@ class TiffSource(RegionSource):
 
     series: int | None = None
 
+    @classmethod
+    def of(cls, path: Path, series: int | None) -> TiffSource:
+        """Open a series; refuse one that needs more than its samples by `MalformedInputError`."""
+        with refusing_damage(path, "a TIFF file"):
+            image, grid = _headers(path, series, (path.stat().st_mtime_ns,))
+        if image.alpha is not None or image.orientation != 1:
+            other = "an alpha channel" if image.alpha is not None else f"orientation {image.orientation}"
+            raise MalformedInputError(
+                f"'{path}' should hold upright gray, RGB or channels to be read by parts, but has {other}; convert it "
+                "first."
+            )
+        return cls(
+            *(path, image.shape, image.dtype, image.axes, "TIFF", grid.chunk),
+            is_picture=True,
+            metadata=image.metadata,
+            record=image.record,
+            notes=image.notes,
+            series=series,
+        )
+
     def read(self, region: Region) -> Array:
         """Read a part; one tile or strip at a time is decoded."""
         # `open` has compared what it promises with its size, perhaps in another process.
-        with refusing_damage(self.path, f"a {TIFF.name} file"), allowing(memory_budget()):
-            _, grid, _ = _headers(self.path, self.series, (self.path.stat().st_mtime_ns,))
+        with refusing_damage(self.path, "a TIFF file"), allowing(memory_budget()):
+            _, grid = _headers(self.path, self.series, (self.path.stat().st_mtime_ns,))
             outer, inner = grid.in_planes(region)
             found = np.empty(shape_of((*outer, *inner)), self.dtype)
             if grid.is_raw:
@@ -164,10 +183,6 @@ class TiffSource(RegionSource):
                     here, there = overlap(inner, box)
                     found[index][here] = samples[None][there]
             return found.reshape(shape_of(region))
-
-    def fingerprint(self) -> str:
-        """Hash the headers, with size and time of the file."""
-        return fingerprint_of_file(self.path, self.shape, self.dtype, self.axes, self.series)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +204,7 @@ class TiffTarget(PartialFile):
 
     def read(self, region: Region) -> Array:
         """Read a part that was written."""
-        return TIFF_REGIONS.open(self._written, None).read(region)
+        return TiffSource.of(self._written, None).read(region)
 
     def write(self, region: Region, samples: Array) -> None:
         """Write a part, tile by tile."""
@@ -207,7 +222,7 @@ class TiffTarget(PartialFile):
 
     def finish(self, record: dict[str, Any]) -> None:
         """Add the record, and rename the file."""
-        complete = TIFF.record_to_keep(records.complete_record(record, self.shape, self.dtype, None))
+        complete = records.without_folders(records.complete_record(record, self.shape, self.dtype, None))
         with refusing_to_write(self.path):
             synchronize(partial_path(self.path))  # before the record, since a file with a record is not resumed
             write_record(partial_path(self.path), self.metadata, complete)
@@ -216,7 +231,7 @@ class TiffTarget(PartialFile):
 
 def _grid_of(partial: Path) -> TiffGrid:
     """Read the grid of a file in the making; its samples change, but not its inode."""
-    with refusing_damage(partial, f"a {TIFF.name} file"):
+    with refusing_damage(partial, "a TIFF file"):
         found = partial.stat()
         return _headers(partial, None, (found.st_ino, found.st_size))[1]
 
@@ -224,46 +239,3 @@ def _grid_of(partial: Path) -> TiffGrid:
 def tile_side(length: int) -> int:
     """Compute the side of the tiles of a plane of this length."""
     return min(TILE, -(-length // 16) * 16)
-
-
-class TiffRegions(RegionFormat):
-    """Tiles and strips in, tiled BigTIFF out: OME's kind as for whole files, else plain.
-
-    ImageJ's kind ends at 4 GB and has no tiles, so its files become plain ones.
-    """
-
-    def open(self, path: Path, member: str | int | None) -> RegionSource:
-        """Open a series."""
-        series = None if member is None else int(member)
-        with refusing_damage(path, f"a {TIFF.name} file"):
-            image, grid, is_palette = _headers(path, series, (path.stat().st_mtime_ns,))
-        others = {"a palette": is_palette, "an alpha channel": image.alpha is not None}
-        others[f"orientation {image.orientation}"] = image.orientation != 1
-        if other := next((what for what, is_other in others.items() if is_other), None):
-            raise MalformedInputError(
-                f"'{path}' should hold upright gray, RGB or channels to be read by parts, but has {other}; convert it "
-                "first."
-            )
-        return TiffSource(
-            *(path, TIFF.name, image.shape, image.dtype, image.axes, grid.chunk),
-            is_picture=True,
-            metadata=image.metadata,
-            record=image.record,
-            notes=image.notes,
-            series=series,
-        )
-
-    def plan(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide on the axes, the tiles and the metadata."""
-        flavor = "ome" if request.flavor == "ome" else ""
-        request = replace(request, flavor=flavor)
-        image = TIFF.describe_result(request, layout, replace(source.metadata, flavor=flavor))
-        is_together = image.axes.endswith("S")
-        unit = tuple(
-            tile_side(length) if letter in "YX" else length if letter == "S" and is_together else 1
-            for letter, length in zip(image.axes, image.shape, strict=True)
-        )
-        return TiffTarget(request.path, image.shape, request.dtype, image.axes, unit, image.notes, image.metadata)
-
-
-TIFF_REGIONS = TiffRegions()

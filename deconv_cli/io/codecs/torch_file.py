@@ -1,6 +1,6 @@
 """PyTorch .pt, read by torch's weights-only reader: it builds tensors and allowed classes, and runs nothing else.
 
-Code from outside, constructors of layers and functions that a pickle calls, may allocate a limited memory.
+Constructors of layers and functions that a pickle calls may allocate a limited memory.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError
+from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, warnings_here
 from deconv_cli.io import limits
 from deconv_cli.io.codec import StoredImage
 from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.tensors import TensorCodec, TensorFile
-from deconv_cli.thread_warnings import warnings_here
 from deconv_cli.vocabulary import format_memory
 
 _ARCHIVE = b"PK\x03\x04"
@@ -94,9 +92,7 @@ def load_weights_only(
         advice: for the user about names that are not allowed.
 
     Raises:
-        UnsafeInputError: the pickle names other classes or functions, or has operations that the reader lacks.
-        MalformedInputError: the file is damaged.
-        TooLargeError: the file, or its content, is larger than half of the memory.
+        InputRefusedError: unsafe, damaged, or larger than half of the memory.
     """
     n_stored = path.stat().st_size
     limits.check_budget(path, n_stored)
@@ -203,53 +199,30 @@ def _refusal(path: Path, reason: str, allowed: set[str], advice: str) -> UnsafeI
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Refuse, before the memory is taken, to hold new tensors of more than some bytes at once.
+    """Refuse, before the memory is taken, to allocate tensors of more than `n_most` bytes together.
 
     Every operation that makes a tensor is first run on the `meta` device, which knows sizes and holds no samples.
-
-    Args:
-        what: the file or the class whose code runs, named in the error.
-        n_most: bytes that the tensors may take together; by default half of the memory.
-
-    Raises:
-        TooLargeError: the tensors would be larger together.
+    Raises `TooLargeError`, which names the file `what`.
     """
 
-    def __init__(self, what: str, n_most: int | None = None) -> None:
+    def __init__(self, what: str, n_most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._what, self._n_most = what, n_most
-        self._made: list[tuple[StorageWeakRef, int]] = []
-        self._n_bytes = 0
+        self._what, self._n_most, self._n_bytes = what, min(n_most, limits.memory_budget()), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Count the bytes that an operation allocates, then run it."""
         keywords = kwargs or {}
-        n_bytes = _new_bytes(func, args, keywords)
-        self._count(n_bytes)
-        made = func(*args, **keywords)
-        if n_bytes:
-            self._made += [(StorageWeakRef(tensor.untyped_storage()), tensor.nbytes) for tensor in _dense_tensors(made)]
-        return made
-
-    def _count(self, n_bytes: int) -> None:
-        budget = min(limits.memory_budget(), self._n_most or limits.memory_budget())
-        if self._n_bytes + n_bytes > budget:
-            self._made = [(storage, size) for storage, size in self._made if not storage.expired()]
-            self._n_bytes = sum(size for _, size in self._made)
-        self._n_bytes += n_bytes
-        if self._n_bytes > budget:
+        self._n_bytes += _new_bytes(func, args, keywords)
+        if self._n_bytes > self._n_most:
             raise TooLargeError(
-                f"'{self._what}' would allocate {format_memory(self._n_bytes)}, but at most {format_memory(budget)} "
-                "may be used; make its layers smaller."
+                f"'{self._what}' would allocate {format_memory(self._n_bytes)}, but at most "
+                f"{format_memory(self._n_most)} may be used; make its layers smaller."
             )
+        return func(*args, **keywords)
 
 
 def _new_bytes(function: Any, arguments: Any, keywords: dict[str, Any]) -> int:  # noqa: ANN401 (an operation of torch)
     """Compute the bytes of the tensors that an operation makes; 0 for views and writes, and where no size is known."""
-    leaves = pytree.tree_leaves((arguments, keywords))
-    # Tensors that only trace, as those of torch.export, hold no samples, and must not be computed with here.
-    if any(isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, torch.nn.Parameter) for leaf in leaves):
-        return 0
     schema = function._schema
     if any(returned.alias_info is not None for returned in schema.returns) or str(keywords.get("device")) == "meta":
         return 0
@@ -258,12 +231,7 @@ def _new_bytes(function: Any, arguments: Any, keywords: dict[str, Any]) -> int: 
         arguments, keywords = pytree.tree_map_only(
             torch.Tensor, lambda tensor: tensor.to("meta"), (arguments, keywords)
         )
-        return sum(tensor.nbytes for tensor in _dense_tensors(function(*arguments, **keywords | device)))
+        leaves = pytree.tree_leaves(function(*arguments, **keywords | device))
     except Exception:  # noqa: BLE001  sizes that depend on samples are unknown on this device
         return 0
-
-
-def _dense_tensors(made: Any) -> list[torch.Tensor]:  # noqa: ANN401 (the result of an operation)
-    return [
-        leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
-    ]
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deconv_cli.errors import UsageError
-from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, Codec, StoredImage, WriteRequest
+from deconv_cli.io import limits
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.codecs.zarr_source import NAME, describe_zarr, open_store, open_stored, zarr_package
-from deconv_cli.io.files import FOLDER, write_member
-from deconv_cli.io.layout import Layout
+from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, open_stored
+from deconv_cli.io.codecs.zarr_writer import (
+    ZarrTarget,
+    build_levels,
+    describe_arrays,
+    each_unit,
+    open_described,
+    plan_arrays,
+    write_descriptions,
+)
+from deconv_cli.io.files import FOLDER, refusing_damage
+from deconv_cli.io.layout import Layout, working_bytes
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.samples import working_bytes
+from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
 OME_SUFFIX = ".ome.zarr"
-FORMAT_FILE = "zarr.json"
-"""The description of an array or a group, in the folder of each."""
-_CHUNKS = {"YX": 512, "ZYX": 256}
-"""Rows and columns of a chunk of planes and of stacks, which are cut along Z too."""
-_DEPTH = 32
+_MAX_UNIT_BYTES = 64 * 2**20
+"""Of a chunk or shard that is kept from the source."""
 
 
 class Zarr(Codec):
@@ -52,7 +55,6 @@ class Zarr(Codec):
     def check(self, request: WriteRequest) -> None:
         """Refuse axes that OME-Zarr lacks, where the name asks for it, and several resolutions of a bare array."""
         if is_ome(request):
-            _check_levels(request)
             return
         if _is_ome_name(request.path):
             raise UsageError(
@@ -90,10 +92,28 @@ class Zarr(Codec):
         documents = describe_arrays(path, specs)
         samples = np.asarray(image.samples)
         array = open_described(path, documents, specs[0].member)
-        for region in _each_unit(array):
+        for region in each_unit(array):
             array[region] = samples[region]
         build_levels(lambda level: open_described(path, documents, specs[level].member), len(specs), image.axes)
-        write_descriptions(path, documents, specs, image, channel_windows([samples], image.axes))
+        write_descriptions(path, documents, specs, image)
+
+    def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
+        """Open an array, or the full resolution of an image."""
+        with refusing_damage(path, f"a {self.name}"):
+            source, _ = describe_zarr(path, None if member is None else int(member))
+            open_stored(path, source.member)
+        return source
+
+    def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
+        """Decide on the axes, the chunks, the resolutions and the metadata; keep the chunks and shards of a Zarr."""
+        image = self.describe_result(request, layout, source.metadata)
+        specs = plan_arrays(image, *_units_of(source, image.axes, request.dtype))
+        return ZarrTarget(
+            *(request.path, image.shape, request.dtype, image.axes, specs[0].shard or specs[0].chunk, image.notes),
+            specs=specs,
+            documents=tuple(describe_arrays(request.path, specs).items()),
+            metadata=image.metadata,
+        )
 
 
 ZARR = Zarr()
@@ -118,164 +138,9 @@ def _renamed(axes: str) -> str:
     return "".join(free.pop(0) if letter not in zarr_ome.AXES and free else letter for letter in axes)
 
 
-def _check_levels(request: WriteRequest) -> None:
-    """Refuse by `UsageError` more resolutions than there are down to a single pixel."""
-    sizes = dict(zip(request.layout.axes, request.layout.sizes, strict=True))
-    longest = max(sizes["Y"], sizes["X"])
-    n_most = 1 + (longest - 1).bit_length()
-    if request.n_levels > n_most:
-        raise UsageError(
-            f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a side has "
-            f"{n_most}."
-        )
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """An array to be made.
-
-    Attributes:
-        member: its path in the folder; empty for the folder itself.
-        shape: of the whole.
-        chunk: samples that are compressed together.
-        shard: samples that lie in one file; `None` where each chunk has its own.
-        dtype: NumPy name of the sample type.
-        axes: a letter for each axis.
-    """
-
-    member: str
-    shape: tuple[int, ...]
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...] | None
-    dtype: str
-    axes: str
-
-
-def plan_arrays(
-    image: StoredImage, chunk: tuple[int, ...] | None = None, shard: tuple[int, ...] | None = None
-) -> tuple[ArraySpec, ...]:
-    """Plan the array of each resolution of an image; a bare array has one, without a name."""
-    chunk = chunk or _default_chunk(image.shape, image.axes)
-    if image.metadata.flavor != zarr_ome.FLAVOR:
-        return (ArraySpec("", image.shape, chunk, shard, image.dtype, image.axes),)
-    shapes = [image.shape]
-    for _ in range(1, image.n_levels):
-        # An odd side keeps its last pixel.
-        halves = [(n + 1) // 2 if a in "YX" else n for n, a in zip(shapes[-1], image.axes, strict=True)]
-        shapes.append(tuple(halves))
-    return tuple(ArraySpec(str(n), shape, chunk, shard, image.dtype, image.axes) for n, shape in enumerate(shapes))
-
-
-def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """Choose chunks of one to eight million bytes: of planes, or of stacks where there is depth."""
-    sizes = dict(zip(axes, shape, strict=True))
-    if not {"Y", "X"} <= set(axes):
-        return tuple(min(n, 2**20) if i + 1 == len(shape) else 1 for i, n in enumerate(shape))
-    side = _CHUNKS["ZYX" if sizes.get("Z", 1) > 1 else "YX"]
-    largest = {"Z": _DEPTH, "Y": side, "X": side}
-    return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
-
-
-def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
-    """Write the descriptions of arrays, and of the group around them, as texts by their names."""
-    with zarr_package(path) as zarr:
-        made: dict[str, Any] = {}
-        store = zarr.storage.MemoryStore(store_dict=made)
-        if specs[0].member:
-            zarr.create_group(store=store)
-        for spec in specs:
-            zarr.create_array(
-                store=store,
-                name=spec.member or None,
-                shape=spec.shape,
-                chunks=spec.chunk,
-                shards=spec.shard,
-                dtype=spec.dtype,
-                fill_value=0,
-                # Of the whole chunk, so that a damaged one is noticed.
-                compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
-                dimension_names=[letter.lower() for letter in spec.axes],
-            )
-        return {name: bytes(content.to_bytes()).decode() for name, content in made.items()}
-
-
-def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
-    """Open an array for writing that has no description of its own yet, only chunks.
-
-    As long as a folder lacks its description, no program reads it as an array.
-    """
-    with zarr_package(path) as zarr:
-        content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}
-        memory = zarr.storage.MemoryStore(store_dict=content, read_only=True)
-        described = zarr.open_array(store=memory, path=member, mode="r")
-        place = zarr.storage.StorePath(open_store(zarr, path, read_only=False), member)
-        # Chunks of zeros are written too, so that every missing chunk is one that was forgotten.
-        return zarr.Array(
-            zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
-        )
-
-
-def write_descriptions(
-    path: Path,
-    documents: dict[str, str],
-    specs: tuple[ArraySpec, ...],
-    image: StoredImage,
-    windows: list[tuple[float, float]],
-) -> None:
-    """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
-    attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
-    if specs[0].member:
-        members = [spec.member for spec in specs]
-        attributes |= zarr_ome.group_attributes(members, image.axes, image.metadata, windows)
-    root = json.loads(documents[FORMAT_FILE])
-    root["attributes"] = root.get("attributes", {}) | attributes
-    complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
-    for name in sorted(complete, key=lambda name: -name.count("/")):
-        write_member(path / name, complete[name].encode())
-
-
-def channel_windows(parts: list[Array], axes: str) -> list[tuple[float, float]]:
-    """Compute the least and the largest value of each channel, or of all samples where there is no axis of them."""
-    place = axes.find("C")
-    by_channel = [np.moveaxis(part, place, 0) if place >= 0 else part[None] for part in parts]
-    lows = np.concatenate([part.reshape(len(part), -1).min(axis=1) for part in by_channel])
-    highs = np.concatenate([part.reshape(len(part), -1).max(axis=1) for part in by_channel])
-    return [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
-
-
-def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
-    """Compute all resolutions but the first, each from the one before, one file at a time.
-
-    Args:
-        open_level: opens a resolution by its number, 0 the full one, for reading and writing.
-        n_levels: number of resolutions.
-        axes: letters of the axes.
-    """
-    factors = [2 if letter in "YX" else 1 for letter in axes]
-    for level in range(1, n_levels):
-        larger, smaller = open_level(level - 1), open_level(level)
-        for region in _each_unit(smaller):
-            doubled = tuple(slice(part.start * n, part.stop * n) for part, n in zip(region, factors, strict=True))
-            smaller[region] = halve(larger[doubled], axes)
-
-
-def _each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
-    """List the regions of an array that lie in one file each; written one at a time, a failure leaves none pending."""
-    axes = zip(array.shape, array.shards or array.chunks, strict=True)
-    return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
-
-
-def halve(samples: Array, axes: str) -> Array:
-    """Average two by two pixels along Y and X; the last one of an odd side is averaged along the other axis alone.
-
-    Whole numbers are rounded, half to even.
-    """
-    values = samples.astype(np.float64)
-    for place in (i for i, letter in enumerate(axes) if letter in "YX"):
-        odd = values.shape[place] % 2
-        padded = np.pad(values, [(0, odd if i == place else 0) for i in range(values.ndim)], mode="edge")
-        pairs = padded.reshape(*padded.shape[:place], -1, 2, *padded.shape[place + 1 :])
-        values = pairs.mean(axis=place + 1)
-    rounded = np.rint(values) if samples.dtype.kind in "ui" else values
-    found: Array = rounded.astype(samples.dtype)
-    return found
+def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Keep chunk and shard of a Zarr of the same axes, unless they are too large to be worked on one by one."""
+    if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
+        return None, None
+    n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
+    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (None, None)

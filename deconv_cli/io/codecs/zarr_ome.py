@@ -108,11 +108,8 @@ def group_attributes(
 ) -> dict[str, Any]:
     """Describe an image as the attribute `ome` of its group.
 
-    Args:
-        members: names of its arrays, the full resolution first, each half the size of the one before.
-        axes: letters of the axes, in the order T, C, Z, Y, X.
-        metadata: of the image.
-        windows: the least and the largest value of each channel in viewers.
+    `members` names its arrays, the full resolution first, each half the size of the one before. `windows` holds the
+    least and the largest value of each channel.
     """
     known, time = metadata.resolution, metadata.native.get(_TIME, {})
     scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})

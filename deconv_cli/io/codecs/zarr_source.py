@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,24 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
-from deconv_cli.io.codec import Array, pyramid_notes
+from deconv_cli.io.codec import pyramid_notes
 from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.files import MARKS, address_of, list_members, options_of, reaching, read_member, refusing_damage
+from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.regions import Region, RegionSource
-from deconv_cli.thread_warnings import warnings_here
+from deconv_cli.io.region_arrays import Region, RegionSource
 
 NAME = "Zarr"
 HALF_WRITTEN = ".partial"
 """Ending of the name of an unfinished chunk of the package zarr."""
 
-_MAX_BYTES = 64 * 2**20
-"""Of a description."""
 _LAYOUT = "bioformats2raw.layout"
 """Marks a group that holds several images, called 0, 1, ..."""
-_MAX_SERIES = 4096
 _MANY, _PARTS_TO_OPEN = 16, 64
 _DESCRIPTIONS = ("zarr.json", ".zarray", ".zattrs", "plan.json")
 """Files of an array that hold no samples."""
@@ -91,47 +88,40 @@ def open_stored(path: Path, member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
 
 
 def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
-    """Read the descriptions in a folder, as far as they lead to the one image, or array, that was chosen.
+    """Describe the array, or the image, that was chosen, and count the bytes of its samples on the disk.
 
-    Returns:
-        The array, and the bytes of its files of samples; at an address, which may not list them, those of its samples.
+    At an address, which may not list its files, the bytes are those of the decoded samples.
 
     Raises:
         UsageError: no image of this number.
         MalformedInputError: damaged, several images and no number, or a group without an image.
-        UnsafeInputError: decoding it would open a pickle.
     """
-    array, attributes = _node(path, "")
-    member, metadata, notes = "", Metadata(), tuple[str, ...]()
-    record = attributes.get(records.KEYWORD)
-    if array is not None:
-        if series not in (None, 0):
-            raise UsageError(f"'{path}' holds a single array, but series={series} was chosen.")
-        axes = _named_axes(array, attributes)
-    else:
-        group, ome, multiscale = _choose_image(path, attributes, series)
-        place = PurePosixPath(group) / str(multiscale["datasets"][0]["path"])
-        if place.is_absolute() or ".." in place.parts:
-            raise MalformedInputError(f"'{path}' should hold its samples, but looks for them outside, in '{place}'.")
-        member, (array, _) = str(place), _node(path, str(place))
-        if array is None:
-            raise MalformedInputError(f"'{path}' describes an array '{place}', but holds none; it is not whole.")
-        axes = zarr_ome.read_axes(multiscale)
-        metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
-        notes = pyramid_notes(len(multiscale["datasets"]) - 1)
-    shape = tuple(int(size) for size in array["shape"])
-    kind = array["data_type"] if "data_type" in array else array["dtype"]
-    if not isinstance(kind, str) or kind.lstrip("<>|=").startswith("O"):
-        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {str(kind)[:80]}.")
-    # A filter of this name runs whatever code a chunk brings along.
-    codecs = json.dumps(array.get("codecs", array.get("filters"))).lower()
-    if "pickle" in codecs:
-        raise UnsafeInputError(f"'{path}' should hold numbers, but holds Python objects, which are not opened.")
+    with zarr_package(path) as zarr:
+        node = zarr.open(store=open_store(zarr, path, read_only=True), mode="r")
+        record, member, metadata, notes = node.attrs.get(records.KEYWORD), "", Metadata(), tuple[str, ...]()
+        if isinstance(node, zarr.Array):
+            if series not in (None, 0):
+                raise UsageError(f"'{path}' holds a single array, but series={series} was chosen.")
+            array, axes = node, _named_axes(node)
+        else:
+            group, ome, multiscale = _choose_image(path, node, series)
+            place = PurePosixPath(group) / str(multiscale["datasets"][0]["path"])
+            if place.is_absolute() or ".." in place.parts:
+                raise MalformedInputError(
+                    f"'{path}' should hold its samples, but looks for them outside, in '{place}'."
+                )
+            member = str(place)
+            if member not in node:
+                raise MalformedInputError(f"'{path}' describes an array '{place}', but holds none; it is not whole.")
+            array, axes = node[member], zarr_ome.read_axes(multiscale)
+            metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
+            notes = pyramid_notes(len(multiscale["datasets"]) - 1)
+    shape, dtype = tuple(int(size) for size in array.shape), array.dtype
+    if dtype.hasobject:
+        raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}.")
     if axes and len(axes) != len(shape):
         raise MalformedInputError(f"'{path}' names {len(axes)} axes of an array of shape {shape}.")
-    chunk, shard = _chunks(array)
-    dtype = "bfloat16" if kind == "bfloat16" else np.dtype(kind).newbyteorder("=").name
-    itemsize = max(np.dtype(kind).itemsize, 1)
+    chunk, shard, itemsize = array.chunks, array.shards, max(dtype.itemsize, 1)
     limits.check_budget(path, limits.array_bytes(chunk, itemsize))
     n_stored = limits.array_bytes(shape, itemsize)
     if not address_of(path):
@@ -139,10 +129,12 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
         notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
         n_stored = sum(sizes)
     # Each codec of a chain costs time for each chunk, and when the array is opened; most arrays have one to five.
-    n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + codecs.count("{") // _MANY)
+    described = array.metadata.to_dict()
+    n_codecs = str(described.get("codecs", described.get("filters"))).count("{")
+    n_parts = (_n_files(shape, chunk) + _PARTS_TO_OPEN) * (1 + n_codecs // _MANY)
     limits.check_expansion(path, 0, n_stored, n_parts=n_parts, by_parts=True)
     source = ZarrSource(
-        *(path, NAME, shape, dtype, axes, chunk),
+        *(path, shape, dtype.newbyteorder("=").name, axes, NAME, chunk),
         is_picture=True,
         metadata=metadata,
         record=record if isinstance(record, dict) else None,
@@ -183,14 +175,15 @@ def _check_files(
     return (f"{n_missing} of {n_files} files of samples are missing; their samples are the fill value of the array",)
 
 
-def _choose_image(path: Path, attributes: dict[str, Any], series: int | None) -> tuple[str, dict[str, Any], Any]:
+def _choose_image(path: Path, node: Any, series: int | None) -> tuple[str, dict[str, Any], Any]:  # noqa: ANN401
     """Choose an image of a group: the path of its own group, the metadata of that group, and its multiscale."""
-    ome = attributes.get("ome", attributes)
+    ome = _ome_of(node)
     if "plate" in ome or "well" in ome:
         raise MalformedInputError(f"'{path}' is a plate of many images; name one of them, such as {path.name}/A/1/0.")
     groups = [("", ome)]
-    if _LAYOUT in ome or _LAYOUT in attributes:
-        groups = [(str(n), found) for n in range(_MAX_SERIES) if (found := _ome_of(path, str(n)))]
+    if _LAYOUT in ome or _LAYOUT in node.attrs:
+        numbers = itertools.takewhile(lambda number: number in node, map(str, itertools.count()))
+        groups = [(number, _ome_of(node[number])) for number in numbers]
     images = [(member, found, one) for member, found in groups for one in found.get("multiscales", ())]
     if any(not one.get("datasets") for *_, one in images):
         raise MalformedInputError(f"'{path}' describes an image, but names no array of its samples; it is not whole.")
@@ -205,56 +198,15 @@ def _choose_image(path: Path, attributes: dict[str, Any], series: int | None) ->
     return images[series or 0]
 
 
-def _ome_of(path: Path, member: str) -> dict[str, Any]:
-    """Read the metadata of the image in a group; empty if there is no image."""
-    try:
-        _, attributes = _node(path, member)
-    except MalformedInputError:
-        return {}
+def _ome_of(node: Any) -> dict[str, Any]:  # noqa: ANN401
+    attributes = dict(node.attrs)
     found: dict[str, Any] = attributes.get("ome", attributes)
-    return found if "multiscales" in found else {}
-
-
-def _node(path: Path, member: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Read the description of a member, `None` for a group, and its attributes."""
-    place = path / member
-    third = _document(place, "zarr.json")
-    if third is not None:
-        is_array = third.get("node_type") == "array"
-        return third if is_array else None, dict(third.get("attributes") or {})
-    array = _document(place, ".zarray")
-    if array is None and _document(place, ".zgroup") is None:
-        raise MalformedInputError(f"'{path}' describes a member '{member}', but holds none; it is not whole.")
-    return array, _document(place, ".zattrs") or {}
-
-
-def _document(place: Path, name: str) -> dict[str, Any] | None:
-    content = read_member(place / name)
-    if content is None:
-        return None
-    found = json.loads(content) if len(content) <= _MAX_BYTES else None
-    if not isinstance(found, dict):
-        raise MalformedInputError(f"'{place}' has a description {name} that is none; it is damaged.")
     return found
 
 
-def _chunks(array: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Read the shape that is compressed together, and the shape in one file where that is larger."""
-    if "chunks" in array:
-        return tuple(int(n) for n in array["chunks"]), None
-    grid = array["chunk_grid"]
-    if grid["name"] != "regular":
-        raise ValueError(f"a grid of the kind {grid['name']}")
-    outer = tuple(int(n) for n in grid["configuration"]["chunk_shape"])
-    sharding = next((codec for codec in array["codecs"] if codec.get("name") == "sharding_indexed"), None)
-    if sharding is None:
-        return outer, None
-    return tuple(int(n) for n in sharding["configuration"]["chunk_shape"]), outer
-
-
-def _named_axes(array: dict[str, Any], attributes: dict[str, Any]) -> str:
+def _named_axes(array: Any) -> str:  # noqa: ANN401
     """Read the letters of axes, if each of their names is a letter."""
-    names = array.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or ()
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
     letters = "".join(str(name).upper() for name in names)
-    are_letters = len(letters) == len(names) == len(set(letters)) == len(array["shape"]) and letters.isalpha()
+    are_letters = len(letters) == len(names) == len(set(letters)) == len(array.shape) and letters.isalpha()
     return letters if are_letters and {"Y", "X"} & set(letters) else ""

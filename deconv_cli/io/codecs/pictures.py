@@ -1,0 +1,383 @@
+"""Pictures by Pillow, opened once their size is known: JPEG, PNG, BMP, GIF, WebP and AVIF.
+
+imagecodecs reads and writes the samples of PNG files of 16 bits, which Pillow would cut to 8 bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from deconv_cli.errors import MalformedInputError
+from deconv_cli.io import limits, records
+from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
+from deconv_cli.io.layout import Array
+from deconv_cli.io.metadata import Metadata, Resolution, put_record, split_exif
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+_BYTES_PER_PIXEL = 3
+_NEVER_CARRIED = {"XMP": "xmp", "Photoshop": "photoshop", "comment": "comment"}
+
+
+class PillowCodec(PictureCodec):
+    """A format of 8 bits that Pillow reads and writes."""
+
+    dtypes: tuple[str, ...] = ("uint8",)
+    plugin: tuple[str, str]
+    """Pillow's module of the format, and the class of its files in it."""
+    save_arguments: ClassVar[Mapping[str, Any]] = {}
+    """Pillow's arguments for every picture that is written."""
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[ImageFile]:
+        """Open a picture, and decode it once its size has been checked; refuse animations."""
+        n_bytes = path.stat().st_size
+        limits.check_budget(path, n_bytes)
+        module, kind = self.plugin
+        # Not by Image.open: it hides why a file was refused, and its limit of pixels is a constant.
+        file = getattr(importlib.import_module(f"PIL.{module}"), kind)
+        with path.open("rb") as stream, file(stream) as image:
+            limits.check_expansion(path, image.width * image.height * _BYTES_PER_PIXEL, n_bytes)
+            n_frames = getattr(image, "n_frames", 1)
+            if n_frames > 1:
+                raise MalformedInputError(
+                    f"'{path}' should be one picture, but is an animation of {n_frames} frames; export the frames as "
+                    "a TIFF stack."
+                )
+            image.load()
+            yield image
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        with self.opened(path) as image:
+            return _stored(image, *_plain_samples(path, image))
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture."""
+        from PIL import Image
+
+        options = {**self.save_arguments, **self.metadata_arguments(image)}
+        Image.fromarray(np.asarray(image.samples)).save(path, self.name, **options)
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """List Pillow's arguments for the metadata of a picture, and for the record of the run."""
+        return _save_options(image.metadata)
+
+
+def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
+    """Convert an opened picture to 8-bit gray, gray with alpha, RGB or RGBA samples, (H, W) or (H, W, S).
+
+    Returns:
+        The samples, and notes on the conversion.
+    """
+    is_transparent = "transparency" in image.info
+    with_alpha = {"L": "LA", "RGB": "RGBA"} if is_transparent else {}
+    targets = {
+        "P": ("RGBA" if is_transparent else "RGB", "the palette was expanded to colors"),
+        "PA": ("RGBA", "the palette was expanded to colors"),
+        "1": ("L", "black and white were read as 0 and 255"),
+        **{kind: (kind, "") for kind in ("L", "LA", "RGB", "RGBA")},
+        **{kind: (target, "the transparent color was read as alpha") for kind, target in with_alpha.items()},
+    }
+    if image.mode not in targets:
+        raise MalformedInputError(f"'{path}' should be gray or RGB, but is {image.mode}; convert it to RGB first.")
+    target, note = targets[image.mode]
+    return np.array(image if target == image.mode else image.convert(target)), (note,) if note else ()
+
+
+def _stored(
+    image: Image,
+    samples: Array,
+    notes: tuple[str, ...],
+    record: dict[str, Any] | None = None,
+    native: dict[str, Any] | None = None,
+) -> StoredImage:
+    """Add the metadata of an opened picture to its samples and notes.
+
+    The record of the run that wrote it is sought in the EXIF block if it is `None`; `native` is metadata of the format
+    alone.
+    """
+    block, orientation, inside = split_exif(image.info.get("exif"))
+    return StoredImage(
+        samples=samples,
+        axes="YX" if samples.ndim == 2 else "YXS",
+        metadata=Metadata(
+            resolution=_resolution(image.info.get("dpi")),
+            icc_profile=image.info.get("icc_profile") or None,
+            exif=block,
+            native=native or {},
+            unsupported=tuple(name for name, key in _NEVER_CARRIED.items() if image.info.get(key)),
+        ),
+        record=record or inside,
+        alpha="unassociated" if samples.ndim == 3 and samples.shape[2] in (2, 4) else None,
+        orientation=orientation,
+        notes=notes,
+    )
+
+
+def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
+    if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
+        return None
+    x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
+    return Resolution(x, y, "inch") if x and y else None
+
+
+def _save_options(known: Metadata) -> dict[str, Any]:
+    """List Pillow's arguments for the metadata that all these formats share."""
+    options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
+    if known.resolution:
+        per_inch = known.resolution.per("inch")
+        options["dpi"] = (float(per_inch.x), float(per_inch.y))
+    return {name: value for name, value in options.items() if value}
+
+
+class Bmp(PillowCodec):
+    """Windows bitmaps."""
+
+    name = "BMP"
+    suffixes = (".bmp",)
+    magic = (b"BM",)
+    carries = frozenset({"resolution"})
+    plugin = "BmpImagePlugin", "BmpImageFile"
+
+
+class Gif(PillowCodec):
+    """GIF files of one frame, which are only read: 256 colors would spoil a result."""
+
+    name = "GIF"
+    suffixes = (".gif",)
+    magic = (b"GIF87a", b"GIF89a")
+    plugin = "GifImagePlugin", "GifImageFile"
+    write = Codec.write
+
+
+class ExifCodec(PillowCodec):
+    """A format that holds the record of a run in its EXIF block."""
+
+    record_inside = True
+    holds_alpha = True
+    holds_gray = False
+    carries = frozenset({"icc_profile", "exif"})
+
+    def metadata_arguments(self, image: StoredImage) -> dict[str, Any]:
+        """List Pillow's arguments, among them the EXIF block with the record."""
+        block = put_record(image.metadata.exif, image.record or {})
+        return super().metadata_arguments(image) | {"exif": block}
+
+
+class WebP(ExifCodec):
+    """WebP files, written without loss."""
+
+    name = "WebP"
+    suffixes = (".webp",)
+    magic, magic_at = (b"WEBP",), 8
+    max_side = 16_383
+    plugin = "WebPImagePlugin", "WebPImageFile"
+    # Without `exact` the colors below full transparency would be zeroed.
+    save_arguments: ClassVar = {"lossless": True, "exact": True}
+
+    def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
+        """Explain why the alpha channel cannot be written; None if it can."""
+        is_opaque = bool((alpha == 255).all())
+        return "it is opaque everywhere, which WebP does not store" if is_opaque else None
+
+
+_CONFIGURATION, _MORE_THAN_8_BITS, _HEADER_BYTES = b"av1C", 0x40, 2**16
+
+
+class Avif(ExifCodec):
+    """AVIF files, written with little loss: of quality 95, with colors of full resolution."""
+
+    name = "AVIF"
+    suffixes = (".avif",)
+    magic, magic_at = (b"ftypavif", b"ftypavis"), 4
+    is_lossless = False
+    plugin = "AvifImagePlugin", "AvifImageFile"
+    save_arguments: ClassVar = {"quality": 95, "subsampling": "4:4:4"}
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture; Pillow keeps 8 bits of its samples."""
+        image = super().read(path)
+        with path.open("rb") as stream:
+            # By the AV1 Image File Format, section 2.2.
+            _, found, configuration = stream.read(_HEADER_BYTES).partition(_CONFIGURATION)
+        if found and configuration[2] & _MORE_THAN_8_BITS:
+            return image.noting("samples of more than 8 bits were read as 8 bits")
+        return image
+
+
+_MAX_EXIF, _MAX_DPI = 60_000, 65_535
+_MAX_SCANS = 64
+"""An ordinary progressive picture has about ten; each scan goes through all of the picture."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The marker of a segment, which no byte of a scan looks like (ITU-T T.81, annex B)."""
+_SCAN, _END = 0xDA, 0xD9
+
+
+class Jpeg(ExifCodec):
+    """JPEG files, written of quality 95, with colors of full resolution."""
+
+    name = "JPEG"
+    suffixes = (".jpg", ".jpeg")
+    magic = (b"\xff\xd8\xff",)
+    is_lossless = False
+    holds_alpha = False
+    holds_gray = True
+    carries = frozenset({"resolution", "icc_profile", "exif"})
+    max_side = 65_500
+    plugin = "JpegImagePlugin", "JpegImageFile"
+    save_arguments: ClassVar = {"quality": 95, "subsampling": 0}
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture."""
+        n_scans = _count_scans(path.read_bytes())
+        if n_scans > _MAX_SCANS:
+            raise MalformedInputError(f"'{path}' is a JPEG file of {n_scans} scans, but an honest one has about ten.")
+        with self.opened(path) as image:
+            stored = _stored(image, *_plain_samples(path, image))
+            tables: dict[int, list[int]] = getattr(image, "quantization", {})
+            if "mp" in image.info:
+                stored = stored.noting("the file holds further pictures after the first, which were not read")
+            return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
+
+    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+        """Choose the metadata; some are too large for the format."""
+        kept, lost = super().carry(request, image)
+        if kept.exif and len(kept.exif) > _MAX_EXIF:
+            kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
+        per_inch = kept.resolution.per("inch") if kept.resolution else None
+        if per_inch and not 1 <= min(per_inch.x, per_inch.y) <= max(per_inch.x, per_inch.y) < _MAX_DPI:
+            kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
+        return kept, lost
+
+
+def _count_scans(data: bytes) -> int:
+    """Count the scans of the first picture."""
+    place, n_scans = 2, 0
+    while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
+        n_scans += data[found.start() + 1] == _SCAN
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return n_scans
+
+
+_SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
+_COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+"""They are copied from the source to the result."""
+_UNDERSTOOD = {
+    *(*_COLOR_CHUNKS, b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS"),
+    *(b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"eXIf"),
+}
+_SAMPLES_PER_PIXEL = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""By color type."""
+_TEXT, _CHUNK = "text ", "PNG chunk "
+_LONG_TEXT = 1024
+
+
+class Png(PillowCodec):
+    """PNG files of 8 or 16 bits.
+
+    Source: Portable Network Graphics (PNG) Specification, third edition, W3C, sections 5 and 11.
+    """
+
+    name = "PNG"
+    suffixes = (".png",)
+    magic = (_SIGNATURE,)
+    dtypes = ("uint8", "uint16")
+    record_inside = True
+    holds_alpha = True
+    carries = frozenset({"resolution", "icc_profile", "exif"})
+    plugin = "PngImagePlugin", "PngImageFile"
+
+    def read(self, path: Path, member: str | int | None = None) -> StoredImage:
+        """Read a picture; the checksum of every chunk is compared."""
+        import imagecodecs
+
+        limits.check_budget(path, path.stat().st_size)
+        with path.open("rb") as stream:
+            chunks = list(_read_chunks(stream))
+        bit_depth, color_type = _check_size(path, chunks)
+        colors = {_CHUNK + name.decode(): content for name, content in chunks if name in _COLOR_CHUNKS}
+        unknown = sorted({name for name, _ in chunks} - _UNDERSTOOD)
+        with self.opened(path) as image:
+            samples, notes = _plain_samples(path, image) if bit_depth < 16 else (None, ())
+            if color_type == 0 and bit_depth in (2, 4):
+                notes = (*notes, f"{bit_depth}-bit gray was read as 0 to 255")
+            texts = {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
+            record = records.decode_record(texts.pop(records.KEYWORD, None))
+            native = {**{_TEXT + keyword: text for keyword, text in texts.items()}, **colors}
+            samples = imagecodecs.png_decode(path.read_bytes()) if samples is None else samples
+            stored = _stored(image, samples, notes, record, native)
+        unsupported = tuple(_CHUNK + name.decode() for name in unknown)
+        return replace(stored, metadata=replace(stored.metadata, unsupported=unsupported))
+
+    def write(self, path: Path, image: StoredImage) -> None:
+        """Write a picture: the samples by imagecodecs, everything else by Pillow around a single pixel."""
+        import imagecodecs
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        record = {_TEXT + records.KEYWORD: records.encode_record(image.record or {})}
+        for name, content in (image.metadata.native | record).items():
+            if name.startswith(_TEXT):
+                info.add_itxt(name.removeprefix(_TEXT), content, zip=len(content) > _LONG_TEXT)
+            else:
+                info.add(name.removeprefix(_CHUNK).encode(), content)
+        stream = io.BytesIO()
+        Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **_save_options(image.metadata))
+        described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))
+        between = described[_END_OF_HEADER : described.rindex(b"IDAT") - 4]
+        path.write_bytes(encoded[:_END_OF_HEADER] + between + encoded[_END_OF_HEADER:])
+
+
+def _read_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Read the chunks of a file down to IEND; Pillow's reader compares the checksums."""
+    from PIL.PngImagePlugin import ChunkStream
+
+    stream.seek(len(_SIGNATURE))
+    reader = ChunkStream(stream)
+    name = b""
+    while name != b"IEND":
+        name, _, size = reader.read()
+        content = stream.read(size)
+        if len(content) < size:
+            raise EOFError("it is cut short")
+        if name != b"IEND":
+            reader.crc(name, content)
+        yield name, content
+
+
+def _check_size(path: Path, chunks: list[tuple[bytes, bytes]]) -> tuple[int, int]:
+    """Compare the size in the header with the file and its rows; return bit depth and color type."""
+    name, content = chunks[0]
+    if name != b"IHDR" or len(content) != 13:
+        raise ValueError("it does not begin with its header")
+    width, height, bit_depth, color_type = struct.unpack(">IIBB", content[:10])
+    if color_type not in _SAMPLES_PER_PIXEL or bit_depth not in (1, 2, 4, 8, 16):
+        raise ValueError("its header is not valid")
+    n_samples = _SAMPLES_PER_PIXEL[color_type]
+    n_decoded = width * height * (4 if color_type == 3 else n_samples) * (4 if bit_depth == 16 else 1)
+    limits.check_expansion(path, n_decoded, path.stat().st_size)
+    # Pillow would add black rows. An interlaced picture has more bytes than this.
+    n_bytes = height * (1 + -(-width * bit_depth * n_samples // 8))
+    packed = b"".join(content for name, content in chunks if name == b"IDAT")
+    if len(zlib.decompressobj().decompress(packed, n_bytes)) < n_bytes:
+        raise EOFError("it lacks some of its rows")
+    return bit_depth, color_type
+
+
+PNG, JPEG, WEBP, AVIF, BMP, GIF = Png(), Jpeg(), WebP(), Avif(), Bmp(), Gif()

@@ -1,0 +1,263 @@
+"""Writing a Zarr: its arrays at each resolution, their chunks and their descriptions, whole or by parts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deconv_cli.errors import FileAccessError
+from deconv_cli.io import records
+from deconv_cli.io.atomic import partial_path
+from deconv_cli.io.codec import StoredImage, zeros_of
+from deconv_cli.io.codecs import zarr_ome
+from deconv_cli.io.codecs.zarr_source import HALF_WRITTEN, NAME, count_missing, open_store, zarr_package
+from deconv_cli.io.files import (
+    address_of,
+    is_member,
+    list_members,
+    read_member,
+    refuse_special,
+    refusing_damage,
+    remove,
+    write_member,
+)
+from deconv_cli.io.layout import Array
+from deconv_cli.io.metadata import Metadata
+from deconv_cli.io.region_arrays import Region, RegionTarget, put_in_place, refusing_to_write
+
+FORMAT_FILE = "zarr.json"
+"""The description of an array or a group, in the folder of each."""
+_CHUNKS = {"YX": 512, "ZYX": 256}
+"""Rows and columns of a chunk of planes and of stacks, which are cut along Z too."""
+_DEPTH = 32
+_PLAN = "plan.json"
+"""Marks a folder of chunks of an unfinished result, and describes that result."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An array to be made.
+
+    Attributes:
+        member: its path in the folder; empty for the folder itself.
+        shape: of the whole.
+        chunk: samples that are compressed together.
+        shard: samples that lie in one file; `None` where each chunk has its own.
+        dtype: NumPy name of the sample type.
+        axes: a letter for each axis.
+    """
+
+    member: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None
+    dtype: str
+    axes: str
+
+
+def plan_arrays(
+    image: StoredImage, chunk: tuple[int, ...] | None = None, shard: tuple[int, ...] | None = None
+) -> tuple[ArraySpec, ...]:
+    """Plan the array of each resolution of an image; a bare array has one, without a name."""
+    chunk = chunk or _default_chunk(image.shape, image.axes)
+    if image.metadata.flavor != zarr_ome.FLAVOR:
+        return (ArraySpec("", image.shape, chunk, shard, image.dtype, image.axes),)
+    shapes = [image.shape]
+    for _ in range(1, image.n_levels):
+        # An odd side keeps its last pixel.
+        halves = [(n + 1) // 2 if a in "YX" else n for n, a in zip(shapes[-1], image.axes, strict=True)]
+        shapes.append(tuple(halves))
+    return tuple(ArraySpec(str(n), shape, chunk, shard, image.dtype, image.axes) for n, shape in enumerate(shapes))
+
+
+def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Choose chunks of one to eight million bytes: of planes, or of stacks where there is depth."""
+    sizes = dict(zip(axes, shape, strict=True))
+    if not {"Y", "X"} <= set(axes):
+        return tuple(min(n, 2**20) if i + 1 == len(shape) else 1 for i, n in enumerate(shape))
+    side = _CHUNKS["ZYX" if sizes.get("Z", 1) > 1 else "YX"]
+    largest = {"Z": _DEPTH, "Y": side, "X": side}
+    return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
+
+
+def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
+    """Write the descriptions of arrays, and of the group around them, as texts by their names."""
+    with zarr_package(path) as zarr:
+        made: dict[str, Any] = {}
+        store = zarr.storage.MemoryStore(store_dict=made)
+        if specs[0].member:
+            zarr.create_group(store=store)
+        for spec in specs:
+            zarr.create_array(
+                store=store,
+                name=spec.member or None,
+                shape=spec.shape,
+                chunks=spec.chunk,
+                shards=spec.shard,
+                dtype=spec.dtype,
+                fill_value=0,
+                # Of the whole chunk, so that a damaged one is noticed.
+                compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
+                dimension_names=[letter.lower() for letter in spec.axes],
+            )
+        return {name: bytes(content.to_bytes()).decode() for name, content in made.items()}
+
+
+def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
+    """Open an array for writing that has no description of its own yet, only chunks.
+
+    As long as a folder lacks its description, no program reads it as an array.
+    """
+    with zarr_package(path) as zarr:
+        content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}
+        memory = zarr.storage.MemoryStore(store_dict=content, read_only=True)
+        described = zarr.open_array(store=memory, path=member, mode="r")
+        place = zarr.storage.StorePath(open_store(zarr, path, read_only=False), member)
+        # Chunks of zeros are written too, so that every missing chunk is one that was forgotten.
+        return zarr.Array(
+            zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
+        )
+
+
+def write_descriptions(path: Path, documents: dict[str, str], specs: tuple[ArraySpec, ...], image: StoredImage) -> None:
+    """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
+    attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
+    if specs[0].member:
+        members, windows = [spec.member for spec in specs], _windows(open_described(path, documents, "0"), image.axes)
+        attributes |= zarr_ome.group_attributes(members, image.axes, image.metadata, windows)
+    root = json.loads(documents[FORMAT_FILE])
+    root["attributes"] = root.get("attributes", {}) | attributes
+    complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
+    for name in sorted(complete, key=lambda name: -name.count("/")):
+        write_member(path / name, complete[name].encode())
+
+
+def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN401 (a zarr.Array)
+    """Estimate the least and the largest value of each channel from the file of samples in the middle."""
+    units = zip(array.shape, array.shards or array.chunks, strict=True)
+    middle = [slice(n // 2 // unit * unit, n // 2 // unit * unit + unit) for n, unit in units]
+    place, found = axes.find("C"), []
+    for channel in range(array.shape[place] if place >= 0 else 1):
+        region = [slice(channel, channel + 1) if i == place else part for i, part in enumerate(middle)]
+        samples = array[tuple(region)]
+        found.append((float(samples.min()), float(samples.max())))
+    return found
+
+
+def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
+    """Compute all resolutions but the first; `open_level` opens one by its number, 0 the full one."""
+    factors = [2 if letter in "YX" else 1 for letter in axes]
+    for level in range(1, n_levels):
+        larger, smaller = open_level(level - 1), open_level(level)
+        for region in each_unit(smaller):
+            doubled = tuple(slice(part.start * n, part.stop * n) for part, n in zip(region, factors, strict=True))
+            smaller[region] = halve(larger[doubled], axes)
+
+
+def each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
+    """List the regions of an array that lie in one file each; written one at a time, a failure leaves none pending."""
+    axes = zip(array.shape, array.shards or array.chunks, strict=True)
+    return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
+
+
+def halve(samples: Array, axes: str) -> Array:
+    """Average two by two pixels along Y and X; the last one of an odd side is averaged along the other axis alone.
+
+    Whole numbers are rounded, half to even.
+    """
+    values = samples.astype(np.float64)
+    for place in (i for i, letter in enumerate(axes) if letter in "YX"):
+        odd = values.shape[place] % 2
+        padded = np.pad(values, [(0, odd if i == place else 0) for i in range(values.ndim)], mode="edge")
+        pairs = padded.reshape(*padded.shape[:place], -1, 2, *padded.shape[place + 1 :])
+        values = pairs.mean(axis=place + 1)
+    rounded = np.rint(values) if samples.dtype.kind in "ui" else values
+    found: Array = rounded.astype(samples.dtype)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrTarget(RegionTarget):
+    """Chunks of a Zarr in the making.
+
+    On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie at their
+    final place, without the descriptions that would make them an array.
+    """
+
+    specs: tuple[ArraySpec, ...] = ()
+    """The array at each resolution."""
+    documents: tuple[tuple[str, str], ...] = ()
+    """The descriptions of the arrays, by their names."""
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the chunks."""
+        return self.path if address_of(self.path) else partial_path(self.path)
+
+    def create(self) -> bool:
+        """Write the plan; chunks of an earlier run stay if its plan was the same."""
+        plan = json.dumps(self.documents).encode()
+        with refusing_to_write(self.path):
+            if self.folder.is_symlink():
+                remove(self.folder)
+            refuse_special(self.folder / _PLAN)
+            before = read_member(self.folder / _PLAN) if self.is_begun() else None
+            if before == plan:
+                return True
+            # Without a plan there is nothing yet, or a finished result; another process would have written this plan.
+            if before is not None or is_member(self.folder / FORMAT_FILE):
+                remove(self.folder)
+            write_member(self.folder / _PLAN, plan)
+            return False
+
+    def read(self, region: Region) -> Array:
+        """Read chunks that were written."""
+        with refusing_damage(self.path, f"a {NAME}"):
+            folder = self.folder if self.is_begun() else self.path
+            found: Array = np.asarray(open_described(folder, dict(self.documents), self.specs[0].member)[region])
+            return found
+
+    def is_begun(self) -> bool:
+        """Look for the plan."""
+        with refusing_to_write(self.path):
+            return is_member(self.folder / _PLAN)
+
+    def write(self, region: Region, samples: Array) -> None:
+        """Write whole chunks or shards."""
+        self.check_units(region)
+        with refusing_to_write(self.path):
+            self._open(0)[region] = samples
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Compute the smaller resolutions, and write the descriptions."""
+        complete = records.without_folders(records.complete_record(record, self.shape, self.dtype, None))
+        image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
+        with refusing_to_write(self.path):
+            n_missing, n_files = count_missing(self.folder / self.specs[0].member, self.shape, self.unit)
+            if n_missing:  # they would be read as zeros
+                raise FileAccessError(
+                    f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
+                    f"'{self.folder}'; run again to write them."
+                )
+            build_levels(self._open, len(self.specs), self.axes)
+            write_descriptions(self.folder, dict(self.documents), self.specs, image)
+            for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
+                remove(self.folder / name)
+            if self.folder != self.path:
+                put_in_place(self.path)
+            remove(self.path / _PLAN)  # the last step: as long as the plan is there, a resumed run does all this again
+
+    def discard(self) -> None:
+        """Remove the chunks."""
+        with refusing_to_write(self.path):
+            remove(self.folder)
+
+    def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
+        return open_described(self.folder, dict(self.documents), self.specs[level].member)
