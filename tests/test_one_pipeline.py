@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import deconv_cli
 from deconv_cli.commands.app import app
-from deconv_cli.commands.cli_messages import with_options
+from deconv_cli.commands.console import with_options
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import FileOptions
 from deconv_cli.settings import ReconstructionSettings, option_name

@@ -24,8 +24,7 @@ from deconv_cli.commands import (
     kernel_make,
     kernel_psf,
 )
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import prepare_streams, print_error
+from deconv_cli.commands.console import prepare_streams, print_error, with_options
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
 from deconv_cli.errors import DeconvError, as_too_large

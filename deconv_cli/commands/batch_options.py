@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from deconv_cli.commands.input_files import FoundFile, expand
-from deconv_cli.commands.job import Job
 from deconv_cli.commands.option_checks import typed_options
 from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.parallel import Job
 from deconv_cli.errors import FileAccessError, UsageError
 
 MANY_FILES = "Many files"

@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import ExtraOutputs, rerun_line
+from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
+from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.job import Job, Outcome
-from deconv_cli.commands.large_files import LargeInput
-from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.open_large import open_large
+from deconv_cli.commands.open_large import LargeInput, LargeOptions, open_large
 from deconv_cli.commands.option_groups import (
     FileOptions,
     KernelOptions,
@@ -28,8 +24,8 @@ from deconv_cli.commands.option_groups import (
     WorkOptions,
     print_workers,
 )
-from deconv_cli.commands.piece_progress import PieceProgress
-from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.parallel import Job, JobResult
+from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
@@ -142,7 +138,7 @@ class BlockRestoration:
             print_block_summary(done, verbose=printed.verbose)
         _print_answer(describe_block_run(done), found.doubts, printed)
 
-    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
+    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
         """Restore one of several inputs."""
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
         from deconv_cli.io.atomic import make_parents
@@ -163,7 +159,7 @@ class BlockRestoration:
                 conclude=lambda done: _write_page(extra.page, describe(done)),
             )
         run = describe(found)
-        return Outcome(describe_block_run(run), partial(print_block_summary, run), found.doubts, lambda: None)
+        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), failures=found.doubts)
 
     def _restore_blocks(
         self,
@@ -279,7 +275,6 @@ class BlockRestoration:
     def _describe(
         self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction
     ) -> BlockInvertRun:
-        from deconv_cli.commands.context import environment_of
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
@@ -287,14 +282,11 @@ class BlockRestoration:
             kernel=large.loaded.source,
             notes=notes,
             environment=environment_of(self.device, found.task.problem.dtype, started),
-            rerun=rerun_line(
-                "invert",
+            rerun=Context("invert", self.files, self.device).rerun(
                 job.source,
                 {**self._options(large, found), **extra.as_options()},
-                device=self.device.type,
-                output=found.task.target.spelled_path,
-                files=self.files,
-                output_dtype=found.task.target.dtype,
+                found.task.target.spelled_path,
+                found.task.target.dtype,
             ),
             reconstruction=found,
             spacing=large.corner.spacing,

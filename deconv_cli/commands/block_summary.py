@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.console import print_note, print_table, print_warning, with_options
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.commands.summary import error_rows
 from deconv_cli.vocabulary import counted, format_lambda, format_memory, format_percent, format_size

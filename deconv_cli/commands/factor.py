@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deconv_cli.commands.console import print_answer, print_document
-from deconv_cli.commands.context import environment_of, pick, rerun_line
+from deconv_cli.commands.context import Context, environment_of, pick
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
     DeviceOption,
+    FileOptions,
     ForceOption,
     JsonOption,
     LayerKernelOptions,
@@ -87,8 +88,7 @@ def factor(
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
-    from deconv_cli.workflows.layer_settings import describe_undetermined
-    from deconv_cli.workflows.measurement import assess_well_posedness
+    from deconv_cli.workflows.measurement import assess_well_posedness, describe_undetermined
     from deconv_cli.workflows.resolution import InputMetadata, resolve
 
     check_state_path(output, kernel, force=force)
@@ -121,7 +121,7 @@ def factor(
         sha256=fingerprint(output),
         notes=notes,
         environment=environment_of(where, precision, started),
-        rerun=rerun_line("factor", None, _options(loaded, inverse), device=where.type, output=output),
+        rerun=Context("factor", FileOptions(), where).rerun(None, _options(loaded, inverse), output),
     )
     if not quiet:
         print_factor_summary(run)

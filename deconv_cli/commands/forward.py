@@ -13,8 +13,7 @@ import typer
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
 from deconv_cli.commands.console import print_note, show_picture
-from deconv_cli.commands.context import Context, describe_output, environment_of, pick, rerun_line
-from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
+from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
@@ -30,6 +29,7 @@ from deconv_cli.commands.option_groups import (
     WorkOptions,
     option,
 )
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
@@ -43,8 +43,6 @@ from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, fo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.io import PreparedOutput
-    from deconv_cli.report.run import ForwardRun
     from deconv_cli.workflows.apply_kernel import Noise
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
@@ -159,9 +157,9 @@ class ForwardWork(Work):
         """Where the arithmetic is."""
         return pick(self.device).type
 
-    def read(self, path: Path) -> Source:
+    def read(self, path: Path) -> LoadedFile:
         """Read an input."""
-        return Source(self.files.read(path))
+        return LoadedFile(self.files.read(path))
 
     def open(self) -> Process:
         """Read the kernel, unless each input describes its own optics."""
@@ -173,13 +171,14 @@ class ForwardWork(Work):
             self._apply, load_kernels(self.kernels, self.kernel_options, dimensions, read_first, [MICROSCOPE])
         )
 
-    def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+    def _apply_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         kernel = load_microscope(str(self.kernels[0]), source.image, self.given.dimensions)
         return self._apply(kernel, job, source, progress)
 
-    def _apply(self, kernel: LoadedKernel, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Convolve one input; the function that this returns writes the result."""
+    def _apply(self, kernel: LoadedKernel, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Convolve one input, write the result, and describe it."""
         from deconv_cli.report.run import ForwardRun
+        from deconv_cli.report.run_record import describe_run
         from deconv_cli.workflows.light import choose_light
 
         progress.begin("convolving")
@@ -187,7 +186,7 @@ class ForwardWork(Work):
         if noise is not None and self.tap is None:
             taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
             kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
-        context = Context("forward", kernel, self.files, pick(self.device))
+        started, context = source.started(), Context("forward", self.files, pick(self.device))
         known = kernel.recorded
         layer = self.given.layer_over(PLAIN if known is None else known.layer)
         boundary, padding = self.given.boundary, self.given.padding
@@ -195,11 +194,11 @@ class ForwardWork(Work):
             boundary = "zero" if known is None else known.boundary
         if padding is None:
             padding = "same" if known is None else known.padding
-        loaded = context.load(source)
-        light = choose_light(self.given.light, loaded.image.tone_curve)
-        n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
-        result = self._convolve(light.to_light(loaded.values, self.given.dtype), kernel, layer, boundary, padding)
+        image = context.move(kernel.arrange(source.image))
+        light = choose_light(self.given.light, image.tone_curve)
+        n_channels = kernel.kernel.with_layer(layer).n_outputs(image.values.shape[1])
+        plan = context.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
+        result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
             seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
             result = noise.add(result, seed)
@@ -218,30 +217,23 @@ class ForwardWork(Work):
         }
         run = ForwardRun(
             command="forward",
-            source=loaded.describe(job.source),
             kernel=kernel.source,
-            output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared),
-            environment=environment_of(context.device, result.dtype, loaded.started),
-            rerun=rerun_line(
-                context.command,
-                job.source,
-                kernel.options | again,
-                device=context.device.type,
-                output=job.target,
-                files=context.files,
-                output_dtype=prepared.dtype,
-            ),
+            notes=kernel.notes_on(image, prepared),
+            rerun=context.rerun(job.source, kernel.options | again, job.target, prepared.dtype),
             padding=padding,
             boundary=boundary,
-            input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),
+            input_size=tuple(image.values.shape[-kernel.kernel.n_axes :]),
             layer=layer,
             light=light,
             noise=text,
             seed=seed,
             tap=self.tap,
+            **context.describe(job, image, prepared, result.dtype, started),
         )
-        return partial(_write, run, prepared, result)
+        record = describe_run(run)
+        prepared.write(record)
+        show = partial(show_picture, result, n_axes=kernel.kernel.n_axes, is_color=image.is_picture)
+        return JobResult(job, record, partial(print_forward_summary, run), show)
 
     def _convolve(
         self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike
@@ -286,15 +278,6 @@ class ForwardWork(Work):
         for line in describe_warnings(caught):
             print_note(line)
         return result
-
-
-def _write(run: ForwardRun, prepared: PreparedOutput, result: Tensor) -> Outcome:
-    from deconv_cli.report.run_record import describe_run
-
-    record = describe_run(run)
-    prepared.write(record)
-    show = partial(show_picture, result, n_axes=run.kernel.kernel.n_axes, is_color=run.source.is_picture)
-    return Outcome(record, partial(print_forward_summary, run), (), show)
 
 
 def _own_seed(seed: int, source: Path) -> int:

@@ -15,7 +15,7 @@ from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption,
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import ExtraOutputs, pick
 from deconv_cli.commands.invert_work import InvertWork, is_estimate
-from deconv_cli.commands.large_options import LargeOptions
+from deconv_cli.commands.open_large import LargeOptions
 from deconv_cli.commands.option_groups import (
     KERNEL_OR_ESTIMATE_OPTION,
     DeviceOption,

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration
 from deconv_cli.commands.context import Context, ExtraOutputs, pick
-from deconv_cli.commands.job import Finish, Job, Process, Source, Work
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
-from deconv_cli.commands.large_files import is_large
-from deconv_cli.commands.large_options import LargeOptions
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
+from deconv_cli.commands.open_large import LargeOptions
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions, PrintOptions
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SettingValues
@@ -78,7 +77,7 @@ class InvertWork(Work):
     def _is_microscope(self) -> bool:
         return is_microscope(self.kernels, self.kernel_options)
 
-    def read(self, path: Path) -> Source:
+    def read(self, path: Path) -> LoadedFile:
         """Read an input; only a corner of one that is restored in blocks."""
         from deconv_cli.io.limits import allowing
 
@@ -93,17 +92,17 @@ class InvertWork(Work):
         source = vars(self)["_held"] = self.read(self.first)
         return source.image
 
-    def _read(self, path: Path) -> Source:
+    def _read(self, path: Path) -> LoadedFile:
         if not self.can_be_cut:
-            return Source(self.files.read(path))
+            return LoadedFile(self.files.read(path))
         blocks = self._in_blocks()
         is_wanted = self.large.block_size is not None
         image = None if is_wanted or is_large(path) else self.files.read(path)
         if image is None or not blocks.fits_surely(image.shape):
             found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
             if found is not None:
-                return Source(found.corner, found)
-        return Source(self.files.read(path) if image is None else image)
+                return LoadedFile(found.corner, found)
+        return LoadedFile(self.files.read(path) if image is None else image)
 
     @property
     def device_type(self) -> str:
@@ -133,11 +132,11 @@ class InvertWork(Work):
         whole = self._open_whole()
         return partial(self._by_size, whole) if self.can_be_cut else whole
 
-    def _by_size(self, whole: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore an input as a whole; or in blocks, all of them when it is its turn to be written."""
+    def _by_size(self, whole: Process, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Restore an input as a whole, or in blocks."""
         if source.large is None:
             return whole(job, source, progress)
-        return partial(self._in_blocks().restore, job, source.large, self.extra, progress)
+        return self._in_blocks().restore(job, source.large, self.extra, progress)
 
     def _in_blocks(self) -> BlockRestoration:
         return BlockRestoration(
@@ -147,8 +146,8 @@ class InvertWork(Work):
     def _open_whole(self) -> Process:
         where = pick(self.device)
         if self.chain is not None:
-            chain = ChainRestoration(self.chain, self.files, where, self.settings, self.printed, self.extra.page)
-            return chain.restore
+            context = Context("invert", self.files, where)
+            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.page).restore
         if is_estimate(self.kernels, self.kernel_options):
             return self._restore_blindly
         if self._is_microscope:
@@ -156,8 +155,8 @@ class InvertWork(Work):
         return self._restoration(self._load(where)).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
-        context = Context("invert", loaded, self.files, pick(self.device))
-        return Restoration(context, self.settings | settings, self.extra, self.printed)
+        context = Context("invert", self.files, pick(self.device))
+        return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
 
     def _load(self, where: torch.device) -> LoadedKernel:
         if self.factor is not None:
@@ -165,14 +164,14 @@ class InvertWork(Work):
         dimensions = self.settings.get("dimensions")
         return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
 
-    def _restore_by_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+    def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with the kernel of the optics that its file names."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
         return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
 
-    def _restore_blindly(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+    def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Find the kernel of one picture, and restore it.
 
         Raises:

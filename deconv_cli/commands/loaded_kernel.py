@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
-from deconv_cli.layer_options import LayerOptions
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import LONG, Convention, Size, check_padding, format_size, nearest_name
+from deconv_cli.vocabulary import (
+    LONG,
+    Convention,
+    PaddingLike,
+    Size,
+    check_padding,
+    format_size,
+    format_spacing,
+    nearest_name,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deconv_cli.io import ImageFile
+    from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import FactorInput, KernelInput
@@ -90,11 +99,38 @@ class LoadedKernel:
                 f"{format_size(seen)}; give a smaller one, or a larger picture."
             )
 
-    @property
-    def image_dimensions(self) -> int | None:
-        """Axes of space of the images, if given."""
+    def arrange(self, image: ImageFile) -> ImageFile:
+        """Put the axes of an image that the kernel spans last."""
         given = self.options.get("--dimensions")
-        return given if isinstance(given, int) else None
+        return image.spanned_by(self.kernel.n_axes, given if isinstance(given, int) else None)
+
+    def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
+        """Return whether image and output have the same size."""
+        from deconv_cli.operators.geometry import resolve_padding
+
+        size = self.kernel.size
+        return layer.is_plain and resolve_padding(padding, size).total == tuple(n - 1 for n in size)
+
+    def notes_on(self, image: ImageFile, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
+        """Collect the notes on kernel, input, arithmetic and output, in this order."""
+        of_picture = self.picture_notes if image.is_picture and not self.is_kernel_of(image) else ()
+        spacing = _spacing_notes(self.spacing, image.spacing)
+        return (*self.notes, *of_picture, *spacing, *image.notes, *more, *prepared.notes)
+
+
+def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
+    """Note that the taps of a kernel have another distance than the samples of the image."""
+    from deconv_cli.workflows.resolution import SAME_SPACING
+
+    if taps is None or samples is None or len(taps) != len(samples):
+        return ()
+    if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):
+        return ()
+    return (
+        f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
+        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
+        "image, or correct the distances in one of the two files",
+    )
 
 
 def load_kernels(

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.job import Done, Job
+from deconv_cli.commands.console import with_options
+from deconv_cli.commands.parallel import Job, JobResult
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, UsageError
 
 Line = dict[str, Any]
@@ -69,22 +69,22 @@ class Manifest:
         """Record that an output is about to be written."""
         self._add(job, {"status": BEGUN})
 
-    def end(self, done: Done) -> None:
+    def end(self, done: JobResult) -> None:
         """Record how a job ended."""
         line: Line = {"status": FAILED, "error": with_options(str(done.error))}
-        if done.outcome is None:
+        if done.record is None:
             line["input_sha256"] = _fingerprint(done.job.source)
             if self.wrote(done.job):  # before
                 line["output_sha256"] = _fingerprint(done.job.target)
         else:
-            record, doubts = done.outcome.record, [with_options(doubt) for doubt in done.outcome.doubts]
+            record, doubts = done.record, [with_options(failure) for failure in done.failures]
             line = {
                 "status": DOUBTED if doubts else DONE,
                 "input_sha256": record["inputs"][0]["sha256"] or _fingerprint(done.job.source),
                 "output_sha256": _fingerprint(done.job.target),
                 "samples_sha256": record["output"].get("samples_sha256"),
                 "doubts": doubts,
-                "warnings": [with_options(warning) for warning in done.outcome.warnings],
+                "warnings": [with_options(warning) for warning in done.warnings],
                 "notes": [with_options(note) for note in record["notes"]],
                 "rerun": record["rerun"],
             }

@@ -2,23 +2,100 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.large_files import LargeInput
+import typer
+
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.settings import ReconstructionSettings
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.block_problem import BlockProblem
+    from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.regions import RegionSource
+
+
+@dataclass(frozen=True, eq=False)
+class LargeInput:
+    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
+
+    source: RegionSource
+    corner: ImageFile
+    loaded: LoadedKernel
+    problem: BlockProblem
+    notes: tuple[str, ...]
+
+
+LARGE = "Large inputs"
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """How an input is cut that does not fit the memory, or that the user wants in blocks."""
+
+    block_size: Annotated[
+        str | None,
+        typer.Option(
+            "--block-size",
+            metavar="N|D,H,W",
+            help="Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
+            "--max-memory allows, if the whole does not fit it.",
+            show_default=False,
+            rich_help_panel=LARGE,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print how the input would be cut, with memory, halo, the expected error at the seams and the time; "
+            "write nothing.",
+            rich_help_panel=LARGE,
+        ),
+    ] = False
+
+    block_range: Annotated[
+        str | None,
+        typer.Option(
+            "--block-range",
+            metavar="i/N",
+            help="Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the "
+            "last job to end completes the result.",
+            show_default=False,
+            rich_help_panel=LARGE,
+        ),
+    ] = None
+
+    @property
+    def is_cut_anyway(self) -> bool:
+        """Whether an option was typed that has no use without blocks."""
+        return self.block_size is not None or self.dry_run or self.block_range is not None
+
+    def check(self, *, is_possible: bool, is_one: bool) -> None:
+        """Refuse by `UsageError` options that need a given kernel or a single input, or a share that is none."""
+        if self.is_cut_anyway and not is_possible:
+            raise UsageError(
+                "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
+                "not with --kernel estimate, --factor, --layers or --tap; leave them out, or give the kernel that "
+                "deconv kernel estimate finds."
+            )
+        if self.block_range is not None:
+            JobShare.parse(self.block_range)
+        if not is_one and (self.dry_run or self.block_range is not None):
+            raise UsageError(
+                f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "
+                "file alone."
+            )
 
 
 def open_large(
@@ -84,7 +161,7 @@ def _lay_out(
         loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
-    corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
+    corner = loaded.arrange(corner)
     loaded.refuse_for(corner, whole)
     kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
     settings = ReconstructionSettings.of(**{"defaults": kind} | given)

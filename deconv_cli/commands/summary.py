@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.console import print_note, print_table, print_warning, with_options
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.noise_model import describe_noise
 from deconv_cli.vocabulary import (

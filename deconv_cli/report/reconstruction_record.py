@@ -10,8 +10,8 @@ from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.operators.geometry import Pads
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 SCHEMA = 1

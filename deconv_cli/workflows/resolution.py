@@ -20,6 +20,7 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,
+    LambdaRule,
     Light,
     PaddingLike,
     Size,
@@ -28,7 +29,6 @@ from deconv_cli.vocabulary import (
     format_spacing,
     parse_padding,
 )
-from deconv_cli.workflows.layer_settings import check_settings_of_field, check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 SAME_SPACING = 0.01
@@ -307,6 +307,29 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         jpeg_table=metadata.jpeg_table,
         tests_alignment=_tests_alignment(kernel, kind, metadata),
     )
+
+
+def check_settings_of_field(settings: ReconstructionSettings) -> None:
+    """Refuse, by `UsageError`, to predict the error."""
+    if settings.predict:
+        raise UsageError(
+            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
+            "the frame; leave that out, or take the kernel of one place."
+        )
+
+
+def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
+    """Refuse, by `UsageError`, a choice of λ or of the noise that needs a torus of all pixels."""
+    chooses = settings.lam == "auto" or settings.lambda_rule is not None
+    needed = None
+    if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
+        needed, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
+    elif settings.noise == "auto":
+        needed, instead = "the kind of the noise is found", "take white noise"
+    elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
+        needed, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
+    if needed is not None:
+        raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
 
 
 def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:

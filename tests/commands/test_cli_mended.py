@@ -75,7 +75,7 @@ def test_outputs_that_differ_in_their_suffix_have_records_of_their_own(deconv, s
 
 
 def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):
-    import deconv_cli.workflows.built_inverses as workflow
+    import deconv_cli.workflows.estimators as workflow
 
     built = []
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from deconv_cli.commands.cli_messages import with_options
+from deconv_cli.commands.console import with_options
 from deconv_cli.settings import ReconstructionSettings, option_name
 
 

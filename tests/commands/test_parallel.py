@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deconv_cli.commands.job import Job, Outcome, Source
-from deconv_cli.commands.parallel import SharedCores, one_by_one, side_by_side
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, SharedCores, one_by_one, side_by_side
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.errors import MalformedInputError
 
@@ -25,16 +24,16 @@ def make_jobs(n):
 
 
 def outcome(job):
-    return Outcome({"number": job.number}, lambda: None, (), lambda: None)
+    return JobResult(job, {"number": job.number})
 
 
-def run(mode, jobs, read=lambda job: job, process=lambda job, source, progress: lambda: outcome(job), **shared):
+def run(mode, jobs, read=lambda job: job, process=lambda job, source, progress: outcome(job), **shared):
     """Read pictures of 100 samples, as far as the cores look at them."""
     picture = SimpleNamespace(values=torch.empty(100, device="meta"))
     if mode is side_by_side:
         shared.setdefault("cores", SharedCores(len(jobs), 2**30))
     progress_of = shared.pop("progress_of", lambda job: None)
-    return mode(jobs, lambda job: None if read(job) is None else Source(picture), process, progress_of, **shared)
+    return mode(jobs, lambda job: None if read(job) is None else LoadedFile(picture), process, progress_of, **shared)
 
 
 @pytest.fixture
@@ -52,10 +51,10 @@ def test_every_job_ends_once_and_in_order(mode):
     def process(job, source, progress):
         seen.append(job.number)
         time.sleep(0.002 * (job.number % 3))  # so that some are done before earlier ones
-        return lambda: outcome(job)
+        return outcome(job)
 
     done = list(run(mode, make_jobs(9), process=process))
-    assert [one.outcome.record["number"] for one in done] == sorted(seen) == list(range(1, 10))
+    assert [one.record["number"] for one in done] == sorted(seen) == list(range(1, 10))
     assert all(one.seconds >= 0 for one in done)
 
 
@@ -69,18 +68,18 @@ def test_an_error_is_that_of_its_job_and_the_others_go_on(mode, stage):
 
     def process(job, source, progress):
         fails("process", job)
-        return lambda: outcome(fails("finish", job))
+        return outcome(fails("finish", job))
 
     done = list(run(mode, make_jobs(6), lambda job: fails("read", job), process))
     assert [one.job.number for one in done] == [1, 2, 3, 4, 5, 6]
     assert [one.job.number for one in done if one.error is not None] == [3]
-    assert [one.job.number for one in done if one.outcome is not None] == [1, 2, 4, 5, 6]
+    assert [one.job.number for one in done if one.record is not None] == [1, 2, 4, 5, 6]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_needs_nothing_done_ends_without_outcome_and_error(mode):
+def test_what_needs_nothing_done_ends_without_record_and_error(mode):
     done = list(run(mode, make_jobs(3), read=lambda job: None if job.number == 2 else job))
-    assert [(one.outcome is None, one.error is None) for one in done] == [(False, True), (True, True), (False, True)]
+    assert [(one.record is None, one.error is None) for one in done] == [(False, True), (True, True), (False, True)]
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -90,7 +89,7 @@ def test_a_file_a_core_is_worked_on_at_once_and_one_more():
     def process(job, source, progress):
         meeting.wait()
         assert torch.get_num_threads() == 1
-        return lambda: outcome(job)
+        return outcome(job)
 
     assert [one.error for one in run(side_by_side, make_jobs(6), process=process)] == [None] * 6
 
@@ -132,7 +131,7 @@ def test_as_many_are_at_hand_as_fit_the_memory(n_bytes, at_most):
 
 
 def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("deconv_cli.commands.large_files.LARGE_FILE_BYTES", 100)
+    monkeypatch.setattr("deconv_cli.commands.parallel.LARGE_FILE_BYTES", 100)
     jobs, in_memory = [], set()
     for number, size in enumerate([10, 10, 200, 10, 200, 200, 10], start=1):
         (tmp_path / f"{number}.tif").write_bytes(bytes(size))
@@ -156,8 +155,8 @@ def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
 
 
 def test_results_that_wait_hold_no_image():
-    done = list(run(side_by_side, make_jobs(2), process=lambda job, source, progress: lambda: outcome(job)))
-    assert done[0].outcome.print_summary is done[1].outcome.show
+    done = list(run(side_by_side, make_jobs(2), process=lambda job, source, progress: outcome(job)))
+    assert done[0].print_summary is done[1].show
 
 
 @pytest.mark.usefixtures("two_cores")

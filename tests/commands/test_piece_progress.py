@@ -3,8 +3,7 @@
 import pytest
 import typer
 
-from deconv_cli.commands.piece_progress import PieceProgress
-from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.progress import PieceProgress, WorkProgress
 
 
 @pytest.mark.parametrize(

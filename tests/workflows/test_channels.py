@@ -9,7 +9,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.workflows.channels import _notes
+from deconv_cli.workflows.reconstruction import _notes
 from deconv_cli.workflows.trust import Clipping, DoubtReason
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])

@@ -11,7 +11,7 @@ from deconv_cli.diagnostics.torus_modes import torus_modes
 from deconv_cli.layer_options import LayerOptions
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.settings import ReconstructionSettings
-from deconv_cli.workflows.diagnose import equivalent_convolution
+from deconv_cli.workflows.measurement import equivalent_convolution
 from deconv_cli.workflows.pipeline import Pipeline
 
 

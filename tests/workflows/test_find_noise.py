@@ -8,7 +8,7 @@ from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
-from deconv_cli.workflows.find_noise import find_noise_of_channels
+from deconv_cli.workflows.lambda_of_data import find_noise_of_channels
 
 SMOOTHED = NoiseModel(2.0, tuple(2 / (1 + (f / 0.25) ** 6) + 0.02 for f in FREQUENCIES))
 KERNEL = Kernel.from_tensor(make_kernel("gaussian:1.8").double())
