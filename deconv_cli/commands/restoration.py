@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile, PreparedOutput
+    from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
     from deconv_cli.workflows.resolution import InputMetadata

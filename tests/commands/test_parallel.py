@@ -59,7 +59,7 @@ def test_every_job_ends_once_and_in_order(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stage", ["read", "process", "finish"])
+@pytest.mark.parametrize("stage", ["read", "process"])
 def test_an_error_is_that_of_its_job_and_the_others_go_on(mode, stage):
     def fails(at, job):
         if at == stage and job.number == 3:
@@ -67,8 +67,7 @@ def test_an_error_is_that_of_its_job_and_the_others_go_on(mode, stage):
         return job
 
     def process(job, source, progress):
-        fails("process", job)
-        return outcome(fails("finish", job))
+        return outcome(fails("process", job))
 
     done = list(run(mode, make_jobs(6), lambda job: fails("read", job), process))
     assert [one.job.number for one in done] == [1, 2, 3, 4, 5, 6]
@@ -115,14 +114,10 @@ def test_as_many_are_at_hand_as_fit_the_memory(n_bytes, at_most):
             most = max(most, at_hand)
         threads.add(torch.get_num_threads())
 
-        def finish():
-            nonlocal at_hand
-            time.sleep(0.002)
-            with lock:
-                at_hand -= 1
-            return outcome(job)
-
-        return finish
+        time.sleep(0.002)
+        with lock:
+            at_hand -= 1
+        return outcome(job)
 
     jobs = make_jobs(40)
     assert len(list(run(side_by_side, jobs, process=process, cores=SharedCores(len(jobs), n_bytes)))) == 40
@@ -144,12 +139,9 @@ def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
         return job
 
     def process(job, source, progress):
-        def finish():
-            time.sleep(0.005)
-            in_memory.remove(job.number)
-            return outcome(job)
-
-        return finish
+        time.sleep(0.005)
+        in_memory.remove(job.number)
+        return outcome(job)
 
     assert [one.error for one in run(side_by_side, jobs, read, process)] == [None] * 7
 
@@ -184,15 +176,11 @@ def test_a_run_that_is_interrupted_writes_what_was_computed_and_ends_what_goes_o
             iterates.set()
             progress(1, 1.0)
             time.sleep(0.001)  # so that the others have the processor
-
-        def finish():
-            if job.number == 3:
-                writes.set()
-            time.sleep(0.02 * job.number)
-            written.append(job.number)
-            return outcome(job)
-
-        return finish
+        if job.number == 3:
+            writes.set()
+        time.sleep(0.02 * job.number)
+        written.append(job.number)
+        return outcome(job)
 
     def progress_of(job):
         return WorkProgress(is_silent=True, ends=cores.is_closed)
