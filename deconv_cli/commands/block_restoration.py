@@ -15,7 +15,7 @@ from deconv_cli.commands.block_summary import print_block_plan, print_block_summ
 from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.open_large import LargeInput, LargeOptions, open_large
+from deconv_cli.commands.open_large import LargeOptions, open_large
 from deconv_cli.commands.option_groups import (
     FileOptions,
     KernelOptions,
@@ -24,7 +24,7 @@ from deconv_cli.commands.option_groups import (
     WorkOptions,
     print_workers,
 )
-from deconv_cli.commands.parallel import Job, JobResult
+from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import UsageError

@@ -12,6 +12,7 @@ import typer
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.commands.parallel import LargeInput
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, UsageError
@@ -19,21 +20,8 @@ from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.settings import ReconstructionSettings
 
 if TYPE_CHECKING:
-    from deconv_cli.blocks.block_problem import BlockProblem
-    from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.regions import RegionSource
-
-
-@dataclass(frozen=True, eq=False)
-class LargeInput:
-    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
-
-    source: RegionSource
-    corner: ImageFile
-    loaded: LoadedKernel
-    problem: BlockProblem
-    notes: tuple[str, ...]
 
 
 LARGE = "Large inputs"

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from deconv_cli.errors import DeconvError, as_too_large
 
 if TYPE_CHECKING:
-    from deconv_cli.commands.open_large import LargeInput
+    from deconv_cli.blocks.block_problem import BlockProblem
+    from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.commands.progress import WorkProgress
     from deconv_cli.io import ImageFile
+    from deconv_cli.io.regions import RegionSource
 
 
 LARGE_FILE_BYTES = 64 * 2**20
@@ -57,6 +59,17 @@ class Job:
     def label(self) -> str:
         """Its number in words; empty for the only job."""
         return "" if self.n_jobs == 1 else f"file {self.number} of {self.n_jobs}"
+
+
+@dataclass(frozen=True, eq=False)
+class LargeInput:
+    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
+
+    source: RegionSource
+    corner: ImageFile
+    loaded: LoadedKernel
+    problem: BlockProblem
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

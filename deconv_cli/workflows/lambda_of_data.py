@@ -46,7 +46,6 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.total_variation import check_noise
 from deconv_cli.vocabulary import LONG, LambdaRule, Size, format_size
-from deconv_cli.workflows.measurement import count_numbers
 
 MAX_PLACES = 3
 """Places at most along each axis of a field."""
@@ -171,6 +170,12 @@ def _choose_lambda_of_layer(y: Tensor, kernel: Kernel, settings: ResolvedSetting
         modeled_sigma=partial(_modeled_sigma, operator, outputs) if n_outputs < n_numbers else None,
         least_sigma=least_sigma,
     )
+
+
+def count_numbers(operator: LayerConvolution) -> tuple[int, int]:
+    """Count the outputs, and the numbers of the image that they depend on."""
+    n_numbers = operator.input_shape[0] * synchronize.as_index(operator.touched().sum())
+    return operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum()), n_numbers
 
 
 def _modeled_sigma(operator: LayerConvolution, outputs: Tensor) -> float:

@@ -35,7 +35,7 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.lambda_of_data import find_noise, model_of
+from deconv_cli.workflows.lambda_of_data import count_numbers, find_noise, model_of
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import Resolution
 from deconv_cli.workflows.trust import measure_scale
@@ -331,12 +331,6 @@ def _as_filter(inverse: PseudoInverse) -> InverseFilter:
     problem = inverse.problem
     rcond = inverse.rcond if inverse.rcond is not None else default_rcond(problem.operator.kernel.dtype)
     return InverseFilter(problem.weight, problem.penalty, rcond)
-
-
-def count_numbers(operator: LayerConvolution) -> tuple[int, int]:
-    """Count the outputs, and the numbers of the image that they depend on."""
-    n_numbers = operator.input_shape[0] * synchronize.as_index(operator.touched().sum())
-    return operator.output_shape[0] * synchronize.as_index(operator.touched(of_inputs=False).sum()), n_numbers
 
 
 def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
