@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
 from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
@@ -27,6 +26,7 @@ from deconv_cli.commands.option_groups import (
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
 from deconv_cli.vocabulary import counted, format_size, parse_size

@@ -69,17 +69,23 @@ def prepare_streams() -> None:
 
 def print_error(sentence: str) -> None:
     """Print an error on stderr."""
-    typer.echo(f"{_styled('error:', 'red')} {printable(sentence)}", err=True)
+    _print_sentence("error:", "red", sentence)
 
 
 def print_note(sentence: str) -> None:
     """Print a note on stderr."""
-    typer.echo(f"{_styled('note:', 'cyan')} {printable(sentence)}", err=True)
+    _print_sentence("note:", "cyan", sentence)
 
 
 def print_warning(sentence: str) -> None:
     """Print a warning on stderr."""
-    typer.echo(f"{_styled('warning:', 'yellow')} {printable(sentence)}", err=True)
+    _print_sentence("warning:", "yellow", sentence)
+
+
+def _print_sentence(kind: str, color: str, sentence: str) -> None:
+    """Print a sentence behind a word in color, unless NO_COLOR is set; Typer drops colors without a terminal."""
+    word = kind if os.environ.get("NO_COLOR") else typer.style(kind, fg=color, bold=True)
+    typer.echo(f"{word} {printable(sentence)}", err=True)
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -133,11 +139,6 @@ def print_table(
         # Text, not markup: file names may hold brackets.
         table.add_row(*(Text(printable(cell)) for cell in row))
     table_console(stderr=not to_stdout).print(table)
-
-
-def _styled(word: str, color: str) -> str:
-    """Color a word, unless NO_COLOR is set; Typer drops colors without a terminal."""
-    return word if os.environ.get("NO_COLOR") else typer.style(word, fg=color, bold=True)
 
 
 def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
