@@ -14,7 +14,6 @@ from typing import Any
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions, settings_of
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
@@ -24,7 +23,7 @@ from deconv_cli.commands.console import (
     with_options,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.manifest import Manifest, is_up_to_date
+from deconv_cli.commands.manifest import BatchOptions, Manifest, is_up_to_date, settings_of
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.parallel import (
     AllDone,
@@ -50,15 +49,7 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class Batch:
-    """A run of one command over its inputs.
-
-    Args:
-        command: its name.
-        files: how to read inputs and write outputs.
-        printed: what is printed.
-        options: what to do with files that are done already.
-        workers: other processes that do the work.
-        invocation: the command as typed; the manifest records its settings.
+    """A run of one command over its inputs; the manifest records the settings of the command as it was typed.
 
     Raises:
         UsageError: the manifest exists already, or --show or --verbose is given with workers.

@@ -29,7 +29,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
-from deconv_cli.vocabulary import counted, format_size, parse_size
+from deconv_cli.vocabulary import counted, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +50,7 @@ THREADS = WorkOptions()
 class BlockRestoration:
     """Restores one input that does not fit the memory, or that the user wants in blocks.
 
-    Attributes:
-        files: how it is read and written.
-        device: where the arithmetic runs.
-        settings: those that were typed.
-        large: how it is cut.
-        resumes: whether an earlier run is resumed.
-        workers: who does the work; by default threads of this process.
-        n_sharing: processes that share the memory.
+    The workers are threads of this process by default; `n_sharing` processes share the memory.
     """
 
     files: FileOptions
@@ -88,7 +81,7 @@ class BlockRestoration:
         )
 
     def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
-        """Restore a picture block by block. Skip it if the output is already complete, unless its page is missing.
+        """Restore a picture block by block. Skip it if the output is already complete.
 
         Raises:
             UsageError: an output cannot be written by parts, or the picture cannot be cut.
@@ -97,17 +90,12 @@ class BlockRestoration:
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
 
         resumes = (self.resumes or self.large.block_range is not None) and not self.large.dry_run
-        is_drawn_again = self.resumes and extra.page is not None and not extra.page.exists()
         try:
             self._run(job, large, extra, printed, resumes=resumes)
         except BlocksCompleteError as complete:
-            sentence = f"'{extra.page}' is missing, so all blocks are restored again to draw it"
             if not printed.quiet:
-                print_note(sentence if is_drawn_again else with_options(str(complete)))
-            if is_drawn_again:  # thumbnails of the whole are made as blocks are restored
-                self._run(replace(job, replaces=True), large, extra, printed, resumes=False)
-            else:
-                _print_answer(complete.record, complete.record.get("doubts"), printed)
+                print_note(with_options(str(complete)))
+            _print_answer(complete.record, complete.record.get("doubts"), printed)
 
     def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, resumes: bool) -> None:
         from deconv_cli.io.atomic import check_page_path
@@ -119,8 +107,6 @@ class BlockRestoration:
                 planned = self._plan(job, large, extra, scheduler, progress, resumes=resumes)
             if extra.page is not None:
                 check_page_path(extra.page, job.source, force=self.files.force or self.resumes)
-            if not printed.quiet:
-                self._note_size(planned, large)
             if self.large.dry_run:
                 expected_s = planned.expected_seconds(scheduler.n_workers)
                 if not printed.quiet:
@@ -257,20 +243,6 @@ class BlockRestoration:
                 f"'{self.large.block_size}'."
             )
         return size
-
-    def _note_size(self, planned: BlockRun, large: LargeInput) -> None:
-        """Note blocks of another size than typed: all have one size, and are whole tiles or chunks."""
-        grid, image_size = planned.task.grid, planned.task.problem.image_size
-        core = grid.along_space(grid.core)
-        pairs = list(zip(core, self._block_size(large) or core, image_size, strict=True))
-        inside = [(min(side, n), min(wanted, n)) for side, wanted, n in pairs]
-        if any(side > wanted for side, wanted in inside):
-            why = "since they are whole tiles or chunks of the output; an output in .npy takes smaller ones"
-        elif any(side < wanted for side, wanted in inside):
-            why = "the largest within --block-size that are equal in size, and whole tiles or chunks of the output"
-        else:
-            return
-        print_note(f"blocks are of {format_size(core)} samples, {why}")
 
     def _describe(
         self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction

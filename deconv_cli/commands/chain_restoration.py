@@ -81,18 +81,10 @@ def read_chain(
     time_limit: float | None,
     others: OptionValues,
 ) -> Chain | None:
-    """Read the options of a chain, and refuse those that do not go with it, or have no use without it.
-
-    Args:
-        layers: the value of `--layers`; `None` for no chain.
-        model: how to open the model.
-        kernel: the value of `--kernel`.
-        extra: outputs besides the estimate.
-        time_limit: the value of `--time-limit`.
-        others: further options that do not go with a chain; `None` for those not given.
+    """Read the options of a chain; return `None` without `--layers`.
 
     Raises:
-        UsageError: for the first that would be ignored.
+        UsageError: an option, of the `others` too, does not go with a chain, or has no use without it.
     """
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
@@ -136,15 +128,7 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
 
 
 class ChainRestoration:
-    """Restores the input of a chain of layers from one activation after another.
-
-    Args:
-        chain: the layers.
-        context: device and files.
-        settings: those that were typed.
-        printed: what is printed.
-        page: the HTML file of a report; `None` for none.
-    """
+    """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
 
     def __init__(
         self,

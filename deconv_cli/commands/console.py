@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _UNWRAPPED = 100_000
 """Columns of a table in a pipe or a file."""
+LONGEST_NAME = 48
+"""Letters of the name of a file that a table on a screen shows."""
 HALF_BLOCK = "▀"
 SHADES = " ░▒▓█"
 """For terminals without colors."""
@@ -119,6 +121,14 @@ def table_console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNWRAPPED
     return console
+
+
+def shown_name(path: str) -> str:
+    """Cut a long name in the middle if the table is on a screen: its end says what the file is."""
+    if len(path) <= LONGEST_NAME or table_console(stderr=True).width == _UNWRAPPED:
+        return path
+    n_first = LONGEST_NAME // 4
+    return f"{path[:n_first]}…{path[n_first + 1 - LONGEST_NAME :]}"
 
 
 def print_table(

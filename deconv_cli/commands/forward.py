@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
 from deconv_cli.commands.console import print_note, show_picture
 from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import (
     KERNEL_OPTION,
@@ -127,15 +128,7 @@ def forward(
 class ForwardWork(Work):
     """The options of `deconv forward`.
 
-    Attributes:
-        kernels: files, formulas, or `microscope`.
-        kernel_options: how to read them.
-        given: boundary, padding, light, axes, precision, and the options of a layer, as typed.
-        tap: what replaces products, as typed.
-        noise: the noise as typed and as parsed, and its seed.
-        files: how to read and write.
-        device: where to compute.
-        first: the first input; its axes decide whether a kernel is one of signals.
+    The noise is as typed and as parsed, with its seed. The axes of the first input decide how some kernels are read.
     """
 
     kernels: list[Path]

@@ -142,12 +142,8 @@ def load_kernels(
 ) -> LoadedKernel:
     """Read a kernel for all channels, or one for each from as many files or formulas.
 
-    Args:
-        paths: files or formulas.
-        options: how to read them.
-        dimensions: axes of space of the images, if given.
-        read_image: reads the first image, whose axes decide how a tensor of three axes is read.
-        words: other words for the only kernel, of which one may have been meant.
+    The axes of the first image decide how a tensor of three axes is read. One of `words` may have been meant by the
+    only kernel.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -238,12 +234,8 @@ def load_kernel(
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
-    Args:
-        path: the file, or the formula; a colon behind a file is followed by the name of a layer.
-        options: how to read it.
-        dimensions: axes of space of the images, if known.
-        spacing: distances of their samples in µm, for the lengths of a formula that have a unit.
-        words: other words that may be typed.
+    A colon behind a file is followed by the name of a layer. The spacing of the samples in µm is for the lengths of a
+    formula that have a unit.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.

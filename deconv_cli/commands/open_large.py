@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, option
 from deconv_cli.commands.parallel import LargeInput
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
@@ -33,34 +31,29 @@ class LargeOptions:
 
     block_size: Annotated[
         str | None,
-        typer.Option(
-            "--block-size",
-            metavar="N|D,H,W",
-            help="Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
+        option(
+            "--block-size N|D,H,W",
+            "Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
             "--max-memory allows, if the whole does not fit it.",
-            show_default=False,
-            rich_help_panel=LARGE,
+            LARGE,
         ),
     ] = None
     dry_run: Annotated[
         bool,
-        typer.Option(
+        option(
             "--dry-run",
-            help="Print how the input would be cut, with memory, halo, the expected error at the seams and the time; "
-            "write nothing.",
-            rich_help_panel=LARGE,
+            "Print how the input would be cut, with memory, halo, the expected error at the seams and the time; write "
+            "nothing.",
+            LARGE,
         ),
     ] = False
-
     block_range: Annotated[
         str | None,
-        typer.Option(
-            "--block-range",
-            metavar="i/N",
-            help="Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the "
-            "last job to end completes the result.",
-            show_default=False,
-            rich_help_panel=LARGE,
+        option(
+            "--block-range i/N",
+            "Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the last "
+            "job to end completes the result.",
+            LARGE,
         ),
     ] = None
 
@@ -99,15 +92,7 @@ def open_large(
 ) -> LargeInput | None:
     """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
 
-    Args:
-        path: the input.
-        kernels: the values of `--kernel`.
-        options: how to read them.
-        files: how the input is read.
-        settings: those that were typed.
-        device: type of the device.
-        budget: bytes that restoring it as a whole may take.
-        is_wanted: whether the user wants blocks; then an input that fits is cut too.
+    Restoring the whole may take `budget` bytes. An input that fits is cut too if the user wants blocks.
 
     Raises:
         UsageError: the user wants blocks, but the input cannot be cut.

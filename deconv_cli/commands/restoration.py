@@ -38,15 +38,7 @@ NOTABLE_NOISE = 1e-3
 
 
 class Restoration:
-    """Restores one input after another; pictures share one pipeline, and tensors share one.
-
-    Args:
-        context: device and files.
-        kernel: the kernel, or the inverse, that all inputs share.
-        settings: the typed settings.
-        extra: the files to write besides the estimate.
-        printed: what to print.
-    """
+    """Restores one input after another with one kernel; pictures share one pipeline, and tensors share one."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.console import print_note, print_table, print_warning, with_options
+from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name, with_options
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.noise_model import describe_noise
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 """Names and values."""
-LONGEST_NAME = 40
-"""Letters of the name of a file that the table shows."""
 
 
 def print_forward_summary(run: ForwardRun) -> None:
@@ -74,10 +72,10 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.insert(1, ("factor", run.factor.path))
     rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
     if source.is_picture or result.tone_curve is not None:
-        rows.append(("light", _first_part(reasons.light, ": ", verbose=verbose)))
+        rows.append(("light", reasons.light if verbose else reasons.light.partition(": ")[0].partition(" (")[0]))
     if result.lam is not None:
-        lam, why = _in_unit(format_lambda(result.lam), verbose=verbose), _first_part(reasons.lam, "; ", verbose=verbose)
-        rows.append(("λ", f"{lam}, penalty {result.penalty}: {why}"))
+        why = reasons.lam if verbose else reasons.lam.partition("; ")[0]
+        rows.append(("λ", f"{_in_unit(format_lambda(result.lam), verbose=verbose)}, penalty {result.penalty}: {why}"))
     elif result.prior_sentence is not None:
         rows.append(("prior", _prior(result.prior_sentence, verbose=verbose)))
     else:
@@ -94,11 +92,6 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness, verbose=verbose)
     _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
-
-
-def _first_part(text: str, end: str, *, verbose: bool) -> str:
-    """Leave out what only an expert needs: what follows `end`."""
-    return text if verbose else text.partition(end)[0]
 
 
 def _in_unit(lam: str, *, verbose: bool) -> str:
@@ -165,19 +158,11 @@ def _print(title: str, rows: Rows, warnings: Iterable[str] = (), notes: Iterable
         print_note(with_options(note))
 
 
-def _name(path: str) -> str:
-    """Cut a long name in the middle: its end says what the file is."""
-    if len(path) <= LONGEST_NAME:
-        return path
-    n_first = LONGEST_NAME // 3
-    return f"{path[:n_first]}…{path[n_first + 1 - LONGEST_NAME :]}"
-
-
 def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PLAIN) -> Rows:
     spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
     size = format_size(source.shape)
     return [
-        ("input", f"{_name(source.path)}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("input", f"{shown_name(source.path)}  {size} {source.axes} {source.dtype}{spacing}"),
         ("kernel", _kernel(kernel, layer)),
     ]
 
@@ -198,12 +183,12 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
-    return f"{_name(source.path)}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
+    return f"{shown_name(source.path)}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
     return [
-        ("output", f"{_name(output.path)}  {format_size(output.shape)} {output.dtype}"),
+        ("output", f"{shown_name(output.path)}  {format_size(output.shape)} {output.dtype}"),
         ("cost", _cost(environment)),
     ]
 
@@ -230,7 +215,7 @@ def _ending(solution: Solution, *, verbose: bool) -> str:
 def _residual(result: Reconstruction, *, verbose: bool) -> str:
     residual, noise = result.residual, _noise(result)
     if not verbose:
-        known = "" if noise is None else f"; noise {_first_part(noise, ', ', verbose=False)}"
+        known = "" if noise is None else f"; noise {noise.partition(', ')[0]}"
         return f"{format_percent(residual.relative, 3)} of the data{known}"
     of_light = "" if result.tone_curve is None else " of light"
     size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
@@ -341,7 +326,8 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
 
 
 def _output(target: RegionTarget) -> str:
-    return f"{_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}, {format_memory(target.n_bytes)}"
+    size = format_size(target.shape)
+    return f"{shown_name(target.spelled_path)}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
 
 
 def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
@@ -351,7 +337,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
     assert summary is not None
     rows = [
         ("input", _large_input(found.task)),
-        ("kernel", f"{_name(run.kernel.path)}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
+        ("kernel", f"{shown_name(run.kernel.path)}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
         ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
         *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
         _objective_row(found, verbose=verbose),
@@ -366,7 +352,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
             ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
             ("threads", f"{found.plan.n_threads} a block"),
         ]
-    output = f"{_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}"
+    output = f"{shown_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}"
     rows += [("output", output), ("cost", _cost(run.environment))]
     _print("deconv invert", rows, found.doubts, run.notes)
 
@@ -405,7 +391,7 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
 
 def _large_input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{_name(source.spelled_path)}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return f"{shown_name(source.spelled_path)}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
 
 
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:

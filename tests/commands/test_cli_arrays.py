@@ -66,25 +66,6 @@ def test_noise_between_bright_stars_is_doubted(deconv, tmp_path):
     assert "--method richardson-lucy" in said
 
 
-def test_a_given_lambda_leaves_an_array_a_picture(deconv, stars):
-    words = ["invert", stars / "stars.npy", "--kernel", KERNEL, "-o", stars / "out.npy", "--lambda", "1e-2"]
-    found = deconv(*words, "--json", expect=BOTH).report
-    assert any("taken for a picture" in note for note in found["notes"])
-    assert "--penalty=gradient" in found["rerun"]
-
-
-def test_a_single_channel_keeps_its_axis(deconv, tmp_path):
-    for shape in ((1, 3, 5, 6, 7), (2, 3, 9, 8), (3, 9, 8)):
-        n_axes = 3 if len(shape) == 5 else 2
-        y = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-        taps = torch.rand((3, 1) + (3,) * n_axes, generator=torch.Generator().manual_seed(2))
-        np.save(tmp_path / "y.npy", y.numpy())
-        np.save(tmp_path / "k.npy", taps.numpy())
-        words = ["invert", tmp_path / "y.npy", "--kernel", tmp_path / "k.npy", "-o", tmp_path / "out.npy", "--force"]
-        deconv(*words, expect=BOTH)
-        assert np.load(tmp_path / "out.npy").shape == deconv_cli.invert(y, taps).image.shape
-
-
 def test_a_batch_says_in_what_light_it_restored(deconv, tmp_path):
     samples = np.random.default_rng(1).integers(0, 255, (24, 24), "uint8")
     for name in ("a.png", "b.png"):

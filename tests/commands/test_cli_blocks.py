@@ -26,22 +26,6 @@ def words(large, *more):
     return ["invert", large, "-k", "box:3", "-o", target, *settings, *more]
 
 
-@pytest.mark.exhaustive  # each of several runs is planned
-def test_a_page_or_a_mask_that_is_missing_is_made_again(deconv, large, monkeypatch):
-    monkeypatch.setattr(block_page, "render_block_page", lambda run, pieces: "<html>")
-    page, mask, out = (large.with_name(name) for name in ("page.html", "mask.npy", "out.npy"))
-    line = words(large, "--report", page, "--trust-mask", mask)
-    deconv(*line)
-    kept = [path.read_bytes() for path in (mask, out)]
-    for lost in (page, mask):
-        lost.unlink()
-        told = " ".join(deconv(*line, "--resume").stderr.split())
-        assert ("page.html' is missing, so all blocks are restored again" in told) == (lost == page)
-        assert page.exists()
-        assert [path.read_bytes() for path in (mask, out)] == kept
-    assert "is complete already" in " ".join(deconv(*line, "--resume").stderr.split())
-
-
 def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -169,22 +153,6 @@ def test_where_no_run_was_begun_there_is_nothing_to_continue(deconv, gray, tmp_p
     assert np.array_equal(read_image(tmp_path / "x.tif").values, read_image(tmp_path / "whole.tif").values)
     again = deconv(*words, tmp_path / "x.tif", "--resume", expect=ExitCode.USAGE)
     assert "exists already" in " ".join(again.stderr.split())
-
-
-@pytest.mark.parametrize(
-    ("block_size", "suffix", "note"),
-    [
-        ("48", "npy", "blocks are of 40×36 samples, the largest within --block-size that are equal in size"),
-        ("40,36", "npy", None),
-        ("300", "tif", None),  # of a tile of 80×80 the picture is all
-        ("80,40", "tif", "blocks are of 80×80 samples, since they are whole tiles"),
-    ],
-)
-def test_blocks_of_another_size_than_that_typed_are_noted(deconv, large, tmp_path, block_size, suffix, note):
-    line = words(large, "--block-size", block_size, "-o", tmp_path / f"out.{suffix}", "--dry-run")
-    told = " ".join(deconv(*line).stderr.split())
-    assert "note: blocks are" in told if note else "note: blocks are" not in told
-    assert note is None or note in told
 
 
 def test_what_is_one_block_has_neither_halo_nor_seams(deconv, large, tmp_path):

@@ -64,14 +64,6 @@ def test_a_stack_keeps_its_spacing(deconv, stack, tmp_path):
     assert done.report["fwhm_samples"][0] > done.report["fwhm_samples"][1]
 
 
-def test_planes_alone_are_a_size_and_a_plain_stack_is_no_batch(deconv, tmp_path):
-    tifffile.imwrite(tmp_path / "plain.tif", scene((24, 60, 60), (1.6, 1.5, 1.5), 30, counts=1500).numpy())
-    done = deconv("kernel", "from-beads", tmp_path / "plain.tif", "--size", "11", "--json")
-    assert done.report["shape"][0] == 11
-    assert min(done.report["shape"][1:]) > 11
-    assert "one by one" not in done.stderr
-
-
 def test_channels_are_chosen(deconv, refuses, save, tmp_path):
     both = torch.stack([scene((90, 90), (1.5, 1.5), 45, counts=1500), scene((90, 90), (2.0, 2.0), 45, counts=1500)])
     path = save("both", both.numpy())

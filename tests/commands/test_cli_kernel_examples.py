@@ -10,14 +10,14 @@ import pytest
 import tifffile
 from bead_scenes import scene
 
-from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make, kernel_psf
+from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make
 
 EXAMPLES = {
     "extract": kernel_make.EXTRACT_EXAMPLE,
     "fit": kernel_fit.EXAMPLE,
     "make": kernel_make.MAKE_EXAMPLE,
-    "from-beads": kernel_psf.BEADS_EXAMPLE,
-    "microscope": kernel_psf.MICROSCOPE_EXAMPLE,
+    "from-beads": kernel_make.BEADS_EXAMPLE,
+    "microscope": kernel_make.MICROSCOPE_EXAMPLE,
     "align": kernel_commands.ALIGN_EXAMPLE,
 }
 
