@@ -233,7 +233,7 @@ def test_a_run_decodes_and_checks_once_and_notes_what_the_library_notes(tmp_path
     count(ReconstructionSettings, "_check")
     words = ["invert", str(tmp_path / "photo.png"), "-k", "disk:2", "-o", str(tmp_path / "x.png"), "--json"]
     record = json.loads(CliRunner().invoke(app, [*words, "--prior=quadratic"], prog_name="deconv").stdout)
-    assert counts == {"read": 1, "_check": 2}  # as typed, and with the defaults of a picture
+    assert counts == {"read": 1, "_check": 1}
     settings = {"defaults": "picture", "prior": "quadratic", "tone_curve": deconv_cli.ToneCurve.srgb(255.0)}
     image = torch.from_numpy(np.array(picture))[None]
     (note,) = deconv_cli.invert(image, deconv_cli.make_kernel("disk:2"), **settings).notes

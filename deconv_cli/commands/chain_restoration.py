@@ -139,7 +139,7 @@ class ChainRestoration:
         page: Path | None,
     ) -> None:
         self._chain, self._context, self._printed, self._page = chain, context, printed, page
-        self._settings = ReconstructionSettings.of(**settings)
+        self._settings = ReconstructionSettings.trusted(**settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))

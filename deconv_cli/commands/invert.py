@@ -113,8 +113,9 @@ def invert(
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
     wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
-    # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
-    ReconstructionSettings.of(**wanted)
+    # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
+    checked = ReconstructionSettings.of(**wanted)
+    wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
     jobs = lay_out(inputs, output, ending="_restored")
     is_one = len(jobs) == 1 and many.manifest is None

@@ -137,7 +137,7 @@ def _lay_out(
     corner = loaded.arrange(corner)
     loaded.refuse_for(corner, whole)
     kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
-    settings = ReconstructionSettings.of(**{"defaults": kind} | given)
+    settings = ReconstructionSettings.trusted(**{"defaults": kind} | given)
     problem = lay_out_problem(
         source,
         corner,

@@ -171,7 +171,7 @@ class Restoration:
         with self._making:
             if kind not in self._pipelines:
                 known = {} if loaded.inverse is not None else {"dimensions": loaded.kernel.n_axes}
-                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings | known)
+                settings = ReconstructionSettings.trusted(**{"defaults": kind} | self._settings | known)
                 self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
             return self._pipelines[kind]
 
