@@ -72,23 +72,6 @@ def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     assert np.abs(bound - free.clip(0)).max() > 1
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
-        (
-            ["--nonnegative", "--error-map", "e.npy"],
-            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
-        ),
-    ],
-)
-def test_contradictions_are_refused(deconv, files, options, sentence):
-    done = deconv(*files, *options, "-o", "x.npy", expect=ExitCode.USAGE)
-    assert len(done.errors) == 1
-    assert sentence in done.errors[0]
-    assert not Path("x.npy").exists()
-
-
 @pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
 def test_a_factor_takes_no_prior(deconv, files, options):
     deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")

@@ -55,10 +55,10 @@ def test_the_noise_may_be_given(deconv, words, tmp_path):
     large = deconv(*words, "--noise-sigma", "4", *options).report
     assert small["lambda_choice"]["noise_sigma_given"]
     table = ["-o", tmp_path / "a.tif", "--force"]
-    assert "σ 2, given by the user" in deconv(*words, *table, "--noise-sigma", "2").stderr
-    found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table).stderr)
+    assert "σ 2, given by the user" in deconv(*words, *table, "-v", "--noise-sigma", "2").stderr
+    found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table, "-v").stderr)
     assert float(found[1]) == pytest.approx(2, rel=0.3)
-    told = deconv(*words, *table, "--lambda", "1e-3", "--trust-mask", tmp_path / "mask.png").stderr
+    told = deconv(*words, *table, "--lambda", "1e-3", "-v", "--trust-mask", tmp_path / "mask.png").stderr
     assert re.search(r"σ [0-9.]+, used for the expected error", told)
     assert large["lambda"] > 3 * small["lambda"]
 
@@ -73,7 +73,7 @@ def test_noise_that_is_far_from_the_real_one_makes_the_rules_differ(deconv, word
 def test_the_predicted_error_and_its_files(deconv, words, tmp_path):
     files = ["--error-map", tmp_path / "error.tif", "--trust-mask", tmp_path / "mask.png"]
     run = deconv(*words, "--truth", tmp_path / "truth.npy", *files, "-o", tmp_path / "a.tif")
-    for told in ("expected error", "real error", "trust"):
+    for told in ("expected error", "the real one is", "trust"):
         assert told in run.stderr
     report = deconv(*words, "--truth", tmp_path / "truth.npy", "-o", tmp_path / "b.tif", "--json").report
     predicted = report["predicted_error"]

@@ -114,13 +114,6 @@ def test_the_size_of_the_image_is_on_record(tmp_path):
     assert np.abs(np.load(tmp_path / "back.npy") - x).max() < 1e-9
 
 
-@pytest.mark.parametrize(("layer", "says"), [("grouped", "4 → 8"), ("transposed", "2 → 3")], indirect=["layer"])
-def test_the_table_counts_the_channels_of_the_layer(layer, says):
-    _, _, _, folder = layer
-    words = ["forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy"]
-    assert f"{says} channels" in " ".join(CliRunner().invoke(app, list(map(str, words))).stderr.split())
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("layer", ["strided"], indirect=True)
 def test_lambda_error_and_page_of_a_layer(layer):

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.kernels.sources.formula import make_kernel
 
 SPACING = {"PhysicalSizeZ": 0.5, "PhysicalSizeY": 0.2, "PhysicalSizeX": 0.2}
 SIZE = (6, 10, 12)
@@ -170,14 +169,6 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     refused("factor", "--kernel", plane, "--size", "8,8,8", says=["8×8", "D,H,W"])
 
 
-@pytest.mark.parametrize("options", [("--axes", "ZYX"), ("--dimensions", "3")])
-def test_a_bare_tensor_is_a_stack_if_someone_says_so(tmp_path, deconv, rng, save, taps, options):
-    stack = rng.random(SIZE)
-    source, kernel = save("stack", stack), save("k", taps)
-    deconv("forward", source, "--kernel", kernel, "--boundary", "circular", *options, "-o", tmp_path / "o.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), blurred(stack, taps), rtol=1e-5)
-
-
 def test_a_bare_tensor_has_depth_for_a_kernel_of_planes_too(tmp_path, deconv, rng, save):
     stacks = rng.random((2, *SIZE))
     for kernel in (save("k", rng.random((3, 3))), "gaussian:1"):
@@ -224,30 +215,6 @@ def test_a_factor_for_stacks_is_that_of_the_kernel(tmp_path, deconv, rng, save, 
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"), atol=1e-5)
 
 
-def test_inspect_tells_of_stacks_and_of_kernels_of_three_axes(tmp_path, deconv, psf, rng):
-    (entry,) = deconv("inspect", psf, "--as", "kernel", "--json").report["files"][0]["entries"]
-    assert entry["kernel"]["size"] == [3, 4, 3]
-    assert entry["kernel"]["spectrum"]["image_size"] == [32, 64, 64]
-    assert len(entry["kernel"]["centroid_offset"]) == 3
-    assert "deep" in deconv("inspect", psf, "--as", "kernel", "--size", "8,16,16").stdout
-    stack = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
-    assert "6×10×12 ZYX float32" in deconv("inspect", stack).stdout
-    deconv("inspect", psf, "--as", "kernel", "--size", "16,16", expect=ExitCode.USAGE)
-
-
-def test_formulas_work_plane_by_plane_or_on_the_stack(tmp_path, deconv, refuses, rng):
-    stack = rng.random((12, 14, 14)).astype("float32")
-    source = imagej(tmp_path / "s.tif", stack)
-    for formula in ("gaussian:1", "gaussian3d:0.5@1"):
-        run = deconv(
-            "forward", source, "--kernel", formula, "--boundary", "circular", "-o", tmp_path / "o.tif", "--force"
-        )
-        taps = make_kernel(formula).numpy()
-        assert f"{'×'.join(map(str, taps.shape))} correlation" in run.stderr
-        expected = blurred(stack, taps if taps.ndim == 3 else taps[None])
-        np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), expected, rtol=1e-5)
-
-
 def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv, rng, psf):
     source = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
     words = (source, "--kernel", psf, "--lambda", "1e-2", "--noise", "white", "--boundary", "circular", "--json")
@@ -281,14 +248,3 @@ def test_the_error_of_a_stack_is_predicted_and_the_page_shows_it_in_cuts(tmp_pat
     page = made[3].read_text(encoding="utf-8")
     assert page.count('<svg class="cuts"') == 7
     assert "From the edge inwards" in page
-
-
-def test_a_signal_whose_border_wants_another_shift_is_restored(deconv, tmp_path, rng):
-    """The advice names the sides that a signal has."""
-    x = rng.random((2, 60))
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "k.npy", np.array([0.25, 0.5, 0.3]))
-    deconv("forward", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "-o", tmp_path / "y.npy")
-    words = ["-k", tmp_path / "k.npy", "--lambda", "1e-4", "-o", tmp_path / "back.npy", "--json"]
-    run = deconv("invert", tmp_path / "y.npy", *words)
-    assert set(run.report["well_posedness"]["advised_pads"]) == {"left", "right"}

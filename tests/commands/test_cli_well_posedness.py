@@ -63,7 +63,7 @@ def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
 )
 def test_deep_influence_is_a_note(deconv, data, save, tmp_path, n_taps, lam, says):
     blur = save("blur", np.ones((1, n_taps)) / n_taps)
-    done = deconv("invert", data, "-k", blur, "--boundary", "unknown", "--lambda", lam, "-o", tmp_path / "x.npy")
+    done = deconv("invert", data, "-k", blur, "--boundary", "unknown", "--lambda", lam, "-v", "-o", tmp_path / "x.npy")
     (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: a mistake at the edge ")]
     assert note.endswith(says)
 
