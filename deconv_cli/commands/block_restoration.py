@@ -175,7 +175,7 @@ class BlockRestoration:
                 )
         except KeyboardInterrupt:
             if not printed.quiet:
-                print_note("the blocks that are done are kept; the same command with --resume goes on from there")
+                print_note("the finished blocks are kept; the same command with --resume continues from them")
             raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.checkpoint.results())

@@ -1,4 +1,4 @@
-"""A model with its data and its loss, as the options of `deconv check-grad` and `deconv fisher` name them."""
+"""The model, data and loss that the options of `deconv check-grad` and `deconv fisher` name."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def expand(argument: Path) -> list[FoundFile]:
     Args:
         argument: a file, an address, or a folder that is one file, as a Zarr is; any other folder, for every readable
             file below it; or a pattern with `*`, `?`, `[...]` or `**` that the shell did not expand. Hidden files are
-            left out.
+            skipped.
 
     Raises:
         UsageError: there is nothing, or nothing that can be read.

@@ -1,4 +1,4 @@
-"""`deconv invert`: undo a kernel."""
+"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deconv kernel make` and `deconv kernel extract`: a kernel by a formula, or from a layer of a model."""
+"""`deconv kernel make`, `extract`, `from-beads` and `microscope`: kernels of formulas, layers, beads and optics."""
 
 from __future__ import annotations
 

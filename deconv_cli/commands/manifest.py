@@ -1,4 +1,4 @@
-"""The manifest of a run: a line of JSON for each file, for people, for programs, and for `--resume`."""
+"""Options on many files, and the manifest of a run: a line of JSON for each file, which `--resume` reads."""
 
 from __future__ import annotations
 

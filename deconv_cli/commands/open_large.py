@@ -1,4 +1,4 @@
-"""The header and the kernel of an input that may be restored block by block, read before its samples are."""
+"""Options on inputs that are larger than memory, and the header and kernel of such an input."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LargeOptions:
         return self.block_size is not None or self.dry_run or self.block_range is not None
 
     def check(self, *, is_possible: bool, is_one: bool) -> None:
-        """Refuse by `UsageError` options that need a given kernel or a single input, or a share that is none."""
+        """Refuse by `UsageError` options that need a given kernel or a single input, and a share that is not `i/N`."""
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "

@@ -1,4 +1,4 @@
-"""Jobs that are done one by one, or several at once in threads that share the cores and the memory."""
+"""Jobs: one input each, done one by one, or several at once in threads that share the cores and the memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LARGE_FILE_BYTES = 64 * 2**20
-"""Inputs from this size on are restored one by one, so that several of them are never in memory at once."""
+"""Inputs from this size on are restored one by one, so that only one is in memory at a time."""
 
 
 N_WAITING = 4
@@ -74,7 +74,7 @@ class LargeInput:
 
 @dataclass(frozen=True, eq=False)
 class LoadedFile:
-    """An input as it was read, in so many seconds; of a large one, which is restored by parts, only a corner."""
+    """An input and the seconds that reading took. Only a corner of a large input is read, which is restored by parts."""
 
     image: ImageFile
     large: LargeInput | None = None
@@ -202,8 +202,8 @@ def _bytes_of_samples(path: Path) -> int:
 class SharedCores:
     """Lends each file its part of the cores: one core a file, as far as the memory allows.
 
-    Two pictures of 512 × 512 take half as long with one thread each as one after the other with two threads. There is
-    one file more than cores, since one of them mostly waits for the disk.
+    Two pictures of 512 × 512 side by side, with one thread each, take half the time of two threads for each in turn.
+    There is one file more than cores, since one of them mostly waits for the disk.
 
     Args:
         n_files: number of files.

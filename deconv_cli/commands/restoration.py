@@ -157,7 +157,7 @@ class Restoration:
             options["--method"] = settings.method
         if settings.objective == "tv":
             options.setdefault("--weight", "auto")
-        if settings.tolerance is not None:  # left open, each channel has its solver's own
+        if settings.tolerance is not None:  # otherwise each channel has its solver's own
             options["--tolerance"] = repr(settings.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
         predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}

@@ -340,7 +340,7 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
 
 
 def read_settings(typed: SettingValues) -> SettingValues:
-    """Read the typed settings; the others are left out.
+    """Read the typed settings.
 
     Raises:
         UsageError: a text that is no value of its setting.

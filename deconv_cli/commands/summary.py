@@ -64,7 +64,7 @@ def print_forward_summary(run: ForwardRun) -> None:
 
 
 def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert` did on stderr: ten lines for a photograph; `verbose` adds what an expert wants."""
+    """Print what `deconv invert` did on stderr: ten lines for a photograph; `verbose` adds rows for experts."""
     result, source = run.reconstruction, run.source
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
@@ -257,7 +257,7 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     elif depth is None:
         to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
-        border = f", all but {counted(depth, 'pixel')} along the border" if depth else ""
+        border = f" (from {counted(depth, 'pixel')} inside the border)" if depth else ""
         to_trust = f"trust {format_percent(share)} of the pixels{border}"
     real = "" if actual is None else f" (the real one is {actual:.3g})"
     return "expected error", f"{size:.3g}{unit} rms{real}; {to_trust}"
@@ -274,7 +274,7 @@ def _details(result: Reconstruction) -> Rows:
         ("method", f"{result.choice.method}: {result.choice.reason}"),
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
-        *([("prior noise", f"σ {told} in stored values, as prior photo was told")] if told else []),
+        *([("prior noise", f"σ {told} in stored values")] if told else []),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
         ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
         *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),

@@ -1,4 +1,4 @@
-"""Build estimators that are not linear, with what they need to know of the noise."""
+"""Build estimators that are not linear, with their noise, and keep the linear inverses that were built last."""
 
 from __future__ import annotations
 

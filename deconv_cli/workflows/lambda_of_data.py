@@ -1,4 +1,4 @@
-"""λ, or the weight of the total variation, chosen from data: for pictures, fields of kernels and layers.
+"""The noise of data, and λ or the weight of the total variation chosen from data.
 
 A picture gives λ by frequency, a layer by probing (`diagnostics/lambda_choice.py`). A kernel that varies gives one λ at
 each of several places; the median of those costs 1 % of the least error, and at most 13 %, where the middle kernel on

@@ -1,4 +1,4 @@
-"""Measure what an estimate leaves unexplained, and test it against the noise."""
+"""Measure the residual of an estimate and test it against the noise; examine further what the kernel passes."""
 
 from __future__ import annotations
 
@@ -193,14 +193,14 @@ class Diagnosis:
 
     Attributes:
         residual: y − Ax̂, shape `(*batch, C_out, *output_size)`, in the units of the samples.
-        conditioning: what the kernel passes on the torus of the image, and how strongly noise comes back.
+        conditioning: what the kernel passes on the torus of the image, and how strongly noise is amplified.
         null_share_of_data: the part of the energy of the data that no image explains on a torus; unless they are
             periodic, they are faded out towards the edges first.
         null_share_of_estimate: the part of the energy of the estimate that the kernel removes.
         resolution: how wide a single bright pixel becomes; `None` where pixels are phases of different gains.
         tests: what the residual shows.
-        channel: if channels were restored one by one, the one that all but the residual is of: the first whose residual
-            shows a fault, or else the one with the most noise.
+        channel: if channels were restored one by one, the channel that was examined: the first whose residual shows a
+            fault, or else the one with the most noise. The residual is that of all channels.
     """
 
     residual: Tensor
@@ -334,7 +334,7 @@ def _as_filter(inverse: PseudoInverse) -> InverseFilter:
 
 
 def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:
-    """Say which part of the input the outputs of a layer leave open, a sentence each; nothing where it is none.
+    """Note which parts of the input the outputs of a layer do not determine, a sentence each.
 
     Args:
         operator: the layer.

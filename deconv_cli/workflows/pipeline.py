@@ -77,7 +77,7 @@ class Pipeline:
 
     Attributes:
         settings: the settings that were given.
-        inverse: the linear inverse that was applied last to all channels; `None` if there is none.
+        inverse: the linear inverse that was applied last to all channels, if any.
 
     Raises:
         ShapeError: the kernel has other axes than such kernels have.
@@ -435,7 +435,7 @@ class Pipeline:
         return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
     def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
-        """Return the padding that explains data of a layer if the given one does not; `None` if there is none."""
+        """Return the padding that explains the data of a layer if the given one does not; else `None`."""
         kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
         is_other = settings.lam > 0 and resolution.settings.padding != "valid"
         is_plain = kernel.field is None and not estimator.operator.is_layer

@@ -64,7 +64,7 @@ class Reconstruction:
         well_posedness: the effect of the boundary on the problem; `None` without a quadratic penalty.
         lost_directions: directions of its input that a layer loses; `None` if none are known, and for pictures.
         lambda_choice: how λ was chosen from the data; `None` if it was given.
-        predicted_error: the expected error, if asked for. It trusts no pixel of a result that is not trusted.
+        predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.

@@ -1,4 +1,4 @@
-"""Fill in the settings that were left open, each with its reason, before anything is computed."""
+"""Fill in the open settings, each with its reason, before anything is computed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OVERRULED = (
     "the picture looks like a photograph, but a setting of the quadratic prior was given, so that prior is used; "
     "prior=photo restores photographs better"
 )
-_PHOTO = "the picture was taken for a photograph, whose finest detail may be invented; prior=quadratic invents none"
+_PHOTO = "the picture was restored as a photograph, whose finest detail may be invented; prior=quadratic invents none"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RecordedConvolution:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any] | None) -> RecordedConvolution | None:
-        """Read the record that `deconv forward` writes into a file; `None` if there is none."""
+        """Read the record that `deconv forward` writes into a file, if there is one."""
         if record is None or record.get("command") != "forward":
             return None
         try:
@@ -88,7 +88,7 @@ class InputMetadata:
 
     Attributes:
         record: the record that an earlier run of this program wrote into the file.
-        recorded: the convolution that made the input, if another source than `record` tells it.
+        recorded: the convolution that made the input, if it is known from another source than `record`.
         kernel_sha256: fingerprint of the kernel's file, which is compared with that of the record.
         tone_curve: how the samples encode light.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
@@ -389,7 +389,7 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
     """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
     if settings.noise_sigma is not None and not settings.predict:
         raise UsageError(
-            f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
+            f"noise_sigma helps to choose λ or to predict the error, but {what} and predict is not set; leave "
             "it out, or choose λ auto."
         )
 
