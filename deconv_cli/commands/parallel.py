@@ -74,7 +74,7 @@ class LargeInput:
 
 @dataclass(frozen=True, eq=False)
 class LoadedFile:
-    """An input and the seconds that reading took. Only a corner of a large input is read, which is restored by parts."""
+    """An input and the seconds that reading took; of a large input, which is restored by parts, a corner."""
 
     image: ImageFile
     large: LargeInput | None = None

@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 
@@ -27,34 +26,6 @@ def test_the_recorded_boundary_is_taken(forward_and_invert, gray, boundary):
     report = forward_and_invert(gray, ".tif", "--boundary", boundary)
     assert report["boundary"] == boundary
     assert report["boundary_reason"] == "recorded in the file by deconv forward"
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp"])
-def test_pictures_show_part_of_a_larger_scene(deconv, gray, gentle, tmp_path, suffix):
-    source = tmp_path / f"plain{suffix}"
-    with Image.open(gray) as picture:
-        picture.save(source)
-    report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "x.tif", "--json").report
-    assert (report["boundary"], report["padding"]) == ("unknown", "same")
-    assert "larger scene" in report["boundary_reason"]
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
-def test_tensors_are_padded_with_zeros(deconv, gentle, tmp_path, suffix):
-    import torch
-    from safetensors.torch import save_file
-
-    values, source = torch.rand(2, 12, 14, generator=torch.Generator().manual_seed(0)), tmp_path / f"plain{suffix}"
-    write = {
-        ".npy": lambda: np.save(source, values.numpy()),
-        ".npz": lambda: np.savez(source, x=values.numpy()),
-        ".pt": lambda: torch.save(values, source),
-        ".safetensors": lambda: save_file({"x": values}, source),
-    }
-    write[suffix]()
-    report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "out.npy", "--json").report
-    assert (report["boundary"], report["padding"]) == ("zero", "same")
-    assert "zeros" in report["boundary_reason"]
 
 
 def test_what_is_asked_for_goes_before_the_record(deconv, gray, gentle, tmp_path):
@@ -132,12 +103,6 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
     ).report
     assert np.abs(np.load(tmp_path / "x.npy")).max() < 50
     assert mended["well_posedness"]["is_well_posed"] is True
-
-
-def test_with_a_penalty_it_is_a_note(deconv, data, late, tmp_path):
-    done = deconv("invert", data, "-k", late, "--lambda", "1e-3", "-o", tmp_path / "x.npy", expect=FINISHED)
-    assert "note: about 20 modes along the edges are too weak under this boundary for the data" in done.stderr
-    assert "warning: about" not in done.stderr
 
 
 @pytest.mark.parametrize(
