@@ -11,18 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.open_large import LargeOptions, open_large
-from deconv_cli.commands.option_groups import (
-    FileOptions,
-    KernelOptions,
-    OptionValues,
-    PrintOptions,
-    WorkOptions,
-    print_workers,
-)
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
@@ -43,7 +36,7 @@ if TYPE_CHECKING:
 
 LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
-THREADS = WorkOptions()
+THREADS = options.WorkOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +46,12 @@ class BlockRestoration:
     The workers are threads of this process by default; `n_sharing` processes share the memory.
     """
 
-    files: FileOptions
+    files: options.FileOptions
     device: torch.device
     settings: SettingValues
     large: LargeOptions
     resumes: bool
-    workers: WorkOptions = THREADS
+    workers: options.WorkOptions = THREADS
     n_sharing: int = 1
 
     def fits_surely(self, shape: Size) -> bool:
@@ -67,7 +60,9 @@ class BlockRestoration:
 
         return is_small(shape, self._budget())
 
-    def open(self, path: Path, kernels: list[Path], options: KernelOptions, *, is_wanted: bool) -> LargeInput | None:
+    def open(
+        self, path: Path, kernels: list[Path], options: options.KernelOptions, *, is_wanted: bool
+    ) -> LargeInput | None:
         """Read header and kernel of an input, as `open_large` does."""
         return open_large(
             path,
@@ -80,7 +75,7 @@ class BlockRestoration:
             is_wanted=is_wanted,
         )
 
-    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
+    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions) -> None:
         """Restore a picture block by block. Skip it if the output is already complete.
 
         Raises:
@@ -97,7 +92,9 @@ class BlockRestoration:
                 print_note(with_options(str(complete)))
             _print_answer(complete.record, complete.record.get("doubts"), printed)
 
-    def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, resumes: bool) -> None:
+    def _run(
+        self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions, *, resumes: bool
+    ) -> None:
         from deconv_cli.io.atomic import check_page_path
         from deconv_cli.report.block_page import describe_block_plan, describe_block_run
 
@@ -153,7 +150,7 @@ class BlockRestoration:
         scheduler: Scheduler,
         describe: Callable[[BlockReconstruction], BlockInvertRun],
         page: Path | None,
-        printed: PrintOptions,
+        printed: options.PrintOptions,
     ) -> BlockReconstruction:
         """Restore the blocks of this run, and show the progress."""
         from deconv_cli.report.block_page import describe_block_run
@@ -162,7 +159,7 @@ class BlockRestoration:
         share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
         n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
         if not printed.quiet:
-            print_workers(scheduler)
+            options.print_workers(scheduler)
         pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
         try:
             with pieces.shown():
@@ -264,23 +261,23 @@ class BlockRestoration:
             spacing=large.corner.spacing,
         )
 
-    def _options(self, large: LargeInput, found: BlockReconstruction) -> OptionValues:
+    def _options(self, large: LargeInput, found: BlockReconstruction) -> options.OptionValues:
         """Return the options that make the same samples again: what was chosen, in place of what chose it."""
         settings, choices = replace(found.task.problem.settings, max_memory=None), found.plan.choices
-        options = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
+        again = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
         if found.lam is not None:
-            options["--lambda"] = as_typed("lam", found.lam)
-            options.pop("--noise-sigma", None)
+            again["--lambda"] = as_typed("lam", found.lam)
+            again.pop("--noise-sigma", None)
         if choices.weight is not None:
-            options["--weight"] = repr(choices.weight)
+            again["--weight"] = repr(choices.weight)
         if choices.iterations is not None:
-            options["--iterations"] = choices.iterations
-            options.pop("--gain", None)
+            again["--iterations"] = choices.iterations
+            again.pop("--gain", None)
         if choices.rho is not None:
-            options["--rho"] = repr(choices.rho)
+            again["--rho"] = repr(choices.rho)
         return {
             **large.loaded.options,
-            **options,
+            **again,
             "--boundary": found.settings.boundary,
             "--max-memory": found.plan.max_memory,
             "--jobs": 1,
@@ -299,7 +296,7 @@ def _write_page(path: Path | None, run: BlockInvertRun) -> None:
     write_page(path, render_block_page(run, restore_previews(run.task.problem, plan.max_memory, plan.n_threads)))
 
 
-def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOptions) -> None:
+def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:
     """Print the answer of the command, and raise `typer.Exit` if it cannot be trusted."""
     if printed.as_json:
         print_document(record)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.console import print_note, show_picture
 from deconv_cli.commands.context import Context, pick
@@ -17,19 +18,7 @@ from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import (
-    KERNEL_OPTION,
-    DeviceOption,
-    FileOptions,
-    InputsArgument,
-    KernelOptions,
-    LayerKernelOptions,
-    OptionValues,
-    OutputOption,
-    PrintOptions,
-    WorkOptions,
-    option,
-)
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
@@ -60,15 +49,15 @@ TEXTS = {
 
 def forward(
     invocation: typer.Context,
-    inputs: InputsArgument,
-    kernel: Annotated[list[Path], KERNEL_OPTION],
+    inputs: options.InputsArgument,
+    kernel: Annotated[list[Path], options.KERNEL_OPTION],
     settings: Annotated[SettingValues, ("boundary", "padding", "light", "dimensions", "dtype", *LAYER_SETTINGS), TEXTS],
-    kernel_options: LayerKernelOptions,
-    files: FileOptions,
-    printed: PrintOptions,
+    kernel_options: options.LayerKernelOptions,
+    files: options.FileOptions,
+    printed: options.PrintOptions,
     many: BatchOptions,
-    workers: WorkOptions,
-    output: OutputOption = None,
+    workers: options.WorkOptions,
+    output: options.OutputOption = None,
     noise: Annotated[
         str | None,
         option(
@@ -95,7 +84,7 @@ def forward(
             "The convolution",
         ),
     ] = None,
-    device: DeviceOption = DeviceChoice.AUTO,
+    device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
     given = ReconstructionSettings.of(**settings)
@@ -132,11 +121,11 @@ class ForwardWork(Work):
     """
 
     kernels: list[Path]
-    kernel_options: KernelOptions
+    kernel_options: options.KernelOptions
     given: ReconstructionSettings
     tap: str | None
     noise: tuple[str, Noise, int] | None
-    files: FileOptions
+    files: options.FileOptions
     device: DeviceChoice
     first: Path
 
@@ -198,7 +187,7 @@ class ForwardWork(Work):
         result = light.to_stored(result)
         prepared = plan.prepare(result.cpu())
         typed = [name for name in LAYER_SETTINGS if getattr(self.given, name) is not None]
-        again: OptionValues = {
+        again: options.OptionValues = {
             "--padding": format_padding(padding),
             "--boundary": boundary,
             **layer_options(layer, typed),

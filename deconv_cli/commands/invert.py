@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
@@ -20,18 +21,7 @@ from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_facto
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.open_large import LargeOptions
-from deconv_cli.commands.option_groups import (
-    KERNEL_OR_ESTIMATE_OPTION,
-    DeviceOption,
-    FileOptions,
-    InputsArgument,
-    KernelOptions,
-    LayerKernelOptions,
-    OutputOption,
-    PrintOptions,
-    WorkOptions,
-    option,
-)
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
@@ -56,23 +46,23 @@ LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "pre
 
 def invert(
     invocation: typer.Context,
-    inputs: InputsArgument,
+    inputs: options.InputsArgument,
     settings: Annotated[SettingValues, tuple(SETTINGS_OPTIONS)],
-    kernel_options: LayerKernelOptions,
-    files: FileOptions,
-    printed: PrintOptions,
+    kernel_options: options.LayerKernelOptions,
+    files: options.FileOptions,
+    printed: options.PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
     large: LargeOptions,
-    workers: WorkOptions,
-    kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
+    workers: options.WorkOptions,
+    kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
         option(
             "--factor FILE", "A file of deconv factor, instead of --kernel and of the settings that the file holds."
         ),
     ] = None,
-    output: OutputOption = None,
+    output: options.OutputOption = None,
     report: Annotated[
         Path | None,
         option(
@@ -97,7 +87,7 @@ def invert(
     ] = None,
     layers: LayersOption = None,
     time_limit: TimeLimitOption = None,
-    device: DeviceOption = DeviceChoice.AUTO,
+    device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Restore images from what a kernel made of them, and report how far to trust the result."""
     if factor is not None:
@@ -162,7 +152,7 @@ def _has_earlier(target: Path) -> bool:
     return has_earlier(target)
 
 
-def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
+def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
     """Refuse options that contradict a factor, or repeat it.
 
     Raises:
@@ -188,19 +178,19 @@ WORDS = (str(ESTIMATE), MICROSCOPE)
 
 @dataclass(frozen=True)
 class InvertWork(Work):
-    """The options of `deconv invert`, of which `first` is the first input: its axes decide how some kernels are read.
+    """The options of `deconv invert`. The axes of the first input decide how some kernels are read.
 
     `can_be_cut` says whether inputs that do not fit the memory are restored in blocks, and `resumes` whether to
     continue an unfinished run over blocks. `n_sharing` processes share the memory.
     """
 
     kernels: list[Path]
-    kernel_options: KernelOptions
+    kernel_options: options.KernelOptions
     factor: Path | None
     settings: SettingValues
-    files: FileOptions
+    files: options.FileOptions
     extra: ExtraOutputs
-    printed: PrintOptions
+    printed: options.PrintOptions
     chain: Chain | None
     device: DeviceChoice
     first: Path
@@ -333,7 +323,7 @@ class InvertWork(Work):
         return self._restoration(_found_kernel(found)).restore(job, source, progress)
 
 
-def is_estimate(kernels: list[Path], options: KernelOptions) -> bool:
+def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
     """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
 
     Raises:

@@ -153,7 +153,8 @@ def load_kernels(
 
     spacing, formulas = None, [path for path in paths if is_formula(path)]
     if read_image is not None and any(has_units(str(path)) for path in formulas):
-        spacing = _spacing_of(read_image())
+        first = read_image()
+        spacing = first.spanned_by(first.named_dimensions or first.dimensions).spacing
     if read_image is not None and formulas and dimensions is None:
         dimensions = _dimension_of_signals(read_image)
     words = words if len(paths) == 1 else ()
@@ -162,21 +163,11 @@ def load_kernels(
         named = read_image().named_dimensions
         if named in (1, 3):
             found = load_kernels(paths, options, named)
-            return replace(found, notes=(*found.notes, *_dimensions_notes(found)))
+            axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
+            how = "dimensions=2 takes it for a kernel of planes for each channel"
+            note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
+            return replace(found, notes=(*found.notes, note))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
-
-
-def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
-    """Say how a tensor was read, and how else it can be."""
-    from deconv_cli.vocabulary import format_size
-
-    n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
-    what = f"spans the axes {SPACE_NAMES[n_axes]} of the image"
-    return (f"the kernel of shape {size} {what}; dimensions=2 takes it for a kernel of planes for each channel",)
-
-
-SPACE_NAMES = {1: "X", 2: "Y and X", 3: "Z, Y and X"}
-"""The axes that a kernel spans, by their number."""
 
 
 def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
@@ -218,11 +209,6 @@ def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
         return 1 if read_image().named_dimensions == 1 else None
     except DeconvError:  # as restoring it will say
         return None
-
-
-def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
-    """Return the distances of the samples of an image along all of its axes of space, in µm."""
-    return image.spanned_by(image.named_dimensions or image.dimensions).spacing
 
 
 def load_kernel(
