@@ -156,6 +156,14 @@ class ReconstructionSettings:
             raise UsageError(f"there is no setting '{unknown[0]}'; the settings are {', '.join(known)}.")
         return cls(**values)
 
+    @classmethod
+    def trusted(cls, **values: Any) -> Self:  # noqa: ANN401
+        """Make settings of values that were checked before, and of what an input decides."""
+        found = object.__new__(cls)
+        for field in fields(cls):
+            found._set(field.name, values.get(field.name, field.default))
+        return found
+
     @property
     def layer(self) -> LayerOptions:
         """Stride, dilation, groups and direction; open ones are those of a plain convolution."""

@@ -18,8 +18,8 @@ from deconv_cli.blocks.block_problem import SHARE, BlockProblem, block_bytes, la
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.io.regions import cube_sides, spread_place
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
 

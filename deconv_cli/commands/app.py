@@ -22,10 +22,8 @@ from deconv_cli.commands import (
     kernel_commands,
     kernel_fit,
     kernel_make,
-    kernel_psf,
 )
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import prepare_streams, print_error
+from deconv_cli.commands.console import prepare_streams, print_error, with_options
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
 from deconv_cli.errors import DeconvError, as_too_large
@@ -86,8 +84,8 @@ for name, command, example in (
     ("make", kernel_make.make, kernel_make.MAKE_EXAMPLE),
     ("extract", kernel_make.extract, kernel_make.EXTRACT_EXAMPLE),
     ("fit", kernel_fit.fit, kernel_fit.EXAMPLE),
-    ("from-beads", kernel_psf.from_beads, kernel_psf.BEADS_EXAMPLE),
-    ("microscope", kernel_psf.microscope, kernel_psf.MICROSCOPE_EXAMPLE),
+    ("from-beads", kernel_make.from_beads, kernel_make.BEADS_EXAMPLE),
+    ("microscope", kernel_make.microscope, kernel_make.MICROSCOPE_EXAMPLE),
 ):
     kernels.command(name, epilog=example)(with_option_groups(command))
 app.add_typer(kernels, name="kernel")

@@ -14,16 +14,30 @@ from typing import Any
 
 import typer
 
-from deconv_cli.commands.batch_options import BatchOptions, settings_of
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_answer, print_document, print_error, print_note, print_warning
+from deconv_cli.commands.console import (
+    print_answer,
+    print_document,
+    print_error,
+    print_note,
+    print_warning,
+    with_options,
+)
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.job import Done, Finish, Job, Outcome, Process, Source, Work
-from deconv_cli.commands.manifest import Manifest, is_up_to_date
+from deconv_cli.commands.manifest import BatchOptions, Manifest, is_up_to_date, settings_of
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions, print_workers
-from deconv_cli.commands.parallel import AllDone, SharedCores, one_by_one, side_by_side, without_images
-from deconv_cli.commands.piece_progress import PieceProgress
-from deconv_cli.commands.progress import WorkProgress, format_duration
+from deconv_cli.commands.parallel import (
+    AllDone,
+    Job,
+    JobResult,
+    LoadedFile,
+    Process,
+    SharedCores,
+    Work,
+    one_by_one,
+    side_by_side,
+    without_images,
+)
+from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.vocabulary import counted
@@ -35,15 +49,7 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class Batch:
-    """A run of one command over its inputs.
-
-    Args:
-        command: its name.
-        files: how to read inputs and write outputs.
-        printed: what is printed.
-        options: what to do with files that are done already.
-        workers: other processes that do the work.
-        invocation: the command as typed; the manifest records its settings.
+    """A run of one command over its inputs; the manifest records the settings of the command as it was typed.
 
     Raises:
         UsageError: the manifest exists already, or --show or --verbose is given with workers.
@@ -112,9 +118,9 @@ class Batch:
         process = work.open()
         if self._manifest is not None:
             jobs = [replace(job, replaces=self._options.resume and self._manifest.wrote(job)) for job in jobs]
-            process = partial(_recorded, self._manifest, process)
+            process = partial(self._recorded, self._manifest, work, process)
 
-        def read(job: Job) -> Source | None:
+        def read(job: Job) -> LoadedFile | None:
             return None if self._is_unchanged(job) else work.read(job.source)
 
         if len(jobs) == 1:
@@ -147,9 +153,9 @@ class Batch:
         if not self._printed.quiet:
             print_workers(scheduler)
         is_done = {job.number: self._is_unchanged(job) for job in jobs}
-        yield from (Done(job) for job in jobs if is_done[job.number])
+        yield from (JobResult(job) for job in jobs if is_done[job.number])
         jobs = [job for job in jobs if not is_done[job.number]]
-        refused: list[Done] = []
+        refused: list[JobResult] = []
 
         def begun() -> Iterator[Job]:
             for job in jobs:
@@ -157,7 +163,7 @@ class Batch:
                     if not (self._replaces or job.replaces):
                         work.refuse_existing(job)
                 except DeconvError as error:
-                    refused.append(Done(job, error=error))
+                    refused.append(JobResult(job, error=error))
                     continue
                 if self._manifest is not None:
                     self._manifest.begin(job)
@@ -165,6 +171,15 @@ class Batch:
 
         yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), jobs, begun())
         yield from refused
+
+    def _recorded(
+        self, manifest: Manifest, work: Work, process: Process, job: Job, source: LoadedFile, progress: WorkProgress
+    ) -> JobResult:
+        """Do a job whose output may exist from here on, which the manifest records."""
+        if not (self._replaces or job.replaces):
+            work.refuse_existing(job)
+        manifest.begin(job)
+        return process(job, source, progress)
 
     def _is_unchanged(self, job: Job) -> bool:
         """Return whether the manifest has a line for a job, and its files have not changed since."""
@@ -177,10 +192,10 @@ class Batch:
         printed, show = self._printed, None if pieces is None else pieces.tell
         return WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet, show=show, ends=ends)
 
-    def _count(self, done: Done, *, is_only: bool = False) -> None:
+    def _count(self, done: JobResult, *, is_only: bool = False) -> None:
         """Record how a job ended, and print it; an error of the only job is raised."""
         job = done.job
-        if done.outcome is None and done.error is None:  # it was up to date
+        if done.record is None and done.error is None:  # it was up to date
             self._skipped.append(job.source)
             doubts = None if self._manifest is None else self._manifest.doubts_of(job)
             if doubts is not None:
@@ -190,39 +205,39 @@ class Batch:
             return
         if self._manifest is not None:
             self._manifest.end(done)
-        if done.outcome is not None:
-            self._announce(job, done.outcome, is_only=is_only)
+        if done.record is not None:
+            self._announce(done, done.record, is_only=is_only)
         elif done.error is not None:
             if is_only:
                 raise done.error
             self._set_aside(job, done.error)
 
-    def _announce(self, job: Job, outcome: Outcome, *, is_only: bool) -> None:
+    def _announce(self, done: JobResult, record: dict[str, Any], *, is_only: bool) -> None:
         """Print the result of a job, and keep nothing that holds its images."""
         from deconv_cli.io.codec import codec_named
 
-        printed, record = self._printed, outcome.record
+        printed, job = self._printed, done.job
         if not printed.quiet and (is_only or printed.verbose):
-            outcome.print_summary()
+            done.print_summary()
         else:
-            for doubt in outcome.doubts:
+            for doubt in done.failures:
                 print_warning(("" if is_only else f"{job.source}: ") + with_options(doubt))
-            for warning in outcome.warnings:
+            for warning in done.warnings:
                 self._print_once(job, warning, print_warning)
             notes, codec = list(record["notes"]), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:
-                done = "blurred" if record["command"] == "forward" else "restored"
-                notes.insert(0, f"{done} {record['light_reason']}")
+                verb = "blurred" if record["command"] == "forward" else "restored"
+                notes.insert(0, f"{verb} {record['light_reason']}")
             for note in notes:
                 self._print_once(job, note, print_note)
         if printed.show:
-            outcome.show()
+            done.show()
         if printed.as_json:
             self._records[job.number] = record
         else:
             print_answer(record["output"]["path"])
         self._n_done += 1
-        self._n_doubted += not outcome.is_trusted
+        self._n_doubted += bool(done.failures)
 
     def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
         """Print a sentence for the first input only, even if its numbers differ for others."""
@@ -270,12 +285,6 @@ class Batch:
             yield f"failed: {', '.join(names[:N_NAMED])}{more}"
 
 
-def _recorded(manifest: Manifest, process: Process, job: Job, source: Source, progress: WorkProgress) -> Finish:
-    finish = process(job, source, progress)
-    manifest.begin(job)  # from here on its output may exist
-    return finish
-
-
 class BatchTask:
     """Does one job in any process; each process prepares the kernel once.
 
@@ -294,7 +303,7 @@ class BatchTask:
         """Leave out the prepared kernel."""
         return vars(self) | {"_process": None}
 
-    def __call__(self, number: int) -> Done:
+    def __call__(self, number: int) -> JobResult:
         """Read, process and write the input of one job; the result holds no image.
 
         Raises:
@@ -311,7 +320,7 @@ class BatchTask:
         return without_images(done)
 
 
-def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[Job]) -> Iterator[Done]:
+def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[Job]) -> Iterator[JobResult]:
     """Let the workers of a scheduler do jobs.
 
     Args:
@@ -327,4 +336,4 @@ def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[J
     task = BatchTask(work, (replace(job, replaces=True) for job in jobs))
     for finished in scheduler.run(task, (job.number for job in begun)):
         job = by_number[finished.number]
-        yield Done(job, error=finished.error) if finished.result is None else finished.result
+        yield JobResult(job, error=finished.error) if finished.result is None else finished.result

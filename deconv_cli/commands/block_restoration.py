@@ -11,29 +11,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from deconv_cli.commands.block_summary import print_block_plan, print_block_summary
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import ExtraOutputs, rerun_line
+from deconv_cli.commands import option_groups as options
+from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
+from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.job import Job, Outcome
-from deconv_cli.commands.large_files import LargeInput
-from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.open_large import open_large
-from deconv_cli.commands.option_groups import (
-    FileOptions,
-    KernelOptions,
-    OptionValues,
-    PrintOptions,
-    WorkOptions,
-    print_workers,
-)
-from deconv_cli.commands.piece_progress import PieceProgress
-from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.open_large import LargeOptions, open_large
+from deconv_cli.commands.parallel import Job, JobResult, LargeInput
+from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
+from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import as_typed
-from deconv_cli.vocabulary import counted, format_size, parse_size
+from deconv_cli.vocabulary import counted, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -47,29 +36,22 @@ if TYPE_CHECKING:
 
 LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
-THREADS = WorkOptions()
+THREADS = options.WorkOptions()
 
 
 @dataclass(frozen=True, eq=False)
 class BlockRestoration:
     """Restores one input that does not fit the memory, or that the user wants in blocks.
 
-    Attributes:
-        files: how it is read and written.
-        device: where the arithmetic runs.
-        settings: those that were typed.
-        large: how it is cut.
-        resumes: whether an earlier run is resumed.
-        workers: who does the work; by default threads of this process.
-        n_sharing: processes that share the memory.
+    The workers are threads of this process by default; `n_sharing` processes share the memory.
     """
 
-    files: FileOptions
+    files: options.FileOptions
     device: torch.device
     settings: SettingValues
     large: LargeOptions
     resumes: bool
-    workers: WorkOptions = THREADS
+    workers: options.WorkOptions = THREADS
     n_sharing: int = 1
 
     def fits_surely(self, shape: Size) -> bool:
@@ -78,7 +60,9 @@ class BlockRestoration:
 
         return is_small(shape, self._budget())
 
-    def open(self, path: Path, kernels: list[Path], options: KernelOptions, *, is_wanted: bool) -> LargeInput | None:
+    def open(
+        self, path: Path, kernels: list[Path], options: options.KernelOptions, *, is_wanted: bool
+    ) -> LargeInput | None:
         """Read header and kernel of an input, as `open_large` does."""
         return open_large(
             path,
@@ -91,8 +75,8 @@ class BlockRestoration:
             is_wanted=is_wanted,
         )
 
-    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions) -> None:
-        """Restore a picture block by block. Skip it if the output is already complete, unless its page is missing.
+    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions) -> None:
+        """Restore a picture block by block. Skip it if the output is already complete.
 
         Raises:
             UsageError: an output cannot be written by parts, or the picture cannot be cut.
@@ -101,19 +85,16 @@ class BlockRestoration:
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
 
         resumes = (self.resumes or self.large.block_range is not None) and not self.large.dry_run
-        is_drawn_again = self.resumes and extra.page is not None and not extra.page.exists()
         try:
             self._run(job, large, extra, printed, resumes=resumes)
         except BlocksCompleteError as complete:
-            sentence = f"'{extra.page}' is missing, so all blocks are restored again to draw it"
             if not printed.quiet:
-                print_note(sentence if is_drawn_again else with_options(str(complete)))
-            if is_drawn_again:  # thumbnails of the whole are made as blocks are restored
-                self._run(replace(job, replaces=True), large, extra, printed, resumes=False)
-            else:
-                _print_answer(complete.record, complete.record.get("doubts"), printed)
+                print_note(with_options(str(complete)))
+            _print_answer(complete.record, complete.record.get("doubts"), printed)
 
-    def _run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: PrintOptions, *, resumes: bool) -> None:
+    def _run(
+        self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions, *, resumes: bool
+    ) -> None:
         from deconv_cli.io.atomic import check_page_path
         from deconv_cli.report.block_page import describe_block_plan, describe_block_run
 
@@ -123,8 +104,6 @@ class BlockRestoration:
                 planned = self._plan(job, large, extra, scheduler, progress, resumes=resumes)
             if extra.page is not None:
                 check_page_path(extra.page, job.source, force=self.files.force or self.resumes)
-            if not printed.quiet:
-                self._note_size(planned, large)
             if self.large.dry_run:
                 expected_s = planned.expected_seconds(scheduler.n_workers)
                 if not printed.quiet:
@@ -142,7 +121,7 @@ class BlockRestoration:
             print_block_summary(done, verbose=printed.verbose)
         _print_answer(describe_block_run(done), found.doubts, printed)
 
-    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> Outcome:
+    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
         """Restore one of several inputs."""
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
         from deconv_cli.io.atomic import make_parents
@@ -163,7 +142,7 @@ class BlockRestoration:
                 conclude=lambda done: _write_page(extra.page, describe(done)),
             )
         run = describe(found)
-        return Outcome(describe_block_run(run), partial(print_block_summary, run), found.doubts, lambda: None)
+        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), failures=found.doubts)
 
     def _restore_blocks(
         self,
@@ -171,7 +150,7 @@ class BlockRestoration:
         scheduler: Scheduler,
         describe: Callable[[BlockReconstruction], BlockInvertRun],
         page: Path | None,
-        printed: PrintOptions,
+        printed: options.PrintOptions,
     ) -> BlockReconstruction:
         """Restore the blocks of this run, and show the progress."""
         from deconv_cli.report.block_page import describe_block_run
@@ -180,7 +159,7 @@ class BlockRestoration:
         share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
         n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
         if not printed.quiet:
-            print_workers(scheduler)
+            options.print_workers(scheduler)
         pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
         try:
             with pieces.shown():
@@ -193,7 +172,7 @@ class BlockRestoration:
                 )
         except KeyboardInterrupt:
             if not printed.quiet:
-                print_note("the blocks that are done are kept; the same command with --resume goes on from there")
+                print_note("the finished blocks are kept; the same command with --resume continues from them")
             raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.checkpoint.results())
@@ -262,24 +241,9 @@ class BlockRestoration:
             )
         return size
 
-    def _note_size(self, planned: BlockRun, large: LargeInput) -> None:
-        """Note blocks of another size than typed: all have one size, and are whole tiles or chunks."""
-        grid, image_size = planned.task.grid, planned.task.problem.image_size
-        core = grid.along_space(grid.core)
-        pairs = list(zip(core, self._block_size(large) or core, image_size, strict=True))
-        inside = [(min(side, n), min(wanted, n)) for side, wanted, n in pairs]
-        if any(side > wanted for side, wanted in inside):
-            why = "since they are whole tiles or chunks of the output; an output in .npy takes smaller ones"
-        elif any(side < wanted for side, wanted in inside):
-            why = "the largest within --block-size that are equal in size, and whole tiles or chunks of the output"
-        else:
-            return
-        print_note(f"blocks are of {format_size(core)} samples, {why}")
-
     def _describe(
         self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction
     ) -> BlockInvertRun:
-        from deconv_cli.commands.context import environment_of
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
@@ -287,36 +251,33 @@ class BlockRestoration:
             kernel=large.loaded.source,
             notes=notes,
             environment=environment_of(self.device, found.task.problem.dtype, started),
-            rerun=rerun_line(
-                "invert",
+            rerun=Context("invert", self.files, self.device).rerun(
                 job.source,
                 {**self._options(large, found), **extra.as_options()},
-                device=self.device.type,
-                output=found.task.target.spelled_path,
-                files=self.files,
-                output_dtype=found.task.target.dtype,
+                found.task.target.spelled_path,
+                found.task.target.dtype,
             ),
             reconstruction=found,
             spacing=large.corner.spacing,
         )
 
-    def _options(self, large: LargeInput, found: BlockReconstruction) -> OptionValues:
+    def _options(self, large: LargeInput, found: BlockReconstruction) -> options.OptionValues:
         """Return the options that make the same samples again: what was chosen, in place of what chose it."""
         settings, choices = replace(found.task.problem.settings, max_memory=None), found.plan.choices
-        options = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
+        again = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
         if found.lam is not None:
-            options["--lambda"] = as_typed("lam", found.lam)
-            options.pop("--noise-sigma", None)
+            again["--lambda"] = as_typed("lam", found.lam)
+            again.pop("--noise-sigma", None)
         if choices.weight is not None:
-            options["--weight"] = repr(choices.weight)
+            again["--weight"] = repr(choices.weight)
         if choices.iterations is not None:
-            options["--iterations"] = choices.iterations
-            options.pop("--gain", None)
+            again["--iterations"] = choices.iterations
+            again.pop("--gain", None)
         if choices.rho is not None:
-            options["--rho"] = repr(choices.rho)
+            again["--rho"] = repr(choices.rho)
         return {
             **large.loaded.options,
-            **options,
+            **again,
             "--boundary": found.settings.boundary,
             "--max-memory": found.plan.max_memory,
             "--jobs": 1,
@@ -335,7 +296,7 @@ def _write_page(path: Path | None, run: BlockInvertRun) -> None:
     write_page(path, render_block_page(run, restore_previews(run.task.problem, plan.max_memory, plan.n_threads)))
 
 
-def _print_answer(record: Record, doubts: Sequence[str] | None, printed: PrintOptions) -> None:
+def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:
     """Print the answer of the command, and raise `typer.Exit` if it cannot be trusted."""
     if printed.as_json:
         print_document(record)

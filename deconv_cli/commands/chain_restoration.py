@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deconv_cli.commands.console import show_picture
-from deconv_cli.commands.context import (
-    ExtraOutputs,
-    describe_output,
-    environment_of,
-    load,
-    rerun_line,
-)
-from deconv_cli.commands.job import Finish, Job, Outcome, Source
-from deconv_cli.commands.option_groups import FileOptions, OptionValues, PrintOptions, option
+from deconv_cli.commands.context import Context, ExtraOutputs
+from deconv_cli.commands.option_groups import OptionValues, PrintOptions, option
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
@@ -32,11 +26,9 @@ from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-    from deconv_cli.io import PreparedOutput
-    from deconv_cli.report.chain_page import ChainRun, ModelInput
+    from deconv_cli.report.chain_page import ModelInput
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 """Usual values of black and white in the inputs of networks."""
@@ -89,18 +81,10 @@ def read_chain(
     time_limit: float | None,
     others: OptionValues,
 ) -> Chain | None:
-    """Read the options of a chain, and refuse those that do not go with it, or have no use without it.
-
-    Args:
-        layers: the value of `--layers`; `None` for no chain.
-        model: how to open the model.
-        kernel: the value of `--kernel`.
-        extra: outputs besides the estimate.
-        time_limit: the value of `--time-limit`.
-        others: further options that do not go with a chain; `None` for those not given.
+    """Read the options of a chain; return `None` without `--layers`.
 
     Raises:
-        UsageError: for the first that would be ignored.
+        UsageError: an option, of the `others` too, does not go with a chain, or has no use without it.
     """
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
@@ -144,59 +128,40 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
 
 
 class ChainRestoration:
-    """Restores the input of a chain of layers from one activation after another.
-
-    Args:
-        chain: the layers.
-        files: how to read and write.
-        device: where to compute.
-        settings: those that were typed.
-        printed: what is printed.
-        page: the HTML file of a report; `None` for none.
-    """
+    """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
 
     def __init__(
         self,
         chain: Chain,
-        files: FileOptions,
-        device: torch.device,
+        context: Context,
         settings: SettingValues,
         printed: PrintOptions,
         page: Path | None,
     ) -> None:
-        self._chain, self._files, self._device, self._printed = chain, files, device, printed
-        self._page = page
-        self._settings = ReconstructionSettings.of(**settings)
+        self._chain, self._context, self._printed, self._page = chain, context, printed, page
+        self._settings = ReconstructionSettings.trusted(**settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))
 
-    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Restore one input; the function that this returns writes the result."""
+    def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Restore one input, write the result, and describe it."""
         from deconv_cli.chains.chain_inversion import chain_input_shape, invert_chain
-        from deconv_cli.io import plan_output
+        from deconv_cli.io.atomic import write_page
         from deconv_cli.io.codec import codec_of_suffix
-        from deconv_cli.report.chain_page import ChainRun
+        from deconv_cli.report.chain_page import ChainRun, describe_chain_run, render_chain
 
-        image, loaded = source.image, load(source, source.image, self._device)
-        shape = chain_input_shape(loaded.values, self._layers, self._settings.input_size)
+        started, context = source.started(), self._context
+        image = context.move(source.image)
+        shape = chain_input_shape(image.values, self._layers, self._settings.input_size)
         # A tensor becomes a picture of whole numbers, and nobody said how.
-        shows = not image.is_picture and self._files.output_dtype is None
+        shows = not image.is_picture and context.files.output_dtype is None
         shows = shows and codec_of_suffix(job.target).holds_whole_numbers_only
-        plan = plan_output(
-            job.target,
-            image,
-            n_channels=shape[0],
-            output_dtype=OutputDType.UINT8 if shows else self._files.output_dtype,
-            force=self._files.force or job.replaces,
-            same_size=False,
-            make_folder=job.make_folder,
-            n_levels=self._files.pyramid,
-        )
+        plan = context.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", limit=self._settings.max_iterations)
             result = invert_chain(
-                loaded.values,
+                image.values,
                 self._layers,
                 settings=self._settings,
                 time_limit=self._chain.time_limit,
@@ -204,40 +169,24 @@ class ChainRestoration:
             )
         values, shown = as_picture(result.image.cpu()) if shows else (result.image.cpu(), ())
         prepared = plan.prepare(values)
+        options = self._chain.as_options() | self._settings.as_options()
         run = ChainRun(
-            source=loaded.describe(job.source),
             model=self._model,
-            output=describe_output(job.target, prepared),
             inversion=result,
             notes=(*self._notes, *image.notes, *describe_warnings(caught), *shown, *prepared.notes),
-            environment=environment_of(self._device, result.image.dtype, loaded.started),
-            rerun=rerun_line(
-                "invert",
-                job.source,
-                self._chain.as_options() | self._settings.as_options(),
-                device=self._device.type,
-                output=job.target,
-                files=self._files,
-                output_dtype=None if shows else prepared.dtype,
-            ),
+            rerun=context.rerun(job.source, options, job.target, None if shows else prepared.dtype),
+            **context.describe(job, image, prepared, result.image.dtype, started),
         )
-        return partial(self._write, run, prepared, loaded.values)
-
-    def _write(self, run: ChainRun, prepared: PreparedOutput, values: Tensor) -> Outcome:
-        from deconv_cli.report.chain_page import describe_chain_run, render_chain
-
         record = describe_chain_run(run)
         prepared.write(record)
         if self._page is not None:
-            from deconv_cli.io.atomic import write_page
-            from deconv_cli.report.chain_page import render_chain
-
-            write_page(self._page, render_chain(run, values))
-        return Outcome(
+            write_page(self._page, render_chain(run, image.values))
+        return JobResult(
+            job,
             record,
             partial(print_chain_summary, run, verbose=self._printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in run.inversion.doubts),
-            show=partial(show_picture, run.inversion.image, is_color=True),
+            partial(show_picture, result.image, is_color=True),
+            failures=tuple(doubt.sentence for doubt in result.doubts),
         )
 
 

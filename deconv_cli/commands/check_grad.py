@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.cli_messages import with_options
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
@@ -22,12 +21,12 @@ from deconv_cli.commands.console import (
     print_warning,
     printable,
     table_console,
+    with_options,
 )
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
-from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case
-from deconv_cli.commands.option_checks import refuse_idle, typed_options
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case, refuse_idle
+from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import counted, package_version

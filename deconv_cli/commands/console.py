@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from deconv_cli.errors import FileAccessError
+from deconv_cli.settings import ReconstructionSettings, option_name
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import Tensor
 
+
 _UNWRAPPED = 100_000
 """Columns of a table in a pipe or a file."""
+LONGEST_NAME = 48
+"""Letters of the name of a file that a table on a screen shows."""
 HALF_BLOCK = "▀"
 SHADES = " ░▒▓█"
 """For terminals without colors."""
@@ -66,17 +71,23 @@ def prepare_streams() -> None:
 
 def print_error(sentence: str) -> None:
     """Print an error on stderr."""
-    typer.echo(f"{_styled('error:', 'red')} {printable(sentence)}", err=True)
+    _print_sentence("error:", "red", sentence)
 
 
 def print_note(sentence: str) -> None:
     """Print a note on stderr."""
-    typer.echo(f"{_styled('note:', 'cyan')} {printable(sentence)}", err=True)
+    _print_sentence("note:", "cyan", sentence)
 
 
 def print_warning(sentence: str) -> None:
     """Print a warning on stderr."""
-    typer.echo(f"{_styled('warning:', 'yellow')} {printable(sentence)}", err=True)
+    _print_sentence("warning:", "yellow", sentence)
+
+
+def _print_sentence(kind: str, color: str, sentence: str) -> None:
+    """Print a sentence behind a word in color, unless NO_COLOR is set; Typer drops colors without a terminal."""
+    word = kind if os.environ.get("NO_COLOR") else typer.style(kind, fg=color, bold=True)
+    typer.echo(f"{word} {printable(sentence)}", err=True)
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -112,6 +123,14 @@ def table_console(*, stderr: bool) -> Console:
     return console
 
 
+def shown_name(path: str) -> str:
+    """Cut a long name in the middle if the table is on a screen: its end says what the file is."""
+    if len(path) <= LONGEST_NAME or table_console(stderr=True).width == _UNWRAPPED:
+        return path
+    n_first = LONGEST_NAME // 4
+    return f"{path[:n_first]}…{path[n_first + 1 - LONGEST_NAME :]}"
+
+
 def print_table(
     title: str, rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, to_stdout: bool = False
 ) -> None:
@@ -130,11 +149,6 @@ def print_table(
         # Text, not markup: file names may hold brackets.
         table.add_row(*(Text(printable(cell)) for cell in row))
     table_console(stderr=not to_stdout).print(table)
-
-
-def _styled(word: str, color: str) -> str:
-    """Color a word, unless NO_COLOR is set; Typer drops colors without a terminal."""
-    return word if os.environ.get("NO_COLOR") else typer.style(word, fg=color, bold=True)
 
 
 def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
@@ -198,3 +212,48 @@ def _lines(console: Console, levels: Tensor) -> tuple[list[Text], int, int]:
         )
         lines.append(Text.assemble(*((HALF_BLOCK, style) for style in styles)))
     return lines, rows, columns
+
+
+_SETTINGS = {
+    "lambda": "--lambda",
+    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
+    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range", "time_limit")},
+}
+"""Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
+_VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
+_ARGUMENTS = {
+    "lam": "--lambda",
+    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
+    "output_dtype": "--output-dtype",
+    "trusted_sha256": "--trust-file",
+    "allowed_globals": "--allow-global",
+    "time_limit": "--time-limit",
+    "batch_axis": "--batch-axis",
+    "batch_size": "--batch-size",
+    "block_size": "--block-size",
+}
+"""Arguments that are no English words."""
+_OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
+
+
+def with_options(sentence: str) -> str:
+    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
+    words = sentence.split(" ")
+    if len(words) > 1 and words[1] in _VERBS:
+        words[0] = _SETTINGS.get(words[0], words[0])
+    return " ".join(map(_as_typed, words))
+
+
+def _as_typed(word: str) -> str:
+    """Replace an argument, or an argument with its value, between the punctuation around it."""
+    inner = word.lstrip(_OPENING).rstrip(_CLOSING)
+    name, _, value = inner.partition("=")
+    if not value or not name.isidentifier():
+        name = inner.strip(_QUOTES)
+        return word.replace(name, _ARGUMENTS.get(name, name))
+    option = _ARGUMENTS.get(name, option_name(name))
+    if value == "False":
+        option = option.replace("--", "--no-", 1)
+    elif value != "True":
+        option += f" {value.strip(_QUOTES)}"
+    return word.replace(inner, option)

@@ -4,120 +4,103 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconv_cli.commands.job import Job, Source
-from deconv_cli.commands.loaded_kernel import LoadedKernel
 from deconv_cli.commands.option_groups import FileOptions, OptionValues
+from deconv_cli.commands.parallel import Job
 from deconv_cli.errors import UsageError
-from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.vocabulary import DeviceChoice, OutputDType, PaddingLike, format_spacing
+from deconv_cli.vocabulary import DeviceChoice, OutputDType
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.report.run import Environment, InputFile, InvertRun, OutputFile
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedInput:
-    """An input as read.
-
-    Attributes:
-        image: the file.
-        values: its samples on the device, shape `(B, C, *size)`, with the axes that the kernel spans last.
-        started: when work on it began, reading included, in seconds of the performance counter.
-    """
-
-    image: ImageFile
-    values: Tensor
-    started: float
-
-    def describe(self, path: Path) -> InputFile:
-        """Describe the file."""
-        from deconv_cli.io.files import spelled
-        from deconv_cli.report.run import InputFile
-
-        image = self.image
-        return InputFile(
-            spelled(path), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
-        )
-
-
-def load(source: Source, image: ImageFile, device: torch.device) -> LoadedInput:
-    """Move an input, with its axes arranged as in `image`, to a device."""
-    return LoadedInput(image, image.values.to(device), time.perf_counter() - source.seconds)
+    from deconv_cli.report.run import Environment, InvertRun
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The kernel, the device, and the options on files that all inputs of a run share."""
+    """The command of a run, the options on its files, and the device that computes."""
 
     command: str
-    loaded: LoadedKernel
     files: FileOptions
     device: torch.device
 
-    def load(self, source: Source) -> LoadedInput:
-        """Move an input, with the axes that the kernel spans last, to the device."""
-        image = source.image.spanned_by(self.loaded.kernel.n_axes, self.loaded.image_dimensions)
-        return load(source, image, self.device)
+    def move(self, image: ImageFile) -> ImageFile:
+        """Move the samples of an image to the device."""
+        return replace(image, values=image.values.to(self.device))
 
-    def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
-        """Return whether image and output have the same size."""
-        from deconv_cli.operators.geometry import resolve_padding
-
-        size = self.loaded.kernel.size
-        return layer.is_plain and resolve_padding(padding, size).total == tuple(n - 1 for n in size)
-
-    def plan(self, job: Job, loaded: LoadedInput, *, n_channels: int, same_size: bool) -> OutputPlan:
+    def plan(
+        self, job: Job, image: ImageFile, n_channels: int, *, same_size: bool, output_dtype: OutputDType | None = None
+    ) -> OutputPlan:
         """Check that the output can be written, before anything is computed."""
         from deconv_cli.io import plan_output
 
         return plan_output(
             job.target,
-            loaded.image,
+            image,
             n_channels=n_channels,
-            output_dtype=self.files.output_dtype,
+            output_dtype=output_dtype or self.files.output_dtype,
             force=self.files.force or job.replaces,
             same_size=same_size,
             make_folder=job.make_folder,
             n_levels=self.files.pyramid,
         )
 
-    def notes(self, loaded: LoadedInput, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
-        """Collect the notes on kernel, input, arithmetic and output, in this order."""
-        kernel, image = self.loaded, loaded.image
-        of_picture = kernel.picture_notes if image.is_picture and not kernel.is_kernel_of(image) else ()
-        spacing = _spacing_notes(kernel.spacing, image.spacing)
-        return (*kernel.notes, *of_picture, *spacing, *image.notes, *more, *prepared.notes)
+    def describe(
+        self, job: Job, image: ImageFile, prepared: PreparedOutput, dtype: torch.dtype, started: float
+    ) -> dict[str, Any]:
+        """Describe the input, the output, and what a result was computed with, up to now."""
+        from deconv_cli.io.files import spelled
+        from deconv_cli.report.run import InputFile, OutputFile
 
+        written = (tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
+        return {
+            "source": InputFile(
+                spelled(job.source),
+                image.shape,
+                image.axes,
+                image.dtype,
+                image.sha256,
+                image.is_picture,
+                image.spacing,
+            ),
+            "output": OutputFile(spelled(job.target), *written),
+            "environment": environment_of(self.device, dtype, started),
+        }
 
-def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
-    """Note that the taps of a kernel have another distance than the samples of the image."""
-    from deconv_cli.workflows.resolution import SAME_SPACING
+    def rerun(
+        self, source: Path | None, options: OptionValues, output: Path | str, output_dtype: str | None = None
+    ) -> str:
+        """Write the command line that gives the same samples again, as a shell would read it.
 
-    if taps is None or samples is None or len(taps) != len(samples):
-        return ()
-    if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):
-        return ()
-    return (
-        f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
-        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
-        "image, or correct the distances in one of the two files",
-    )
+        Args:
+            source: the input; `None` if the command has none.
+            options: the options of the kernel and of this command.
+            output: where the result is written.
+            output_dtype: sample type of the output.
+        """
+        from deconv_cli.io.files import spelled
 
-
-def describe_output(path: Path, prepared: PreparedOutput) -> OutputFile:
-    """Describe an output."""
-    from deconv_cli.io.files import spelled
-    from deconv_cli.report.run import OutputFile
-
-    return OutputFile(spelled(path), tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
+        values: OptionValues = {
+            **options,
+            **self.files.as_options(),
+            "--device": self.device.type,
+            "--output-dtype": output_dtype,
+            "--output": spelled(Path(output)),
+            "--force": True,
+        }
+        words = ["deconv", self.command]
+        for option, value in values.items():
+            if value is None or value is False:
+                continue
+            # One word, because a value may begin with a dash as options do.
+            for one in value if isinstance(value, list) else [value]:
+                words.append(option if one is True else f"{option}={one}")
+        return shlex.join(words if source is None else [*words, "--", spelled(source)])
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
@@ -127,47 +110,6 @@ def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> 
 
     name = str(dtype).removeprefix("torch.")
     return Environment(str(device), name, peak_memory_bytes(), time.perf_counter() - started)
-
-
-def rerun_line(
-    command: str,
-    source: Path | None,
-    options: OptionValues,
-    *,
-    device: str,
-    output: Path | str,
-    files: FileOptions | None = None,
-    output_dtype: str | None = None,
-) -> str:
-    """Write the command line that gives the same samples again, as a shell would read it.
-
-    Args:
-        command: its name.
-        source: the input; `None` if the command has none.
-        options: the options of the kernel and of this command.
-        device: type of the device of the arithmetic.
-        output: where the result is written.
-        files: how the input was read.
-        output_dtype: sample type of the output.
-    """
-    from deconv_cli.io.files import spelled
-
-    values: OptionValues = {
-        **options,
-        **({} if files is None else files.as_options()),
-        "--device": device,
-        "--output-dtype": output_dtype,
-        "--output": spelled(Path(output)),
-        "--force": True,
-    }
-    words = ["deconv", command]
-    for option, value in values.items():
-        if value is None or value is False:
-            continue
-        # One word, because a value may begin with a dash as options do.
-        for one in value if isinstance(value, list) else [value]:
-            words.append(option if one is True else f"{option}={one}")
-    return shlex.join(words if source is None else [*words, "--", spelled(source)])
 
 
 def pick(device: DeviceChoice) -> torch.device:
@@ -239,7 +181,7 @@ class ExtraOutputs:
 
             check_page_path(self.page, jobs[0].source, force=force)
 
-    def plan(self, loaded: LoadedInput, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
+    def plan(self, image: ImageFile, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
         """Read the truth, and check that the files can be written, before anything is computed.
 
         Raises:
@@ -251,13 +193,11 @@ class ExtraOutputs:
         def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> OutputPlan | None:
             if path is None:
                 return None
-            return plan_output(
-                path, loaded.image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size
-            )
+            return plan_output(path, image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size)
 
         return PlannedOutputs(
             page=self.page,
-            truth=None if self.truth is None else read_image(self.truth).spanned_by(loaded.image.dimensions).values,
+            truth=None if self.truth is None else read_image(self.truth).spanned_by(image.dimensions).values,
             error_map=planned(self.error_map, n_channels, OutputDType.FLOAT32),
             trust_mask=planned(self.trust_mask, 1, OutputDType.UINT8),
         )

@@ -23,12 +23,10 @@ class ExitCode(IntEnum):
 
 def exit_code_for(error: DeconvError) -> ExitCode:
     """Return the exit code of an error."""
-    if isinstance(error, UsageError):
-        return ExitCode.USAGE
-    if isinstance(error, InputRefusedError):
-        return ExitCode.INPUT_REFUSED
-    if isinstance(error, GradientFaultError):
-        return ExitCode.FAULT_FOUND
-    if isinstance(error, UntrustworthyResultError):
-        return ExitCode.UNTRUSTWORTHY
-    return ExitCode.FAILURE
+    codes = {
+        UsageError: ExitCode.USAGE,
+        InputRefusedError: ExitCode.INPUT_REFUSED,
+        GradientFaultError: ExitCode.FAULT_FOUND,
+        UntrustworthyResultError: ExitCode.UNTRUSTWORTHY,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILURE)

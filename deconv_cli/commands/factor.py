@@ -6,19 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document
-from deconv_cli.commands.context import environment_of, pick, rerun_line
+from deconv_cli.commands.context import Context, environment_of, pick
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernel
-from deconv_cli.commands.option_groups import (
-    KERNEL_OPTION,
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    LayerKernelOptions,
-    OptionValues,
-    QuietOption,
-    option,
-)
+from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_factor_summary
 from deconv_cli.errors import UsageError
@@ -51,7 +43,7 @@ TEXTS = {
 
 
 def factor(
-    kernel: Annotated[Path, KERNEL_OPTION],
+    kernel: Annotated[Path, options.KERNEL_OPTION],
     size: Annotated[
         str,
         option(
@@ -62,11 +54,11 @@ def factor(
     ],
     output: Annotated[Path, option("--output -o FILE", "A .safetensors file.")],
     settings: Annotated[SettingValues, FIXED_SETTINGS, TEXTS],
-    kernel_options: LayerKernelOptions,
-    device: DeviceOption = DeviceChoice.AUTO,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    kernel_options: options.LayerKernelOptions,
+    device: options.DeviceOption = DeviceChoice.AUTO,
+    force: options.ForceOption = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.
 
@@ -87,8 +79,7 @@ def factor(
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
-    from deconv_cli.workflows.layer_settings import describe_undetermined
-    from deconv_cli.workflows.measurement import assess_well_posedness
+    from deconv_cli.workflows.measurement import assess_well_posedness, describe_undetermined
     from deconv_cli.workflows.resolution import InputMetadata, resolve
 
     check_state_path(output, kernel, force=force)
@@ -121,7 +112,7 @@ def factor(
         sha256=fingerprint(output),
         notes=notes,
         environment=environment_of(where, precision, started),
-        rerun=rerun_line("factor", None, _options(loaded, inverse), device=where.type, output=output),
+        rerun=Context("factor", options.FileOptions(), where).rerun(None, _options(loaded, inverse), output),
     )
     if not quiet:
         print_factor_summary(run)
@@ -131,14 +122,14 @@ def factor(
         print_answer(str(output))
 
 
-def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> OptionValues:
+def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> options.OptionValues:
     """Give the options, resolved, that make the same factor again."""
-    options = inverse.settings.as_options()
+    resolved = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
     return {
         **{name: value for name, value in loaded.options.items() if name != "--dimensions"},
         "--size": ",".join(map(str, inverse.geometry.image_size)),
-        **{name: value for name, value in options.items() if name not in dropped},
+        **{name: value for name, value in resolved.items() if name not in dropped},
         **layer_options(inverse.settings, ()),
         "--padding": format_padding(inverse.settings.padding),
         "--method": inverse.choice.method,

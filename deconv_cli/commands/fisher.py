@@ -11,9 +11,8 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, sorted_rows
-from deconv_cli.commands.option_checks import refuse_idle, typed_options
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.gradient_case import Case, CaseOptions, first_output, open_case, refuse_idle, sorted_rows
+from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 

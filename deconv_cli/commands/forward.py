@@ -10,26 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
 from deconv_cli.commands.console import print_note, show_picture
-from deconv_cli.commands.context import Context, describe_output, environment_of, pick, rerun_line
-from deconv_cli.commands.job import Finish, Job, Outcome, Process, Source, Work
+from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import (
-    KERNEL_OPTION,
-    DeviceOption,
-    FileOptions,
-    InputsArgument,
-    KernelOptions,
-    LayerKernelOptions,
-    OptionValues,
-    OutputOption,
-    PrintOptions,
-    WorkOptions,
-    option,
-)
+from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
@@ -43,8 +33,6 @@ from deconv_cli.vocabulary import MAX_SEED, DeviceChoice, Light, PaddingLike, fo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deconv_cli.io import PreparedOutput
-    from deconv_cli.report.run import ForwardRun
     from deconv_cli.workflows.apply_kernel import Noise
 
 EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_images/motion.npy -o blurred.tif"
@@ -61,15 +49,15 @@ TEXTS = {
 
 def forward(
     invocation: typer.Context,
-    inputs: InputsArgument,
-    kernel: Annotated[list[Path], KERNEL_OPTION],
+    inputs: options.InputsArgument,
+    kernel: Annotated[list[Path], options.KERNEL_OPTION],
     settings: Annotated[SettingValues, ("boundary", "padding", "light", "dimensions", "dtype", *LAYER_SETTINGS), TEXTS],
-    kernel_options: LayerKernelOptions,
-    files: FileOptions,
-    printed: PrintOptions,
+    kernel_options: options.LayerKernelOptions,
+    files: options.FileOptions,
+    printed: options.PrintOptions,
     many: BatchOptions,
-    workers: WorkOptions,
-    output: OutputOption = None,
+    workers: options.WorkOptions,
+    output: options.OutputOption = None,
     noise: Annotated[
         str | None,
         option(
@@ -96,7 +84,7 @@ def forward(
             "The convolution",
         ),
     ] = None,
-    device: DeviceOption = DeviceChoice.AUTO,
+    device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation)."""
     given = ReconstructionSettings.of(**settings)
@@ -129,23 +117,15 @@ def forward(
 class ForwardWork(Work):
     """The options of `deconv forward`.
 
-    Attributes:
-        kernels: files, formulas, or `microscope`.
-        kernel_options: how to read them.
-        given: boundary, padding, light, axes, precision, and the options of a layer, as typed.
-        tap: what replaces products, as typed.
-        noise: the noise as typed and as parsed, and its seed.
-        files: how to read and write.
-        device: where to compute.
-        first: the first input; its axes decide whether a kernel is one of signals.
+    The noise is as typed and as parsed, with its seed. The axes of the first input decide how some kernels are read.
     """
 
     kernels: list[Path]
-    kernel_options: KernelOptions
+    kernel_options: options.KernelOptions
     given: ReconstructionSettings
     tap: str | None
     noise: tuple[str, Noise, int] | None
-    files: FileOptions
+    files: options.FileOptions
     device: DeviceChoice
     first: Path
 
@@ -159,9 +139,9 @@ class ForwardWork(Work):
         """Where the arithmetic is."""
         return pick(self.device).type
 
-    def read(self, path: Path) -> Source:
+    def read(self, path: Path) -> LoadedFile:
         """Read an input."""
-        return Source(self.files.read(path))
+        return LoadedFile(self.files.read(path))
 
     def open(self) -> Process:
         """Read the kernel, unless each input describes its own optics."""
@@ -173,13 +153,14 @@ class ForwardWork(Work):
             self._apply, load_kernels(self.kernels, self.kernel_options, dimensions, read_first, [MICROSCOPE])
         )
 
-    def _apply_optics(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
+    def _apply_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         kernel = load_microscope(str(self.kernels[0]), source.image, self.given.dimensions)
         return self._apply(kernel, job, source, progress)
 
-    def _apply(self, kernel: LoadedKernel, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Convolve one input; the function that this returns writes the result."""
+    def _apply(self, kernel: LoadedKernel, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Convolve one input, write the result, and describe it."""
         from deconv_cli.report.run import ForwardRun
+        from deconv_cli.report.run_record import describe_run
         from deconv_cli.workflows.light import choose_light
 
         progress.begin("convolving")
@@ -187,7 +168,7 @@ class ForwardWork(Work):
         if noise is not None and self.tap is None:
             taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
             kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
-        context = Context("forward", kernel, self.files, pick(self.device))
+        started, context = source.started(), Context("forward", self.files, pick(self.device))
         known = kernel.recorded
         layer = self.given.layer_over(PLAIN if known is None else known.layer)
         boundary, padding = self.given.boundary, self.given.padding
@@ -195,18 +176,18 @@ class ForwardWork(Work):
             boundary = "zero" if known is None else known.boundary
         if padding is None:
             padding = "same" if known is None else known.padding
-        loaded = context.load(source)
-        light = choose_light(self.given.light, loaded.image.tone_curve)
-        n_channels = kernel.kernel.with_layer(layer).n_outputs(loaded.values.shape[1])
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=context.keeps_size(padding, layer))
-        result = self._convolve(light.to_light(loaded.values, self.given.dtype), kernel, layer, boundary, padding)
+        image = context.move(kernel.arrange(source.image))
+        light = choose_light(self.given.light, image.tone_curve)
+        n_channels = kernel.kernel.with_layer(layer).n_outputs(image.values.shape[1])
+        plan = context.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
+        result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
             seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
             result = noise.add(result, seed)
         result = light.to_stored(result)
         prepared = plan.prepare(result.cpu())
         typed = [name for name in LAYER_SETTINGS if getattr(self.given, name) is not None]
-        again: OptionValues = {
+        again: options.OptionValues = {
             "--padding": format_padding(padding),
             "--boundary": boundary,
             **layer_options(layer, typed),
@@ -218,30 +199,23 @@ class ForwardWork(Work):
         }
         run = ForwardRun(
             command="forward",
-            source=loaded.describe(job.source),
             kernel=kernel.source,
-            output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared),
-            environment=environment_of(context.device, result.dtype, loaded.started),
-            rerun=rerun_line(
-                context.command,
-                job.source,
-                kernel.options | again,
-                device=context.device.type,
-                output=job.target,
-                files=context.files,
-                output_dtype=prepared.dtype,
-            ),
+            notes=kernel.notes_on(image, prepared),
+            rerun=context.rerun(job.source, kernel.options | again, job.target, prepared.dtype),
             padding=padding,
             boundary=boundary,
-            input_size=tuple(loaded.values.shape[-kernel.kernel.n_axes :]),
+            input_size=tuple(image.values.shape[-kernel.kernel.n_axes :]),
             layer=layer,
             light=light,
             noise=text,
             seed=seed,
             tap=self.tap,
+            **context.describe(job, image, prepared, result.dtype, started),
         )
-        return partial(_write, run, prepared, result)
+        record = describe_run(run)
+        prepared.write(record)
+        show = partial(show_picture, result, n_axes=kernel.kernel.n_axes, is_color=image.is_picture)
+        return JobResult(job, record, partial(print_forward_summary, run), show)
 
     def _convolve(
         self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike
@@ -286,15 +260,6 @@ class ForwardWork(Work):
         for line in describe_warnings(caught):
             print_note(line)
         return result
-
-
-def _write(run: ForwardRun, prepared: PreparedOutput, result: Tensor) -> Outcome:
-    from deconv_cli.report.run_record import describe_run
-
-    record = describe_run(run)
-    prepared.write(record)
-    show = partial(show_picture, result, n_axes=run.kernel.kernel.n_axes, is_color=run.source.is_picture)
-    return Outcome(record, partial(print_forward_summary, run), (), show)
 
 
 def _own_seed(seed: int, source: Path) -> int:

@@ -1,4 +1,4 @@
-"""A model with its data and its loss, as the options of `deconv check-grad` and `deconv fisher` name them."""
+"""The model, data and loss that the options of `deconv check-grad` and `deconv fisher` name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.option_checks import refuse_idle_for_file
 from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import AllowGlobalOption, InitOption, TrustFileOption, parse_init
 from deconv_cli.errors import UsageError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from deconv_cli.io.tensors import TensorFile
     from deconv_cli.models.model_files import ModelFile
     from deconv_cli.models.named_code import NamedCode
+
 
 _SYNTHETIC = "Synthetic data"
 
@@ -329,3 +329,60 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
     import torch
 
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None) or torch.get_default_dtype()
+
+
+def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
+    """Refuse, by `UsageError`, the first typed option that has no effect; `batch_axis` counts the samples."""
+    idle = {
+        "--input-shape draws an input, but --data holds the inputs; leave one of the two out.": (
+            {"input_shape", "data"} <= typed
+        ),
+        "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class.": (
+            _lacks(typed, "init", "model")
+        ),
+        "--batch-size says how many samples of --data to take, but there is no --data; say how many samples to draw "
+        "with --input-shape.": _lacks(typed, "batch_size", "data"),
+        "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out.": (
+            "batch_size" in typed and batch_axis != 0
+        ),
+        "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or leave --trust-file out.": (
+            _lacks(typed, "trust_file", "file")
+        ),
+        "--allow-global is for pickled files, but no file is named; name it, or leave --allow-global out.": (
+            _lacks(typed, "allow_global", "file")
+        ),
+    }
+    _refuse_first(idle)
+
+
+def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
+    """Refuse, by `UsageError`, the first typed option that has no effect on this kind of model file."""
+    from deconv_cli.models.model_files import ModelFormat
+
+    kind = stored.kind
+    idle = {
+        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, of which nothing is run; leave it "
+        "out.": "trust_file" in typed and not kind.is_program,
+        f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
+            "allow_global" in typed and kind is not ModelFormat.PICKLE
+        ),
+        f"--mode cannot change an exported program such as '{path}', which keeps the mode it was exported in; leave it "
+        "out, or export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
+        f"--model names what is computed, but '{path}' is a {kind} file, which carries that itself; leave it out.": (
+            "model" in typed and kind.is_program
+        ),
+        f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.": (
+            "init" in typed and stored.state is None
+        ),
+    }
+    _refuse_first(idle)
+
+
+def _lacks(typed: frozenset[str], option: str, partner: str) -> bool:
+    return option in typed and partner not in typed
+
+
+def _refuse_first(idle: dict[str, bool]) -> None:
+    for sentence, is_idle in idle.items():
+        if is_idle:
+            raise UsageError(sentence)

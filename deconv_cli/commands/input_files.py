@@ -1,15 +1,17 @@
-"""The files that an argument names: a file, those of a folder, or those that match a pattern."""
+"""The inputs that an argument names, such as the files of a folder, and which output belongs to which input."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deconv_cli.errors import UsageError
+from deconv_cli.commands.parallel import Job
+from deconv_cli.errors import FileAccessError, UsageError
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -35,7 +37,7 @@ def expand(argument: Path) -> list[FoundFile]:
     Args:
         argument: a file, an address, or a folder that is one file, as a Zarr is; any other folder, for every readable
             file below it; or a pattern with `*`, `?`, `[...]` or `**` that the shell did not expand. Hidden files are
-            left out.
+            skipped.
 
     Raises:
         UsageError: there is nothing, or nothing that can be read.
@@ -119,3 +121,112 @@ def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
     from deconv_cli.io.codec import codec_named
 
     return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]
+
+
+def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
+    """Decide where each input's output goes.
+
+    Args:
+        inputs: files, folders and patterns; a folder means every readable file below it, without the outputs of
+            an earlier run.
+        output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
+            each output is written beside its input, in the same format, or as PNG if that is only read.
+        ending: added to the name of an output beside its input.
+
+    Raises:
+        UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+        FileAccessError: the file system does not take a name.
+    """
+    try:
+        jobs = _jobs(inputs, output, ending)
+    except OSError as error:
+        raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
+    for path, count in Counter(job.target for job in jobs).items():
+        if count > 1:
+            raise UsageError(
+                f"several inputs would be written to '{path}'; give the folders one at a time, or by a pattern in "
+                "quotes, which keeps their tree."
+            )
+    return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)]
+
+
+def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
+    found: dict[Path, FoundFile] = {}
+    for file in (file for path in inputs for file in expand(path)):
+        if file.is_named or file.path not in found:
+            found[file.path] = file
+    from deconv_cli.io.codec import codec_named
+    from deconv_cli.io.files import is_one_file
+
+    files = list(found.values())
+    is_single_file = len(inputs) == 1 and files[0].is_named
+    if output is None:
+        made = {_beside(file.path, ending) for file in files}
+        return [Job(file.path, _beside(file.path, ending)) for file in files if file.is_named or file.path not in made]
+    is_folder = output.endswith(("/", os.sep)) or (Path(output).is_dir() and not is_one_file(Path(output)))
+    if is_single_file and not is_folder:
+        return [Job(files[0].path, Path(output))]
+    if is_one_file(Path(output)) or (codec_named(Path(output)) is not None and not is_folder):
+        raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
+    folder = Path(output)
+    return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in _outside(files, folder)]
+
+
+def _outside(files: list[FoundFile], folder: Path) -> list[FoundFile]:
+    """Leave out files in the output folder, unless there are no others."""
+    inside = folder.resolve()
+    kept = [file for file in files if file.is_named or inside not in file.path.resolve().parents]
+    return kept or files
+
+
+def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:
+    """Refuse by `UsageError`, even with --force, to overwrite a file that the run also reads or writes.
+
+    Args:
+        jobs: their inputs are read, their outputs written.
+        read: other files that are read; `None` for options that were not given.
+        written: other files that are written.
+    """
+    from deconv_cli.io.codec import codec_named
+    from deconv_cli.io.records import beside
+
+    taken: dict[object, str] = {}
+    for path in filter(None, [*(job.source for job in jobs), *read]):
+        for own in (path, beside(path)):
+            taken[_identity(own)] = f"'{own}', which this run reads"
+    for path in filter(None, [*(job.target for job in jobs), *written]):
+        codec = codec_named(path)
+        for own in [path] if codec is None or codec.record_inside else [path, beside(path)]:
+            identity = _identity(own)
+            if identity in taken:
+                raise UsageError(f"'{own}' would be written over {taken[identity]}; choose another name.")
+            taken[identity] = f"'{own}', which this run writes too"
+
+
+def _identity(path: Path) -> object:
+    """Identify a file whatever it is called: by its number on the disk, or by its full path if it does not exist."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _beside(source: Path, ending: str) -> Path:
+    """Name an output after its input, in the same format, or as TIFF if the name has no known suffix."""
+    from deconv_cli.io.codec import codec_named
+
+    lower = source.name.lower()
+    for double in (".ome.tif", ".ome.tiff", ".ome.zarr", ".fits.gz", ".fits.fz"):
+        if lower.endswith(double):
+            return source.with_name(source.name[: -len(double)] + ending + double)
+    suffix = ".tif" if codec_named(source) is None else source.suffix
+    return _writable(source.with_name(source.stem + ending + suffix))
+
+
+def _writable(path: Path) -> Path:
+    """Replace the suffix of a format that is only read."""
+    from deconv_cli.io.codec import codec_named
+
+    codec = codec_named(path)
+    return path.with_suffix(".png") if codec is not None and codec.is_read_only else path

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_document, print_error, print_note, print_table, print_warning
+from deconv_cli.commands.console import (
+    print_document,
+    print_error,
+    print_note,
+    print_table,
+    print_warning,
+    with_options,
+)
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError

@@ -1,37 +1,42 @@
-"""`deconv invert`: undo a kernel."""
+"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.batch_options import BatchOptions, files_read, lay_out, refuse_clashes
 from deconv_cli.commands.block_restoration import BlockRestoration
-from deconv_cli.commands.chain_restoration import LayersOption, TimeLimitOption, read_chain
+from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import ExtraOutputs, pick
-from deconv_cli.commands.invert_work import InvertWork, is_estimate
-from deconv_cli.commands.large_options import LargeOptions
-from deconv_cli.commands.option_groups import (
-    KERNEL_OR_ESTIMATE_OPTION,
-    DeviceOption,
-    FileOptions,
-    InputsArgument,
-    KernelOptions,
-    LayerKernelOptions,
-    OutputOption,
-    PrintOptions,
-    WorkOptions,
-)
+from deconv_cli.commands.context import Context, ExtraOutputs, pick
+from deconv_cli.commands.input_files import lay_out, refuse_clashes
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
+from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
+from deconv_cli.commands.manifest import BatchOptions, files_read
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
+from deconv_cli.commands.open_large import LargeOptions
+from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
+from deconv_cli.commands.progress import WorkProgress
+from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
-from deconv_cli.errors import UsageError
+from deconv_cli.errors import UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
-from deconv_cli.vocabulary import DeviceChoice
+from deconv_cli.vocabulary import Convention, DeviceChoice
+
+if TYPE_CHECKING:
+    import torch
+
+    from deconv_cli.io import ImageFile
+    from deconv_cli.kernels.blind.estimate import KernelEstimate
+
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
 
@@ -41,68 +46,48 @@ LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "pre
 
 def invert(
     invocation: typer.Context,
-    inputs: InputsArgument,
+    inputs: options.InputsArgument,
     settings: Annotated[SettingValues, tuple(SETTINGS_OPTIONS)],
-    kernel_options: LayerKernelOptions,
-    files: FileOptions,
-    printed: PrintOptions,
+    kernel_options: options.LayerKernelOptions,
+    files: options.FileOptions,
+    printed: options.PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
     large: LargeOptions,
-    workers: WorkOptions,
-    kernel: Annotated[list[Path] | None, KERNEL_OR_ESTIMATE_OPTION] = None,
+    workers: options.WorkOptions,
+    kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
-        typer.Option(
-            "--factor",
-            metavar="FILE",
-            help="A file of deconv factor, instead of --kernel and of the settings that the file holds.",
-            show_default=False,
+        option(
+            "--factor FILE", "A file of deconv factor, instead of --kernel and of the settings that the file holds."
         ),
     ] = None,
-    output: OutputOption = None,
+    output: options.OutputOption = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            "--report",
-            metavar="FILE.html",
-            help="Write a page that shows what was done, with which λ and why, and where to trust the result.",
-            show_default=False,
+        option(
+            "--report FILE.html",
+            "Write a page that shows what was done, with which λ and why, and where to trust the result.",
         ),
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(
-            "--truth",
-            metavar="FILE",
-            help="The true image, to compare the estimate and its predicted error with.",
-            show_default=False,
-            rich_help_panel=ERROR,
-        ),
+        option("--truth FILE", "The true image, to compare the estimate and its predicted error with.", ERROR),
     ] = None,
     error_map: Annotated[
-        Path | None,
-        typer.Option(
-            "--error-map",
-            metavar="FILE",
-            help="Write the predicted error of every pixel.",
-            show_default=False,
-            rich_help_panel=ERROR,
-        ),
+        Path | None, option("--error-map FILE", "Write the predicted error of every pixel.", ERROR)
     ] = None,
     trust_mask: Annotated[
         Path | None,
-        typer.Option(
-            "--trust-mask",
-            metavar="FILE",
-            help="Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
-            show_default=False,
-            rich_help_panel=ERROR,
+        option(
+            "--trust-mask FILE",
+            "Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
+            ERROR,
         ),
     ] = None,
     layers: LayersOption = None,
     time_limit: TimeLimitOption = None,
-    device: DeviceOption = DeviceChoice.AUTO,
+    device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Restore images from what a kernel made of them, and report how far to trust the result."""
     if factor is not None:
@@ -118,8 +103,9 @@ def invert(
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
     wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
-    # Refused here, before anything is read; the defaults of a picture or a tensor are known with each input.
-    ReconstructionSettings.of(**wanted)
+    # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
+    checked = ReconstructionSettings.of(**wanted)
+    wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
     jobs = lay_out(inputs, output, ending="_restored")
     is_one = len(jobs) == 1 and many.manifest is None
@@ -166,7 +152,7 @@ def _has_earlier(target: Path) -> bool:
     return has_earlier(target)
 
 
-def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel: list[Path] | None) -> None:
+def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
     """Refuse options that contradict a factor, or repeat it.
 
     Raises:
@@ -184,3 +170,187 @@ def _refuse_fixed(settings: SettingValues, kernel_options: KernelOptions, kernel
         raise UsageError(
             f"--factor fixes what {', '.join(given)} would say; leave that out, or make another factor with it."
         )
+
+
+WORDS = (str(ESTIMATE), MICROSCOPE)
+"""Words that `--kernel` takes instead of a kernel."""
+
+
+@dataclass(frozen=True)
+class InvertWork(Work):
+    """The options of `deconv invert`. The axes of the first input decide how some kernels are read.
+
+    `can_be_cut` says whether inputs that do not fit the memory are restored in blocks, and `resumes` whether to
+    continue an unfinished run over blocks. `n_sharing` processes share the memory.
+    """
+
+    kernels: list[Path]
+    kernel_options: options.KernelOptions
+    factor: Path | None
+    settings: SettingValues
+    files: options.FileOptions
+    extra: ExtraOutputs
+    printed: options.PrintOptions
+    chain: Chain | None
+    device: DeviceChoice
+    first: Path
+    large: LargeOptions
+    can_be_cut: bool
+    resumes: bool
+    n_sharing: int = 1
+
+    @property
+    def is_alone(self) -> bool:  # type: ignore[override]
+        """Whether code of other people runs, which may print and warn."""
+        return self.chain is not None or self._is_microscope
+
+    @property
+    def _is_microscope(self) -> bool:
+        return is_microscope(self.kernels, self.kernel_options)
+
+    def read(self, path: Path) -> LoadedFile:
+        """Read an input; only a corner of one that is restored in blocks."""
+        from deconv_cli.io.limits import allowing
+
+        held = vars(self).pop("_held", None) if path == self.first else None
+        if held is not None:
+            return held
+        with allowing(self.settings.get("max_memory")):
+            return self._read(path)
+
+    def _read_first(self) -> ImageFile:
+        """Read the first input, and hold it until it is its turn, so that it is decoded once."""
+        source = vars(self)["_held"] = self.read(self.first)
+        return source.image
+
+    def _read(self, path: Path) -> LoadedFile:
+        if not self.can_be_cut:
+            return LoadedFile(self.files.read(path))
+        blocks = self._in_blocks()
+        is_wanted = self.large.block_size is not None
+        image = None if is_wanted or is_large(path) else self.files.read(path)
+        if image is None or not blocks.fits_surely(image.shape):
+            found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+            if found is not None:
+                return LoadedFile(found.corner, found)
+        return LoadedFile(self.files.read(path) if image is None else image)
+
+    @property
+    def device_type(self) -> str:
+        """Where the arithmetic is."""
+        return pick(self.device).type
+
+    def memory(self) -> int:
+        """Return the memory in bytes that all inputs in work may take together."""
+        return self.settings.get("max_memory") or super().memory()
+
+    def shared_by(self, n_workers: int) -> Work:
+        """Give each worker its part of the memory."""
+        memory = self.settings.get("max_memory")
+        given = {} if memory is None else {"max_memory": memory // n_workers}
+        return replace(self, settings=self.settings | given, n_sharing=n_workers)
+
+    def refuse_existing(self, job: Job) -> None:
+        """Refuse a job whose output exists, or blocks of it from a run that is not continued."""
+        from deconv_cli.blocks.checkpoint import Checkpoint, refuse_to_forget
+
+        super().refuse_existing(job)
+        if self.can_be_cut and not self.resumes:
+            refuse_to_forget([job.target], Checkpoint.of(job.target))
+
+    def open(self) -> Process:
+        """Choose the way to restore, and read the kernel, the model or the factor."""
+        whole = self._open_whole()
+        return partial(self._by_size, whole) if self.can_be_cut else whole
+
+    def _by_size(self, whole: Process, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Restore an input as a whole, or in blocks."""
+        if source.large is None:
+            return whole(job, source, progress)
+        return self._in_blocks().restore(job, source.large, self.extra, progress)
+
+    def _in_blocks(self) -> BlockRestoration:
+        return BlockRestoration(
+            self.files, pick(self.device), self.settings, self.large, resumes=self.resumes, n_sharing=self.n_sharing
+        )
+
+    def _open_whole(self) -> Process:
+        where = pick(self.device)
+        if self.chain is not None:
+            context = Context("invert", self.files, where)
+            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.page).restore
+        if is_estimate(self.kernels, self.kernel_options):
+            return self._restore_blindly
+        if self._is_microscope:
+            return self._restore_by_optics
+        return self._restoration(self._load(where)).restore
+
+    def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
+        context = Context("invert", self.files, pick(self.device))
+        return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
+
+    def _load(self, where: torch.device) -> LoadedKernel:
+        if self.factor is not None:
+            return load_factor(self.factor, where, self.settings.get("max_memory"))
+        dimensions = self.settings.get("dimensions")
+        return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
+
+    def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Restore an input with the kernel of the optics that its file names."""
+        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
+        is_exact = self.settings.get("method") != "richardson-lucy"
+        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
+        return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
+
+    def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Find the kernel of one picture, and restore it.
+
+        Raises:
+            UntrustworthyResultError: the picture seems not to be blurred.
+        """
+        from deconv_cli.report.run_record import describe_found
+
+        progress.begin("finding the kernel")
+        found = estimate_kernel_of(source.image, light_of(source.image, self.settings.get("light") or "auto"))
+        if not found.found:
+            advice = "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel"
+            if found.slight is not None:
+                advice = f"give it with --kernel {found.slight.text}"
+            raise UntrustworthyResultError(
+                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred all the same, "
+                f"{advice}."
+            )
+        return self._restoration(_found_kernel(found)).restore(job, source, progress)
+
+
+def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
+    """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
+
+    Raises:
+        UsageError: other kernels are given too, or options that read one.
+    """
+    if ESTIMATE not in kernels or ESTIMATE.exists():
+        return False
+    given = [name for name, value in options.as_options().items() if value is not None]
+    if len(kernels) > 1 or given:
+        other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
+        raise UsageError(f"--kernel estimate finds the kernel in the picture, so {other} has no use; leave it out.")
+    return True
+
+
+def _found_kernel(found: KernelEstimate) -> LoadedKernel:
+    from deconv_cli.kernels.kernel import Kernel
+    from deconv_cli.report.run import KernelInput
+    from deconv_cli.report.run_record import describe_found
+
+    taps = found.taps()
+    source = KernelInput(
+        Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
+    )
+    notes = [f"the kernel was found in the picture: {describe_found(found)}"]
+    if found.doubt is not None:
+        notes.append(found.doubt)
+    rival = close_rival(found)
+    if rival is not None:
+        notes.append(f"{rival} explains the picture about as well; compare what --kernel {rival} gives")
+    return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

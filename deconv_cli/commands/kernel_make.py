@@ -1,7 +1,8 @@
-"""`deconv kernel make` and `deconv kernel extract`: a kernel by a formula, or from a layer of a model."""
+"""`deconv kernel make`, `extract`, `from-beads` and `microscope`: kernels of formulas, layers, beads and optics."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +17,19 @@ from deconv_cli.commands.kernel_output import (
     print_kernel,
     without_paths,
     write_kernel,
+    write_psf,
 )
+from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import ModelOptions, open_module
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import format_size
+from deconv_cli.vocabulary import format_percent, format_size
 
 if TYPE_CHECKING:
+    from deconv_cli.kernels.beads.bead_psf import BeadPsf
     from deconv_cli.models.layers import ModelLayer
+
 
 ACCURATE = 1e-3
 """Error of the transform below which there is no note."""
@@ -169,3 +174,189 @@ def _layer_rows(layer: ModelLayer) -> list[tuple[str, str]]:
     taps = format_size(layer.weight.shape) + ("" if layer.bias is None else ", with a bias")
     rows = [("kind", layer.kind or "weights alone"), ("taps", taps)]
     return rows + ([("geometry", ", ".join(settings))] if settings else [])
+
+
+BEADS_EXAMPLE = "Example: deconv kernel from-beads beads.tif --bead-diameter 0.1 -o psf.tif"
+MICROSCOPE_EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --spacing 0.2,0.1,0.1 -o psf.tif"
+
+
+def from_beads(
+    beads: Annotated[Path, typer.Argument(metavar="BEADS", help="A picture or a stack of beads.")],
+    printed: AnswerOptions,
+    output: Annotated[
+        Path | None,
+        option(
+            "--output -o FILE",
+            "Write the point-spread function: a .tif shows it as a camera does; .safetensors, .pt, .npy and .npz hold "
+            "the taps of a cross-correlation, turned by 180°.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        option(
+            "--size D|[D,]H,W",
+            "Samples along each axis, odd, or planes alone. Default: those that stand out of the noise.",
+        ),
+    ] = None,
+    bead_diameter: Annotated[
+        float,
+        option(
+            "--bead-diameter V",
+            "Diameter of the beads, in µm, or in samples if no spacing is known; their size is divided out.",
+            min=0,
+        ),
+    ] = 0.0,
+    spacing: Annotated[
+        str | None,
+        option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm. Default: the file's."),
+    ] = None,
+    channel: Annotated[int | None, option("--channel N", "Which channel, from 0.", min=0)] = None,
+    axes: Annotated[
+        str | None, option("--axes LETTERS", "Read the file's axes as these, for example ZYX or CZYX.")
+    ] = None,
+) -> None:
+    """Measure a point-spread function on a picture of beads: average those that stand alone."""
+    from deconv_cli.io import read_image
+    from deconv_cli.kernels.beads.bead_psf import psf_from_beads
+    from deconv_cli.tone_curve import limits_of
+
+    check_kernel_output(output, beads, force=printed.force, is_psf=True)
+    image = read_image(beads, axes=axes)
+    image = image if image.values.shape[0] == 1 else image.spanned_by(3)
+    if len(image.values) > 1:
+        raise UsageError(f"'{beads}' holds {len(image.values)} stacks; give one, or name its axes with --axes.")
+    n_channels = image.values.shape[1]
+    if channel is None and n_channels > 1:
+        raise UsageError(f"'{beads}' holds {n_channels} channels; choose one with --channel N.")
+    samples = image.values[0, _checked_channel(channel or 0, n_channels)]
+    steps = image.spacing if spacing is None else parse_numbers(spacing, "--spacing", (samples.ndim,), float)
+    limits = limits_of(samples, image.dtype)
+    found = psf_from_beads(
+        samples,
+        size=None if size is None else _parse_size(size, samples.ndim),
+        bead_diameter=bead_diameter,
+        spacing=steps,
+        white=limits and limits[1],
+    )
+    record = {
+        "schema": 1,
+        "command": "kernel from-beads",
+        "input": str(beads),
+        "spacing": None if steps is None else list(steps),
+        "bead_diameter": bead_diameter,
+        "shape": list(found.psf.shape),
+        "fwhm_samples": list(found.widths),
+        "fwhm_scatter_samples": [value if math.isfinite(value) else None for value in found.scatter],
+        "beads": {
+            "used": found.n_used,
+            "too_close": found.census.n_crowded,
+            "saturated": found.census.n_saturated,
+            "at_edge": found.census.n_at_edge,
+            "unlike_the_others": found.n_unlike,
+        },
+        "background": found.background,
+        "light_share": found.share,
+        "outermost_plane": found.outermost,
+        "output": None if output is None else str(output),
+    }
+    write_psf(output, found.psf, record, steps)
+    print_kernel(printed, str(beads), _bead_rows(found, steps), image.notes, found.psf, record, output)
+
+
+def microscope(
+    printed: AnswerOptions,
+    words: Annotated[
+        str,
+        typer.Argument(
+            metavar="[WORDS]",
+            help=f"What is known: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths in nm, "
+            "lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode widefield, "
+            "confocal, two-photon or light-sheet.",
+        ),
+    ] = "",
+    image: Annotated[
+        Path | None,
+        option("--image FILE", "Take what is not given from the metadata of this file (OME, ImageJ)."),
+    ] = None,
+    output: Annotated[Path | None, option("--output -o FILE", "Write the point-spread function.")] = None,
+    spacing: Annotated[
+        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        option(
+            "--size D|[D,]H,W",
+            "Samples along each axis, odd, or planes alone. Default: in a wide field 2D − 1 planes for the D planes of "
+            "--image, or 63, as wide as the cone of light; in other modes as many as hold most of the light.",
+        ),
+    ] = None,
+    channel: Annotated[int, option("--channel N", "Which channel of several, from 0.", min=0)] = 0,
+) -> None:
+    """Compute a point-spread function from the optics."""
+    from deconv_cli.io import read_image
+    from deconv_cli.kernels.optics.microscope import MAX_SIDE, microscope_psf, sampling_notes
+
+    check_kernel_output(output, image or Path.cwd(), force=printed.force, is_psf=True)
+    read = None if image is None else read_image(image)
+    if read is not None:
+        read = read.spanned_by(read.named_dimensions or read.dimensions)
+    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    microscopes, assumed = describe_optics(read, read_words(f"microscope:{words}"), steps)
+    chosen = microscopes[_checked_channel(channel, len(microscopes))]
+    n_axes = len(chosen.spacing)
+    wanted = chosen.psf_size(None if read is None else tuple(read.values.shape[2:]))
+    if size is not None:
+        wanted = _parse_size(size, n_axes)
+    if len(wanted) < n_axes:
+        wanted = (*wanted, *chosen.psf_size((wanted[0] // 2 + 1, MAX_SIDE, MAX_SIDE))[1:])
+    psf = microscope_psf(chosen, wanted)
+    notes = [*assumed, *sampling_notes([chosen], [psf])]
+    record: dict[str, Any] = {
+        "schema": 1,
+        "command": "kernel microscope",
+        "input": None if image is None else str(image),
+        "microscope": {**vars(chosen), "spacing": list(chosen.spacing)},
+        "shape": list(psf.shape),
+        "notes": notes,
+        "output": None if output is None else str(output),
+    }
+    write_psf(output, psf, record, chosen.spacing)
+    sample = "as the immersion" if chosen.sample_index is None else f"{chosen.sample_index:g}"
+    rows = [
+        ("objective", f"numerical aperture {chosen.numerical_aperture:g}, immersion {chosen.immersion_index:g}"),
+        ("sample", f"{sample}, {chosen.depth:g} µm deep"),
+        ("light", f"{chosen.mode}, emission {chosen.emission:g} nm"),
+        ("samples", f"{format_size(psf.shape)} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
+        ("Nyquist", f"{' × '.join(f'{step:.3g}' for step in chosen.finest)} µm"),
+    ]
+    print_kernel(printed, "microscope", rows, notes, psf, record, output)
+
+
+def _checked_channel(channel: int, n_channels: int) -> int:
+    if channel >= n_channels:
+        raise UsageError(f"--channel must be from 0 to {n_channels - 1} here, but is {channel}.")
+    return channel
+
+
+def _parse_size(text: str, n_axes: int) -> tuple[int, ...]:
+    """Read `--size`: a number for each axis, or only the planes of a stack."""
+    return parse_numbers(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
+
+
+def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:
+    from deconv_cli.kernels.beads.bead_psf import describe_census
+
+    left_out = list(filter(None, [describe_census(found.census)]))
+    left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
+    rows = [("beads", f"{found.n_used} averaged" + (f"; left out: {', '.join(left_out)}" if left_out else ""))]
+    unit = "samples" if steps is None else "µm"
+    for i, name in enumerate("ZYX"[-found.psf.ndim :]):
+        step = 1.0 if steps is None else steps[i]
+        scatter = f" ± {found.scatter[i] * step:.2g}" if math.isfinite(found.scatter[i]) else ""
+        rows.append((f"FWHM {name}", f"{found.widths[i] * step:.4g}{scatter} {unit}"))
+    return [
+        *rows,
+        ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
+        ("light", f"{format_percent(found.share)} of a bead's light stands out of the noise"),
+        ("background", f"{found.background:.5g}, subtracted"),
+    ]

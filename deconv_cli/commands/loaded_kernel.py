@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
-from deconv_cli.layer_options import LayerOptions
+from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
-from deconv_cli.vocabulary import LONG, Convention, Size, check_padding, format_size, nearest_name
+from deconv_cli.vocabulary import (
+    LONG,
+    Convention,
+    PaddingLike,
+    Size,
+    check_padding,
+    format_size,
+    format_spacing,
+    nearest_name,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from deconv_cli.io import ImageFile
+    from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import FactorInput, KernelInput
@@ -90,11 +99,38 @@ class LoadedKernel:
                 f"{format_size(seen)}; give a smaller one, or a larger picture."
             )
 
-    @property
-    def image_dimensions(self) -> int | None:
-        """Axes of space of the images, if given."""
+    def arrange(self, image: ImageFile) -> ImageFile:
+        """Put the axes of an image that the kernel spans last."""
         given = self.options.get("--dimensions")
-        return given if isinstance(given, int) else None
+        return image.spanned_by(self.kernel.n_axes, given if isinstance(given, int) else None)
+
+    def keeps_size(self, padding: PaddingLike, layer: LayerOptions = PLAIN) -> bool:
+        """Return whether image and output have the same size."""
+        from deconv_cli.operators.geometry import resolve_padding
+
+        size = self.kernel.size
+        return layer.is_plain and resolve_padding(padding, size).total == tuple(n - 1 for n in size)
+
+    def notes_on(self, image: ImageFile, prepared: PreparedOutput, *more: str) -> tuple[str, ...]:
+        """Collect the notes on kernel, input, arithmetic and output, in this order."""
+        of_picture = self.picture_notes if image.is_picture and not self.is_kernel_of(image) else ()
+        spacing = _spacing_notes(self.spacing, image.spacing)
+        return (*self.notes, *of_picture, *spacing, *image.notes, *more, *prepared.notes)
+
+
+def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
+    """Note that the taps of a kernel have another distance than the samples of the image."""
+    from deconv_cli.workflows.resolution import SAME_SPACING
+
+    if taps is None or samples is None or len(taps) != len(samples):
+        return ()
+    if all(abs(a / b - 1) <= SAME_SPACING for a, b in zip(taps, samples, strict=True)):
+        return ()
+    return (
+        f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
+        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
+        "image, or correct the distances in one of the two files",
+    )
 
 
 def load_kernels(
@@ -106,12 +142,8 @@ def load_kernels(
 ) -> LoadedKernel:
     """Read a kernel for all channels, or one for each from as many files or formulas.
 
-    Args:
-        paths: files or formulas.
-        options: how to read them.
-        dimensions: axes of space of the images, if given.
-        read_image: reads the first image, whose axes decide how a tensor of three axes is read.
-        words: other words for the only kernel, of which one may have been meant.
+    The axes of the first image decide how a tensor of three axes is read. One of `words` may have been meant by the
+    only kernel.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -121,7 +153,8 @@ def load_kernels(
 
     spacing, formulas = None, [path for path in paths if is_formula(path)]
     if read_image is not None and any(has_units(str(path)) for path in formulas):
-        spacing = _spacing_of(read_image())
+        first = read_image()
+        spacing = first.spanned_by(first.named_dimensions or first.dimensions).spacing
     if read_image is not None and formulas and dimensions is None:
         dimensions = _dimension_of_signals(read_image)
     words = words if len(paths) == 1 else ()
@@ -130,21 +163,11 @@ def load_kernels(
         named = read_image().named_dimensions
         if named in (1, 3):
             found = load_kernels(paths, options, named)
-            return replace(found, notes=(*found.notes, *_dimensions_notes(found)))
+            axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
+            how = "dimensions=2 takes it for a kernel of planes for each channel"
+            note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
+            return replace(found, notes=(*found.notes, note))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
-
-
-def _dimensions_notes(loaded: LoadedKernel) -> tuple[str, ...]:
-    """Say how a tensor was read, and how else it can be."""
-    from deconv_cli.vocabulary import format_size
-
-    n_axes, size = loaded.kernel.n_axes, format_size(loaded.source.shape)
-    what = f"spans the axes {SPACE_NAMES[n_axes]} of the image"
-    return (f"the kernel of shape {size} {what}; dimensions=2 takes it for a kernel of planes for each channel",)
-
-
-SPACE_NAMES = {1: "X", 2: "Y and X", 3: "Z, Y and X"}
-"""The axes that a kernel spans, by their number."""
 
 
 def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options: KernelOptions) -> LoadedKernel:
@@ -188,11 +211,6 @@ def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
         return None
 
 
-def _spacing_of(image: ImageFile) -> tuple[float, ...] | None:
-    """Return the distances of the samples of an image along all of its axes of space, in µm."""
-    return image.spanned_by(image.named_dimensions or image.dimensions).spacing
-
-
 def load_kernel(
     path: Path,
     options: KernelOptions,
@@ -202,12 +220,8 @@ def load_kernel(
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
-    Args:
-        path: the file, or the formula; a colon behind a file is followed by the name of a layer.
-        options: how to read it.
-        dimensions: axes of space of the images, if known.
-        spacing: distances of their samples in µm, for the lengths of a formula that have a unit.
-        words: other words that may be typed.
+    A colon behind a file is followed by the name of a layer. The spacing of the samples in µm is for the lengths of a
+    formula that have a unit.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.

@@ -1,18 +1,108 @@
-"""The manifest of a run: a line of JSON for each file, for people, for programs, and for `--resume`."""
+"""Options on many files, and the manifest of a run: a line of JSON for each file, which `--resume` reads."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.job import Done, Job
+import typer
+
+from deconv_cli.commands.console import with_options
+from deconv_cli.commands.option_groups import option, typed_options
+from deconv_cli.commands.parallel import Job, JobResult
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, UsageError
 
 Line = dict[str, Any]
+MANY_FILES = "Many files"
+_NOT_SETTINGS = {
+    *("inputs", "output", "force", "report", "show", "as_json", "quiet", "verbose"),
+    *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
+}
+"""Parameters that do not change the result for a file."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What to do with files that are done already, and where to record what was done."""
+
+    skip_existing: Annotated[
+        bool,
+        option("--skip-existing", "Leave out inputs whose output exists already, whatever it holds.", MANY_FILES),
+    ] = False
+    manifest: Annotated[
+        Path | None,
+        option(
+            "--manifest FILE.jsonl",
+            "Write a line of JSON for each file as soon as it is done: what was done, hashes, time, doubts and errors.",
+            MANY_FILES,
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        option(
+            "--resume",
+            "Continue where the manifest ends: repeat only what failed, is missing or has changed. Without a manifest: "
+            "continue a run over blocks that ended early.",
+            MANY_FILES,
+        ),
+    ] = False
+
+    def check(self, *, force: bool) -> None:
+        """Refuse options that contradict one another.
+
+        Raises:
+            UsageError: two of them do.
+        """
+        if self.resume and self.manifest is None:
+            raise UsageError(
+                "--resume continues a manifest, or one file that is restored in blocks; name the manifest with "
+                "--manifest FILE.jsonl, or leave --resume out."
+            )
+        if self.skip_existing and (force or self.resume):
+            other = "--force" if force else "--resume"
+            raise UsageError(f"--skip-existing leaves outputs that exist, but {other} replaces them; use one of them.")
+
+
+def settings_of(invocation: typer.Context) -> dict[str, Any]:
+    """List the typed options that change results, as JSON, with the SHA-256 of each file that they name."""
+    from deconv_cli.io import fingerprint
+
+    typed = {name: invocation.params[name] for name in sorted(typed_options(invocation) - _NOT_SETTINGS)}
+    settings = {name: _as_json(value) for name, value in typed.items()}
+    return settings | {"files": {str(path): fingerprint(path) for path in files_read(invocation)}}
+
+
+def files_read(invocation: typer.Context) -> list[Path]:
+    """List the files besides the inputs that a run reads."""
+    names = sorted(typed_options(invocation) - _NOT_SETTINGS - {"error_map", "trust_mask"})
+    return [path for name in names for path in _files_in(_as_json(invocation.params[name]))]
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _files_in(value: object) -> list[Path]:
+    """Find the files that a value names: `kernel.npy`, `model.pt:conv1` and `code.py:Class`."""
+    if isinstance(value, list):
+        return [path for one in value for path in _files_in(one)]
+    if not isinstance(value, str) or not value:
+        return []
+    candidates = (Path(value), Path(value.rpartition(":")[0]))
+    try:
+        return [path for path in candidates if path.is_file()][:1]
+    except (OSError, ValueError):
+        return []
+
 
 BEGUN, DONE, DOUBTED, FAILED = "begun", "done", "doubted", "failed"
 """The status of a file; the output of one that was only begun may exist."""
@@ -69,22 +159,22 @@ class Manifest:
         """Record that an output is about to be written."""
         self._add(job, {"status": BEGUN})
 
-    def end(self, done: Done) -> None:
+    def end(self, done: JobResult) -> None:
         """Record how a job ended."""
         line: Line = {"status": FAILED, "error": with_options(str(done.error))}
-        if done.outcome is None:
+        if done.record is None:
             line["input_sha256"] = _fingerprint(done.job.source)
             if self.wrote(done.job):  # before
                 line["output_sha256"] = _fingerprint(done.job.target)
         else:
-            record, doubts = done.outcome.record, [with_options(doubt) for doubt in done.outcome.doubts]
+            record, doubts = done.record, [with_options(failure) for failure in done.failures]
             line = {
                 "status": DOUBTED if doubts else DONE,
                 "input_sha256": record["inputs"][0]["sha256"] or _fingerprint(done.job.source),
                 "output_sha256": _fingerprint(done.job.target),
                 "samples_sha256": record["output"].get("samples_sha256"),
                 "doubts": doubts,
-                "warnings": [with_options(warning) for warning in done.outcome.warnings],
+                "warnings": [with_options(warning) for warning in done.warnings],
                 "notes": [with_options(note) for note in record["notes"]],
                 "rerun": record["rerun"],
             }

@@ -1,24 +1,82 @@
-"""The header and the kernel of an input that may be restored block by block, read before its samples are."""
+"""Options on inputs that are larger than memory, and the header and kernel of such an input."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.large_files import LargeInput
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import FileOptions, KernelOptions
+from deconv_cli.commands.option_groups import FileOptions, KernelOptions, option
+from deconv_cli.commands.parallel import LargeInput
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.settings import ReconstructionSettings
 
 if TYPE_CHECKING:
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
+
+
+LARGE = "Large inputs"
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """How an input is cut that does not fit the memory, or that the user wants in blocks."""
+
+    block_size: Annotated[
+        str | None,
+        option(
+            "--block-size N|D,H,W",
+            "Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
+            "--max-memory allows, if the whole does not fit it.",
+            LARGE,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            "Print how the input would be cut, with memory, halo, the expected error at the seams and the time; write "
+            "nothing.",
+            LARGE,
+        ),
+    ] = False
+    block_range: Annotated[
+        str | None,
+        option(
+            "--block-range i/N",
+            "Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the last "
+            "job to end completes the result.",
+            LARGE,
+        ),
+    ] = None
+
+    @property
+    def is_cut_anyway(self) -> bool:
+        """Whether an option was typed that has no use without blocks."""
+        return self.block_size is not None or self.dry_run or self.block_range is not None
+
+    def check(self, *, is_possible: bool, is_one: bool) -> None:
+        """Refuse by `UsageError` options that need a given kernel or a single input, and a share that is not `i/N`."""
+        if self.is_cut_anyway and not is_possible:
+            raise UsageError(
+                "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
+                "not with --kernel estimate, --factor, --layers or --tap; leave them out, or give the kernel that "
+                "deconv kernel estimate finds."
+            )
+        if self.block_range is not None:
+            JobShare.parse(self.block_range)
+        if not is_one and (self.dry_run or self.block_range is not None):
+            raise UsageError(
+                f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "
+                "file alone."
+            )
 
 
 def open_large(
@@ -34,15 +92,7 @@ def open_large(
 ) -> LargeInput | None:
     """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
 
-    Args:
-        path: the input.
-        kernels: the values of `--kernel`.
-        options: how to read them.
-        files: how the input is read.
-        settings: those that were typed.
-        device: type of the device.
-        budget: bytes that restoring it as a whole may take.
-        is_wanted: whether the user wants blocks; then an input that fits is cut too.
+    Restoring the whole may take `budget` bytes. An input that fits is cut too if the user wants blocks.
 
     Raises:
         UsageError: the user wants blocks, but the input cannot be cut.
@@ -84,10 +134,10 @@ def _lay_out(
         loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
     else:
         loaded = load_kernels(kernels, options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
-    corner = corner.spanned_by(loaded.kernel.n_axes, loaded.image_dimensions)
+    corner = loaded.arrange(corner)
     loaded.refuse_for(corner, whole)
     kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
-    settings = ReconstructionSettings.of(**{"defaults": kind} | given)
+    settings = ReconstructionSettings.trusted(**{"defaults": kind} | given)
     problem = lay_out_problem(
         source,
         corner,

@@ -255,6 +255,12 @@ class WorkOptions:
         return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, threads, device))
 
 
+def typed_options(invocation: typer.Context) -> frozenset[str]:
+    """List the typed parameters of a command, even those with their defaults."""
+    sources = {name: invocation.get_parameter_source(name) for name in invocation.params}
+    return frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+
+
 def print_workers(scheduler: Scheduler) -> None:
     """Print where the workers can be watched, and a note if there are none yet."""
     if scheduler.address is not None:

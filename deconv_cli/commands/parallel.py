@@ -1,40 +1,209 @@
-"""Jobs that are done one by one, or several at once in threads that share the cores and the memory."""
+"""Jobs: one input each, done one by one, or several at once in threads that share the cores and the memory."""
 
 from __future__ import annotations
 
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deconv_cli.commands.job import Done, Job, Process, Read, Source
-from deconv_cli.commands.large_files import is_large
-from deconv_cli.errors import as_too_large
+from deconv_cli.errors import DeconvError, as_too_large
 
 if TYPE_CHECKING:
+    from deconv_cli.blocks.block_problem import BlockProblem
+    from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.commands.progress import WorkProgress
+    from deconv_cli.io import ImageFile
+    from deconv_cli.io.regions import RegionSource
+
+
+LARGE_FILE_BYTES = 64 * 2**20
+"""Inputs from this size on are restored one by one, so that only one is in memory at a time."""
+
 
 N_WAITING = 4
 """Jobs for each thread that are begun or about to be, and results that wait for an earlier one."""
 N_ON_DEVICE = 2
 """Files that are on a GPU at once: one computes while the other is copied."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and the place of its output.
+
+    Attributes:
+        source: the input file.
+        target: the output file.
+        make_folder: whether the target's folder is made if it is missing.
+        number: its number among all jobs, from 1.
+        n_jobs: the number of jobs.
+        replaces: whether an existing output may be replaced without `--force`, since an earlier run wrote it.
+    """
+
+    source: Path
+    target: Path
+    make_folder: bool = False
+    number: int = 1
+    n_jobs: int = 1
+    replaces: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its number in words; empty for the only job."""
+        return "" if self.n_jobs == 1 else f"file {self.number} of {self.n_jobs}"
+
+
+@dataclass(frozen=True, eq=False)
+class LargeInput:
+    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
+
+    source: RegionSource
+    corner: ImageFile
+    loaded: LoadedKernel
+    problem: BlockProblem
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFile:
+    """An input and the seconds that reading took; of a large input, which is restored by parts, a corner."""
+
+    image: ImageFile
+    large: LargeInput | None = None
+    seconds: float = 0.0
+
+    def started(self) -> float:
+        """Return when reading would have begun if the work had not had to wait, in the performance counter's time."""
+        return time.perf_counter() - self.seconds
+
+
+def _nothing() -> None:
+    """Print nothing: there is no result, or its images are gone."""
+
+
+@dataclass(frozen=True, eq=False)
+class JobResult:
+    """The end of one job: with a record, with an error, or with neither if there was nothing to do.
+
+    Attributes:
+        job: the job.
+        record: the report.
+        print_summary: prints it as a table for people.
+        show: draws the result in the terminal.
+        failures: reasons not to trust the result, a sentence each; empty if it is trusted.
+        warnings: other warnings, a sentence each.
+        error: the reason why there is no result.
+        seconds: time of reading, arithmetic and writing, without waiting.
+    """
+
+    job: Job
+    record: dict[str, Any] | None = None
+    print_summary: Callable[[], None] = _nothing
+    show: Callable[[], None] = _nothing
+    failures: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+Read: TypeAlias = Callable[[Job], LoadedFile | None]
+"""Reads the input of a job; `None` if there is nothing to do."""
+
+Process: TypeAlias = "Callable[[Job, LoadedFile, WorkProgress], JobResult]"
+"""Does the arithmetic for one input and writes the result, in any thread."""
+
 ProgressOf: TypeAlias = "Callable[[Job], WorkProgress]"
-AllDone: TypeAlias = Generator[Done, None, None]
-_Lend: TypeAlias = "Callable[[Callable[[], Source | None]], AbstractContextManager[Source | None]]"
+AllDone: TypeAlias = Generator[JobResult, None, None]
+_Lend: TypeAlias = "Callable[[Callable[[], LoadedFile | None]], AbstractContextManager[LoadedFile | None]]"
+
+
+class Work(ABC):
+    """The work of a command on each of its inputs; small, so that it can be sent to another process.
+
+    Attributes:
+        is_alone: whether it changes something that all threads share, such as the standard output.
+    """
+
+    is_alone: bool = False
+
+    @abstractmethod
+    def read(self, path: Path) -> LoadedFile:
+        """Read an input."""
+
+    @property
+    @abstractmethod
+    def device_type(self) -> str:
+        """Where the arithmetic is: `cpu`, `cuda`, ..."""
+
+    def memory(self) -> int:
+        """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
+        import torch
+
+        from deconv_cli.solvers.solver import free_memory
+
+        return free_memory(torch.device(self.device_type)) // 2
+
+    def shared_by(self, n_workers: int) -> Work:
+        """Return the same work for several workers that share the memory."""
+        del n_workers
+        return self
+
+    def refuse_existing(self, job: Job) -> None:
+        """Refuse a job whose output exists, before it is given to a worker.
+
+        Raises:
+            DeconvError: it exists, or cannot be written there.
+        """
+        from deconv_cli.io.codec import codec_of_suffix
+        from deconv_cli.io.output import check_output_files
+
+        codec = codec_of_suffix(job.target)
+        check_output_files(job.target, codec, job.source, force=False, make_folder=job.make_folder)
+
+    @abstractmethod
+    def open(self) -> Process:
+        """Prepare what all inputs share, such as the kernel.
+
+        Raises:
+            DeconvError: the kernel, the model or the factor cannot be read.
+        """
+
+
+def is_large(path: Path) -> bool:
+    """Return whether an input is large: by its size, or by its header if it is a folder or at an address."""
+    from deconv_cli.io.files import address_of
+
+    try:
+        if address_of(path) is not None or path.is_dir():
+            return _bytes_of_samples(path) >= LARGE_FILE_BYTES
+        return path.stat().st_size >= LARGE_FILE_BYTES
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=16)
+def _bytes_of_samples(path: Path) -> int:
+    from deconv_cli.io.regions import open_regions
+
+    try:
+        return open_regions(path).n_bytes
+    except DeconvError:  # reading it raises it again
+        return 0
 
 
 class SharedCores:
     """Lends each file its part of the cores: one core a file, as far as the memory allows.
 
-    torch splits an operation among its threads, which then wait for one another. Two pictures of 512 × 512 take half as
-    long with one thread each as one after the other with two threads. Reading, testing and writing need one thread
-    anyway, so no core is idle. There is one file more than cores, since one of them mostly waits for the disk.
+    Two pictures of 512 × 512 side by side, with one thread each, take half the time of two threads for each in turn.
+    There is one file more than cores, since one of them mostly waits for the disk.
 
     Args:
         n_files: number of files.
@@ -56,7 +225,7 @@ class SharedCores:
         self._is_closed = False
 
     @contextmanager
-    def lent(self, read: Callable[[], Source | None]) -> Iterator[Source | None]:
+    def lent(self, read: Callable[[], LoadedFile | None]) -> Iterator[LoadedFile | None]:
         """Read a file, wait until there is room for it, and lend it its cores while the block runs.
 
         Files are read one at a time, so at most one waits for room.
@@ -95,7 +264,7 @@ class SharedCores:
         """Return whether nothing more is to be begun."""
         return self._is_closed
 
-    def _places_of(self, source: Source) -> int:
+    def _places_of(self, source: LoadedFile) -> int:
         """Return the places that a file takes; all of them if it is restored in blocks, by threads of their own."""
         from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 
@@ -119,7 +288,7 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
     Args:
         jobs: what to do.
         read: called in any thread.
-        process: called in any thread, and so is the function that it returns.
+        process: called in any thread.
         progress_of: makes the listener of a job.
         cores: shared by the threads.
 
@@ -127,7 +296,7 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
         How each job ended, in the order of the jobs and without images. An error is that of its own job.
     """
     pool = ThreadPoolExecutor(cores.n_places, "file")
-    behind: deque[Future[Done]] = deque()
+    behind: deque[Future[JobResult]] = deque()
     try:
         for job in jobs:
             if is_large(job.source):
@@ -142,42 +311,37 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
         pool.shutdown(cancel_futures=True)
 
 
-def without_images(done: Done) -> Done:
+def without_images(done: JobResult) -> JobResult:
     """Drop what could print and show a result: it holds the images."""
-    outcome = done.outcome
-    return done if outcome is None else replace(done, outcome=replace(outcome, print_summary=_nothing, show=_nothing))
+    return replace(done, print_summary=_nothing, show=_nothing)
 
 
-def _nothing() -> None:
-    """Print nothing: the images are gone."""
-
-
-def _done_lightly(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> Done:
+def _done_lightly(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> JobResult:
     return without_images(_done(job, read, process, progress_of, lend))
 
 
-def _drained(behind: deque[Future[Done]], n_left: int) -> Iterator[Done]:
+def _drained(behind: deque[Future[JobResult]], n_left: int) -> Iterator[JobResult]:
     """Yield finished jobs in order, and wait until at most `n_left` are under way."""
     while behind and (behind[0].done() or len(behind) > n_left):
         yield behind.popleft().result()
 
 
-def _done(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> Done:
+def _done(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> JobResult:
     """Read a job, do its arithmetic and write its result; its time does not count the wait for room."""
     started = time.perf_counter()
     try:
         with lend(partial(_timed_read, read, job)) as source:
             if source is None:
-                return Done(job)
-            started = time.perf_counter() - source.seconds
-            outcome = process(job, source, progress_of(job))()
+                return JobResult(job)
+            started = source.started()
+            done = process(job, source, progress_of(job))
     except Exception as error:  # noqa: BLE001  the others continue, and the caller decides what it means
         traceback.clear_frames(error.__traceback__)  # frees their images while an earlier job is waited for
-        return Done(job, time.perf_counter() - started, error=as_too_large(error) or error)
-    return Done(job, time.perf_counter() - started, outcome)
+        return JobResult(job, error=as_too_large(error) or error, seconds=time.perf_counter() - started)
+    return replace(done, seconds=time.perf_counter() - started)
 
 
-def _timed_read(read: Read, job: Job) -> Source | None:
+def _timed_read(read: Read, job: Job) -> LoadedFile | None:
     started = time.perf_counter()
     source = read(job)
     return None if source is None else replace(source, seconds=time.perf_counter() - started)

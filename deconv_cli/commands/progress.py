@@ -1,16 +1,18 @@
-"""The progress of a long restoration: its step, its iteration, and the time left."""
+"""The progress of a long run: its step and iteration, or how many pieces are done, how fast, and the time left."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import typer
 
+from deconv_cli.vocabulary import counted
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 if TYPE_CHECKING:
@@ -20,10 +22,44 @@ LOG_INTERVAL_S = 60.0
 """Seconds between lines in a log, without a terminal."""
 REMEMBERED = 12
 """Latest iterations from which the speed is measured."""
+_REMEMBERED_PIECES = 64
+"""Pieces that the rate is computed from: earlier ones may have been larger."""
 
 
-class WorkProgress(ProgressListener):
-    """Shows the step on stderr: as a moving line on a terminal, or as a line a minute in a log.
+class _ProgressLine:
+    """A line on stderr: it moves on a terminal, and is printed once a minute in a log."""
+
+    def __init__(self, *, is_silent: bool, clock: Callable[[], float]) -> None:
+        self._is_silent, self._clock = is_silent, clock
+        self._last_line = clock()
+        self._status: Status | None = None
+
+    @contextmanager
+    def _moving(self, first: str) -> Iterator[Self]:
+        """Show the line while the block runs, on a terminal."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if self._is_silent or not console.is_terminal:
+            yield self
+            return
+        try:
+            with console.status(first) as self._status:
+                yield self
+        finally:
+            self._status = None
+
+    def _update(self, line: str, logged: str) -> None:
+        """Show a line on the terminal, or print another one in a log if it is time."""
+        if self._status is not None:
+            self._status.update(line)
+        elif not self._is_silent and self._clock() - self._last_line >= LOG_INTERVAL_S:
+            self._last_line = self._clock()
+            typer.echo(logged, err=True)
+
+
+class WorkProgress(_ProgressLine, ProgressListener):
+    """Shows the step and the iteration of one restoration.
 
     Args:
         label: stands before every line, as `file 2 of 7`.
@@ -45,14 +81,9 @@ class WorkProgress(ProgressListener):
         ends: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(is_silent=is_silent, clock=clock)
         self._label = f"{label}: " if label else ""
-        self._verbose = verbose
-        self._is_silent = is_silent
-        self._show = show
-        self._ends = ends
-        self._clock = clock
-        self._status: Status | None = None
-        self._last_line = clock()
+        self._verbose, self._show, self._ends = verbose, show, ends
         self._step = ""
         self._goal: float | None = None
         self._most = 0
@@ -101,32 +132,23 @@ class WorkProgress(ProgressListener):
     @contextmanager
     def shown(self) -> Iterator[WorkProgress]:
         """Show the line while the block runs, on a terminal."""
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if self._verbose or self._is_silent or not console.is_terminal:
+        if self._verbose:
             yield self
             return
-        with console.status(f"{self._label}reading") as self._status:
+        with self._moving(f"{self._label}reading"):
             yield self
-        self._status = None
 
     def _print(self, line: str) -> None:
         if self._ends is not None and self._ends():
             raise KeyboardInterrupt
-        if self._is_silent:
-            return
-        if self._verbose:
+        if self._verbose and not self._is_silent:
             typer.echo(self._label + line, err=True)
             return
         line = line if line == self._step else f"{self._step}: {line}"
-        if self._show is not None:
+        if self._show is not None and not self._is_silent:
             self._show(line)
-        elif self._status is not None:
-            self._status.update(self._label + line)
-        elif self._clock() - self._last_line >= LOG_INTERVAL_S:
-            self._last_line = self._clock()
-            typer.echo(self._label + line, err=True)
+        else:
+            self._update(self._label + line, self._label + line)
 
 
 def format_duration(seconds: float) -> str:
@@ -136,3 +158,91 @@ def format_duration(seconds: float) -> str:
     if seconds < 99.5 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+class PieceProgress(_ProgressLine):
+    """Shows how many files or blocks are done.
+
+    Args:
+        n_pieces: number of pieces.
+        name: of one piece.
+        is_silent: whether nothing is shown.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        n_pieces: int,
+        name: str = "file",
+        *,
+        is_silent: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(is_silent=is_silent, clock=clock)
+        self._n_pieces, self._name = n_pieces, name
+        self._n_done, self._is_reached = 0, False
+        self._step = ""
+        self._ends: deque[float] = deque([clock()], maxlen=_REMEMBERED_PIECES + 1)
+
+    def advance(self, n_pieces: int = 1) -> None:
+        """Count pieces that are done."""
+        self._n_done += n_pieces
+        self._ends.extend([self._clock()] * n_pieces)
+        self._step = ""
+        self._show_line()
+
+    def reach(self, n_done: int, n_pieces: int) -> None:
+        """Count the pieces that are done; the first call counts those of an earlier run, which have no rate."""
+        if self._is_reached:
+            self.advance(n_done - self._n_done)
+            return
+        self._is_reached = True
+        self._n_done, self._n_pieces = n_done, n_pieces
+        self._ends.clear()
+        self._ends.append(self._clock())
+        self._show_line()
+
+    def tell(self, step: str) -> None:
+        """Show on a terminal what is being done with the current piece."""
+        self._step = step
+        self._show_line()
+
+    def line(self) -> str:
+        """Describe the progress in a line."""
+        line = f"{self._n_done} of {counted(self._n_pieces, self._name)}"
+        n_pieces, elapsed = len(self._ends) - 1, self._ends[-1] - self._ends[0]
+        if n_pieces < 1 or elapsed <= 0:
+            return line
+        rate = n_pieces / elapsed
+        left = (self._n_pieces - self._n_done) / rate
+        return f"{line}, {_format_rate(rate, self._name)}, about {format_duration(left)} left"
+
+    @contextmanager
+    def shown(self) -> Iterator[PieceProgress]:
+        """Show the line while the block runs, on a terminal."""
+        with self._moving(self.line()):
+            yield self
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Remove the line while the block prints: Rich would send stdout to where the line is."""
+        if self._status is None:
+            yield
+            return
+        self._status.stop()
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            self._status.start()
+
+    def _show_line(self) -> None:
+        line = self.line()
+        self._update(f"{line}: {self._step}" if self._step else line, line)
+
+
+def _format_rate(per_second: float, name: str) -> str:
+    for unit, seconds in (("second", 1), ("minute", 60)):
+        if per_second * seconds >= 1:
+            return f"{counted(f'{per_second * seconds:.3g}', name)} a {unit}"
+    return f"{counted(f'{per_second * 3600:.3g}', name)} an hour"

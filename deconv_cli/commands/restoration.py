@@ -9,17 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import show_picture
-from deconv_cli.commands.context import (
-    Context,
-    ExtraOutputs,
-    LoadedInput,
-    PlannedOutputs,
-    describe_output,
-    environment_of,
-    rerun_line,
-)
-from deconv_cli.commands.job import Finish, Job, Outcome, Source
+from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
@@ -33,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.commands.loaded_kernel import LoadedKernel
-    from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.workflows.diagnose import Diagnosis
+    from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
@@ -47,118 +38,92 @@ NOTABLE_NOISE = 1e-3
 
 
 class Restoration:
-    """Restores one input after another; pictures share one pipeline, and tensors share one.
+    """Restores one input after another with one kernel; pictures share one pipeline, and tensors share one."""
 
-    Args:
-        context: kernel, device and files.
-        settings: the typed settings.
-        extra: the files to write besides the estimate.
-        printed: what to print.
-    """
-
-    def __init__(self, context: Context, settings: SettingValues, extra: ExtraOutputs, printed: PrintOptions) -> None:
-        self._context = context
-        self._settings = settings
-        self._extra = extra
-        self._printed = printed
+    def __init__(
+        self,
+        context: Context,
+        kernel: LoadedKernel,
+        settings: SettingValues,
+        extra: ExtraOutputs,
+        printed: PrintOptions,
+    ) -> None:
+        self._context, self._kernel, self._settings = context, kernel, settings
+        self._extra, self._printed = extra, printed
         self._pipelines: dict[InputKind, Pipeline] = {}
         self._making = threading.Lock()
 
-    def restore(self, job: Job, source: Source, progress: WorkProgress) -> Finish:
-        """Reconstruct one input; the function that is returned writes and describes the result."""
-        context, extra = self._context, self._extra
-        loaded = context.load(source)
-        context.loaded.refuse_for(loaded.image, tuple(loaded.values.shape[2:]))
-        kind, notes = choose_kind(loaded.image, lambda: loaded.values, context.loaded, self._settings)
+    def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+        """Reconstruct one input, write the result, and describe it."""
+        from deconv_cli.report.run import InvertRun
+        from deconv_cli.report.run_record import describe_run
+
+        started, context, kernel = source.started(), self._context, self._kernel
+        image = context.move(kernel.arrange(source.image))
+        kernel.refuse_for(image, tuple(image.values.shape[2:]))
+        kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
         pipeline = self._pipeline(kind)
-        resolution = pipeline.resolve(self._metadata(loaded.image))
-        resolution = replace(resolution, notes=(*notes, *resolution.notes))
-        if job.number > N_ALIGNED or context.loaded.source.estimate is not None:
-            resolution = replace(resolution, tests_alignment=False)
-        n_channels = loaded.values.shape[1]
+        resolution = pipeline.resolve(self._metadata(image))
+        tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
+        resolution = replace(resolution, notes=(*notes, *resolution.notes), tests_alignment=tests_alignment)
+        n_channels = image.values.shape[1]
         if not resolution.is_per_channel:
-            n_channels = context.loaded.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
-        same_size = context.keeps_size(resolution.settings.padding, resolution.settings.layer)
-        plan = context.plan(job, loaded, n_channels=n_channels, same_size=same_size)
-        planned = extra.plan(loaded, n_channels, same_size=same_size, force=context.files.force)
+            n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
+        same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
+        plan = context.plan(job, image, n_channels, same_size=same_size)
+        planned = self._extra.plan(image, n_channels, same_size=same_size, force=context.files.force)
         try:
-            result = pipeline.reconstruct(loaded.values, resolution, truth=planned.truth, progress=progress)
+            result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
         except TooLargeError as error:
-            if not _would_be_cut(job.source, loaded.image, context.loaded, resolution.settings):
+            if not _would_be_cut(job.source, image, kernel, resolution.settings):
                 raise
             copy = "a TIFF (.tif) or Zarr (.zarr) copy, which is restored block by block"
             raise TooLargeError(f"{str(error).removesuffix('.')}, or {copy}.") from error
-        diagnosis: Diagnosis | None = None
+        diagnosis = None
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
             progress.begin("examining the result")
             # A page needs a prediction, which is refused for estimates that are not linear.
-            diagnosis = pipeline.diagnose(result, loaded.values)
-            views = pipeline.vary_lambda(result, loaded.values, loaded.image.dtype)
-        return partial(self._finish, job, loaded, plan, planned, result, diagnosis, views)
+            diagnosis = pipeline.diagnose(result, image.values)
+            views = pipeline.vary_lambda(result, image.values, image.dtype)
+        prepared = plan.prepare(result.image.cpu())
+        result = _measured(result, image, prepared)
+        options = kernel.options | self._options(result, image)
+        run = InvertRun(
+            command=context.command,
+            kernel=kernel.source,
+            notes=kernel.notes_on(image, prepared, *result.notes),
+            rerun=context.rerun(job.source, options, job.target, prepared.dtype),
+            reconstruction=result,
+            diagnosis=diagnosis,
+            factor=kernel.factor,
+            lambda_views=views,
+            **context.describe(job, image, prepared, result.image.dtype, started),
+        )
+        record = describe_run(run)
+        prepared.write(record)
+        planned.write(run, record, image.values)
+        return JobResult(
+            job,
+            record,
+            partial(print_invert_summary, run, verbose=self._printed.verbose),
+            partial(show_picture, result.image, n_axes=kernel.kernel.n_axes, is_color=image.is_picture),
+            failures=tuple(doubt.sentence for doubt in result.doubts),
+            warnings=result.cautions,
+        )
 
     def _metadata(self, image: ImageFile) -> InputMetadata:
         """Gather what the files of an input and of the kernel record."""
         from deconv_cli.workflows.resolution import InputMetadata
 
-        loaded = self._context.loaded
         return InputMetadata(
             record=image.record,
-            recorded=loaded.recorded,
-            kernel_sha256=loaded.source.sha256,
+            recorded=self._kernel.recorded,
+            kernel_sha256=self._kernel.source.sha256,
             tone_curve=image.tone_curve,
             sample_type=image.dtype,
             spacing=image.spacing,
             jpeg_table=image.jpeg_table,
-        )
-
-    def _finish(
-        self,
-        job: Job,
-        loaded: LoadedInput,
-        plan: OutputPlan,
-        planned: PlannedOutputs,
-        result: Reconstruction,
-        diagnosis: Diagnosis | None,
-        views: tuple[LambdaView, ...],
-    ) -> Outcome:
-        """Write the result of one input, and describe it."""
-        from deconv_cli.report.run import InvertRun
-        from deconv_cli.report.run_record import describe_run
-
-        context = self._context
-        prepared = plan.prepare(result.image.cpu())
-        result = _measured(result, loaded, prepared)
-        run = InvertRun(
-            command=context.command,
-            source=loaded.describe(job.source),
-            kernel=context.loaded.source,
-            output=describe_output(job.target, prepared),
-            notes=context.notes(loaded, prepared, *result.notes),
-            environment=environment_of(context.device, result.image.dtype, loaded.started),
-            rerun=rerun_line(
-                context.command,
-                job.source,
-                context.loaded.options | self._options(result, loaded.image),
-                device=context.device.type,
-                output=job.target,
-                files=context.files,
-                output_dtype=prepared.dtype,
-            ),
-            reconstruction=result,
-            diagnosis=diagnosis,
-            factor=context.loaded.factor,
-            lambda_views=views,
-        )
-        record = describe_run(run)
-        prepared.write(record)
-        planned.write(run, record, loaded.values)
-        return Outcome(
-            record,
-            partial(print_invert_summary, run, verbose=self._printed.verbose),
-            doubts=tuple(doubt.sentence for doubt in result.doubts),
-            show=partial(show_picture, result.image, n_axes=run.kernel.kernel.n_axes, is_color=loaded.image.is_picture),
-            warnings=result.cautions,
         )
 
     def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
@@ -169,7 +134,7 @@ class Restoration:
         options = settings.as_options()
         is_kept = self._extra.is_prediction_kept or "predict" in self._settings
         looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
-        if self._context.loaded.inverse is not None:
+        if self._kernel.inverse is not None:
             kept: OptionValues = {"--max-memory": settings.max_memory, "--light": settings.light}
             of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
             kept |= {name: options.get(name) for name in of_noise if is_kept}
@@ -192,7 +157,7 @@ class Restoration:
             options["--method"] = settings.method
         if settings.objective == "tv":
             options.setdefault("--weight", "auto")
-        if settings.tolerance is not None:  # left open, each channel has its solver's own
+        if settings.tolerance is not None:  # otherwise each channel has its solver's own
             options["--tolerance"] = repr(settings.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
         predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
@@ -202,11 +167,11 @@ class Restoration:
         """Return the pipeline of pictures or of tensors."""
         from deconv_cli.workflows.pipeline import Pipeline
 
-        loaded = self._context.loaded
+        loaded = self._kernel
         with self._making:
             if kind not in self._pipelines:
                 known = {} if loaded.inverse is not None else {"dimensions": loaded.kernel.n_axes}
-                settings = ReconstructionSettings.of(**{"defaults": kind} | self._settings | known)
+                settings = ReconstructionSettings.trusted(**{"defaults": kind} | self._settings | known)
                 self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
             return self._pipelines[kind]
 
@@ -248,16 +213,16 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 
-def _measured(result: Reconstruction, loaded: LoadedInput, prepared: PreparedOutput) -> Reconstruction:
+def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput) -> Reconstruction:
     """Measure how much of a picture is outside the range of written samples of another type than the input's."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping
 
-    is_measured = prepared.dtype == loaded.image.dtype or not np.issubdtype(prepared.dtype, np.integer)
+    is_measured = prepared.dtype == file.dtype or not np.issubdtype(prepared.dtype, np.integer)
     if result.settings.defaults is not InputKind.PICTURE or is_measured:
         return result
-    image, data, curve = result.image, loaded.values, result.tone_curve
+    image, data, curve = result.image, file.values, result.tone_curve
     if curve is not None:  # in the dark a little light too few is many stored values
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
     limits = np.iinfo(prepared.dtype)

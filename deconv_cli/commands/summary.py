@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from deconv_cli.commands.cli_messages import with_options
-from deconv_cli.commands.console import print_note, print_table, print_warning
+from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name, with_options
+from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.noise_model import describe_noise
 from deconv_cli.vocabulary import (
@@ -23,8 +23,15 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deconv_cli.blocks.block_reconstruction import BlockReconstruction
+    from deconv_cli.blocks.block_run import BlockRun
+    from deconv_cli.blocks.block_task import BlockTask
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import InfluenceDepth, WellPosedness
+    from deconv_cli.io.regions import RegionTarget
+    from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import (
         Environment,
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
         OutputFile,
     )
     from deconv_cli.solvers.solution import Solution
-    from deconv_cli.tone_curve import ToneCurve
     from deconv_cli.workflows.reconstruction import Reconstruction
 
 Rows = list[tuple[str, str]]
@@ -50,7 +56,7 @@ def print_forward_summary(run: ForwardRun) -> None:
         *([] if run.tap is None else [("tap", run.tap)]),
         ("boundary", f"{run.boundary}, padding {format_padding(run.padding)}"),
         *_layer_rows(run.layer),
-        *_light_rows(run.source, run.light.reason, run.light.curve),
+        *([("light", run.light.reason)] if run.source.is_picture or run.light.curve is not None else []),
         ("noise", "none" if run.noise is None else f"{run.noise}, seed {run.seed}"),
         *_output_rows(run.output, run.environment),
     ]
@@ -58,36 +64,47 @@ def print_forward_summary(run: ForwardRun) -> None:
 
 
 def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert` did on stderr; `verbose` adds rows for an expert."""
+    """Print what `deconv invert` did on stderr: ten lines for a photograph; `verbose` adds rows for experts."""
     result, source = run.reconstruction, run.source
-    layer, solution, reasons = result.settings.layer, result.solution, result.reasons
-    rows = [*_input_rows(source, run.kernel, layer), ("boundary", f"{result.boundary}: {reasons.boundary}")]
+    layer, reasons = result.settings.layer, result.reasons
+    rows = _input_rows(source, run.kernel, layer)
     if run.factor is not None:
         rows.insert(1, ("factor", run.factor.path))
-    rows += [*_layer_rows(layer), *_light_rows(source, reasons.light, result.tone_curve)]
+    rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
+    if source.is_picture or result.tone_curve is not None:
+        rows.append(("light", reasons.light if verbose else reasons.light.partition(": ")[0].partition(" (")[0]))
     if result.lam is not None:
-        lam = _in_unit(format_lambda(result.lam), verbose=verbose)
-        rows.append(("λ", f"{lam}, penalty {result.penalty}: {reasons.lam}"))
+        why = reasons.lam if verbose else reasons.lam.partition("; ")[0]
+        rows.append(("λ", f"{_in_unit(format_lambda(result.lam), verbose=verbose)}, penalty {result.penalty}: {why}"))
     elif result.prior_sentence is not None:
-        rows.append(("prior", f"photo: {result.prior_sentence}"))
+        rows.append(("prior", _prior(result.prior_sentence, verbose=verbose)))
     else:
-        rows.append(("minimized", solution.objective))
+        rows.append(("minimized", result.solution.objective))
     if colored := [model for model in result.noise if not model.is_white]:
         rows.append(("noise", describe_noise(colored)))
-    methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
-    rows += [("solver", f"{methods}, {_ending(solution, verbose=verbose)}"), ("residual", _residual(result))]
+    if verbose:
+        rows.append(("solver", f"{_methods(result)}, {_ending(result.solution, verbose=True)}"))
+    rows.append(("residual", _residual(result, verbose=verbose)))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
-        rows += error_rows(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted)
+        rows.append(error_row(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted))
     rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
-    _, advice = _border_findings(result.well_posedness)
+    _, advice = _border_findings(result.well_posedness, verbose=verbose)
     _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
 
 
 def _in_unit(lam: str, *, verbose: bool) -> str:
     """Add the unit of λ for an expert."""
     return f"{lam} × σ²max" if verbose else lam
+
+
+def _prior(sentence: str, *, verbose: bool) -> str:
+    return f"photo: {sentence if verbose else sentence.rpartition('; ')[2]}"
+
+
+def _methods(result: Reconstruction) -> str:
+    return " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
 
 
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
@@ -128,15 +145,16 @@ def print_factor_summary(run: FactorRun) -> None:
         ("output", f"{run.path}  {format_memory(run.n_bytes)}"),
         ("cost", _cost(run.environment)),
     ]
-    warnings, advice = _border_findings(run.well_posedness)
+    warnings, advice = _border_findings(run.well_posedness, verbose=True)
     _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
 def _print(title: str, rows: Rows, warnings: Iterable[str] = (), notes: Iterable[str] = ()) -> None:
+    """Print a table, then each warning and each note once."""
     print_table(title, rows)
-    for warning in warnings:
+    for warning in dict.fromkeys(warnings):
         print_warning(with_options(warning))
-    for note in notes:
+    for note in dict.fromkeys(notes):
         print_note(with_options(note))
 
 
@@ -144,18 +162,13 @@ def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PL
     spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
     size = format_size(source.shape)
     return [
-        ("input", f"{source.path}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("input", f"{shown_name(source.path)}  {size} {source.axes} {source.dtype}{spacing}"),
         ("kernel", _kernel(kernel, layer)),
     ]
 
 
 def _layer_rows(layer: LayerOptions) -> Rows:
     return [] if layer.is_plain else [("layer", layer.describe())]
-
-
-def _light_rows(source: InputFile, reason: str, curve: ToneCurve | None) -> Rows:
-    """Name what the blur acts on; nothing for tensors, which are not light."""
-    return [("light", reason)] if source.is_picture or curve is not None else []
 
 
 def _kernel(source: KernelInput, options: LayerOptions) -> str:
@@ -170,11 +183,14 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
-    return f"{source.path}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
+    return f"{shown_name(source.path)}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
-    return [("output", f"{output.path}  {format_size(output.shape)} {output.dtype}"), ("cost", _cost(environment))]
+    return [
+        ("output", f"{shown_name(output.path)}  {format_size(output.shape)} {output.dtype}"),
+        ("cost", _cost(environment)),
+    ]
 
 
 def _cost(environment: Environment) -> str:
@@ -196,8 +212,11 @@ def _ending(solution: Solution, *, verbose: bool) -> str:
     return f"{sentence}, certificate {solution.certificate:.2g} (0 is solved exactly){distance}"
 
 
-def _residual(result: Reconstruction) -> str:
+def _residual(result: Reconstruction, *, verbose: bool) -> str:
     residual, noise = result.residual, _noise(result)
+    if not verbose:
+        known = "" if noise is None else f"; noise {noise.partition(', ')[0]}"
+        return f"{format_percent(residual.relative, 3)} of the data{known}"
     of_light = "" if result.tone_curve is None else " of light"
     size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
     return size if noise is None else f"{size}; noise {noise}"
@@ -229,8 +248,8 @@ def _sample_unit(source: InputFile) -> str:
     return " counts" if "int" in source.dtype else ""
 
 
-def error_rows(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> Rows:
-    """Describe the size of the expected error, and where to trust the result."""
+def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple[str, str]:
+    """Describe the size of the expected error, where to trust the result, and the real error if that is known."""
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     if not is_trusted:
@@ -238,10 +257,10 @@ def error_rows(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> Rows
     elif depth is None:
         to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
-        border = f"adds little from {counted(depth, 'pixel')} inwards" if depth else "adds nothing"
-        to_trust = f"the border {border}; trust {format_percent(share)} of the pixels"
-    rows = [("expected error", f"{size:.3g}{unit} rms; {to_trust}")]
-    return rows if actual is None else [*rows, ("real error", f"{actual:.3g} rms")]
+        border = f" (from {counted(depth, 'pixel')} inside the border)" if depth else ""
+        to_trust = f"trust {format_percent(share)} of the pixels{border}"
+    real = "" if actual is None else f" (the real one is {actual:.3g})"
+    return "expected error", f"{size:.3g}{unit} rms{real}; {to_trust}"
 
 
 def _details(result: Reconstruction) -> Rows:
@@ -255,7 +274,7 @@ def _details(result: Reconstruction) -> Rows:
         ("method", f"{result.choice.method}: {result.choice.reason}"),
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
-        *([("prior noise", f"σ {told} in stored values, as prior photo was told")] if told else []),
+        *([("prior noise", f"σ {told} in stored values")] if told else []),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
         ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
         *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),
@@ -267,14 +286,14 @@ def _inwards(name: str, rms: list[tuple[int, float]]) -> str:
     return f"{name} {edge:.3g} rms on the edge, {inside:.3g} from {counted(depth, 'pixel')} inwards"
 
 
-def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:
-    """Describe what the boundary loses, and how deep its influence reaches: warnings, and advice."""
+def _border_findings(finding: WellPosedness | None, *, verbose: bool) -> tuple[list[str], list[str]]:
+    """Describe what the boundary loses, and for an expert how deep its influence reaches: warnings, and advice."""
     if finding is None:
         return [], []
     if finding.is_well_posed is False:
         return [finding.reason], list(finding.advice)
     notes = [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
-    if finding.is_deep and finding.influence is not None:
+    if verbose and finding.is_deep and finding.influence is not None:
         notes.append(_influence(finding.influence))
     return [], notes
 
@@ -287,3 +306,103 @@ def _influence(influence: InfluenceDepth) -> str:
         return f"a mistake at the edge reaches deep into the image: more than {deeper[0]} of it"
     sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
     return f"{sentence}; more than {deeper[0]} of it reaches deeper" if deeper else sentence
+
+
+def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
+    """Print what would be done on stderr, and how many seconds it would take."""
+    from deconv_cli.io.files import is_there
+
+    task = run.task
+    rows = [
+        ("input", _large_input(task)),
+        *_plan_rows(task),
+        ("time", f"about {format_duration(expected_s)}"),
+        ("output", _output(task.target)),
+        *(("", _output(extra)) for extra in task.extras.targets),
+    ]
+    print_table("deconv invert --dry-run", rows)
+    if is_there(target):
+        print_note(f"the output '{target}' exists already; a run has to be given --force to replace it")
+
+
+def _output(target: RegionTarget) -> str:
+    size = format_size(target.shape)
+    return f"{shown_name(target.spelled_path)}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
+
+
+def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
+    """Print what was done on stderr: a table, warnings and notes."""
+    found, target = run.reconstruction, run.task.target
+    summary, settings, resolution = found.summary, found.settings, found.task.problem.resolution
+    assert summary is not None
+    rows = [
+        ("input", _large_input(found.task)),
+        ("kernel", f"{shown_name(run.kernel.path)}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
+        ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
+        *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
+        _objective_row(found, verbose=verbose),
+        *_plan_rows(found.task),
+        *_seam_rows(found),
+        ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
+        *_error_rows(found),
+    ]
+    if verbose:
+        rows += [
+            ("solver", f"{counted(summary.n_iterations, 'iteration')} at most, certificate {summary.certificate:.2g}"),
+            ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
+            ("threads", f"{found.plan.n_threads} a block"),
+        ]
+    output = f"{shown_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}"
+    rows += [("output", output), ("cost", _cost(run.environment))]
+    _print("deconv invert", rows, found.doubts, run.notes)
+
+
+def _objective_row(found: BlockReconstruction, *, verbose: bool) -> tuple[str, str]:
+    """Name the objective, with what was chosen for all blocks."""
+    settings, choices = found.settings, found.plan.choices
+    if found.lam is not None:
+        reason = found.task.problem.resolution.reasons.lam
+        return "λ", f"{format_lambda(found.lam)}, penalty {settings.penalty}: {reason}"
+    if found.prior_sentence is not None:
+        return "prior", _prior(found.prior_sentence, verbose=verbose)
+    more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
+    more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
+    more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
+    return "minimized", f"{settings.objective}{more}"
+
+
+def _seam_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+    """Say how much blocks differ beside their seams, if there are any."""
+    if found.summary is None or not any(found.task.grid.is_cut):
+        return []
+    measured = f"{found.seam:.2g} of the range, measured at {counted(found.summary.n_seams, 'place')}"
+    return [("at the seams", "not measured" if found.seam is None else measured)]
+
+
+def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
+    """Say how large the expected error is, and what it was predicted on."""
+    expected = found.expected_error
+    if expected is None:
+        return []
+    is_light = found.task.problem.resolution.tone_curve is not None and found.settings.is_linear
+    row = error_row(expected, " of light" if is_light else "", is_trusted=not found.doubts)
+    return [row, ("", f"by {expected.pieces}")]
+
+
+def _large_input(task: BlockTask) -> str:
+    source = task.problem.source
+    return f"{shown_name(source.spelled_path)}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+
+
+def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:
+    """Say how the picture is cut."""
+    grid, halo = task.grid, task.plan.halo
+    memory = ("memory", f"about {format_memory(task.plan.block_bytes)} a block")
+    if not any(grid.is_cut):
+        one = "the picture is one block" if grid.n_blocks == 1 else f"{grid.n_blocks}, each of a whole image"
+        return [("blocks", f"{one} of {format_size(task.problem.image_size)}; nothing is cut"), memory]
+    return [
+        ("blocks", f"{grid.n_blocks} of {format_size(grid.along_space(grid.core))}, with a halo of {halo}"),
+        memory,
+        ("seams", f"at most {halo.predicted:.2g} of the range is expected"),
+    ]

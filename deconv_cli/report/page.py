@@ -24,7 +24,7 @@ from deconv_cli.report.run import InvertRun, Run
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import ShownImages, draw_views, images_to_show, show_images
 from deconv_cli.vocabulary import counted, format_lambda, format_percent, format_size
-from deconv_cli.workflows.diagnose import Diagnosis
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 

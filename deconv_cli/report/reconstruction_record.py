@@ -9,8 +9,8 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 SCHEMA = 1

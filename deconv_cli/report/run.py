@@ -13,9 +13,9 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike, Size
-from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.light import ChosenLight
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 

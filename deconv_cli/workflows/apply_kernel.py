@@ -284,7 +284,7 @@ class Noise:
             n_axes: axes of space, `k`.
 
         Returns:
-            The kernel, or the nearest one without negative taps if those are small, and a sentence that says so.
+            The kernel, or the nearest one without negative taps if those are small, and a note about it.
         """
         taps = kernel.taps if isinstance(kernel, KernelField) else kernel
         share = negative_share(taps, n_axes) if self.kind is NoiseKind.POISSON else 0.0

@@ -24,9 +24,9 @@ def pick_device(choice: DeviceChoice | str) -> torch.device:
     if choice is DeviceChoice.AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if choice is DeviceChoice.CUDA and not torch.cuda.is_available():
-        raise UsageError('device cuda was asked for, but torch sees no CUDA device here; use device="cpu".')
+        raise UsageError('torch sees no CUDA device here, but device is cuda; use device="cpu".')
     if choice is DeviceChoice.MPS and not torch.backends.mps.is_available():
-        raise UsageError('device mps was asked for, but torch sees no Apple GPU here; use device="cpu".')
+        raise UsageError('torch sees no Apple GPU here, but device is mps; use device="cpu".')
     return torch.device(choice.value)
 
 
@@ -44,7 +44,7 @@ def pick_dtype(choice: ArithmeticDType | str | torch.dtype | None, data: Tensor,
         word = parse_word(ArithmeticDType, choice, "dtype")
         dtype = {ArithmeticDType.FLOAT32: torch.float32, ArithmeticDType.FLOAT64: torch.float64}[word]
     if dtype not in (torch.float32, torch.float64):
-        raise UsageError(f"the arithmetic runs in float32 or float64, but {dtype} was asked for.")
+        raise UsageError(f"the arithmetic runs in float32 or float64, but dtype is {dtype}.")
     if dtype == torch.float64 and device.type == "mps":
         raise UsageError('an Apple GPU has no float64; use dtype="float32" or device="cpu".')
     return dtype

@@ -56,7 +56,7 @@ class BoundaryAssessment:
     Attributes:
         boundary: its name.
         finding: the judgment without a penalty; `None` if this boundary is impossible.
-        reason: the finding, or why there is none, as a sentence.
+        reason: the finding, or the reason why it is missing, as a sentence.
     """
 
     boundary: str

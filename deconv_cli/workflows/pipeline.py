@@ -39,19 +39,15 @@ from deconv_cli.tone_curve import ToneCurve, limits_of
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
-from deconv_cli.workflows.built_inverses import BuiltInverses
-from deconv_cli.workflows.channels import join_channels
 from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling
-from deconv_cli.workflows.diagnose import Diagnosis, diagnose, join_diagnoses
-from deconv_cli.workflows.estimators import build_estimator
-from deconv_cli.workflows.find_noise import find_noise, find_noise_of_channels
-from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
+from deconv_cli.workflows.estimators import BuiltInverses, build_estimator
+from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data, find_noise, find_noise_of_channels
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.light import caution_light
-from deconv_cli.workflows.measurement import measure
+from deconv_cli.workflows.measurement import Diagnosis, diagnose, join_diagnoses, measure
 from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
-from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
 from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, Resolution, resolve, resolve_for_inverse
 from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER, measure_clipping
 
@@ -81,7 +77,7 @@ class Pipeline:
 
     Attributes:
         settings: the settings that were given.
-        inverse: the linear inverse that was applied last to all channels; `None` if there is none.
+        inverse: the linear inverse that was applied last to all channels, if any.
 
     Raises:
         ShapeError: the kernel has other axes than such kernels have.
@@ -439,7 +435,7 @@ class Pipeline:
         return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
     def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
-        """Return the padding that explains data of a layer if the given one does not; `None` if there is none."""
+        """Return the padding that explains the data of a layer if the given one does not; else `None`."""
         kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
         is_other = settings.lam > 0 and resolution.settings.padding != "valid"
         is_plain = kernel.field is None and not estimator.operator.is_layer

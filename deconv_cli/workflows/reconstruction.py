@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import LostDirections
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
-from deconv_cli.diagnostics.predicted_error import PredictedError
+from deconv_cli.diagnostics.predicted_error import PredictedError, pool_errors
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
 from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
@@ -21,7 +25,7 @@ from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike
-from deconv_cli.workflows.resolution import Reasons
+from deconv_cli.workflows.resolution import Reasons, Resolution
 from deconv_cli.workflows.trust import (
     WRONG_KERNEL,
     Clipping,
@@ -60,7 +64,7 @@ class Reconstruction:
         well_posedness: the effect of the boundary on the problem; `None` without a quadratic penalty.
         lost_directions: directions of its input that a layer loses; `None` if none are known, and for pictures.
         lambda_choice: how λ was chosen from the data; `None` if it was given.
-        predicted_error: the expected error, if asked for. It trusts no pixel of a result that is not trusted.
+        predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
@@ -154,8 +158,8 @@ class Reconstruction:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
         if self.settings.objective != "photo":
             return None
-        finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
-        return f"a denoiser that learned from photographs; detail {finest} is plausible rather than measured"
+        finest = "that is fine" if self.finest is None else f"finer than {self.finest:.1f} pixels"
+        return f"a denoiser that learned from photographs; detail {finest} is plausible, not measured"
 
     @property
     def is_trusted(self) -> bool:
@@ -239,3 +243,101 @@ class Reconstruction:
         if not self.is_trusted:
             raise UntrustworthyResultError(f"{self.doubts[0].sentence}.")
         return self
+
+
+_NUMBER = re.compile(r"\d[\d.e+-]*")
+
+
+def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
+    """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
+    first = parts[0]
+    worst = next((part for part in parts if not part.is_trusted), first)
+    doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
+    lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
+    return replace(
+        worst,
+        image=torch.cat([part.image for part in parts], dim=-n_axes - 1),
+        solution=_solution([part.solution for part in parts], n_axes),
+        settings=replace(resolution.settings, lam=first.settings.lam),
+        reasons=replace(first.reasons, lam=lam),
+        choice=_choice([part.choice for part in parts]),
+        residual=_residual([part.residual for part in parts]),
+        border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
+        spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
+        well_posedness=_least_posed(parts).well_posedness,
+        lambda_choice=doubtful.lambda_choice,
+        predicted_error=_predicted(parts, n_axes),
+        notes=(*resolution.notes, *_notes(parts)),
+        channels=tuple(parts),
+    )
+
+
+def _notes(parts: Sequence[Reconstruction]) -> list[str]:
+    """Name the channels of each note; notes that differ only in numbers become one that lists the numbers."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for number, part in enumerate(parts, start=1):
+        for note in part.notes:
+            words, numbers = _NUMBER.split(note), _NUMBER.findall(note)
+            found.setdefault(tuple(words), []).append([str(number), *numbers])
+    notes = []
+    for (first, *words), rows in found.items():
+        channels, *numbers = (
+            ", ".join(column if len(set(column)) > 1 else column[:1]) for column in zip(*rows, strict=True)
+        )
+        note = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
+        notes.append(f"channel{'s' if ',' in channels else ''} {channels}: {note}")
+    return notes
+
+
+def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:
+    """Take the worst status and the largest numbers."""
+    distances = [part.distance_bound for part in parts]
+    known = [distance for distance in distances if distance is not None]
+    weights = {part.weight for part in parts}
+    return replace(
+        next((part for part in parts if not part.status.is_success), parts[0]),
+        value=torch.cat([part.value for part in parts], dim=-n_axes - 2),
+        n_iterations=max(part.n_iterations for part in parts),
+        certificate=max(part.certificate for part in parts),
+        residual_norms=max((part.residual_norms for part in parts), key=len),
+        weight=weights.pop() if len(weights) == 1 else None,
+        noise_levels=tuple(level for part in parts for level in part.noise_levels),
+        distance_bound=max(known) if len(known) == len(parts) else None,
+    )
+
+
+def _choice(parts: Sequence[Choice]) -> Choice:
+    methods = [part.method for part in parts]
+    if len(set(methods)) == 1:
+        return parts[0]
+    return Choice("auto", f"channels differ: {', '.join(methods)}")
+
+
+def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
+    """Pool residuals of equally many samples."""
+    absolute = math.hypot(*(part.absolute for part in parts))
+    data = math.hypot(*(part.absolute / part.relative for part in parts if part.relative > 0))
+    return ResidualSummary(
+        relative=absolute / data if data > 0 else 0.0,
+        absolute=absolute,
+        root_mean_square=math.hypot(*(part.root_mean_square for part in parts)) / math.sqrt(len(parts)),
+        per_channel=tuple(value for part in parts for value in part.per_channel),
+    )
+
+
+def _band(bands: Sequence[BorderBand]) -> BorderBand:
+    pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
+    return replace(bands[0], residual_rms=pooled)
+
+
+def _least_posed(parts: Sequence[Reconstruction]) -> Reconstruction:
+    order = {False: 0, None: 1, True: 2}
+    return min(parts, key=lambda part: order[part.well_posedness.is_well_posed] if part.well_posedness else 3)
+
+
+def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:
+    found = [part.predicted_error for part in parts if part.predicted_error is not None]
+    if len(found) < len(parts):
+        return None
+    stacked = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
+    return replace(stacked, map=torch.cat(tuple(stacked.map), dim=-n_axes - 1))

@@ -1,4 +1,4 @@
-"""Fill in the settings that were left open, each with its reason, before anything is computed."""
+"""Fill in the open settings, each with its reason, before anything is computed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,
+    LambdaRule,
     Light,
     PaddingLike,
     Size,
@@ -28,7 +29,6 @@ from deconv_cli.vocabulary import (
     format_spacing,
     parse_padding,
 )
-from deconv_cli.workflows.layer_settings import check_settings_of_field, check_settings_of_layer
 from deconv_cli.workflows.light import RECORDED, choose_light
 
 SAME_SPACING = 0.01
@@ -38,7 +38,7 @@ _OVERRULED = (
     "the picture looks like a photograph, but a setting of the quadratic prior was given, so that prior is used; "
     "prior=photo restores photographs better"
 )
-_PHOTO = "the picture was taken for a photograph, whose finest detail may be invented; prior=quadratic invents none"
+_PHOTO = "the picture was restored as a photograph, whose finest detail may be invented; prior=quadratic invents none"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RecordedConvolution:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any] | None) -> RecordedConvolution | None:
-        """Read the record that `deconv forward` writes into a file; `None` if there is none."""
+        """Read the record that `deconv forward` writes into a file, if there is one."""
         if record is None or record.get("command") != "forward":
             return None
         try:
@@ -88,7 +88,7 @@ class InputMetadata:
 
     Attributes:
         record: the record that an earlier run of this program wrote into the file.
-        recorded: the convolution that made the input, if another source than `record` tells it.
+        recorded: the convolution that made the input, if it is known from another source than `record`.
         kernel_sha256: fingerprint of the kernel's file, which is compared with that of the record.
         tone_curve: how the samples encode light.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
@@ -309,6 +309,29 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     )
 
 
+def check_settings_of_field(settings: ReconstructionSettings) -> None:
+    """Refuse, by `UsageError`, to predict the error."""
+    if settings.predict:
+        raise UsageError(
+            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
+            "the frame; leave that out, or take the kernel of one place."
+        )
+
+
+def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:
+    """Refuse, by `UsageError`, a choice of λ or of the noise that needs a torus of all pixels."""
+    chooses = settings.lam == "auto" or settings.lambda_rule is not None
+    needed = None
+    if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
+        needed, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
+    elif settings.noise == "auto":
+        needed, instead = "the kind of the noise is found", "take white noise"
+    elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
+        needed, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
+    if needed is not None:
+        raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
+
+
 def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
     """Divide the recorded distances of samples by the smallest, and note it; `None` if they are equal or unknown."""
     if spacing is None or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
@@ -366,7 +389,7 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
     """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
     if settings.noise_sigma is not None and not settings.predict:
         raise UsageError(
-            f"noise_sigma helps to choose λ or to predict the error, but {what} and no prediction is asked for; leave "
+            f"noise_sigma helps to choose λ or to predict the error, but {what} and predict is not set; leave "
             "it out, or choose λ auto."
         )
 

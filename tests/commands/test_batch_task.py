@@ -10,7 +10,7 @@ import pytest
 
 from deconv_cli.commands.batch import BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.job import Job, Outcome, Source, Work
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import attempt
@@ -28,13 +28,13 @@ class Numbering(Work):
             raise WorkerError("the process died")
         if not text.isdecimal():
             raise MalformedInputError(f"'{path}' holds no number.")
-        return Source(int(text))
+        return LoadedFile(int(text))
 
     def open(self):
         opened = Path("opened")
         opened.write_text((opened.read_text() if opened.exists() else "") + "x")
-        return lambda job, source, progress: (
-            lambda: Outcome({"number": source.image}, lambda: source, ("doubt",), lambda: source)
+        return lambda job, source, progress: JobResult(
+            job, {"number": source.image}, lambda: source, lambda: source, failures=("doubt",)
         )
 
 
@@ -51,10 +51,10 @@ def test_each_process_prepares_once_and_sends_no_image(jobs):
     sent = pickle.loads(pickle.dumps(task))
     done = [pickle.loads(pickle.dumps(sent(number))) for number in (1, 2, 5)]
     assert Path("opened").read_text() == "x"
-    assert [(one.job.number, one.outcome.record, one.outcome.doubts) for one in done] == [
+    assert [(one.job.number, one.record, one.failures) for one in done] == [
         (number, {"number": number}, ("doubt",)) for number in (1, 2, 5)
     ]
-    assert done[0].outcome.print_summary() is None  # the image is gone
+    assert done[0].print_summary() is None  # the image is gone
     assert pickle.loads(pickle.dumps(sent))._process is None
 
 
@@ -62,7 +62,7 @@ def test_a_process_that_was_started_elsewhere_finds_the_files(jobs, tmp_path, mo
     task = BatchTask(Numbering(), jobs)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert task(2).outcome.record == {"number": 2}
+    assert task(2).record == {"number": 2}
     assert Path.cwd() == tmp_path / "elsewhere"
 
 

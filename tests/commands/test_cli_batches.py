@@ -7,18 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 import torch
 from PIL import Image
 
-from deconv_cli.commands.batch_options import lay_out
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import lay_out
 from deconv_cli.io import read_image
 
-SAMPLES = Path(__file__).parents[2] / "sample_images"
 COMMANDS = ["forward", "invert"]
 NO_BLURRED_DATA = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
 """The inputs of these tests were blurred by no kernel, and may be told so."""
@@ -96,23 +94,6 @@ def test_a_batch_of_which_nothing_could_be_done(deconv, listing, gentle, tmp_pat
     assert listing(tmp_path / "out") == {}
 
 
-def test_a_batch_in_which_one_does_not_converge(deconv, gray, save, gentle, tmp_path):
-    (tmp_path / "out").mkdir()
-    zero = save("zero", np.zeros((12, 12), np.float32))  # solved before the first iteration
-    options = ["--max-iterations", "1", "--lambda", "1e-3", "--json", "-o", tmp_path / "out"]
-    done = deconv("invert", zero, gray, "-k", gentle, *options, expect=ExitCode.UNTRUSTWORTHY)
-    assert [record["solver"]["status"] for record in done.report["results"]] == ["converged", "max_iterations"]
-    assert done.report["failed"] == []
-    assert (tmp_path / "out" / "gray.png").exists()
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_missing_file_stops_a_batch_before_it_begins(refuses, gray, gentle, tmp_path, command):
-    (tmp_path / "out").mkdir()
-    words = [command, gray, tmp_path / "no.png", "-k", gentle, "-o", tmp_path / "out"]
-    refuses(*words, code=ExitCode.USAGE, says="no.png")
-
-
 def test_layouts_that_cannot_be(refuses, gray, photograph, gentle, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
@@ -142,49 +123,11 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
-def test_the_default_output_has_the_format_of_the_input(deconv, gray, gentle):
-    assert deconv("forward", gray, "-k", gentle).stdout == f"{gray.with_name('gray_forward.png')}\n"
-    done = deconv("invert", gray, "-k", gentle, expect=NO_BLURRED_DATA)
-    assert done.stdout == f"{gray.with_name('gray_restored.png')}\n"
-    assert read_image(gray.with_name("gray_restored.png")).dtype == "uint8"
-
-
-def test_sixteen_bits_stay_sixteen_bits(deconv, gentle, tmp_path):
-    stored = tifffile.imread(SAMPLES / "retina16.tif")[100:132, 90:126]
-    (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(stored)))
-    deconv("forward", tmp_path / "x.png", "-k", gentle)
-    assert imagecodecs.png_decode((tmp_path / "x_forward.png").read_bytes()).dtype == np.uint16
-
-
 def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):
     with Image.open(gray) as picture:
         picture.save(tmp_path / "x.gif")
     deconv("forward", tmp_path / "x.gif", gray, "-k", gentle, "-o", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gray.png", "x.png"]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "kind", "head"),
-    [
-        (".tif", "float32", b"II*\0"),
-        (".ome.tif", "float32", b"II*\0"),
-        (".png", "uint8", b"\x89PNG"),
-        (".jpg", "uint8", b"\xff\xd8\xff"),
-        (".pt", "float32", b"PK\x03\x04"),
-        (".npy", "float32", b"\x93NUMPY"),
-        (".safetensors", "float32", None),
-    ],
-)
-def test_the_suffix_decides_the_format(deconv, photograph, gentle, tmp_path, suffix, kind, head):
-    output = tmp_path / f"out{suffix}"
-    report = deconv("invert", photograph, "-k", gentle, "-o", output, "--json").report
-    assert report["output"]["dtype"] == kind
-    assert output.read_bytes().startswith(head or b"")
-    found = read_image(output)
-    assert (found.dtype, list(found.shape)) == (kind, report["output"]["shape"])
-    assert found.values.shape == (1, 3, 40, 48)
-    if b"OME" in output.read_bytes()[:4000]:
-        assert suffix == ".ome.tif"
 
 
 def test_the_output_dtype_is_as_asked_and_said(deconv, photograph, gentle, tmp_path):

@@ -72,59 +72,6 @@ def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     assert np.abs(bound - free.clip(0)).max() > 1
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_verbose_shows_the_certificate_falling_and_the_table_says_what_was_done(deconv, files, way):
-    done = deconv(*files, *WAYS[way], "-o", "x.npy", "--verbose", expect=FINISHED)
-    found = [float(n) for n in re.findall(r"iteration \d+: certificate ([0-9.e+-]+)", done.stderr)]
-    assert len(found) >= 2
-    assert found[-1] < found[0]
-    assert re.search(rf"minimized +{MINIMIZED[way]}", done.stderr)
-    assert done.stdout.strip() == "x.npy"
-
-
-def test_spent_iterations_are_not_to_be_trusted(deconv, files):
-    helps = {
-        "tv-weight": "raise --max-iterations or tolerance, or take another weight",
-        "nonnegative": "raise --max-iterations, λ or tolerance",
-    }
-    for way, advice in helps.items():  # of λ only where there is one
-        done = deconv(*files, *WAYS[way], "--max-iterations", "1", "-o", f"{way}.npy", expect=ExitCode.UNTRUSTWORTHY)
-        assert f"the iterations ran out before the tolerance was reached; {advice}\n" in done.stderr
-
-
-def test_a_folder_has_each_file_by_itself(deconv, files):
-    Path("in").mkdir()
-    y = np.load("y.npy")
-    np.save("in/a.npy", y)
-    np.save("in/b.npy", 10 * y)
-    deconv("invert", "in", *files[2:], "--prior", "tv", "-o", "out/", "--quiet")
-    a, b = np.load("out/a.npy"), np.load("out/b.npy")
-    np.testing.assert_allclose(b / 10, a, atol=0.6)  # a weight of its own
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--prior", "tv", "--weight", "much"], "weight must be auto or a positive number, but is 'much'"),
-        (
-            ["--nonnegative", "--error-map", "e.npy"],
-            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
-        ),
-    ],
-)
-def test_contradictions_are_refused(deconv, files, options, sentence):
-    done = deconv(*files, *options, "-o", "x.npy", expect=ExitCode.USAGE)
-    assert len(done.errors) == 1
-    assert sentence in done.errors[0]
-    assert not Path("x.npy").exists()
-
-
-def test_data_below_zero_are_refused_for_counts(deconv, files):
-    np.save("y.npy", np.load("y.npy") - 5)
-    done = deconv(*files, "--method", "richardson-lucy", "-o", "x.npy", expect=ExitCode.USAGE)
-    assert "subtract the background" in done.errors[0]
-
-
 @pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
 def test_a_factor_takes_no_prior(deconv, files, options):
     deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")

@@ -1,5 +1,7 @@
 """`deconv invert` in blocks: planned without writing, told like any run, gone on with, and refused where it must be."""
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -26,29 +28,13 @@ def words(large, *more):
     return ["invert", large, "-k", "box:3", "-o", target, *settings, *more]
 
 
-@pytest.mark.exhaustive  # each of several runs is planned
-def test_a_page_or_a_mask_that_is_missing_is_made_again(deconv, large, monkeypatch):
-    monkeypatch.setattr(block_page, "render_block_page", lambda run, pieces: "<html>")
-    page, mask, out = (large.with_name(name) for name in ("page.html", "mask.npy", "out.npy"))
-    line = words(large, "--report", page, "--trust-mask", mask)
-    deconv(*line)
-    kept = [path.read_bytes() for path in (mask, out)]
-    for lost in (page, mask):
-        lost.unlink()
-        told = " ".join(deconv(*line, "--resume").stderr.split())
-        assert ("page.html' is missing, so all blocks are restored again" in told) == (lost == page)
-        assert page.exists()
-        assert [path.read_bytes() for path in (mask, out)] == kept
-    assert "is complete already" in " ".join(deconv(*line, "--resume").stderr.split())
-
-
 def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deconv_cli.blocks.block_run.BlockRun.finish", interrupted)
     run = deconv(*words(large), expect=ExitCode.INTERRUPTED)
-    assert "--resume goes on from there" in " ".join(run.stderr.split())
+    assert "--resume continues from them" in " ".join(run.stderr.split())
 
 
 def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
@@ -171,28 +157,11 @@ def test_where_no_run_was_begun_there_is_nothing_to_continue(deconv, gray, tmp_p
     assert "exists already" in " ".join(again.stderr.split())
 
 
-@pytest.mark.parametrize(
-    ("block_size", "suffix", "note"),
-    [
-        ("48", "npy", "blocks are of 40×36 samples, the largest within --block-size that are equal in size"),
-        ("40,36", "npy", None),
-        ("300", "tif", None),  # of a tile of 80×80 the picture is all
-        ("80,40", "tif", "blocks are of 80×80 samples, since they are whole tiles"),
-    ],
-)
-def test_blocks_of_another_size_than_that_typed_are_noted(deconv, large, tmp_path, block_size, suffix, note):
-    line = words(large, "--block-size", block_size, "-o", tmp_path / f"out.{suffix}", "--dry-run")
-    told = " ".join(deconv(*line).stderr.split())
-    assert "note: blocks are" in told if note else "note: blocks are" not in told
-    assert note is None or note in told
-
-
 def test_what_is_one_block_has_neither_halo_nor_seams(deconv, large, tmp_path):
     words = ["invert", large, "-k", "box:3", "--defaults", "picture", "--lambda", "0.1", "--block-size", "40", "-o"]
     done = deconv(*words, tmp_path / "out.tif")  # whose tile is as large as the picture
     told = " ".join(done.stderr.split())
     assert "the picture is one block of 80×72; nothing is cut" in told
-    assert "blocks are of 80×80 samples, since they are whole tiles" in told
     assert "halo" not in told
     assert "seam" not in told
     y, kernel = torch.from_numpy(np.load(large))[None], deconv_cli.make_kernel("box:3")
@@ -211,3 +180,43 @@ def test_blocks_are_shallow_where_chunks_are_wide(deconv, tmp_path):
     words = [tmp_path / "in.zarr", "-k", tmp_path / "k.npy", "-o", tmp_path / "out.zarr", *settings]
     plan = deconv("invert", *words, "--dry-run", "--json").report["plan"]
     assert plan["core"] == {"Z": 48, "Y": 128, "X": 128}  # not a cube, since chunks have all rows and columns
+
+
+def test_a_memory_limit_is_obeyed_and_recorded(deconv, gray, gentle, tmp_path):
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--force"]
+    report = deconv(*words, "--json", "--max-memory", "1.5GiB").report
+    assert f"--max-memory={3 * 2**29}" in shlex.split(report["rerun"])
+    assert not any(word.startswith("--max-memory") for word in shlex.split(deconv(*words, "--json").report["rerun"]))
+    done = deconv(*words, "--max-memory", "20kB", expect=ExitCode.INPUT_REFUSED)
+    assert "more than the 19.53 KiB that --max-memory allows" in " ".join(done.stderr.split())
+    done = deconv(*words, "--max-memory", "plenty", expect=ExitCode.USAGE)
+    assert "must be like 8GiB" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_the_system_does_not_give_is_said_in_a_sentence(
+    refuses, gray, gentle, tmp_path, monkeypatch, error
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("deconv_cli.commands.input_files.expand", fails)
+    monkeypatch.setattr("deconv_cli.workflows.pipeline.Pipeline.__init__", fails)
+    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif"]
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says="no memory left for this")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "settings", "is_advised"),
+    [("png", [], True), ("png", ["--boundary", "circular", "--rcond", "0.1"], False), ("tif", [], False)],
+)
+def test_a_picture_that_is_read_as_a_whole_is_told_of_formats_that_are_cut(
+    refuses, gray, gentle, tmp_path, monkeypatch, suffix, settings, is_advised
+):
+    monkeypatch.setattr("deconv_cli.blocks.memory_check.whole_fits", lambda *_: True)  # a TIFF is tried as a whole too
+    Image.open(gray).save(tmp_path / f"y.{suffix}")
+    words = ["invert", tmp_path / f"y.{suffix}", "-k", gentle, "-o", tmp_path / "x.tif", *settings]
+    told = refuses(*words, "--max-memory", "20kB", code=ExitCode.INPUT_REFUSED, says="--max-memory")
+    advice = "or a smaller image, or a TIFF (.tif) or Zarr (.zarr) copy, which is restored block by block."
+    assert told.endswith(advice) == is_advised
+    assert ("block by block" in told) == is_advised

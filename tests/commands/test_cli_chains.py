@@ -85,19 +85,6 @@ def test_weights_alone_need_the_class_whose_code_is_run(deconv, refuses, activat
     assert "Conv2d(1, 16, kernel_size=(3, 3)" in done.stderr
 
 
-def test_the_size_of_the_input_may_be_given(deconv, values, distance, tmp_path):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.LeakyReLU(0.2)).requires_grad_(False)
-    torch.save(net, tmp_path / "net.pt")
-    x = torch.rand(1, 1, 9, 7)
-    save_file({"y": net(x)[0].contiguous()}, tmp_path / "y.safetensors")
-    done = deconv("invert", tmp_path / "y.safetensors", "-k", tmp_path / "net.pt", "--layers", "0..1", "--input-size",
-                  "9,7", "-o", tmp_path / "x.npy", "--json")  # fmt: skip
-    assert distance(values(tmp_path / "x.npy"), x) < 1e-5
-    deconv(*done.report["rerun"].split()[1:])
-    assert distance(values(tmp_path / "x.npy"), x) < 1e-5
-
-
 def test_a_picture_shows_the_estimate_and_says_how(deconv, activation, tmp_path):
     x, y = activation
     page = tmp_path / "x.html"
@@ -150,11 +137,3 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
 def test_what_does_not_go_with_a_chain_is_refused(refuses, activation, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     refuses("invert", "y.safetensors", "-k", "net.pt", *words, "-o", "x.npy", code=ExitCode.USAGE, says=says)
-
-
-def test_layers_with_something_between_them_are_refused(deconv, activation, tmp_path):
-    _, y = activation
-    done = deconv("invert", y, "-k", tmp_path / "state.pt", "--model", f"{tmp_path / 'code.py'}:Net", "--layers",
-                  "mix..last", "-o", tmp_path / "x.npy", expect=ExitCode.USAGE)  # fmt: skip
-    assert "does something between 'mix' and 'last'" in done.errors[0]
-    assert done.stdout == ""

@@ -143,14 +143,6 @@ def test_the_report_of_factor(deconv, layer, tmp_path):
     assert (quiet.stdout, quiet.stderr) == (f"{path}\n", "")
 
 
-def test_what_has_nothing_to_keep_says_so(deconv, layer, tmp_path):
-    words = ["factor", "--kernel", layer, "--layer", "conv", "--size", "14,15", "-o", tmp_path / "f.safetensors"]
-    done = deconv(*words, "--method", "iterative", "--json")
-    assert any("this method precomputes nothing" in note for note in done.report["notes"])
-    assert done.report["factors"]["shapes"] == {}
-    assert "this method precomputes nothing" in done.stderr
-
-
 def test_one_factor_for_many_files_is_read_once(deconv, factor, save, tmp_path, monkeypatch):
     from deconv_cli import saved_inverses
 
@@ -166,17 +158,6 @@ def test_one_factor_for_many_files_is_read_once(deconv, factor, save, tmp_path, 
     assert np.array_equal(np.load(tmp_path / "alone.npy"), np.load(tmp_path / "out" / "y1.npy"))
 
 
-def test_a_factor_saved_from_python_is_one(deconv, outputs, tmp_path):
-    kernel = torch.from_numpy(taps_of(3, 2))
-    path = tmp_path / "python.safetensors"
-    inverse = deconv_cli.pseudo_inverse(kernel, input_size=(14, 15), lam=1e-4)
-    deconv_cli.save_pseudo_inverse(inverse, path)
-    report = deconv("invert", outputs, "--factor", path, "-o", tmp_path / "x.npy", "--json").report
-    assert report["kernel"]["sha256"] is None
-    assert not report["kernel"]["bias"]
-    assert np.array_equal(np.load(tmp_path / "x.npy"), inverse(torch.from_numpy(np.load(outputs))).numpy())
-
-
 def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photograph, gentle, save, tmp_path):
     kernel = ["-k", save("point spread function", 3 * np.load(gentle)), "--convention", "convolution", "--normalize"]
     options = ["--boundary", "unknown", "--lambda", "1e-3", "--penalty", "gradient", "--dtype", "float32"]
@@ -188,11 +169,6 @@ def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photo
     assert report["kernel"]["convention"] == "convolution"
     assert any("flipped" in note for note in report["notes"])
     assert any("divided by their sum" in note for note in report["notes"])
-
-
-def test_a_library_load_of_a_factor_with_a_bias_is_refused(factor):
-    with pytest.raises(deconv_cli.UsageError, match="bias of a layer"):
-        deconv_cli.load_pseudo_inverse(factor)
 
 
 FIXED = {
@@ -209,24 +185,6 @@ FIXED = {
 def test_what_the_factor_fixes_is_not_said_again(refuses, factor, outputs, tmp_path, option):
     words = ["invert", outputs, "--factor", factor, "-o", tmp_path / "x.npy", option, *FIXED[option]]
     refuses(*words, code=ExitCode.USAGE, says=["--factor fixes", option])
-
-
-def test_what_the_factor_leaves_open_may_be_said(deconv, factor, outputs, tmp_path):
-    words = [
-        "invert",
-        outputs,
-        "--factor",
-        factor,
-        "-o",
-        tmp_path / "x.tif",
-        "--output-dtype",
-        "float64",
-        "--axes",
-        "CYX",
-    ]
-    report = deconv(*words, "--device", "cpu", "--max-memory", "1GiB", "--json").report
-    assert report["output"]["dtype"] == "float64"
-    assert f"--max-memory={2**30}" in report["rerun"]
 
 
 def test_neither_kernel_nor_factor(refuses, outputs, tmp_path):

@@ -44,15 +44,6 @@ def test_a_picture(deconv, tmp_path):
     assert table.stderr == ""
 
 
-def test_a_microscope_picture_keeps_its_unit(deconv, microscope):
-    run = deconv("inspect", microscope, "--json")
-    assert (entry_of(run)["axes"], entry_of(run)["dtype"]) == ("YX", "uint16")
-    metadata = run.report["files"][0]["metadata"]
-    assert metadata["flavor"] == "imagej"
-    assert metadata["other"]["ImageJ unit"] == "um"
-    assert metadata["resolution"]["pixels_per"] == "µm"
-
-
 def test_samples_that_are_not_finite_are_counted(deconv, save):
     x = np.arange(24, dtype=np.float64).reshape(4, 6)
     x[0, 0], x[1, 1], x[2, 2] = np.nan, np.inf, -np.inf
@@ -171,23 +162,6 @@ def test_several_files_and_failures_among_them(deconv, refuses, gray, save, tmp_
     refuses("inspect", gray, "--tensor", "x", code=ExitCode.USAGE, says="--tensor")
     refuses("inspect", gray, "--series", "0", code=ExitCode.USAGE, says="--series")
     refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="--tensor x has no choice to make")
-
-
-def test_a_series_of_a_tiff_is_chosen(deconv, tmp_path):
-    path = tmp_path / "two.tif"
-    with tifffile.TiffWriter(path) as writer:
-        writer.write(np.zeros((4, 5), np.uint8))
-        writer.write(np.ones((6, 7), np.float32))
-    assert entry_of(deconv("inspect", path, "--series", "1", "--json"))["shape"] == [6, 7]
-
-
-def test_empty_and_large_tensors_are_listed(deconv, tmp_path):
-    path = tmp_path / "t.safetensors"
-    save_file({"none": torch.zeros(0, 3), "big": torch.tensor([1e300, -1e300], dtype=torch.float64)}, path)
-    entries = {entry["name"]: entry for entry in deconv("inspect", path, "--json").report["files"][0]["entries"]}
-    assert entries["none"]["shape"] == [0, 3]
-    assert entries["none"]["minimum"] is None
-    assert entries["big"]["maximum"] == 1e300
 
 
 def test_one_layer_that_cannot_be_undone_hides_no_other(deconv, refuses, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 import bad_losses
 import numpy as np
 import pytest
-import tifffile
 import torch
 
 import deconv_cli
@@ -50,16 +49,6 @@ def test_a_kernel_that_explains_little_is_doubted_even_quietly(deconv, samples_f
         assert done.stderr.startswith("warning: the kernel ")
         assert says in done.stderr
         assert (tmp_path / f"{first.stem}.npy").exists()
-
-
-def test_a_stack(deconv, tmp_path):
-    random = np.random.default_rng(0)
-    stack, kernel = random.random((9, 10, 11)).astype(np.float32), random.random((3, 2, 3))
-    tifffile.imwrite(tmp_path / "x.tif", stack, imagej=True, metadata={"axes": "ZYX"})
-    y = deconv_cli.forward(torch.from_numpy(stack)[None].double(), torch.from_numpy(kernel), dimensions=3)[0]
-    tifffile.imwrite(tmp_path / "y.tif", y.float().numpy(), imagej=True, metadata={"axes": "ZYX"})
-    deconv("kernel", "fit", tmp_path / "x.tif", tmp_path / "y.tif", "--size", "3,2,3", "-o", tmp_path / "k.npy")
-    assert np.abs(np.load(tmp_path / "k.npy") - kernel).max() < 1e-4
 
 
 def test_refusals(refuses, save, tmp_path):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 import tifffile
+import torch
+from bead_scenes import scene
+from torch import nn
 
+import deconv_cli
+from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
 
 
@@ -96,3 +105,223 @@ def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path)
     refuses("forward", x, "-k", f"{model}:conv1", "--layer", "conv2", "-o", tmp_path / "c.npy", code=ExitCode.USAGE,
             says="names the layer 'conv1' already")  # fmt: skip
     refuses("forward", x, "-k", f"{model}:conv9", "-o", tmp_path / "c.npy", code=ExitCode.USAGE, says="no layer named")
+
+
+EXAMPLES = {
+    "extract": kernel_make.EXTRACT_EXAMPLE,
+    "fit": kernel_fit.EXAMPLE,
+    "make": kernel_make.MAKE_EXAMPLE,
+    "from-beads": kernel_make.BEADS_EXAMPLE,
+    "microscope": kernel_make.MICROSCOPE_EXAMPLE,
+    "align": kernel_commands.ALIGN_EXAMPLE,
+}
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_example_runs_and_is_in_the_help(deconv, command, samples_folder, tmp_path, monkeypatch):
+    shutil.copytree(samples_folder, tmp_path / "sample_images")
+    beads = scene((120, 120), (1.6, 1.6), 40, counts=1500).numpy().astype(np.uint16)
+    tifffile.imwrite(tmp_path / "beads.tif", beads)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    line = EXAMPLES[command].removeprefix("Example: ")
+    deconv(*shlex.split(line)[1:])
+    assert line in " ".join(deconv("kernel", command, "--help").stdout.split())
+
+
+CODE = """
+from torch import nn
+
+def make(stride=1):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=stride), nn.Conv2d(4, 2, 3))
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "net.py").write_text(CODE)
+    return tmp_path / "model.pt"
+
+
+def test_layers_are_listed_where_no_name_is_given(deconv, model):
+    listed = deconv("kernel", "extract", model)
+    assert "4×1×3×3, with a bias" in listed.stdout
+    assert listed.stderr == ""
+    report = deconv("kernel", "extract", model, "--json").report
+    assert [layer["name"] for layer in report["layers"]] == ["0", "1"]
+    code = f"{model.parent / 'net.py'}:make"
+    with_code = deconv("kernel", "extract", model, "--model", code, "--init", '{"stride": 2}')
+    assert "Conv2d, 4×1×3×3, with a bias, stride 2" in with_code.stdout
+
+
+def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
+    target = tmp_path / "layer.safetensors"
+    done = deconv("kernel", "extract", model, "--layer", "0", "-o", target, "--json", "--show")
+    assert done.report["layer"]["shape"] == [4, 1, 3, 3]
+    assert "geometry" not in done.stderr
+    assert "name the class of the model here with --model" in done.stderr
+    assert "draws on a terminal" in done.stderr
+    image = save("x", np.random.default_rng(0).random((1, 8, 8)).astype(np.float32))
+    deconv("forward", image, "-k", target, "--padding", "valid", "-o", tmp_path / "y.npy")
+    network = torch.load(model, weights_only=True)
+    wanted = nn.functional.conv2d(torch.from_numpy(np.load(image)), network["0.weight"], network["0.bias"])
+    assert float((values(tmp_path / "y.npy")[0] - wanted).abs().max()) < 1e-6
+
+
+def test_refusals_extract(refuses, model, tmp_path):
+    words = ["kernel", "extract", model, "--layer", "0", "-o", tmp_path / "k.npy"]
+    refuses(*words, code=ExitCode.USAGE, says="should end in .safetensors")
+    refuses(*words[:-1], model, "--force", code=ExitCode.USAGE, says="is the input itself")
+    refuses("kernel", "extract", model, "-o", tmp_path / "k.safetensors", code=ExitCode.USAGE,
+            says="choose among 0, 1 with --layer NAME")  # fmt: skip
+    refuses("kernel", "extract", model, "--layer", "7", code=ExitCode.USAGE, says="no convolution named '7'")
+    refuses("kernel", "extract", model, "--init", "{}", code=ExitCode.USAGE, says="--init gives the arguments")
+    refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not one of the model files")
+
+
+def test_every_tensor_of_a_whole_module_is_inspected_as_a_kernel(deconv, tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3)), tmp_path / "whole.pt")
+    (file,) = deconv("inspect", tmp_path / "whole.pt", "--as", "kernel", "--json").report["files"]
+    assert [entry["kernel"]["size"] for entry in file["entries"]] == [[3, 3], [4]]
+
+
+@pytest.mark.parametrize("n_axes", [1, 3])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_layer_of_signals_or_stacks_goes_forward_and_back_with_its_bias(deconv, tmp_path, save, n_axes, is_whole):
+    torch.manual_seed(0)
+    model = nn.Sequential((nn.Conv1d if n_axes == 1 else nn.Conv3d)(4, 4, 3, padding=1))
+    torch.save(model if is_whole else model.state_dict(), tmp_path / "model.pt")
+    x = torch.rand(1, 4, *(6, 7, 8)[:n_axes])
+    options = ["-k", tmp_path / "layer.safetensors", *([] if is_whole else ["--padding", "same"])]
+    deconv("kernel", "extract", tmp_path / "model.pt", "--layer", "0", "-o", tmp_path / "layer.safetensors")
+    deconv("forward", save("x", x.numpy()), *options, "-o", tmp_path / "y.npy")
+    assert torch.allclose(torch.from_numpy(np.load(tmp_path / "y.npy")), model(x), atol=1e-6)
+    deconv("invert", tmp_path / "y.npy", *options, "--lambda", "1e-12", "-o", tmp_path / "back.npy")
+    assert torch.allclose(torch.from_numpy(np.load(tmp_path / "back.npy")), x, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A 16-bit picture of beads with a pixel of 0.1 µm."""
+    path = tmp_path_factory.mktemp("beads") / "beads.tif"
+    samples = scene((160, 170), (1.6, 2.1), 40, counts=1500).numpy().astype(np.uint16)
+    tifffile.imwrite(path, samples, imagej=True, resolution=(10.0, 10.0), metadata={"axes": "YX", "unit": "um"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A stack of beads with planes 0.2 µm apart."""
+    path = tmp_path_factory.mktemp("beads") / "stack.tif"
+    samples = scene((36, 80, 80), (2.4, 1.5, 1.5), 40, counts=1500).numpy().astype(np.uint16)
+    tifffile.imwrite(
+        path, samples, imagej=True, resolution=(10.0, 10.0), metadata={"axes": "ZYX", "unit": "um", "spacing": 0.2}
+    )
+    return path
+
+
+def test_a_picture_of_beads(deconv, picture, tmp_path):
+    target = tmp_path / "psf.tif"
+    done = deconv("kernel", "from-beads", picture, "-o", target, "--json", "--show")
+    report = done.report
+    assert report["beads"]["used"] == 16
+    assert report["spacing"] == pytest.approx([0.1, 0.1])
+    assert "µm" in done.stderr
+    assert "of a bead's light stands out of the noise" in done.stderr
+    assert "draws on a terminal" in done.stderr
+    library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
+    written = tifffile.imread(target)
+    assert np.abs(written - library.psf.float().numpy()).max() < 1e-7
+    assert report["fwhm_samples"] == pytest.approx(list(library.widths))
+    # A camera shows the point-spread function; the taps of a correlation are the same turned.
+    deconv("kernel", "from-beads", picture, "-o", tmp_path / "psf.npy", "-q")
+    assert np.array_equal(np.load(tmp_path / "psf.npy"), written[::-1, ::-1])
+    for kernel in ("psf.tif", "psf.npy"):
+        deconv("forward", picture, "-k", tmp_path / kernel, "-o", tmp_path / f"{kernel}.out.npy", "-q")
+    first, second = (np.load(tmp_path / f"{kernel}.out.npy") for kernel in ("psf.tif", "psf.npy"))
+    assert np.abs(first - second).max() < 1e-3 * np.abs(second).max()
+
+
+def test_a_stack_keeps_its_spacing(deconv, stack, tmp_path):
+    target = tmp_path / "psf.tif"
+    done = deconv("kernel", "from-beads", stack, "-o", target, "--json", "--bead-diameter", 0.1)
+    assert done.report["spacing"] == pytest.approx([0.2, 0.1, 0.1])
+    assert len(done.report["shape"]) == 3
+    assert read_image(target).spanned_by(3).spacing == pytest.approx((0.2, 0.1, 0.1))
+    assert done.report["fwhm_samples"][0] > done.report["fwhm_samples"][1]
+
+
+def test_channels_are_chosen(deconv, refuses, save, tmp_path):
+    both = torch.stack([scene((90, 90), (1.5, 1.5), 45, counts=1500), scene((90, 90), (2.0, 2.0), 45, counts=1500)])
+    path = save("both", both.numpy())
+    refuses("kernel", "from-beads", path, code=ExitCode.USAGE, says="holds 2 channels; choose one with --channel N")
+    refuses("kernel", "from-beads", path, "--channel", 2, code=ExitCode.USAGE, says="--channel must be from 0 to 1")
+    widths = [deconv("kernel", "from-beads", path, "--channel", c, "--json").report["fwhm_samples"][0] for c in (0, 1)]
+    assert widths[0] < 0.9 * widths[1]
+
+
+def test_refusals_beads(refuses, picture, tmp_path, save):
+    refuses("kernel", "from-beads", picture, "--size", "9", code=ExitCode.USAGE, says="--size must hold 2 numbers")
+    refuses(
+        "kernel", "from-beads", picture, "-o", tmp_path / "psf.png", code=ExitCode.USAGE, says="fractions are written"
+    )
+    empty = save("empty", np.random.default_rng(0).normal(size=(60, 60)))
+    refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead is fit")
+
+
+@pytest.fixture
+def field(tmp_path):
+    """Gaussian blur that grows to the right."""
+    distance = (torch.arange(7) - 3).float().square()
+    taps = torch.stack([torch.exp(-(distance[:, None] + distance) / (2 * width**2)) for width in (0.6, 0.9, 1.2)])
+    taps = taps / taps.sum(dim=(1, 2), keepdim=True)
+    path = tmp_path / "field.safetensors"
+    deconv_cli.save_kernel_field(deconv_cli.KernelField(taps[None], (0.5,), (0.2, 0.5, 0.8)), path)
+    return path
+
+
+def test_a_picture_is_blurred_and_restored(deconv, photograph, field, tmp_path, values):
+    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
+    made = deconv("forward", photograph, "--kernel", field, "-o", blurred, "--boundary", "reflect", "--json")
+    assert made.report["kernel"]["shape"] == [1, 3, 7, 7]
+    assert made.report["kernel"]["field"]["columns"] == pytest.approx([0.2, 0.5, 0.8])
+    assert made.report["kernel"]["dc_gain"][0] == pytest.approx([1, 1, 1], abs=1e-5)
+    words = ["invert", blurred, "--kernel", field, "-o", restored, "--lambda", "1e-4"]
+    run = deconv(*words)
+    assert "varies over 1×3 places of the frame, sums 1 to 1" in run.stderr
+    assert "varying, converged" in run.stderr
+    x, y = values(photograph), values(blurred)
+    assert float((values(restored) - x).norm()) < 0.6 * float((y - x).norm())
+    report = deconv(*words, "--json", "--force").report
+    assert report["method"] == "varying"
+    assert report["well_posedness"] is None
+    assert "--method=varying" in report["rerun"]
+
+
+@pytest.mark.parametrize("words", [[], ["--as", "kernel"]])
+def test_inspect_describes_it_in_a_sentence(deconv, field, words):
+    run = deconv("inspect", field, *words)
+    assert "σmax" not in run.stderr  # of its tensors one by one
+    assert (
+        "a kernel that varies over the frame: 1×3 kernels of 7×7 taps, at 0.5 of its height and 0.2, 0.5, 0.8"
+        in run.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["invert", "{photograph}", "--report", "page.html"], "the error is predicted.*only for a single kernel"),
+        (["invert", "{photograph}", "--method", "strip"], "varies over the frame"),
+        (["factor", "--size", "40,48"], "taken by forward and invert alone"),
+        (["forward", "{photograph}", "--clean-kernel"], "--clean-kernel"),
+    ],
+)
+def test_what_is_for_single_kernels_is_refused(deconv, photograph, field, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(photograph=photograph) for word in words]
+    run = deconv(*words, "--kernel", field, "-o", tmp_path / "out.safetensors", expect=ExitCode.USAGE)
+    assert len(run.errors) == 1
+    assert re.search(message, run.errors[0])

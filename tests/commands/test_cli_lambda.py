@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -50,27 +49,16 @@ def test_a_rerun_with_the_resolved_value_is_identical(deconv, words, tmp_path):
     assert torch.equal(read_image(tmp_path / "a.tif").values, first)
 
 
-@pytest.mark.parametrize("rule", ["gcv", "ml", "discrepancy", "upre", "lcurve", "whiteness"])
-def test_every_rule_tells_what_it_chose_and_why(deconv, words, tmp_path, rule):
-    report = deconv(*words, "--lambda-rule", rule, "-o", tmp_path / "a.tif", "--json").report
-    choice = report["lambda_choice"]
-    assert choice["rule"] == rule
-    assert 1e-5 < report["lambda"] < 1
-    assert choice["cross_check"]["rule"] == ("ml" if rule == "gcv" else "gcv")
-    assert choice["noise_sigma"] == pytest.approx(2, rel=0.1)
-    assert len(choice["curve"]["lambda"]) == len(choice["curve"]["value"]) > 50
-
-
 def test_the_noise_may_be_given(deconv, words, tmp_path):
     options = ["--lambda-rule", "discrepancy", "-o", tmp_path / "a.tif", "--force", "--json"]
     small = deconv(*words, "--noise-sigma", "2", *options).report
     large = deconv(*words, "--noise-sigma", "4", *options).report
     assert small["lambda_choice"]["noise_sigma_given"]
     table = ["-o", tmp_path / "a.tif", "--force"]
-    assert "σ 2, given by the user" in deconv(*words, *table, "--noise-sigma", "2").stderr
-    found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table).stderr)
+    assert "σ 2, given by the user" in deconv(*words, *table, "-v", "--noise-sigma", "2").stderr
+    found = re.search(r"σ ([0-9.]+), estimated where", deconv(*words, *table, "-v").stderr)
     assert float(found[1]) == pytest.approx(2, rel=0.3)
-    told = deconv(*words, *table, "--lambda", "1e-3", "--trust-mask", tmp_path / "mask.png").stderr
+    told = deconv(*words, *table, "--lambda", "1e-3", "-v", "--trust-mask", tmp_path / "mask.png").stderr
     assert re.search(r"σ [0-9.]+, used for the expected error", told)
     assert large["lambda"] > 3 * small["lambda"]
 
@@ -85,7 +73,7 @@ def test_noise_that_is_far_from_the_real_one_makes_the_rules_differ(deconv, word
 def test_the_predicted_error_and_its_files(deconv, words, tmp_path):
     files = ["--error-map", tmp_path / "error.tif", "--trust-mask", tmp_path / "mask.png"]
     run = deconv(*words, "--truth", tmp_path / "truth.npy", *files, "-o", tmp_path / "a.tif")
-    for told in ("expected error", "real error", "trust"):
+    for told in ("expected error", "the real one is", "trust"):
         assert told in run.stderr
     report = deconv(*words, "--truth", tmp_path / "truth.npy", "-o", tmp_path / "b.tif", "--json").report
     predicted = report["predicted_error"]
@@ -96,26 +84,6 @@ def test_the_predicted_error_and_its_files(deconv, words, tmp_path):
     assert float(error_map.square().mean().sqrt()) == pytest.approx(predicted["root_mean_square"], rel=1e-4)
     assert set(mask.unique().tolist()) <= {0, 255}
     assert float((mask == 255).double().mean()) == pytest.approx(predicted["trusted_share"])
-
-
-def test_the_same_seed_predicts_the_same(deconv, words, tmp_path):
-    truth = ["--truth", tmp_path / "truth.npy", "--force", "-o", tmp_path / "a.tif", "--json"]
-    first, again, other = (deconv(*words, *truth, "--seed", seed).report for seed in ("1", "1", "2"))
-    assert first["predicted_error"] == again["predicted_error"]
-    assert first["predicted_error"] != other["predicted_error"]
-
-
-def test_whole_numbers_are_no_less_noisy_than_rounding(deconv, save, gentle, tmp_path):
-    words = ["-k", gentle, "--lambda", "auto", "--json", "--force", "-o", tmp_path / "x.npy"]
-    values = np.full((40, 40), 90)
-    found = deconv(
-        "invert", save("whole", values.astype(np.uint8)), *words, "--boundary", "unknown", "--penalty", "gradient"
-    ).report
-    assert found["lambda_choice"]["noise_sigma"] == 12**-0.5
-    found = deconv(
-        "invert", save("float", values.astype(np.float32)), *words, "--boundary", "unknown", "--penalty", "gradient"
-    ).report
-    assert found["lambda_choice"]["noise_sigma"] < 0.1
 
 
 class TestRefusals:
@@ -135,12 +103,6 @@ class TestRefusals:
 
     def test_an_output_over_the_kernel(self, refuses, words):
         refuses(*words, "-o", words[words.index("-k") + 1], "--force", code=ExitCode.USAGE, says="which this run reads")
-
-    def test_truth_of_another_size_is_refused_before_anything_is_solved(self, deconv, words, tmp_path):
-        np.save(tmp_path / "truth.npy", np.zeros((7, 9), np.float32))
-        told = deconv(*words, "-v", "--truth", tmp_path / "truth.npy", expect=ExitCode.INPUT_REFUSED).stderr
-        assert "writing" not in told
-        assert "building the inverse" not in told
 
     def test_one_file_for_two_things(self, refuses, words, tmp_path):
         same = ["--error-map", tmp_path / "a.tif", "--trust-mask", tmp_path / "a.tif"]
@@ -183,10 +145,3 @@ def test_pictures_that_tell_nothing_are_restored_all_the_same(deconv, gentle, sa
     report = deconv("invert", path, "-k", gentle, *options, "-o", tmp_path / "x.npy", expect=code).report
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
     assert np.isfinite(report["predicted_error"]["root_mean_square"])
-
-
-def test_a_single_pixel_in_colors_is_written(deconv, tmp_path):
-    Image.fromarray(np.full((1, 1, 3), 7, np.uint8)).save(tmp_path / "y.png")
-    codes = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)  # of one pixel no λ is found
-    deconv("invert", tmp_path / "y.png", "-k", "gaussian:1", "-o", tmp_path / "x.png", expect=codes)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.full((1, 1, 3), 7))

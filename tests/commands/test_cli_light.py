@@ -2,9 +2,7 @@
 
 import json
 import re
-import shlex
 
-import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -69,13 +67,6 @@ def test_forward_blurs_light_and_writes_samples(forward, night):
     assert (plain.values - expected).abs().max() > 20
 
 
-def test_the_twin_in_the_library_takes_the_curve(forward, night):
-    _, image = forward(night, "--boundary", "reflect")
-    x = read_image(night).values
-    kernel = deconv_cli.make_kernel(KERNEL)
-    assert torch.equal(image.values, deconv_cli.forward(x, kernel, boundary="reflect", tone_curve=SRGB))
-
-
 def test_noise_is_added_to_light(forward, night):
     _, clean = forward(night)
     _, noisy = forward(night, "--noise", "gaussian:0.5", "--seed", "4")
@@ -122,48 +113,12 @@ def test_records_of_earlier_versions_are_of_stored_values(forward, invert, night
     assert report["light"] == "stored"
 
 
-def test_the_command_and_the_library_give_the_same_bytes(invert, night):
-    image, kernel = read_image(night), deconv_cli.make_kernel(KERNEL)
-    options = {"lam": "auto", "predict": True, "quantization": 2.0, "boundary": "circular"}
-    words = ["--lambda", "auto", "--predict", "--quantization", "2", "--boundary", "circular"]
-    report, values = invert(night, *words)
-    result = deconv_cli.invert(
-        image.values, kernel, defaults="picture", noise="white", tone_curve=image.tone_curve, **options
-    )
-    assert torch.equal(values, result.image)
-    assert (report["light"], report["light_reason"]) == ("linear", result.reasons.light)
-    assert report["residual"]["relative"] == result.residual.relative
-    assert report["lambda"] == list(result.lam)
-    assert report["predicted_error"]["root_mean_square"] == result.predicted_error.root_mean_square
-
-
-def test_the_rerun_line_gives_the_same_samples(deconv, forward, invert, night):
-    for report, values in ((forward(night)[0], None), invert(night)):
-        path = report["output"]["path"]
-        before = read_image(path).values if values is None else values
-        assert "--light=linear" in report["rerun"]
-        deconv(*shlex.split(report["rerun"])[1:], expect=TRUSTED_OR_NOT)
-        assert torch.equal(read_image(path).values, before)
-
-
 def test_the_truth_is_compared_in_light(invert, night, forward):
     _, blurred = forward(night, "--padding", "valid", to="seen.png")
     report, image = invert(blurred.path, "--lambda", "1e-3", "--truth", night)
     truth = SRGB.to_light(read_image(night).values.float())
     expected = float((SRGB.to_light(image) - truth).square().mean().sqrt())
     assert report["predicted_error"]["actual_root_mean_square"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_an_estimate_beyond_white_and_black_is_not_lost(forward, invert, night):
-    _, blurred = forward(night, "--padding", "valid")
-    _, image = invert(blurred.path, "--lambda", "1e-7", "--dtype", "float64")
-    again = deconv_cli.forward(image.double(), deconv_cli.make_kernel(KERNEL), padding="valid", tone_curve=SRGB)
-    assert (again - blurred.values).abs().max() < 0.5
-    # Noise brings the estimate beyond both ends, and a file of floats holds it.
-    _, noisy = forward(night, "--noise", "gaussian:3")
-    _, image = invert(noisy.path, "--lambda", "1e-5")
-    assert float(image.min()) < -10
-    assert float(image.max()) > 260
 
 
 def test_a_profile_is_undone_and_carried(forward, invert, night):
@@ -189,15 +144,6 @@ def test_a_profile_that_is_lost_is_asked_for(forward, refuses, invert, night, tm
     says = ["--light linear undoes the tone curve", "lack the ICC profile", "use --light stored"]
     refuses("invert", tmp_path / "lost.npy", "-k", KERNEL, "-o", tmp_path / "x.npy", code=ExitCode.USAGE, says=says)
     assert invert(tmp_path / "lost.npy", "--light", "stored", "--lambda", "1e-4")[0]["light"] == "stored"
-
-
-def test_sixteen_bits_are_restored_in_light(invert, night):
-    deep = (read_image(night).values[0].permute(1, 2, 0).numpy().astype(np.uint16) * 257).astype(np.uint16)
-    night.with_name("deep.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(deep)))
-    report, values = invert(night.with_name("deep.png"), "--lambda", "1e-3")
-    assert report["tone_curve"] == {"name": "sRGB", "white": 65535}
-    _, of_eight = invert(night, "--lambda", "1e-3")
-    assert torch.allclose(values / 257, of_eight, atol=0.02)
 
 
 def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tmp_path):
@@ -242,7 +188,7 @@ def test_the_table_says_in_what_the_blur_acts_and_the_unit_of_the_residual(decon
     words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
     table = deconv(*words, expect=TRUSTED_OR_NOT).stderr
     assert re.search(r"^light +in linear light, undone from sRGB", table, re.MULTILINE)
-    assert re.search(r"^residual .* rms of light, ", table, re.MULTILINE)
+    assert re.search(r"^residual .* of the data", table, re.MULTILINE)
     plain = deconv(*words, "--light", "stored", "--force", expect=TRUSTED_OR_NOT).stderr
     assert "of light" not in plain
 
@@ -274,14 +220,6 @@ def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     assert floors[0] < 0.2 * floors[1]
     assert all(sigma >= 0.999 * floor for sigma, floor in zip(sigmas, floors, strict=True))
     assert sigmas[0] < sigmas[1]
-
-
-def test_a_curve_that_the_caller_gives_is_undone():
-    y = torch.full((1, 9, 9), 100, dtype=torch.uint8)
-    result = deconv_cli.invert(y, torch.ones(1, 1), tone_curve=SRGB, lam=0.0)
-    reason = "in linear light, undone from sRGB (given by the caller): optical blur acts on light"
-    assert (result.tone_curve, result.reasons.light) == (SRGB, reason)
-    assert deconv_cli.invert(y, torch.ones(1, 1), tone_curve=SRGB, lam=0.0, light="stored").tone_curve is None
 
 
 def test_what_is_recorded_elsewhere_decides_for_the_library():

@@ -74,25 +74,6 @@ def test_outputs_that_differ_in_their_suffix_have_records_of_their_own(deconv, s
     assert [read_image(tmp_path / f"y{suffix}").record["command"] for suffix in (".npy", ".pt")] == ["invert"] * 2
 
 
-def test_files_of_one_size_share_one_inverse(deconv, save, gentle, tmp_path, monkeypatch):
-    import deconv_cli.workflows.built_inverses as workflow
-
-    built = []
-
-    class Counted(workflow.PseudoInverse):
-        def __init__(self, *words):
-            built.append(1)
-            super().__init__(*words)
-
-    monkeypatch.setattr(workflow, "PseudoInverse", Counted)
-    images = [np.random.default_rng(seed).random((12, 14)) for seed in range(3)]
-    sources = [save(f"x{i}", image) for i, image in enumerate(images)] + [save("y", np.ones((9, 14)))]
-    deconv("invert", *sources, "-k", gentle, "-o", tmp_path / "together")
-    assert len(built) == 2
-    deconv("invert", sources[2], "-k", gentle, "-o", tmp_path / "alone.npy")
-    assert np.array_equal(np.load(tmp_path / "together" / "x2.npy"), np.load(tmp_path / "alone.npy"))
-
-
 def test_a_record_beside_another_file_is_not_believed(deconv, save, gentle, tmp_path):
     source = save("x", np.random.default_rng(0).random((12, 14)))
     made = tmp_path / "made.npy"
@@ -110,22 +91,6 @@ def test_a_record_that_was_damaged_is_refused(deconv, refuses, save, gentle, tmp
     record.write_text(change(record.read_text()))
     words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy"]
     refuses(*words, code=ExitCode.INPUT_REFUSED, says=["made.npy.json'", "is damaged; restore it"])
-
-
-def test_alpha_stays_wherever_the_size_does(deconv, gentle, save, tmp_path):
-    from PIL import Image
-
-    kernel = save("three", np.eye(3))
-    Image.fromarray(np.full((20, 24, 4), 99, np.uint8)).save(tmp_path / "rgba.png")
-    report = deconv(
-        "forward", tmp_path / "rgba.png", "-k", kernel, "--padding", "1", "-o", tmp_path / "r.png", "--json"
-    ).report
-    assert "the alpha channel was copied unchanged" in report["notes"]
-
-
-def test_several_inputs_do_not_make_a_folder_named_like_a_file(refuses, gray, photograph, gentle, tmp_path):
-    words = ["forward", gray, photograph, "-k", gentle, "-o", tmp_path / "many.tif"]
-    refuses(*words, code=ExitCode.USAGE, says=["folder", "names a file"])
 
 
 def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_image(

@@ -79,15 +79,6 @@ def bio_formats(path, wavelengths):
 FLUORESCENT = [(676.0, 659.0), (509.0, 488.0)]
 
 
-def test_a_file_of_bio_formats(deconv, tmp_path):
-    source = bio_formats(tmp_path / "cells.ome.tif", FLUORESCENT)
-    done = deconv("forward", source, "-k", "microscope", "-o", tmp_path / "seen.ome.tif", "--json").report
-    assert done["kernel"]["shape"][0] == 2
-    assert any("immersion 1.33, emission 676, 509 nm, confocal" in note for note in done["notes"])
-    written = read_optics(read_image(tmp_path / "seen.ome.tif"))
-    assert written.emissions == (676.0, 509.0)
-
-
 def test_a_channel_of_transmitted_light_is_named(deconv, refuses, tmp_path):
     source = bio_formats(tmp_path / "cells.ome.tif", [*FLUORESCENT, None])
     assert read_optics(read_image(source)).emissions == (676.0, 509.0, None)
@@ -178,13 +169,6 @@ def test_what_has_no_model_or_is_missing_is_named(tmp_path):
         describe_optics(image, {})
 
 
-def test_what_a_file_says_of_its_optics(stack):
-    found = read_optics(read_image(stack))
-    assert (found.numerical_aperture, found.immersion_index) == (1.1, 1.333)
-    assert found.emissions == (520.0, 610.0)
-    assert found.excitations == ()
-
-
 def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, stack, tmp_path):
     target = tmp_path / "sharp.ome.tif"
     options = ["--lambda", "1e-2", "--boundary", "circular"]
@@ -231,12 +215,6 @@ def test_spacing_is_that_of_a_file_without_metadata_and_words_may_be_capitals(de
     assert any("outermost of the kernel's 7 planes keeps" in note for note in done.report["notes"])
     refuses("invert", plain, *words, "--spacing", "0.1,0.1", "-o", tmp_path / "y.tif", code=ExitCode.USAGE,
             says="must hold a distance in µm for each of 3 axes")  # fmt: skip
-
-
-def test_planes_alone_may_be_given(deconv):
-    words = "na=1.1,emission=520,immersion=1.333"
-    done = deconv("kernel", "microscope", words, "--spacing", "0.25,0.1,0.1", "--size", "5", "--json")
-    assert done.report["shape"] == [5, 39, 39]
 
 
 def test_refusals(refuses, stack, gray, gentle, tmp_path):

@@ -1,8 +1,17 @@
 """`deconv forward --noise`: the promised distribution, and the same for the same seed."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.io import read_image
 
 
 @pytest.fixture
@@ -28,34 +37,6 @@ def test_the_same_seed_gives_the_same_noise(noisy, photograph):
     assert torch.equal(noisy(photograph, *options, "0"), noisy(photograph, "--noise", "gaussian:2"))
 
 
-def test_gaussian_noise_of_channels_and_neighbors_is_independent(noisy, save):
-    n = 200
-    sample = noisy(save("flat", np.zeros((2, n, n))), "--noise", "gaussian:1")[0]
-    for other in (sample[1], sample[0].roll(1, 0), sample[0].roll(1, 1)):
-        assert abs(float((sample[0] * other).mean())) < 5 / n
-
-
-def test_poisson_noise_counts_up_to_its_peak(noisy, save):
-    x = np.full((400, 300), 20.0)
-    x[:200] = 5.0
-    peak = 800  # counts at 20, so 200 at 5, and 40 counts for each unit
-    sample = noisy(save("steps", x), "--noise", f"poisson:{peak}")[0, 0]
-    for rows, level in ((slice(200, 400), 20.0), (slice(0, 200), 5.0)):
-        counts = sample[rows].flatten() * 40
-        assert torch.allclose(counts, counts.round(), atol=1e-3)
-        n, expected = counts.numel(), level * 40
-        assert abs(float(counts.mean()) - expected) < 5 * (expected / n) ** 0.5
-        assert abs(float(counts.var()) - expected) < 5 * expected * (2 / n) ** 0.5 * 1.1
-
-
-def test_poisson_noise_leaves_the_dark_dark(noisy, save):
-    x = np.zeros((20, 20))
-    x[3, 4] = 7.0
-    sample = noisy(save("star", x), "--noise", "poisson:50")[0, 0]
-    assert float(sample[3, 4]) > 0
-    assert int((sample != 0).sum()) == 1
-
-
 def test_noise_is_added_to_the_blurred_image(deconv, photograph, gentle, tmp_path, values):
     words = ["forward", photograph, "-k", gentle, "--dtype", "float64", "--output-dtype", "float64"]
     words += ["--light", "stored"]
@@ -64,3 +45,67 @@ def test_noise_is_added_to_the_blurred_image(deconv, photograph, gentle, tmp_pat
     difference = values(tmp_path / "noisy.npy") - values(tmp_path / "clean.npy")
     assert float(difference.std()) == pytest.approx(0.5, rel=5 / (2 * difference.numel()) ** 0.5)
     assert "gaussian:0.5, seed 3" in done.stderr
+
+
+KERNEL = "gaussian:1.5"
+
+
+@pytest.fixture
+def jpeg(deconv, tmp_path):
+    """A piece of a sample photograph, blurred, noised and compressed."""
+    scene = read_image(Path(__file__).parents[2] / "sample_images" / "camera.png").values[0, 0, 40:216, 60:236]
+    np.save(tmp_path / "scene.npy", scene.float().numpy())
+    options = ["--padding", "valid", "--noise", "gaussian:3", "-o", tmp_path / "blurred.npy"]
+    deconv("forward", tmp_path / "scene.npy", "-k", KERNEL, *options)
+    path = tmp_path / "blurred.jpg"
+    Image.fromarray(np.load(tmp_path / "blurred.npy").clip(0, 255).astype(np.uint8)).save(path, quality=80)
+    return path
+
+
+def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--prior", "quadratic"]
+    found = deconv(*words, "--json").report
+    (noise,) = found["noise_model"]
+    assert noise["sigma"] == pytest.approx(3, rel=0.25)
+    assert noise["spectrum"][1] > 5 * noise["spectrum"][10]
+    assert "less power in fine detail" in noise["sentence"]
+    by_gcv = ("--noise", "white", "--lambda-rule", "gcv")  # which the whitest residual would correct by default
+    white = deconv(*words, "--json", *by_gcv, expect=ExitCode.UNTRUSTWORTHY).report
+    assert white["noise_model"][0]["spectrum"] == []
+    assert white["lambda"] < 0.1 * found["lambda"]
+    table = deconv(*words, "-v").stderr
+    assert "less power in fine detail" in table
+    assert "estimated with its spectrum" in table
+
+
+def test_the_noise_of_an_earlier_run_can_be_given(deconv, jpeg, tmp_path):
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force", "--json", "--prior", "quadratic"]
+    first = deconv(*words)
+    (tmp_path / "run.json").write_text(first.stdout)
+    again = deconv(*words, "--noise", tmp_path / "run.json").report
+    assert again["lambda"] == pytest.approx(first.report["lambda"])
+    assert again["noise_model"] == first.report["noise_model"]
+
+
+def test_noise_in_linear_light_is_not_that_of_stored_samples(deconv, refuses, jpeg, tmp_path):
+    """Its size and spectrum are others there, so that a right kernel was rejected."""
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--force"]
+    (tmp_path / "run.json").write_text(deconv(*words, "--json").stdout)
+    stored = [*words, "--light", "stored", "--noise", tmp_path / "run.json"]
+    refuses(*stored, code=ExitCode.USAGE, says="choose --light linear, or leave noise out")
+
+
+NO_MODELS = ["nonsense", json.dumps({"noise_model": []}), json.dumps({"noise_model": [{"sigma": -1}]})]
+NO_MODELS += ["[" * 20_000, json.dumps({"noise_model": [{"sigma": 10**400}]})]
+NO_MODELS += [json.dumps({"noise_model": [{"spectrum": [1] * 13 + [10**400]}]})]
+
+
+@pytest.mark.parametrize("text", NO_MODELS)
+def test_a_file_without_a_model_is_refused(refuses, jpeg, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    words = ["invert", jpeg, "-k", KERNEL, "-o", tmp_path / "a.tif", "--noise", tmp_path / "run.json"]
+    refuses(*words, code=ExitCode.USAGE, says="noise")
+
+
+def test_no_such_file_is_a_sentence(refuses, jpeg, tmp_path):
+    refuses("invert", jpeg, "-k", KERNEL, "--noise", "pink", code=ExitCode.USAGE, says="--noise must be white, auto")

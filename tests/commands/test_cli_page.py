@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,18 +52,6 @@ def test_without_a_page_nothing_is_examined(deconv, blurred, gentle, tmp_path):
     assert "diagnosis" not in record
 
 
-def test_a_factor_has_its_page_too(deconv, gray, save, tmp_path):
-    rng = np.random.default_rng(0)
-    taps = save("k", (np.eye(3)[None, None] / 3 + 0.01 * rng.random((1, 1, 3, 3))).astype(np.float32))
-    with Image.open(gray) as picture:
-        data = save("y", np.asarray(picture, np.float32)[None])
-    deconv("factor", "-k", taps, "--size", "32,36", "--lambda", "1e-3", "-o", tmp_path / "f.safetensors", "--quiet")
-    page = tmp_path / "page.htm"
-    words = ["--factor", tmp_path / "f.safetensors", "-o", tmp_path / "x.npy", "--report", page]
-    deconv("invert", data, *words)
-    assert "fixed in the factor" in page.read_text(encoding="utf-8")
-
-
 def test_hostile_names_and_metadata_stay_text(deconv, gray, gentle, tmp_path):
     folder = tmp_path / "a & b"
     folder.mkdir()
@@ -97,13 +84,6 @@ def test_a_place_where_no_page_can_be_is_refused_before_anything_is_computed(
     (tmp_path / "there.html").write_text("mine")
     words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--report", tmp_path / name]
     refuses(*words, code=ExitCode.USAGE, says=says)
-
-
-def test_an_old_page_is_replaced_only_by_force(deconv, blurred, gentle, tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text("mine")
-    deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--report", page, "--force")
-    assert "<!doctype html>" in page.read_text(encoding="utf-8")
 
 
 def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):

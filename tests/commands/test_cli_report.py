@@ -100,19 +100,6 @@ def test_the_numbers_of_a_gray_picture(deconv, gray, gentle, tmp_path, values, b
     check_numbers(report, y, x, taps, as_padding(padding), boundary, penalty, lam, blur)
 
 
-@pytest.mark.parametrize(("boundary", "penalty"), [("zero", "identity"), ("reflect", "gradient")])
-def test_the_numbers_of_channels_that_mix(deconv, save, mixing, tmp_path, values, blur, boundary, penalty):
-    data = np.random.default_rng(9).standard_normal((4, 20, 24)) * np.array([1, 10, 0.1, 2])[:, None, None]
-    source, output = save("data", data), tmp_path / "restored.npy"
-    options = ["--boundary", boundary, "--penalty", penalty, "--lambda", "1e-2"]
-    report = deconv("invert", source, "--kernel", mixing, "-o", output, *ROUGH, *options, expect=FINISHED).report
-    y, x, taps = values(source), values(output), torch.from_numpy(np.load(mixing))
-    check_numbers(report, y, x, taps, "same", boundary, penalty, 1e-2, blur)
-    assert len(report["residual"]["per_channel"]) == 4
-    assert np.array(report["kernel"]["dc_gain"]) == pytest.approx(np.load(mixing).sum(axis=(2, 3)))
-    assert report["kernel"]["shape"] == [4, 3, 3, 2]
-
-
 def check_numbers(report, y, x, taps, padding, boundary, penalty, lam, blur):
     def forward(image):
         return blur(image, taps, padding, "zero" if boundary == "unknown" else boundary)
@@ -157,43 +144,6 @@ def check_border(border, residual):
         assert band["residual_rms"] == pytest.approx(float(expected), rel=1e-9)
     deeper = torch.cat([value for distance, found in bands.items() if distance >= last for value in found])
     assert border[-1]["residual_rms"] == pytest.approx(float(deeper.square().mean().sqrt()), rel=1e-9)
-
-
-def test_the_closed_form_solves_the_problem_that_is_posed(deconv, gray, gentle, tmp_path, values, blur):
-    output, lam = tmp_path / "restored.tif", 1e-2
-    options = ["--boundary", "circular", "--penalty", "gradient", "--lambda", lam]
-    wide = ["--dtype", "float64", "--output-dtype", "float64", "--json"]
-    report = deconv("invert", gray, "--kernel", gentle, "-o", output, *options, *wide, *STORED).report
-    y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
-    weight = lam * float(singular_values(taps, tuple(y.shape[-2:])).max()) ** 2
-    found = certificate(lambda image: blur(image, taps, boundary="circular"), x, y, weight, "gradient", "circular")
-    assert found < 1e-13
-    assert report["solver"]["certificate"] < 1e-13
-    assert (report["solver"]["status"], report["solver"]["iterations"]) == ("closed_form", 0)
-    assert report["method"] == "fft"
-    assert "diagonal" in report["method_reason"]
-    residual = y - blur(x, taps, boundary="circular")
-    assert report["residual"]["relative"] == pytest.approx(float(residual.norm() / y.norm()), rel=1e-9)
-
-
-def test_the_truncated_inverse_drops_what_it_says(deconv, gray, save, tmp_path, values, blur):
-    taps = np.outer([1, 2, 1], [1, 2, 1]) / 16  # nothing of the highest frequencies comes through
-    kernel, output = save("binomial", taps), tmp_path / "restored.tif"
-    options = ["--boundary", "circular", "--rcond", "0.1", "--dtype", "float64", "--output-dtype", "float64", "--json"]
-    report = deconv("invert", gray, "--kernel", kernel, "-o", output, *options, *STORED, expect=FINISHED).report
-    y = values(gray)
-    # A cross-correlation multiplies by the conjugate symbol; its center sits at tap (1, 1).
-    wide = torch.zeros(y.shape[-2:], dtype=torch.float64)
-    wide[:3, :3] = torch.from_numpy(taps)
-    symbol = torch.fft.fft2(wide.roll((-1, -1), (0, 1))).conj()
-    kept = symbol.abs() > 0.1 * symbol.abs().max()
-    expected = torch.fft.ifft2(torch.where(kept, torch.fft.fft2(y) / symbol, 0)).real
-    assert torch.allclose(values(output), expected, rtol=0, atol=1e-9)
-    assert (report["rcond"], report["lambda"]) == (0.1, 0.0)
-    assert not bool(kept.all())
-    assert report["conditioning"]["sigma_min"] == pytest.approx(float(symbol.abs().min()), abs=1e-15)
-    residual = y - blur(values(output), torch.from_numpy(taps), boundary="circular")
-    assert report["residual"]["absolute"] == pytest.approx(float(residual.norm()), rel=1e-9)
 
 
 def test_every_key_of_the_report_is_there(deconv, photograph, gentle, tmp_path):
@@ -247,18 +197,6 @@ def test_the_report_of_forward(deconv, photograph, gentle, tmp_path):
     assert report["output"]["shape"] == [40, 47, 3]
 
 
-def test_the_certificate_of_channels_alike_is_the_worst_of_them(deconv, photograph, gentle, tmp_path, values, blur):
-    output = tmp_path / "restored.tif"
-    options = ["--boundary", "zero", "--penalty", "identity", "--lambda", "1e-2"]
-    report = deconv("invert", photograph, "--kernel", gentle, "-o", output, *ROUGH, *options, *STORED).report
-    y, x, taps = values(photograph), values(output), torch.from_numpy(np.load(gentle))
-    weight = 1e-2 * float(singular_values(taps, (40, 48)).max()) ** 2
-    by_channel = [
-        certificate(lambda a: blur(a, taps), x[:, [c]], y[:, [c]], weight, "identity", "zero") for c in range(3)
-    ]
-    assert report["solver"]["certificate"] == pytest.approx(max(by_channel), rel=1e-5)
-
-
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".bmp", ".safetensors", ".pt", ".npy", ".npz"])
 def test_the_same_record_is_in_the_file_or_beside_it(deconv, photograph, gentle, tmp_path, kept_in, suffix):
     output = tmp_path / f"restored{suffix}"
@@ -287,22 +225,6 @@ def test_pictures_hold_what_was_done_and_nothing_of_the_disk(deconv, photograph,
     assert len(json.dumps(record)) < 600
     (made,) = deconv("inspect", blurred, "--json").report["files"]
     assert made["made_by"].startswith("deconv forward, boundary reflect, padding same")
-
-
-def test_bare_tensors_stay_bare(deconv, photograph, gentle, tmp_path):
-    deconv("invert", photograph, "--kernel", gentle, "-o", tmp_path / "a.pt", "-q")
-    deconv("invert", photograph, "--kernel", gentle, "-o", tmp_path / "b.npy", "-q")
-    tensor = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert isinstance(tensor, torch.Tensor)
-    assert np.array_equal(tensor.numpy(), np.load(tmp_path / "b.npy"))
-
-
-def test_the_condition_of_a_singular_kernel_is_null(deconv, gray, save, tmp_path):
-    kernel = save("difference", [[1.0, -1.0]])
-    options = ["--boundary", "circular", "--json"]
-    report = deconv("invert", gray, "--kernel", kernel, "-o", tmp_path / "x.tif", *options, expect=FINISHED).report
-    assert report["conditioning"]["sigma_min"] == 0
-    assert report["conditioning"]["condition"] is None
 
 
 RERUNS = {

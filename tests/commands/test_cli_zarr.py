@@ -60,11 +60,6 @@ def test_a_result_is_replaced_as_a_whole(deconv, refuses, sample, tmp_path):
     refuses("forward", sample, *BLUR, "-o", tmp_path / "a.zarr", "--pyramid", 9, code=ExitCode.USAGE, says="has 6")
 
 
-def test_without_a_name_the_result_stands_beside_its_input(deconv, sample):
-    deconv("forward", sample, *BLUR)
-    assert (sample.parent / "pollen_forward.ome.zarr" / "zarr.json").is_file()
-
-
 def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):
     folder = tmp_path / "in"
     np.save(folder / "a.npy", np.ones((8, 9), "float32"))

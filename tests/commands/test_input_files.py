@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deconv_cli.commands.batch_options import lay_out
-from deconv_cli.commands.input_files import expand
+from deconv_cli.commands.input_files import expand, lay_out
 from deconv_cli.errors import UsageError
 from deconv_cli.io.files import read_head
 

@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows.diagnose import diagnose
+from deconv_cli.workflows.measurement import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"

@@ -18,7 +18,7 @@ from deconv_cli.report.run import Environment, InputFile, InvertRun, KernelInput
 from deconv_cli.report.shown_images import images_to_show
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.vocabulary import Convention, LambdaRule
-from deconv_cli.workflows.diagnose import diagnose
+from deconv_cli.workflows.measurement import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"

@@ -18,7 +18,7 @@ from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows import find_noise, pipeline
+from deconv_cli.workflows import lambda_of_data, pipeline
 from deconv_cli.workflows.estimators import CURVED, find_noise_levels
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
@@ -159,7 +159,7 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
     y = (255 * scene(3, (32, 32))).byte()
     found = deconv_cli.invert(y, tone_curve=deconv_cli.ToneCurve.srgb(255), **given)
     assert found.settings.objective == prior
-    is_noted = any("taken for a photograph" in note for note in found.notes)
+    is_noted = any("restored as a photograph" in note for note in found.notes)
     assert is_noted == (prior == "photo" and "strength" not in options)
     is_overruled = any("looks like a photograph" in note for note in found.notes)
     assert is_overruled == (options in ({"lam": "auto"}, {"penalty": "laplacian"}))
@@ -227,9 +227,9 @@ def test_the_error_to_be_expected_is_near_the_real_one_in_stored_values():
 def test_the_noise_is_searched_once_and_its_level_reported(monkeypatch):
     """The test of the kernel, which searches it again, does not count."""
     y, _ = stored_picture(deconv_cli.make_kernel("disk:3"), noise=2.0)
-    searched, search = [], find_noise.find_noise_of_channels
+    searched, search = [], lambda_of_data.find_noise_of_channels
     monkeypatch.setattr(pipeline, "find_noise_of_channels", search)
-    monkeypatch.setattr(find_noise, "find_noise_of_channels", lambda *given: searched.append(1) or search(*given))
+    monkeypatch.setattr(lambda_of_data, "find_noise_of_channels", lambda *given: searched.append(1) or search(*given))
     result = deconv_cli.invert(
         y, deconv_cli.make_kernel("disk:3"), prior="photo", defaults="picture", tone_curve=CURVE, predict=True
     )

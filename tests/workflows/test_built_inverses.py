@@ -10,8 +10,8 @@ from deconv_cli.errors import TooLargeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.workflows import built_inverses, pipeline
-from deconv_cli.workflows.built_inverses import BuiltInverses
+from deconv_cli.workflows import estimators, pipeline
+from deconv_cli.workflows.estimators import BuiltInverses
 from deconv_cli.workflows.pipeline import Pipeline
 
 
@@ -25,7 +25,7 @@ def built(monkeypatch):
             super().__init__(kernel, image_size, *rest)
             sizes.append(tuple(image_size))
 
-    monkeypatch.setattr(built_inverses, "PseudoInverse", Counted)
+    monkeypatch.setattr(estimators, "PseudoInverse", Counted)
     monkeypatch.setattr(pipeline, "PseudoInverse", Counted)
     return sizes
 
@@ -85,7 +85,7 @@ def find(kept, size, max_memory=None):
 
 
 def test_the_one_that_was_not_used_for_longest_goes_first(built, monkeypatch):
-    monkeypatch.setattr(built_inverses, "MAX_INVERSES", 2)
+    monkeypatch.setattr(estimators, "MAX_INVERSES", 2)
     kept = BuiltInverses()
     for size in (6, 7, 6, 8, 6, 7):
         assert find(kept, size).geometry.image_size == (size, size)
@@ -108,7 +108,7 @@ def test_what_is_kept_makes_room_for_what_does_not_fit_beside_it(monkeypatch):
             raise TooLargeError("no room")
         return PseudoInverse(*arguments)
 
-    monkeypatch.setattr(built_inverses, "PseudoInverse", build)
+    monkeypatch.setattr(estimators, "PseudoInverse", build)
     assert find(kept, 7).geometry.image_size == (7, 7)
     with pytest.raises(TooLargeError):
         find(BuiltInverses(), 7, max_memory=10)

@@ -1,6 +1,5 @@
 """Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +8,7 @@ from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.workflows.channels import _notes
-from deconv_cli.workflows.trust import Clipping, DoubtReason
+from deconv_cli.workflows.reconstruction import _notes
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
 KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
@@ -134,13 +132,6 @@ def test_what_one_channel_does_wrong_is_said_of_all(images):
     assert [channel.is_trusted for channel in found.channels][2] is False
     assert not found.is_trusted
     assert any(sentence.startswith("channel 3: ") for sentence in found.warnings)
-
-
-def test_an_estimate_that_its_file_cannot_hold_is_doubted(images):
-    found = deconv_cli.invert(noisy(images), KERNELS, lam=(1e-3, 1e-2, 1e-2), boundary="circular", defaults="picture")
-    assert DoubtReason.CLIPPING not in {doubt.reason for doubt in found.doubts}
-    clipped = replace(found, clipping=Clipping(0.0, 255.0, 0.5))
-    assert DoubtReason.CLIPPING in {doubt.reason for doubt in clipped.doubts}
 
 
 def test_a_note_of_several_channels_is_given_once():

@@ -81,12 +81,6 @@ def test_equal_kernels_give_what_one_gives(scene, boundary):
     torch.testing.assert_close(found.image, single.image, rtol=0, atol=1e-2)
 
 
-def test_lambda_of_one_place_is_that_of_its_kernel(scene):
-    y, options = noisy(scene[..., :64, :64], boundary="circular"), {"defaults": "picture", "max_iterations": 1}
-    field = deconv_cli.KernelField(FIELD.middle[None, None], (0.5,), (0.5,))
-    assert deconv_cli.invert(y, field, **options).lam == deconv_cli.invert(y, FIELD.middle, **options).lam
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,11 +1,15 @@
 """The library twin: forward, invert, pseudo_inverse on tensors."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 from cases import random
 
 import deconv_cli
+from deconv_cli import MalformedInputError, UsageError
+from deconv_cli.parts import BOUNDARIES
 from deconv_cli.workflows.apply_kernel import Noise
 
 
@@ -211,10 +215,6 @@ class TestRefusals:
         with pytest.raises(deconv_cli.UsageError, match=r"float32.*float64"):
             CALLS[name](dtype=dtype)
 
-    def test_a_kernel_that_is_no_tensor(self, name):
-        with pytest.raises(deconv_cli.UsageError, match=r"the kernel must be a dense torch\.Tensor, but is a list"):
-            CALLS[name](kernel=[[1.0]])
-
     def test_a_list_for_a_padding(self, name):
         settings = {"boundary": "zero", **({} if name == "forward" else {"lam": 1e-3})}
         y = random((1, 1, 8, 8))
@@ -225,20 +225,6 @@ class TestRefusals:
             assert found.padding == (1, 0)
             found, expected = found.image, expected.image
         assert torch.equal(found, expected)
-
-    @pytest.mark.parametrize(
-        ("y", "found"),
-        [
-            (np.ones((1, 1, 8, 8)), "a ndarray"),
-            ("picture.png", "a str"),
-            (torch.ones(1, 1, 8, 8, dtype=torch.float64).to_sparse(), "one of layout torch.sparse_coo"),
-            (torch.ones(1, 1, 8, 8, dtype=torch.float64, device="meta"), "one without values"),
-        ],
-        ids=["array", "name", "sparse", "meta"],
-    )
-    def test_data_that_are_no_tensor_of_numbers(self, name, y, found):
-        with pytest.raises(deconv_cli.UsageError, match=f"must be a dense torch.Tensor, but is {found}"):
-            CALLS[name](y=y)
 
     def test_not_finite(self, name):
         y = random((1, 1, 8, 8))
@@ -298,3 +284,57 @@ def test_an_inverse_refuses_what_is_not_finite(method):
     for apply in (inverse, inverse.solve):
         with pytest.raises(deconv_cli.MalformedInputError, match="NaN or infinite"):
             apply(y)
+
+
+KERNEL = random((3, 2, 3, 2))
+IMAGE = random((2, 9, 8), seed=1)
+SAME = [
+    *((IMAGE, KERNEL, {"boundary": name}) for name in BOUNDARIES if name != "unknown"),
+    (random((3, 2, 7, 8), seed=2), random((3, 2)), {"boundary": "circular"}),
+    (random((3, 2, 7, 8), seed=2), random((2, 3, 2)), {"boundary": "circular"}),
+    (random((2, 1, 9), seed=3), random((3,)), {"boundary": "reflect", "dimensions": 1}),
+    (random((2, 1, 4, 5, 6), seed=3), random((2, 3, 2)), {"boundary": "reflect", "dimensions": 3}),
+    (random((2, 1, 4, 5, 6), seed=3), random((2, 1, 2, 3, 2)), {"boundary": "reflect"}),
+    (random((2, 1, 4, 5, 6), seed=3), random((3, 2)), {"boundary": "reflect", "dimensions": 3}),
+    *(
+        (IMAGE, random((9, 2, 2, 3), seed=3), {"padding": 2, **steps})
+        for steps in ({"stride": 2}, {"dilation": (2, 1)})
+    ),
+    (IMAGE, random((9, 2, 2, 3), seed=3), {"padding": 2, "stride": (1, 2), "dilation": (2, 1)}),
+    (IMAGE, KERNEL, {"padding": "full", "bias": random((3,))}),
+]
+
+
+@pytest.mark.parametrize(("x", "kernel", "options"), SAME, ids=[str(n) for n in range(len(SAME))])
+def test_products_are_the_plain_convolution(x, kernel, options):
+    y = deconv_cli.forward_taps(x, kernel, "product", **options)
+    wanted = deconv_cli.forward(x, kernel, **options)
+    assert float((y - wanted).abs().max()) < 1e-13
+
+
+def logarithm(pixel, weight):
+    return weight * torch.log(pixel)
+
+
+def test_a_tap_that_is_not_defined_somewhere():
+    with pytest.raises(MalformedInputError, match="NaN or infinite values at"):
+        deconv_cli.forward_taps(IMAGE, KERNEL, logarithm)
+    assert deconv_cli.forward_taps(IMAGE.abs() + 0.5, KERNEL, logarithm, boundary="circular").isfinite().all()
+
+
+@pytest.mark.parametrize(("tap", "says"), [("cosine", "tap must be one of product, tan-sum"), (3, "or a function")])
+def test_taps_that_cannot_be(tap, says):
+    with pytest.raises(UsageError, match=says):
+        deconv_cli.forward_taps(IMAGE, KERNEL, tap)
+
+
+def test_forward_is_differentiable():
+    x = (0.1 * IMAGE[:, :4, :4]).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: deconv_cli.forward_taps(x, KERNEL, "tan-sum"), (x,), fast_mode=True)
+
+
+def test_a_kernel_for_each_channel_is_strided_too():
+    kernel = random((2, 3, 3), seed=4)
+    y = deconv_cli.forward_taps(IMAGE, kernel, "product", stride=2)
+    one_by_one = [deconv_cli.forward(IMAGE[c : c + 1], kernel[c], stride=2) for c in range(2)]
+    assert float((y - torch.cat(one_by_one)).abs().max()) < 1e-13

@@ -17,7 +17,7 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.workflows.resolution import resolve
 
-N_COMBINATIONS = 60
+N_COMBINATIONS = 40
 N_MANY = 400
 
 
@@ -44,14 +44,6 @@ def combinations(n):
         if not bool(((values > 1e-13 * values[0]) & (values < 1e-6 * values[0])).any()):
             found.append((boundary, padding, shape, size))
     return found
-
-
-def mild(shape):
-    """Taps whose inverse is well conditioned under most boundaries."""
-    taps = 0.15 * random(shape, seed=sum(shape))
-    for channel in range(max(shape[:2])):
-        taps[(channel % shape[0], channel % shape[1], *((k - 1) // 2 for k in shape[2:]))] += 1
-    return taps
 
 
 def named(cases):
@@ -137,10 +129,6 @@ class TestPlanes:
         expected = deconv_cli.forward(STACK[0, :, 0], line[None], boundary="reflect")
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
-    def test_a_depth_of_one_tap_is_the_same(self):
-        y = deconv_cli.forward(STACK, BLUR[None], dimensions=3)
-        torch.testing.assert_close(y, deconv_cli.forward(STACK, BLUR, dimensions=3), rtol=0, atol=1e-14)
-
     def test_what_takes_no_planes_says_what_to_do(self):
         with pytest.raises(deconv_cli.UsageError, match=r"spans 2 of 3 axes; build .* with dimensions=2"):
             deconv_cli.pseudo_inverse(BLUR, input_size=(4, 9, 8), dimensions=3)
@@ -208,15 +196,6 @@ class TestEveryDoor:
         found = deconv_cli.invert(y, taps / taps.sum(), lam=0.0, **settings)
         assert (found.image - x).norm() <= 1e-6 * x.norm()
 
-    def test_an_inverse_in_a_file(self, n_axes, tmp_path):
-        taps, size = mild((2, 2, *(3,) * n_axes)), (9, 7, 6)[:n_axes]
-        inverse = deconv_cli.pseudo_inverse(taps, input_size=size, dimensions=n_axes, lam=1e-3)
-        deconv_cli.save_pseudo_inverse(inverse, tmp_path / "p.safetensors")
-        again = deconv_cli.load_pseudo_inverse(tmp_path / "p.safetensors")
-        y = random((2, *size))
-        assert torch.equal(again(y), inverse(y))
-        assert again.settings == inverse.settings
-
 
 def test_a_picture_behind_a_stride_gets_the_defaults_of_pictures_but_for_the_noise():
     kernel = Kernel.of_any(deconv_cli.make_kernel("gaussian:1"), dimensions=2)
@@ -225,17 +204,3 @@ def test_a_picture_behind_a_stride_gets_the_defaults_of_pictures_but_for_the_noi
     assert (found.settings.boundary, found.settings.penalty, found.settings.noise) == ("unknown", "gradient", "white")
     assert found.chooses_lambda
     assert not resolve(replace(settings, defaults="tensor"), kernel).chooses_lambda
-
-
-@pytest.mark.exhaustive
-def test_a_picture_behind_a_stride_is_made_finer():
-    """Light from outside the frame, and noise: zeros there and a fixed λ show both as lines."""
-    scene = random((1, 44, 40)).cumsum(1).cumsum(2)
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    y = deconv_cli.forward(scene, kernel, stride=2)[:, 3:-3, 3:-3]
-    y = y + 0.01 * y.std() * random(tuple(y.shape), seed=1)
-    errors = [
-        float((deconv_cli.invert(y, kernel, stride=2, defaults=kind).image - scene[:, 6:-6, 6:-6]).norm())
-        for kind in ("picture", "tensor")
-    ]
-    assert errors[0] < 0.75 * errors[1]
