@@ -19,25 +19,16 @@ from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others, try_batch
-from deconv_cli.gradients.replacements import find_failing_suggestions
-from deconv_cli.gradients.reruns import (
-    FirstSteps,
-    find_moved_from_outside,
-    find_non_finite_sources,
-    find_overwritten,
-    measure_responses,
-    repeat,
-    take_first_steps,
-)
+from deconv_cli.gradients.other_data import BatchIndependence, try_batch
+from deconv_cli.gradients.reruns import repeat
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
+from deconv_cli.gradients.rules.unused import describe_plain_containers
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.through_time import gate_norms
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
+from deconv_cli.gradients.tracing.backward_trace import trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
-from deconv_cli.gradients.unregistered import describe_plain_containers, find_unregistered
 
 DEFAULT_BUDGET = 60.0
 """Seconds for finite differences."""
@@ -108,8 +99,8 @@ def check_subject(
         )
     started = time.monotonic()
     try:
-        with subject.without_gradients():
-            evidence = collect_evidence(subject, budget, second_order=second_order, on_progress=on_progress)
+        with subject.without_gradients(), contextlib.ExitStack() as stack:
+            evidence = collect_evidence(subject, stack, budget, second_order=second_order, on_progress=on_progress)
             return _report(evidence, started)
     except torch.OutOfMemoryError as error:
         raise UsageError("the model does not fit into memory; take smaller inputs.") from error
@@ -170,12 +161,18 @@ _NARROWED = (
 
 
 def collect_evidence(
-    subject: Subject, budget: float, *, second_order: bool, on_progress: Callable[[str], None]
+    subject: Subject,
+    stack: contextlib.ExitStack,
+    budget: float,
+    *,
+    second_order: bool,
+    on_progress: Callable[[str], None],
 ) -> Evidence:
-    """Measure all that the rules look at: one watched forward and backward pass, then repeated runs.
+    """Watch a forward and a backward pass, and compare gradients with finite differences.
 
     Args:
         subject: the model with its inputs and its loss.
+        stack: restores the model when it ends; the evidence is for use before.
         budget: seconds for finite differences.
         second_order: also compare second derivatives.
         on_progress: called with a sentence for each part of the work.
@@ -183,65 +180,49 @@ def collect_evidence(
     Raises:
         UsageError: the model cannot be run on these inputs.
     """
-    with contextlib.ExitStack() as stack:
-        weight_norms, forward = _first_forward(subject, stack, on_progress)
-        started = time.monotonic()
-        repetition = repeat(subject, forward)
-        # This pass is warm: the first one of a process also loads and compiles.
-        is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
-        trainable = subject.trainable
-        backward = BackwardTrace(dict.fromkeys(trainable))
-        if forward.reached:
-            backward = trace_backward(forward.loss, trainable)
-        forward.log.differentiable.clear()  # the intermediate values of large models take much memory
-        is_finite = bool(forward.loss.detach().isfinite())
-        origins = [] if is_finite else _origins(subject)
-        started = time.monotonic()
-        is_checkable = not repetition.is_noisy and backward.error is None
-        wrong: list[WrongInput] = []
-        unchecked: list[str] = []
-        if is_checkable and forward.reached and forward.log.calls:
-            on_progress("checking hand-written backwards")
-            wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget, second_order=second_order)
-        magnitudes = backward.magnitudes.items() if is_finite else ()
-        names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
-        blamed = {name for item in wrong for name in item.parameters}
-        twice = names - blamed if second_order else frozenset()
-        left = budget - (time.monotonic() - started)
-        with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
-            double = DoubleEvidence(forward, backward)
-            if is_checkable:
-                double = gather_double(subject, names, twice, left, on_progress)
-            batch = BatchIndependence(subject.batch_axis, doubt="the output is noisy")
-            if not repetition.is_noisy:
-                batch = _try_batch(subject, on_progress)
-        return Evidence(
-            model=subject.model,
-            parameters=subject.parameters,
-            weight_norms=weight_norms,
-            forward=forward,
-            backward=backward,
-            origins=tuple(origins),
-            non_finite_sources=() if is_finite else find_non_finite_sources(subject),
-            repetition=repetition,
-            responses=measure_responses(subject, forward, backward),
-            moved_from_outside=find_moved_from_outside(subject, forward, backward),
-            unregistered=find_unregistered(subject, forward),
-            overwritten=find_overwritten(subject, forward),
-            first_steps=take_first_steps(subject, backward) if is_checkable else FirstSteps([], []),
-            failing_fixes=find_failing_suggestions(subject, forward, backward),
-            reached_by_others=find_reached_by_others(subject, backward),
-            double=double,
-            wrong_inputs=tuple(wrong),
-            batch=batch,
-            budget=budget,
-            notes=(
-                *describe_plain_containers(subject.model),
-                *([_NARROWED] if is_narrowed else []),
-                *double.notes,
-            ),
-            not_checked=(*unchecked, *double.not_checked),
-        )
+    weight_norms, forward = _first_forward(subject, stack, on_progress)
+    started = time.monotonic()
+    repetition = repeat(subject, forward)
+    # This pass is warm: the first one of a process also loads and compiles.
+    is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
+    backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
+    started = time.monotonic()
+    is_checkable = not repetition.is_noisy and backward.error is None
+    wrong: list[WrongInput] = []
+    unchecked: list[str] = []
+    if is_checkable and forward.reached and forward.log.calls:
+        on_progress("checking hand-written backwards")
+        wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
+    magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
+    names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
+    blamed = {name for item in wrong for name in item.parameters}
+    twice = names - blamed if second_order else frozenset()
+    left = budget - (time.monotonic() - started)
+    double, batch = (
+        DoubleEvidence(forward, backward),
+        BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
+    )
+    with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
+        if is_checkable:
+            double = gather_double(subject, names, twice, left, on_progress)
+        batch = _try_batch(subject, on_progress)
+    return Evidence(
+        subject=subject,
+        weight_norms=weight_norms,
+        forward=forward,
+        backward=backward,
+        repetition=repetition,
+        double=double,
+        wrong_inputs=tuple(wrong),
+        batch=batch,
+        budget=budget,
+        notes=(
+            *describe_plain_containers(subject.model),
+            *([_NARROWED] if is_narrowed else []),
+            *double.notes,
+        ),
+        not_checked=(*unchecked, *double.not_checked),
+    )
 
 
 @contextlib.contextmanager
@@ -290,12 +271,6 @@ def _first_forward(
             stack.push(own.pop_all())
     subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
     return weight_norms, forward
-
-
-def _origins(subject: Subject) -> list[Operation]:
-    """Find where NaN or infinity arises; infinite masks are no origin, but the NaN that two of them make is."""
-    log = trace_forward(subject, find_origins=True).log
-    return log.origins or log.nan_origins
 
 
 def _try_batch(subject: Subject, on_progress: Callable[[str], None]) -> BatchIndependence:

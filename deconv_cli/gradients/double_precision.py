@@ -25,7 +25,7 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.through_time import TimeSeries, has_loops, series_of_layers, series_of_loops
+from deconv_cli.gradients.through_time import TimeSeries, series_of_layers
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -109,17 +109,16 @@ def _compare(
     forward = trace_forward(subject)
     if not forward.reached:
         return DoubleEvidence(forward, BackwardTrace({}))
-    backward = trace_backward(forward.loss, subject.trainable, keep_graph=has_loops(forward))
+    backward = trace_backward(forward.loss, subject.trainable)
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
     casts, not_checked, series = forward.log.casts, [], []
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     try:
-        series = [*series_of_layers(subject), *series_of_loops(forward, backward)]
+        series = series_of_layers(subject)
     except RuntimeError as error:
         not_checked.append(f"gradients through time: {first_line(error)}")
-    forward.log.differentiable.clear()  # the intermediate values of large models take much memory
     is_detaching = _detaches_on_purpose(forward)
     holding = subject.holding_detached if is_detaching else contextlib.nullcontext
     with holding():

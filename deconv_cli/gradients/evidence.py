@@ -1,4 +1,4 @@
-"""Everything that is measured about a model before the rules judge it; it never changes."""
+"""Everything that the rules know about a model; further measurements are taken once a rule asks for them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from deconv_cli.gradients.double_precision import DoubleEvidence
 from deconv_cli.gradients.finite_differences import Comparison, Outcome
 from deconv_cli.gradients.handwritten import WrongInput
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.other_data import BatchIndependence
-from deconv_cli.gradients.reruns import FirstSteps, Repetition
+from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
+from deconv_cli.gradients.reruns import (
+    FirstSteps,
+    Repetition,
+    find_moved_from_outside,
+    loses_writes,
+    loss_changes_with,
+    take_first_steps,
+)
+from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
+from deconv_cli.gradients.tracing.interception import trace_forward
 
 
 @dataclass(frozen=True)
@@ -31,45 +40,69 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All measurements; parameters are keyed by their names.
+    """All measurements of a model; parameters are keyed by their names.
 
     Attributes:
-        backward: the backward pass in the model's own precision; empty where the loss has no path to any parameter.
-        origins: operations that make NaN or infinity of finite numbers, if the loss is not finite.
-        non_finite_sources: parameters, buffers and inputs that are not finite, if the loss is not.
-        responses: `smooth`, `steps` or `constant`: how the loss changes with parameters that a derivative in it drops.
-        moved_from_outside: parameters without a gradient that left torch as plain values, on which the loss depends.
-        unregistered: weights behind the loss that the model does not register: owner, kind and line.
-        overwritten: parameters that forward overwrites, with the line and whether any change by an optimizer is lost.
-        first_steps: gradients after the first optimizer steps, empty where no gradient is zero or tiny.
-        reached_by_others: parameters without a gradient here that other data, or other random numbers, give one.
-        failing_fixes: lines whose suggestion was tried and does not help.
+        backward: the backward pass in the model's own precision; without gradients where the loss reaches no parameter.
         double: comparison with finite differences, empty where it was not possible.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
 
-    model: nn.Module
-    parameters: Mapping[str, nn.Parameter]
+    subject: Subject
     weight_norms: Mapping[str, float]
     forward: ForwardTrace
     backward: BackwardTrace
-    origins: tuple[Operation, ...]
-    non_finite_sources: tuple[str, ...]
     repetition: Repetition
-    responses: Mapping[str, str]
-    moved_from_outside: frozenset[str]
-    unregistered: tuple[tuple[str, str, CodeLocation], ...]
-    overwritten: Mapping[str, tuple[CodeLocation, bool]]
-    first_steps: FirstSteps
-    reached_by_others: frozenset[str]
-    failing_fixes: frozenset[str]
     double: DoubleEvidence
     wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
     budget: float
     notes: tuple[str, ...]
     not_checked: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.subject.model
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters of the model."""
+        return self.subject.parameters
+
+    @cached_property
+    def origins(self) -> list[Operation]:
+        """The operations where NaN or infinity arises; infinite masks are no origin, but the NaN of two of them is."""
+        log = trace_forward(self.subject, find_origins=True).log
+        return log.origins or log.nan_origins
+
+    @cached_property
+    def moved_from_outside(self) -> frozenset[str]:
+        """Parameters without a gradient that left torch as plain values, and on which the loss depends."""
+        return find_moved_from_outside(self.subject, self.forward, self.backward)
+
+    @cached_property
+    def overwritten(self) -> dict[str, CodeLocation]:
+        """The parameters that forward resets, so that any change by an optimizer is lost, with the line."""
+        trained = [name for name in sorted(self.subject.written) if self.parameters[name].requires_grad]
+        writes = self.forward.log.parameter_writes
+        return {name: writes[self.forward.bit(name)] for name in trained if loses_writes(self.subject, name)}
+
+    @cached_property
+    def first_steps(self) -> FirstSteps:
+        """Gradients after the first optimizer steps, empty where no gradient is zero or tiny."""
+        is_certain = not self.repetition.is_noisy and self.backward.error is None
+        return take_first_steps(self.subject, self.backward) if is_certain else FirstSteps([], [])
+
+    @cached_property
+    def reached_by_others(self) -> frozenset[str]:
+        """Parameters without a gradient here that other data, or other random numbers, give one."""
+        return find_reached_by_others(self.subject, self.backward)
+
+    def loss_changes_with(self, name: str) -> bool:
+        """Return whether the loss changes when a parameter is changed."""
+        return loss_changes_with(self.subject, name)
 
     @property
     def is_loss_finite(self) -> bool:

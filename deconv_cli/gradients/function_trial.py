@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -140,56 +140,11 @@ class FunctionTrial:
         is_same = {size: all(map(torch.equal, before, outputs)) for size, outputs in moved.items()}
         return is_same[1e-7] and not is_same[1.0]
 
-    def moved(self) -> FunctionTrial:
-        """Change all inputs to differentiate by."""
-        return self._with({n: 1.5 * self.leaves[n] + 0.1 for n in self.tensors})
-
     def returns(self, index: int) -> bool:
         """Return whether forward returns one of the inputs unchanged."""
         own = list(self.tensors.values())[index]
         with torch.no_grad():
             return any(output.shape == own.shape and torch.equal(output, own) for output in self.outputs())
-
-    def narrowed(self, axis: int, n: int) -> FunctionTrial | None:
-        """Keep the first slices along an axis that inputs share; None if the Function refuses them."""
-        for axes in self._sharing(axis):
-            trial = self._with({k: self.leaves[k].narrow(own, 0, n) for k, own in axes.items()})
-            with contextlib.suppress(Exception):
-                pairs = zip(trial.given, trial.tensors.values(), strict=True)
-                if trial.weights and all(given is None or given.shape == own.shape for given, own in pairs):
-                    return trial
-        return None
-
-    def is_of_samples(self, axis: int) -> bool:
-        """Return whether each slice of the outputs depends only on its own slice of the inputs."""
-        pairs = self._outputs_changed(axis, lambda leaf, own: leaf.flip(own))
-        return bool(pairs) and all(one.ndim > axis and torch.allclose(one.flip(axis), two) for one, two in pairs)
-
-    def joins(self, axis: int) -> bool:
-        """Return whether the first slice of an output depends on later slices of the inputs, unlike a time step."""
-        pairs = [pair for pair in self._outputs_changed(axis, _with_later_changed) if pair[0].ndim > axis]
-        return any(not torch.allclose(one.narrow(axis, 0, 1), two.narrow(axis, 0, 1)) for one, two in pairs)
-
-    def _outputs_changed(
-        self, axis: int, change: Callable[[torch.Tensor, int], torch.Tensor]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pair the outputs with those of inputs that are changed along an axis; none if the Function refuses them."""
-        for axes in self._sharing(axis):
-            changed = self._with({k: change(self.leaves[k], own) for k, own in axes.items()})
-            with contextlib.suppress(Exception), torch.no_grad():
-                return list(zip(self.outputs(), changed.outputs(), strict=True))
-        return []
-
-    def _sharing(self, axis: int) -> Iterator[dict[int, int]]:
-        """List inputs that may share an axis, with the axis of each: one input, similar ones, all of that size."""
-        sizes = {k: leaf.shape for k, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)}
-        for k, shape in sizes.items():
-            if len(shape) <= axis or shape[axis] < 2:
-                continue
-            yield {k: axis}
-            like = {j: axis for j, other in sizes.items() if len(other) > axis and other[axis] == shape[axis]}
-            yield like
-            yield {j: 0 for j, other in sizes.items() if other and other[0] == shape[axis]} | like
 
 
 class _Collecting(TorchFunctionMode):
@@ -246,13 +201,6 @@ class _Context(FunctionCtx):
     set_materialize_grads = _nothing  # type: ignore[assignment]
 
 
-def _with_later_changed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    first, later = tensor.split([1, tensor.shape[axis] - 1], axis)
-    return torch.cat([first, 1.5 * later + 0.1], axis)
-
-
 def _moving(leaves: list[Any], positions: Iterable[int]) -> dict[int, torch.Tensor]:
     return {n: leaves[n].detach().clone().contiguous().requires_grad_() for n in positions}
 
@@ -273,25 +221,12 @@ class GradientError:
     """A wrong gradient of one input, compared with `reference` at its worst element and counted over all elements.
 
     Attributes:
-        rows: first and last wrong row of the first axis, whose length is `n_rows`.
         surrogate: the proof that the gradient replaces a derivative of zero on purpose; empty without a proof.
     """
 
     comparison: Comparison
-    rows: tuple[int, int]
-    n_rows: int
     reference: str
     surrogate: str = ""
-
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """The one of three or four stacked blocks, such as gates, that holds all wrong rows, and their number."""
-        first, last = self.rows
-        for n_blocks in (4, 3):
-            size = self.n_rows // n_blocks
-            if size > 1 and self.n_rows % n_blocks == 0 and first // size == last // size:
-                return first // size, n_blocks
-        return None
 
     @property
     def is_one_factor(self) -> bool:
@@ -336,15 +271,8 @@ def compare_input(trial: FunctionTrial, index: int, deadline: float = math.inf) 
 
 def _error_by_differences(found: Comparison, tensor: torch.Tensor) -> GradientError:
     """Describe an error at one element from finite differences, which also tried a few others."""
-    is_everywhere = found.n_wrong > 1
-    n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if is_everywhere else 1
-    row = found.element[0] if found.element else 0
-    return GradientError(
-        replace(found, n_wrong=n_wrong, n_tried=tensor.numel()),
-        rows=(0, tensor.shape[0] - 1) if is_everywhere and tensor.ndim else (row, row),
-        n_rows=tensor.shape[0] if tensor.ndim else 1,
-        reference="finite differences",
-    )
+    n_wrong = round(tensor.numel() * found.n_wrong / max(found.n_tried, 1)) if found.n_wrong > 1 else 1
+    return GradientError(replace(found, n_wrong=n_wrong, n_tried=tensor.numel()), "finite differences")
 
 
 def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Tensor) -> GradientError:
@@ -355,7 +283,6 @@ def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Te
     chosen = clear if bool(clear.any()) else off
     element = unravel(int(torch.where(chosen, gap, -1.0).argmax()), hand.shape)
     ratios = (hand / expected)[chosen & (expected != 0)]
-    rows = chosen.reshape(chosen.shape[0], -1).any(dim=1).nonzero().flatten() if chosen.ndim else torch.zeros(1)
     comparison = Comparison(
         Outcome.DIFFERS,
         autograd=float(hand[element]),
@@ -368,9 +295,4 @@ def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Te
         ratio=float(ratios.median()) if ratios.numel() else None,
         ratio_range=(float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
     )
-    return GradientError(
-        comparison,
-        rows=(int(rows[0]), int(rows[-1])),
-        n_rows=hand.shape[0] if hand.ndim else 1,
-        reference="autograd of the same forward",
-    )
+    return GradientError(comparison, "autograd of the same forward")

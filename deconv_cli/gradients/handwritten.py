@@ -6,18 +6,15 @@ import contextlib
 import inspect
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
+from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.backward_mistakes import (
-    Mistake,
-    find_kept_elsewhere,
-    find_mistake,
-    find_writes,
-    find_wrong_second_derivative,
-)
-from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input
+from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input, differentiate
+from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -25,6 +22,28 @@ from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCal
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _CALLS_PER_FUNCTION = 3
+
+
+class Mistake(Enum):
+    """A frequent mistake of a backward: why the gradient is wrong and what to write, with places for names."""
+
+    WRITES_TO_SAVED = (
+        "{function} writes to the tensors that it reads, so a second call and all other readers go wrong.",
+        "work on a copy: tensor = tensor.clone()",
+    )
+    WRITES_TO_INCOMING = (
+        "{function} writes to the incoming gradient, which other operations may read after it.",
+        "work on a copy: grad = grad.clone()",
+    )
+    NOT_LINEAR = (
+        "the gradient for {name} is not linear in the incoming gradient, which the chain rule wants; {function} "
+        "ignores, clips or thresholds the incoming gradient, or adds to it.",
+        "let the incoming gradient only be multiplied and summed; clip with torch.nn.utils.clip_grad_norm_ afterwards",
+    )
+    MEAN_FOR_SUM = (
+        "the gradient for {name} is the mean over {n} samples, where the chain rule wants their sum.",
+        "sum over the samples; the loss holds the factor of its mean already",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +54,7 @@ class WrongInput:
         location: the line in backward, the first line of backward, or the call of the Function.
         error: how the gradient is wrong; None where its values are right.
         parameters: those behind this input.
-        mistake: the mistake of backward, if it is known, with a number of samples or of an axis.
+        mistake: the mistake of backward, if it is known, with a number of samples.
         place: of this input among the tensors of a call.
         is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
@@ -58,11 +77,10 @@ class WrongInput:
         return not self.is_missing and (is_surrogate or self.is_unchanged)
 
 
-def check_functions(subject: Subject, budget: float, *, second_order: bool) -> tuple[list[WrongInput], list[str]]:
+def check_functions(subject: Subject, budget: float) -> tuple[list[WrongInput], list[str]]:
     """Check every hand-written Function on the inputs of its calls, in float64 if possible, in `budget` seconds.
 
-    The batch is whole, since a fault may lie in the sum over samples. A wrong second derivative is a fault with
-    `second_order`, or if the model itself differentiates twice.
+    The batch is whole, since a fault may lie in the sum over samples.
 
     Returns:
         The inputs with a wrong gradient, and sentences on calls that could not be checked.
@@ -70,13 +88,12 @@ def check_functions(subject: Subject, budget: float, *, second_order: bool) -> t
     deadline = time.monotonic() + budget
     try:
         with subject.in_double():
-            return _check_calls(trace_forward(subject), deadline, second_order=second_order)
+            return _check_calls(trace_forward(subject), deadline)
     except RuntimeError:
-        return _check_calls(trace_forward(subject), deadline, second_order=second_order)
+        return _check_calls(trace_forward(subject), deadline)
 
 
-def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) -> tuple[list[WrongInput], list[str]]:
-    is_twice = second_order or "grad" in forward.log.names
+def _check_calls(forward: ForwardTrace, deadline: float) -> tuple[list[WrongInput], list[str]]:
     found: dict[tuple[CodeLocation, str], WrongInput] = {}
     unchecked: list[str] = []
     counts: Counter[type] = Counter()
@@ -96,9 +113,8 @@ def _check_calls(forward: ForwardTrace, deadline: float, *, second_order: bool) 
             unchecked.append(f"{call.function.__name__} at {call.location} {reason}")
             continue
         for item in wrong:
-            if item.mistake is not Mistake.NOT_TWICE or is_twice:
-                first = found.setdefault((item.location, item.name), item)
-                found[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
+            first = found.setdefault((item.location, item.name), item)
+            found[item.location, item.name] = replace(first, parameters=first.parameters | item.parameters)
     return list(found.values()), unchecked
 
 
@@ -125,27 +141,15 @@ class _CheckedCall:
         trial = self._trial
         compared = ((index, compare_input(trial, index, deadline)) for index in range(len(trial.tensors)))
         errors = {index: error for index, error in compared if error is not None}
-        written = find_writes(trial)
-        if written is not None:
-            # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
-            mistake, position = written
-            is_of_incoming = mistake is Mistake.WRITES_TO_INCOMING
-            found = [self._of_write(mistake, position, {} if is_of_incoming else errors)]
-            return [*found, *self._of_errors(errors)] if is_of_incoming else found
-        if errors:
-            return self._of_errors(errors)
-        n_calls = sum(other.function is self._call.function for other in self._forward.log.calls)
-        index, mistake = (find_kept_elsewhere(trial) if n_calls > 1 else None), Mistake.KEEPS_ELSEWHERE
-        if index is None:
-            index, mistake = find_wrong_second_derivative(trial), Mistake.NOT_TWICE
-        if index is None:
-            return []
-        position = self._positions[index]
-        return [self._item(position, self._source.of_gradient([position]), None, mistake)]
+        written = _find_write(trial)
+        # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
+        if written is Mistake.WRITES_TO_SAVED:
+            return [self._of_write(written, errors)]
+        return [*([self._of_write(written, {})] if written is not None else []), *self._of_errors(errors)]
 
     def _of_errors(self, errors: dict[int, GradientError]) -> list[WrongInput]:
         """Describe the wrong inputs, each with its line and its mistake."""
-        mistakes = {index: find_mistake(self._trial, index) for index in errors}
+        mistakes = {index: _find_mistake(self._trial, index, error) for index, error in errors.items()}
         first_line: CodeLocation | None = None
         meant = {n for n, error in errors.items() if error.surrogate or self._trial.given[n] is None}
         if errors.keys() - meant:
@@ -170,16 +174,13 @@ class _CheckedCall:
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
         others = {n: given for n, given in enumerate(trial.given) if n not in errors}
         right = [positions[n] for n, given in others.items() if given is not None and bool(given.any())]
-        blocks = {error.block for error in errors.values() if error.block and error.n_rows > error.block[1]}
-        block = next(iter(blocks)) if len(blocks) == 1 else None
         wrong = [positions[n] for n in errors if n not in meant]
-        return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right, block)
+        return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right)
 
-    def _of_write(self, mistake: Mistake, position: int, errors: dict[int, GradientError]) -> WrongInput:
-        """Describe a write in backward, or in forward to the input at a position that is not negative."""
-        source = self._source if position < 0 else BackwardSource(self._call.function, "forward")
+    def _of_write(self, mistake: Mistake, errors: dict[int, GradientError]) -> WrongInput:
+        """Describe a write in backward."""
         error = next(iter(errors.values()), None)
-        item = self._item(position if position >= 0 else self._positions[0], source.of_write(), error, mistake)
+        item = self._item(self._positions[0], self._source.of_write(), error, mistake)
         if error is None:
             everything = (_behind(self._call, self._forward, self._place(p)) for p in self._positions)
             item = replace(item, parameters=frozenset().union(*everything))
@@ -218,3 +219,42 @@ def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list
     if function.setup_context is torch.autograd.Function.setup_context:
         names = names[1:]
     return [names[n] if n < len(names) else f"input {n + 1}" for n in range(n_inputs)]
+
+
+def _find_mistake(trial: FunctionTrial, index: int, error: GradientError) -> tuple[Mistake, int] | None:
+    """Name the mistake in the gradient of one input, with a number of samples."""
+    hand = trial.given[index]
+    if hand is None or not bool(hand.any()):
+        return None
+    twice = trial.gradients([2 * weight for weight in trial.weights])[index]
+    if twice is not None and not _agree([twice], [2 * hand], 1e-4):
+        return Mistake.NOT_LINEAR, 0
+    n_samples = round(1 / error.comparison.ratio) if error.comparison.ratio and error.is_one_factor else 0
+    sizes = {leaf.shape[0] for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
+    return (Mistake.MEAN_FOR_SUM, n_samples) if n_samples > 1 and n_samples in sizes else None
+
+
+def _find_write(trial: FunctionTrial) -> Mistake | None:
+    """Find that backward writes to the tensors that it reads."""
+    arguments = trial.arguments()
+    given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    outputs = real(trial.function.apply(*arguments))
+    before = [tensor.detach().clone() for tensor in given]
+    weights, tensors = [weight.clone() for weight in trial.weights], list(trial.tensors.values())
+    first = differentiate(outputs, tensors, weights, retain_graph=True)
+    first = [None if gradient is None else gradient.clone() for gradient in first]
+    if any(not torch.equal(weight, own) for weight, own in zip(weights, trial.weights, strict=True)):
+        return Mistake.WRITES_TO_INCOMING
+    is_written = any(not torch.equal(tensor.detach(), own) for tensor, own in zip(given, before, strict=True))
+    again = [] if is_written else differentiate(outputs, tensors, trial.weights)
+    return Mistake.WRITES_TO_SAVED if is_written or not _agree(first, again, 1e-6) else None
+
+
+def _agree(one: Sequence[torch.Tensor | None], other: Sequence[torch.Tensor | None], tolerance: float) -> bool:
+    """Return whether gradients are the same; None counts as zero."""
+    for mine, yours in zip(one, other, strict=True):
+        a = torch.zeros(()) if mine is None else mine
+        b = torch.zeros(()) if yours is None else yours
+        if bool((a - b).abs().max() > tolerance * torch.maximum(a.abs().max(), b.abs().max())):
+            return False
+    return True

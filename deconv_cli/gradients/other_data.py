@@ -55,6 +55,8 @@ def try_batch(subject: Subject) -> BatchIndependence:
         doubt = None if is_certain else _layer_with_time_first(subject.model, axis)
         if doubt:
             return BatchIndependence(axis, doubt=doubt)
+        if _largest_change(before, subject.output(), axis, sample=0):
+            return BatchIndependence(axis, doubt="the output differs from run to run")
         with _other_sample(subject, axis):
             change = _largest_change(before, subject.output(), axis, sample=0)
         if change <= _TOLERANCE:
@@ -172,9 +174,9 @@ def _mixer(subject: Subject, axis: int) -> Operation | None:
     before = trace_forward(subject, keep_tensors=True)
     with _other_sample(subject, axis):
         after = trace_forward(subject, keep_tensors=True)
-    for one, two in zip(before.log.tensors, after.log.tensors, strict=False):
-        if one.name == two.name and _largest_change(one.tensor, two.tensor, axis, sample=0) > _TOLERANCE:
-            return one.operation
+    for (name, operation, one), (other_name, _, two) in zip(before.log.tensors, after.log.tensors, strict=False):
+        if name == other_name and _largest_change(one, two, axis, sample=0) > _TOLERANCE:
+            return operation
     return None
 
 

@@ -11,11 +11,11 @@ import torch
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
-from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
 
-_SMALL_CHANGE = 1e-3
-_LARGE_CHANGES = (0.1, 1.0, 10.0)
+_CHANGES = (1e-3, 0.1, 1.0, 10.0)
+"""Changes of a parameter in units of its size."""
+
 _MAX_SOURCES = 3
 
 
@@ -48,24 +48,6 @@ def _is_same(first: float, second: float) -> bool:
     return first == second or (math.isnan(first) and math.isnan(second))
 
 
-def measure_responses(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> dict[str, str]:
-    """Change each parameter that a derivative in the loss drops and whose gradient is missing or zero.
-
-    Returns:
-        `smooth` where a small change moves the loss, `steps` where only a large one does, `constant` where none does.
-    """
-    responses = {}
-    for name in subject.trainable:
-        has_gradient = name in backward.magnitudes and not backward.magnitudes[name].is_zero
-        if forward.bit(name) not in forward.log.shifted or has_gradient:
-            continue
-        if _loss_changes_with(subject, name, (_SMALL_CHANGE,)):
-            responses[name] = "smooth"
-        else:
-            responses[name] = "steps" if _loss_changes_with(subject, name, _LARGE_CHANGES) else "constant"
-    return responses
-
-
 def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
     """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
 
@@ -84,7 +66,7 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
             moved[lines] = not returned.isdisjoint(lines)
         elif lines not in moved:
             names = [other for other in subject.trainable if any(forward.bit(other) & use.lost for use in uses)]
-            moved[lines] = any(_loss_changes_with(subject, other, _LARGE_CHANGES) for other in names)
+            moved[lines] = any(loss_changes_with(subject, other) for other in names)
         if moved[lines]:
             found.add(name)
     return frozenset(found)
@@ -95,14 +77,14 @@ def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
     return [use for use in forward.log.outside_uses if use.lost & bit]
 
 
-def _loss_changes_with(subject: Subject, name: str, sizes: tuple[float, ...]) -> bool:
-    """Return whether the loss changes when a parameter is changed by these multiples of its size."""
+def loss_changes_with(subject: Subject, name: str) -> bool:
+    """Return whether the loss changes when a parameter is changed, by little or by much."""
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
     try:
         before = subject.value()
-        for size in sizes:
+        for size in _CHANGES:
             parameter.data.copy_(kept + size * _noise_like(kept, generator))
             if subject.value() != before:
                 return True
@@ -129,28 +111,18 @@ def find_non_finite_sources(subject: Subject) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:_MAX_SOURCES]
 
 
-def find_overwritten(subject: Subject, forward: ForwardTrace) -> dict[str, tuple[CodeLocation, bool]]:
-    """Find the parameters that forward overwrites, with the line and whether any change by an optimizer is lost.
+def loses_writes(subject: Subject, name: str) -> bool:
+    """Return whether forward sets a parameter to the same values whatever they were.
 
-    If it is not lost, each pass changes the parameter further. A projection, such as a clamp, does nothing the second
-    time, so it is no fault.
+    A projection, such as a clamp, depends on the values, so it is no fault.
     """
-    found = {}
-    for name in sorted(subject.written):
-        parameter = subject.parameters[name]
-        if not parameter.requires_grad:
-            continue
-        own = parameter.data
-        before = own.clone()
-        noise = _noise_like(before, torch.Generator().manual_seed(0)) * 1e-2
-        once = _after_a_pass(subject, name, before)
-        moved = _after_a_pass(subject, name, once / 2 + noise)
-        twice = _after_a_pass(subject, name, once)
-        parameter.data = own
-        is_lost = torch.equal(once, moved)
-        if is_lost or not torch.allclose(twice, once, rtol=1e-6):
-            found[name] = forward.log.parameter_writes[forward.bit(name)], is_lost
-    return found
+    parameter = subject.parameters[name]
+    own = parameter.data
+    noise = _noise_like(own, torch.Generator().manual_seed(0)) * 1e-2
+    once = _after_a_pass(subject, name, own)
+    moved = _after_a_pass(subject, name, once / 2 + noise)
+    parameter.data = own
+    return torch.equal(once, moved)
 
 
 def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Tensor:

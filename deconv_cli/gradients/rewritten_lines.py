@@ -13,207 +13,60 @@ LEAVE_OUT = "leave this line out"
 """The suggestion for a line that only detaches."""
 
 STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
-_DETACHING = ("detach", "detach_", "data", "item", "tolist", "numpy")
-_NUMPY = ("np", "numpy", "onp")
-_WRAPPERS = ("tensor", "as_tensor", "from_numpy", "Variable", "Parameter")
+_DETACHING = ("detach", "detach_", "item", "tolist")
+_NUMPY = re.compile(r"\b(np|numpy|from_numpy)\b")
+_WRAPPERS = ("tensor", "as_tensor", "Variable", "Parameter")
 """Functions that make a new tensor of their argument."""
 
-_SAME_IN_TORCH = ("mean", "sum", "abs", "exp", "log", "sqrt", "tanh", "sin", "cos", "square", "prod")
-"""Functions of NumPy that torch has under the same name, with one argument."""
 
-
-def line_without_detachment(source: str) -> str | None:
-    """Write a line without its one `.detach()`, `.data`, `.item()`, `.tolist()`, `float(...)` or way to NumPy.
+def line_with_gradient(source: str) -> str | None:
+    """Write a line without its one `.detach()`, `.data`, `.item()`, `float(x)`, `torch.tensor(x)` or `Variable(x)`.
 
     Returns:
-        A line that runs and carries gradients, `LEAVE_OUT`, or None where that is not certain.
+        A line that carries gradients, `LEAVE_OUT` for a line that only detaches, or None where that is not certain.
     """
     with contextlib.suppress(SyntaxError, ValueError):
-        tree = ast.parse(source)
-        changer = _Changer()
-        body = changer.visit(tree).body
-        if len(body) != 1 or changer.n_changed != 1 or _uses_numpy(body[0]):
+        remover = _Remover()
+        body = remover.visit(ast.parse(source)).body
+        if len(body) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
             return None
-        if changer.has_left_torch and not changer.n_translated:
-            return None
-        if isinstance(body[0], ast.Expr) and not source.endswith(".detach_()"):
-            return None  # a part of a longer statement
-        return LEAVE_OUT if _does_nothing(body[0]) else ast.unparse(body[0])
+        if isinstance(body[0], ast.Expr) and not isinstance(body[0].value, ast.Call):
+            return LEAVE_OUT if source.endswith(".detach_()") else None  # else a part of a longer statement
+        is_empty = isinstance(body[0], ast.Assign) and ast.unparse(body[0].targets[0]) == ast.unparse(body[0].value)
+        return LEAVE_OUT if is_empty else ast.unparse(body[0])
     return None
 
 
-def line_without_wrapper(source: str) -> str | None:
-    """Write a line with its one `Variable(x)`, `nn.Parameter(x)` or `torch.tensor(x)` replaced by `x`."""
-    with contextlib.suppress(SyntaxError, ValueError):
-        tree = ast.parse(source)
-        wrappers = [node for node in ast.walk(tree) if _wraps(node)]
-        if len(tree.body) == 1 and len(wrappers) == 1:
-            body = _Unwrapper().visit(tree).body[0]
-            return LEAVE_OUT if _does_nothing(body) else ast.unparse(body)
-    return None
-
-
-class _Unwrapper(ast.NodeTransformer):
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Replace a wrapper by its argument; a list of tensors is stacked."""
-        self.generic_visit(node)
-        return _unwrapped(node) if _wraps(node) else node
-
-
-def _wraps(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not node.args:
-        return False
-    name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-    return name in _WRAPPERS
-
-
-def _unwrapped(node: ast.Call) -> ast.expr:
-    wrapped = node.args[0]
-    if not isinstance(wrapped, ast.List | ast.ListComp | ast.Tuple):
-        return wrapped
-    return ast.Call(ast.Attribute(ast.Name("torch", ast.Load()), "stack", ast.Load()), [wrapped], [])
-
-
-def line_with_keyword(source: str, function: str, keyword: str, *, value: bool) -> str | None:
-    """Write a line with a keyword argument set in its one call of a function; None where that is not certain."""
-    with contextlib.suppress(SyntaxError, ValueError):
-        tree = ast.parse(source)
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        wanted = [call for call in calls if ast.unparse(call.func).rpartition(".")[2] == function]
-        if len(tree.body) == 1 and len(wanted) == 1:
-            kept = [given for given in wanted[0].keywords if given.arg != keyword]
-            wanted[0].keywords = [*kept, ast.keyword(keyword, ast.Constant(value))]
-            return ast.unparse(tree.body[0])
-    return None
-
-
-class _Changer(ast.NodeTransformer):
-    """Removes detachments, and counts them; a chain of several counts as one."""
+class _Remover(ast.NodeTransformer):
+    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
 
     def __init__(self) -> None:
-        self.n_changed = self.n_translated = 0
-        self.has_left_torch = False
+        self.n_removed = 0
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Remove `.detach()` and similar calls, turn `float(x)` into `x` and `np.mean(x)` into `torch.mean(x)`."""
-        function = node.func
-        if _detaches(node):
-            return self._bare(node)
-        if isinstance(function, ast.Name) and function.id == "float" and len(node.args) == 1:
-            self.n_changed += 1
-            return self._stripped(node.args[0]) if _detaches(node.args[0]) else self.visit(node.args[0])
-        before = self.n_changed
-        self.generic_visit(node)
-        if self.n_changed > before and _wraps(node):
-            return _unwrapped(node)  # it would make a new leaf of a tensor
-        if (
-            isinstance(function, ast.Attribute)
-            and isinstance(function.value, ast.Name)
-            and function.value.id in _NUMPY
-            and function.attr in _SAME_IN_TORCH
-            and len(node.args) == 1
-            and not node.keywords
-        ):
-            self.n_translated += 1
-            function.value = ast.Name("torch", ast.Load())
-        return node
+        """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
+        function, is_plain = node.func, not node.args and not node.keywords
+        if isinstance(function, ast.Attribute) and function.attr in _DETACHING and is_plain:
+            return self._inside(function.value)
+        if not node.args or not any(isinstance(part, ast.Name) for part in ast.walk(node.args[0])):
+            return self.generic_visit(node)
+        if isinstance(function, ast.Name) and function.id == "float":
+            return self._inside(node.args[0])
+        if ast.unparse(function).rpartition(".")[2] in _WRAPPERS:
+            inside = self._inside(node.args[0])
+            is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
+            return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
+        return self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        """Remove `.data`."""
-        return self._bare(node) if _detaches(node) else self.generic_visit(node)
+        """Replace `x.data` by `x`."""
+        return self._inside(node.value) if node.attr == "data" else self.generic_visit(node)
 
-    def _bare(self, node: ast.expr) -> ast.AST:
-        self.n_changed += 1
-        return self._stripped(node)
-
-    def _stripped(self, node: ast.expr) -> ast.AST:
-        """Strip a chain of detachments, and `.cpu()` before `.numpy()`."""
-        while True:
-            attribute = node.func if isinstance(node, ast.Call) else node
-            if not isinstance(attribute, ast.Attribute):
-                break
-            self.has_left_torch = self.has_left_torch or (_detaches(node) and attribute.attr == "numpy")
-            if not _detaches(node) and not (self.has_left_torch and _is_plain_call(node, "cpu")):
-                break
-            node = attribute.value
-        return self.visit(node)
-
-
-def _detaches(node: ast.expr) -> bool:
-    if isinstance(node, ast.Attribute):
-        return node.attr == "data"
-    return any(_is_plain_call(node, name) for name in _DETACHING if name != "data")
-
-
-def _is_plain_call(node: ast.expr, name: str) -> bool:
-    """Return whether a node is `x.name()` without arguments."""
-    if not isinstance(node, ast.Call) or node.args or node.keywords:
-        return False
-    return isinstance(node.func, ast.Attribute) and node.func.attr == name
-
-
-def _uses_numpy(tree: ast.AST) -> bool:
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return bool(names & {*_NUMPY, "from_numpy"})
-
-
-def _does_nothing(statement: ast.AST) -> bool:
-    """Return whether a statement is `h = h` or a bare `h`."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        return ast.unparse(statement.targets[0]) == ast.unparse(statement.value)
-    return isinstance(statement, ast.Expr) and not any(isinstance(node, ast.Call) for node in ast.walk(statement))
-
-
-def write_piecewise_loss(source: str) -> str:
-    """Write a penalty with a slope, from the comparisons in the line of a thresholded loss.
-
-    A single comparison may count what is wrong, or what is right; both penalties are written then.
-    """
-    with contextlib.suppress(SyntaxError, ValueError):
-        bounds = _comparisons(_parse(source))
-        if bounds:
-            condition = " & ".join(f"({left} {sign} {right})" for left, sign, right in bounds)
-            slopes = [
-                f"{left} - {right}" if sign in (">", ">=") else f"{right} - {left}" for left, sign, right in bounds
-            ]
-            if len(bounds) == 1:
-                left, sign, right = bounds[0]
-                outside = f"{right} - {left}" if sign in (">", ">=") else f"{left} - {right}"
-                return (
-                    f"torch.where({condition}, {slopes[0]}, 0.0).mean() if it counts what is wrong; "
-                    f"torch.where({condition}, 0.0, {outside}).mean() if it counts what is right"
-                )
-            return f"torch.where({condition}, torch.minimum({slopes[0]}, {slopes[1]}), 0.0).mean()"
-    return "torch.where((x > low) & (x < high), torch.minimum(x - low, high - x), 0.0).mean()"
-
-
-def _parse(source: str) -> ast.AST:
-    """Parse a line that may be the head of a block."""
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        return ast.parse(f"{source.rstrip(':')}: pass" if source.endswith(":") else source + " pass")
-
-
-def _comparisons(tree: ast.AST) -> list[tuple[str, str, str]]:
-    signs = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="}
-    found: list[tuple[str, str, str]] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Compare):
-            continue
-        operands = [ast.unparse(operand) for operand in (node.left, *node.comparators)]
-        chain = zip(operands, node.ops, operands[1:], strict=False)
-        for left, operator, right in chain:
-            sign = signs.get(type(operator))
-            if sign is None:
-                return []
-            is_flipped = left.replace(".", "").lstrip("-").isdigit()
-            # The limit is on the right, so that the slope can be read off.
-            flipped = {">": "<", "<": ">", ">=": "<=", "<=": ">="}[sign]
-            found.append((right, flipped, left) if is_flipped else (left, sign, right))
-    names = {left for left, _, _ in found}
-    return found if len(names) == 1 and len(found) <= 2 else []
+    def _inside(self, node: ast.expr) -> ast.expr:
+        before = self.n_removed
+        inside: ast.expr = self.visit(node)
+        self.n_removed = before + 1
+        return inside
 
 
 _MESSAGE = re.compile(

@@ -1,22 +1,18 @@
-"""Gradients through time: recurrent layers of torch.nn, loops written by hand, and gradients by gate."""
+"""Gradients through time of the recurrent layers of torch.nn, and gradients by gate."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, is_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, TracedTensor
 
 _FADED = 1e-6
 
@@ -26,8 +22,8 @@ class TimeSeries:
     """The gradient of the loss on its way back through time.
 
     Attributes:
-        name: the module, or the state of a hand-written loop.
-        location: its line.
+        name: the module with its layer and direction.
+        location: the module.
         norms: ‖∂loss/∂h_t‖ for t = 0, 1, ...
         trend: `fades`, `explodes` or `steady`, seen backwards in time.
         step: the last step, counted from the first, at which the norm is below a millionth of the largest (fades), or
@@ -177,66 +173,3 @@ def _step(layer: nn.RNNBase, x: torch.Tensor, state: tuple[torch.Tensor, ...], s
     if layer.mode == "LSTM":
         return torch.lstm_cell(x, state, *weights)
     return (_CELLS[layer.mode](x, state[0], *weights),)
-
-
-_MIN_TURNS = 3
-_MAX_STATES = 8
-
-_Turns = list[tuple[int, TracedTensor]]
-"""The tensors that one line makes in the turns of a loop, with their positions among all tensors with a gradient."""
-
-
-def has_loops(forward: ForwardTrace) -> bool:
-    """Return whether any line passes its result on to its next turn."""
-    return bool(_chains(forward))
-
-
-def series_of_loops(forward: ForwardTrace, backward: BackwardTrace) -> list[TimeSeries]:
-    """Measure ‖∂loss/∂h_t‖ for every state h of a loop; the graph of the forward pass must still exist."""
-    found = []
-    for states in _states(forward, backward):
-        norms = _gradient_norms(forward.loss, [state.tensor for state in states])
-        found.append(TimeSeries.of(_name_of(states[0]), states[0].operation.location, norms))
-    return found
-
-
-def _name_of(state: TracedTensor) -> str:
-    """Name a state as its line does: `h` and `c` in `h, c = cell(x, (h, c))`."""
-    names = [name.strip() for name in state.operation.location.source.partition("=")[0].split(",")]
-    return names[state.index if state.index < len(names) else 0] or state.operation.label
-
-
-def _states(forward: ForwardTrace, backward: BackwardTrace) -> list[list[TracedTensor]]:
-    """Find the tensors that one turn of a loop hands to the next."""
-    chains, order = _chains(forward), forward.graph.order
-    by_line = {}
-    for chain in chains:
-        # A turn of the loop ends with the last operation that any line of the same number of turns runs in it.
-        ends = [max(other[t][0] for other in chains if len(other) == len(chain)) for t in range(len(chain))]
-        is_state = True
-        for (_, made), end in zip(chain[:-1], ends, strict=False):
-            readers = backward.consumers.get(made.tensor.grad_fn, [])
-            is_state = is_state and any(order.get(reader, -1) > end for reader, _ in readers)
-        if is_state:
-            last = chain[0][1]
-            location = last.operation.location
-            # The last operation of a line makes its result.
-            by_line[location.file, location.line, last.index] = [made for _, made in chain]
-    return list(by_line.values())[:_MAX_STATES]
-
-
-def _chains(forward: ForwardTrace) -> list[_Turns]:
-    """Group the tensors of each instruction, and keep the groups in which each is made of the one before."""
-    groups: dict[Any, _Turns] = defaultdict(list)
-    for position, made in enumerate(forward.log.differentiable):
-        location = made.operation.location
-        if location.file and made.tensor.is_floating_point():
-            key = location.file, location.call_path, made.name, made.index, location.module
-            groups[key].append((position, made))
-    return [group for group in groups.values() if _is_chain([made for _, made in group])]
-
-
-def _is_chain(turns: list[TracedTensor]) -> bool:
-    if len(turns) < _MIN_TURNS or len({made.tensor.shape for made in turns}) != 1:
-        return False
-    return all(is_below(later.tensor.grad_fn, earlier.tensor.grad_fn) for earlier, later in pairwise(turns[:4]))

@@ -24,9 +24,9 @@ def test_nothing_trains():
 class WithEmpty(nn.Module):
     """Some layers have a width of 0, which is read or not."""
 
-    def __init__(self, width):
+    def __init__(self):
         super().__init__()
-        self.head, self.read, self.spare = nn.Linear(6, width), nn.Linear(0, width), nn.Parameter(torch.zeros(0, 3))
+        self.head, self.read, self.spare = nn.Linear(6, 2), nn.Linear(0, 2), nn.Parameter(torch.zeros(0, 3))
 
     def forward(self, x):
         return self.head(x) + self.read(x[:, :0])
@@ -34,15 +34,13 @@ class WithEmpty(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_weights_without_elements_are_no_fault():
-    found = checked(WithEmpty(2), 5, 6)
+    found = checked(WithEmpty(), 5, 6)
     assert not any(finding.is_fault for finding in (*found.parameters, *found.general))
     assert {name for name, verdict in verdicts(found).items() if verdict == "OK"} == {
         "head.weight",
         "head.bias",
         "read.bias",
     }
-    (finding,) = general(checked(WithEmpty(0), 5, 6, loss=lambda output: output.sum()), "NOTHING TRAINS")
-    assert "has any elements" in finding.causes[0].why
 
 
 def test_a_loss_may_have_weights_of_its_own():
@@ -57,21 +55,14 @@ def test_a_loss_may_have_weights_of_its_own():
     assert checked(nn.Linear(6, 3), 5, 6, loss=Weighted()).general == ()
 
 
-@pytest.mark.parametrize(
-    ("model", "mark", "words"),
-    [
-        (ill.Reset, "reset", "step is lost"),
-        (ill.ResetInPlace, "copied", "step is lost"),
-        (ill.Decaying, "decaying", "changes this parameter further"),
-    ],
-)
-def test_parameters_that_forward_overwrites(model, mark, words):
+@pytest.mark.parametrize(("model", "mark"), [(ill.Reset, "reset"), (ill.ResetInPlace, "copied")])
+def test_parameters_that_forward_overwrites(model, mark):
     model = model()
     found = checked(model, 5, 6)
     assert verdicts(found) == {"scale": "OVERWRITTEN", "head.weight": "OK", "head.bias": "OK"}
     (cause,) = causes(found, "scale")
     assert cause.location.line == blamed_line("not_healthy", mark)
-    assert words in cause.why
+    assert "step is lost" in cause.why
     assert torch.equal(model.scale.data, torch.ones(6))
 
 
@@ -98,13 +89,6 @@ def test_units_that_stay_the_same(axis):
     assert set(verdicts(checked(model, 5, 4)).values()) == {"OK"}
     nn.init.ones_(model.head)
     assert verdicts(checked(model, 5, 4))["w"] == "SYMMETRIC"
-
-
-def test_targets_of_zero_and_one_where_signs_are_wanted():
-    (finding,) = general(checked(nn.Linear(6, 3), 5, 6, loss=ill.signs), "LOSS INPUT")
-    assert finding.is_fault
-    assert finding.causes[0].location.line == blamed_line("not_healthy", "signs")
-    assert "wants targets of -1 and 1" in finding.causes[0].why
 
 
 def test_losses_that_are_given_what_they_want():

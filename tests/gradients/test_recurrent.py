@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_cases import blamed_line, checked, load_fixture
+from gradient_cases import checked
 from torch import nn
-
-handwritten, unusual = load_fixture("handwritten"), load_fixture("unusual")
 
 
 class Last(nn.Module):
@@ -65,44 +63,6 @@ def test_every_layer_and_direction_is_told():
     assert {len(series.norms) for series in found.recurrent} == {5}
 
 
-def test_a_hand_written_loop_is_found_and_fades():
-    (series,) = checked(handwritten.PlainRnn(scale=0.02), 3, 3).recurrent
-    assert series.location.line == blamed_line("handwritten", "loop")
-    assert len(series.norms) == 12
-    assert (series.trend, series.step) == ("fades", 7)
-    assert series.norms[7] < 1e-6 * series.norms[-1] < series.norms[8]
-
-
-def test_a_hand_written_loop_that_explodes():
-    model = handwritten.PlainRnn(scale=50.0)
-    with torch.no_grad():
-        model.wx.mul_(1e-22)
-    (series,) = checked(model, 3, 3).recurrent
-    assert (series.trend, series.step) == ("explodes", 0)
-    assert series.norms[0] > 1e15 * series.norms[-1]
-
-
-def test_cells_in_a_loop_are_found():
-    found = checked(unusual.Cells(), 3, 6, 3)
-    assert blamed_line("unusual", "cells") in {series.location.line for series in found.recurrent}
-    assert {len(series.norms) for series in found.recurrent} == {6}
-    assert [series.name for series in found.recurrent] == ["h", "c", "k"]
-
-
-def test_states_are_told_from_what_a_step_computes_on_the_way():
-    found = checked(unusual.GatesWritten(), 3, 6, 3)
-    assert [series.name for series in found.recurrent] == ["c", "h"]
-
-
-def test_a_step_written_as_a_function_is_found():
-    found = checked(handwritten.CharRnn(), 3, 5, 7)
-    assert [len(series.norms) for series in found.recurrent] == [5]
-
-
-def test_layers_one_after_another_are_no_recurrence():
-    assert checked(nn.Sequential(*(nn.Linear(3, 3) for _ in range(6))), 2, 3).recurrent == ()
-
-
 @pytest.mark.parametrize(
     ("kind", "gates"),
     [(nn.LSTM, ["input", "forget", "cell", "output"]), (nn.GRU, ["reset", "update", "new"]), (nn.RNN, [])],
@@ -115,3 +75,14 @@ def test_gradients_by_gate(kind, gates):
         if gates:
             total = sum(norm**2 for norm in finding.gates.values()) ** 0.5
             assert total == pytest.approx(finding.gradient_norm, rel=1e-9)
+
+
+def test_a_recurrence_that_explodes():
+    model = Last(nn.RNN(3, 4, nonlinearity="relu", batch_first=True, bias=False))
+    model.layer.weight_hh_l0.data = 4 * torch.eye(4)
+    model.layer.weight_ih_l0.data.abs_()
+    found = checked(model, inputs=torch.rand(2, 24, 3), loss=lambda output: output[:, -1].sum())
+    (series,) = found.recurrent
+    assert (series.trend, series.step) == ("explodes", 0)
+    (finding,) = [finding for finding in found.general if finding.verdict == "EXPLODING"]
+    assert "of 24 steps" in finding.causes[0].why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ detached, dying = load_fixture("detached"), load_fixture("dying")
 def evidence_of(model, *shape, loss=projection):
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     subject = Subject(model, (inputs,), {}, None, loss)
-    return collect_evidence(subject, 60.0, second_order=False, on_progress=lambda _: None)
+    return collect_evidence(subject, ExitStack(), 60.0, second_order=False, on_progress=lambda _: None)
 
 
 @pytest.fixture
@@ -119,41 +120,3 @@ class TestEvidence:
         assert [find_for_parameter(evidence, name) for name in evidence.parameters] == [
             find_for_parameter(evidence, name) for name in evidence.parameters
         ]
-
-
-class Recurrent(torch.autograd.Function):
-    """One step of a hand-written recurrence with two states."""
-
-    @staticmethod
-    def forward(ctx, x, h, c, w):
-        ctx.save_for_backward(x, h, c, w)
-        return x * w + h / 2, c / 2 + h
-
-    @staticmethod
-    def backward(ctx, grad_h, grad_c):
-        x, _, _, w = ctx.saved_tensors
-        return grad_h * w, grad_h / 2 + grad_c, grad_c / 2, (grad_h * x).sum(0)
-
-
-def test_states_of_a_hand_written_function_are_followed_through_time():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(3))
-
-        def forward(self, x):
-            h = c = torch.zeros(x.shape[0], 3, dtype=x.dtype)
-            for t in range(x.shape[1]):
-                h, c = Recurrent.apply(x[:, t], h, c, self.w)
-            return h + c
-
-    found = checked(Net(), 4, 5, 3, loss=lambda output: output.sum())
-    assert set(verdicts(found).values()) == {"OK"}
-    norms = {series.name: series.norms for series in found.recurrent}
-    # ∂loss/∂h is 1 at the end; one step back it is 1/2 of the next h and all of the next c, which is halved each step.
-    by_h, by_c = [1.0], [1.0]
-    for _ in range(4):
-        by_h.insert(0, by_h[0] / 2 + by_c[0])
-        by_c.insert(0, by_c[0] / 2)
-    assert norms["h"] == pytest.approx([12**0.5 * value for value in by_h])
-    assert norms["c"] == pytest.approx([12**0.5 * value for value in by_c])

@@ -16,7 +16,7 @@ from deconv_cli.registry import Part, Registry
 if TYPE_CHECKING:
     from deconv_cli.gradients.evidence import Evidence
     from deconv_cli.gradients.findings import Finding
-    from deconv_cli.gradients.training.training_events import TrainingEvidence
+    from deconv_cli.gradients.training.optimizer_watch import TrainingEvidence
 
     ParameterRule = Callable[[Evidence, str], Finding | None]
     ModelRule = Callable[[Evidence], Sequence[Finding]]
@@ -56,7 +56,6 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function",
         "substituted": f"{_HERE}.finite_difference_verdict:find_substituted",
         "renormed": f"{_HERE}.finite_difference_verdict:find_renormed",
-        "limited-by-hook": f"{_HERE}.finite_difference_verdict:find_limited_by_hook",
         "gradient-hook": f"{_HERE}.finite_difference_verdict:find_gradient_hook",
         "partly-detached": f"{_HERE}.detached:find_partly_detached",
         "wrong": f"{_HERE}.finite_difference_verdict:find_wrong",
@@ -92,11 +91,7 @@ TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
     "training rule",
     {
         "weights-not-held": f"{_HERE}.optimizer_steps:find_weights_not_held",
-        "late-weights": f"{_HERE}.optimizer_steps:find_late_weights",
-        "nothing-moved": f"{_HERE}.optimizer_steps:find_nothing_moved",
         "step-without-effect": f"{_HERE}.optimizer_steps:find_step_without_effect",
-        "rebuilt-optimizer": f"{_HERE}.optimizer_steps:find_rebuilt_optimizer",
-        "overwritten-in-training": f"{_HERE}.misuse:find_overwritten_in_training",
         "accumulated": f"{_HERE}.optimizer_steps:find_accumulated",
         "gradient-lost": f"{_HERE}.optimizer_steps:find_gradient_lost",
         "idle-clipping": f"{_HERE}.optimizer_steps:find_idle_clipping",

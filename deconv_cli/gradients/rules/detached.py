@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 from collections.abc import Iterable
-from dataclasses import replace
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
-from deconv_cli.gradients.rewritten_lines import (
-    STAY_IN_TORCH,
-    line_without_detachment,
-    line_without_wrapper,
-    write_piecewise_loss,
-)
+from deconv_cli.gradients.rewritten_lines import STAY_IN_TORCH, line_with_gradient
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
@@ -34,7 +26,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.DETACHED, unique_causes(returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
-        return Finding(Verdict.DETACHED, _causes(evidence, (forward.log.detachments[index] for index in lost)))
+        return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
     return None
 
 
@@ -52,7 +44,7 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.log.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
-    return Finding(Verdict.DETACHED, _causes(evidence, cutting or before or uses))
+    return Finding(Verdict.DETACHED, _causes(cutting or before or uses))
 
 
 def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
@@ -73,18 +65,11 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     if not losing and not outside:
         return None
     detail = f"detached on one of several paths, so the gradient is only a part: {difference}"
-    return Finding(Verdict.DETACHED, _causes(evidence, deliberate or losing or outside), detail)
+    return Finding(Verdict.DETACHED, _causes(deliberate or losing or outside), detail)
 
 
-def _causes(evidence: Evidence, detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
-    """Explain operations that gradients do not leave; a suggestion that failed its trial is replaced."""
-    causes = unique_causes(explain_detachment(found) for found in detachments)
-    return tuple(
-        replace(cause, suggestion=_instead_of_call(cause.location.code) or _NOT_ENOUGH)
-        if str(cause.location) in evidence.failing_fixes
-        else cause
-        for cause in causes
-    )
+def _causes(detachments: Iterable[Detachment]) -> tuple[Cause, ...]:
+    return unique_causes(explain_detachment(found) for found in detachments)
 
 
 def returning_none(operation: Operation, evidence: Evidence) -> Cause:
@@ -130,27 +115,17 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
     return findings
 
 
-_NOT_ENOUGH = (
-    "write this line, and what follows, with torch functions that carry gradients; removing the detachment was tried, "
-    "and fails alone"
-)
-
 _WITHOUT_RSAMPLE = (
     "this draw has no .rsample(): weigh its log_prob with what it earns, or use F.gumbel_softmax for classes"
 )
 
-_INSTEAD_OF = {
-    ".sample(": _WITHOUT_RSAMPLE,
-    "state_dict(": "take the weights themselves, dict(self.named_parameters()): a state_dict holds detached tensors",
-    "copy(": "use what is copied itself: a copy has weights of its own, which nothing trains",
-}
-
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
-def _instead_of_call(code: str) -> str | None:
-    """Write what to use instead of the call in a line; None for unknown calls."""
-    return next((text for call, text in _INSTEAD_OF.items() if call in code), None)
+_IN_LOSS = (
+    "replace what is counted by a penalty with a slope, such as torch.where((x > low) & (x < high), "
+    "torch.minimum(x - low, high - x), 0.0).mean(); the value of the loss changes"
+)
 
 
 def explain_detachment(found: Detachment) -> Cause:
@@ -168,7 +143,7 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = _without_detachment(found.location)
     elif name in OUTSIDE_USES:
         why = f"{label} turns the tensor into a plain value, which carries no gradient."
-        suggestion = line_without_detachment(found.location.code) or STAY_IN_TORCH
+        suggestion = line_with_gradient(found.location.code) or STAY_IN_TORCH
     elif name == "grad":
         why = f"{label} without create_graph=True gives plain values, so no gradient passes this line."
         suggestion = "pass create_graph=True"
@@ -178,7 +153,8 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = "pass use_reentrant=False"
     elif name in COMPARISONS:
         why = f"{label} gives True or False, which small changes of its input do not change: no gradient."
-        suggestion = _instead_of_comparing(found.location.code)
+        is_loss = any(part in found.location.code for part in ("mean(", "sum(", "len(", "for ", "&"))
+        suggestion = _IN_LOSS if is_loss else f"{_SMOOTH}; in a loss {_IN_LOSS}"
     elif name in INDEX_MAKERS and not found.by_mode:
         why = f"{label} gives whole numbers, which small changes of its input do not change: no gradient."
         suggestion = _instead_of_index(name, found.location.code)
@@ -206,12 +182,6 @@ def _where(found: Detachment) -> CodeLocation:
     return switch if switch is not None and is_outside else found.location
 
 
-def _instead_of_comparing(code: str) -> str:
-    in_loss = f"{write_piecewise_loss(code)}; the value of the loss changes"
-    is_loss = any(part in code for part in ("mean(", "sum(", "len(", "for ", "&"))
-    return in_loss if is_loss else f"{_SMOOTH}; in a loss {in_loss}"
-
-
 def _instead_of_index(name: str, code: str) -> str:
     """Write what to use instead of an operation that returns whole numbers."""
     if name.startswith("arg") and "==" in code:
@@ -226,7 +196,10 @@ def _switching_on(found: Detachment) -> str:
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
         line = found.location.code.replace(".sample(", ".rsample(")
-        return f"draw with .rsample(), which carries gradients, or use log_prob: {line}"
+        return (
+            f"draw with .rsample(), which carries gradients: {line}; a distribution without it needs its log_prob, "
+            "weighed with what the draw earns, or F.gumbel_softmax for classes"
+        )
     if found.by_library:
         return "the library that this line calls switches gradients off itself; use another function of it"
     if line.startswith("with ") or found.switch is None:
@@ -246,30 +219,19 @@ def _wrapping(found: Detachment) -> Cause:
         f"{found.label} makes a new leaf that only has the value of {'the loss' if is_loss else 'the tensor'}: "
         "backward() ends at it, and every parameter before it gets no gradient."
     )
-    name = _wrapped_name(found.location) if is_loss else None
-    suggestion = f"return {name}" if name else line_without_wrapper(found.location.code) or "use the tensor itself"
-    return Cause(found.label, found.location, why, suggestion)
-
-
-def _wrapped_name(location: CodeLocation) -> str | None:
-    """Find the variable that a line wraps, as in `Variable(loss, requires_grad=True)`."""
-    with contextlib.suppress(SyntaxError, ValueError):
-        for node in ast.walk(ast.parse(location.code)):
-            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Name):
-                continue
-            if ast.unparse(node.func).rpartition(".")[2] in ("Variable", "Parameter", "tensor", "as_tensor"):
-                return node.args[0].id
-    return None
+    return Cause(found.label, found.location, why, line_with_gradient(found.location.code) or "use the tensor itself")
 
 
 def _without_detachment(location: CodeLocation) -> str:
     """Write the line without its detachment."""
-    found = line_without_detachment(location.code)
-    if found is not None:
-        return found
+    code = location.code
+    found = line_with_gradient(code)
     # A part of a longer statement, or the head of a block, is changed as text.
-    parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in location.code]
-    if parts in ([".detach()"], [".data"]) and location.code.count(parts[0]) == 1:
-        return location.code.replace(parts[0], "")
-    known = STAY_IN_TORCH if ".numpy()" in location.code else _instead_of_call(location.code)
-    return known or "use the tensor itself"
+    parts = [part for part in (".detach()", ".data", ".item()", ".tolist()", ".numpy()") if part in code]
+    if found is None and parts in ([".detach()"], [".data"]) and code.count(parts[0]) == 1:
+        found = code.replace(parts[0], "")
+    if found is None and "copy(" in code:
+        found = "use what is copied itself: a copy has weights of its own, which nothing trains"
+    if found is None and "state_dict(" in code:
+        found = "take the weights themselves, dict(self.named_parameters()): a state_dict holds detached tensors"
+    return found or (STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")

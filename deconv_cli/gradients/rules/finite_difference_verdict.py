@@ -7,9 +7,8 @@ from torch import nn
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.finite_differences import Comparison, Outcome, describe_factor, is_one_factor
-from deconv_cli.gradients.function_trial import GradientError
 from deconv_cli.gradients.handwritten import WrongInput
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_function
 
 
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
@@ -32,7 +31,7 @@ def find_not_checked(evidence: Evidence, name: str) -> Finding:
     found = evidence.comparison(name)
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent"
-    elif evidence.overwritten:
+    elif evidence.subject.written:
         reason = "forward writes to a parameter, so that finite differences cannot judge this gradient"
     elif abs(found.autograd - found.numeric) > 20 * found.error_bar:
         reason = (
@@ -83,26 +82,21 @@ def _cause_of_noise(evidence: Evidence) -> Cause:
     return Cause(operation, location, why, suggestion)
 
 
-_OF_MATRICES = ("LinalgInv", "LinalgSolve", "LinalgCholesky", "LinalgQr", "LinalgLu", "LinalgPinv", "Cholesky")
-
-
 def find_wrong(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences, and any matrix close to singular on its way."""
+    """Find a gradient that differs from finite differences."""
     detail = describe_difference(evidence, name)
-    if not detail or evidence.overwritten:  # the old values are back when backward runs, so that this follows
+    if not detail or evidence.subject.written:  # the old values are back when backward runs, so that this follows
         return None
-    return Finding(Verdict.WRONG, _near_singular(evidence), detail)
-
-
-def _near_singular(evidence: Evidence) -> tuple[Cause, ...]:
-    """List inverses, solutions and factors of matrices on the way, whose gradients torch computes itself."""
-    if evidence.forward.log.calls:
-        return ()
-    graph = evidence.double.forward.graph
-    nodes = [node for node in graph.labels if type(node).__name__.startswith(_OF_MATRICES)]
-    why = "its matrix is so close to singular that rounding decides the gradient, which no step can go by."
-    suggestion = "add a multiple of the identity to the matrix first: A + 1e-3 * torch.eye(n)"
-    return unique_causes(Cause(graph.label_of(node), graph.location_of(node), why, suggestion) for node in nodes)
+    why = (
+        "finite differences differ, though this backward is right alone: look at what it keeps outside of its context."
+    )
+    suggestion = "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors"
+    functions = dict.fromkeys(call.function for call in evidence.forward.log.calls)
+    causes = unique_causes(
+        Cause(f"{function.__name__}.backward", location_of_backward(function), why, suggestion)
+        for function in functions
+    )
+    return Finding(Verdict.WRONG, causes, detail)
 
 
 def describe_difference(evidence: Evidence, name: str) -> str:
@@ -119,26 +113,6 @@ def describe_difference(evidence: Evidence, name: str) -> str:
     if found.ratio is not None and found.n_wrong > 1:
         text += f", {describe_factor(found.ratio, found.ratio_range)}"
     return text
-
-
-def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
-    """Find a gradient that differs from finite differences and passes a hook."""
-    detail = describe_difference(evidence, name)
-    if not detail:
-        return None
-    parameter, forward = evidence.parameters[name], evidence.double.forward
-    hooks = list((parameter._backward_hooks or {}).values())
-    for module in evidence.model.modules():
-        if any(own is parameter for own in module._parameters.values()):
-            hooks += list(module._backward_hooks.values())
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
-    locations = locations or [
-        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
-    ]
-    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
-    suggestion = "remove the hook, or accept this finding"
-    causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
-    return Finding(Verdict.WRONG, causes, detail) if causes else None
 
 
 def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
@@ -185,7 +159,7 @@ def _of_input(item: WrongInput) -> Cause:
     else:
         found = error.comparison
         why = (
-            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong{_describe_rows(error)}; at "
+            f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong; at "
             f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "
             f"{found.numeric:.6g}."
         )
@@ -197,19 +171,11 @@ def _suggest(found: Comparison, what: str) -> str:
     ratio = found.ratio
     if ratio is None or abs(ratio - 1) <= 1e-6:
         return f"compare the formula of {what} with forward, term by term"
+    if is_one_factor(ratio, found.ratio_range) and abs(ratio + 1) <= 1e-6:
+        return f"negate {what}"
     if found.n_wrong == found.n_tried and ratio != 0 and is_one_factor(ratio, found.ratio_range):
         return f"divide {what} by {ratio:.4g}" if abs(ratio) > 1 else f"multiply {what} by {1 / ratio:.4g}"
     return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
-
-
-def _describe_rows(error: GradientError) -> str:
-    """Name the rows where the wrong elements lie, if that is not everywhere."""
-    (first, last), found = error.rows, error.comparison
-    if found.n_wrong == found.n_tried or not found.element or last - first + 1 == found.n_tried:
-        return ""
-    block = error.block
-    gate = f" (the whole fault lies in block {block[0] + 1} of {block[1]})" if block else ""
-    return f", in rows {first} to {last}{gate}"
 
 
 _MEANT = "nothing, if that is meant"
@@ -247,16 +213,29 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
     return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
 
 
-def find_limited_by_hook(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter whose own hook removes a part of its gradient, as a mask or a limit does."""
-    hooks, found = evidence.parameters[name]._backward_hooks, evidence.comparison(name)
-    if not hooks or found is None or not evidence.differs(name) or not found.numeric:
+def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
+    """Find a gradient that differs from finite differences and passes a hook.
+
+    A hook on the weight itself that removes a part of the gradient is meant: a mask or a limit.
+    """
+    detail, found = describe_difference(evidence, name), evidence.comparison(name)
+    if not detail or found is None:
         return None
-    share = found.autograd / found.numeric
+    parameter, forward = evidence.parameters[name], evidence.double.forward
+    own = list((parameter._backward_hooks or {}).values())
+    share = found.autograd / found.numeric if found.numeric else -1.0
     least, most = found.ratio_range or (share, share)
-    if not 0 <= least <= most <= 1:
-        return None
-    why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks.values()]
-    causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in locations)
-    return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE)
+    if own and 0 <= least <= most <= 1:
+        why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
+        cause = Cause("a gradient hook", location_of_function(own[0]) or CodeLocation(), why, _MEANT)
+        return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
+    owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
+    hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
+    locations = locations or [
+        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
+    ]
+    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    suggestion = "remove the hook, or accept this finding"
+    causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
+    return Finding(Verdict.WRONG, causes, detail) if causes else None

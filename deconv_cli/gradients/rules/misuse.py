@@ -1,18 +1,14 @@
-"""LOSS INPUT, BATCH-LEAK, IN-PLACE, OVERWRITTEN: losses, samples, tensors and parameters that are used wrongly."""
+"""LOSS INPUT, BATCH-LEAK, IN-PLACE, OVERWRITTEN: losses, samples, tensors and parameters used wrongly."""
 
 from __future__ import annotations
-
-import re
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
 from deconv_cli.gradients.other_data import BatchIndependence
 from deconv_cli.gradients.rewritten_lines import line_out_of_place, writes_at_fault
-from deconv_cli.gradients.tracing.backward_lines import BackwardSource
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 from deconv_cli.gradients.tracing.operations import Misuse
-from deconv_cli.gradients.training.training_events import TrainingEvidence
 
 _EXPLANATIONS = {
     Misuse.ONE_CLASS: (
@@ -23,18 +19,10 @@ _EXPLANATIONS = {
         "shapes {first} and {second} broadcast, so every prediction is compared with every target.",
         "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
     ),
-    Misuse.NOT_SIGNS: (
-        "{name} wants targets of -1 and 1, but gets 0 and 1: targets of 0 count for nothing, or as another class.",
-        "give it 2 * target - 1; the value of the loss changes",
-    ),
     Misuse.OTHER_AXIS: (
         "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
         "probabilities of the classes of a sample do not add up to 1.",
         "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
-    ),
-    Misuse.MIXED: (
-        "a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
-        "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
     ),
     Misuse.NOT_LOG: (
         "{name} wants logarithms of probabilities, which are never above zero, but gets something else.",
@@ -124,8 +112,6 @@ def _cause_of_write(evidence: Evidence, write: InPlaceWrite) -> Cause:
         suggestion = "make the layer with inplace=False"
     elif location in evidence.forward.log.parameter_writes.values():
         suggestion = _NOT_IN_FORWARD
-    elif str(location) in evidence.failing_fixes:
-        suggestion = _TO_A_COPY
     else:
         suggestion = line_out_of_place(location.code) or _TO_A_COPY
     return Cause(label, location, why, suggestion)
@@ -140,59 +126,29 @@ def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
 
 
 def _cause_of_error(evidence: Evidence, error: Exception) -> Cause:
-    """Name the line that raised the error, or the Function or hook that torch names in its message."""
+    """Name the line that raised the error, or the Function that torch names in its message."""
     message, location, log = first_line(error), location_of_error(error), evidence.forward.log
     why = f"backward raises {type(error).__name__}: {message}."
     if location is not None and location.file:
-        hooks = {(hook.location.file, hook.location.function) for hook in log.hooks}
-        if (location.file, location.function) in hooks:
-            return Cause("a gradient hook", location, why, "correct this line of the hook, or remove the hook")
-        return Cause("backward", location, why, "correct this line of the hand-written backward")
+        return Cause("backward", location, why, "correct this line of the hand-written backward, or of the hook")
     for call in log.calls:
         if f"{call.function.__name__}Backward" in message:
             suggestion = "return one gradient for each input of forward, each of the shape of its input"
-            name, place = f"{call.function.__name__}.backward", re.search(r"at index (\d+)", message)
-            where = BackwardSource(call.function).of_return(int(place[1])) if place else None
-            return Cause(name, where or location_of_backward(call.function), why, suggestion)
-    for hook in log.hooks:
-        if f"hook '{hook.location.function}'" in message:
-            return Cause("a gradient hook", hook.location, why, "return a gradient of the same shape from the hook")
+            name = f"{call.function.__name__}.backward"
+            return Cause(name, location_of_backward(call.function), why, suggestion)
     graph = evidence.forward.graph
     for node, label in graph.labels.items():
         if type(node).__name__ == "NotImplemented":
             suggestion = "replace it by an operation that torch can differentiate"
-            if "floordiv" in label or "floor_divide" in label:
-                suggestion = "for a straight-through gradient: x / d + (x // d - x / d).detach()"
             return Cause(label, graph.location_of(node), why, suggestion)
     return Cause("backward", CodeLocation(), why, "look at the message of torch")
 
 
-_LOST = "forward sets this parameter to the same values whatever they were, so an optimizer's step is lost."
-_DRIFTS = "each pass of forward changes this parameter further, beside the optimizer."
-_A_COPY = "compute with a changed copy and leave the parameter as it is"
-_SET_ONCE = "set it once in __init__; what each pass computes is a local variable and no parameter"
-
-
 def find_overwritten(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter that every pass of forward resets or changes further."""
-    if name not in evidence.overwritten:
+    """Find a parameter that every pass of forward resets."""
+    location = evidence.overwritten.get(name)
+    if location is None:
         return None
-    location, is_lost = evidence.overwritten[name]
-    why, suggestion = (_LOST, _SET_ONCE) if is_lost else (_DRIFTS, _A_COPY)
+    why = "forward sets this parameter to the same values whatever they were, so an optimizer's step is lost."
+    suggestion = "set it once in __init__; what each pass computes is a local variable and no parameter"
     return Finding(Verdict.OVERWRITTEN, (Cause("a write to a parameter", location, why, suggestion),))
-
-
-def find_overwritten_in_training(evidence: TrainingEvidence) -> list[Finding]:
-    """Find weights that return to the value before a step, or drift in each pass; one finding for each line."""
-    names = {id(weight): name for name, weight in evidence.weights.items()}
-    lines = {location: names[key] for key, location in evidence.events.overwritten.items() if key in names}
-    drifting = {line: names[key] for key, line in evidence.events.drifting.items() if key in names}
-    causes = []
-    for location, name in lines.items():
-        why, suggestion = _LOST, _SET_ONCE
-        if not location.file:
-            why = f"{name} is back at its old value in the next pass, so an optimizer's step is lost."
-            suggestion = "load or set weights before the loop, and not in it"
-        causes.append(Cause(f"a write to {name}", location, why, suggestion))
-    causes += [Cause(f"a write to {name}", line, _DRIFTS, _A_COPY) for line, name in drifting.items()]
-    return [Finding(Verdict.OVERWRITTEN, (cause,)) for cause in causes]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.training.training_events import Failure, OptimizerStep, TrainingEvents, TrainingEvidence
+from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep, TrainingEvidence
 
 _FEW = 4
 _FEW_PASSES = 2
-_LEAST_STEPS = 3
 _NEXT_TO_NOTHING = 1e-6
 
 
@@ -36,42 +32,17 @@ def _of_optimizer(location: CodeLocation, why: str, suggestion: str, operation: 
 
 
 def _first_location(evidence: TrainingEvidence) -> CodeLocation:
-    return evidence.first_steps[0].location if evidence.first_steps else CodeLocation()
+    return evidence.events.first_steps[0].location if evidence.events.first_steps else CodeLocation()
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
-def find_late_weights(evidence: TrainingEvidence) -> list[Finding]:
-    """Find weights that were created or unfrozen after the optimizer was made."""
-    if not evidence.events.late:
-        return []
-    shown = _some(list(evidence.events.late.values()))
-    why = f"{shown} came, or were set free, after the first pass, and no optimizer holds them: nothing changes them."
-    suggestion = "give them to the optimizer with add_param_group, or write new values to the weights that it holds"
-    return [_of_optimizer(_first_location(evidence), why, suggestion)]
-
-
-def find_nothing_moved(evidence: TrainingEvidence) -> list[Finding]:
-    """Find that neither an optimizer nor a line of the script changes a weight."""
-    events = evidence.events
-    is_whole = events.failure is None and not events.is_cut_short
-    is_for_weights = not events.differentiates_inputs and events.adds_squares is None
-    is_training = events.n_backward > _FEW_PASSES and is_whole and is_for_weights
-    if events.held or events.steps or events.moved_by_hand or not is_training or not evidence.with_gradient:
-        return []
-    why = (
-        f"nothing changes the weights in {events.n_backward} backward passes: no optimizer holds them, no line writes."
-    )
-    suggestion = "call step() of an optimizer, or write to the weights: with torch.no_grad(): p -= rate * p.grad"
-    return [_of_optimizer(CodeLocation(), why, suggestion, "no step")]
-
-
 def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
     """Find steps that leave all weights unchanged, or that are never taken."""
     lost = find_gradient_lost(evidence)
-    idle = [_idle(step, evidence) for step in evidence.first_steps if not lost]
+    idle = [_idle(step, evidence) for step in evidence.events.first_steps if not lost]
     return [found for found in (*idle, _never_stepping(evidence)) if found is not None]
 
 
@@ -111,30 +82,11 @@ def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
 
 
-def find_rebuilt_optimizer(evidence: TrainingEvidence) -> list[Finding]:
-    """Find a line where new optimizers of the same weights take one step each and lose their state.
-
-    An optimizer for each epoch takes more steps. Scripts that also reset the weights for every step mean it.
-    """
-    steps, restored = evidence.events.steps, evidence.events.overwritten.keys()
-    n_steps = Counter(step.optimizer for step in steps)
-    single = [step for step in steps if step.begins_state and n_steps[step.optimizer] == 1]
-    alike = Counter((step.name, step.location, step.held) for step in single if step.held.isdisjoint(restored))
-    suggestion = "make the optimizer once, before the loop; a scheduler changes its learning rate"
-    why = "a new {} takes each of {} steps: what it keeps from one to the next, such as momentum, is lost."
-    return [
-        _of_optimizer(location, why.format(name, n), suggestion)
-        for (name, location, _), n in alike.items()
-        if n >= _LEAST_STEPS
-    ]
-
-
 def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
     """Find gradients that are cleared, clipped to nothing or skipped between backward and a step."""
     events = evidence.events
-    if evidence.first_steps:
-        causes = [cause for step in evidence.first_steps if (cause := _lost_before(step)) is not None]
-        causes = causes or _cleared_before_each_pass(events)
+    if evidence.events.first_steps:
+        causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
     elif events.n_skipped > 1:
         why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
         suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
@@ -157,26 +109,6 @@ def _lost_before(step: OptimizerStep) -> Cause | None:
     return None
 
 
-def _cleared_before_each_pass(events: TrainingEvents) -> list[Cause]:
-    """Find gradients of several passes that should add up, but are cleared before each of the passes.
-
-    Code that adds gradients itself clears them too, but then its step uses other ones.
-    """
-    for step in events.steps if not events.n_skipped else ():
-        cleared = events.wasted.get(step.backward, [])
-        is_of_last = step.clipping is not None or math.isclose(
-            step.norm_at_step, step.norm_after_backward, rel_tol=1e-4
-        )
-        if len(cleared) > 1 and is_of_last:
-            why = (
-                f"the gradients of {len(cleared)} backward passes are cleared before any step uses them, so each step "
-                "uses only those of the last pass."
-            )
-            suggestion = "call zero_grad() once for each step, right after optimizer.step()"
-            return [Cause("zero_grad()", cleared[0], why, suggestion)]
-    return []
-
-
 def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
     """Find gradient clipping that has no effect on the next optimizer step, one finding for each line."""
     return [
@@ -189,13 +121,6 @@ _STALE = "gradients of the step before are still there and the new ones are adde
 _OF_ANOTHER_LOSS = (
     "another loss gave these weights gradients for the step of another optimizer; they are still there, and those of "
     "this loss are added: half of the step belongs to the other loss."
-)
-_OF_OLD_TURNS = (
-    "its graph reaches back past the last step: gradients pass through earlier turns of the loop and their old "
-    "weights, and each turn takes more time and memory."
-)
-_DETACH_CARRIED = (
-    "detach what one turn of the loop hands on to the next, such as a state or a running sum: state = state.detach()"
 )
 
 
@@ -210,8 +135,6 @@ def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
     elif mixed:
         location, why = mixed[0].location, _OF_ANOTHER_LOSS
         suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
-    elif events.carried is not None and events.failure is None:
-        operation, location, why, suggestion = "backward()", events.carried, _OF_OLD_TURNS, _DETACH_CARRIED
     elif events.accumulated_by_hand is not None:
         operation, location, why = "backward()", events.accumulated_by_hand, _STALE
         suggestion = "set .grad = None for every weight after it was changed"
@@ -221,9 +144,13 @@ def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
 
 
 _TWICE = (
-    "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach())"
+    "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach()); "
+    "what one turn of the loop hands on to the next is detached too: state = state.detach()"
 )
-_WRITTEN = "run forward again after the step: what it computed before belongs to the weights of before"
+_WRITTEN = (
+    "run forward again after the step, since what it computed before belongs to the old weights, and detach what one "
+    "turn of the loop hands on to the next: state = state.detach()"
+)
 _SUGGESTIONS = {
     "backward through the graph a second time": _TWICE,
     "modified by an inplace operation": _WRITTEN,
@@ -246,8 +173,6 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
     why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
     known = (suggestion for words, suggestion in _SUGGESTIONS.items() if words in failure.message)
     suggestion = next(known, "correct this line")
-    if evidence.events.carried is not None and suggestion in (_TWICE, _WRITTEN):
-        suggestion = _DETACH_CARRIED
     return [Finding(Verdict.FAILS, (Cause("an error", failure.location, why, suggestion),))]
 
 

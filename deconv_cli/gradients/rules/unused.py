@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict
+from deconv_cli.gradients.nested_tensors import is_plain, leaves_of, tensors_in
+from deconv_cli.gradients.tracing.backward_trace import nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation, library_class_around
+from deconv_cli.vocabulary import counted
 
 
 def find_frozen(evidence: Evidence, name: str) -> Finding | None:
@@ -83,26 +92,86 @@ _UNREGISTERED = {
 }
 
 
+_MEMBERS_OF_TORCH = ("_parameters", "_buffers", "_modules")
+
+
+def hidden_weights(model: nn.Module) -> dict[int, tuple[str, str]]:
+    """Find the weights that modules keep and do not register: by id, the member as code writes it, and its kind."""
+    registered = (weight for module in model.modules() for weight in module._parameters.values())
+    known = {id(weight) for weight in (*registered, *model.parameters())}
+    found: dict[int, tuple[str, str]] = {}
+    for name, module in model.named_modules():
+        members = {**vars(module), **module._buffers}
+        for member, value in members.items():
+            if member in _MEMBERS_OF_TORCH or member.endswith("_hooks"):
+                continue
+            for leaf, kind in _weights_in(value, is_buffer=member in module._buffers):
+                if id(leaf) not in known:
+                    found[id(leaf)] = f"self.{member}" + (f" of '{name}'" if name else ""), kind
+    return found
+
+
+def _weights_in(value: Any, *, is_buffer: bool) -> list[tuple[torch.Tensor, str]]:  # noqa: ANN401  any member
+    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+        return [(node.variable, "derived") for node in nodes_below([value.grad_fn]) if hasattr(node, "variable")]
+    if isinstance(value, torch.Tensor):
+        return [(value, "buffer" if is_buffer else "member")] if value.requires_grad else []
+    leaves = list(leaves_of(value)) if is_plain(value) else []
+    held = [p for leaf in leaves for p in (leaf.parameters() if isinstance(leaf, nn.Module) else [leaf])]
+    return [
+        (leaf, "container") for leaf in held if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.requires_grad
+    ]
+
+
+def describe_plain_containers(model: nn.Module) -> list[str]:
+    """Describe the members of modules that are plain containers of weights, a sentence each without a final stop."""
+    owners = Counter(owner for owner, kind in hidden_weights(model).values() if kind == "container")
+    return [
+        f"{owner} is a plain Python container of {counted(n, 'weight')}, which the model does not know, so that they "
+        f"are neither checked nor trained; {_UNREGISTERED['container'][1]}"
+        for owner, n in owners.items()
+    ]
+
+
 def find_unregistered(evidence: Evidence) -> list[Finding]:
-    """Find weights that the model does not register, one finding for each member of a module."""
-    findings = []
-    for owner, kind, location in evidence.unregistered:
+    """Find the leaves of the loss's graph that are neither parameters of the model or the loss, nor inputs.
+
+    A tensor that the model itself differentiates by counts as an input, as the points of a physics-informed network.
+    """
+    subject, log, graph, backward = evidence.subject, evidence.forward.log, evidence.forward.graph, evidence.backward
+    known = [*subject.parameters.values(), *_parameters_of(subject.loss), *log.differentiated_by, *log.wrapped]
+    known += [
+        weight for module in subject.model.modules() for weight in module._parameters.values() if weight is not None
+    ]
+    known += tensors_in((subject.arguments, subject.keywords, subject.target))
+    ids, owners = set(map(id, known)), hidden_weights(subject.model)
+    findings: dict[str, Finding] = {}
+    for key, node in backward.leaf_of.items():
+        owner, kind = owners.get(key, ("", "unknown"))
+        # Forward lets a plain tensor require a gradient to differentiate by its inputs.
+        if key in ids or not (owner or isinstance(node.variable, nn.Parameter)):
+            continue
+        reader = node
+        while not graph.location_of(reader).file and reader in backward.consumers:
+            reader = backward.consumers[reader][0][0]
         fact, suggestion = _UNREGISTERED[kind]
         why = f"{owner or 'what this line reads'} {fact}: an optimizer made of parameters() never moves it."
-        findings.append(Finding(Verdict.UNREGISTERED, (Cause(owner or "a weight", location, why, suggestion),)))
-    return findings
+        cause = Cause(owner or "a weight", graph.location_of(reader), why, suggestion)
+        findings.setdefault(owner or str(cause.location), Finding(Verdict.UNREGISTERED, (cause,)))
+    return list(findings.values())
+
+
+def _parameters_of(loss: Any) -> list[nn.Parameter]:  # noqa: ANN401  any callable
+    """List the parameters of a loss function that is a module, or a closure over one."""
+    cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+    modules = [found for found in (loss, *cells) if isinstance(found, nn.Module)]
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def find_nothing_trains(evidence: Evidence) -> list[Finding]:
     """Find that no parameter requires a gradient."""
-    trainable = [parameter for parameter in evidence.parameters.values() if parameter.requires_grad]
-    if any(parameter.numel() for parameter in trainable):
+    if any(parameter.requires_grad for parameter in evidence.parameters.values()):
         return []
-    if trainable:
-        operation, suggestion = "no elements", "give the layers a width above 0"
-        why = "no parameter that requires a gradient has any elements, so no step changes anything."
-    else:
-        operation = "requires_grad_(False)"
-        suggestion = "call requires_grad_() on the parameters to train, after freezing the others"
-        why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so no step changes anything."
-    return [Finding(Verdict.NOTHING_TRAINS, (Cause(operation, CodeLocation(), why, suggestion),))]
+    why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so no step changes anything."
+    suggestion = "call requires_grad_() on the parameters to train, after freezing the others"
+    return [Finding(Verdict.NOTHING_TRAINS, (Cause("requires_grad_(False)", CodeLocation(), why, suggestion),))]

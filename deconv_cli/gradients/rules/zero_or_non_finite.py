@@ -5,14 +5,13 @@ from __future__ import annotations
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.replacements import ADVICE, SINGULAR, straight_through
+from deconv_cli.gradients.reruns import find_non_finite_sources
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
-from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_function
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.operations import STEPS, Misuse, words
 
-_SMOOTH = "replace the step by a smooth function; a straight-through gradient was tried, and does not arrive either"
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
 _MAX_NODES = 200
@@ -43,55 +42,10 @@ _REASONS = (
         "normalize over more than one number: look at normalized_shape, the groups and the size of the image",
     ),
     (
-        words("grid_sample grid_sampler"),
-        "{bare} with mode='nearest' has steps, and outside of the image nothing changes.",
-        "use mode='bilinear', and begin with places between -1 and 1",
+        words("bernoulli poisson normal"),
+        "{bare} draws numbers, through which no gradient passes.",
+        "torch.distributions has rsample() for continuous numbers; for others p + (torch.{bare}(p) - p).detach()",
     ),
-    (
-        words("atan2 arctan2 norm vector_norm linalg_norm linalg_vector_norm dist cdist hypot"),
-        "{bare} is taken at the origin, where it has no slope, and torch gives zero.",
-        "keep its input away from the origin",
-    ),
-    (
-        words("half bfloat16 to type"),
-        "the gradient is too small for the narrow type that {bare} converts to.",
-        "scale the loss, as torch.amp.GradScaler does, or stay in float32 here",
-    ),
-    (
-        words("bernoulli poisson"),
-        "{bare} draws whole numbers, through which no gradient passes.",
-        "for a straight-through gradient: p + (torch.{bare}(p) - p).detach()",
-    ),
-    (
-        words("normal"),
-        "{bare} draws numbers, and gives its mean and deviation no gradient.",
-        "mean + deviation * torch.randn_like(mean), or torch.distributions.Normal(...).rsample()",
-    ),
-    (
-        words("ctc_loss"),
-        "the targets of every sample are longer than its input, and zero_infinity hides that its loss is infinite.",
-        "give it inputs that are longer than the targets, with a blank between equal ones, or drop these samples",
-    ),
-    (
-        words("scaled_dot_product_attention multi_head_attention_forward"),
-        "every query sees one key or none, or all scores are so large that attention no longer changes.",
-        "look at the number of keys and at attn_mask: True hides a key in nn.MultiheadAttention, and shows it in "
-        "scaled_dot_product_attention",
-    ),
-    (
-        words("embedding embedding_bag"),
-        "every index is padding_idx, whose row gets no gradient.",
-        "look at padding_idx, and at the indices of this batch",
-    ),
-    (
-        words(
-            "triplet_margin_loss triplet_margin_with_distance_loss margin_ranking_loss hinge_embedding_loss "
-            "multi_margin_loss cosine_embedding_loss multilabel_margin_loss"
-        ),
-        "every sample of this batch keeps the margin, beyond which {bare} is constant.",
-        "take samples that are harder to tell apart, or a larger margin",
-    ),
-    (words("dropout"), "dropout drops everything.", "give dropout a share below 1"),
     (
         words("mul __mul__ rmul multiply linear matmul addmm bmm einsum conv1d conv2d conv3d"),
         "the other factor of {bare} is zero everywhere, so that the gradient is multiplied by zero.",
@@ -114,33 +68,11 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
     if name in evidence.double.minima:
         return None
     origins = evidence.origins_of(name, lambda magnitude: magnitude.is_zero)
-    hooks = _hooks_that_zero(evidence, name, origins)
-    if hooks:
-        why = "a hook gives zero for the gradient that passes it, so that nothing gets past it."
-        suggestion = "remove the hook, or let it return None: the gradient as it is"
-        return Finding(Verdict.ZERO, unique_causes(Cause("a gradient hook", at, why, suggestion) for at in hooks))
     causes = unique_causes(_cause_of_zero(evidence, origin) for origin in origins)
-    canceling = evidence.forward.operations(evidence.backward.canceling(evidence.parameters[name]))
-    causes = causes or unique_causes(_cause_of_cancellation(operation) for operation in canceling)
     gradient = evidence.double.backward.gradients.get(name)
     norm = norm_of(gradient) if gradient is not None else 0.0
     detail = f"in float64 the gradient is not zero but of norm {norm:.2g}: it underflows" if norm else ""
     return Finding(Verdict.ZERO, causes, detail)
-
-
-def _hooks_that_zero(evidence: Evidence, name: str, origins: list[Operation]) -> list[CodeLocation]:
-    """List the hooks on modules, or on tensors where no operation is at fault, that make a gradient zero."""
-    if origins and all(operation.bare_name == "BackwardHookFunction.apply" for operation in origins):
-        hooks = [hook for module in evidence.model.modules() for hook in module._backward_hooks.values()]
-        return [location_of_function(hook) or origins[0].location for hook in hooks]
-    own, log = evidence.forward.bit(name), evidence.forward.log
-    return [] if origins else [hook.location for hook in log.hooks if hook.changes and hook.parameters & own]
-
-
-def _cause_of_cancellation(operation: Operation) -> Cause:
-    why = f"gradients come by several ways through {operation.bare_name} and add up to zero: the loss stays the same."
-    suggestion = "hold one of the ways constant, as the old one in a ratio of new to old: torch.exp(new - old.detach())"
-    return Cause(operation.label, operation.location, why, suggestion)
 
 
 def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
@@ -154,7 +86,7 @@ def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
         return returning_none(operation, evidence)
     elif bare in STEPS:
         why = f"{bare} is constant between its steps, so its derivative is zero."
-        suggestion = _SMOOTH if str(location) in evidence.failing_fixes else straight_through(bare).text
+        suggestion = f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()"
     elif bare != name:
         why = f"the backward of {name} gives zero for this input."
         suggestion = "return the gradient for this input from backward"
@@ -165,25 +97,20 @@ def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
 
 
 def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None:
-    """Judge a parameter that drops out of a derivative in the loss.
-
-    DETACHED if the loss moves smoothly with it, ZERO if it moves in steps, ZERO BY CONSTRUCTION if it does not move.
-    """
-    response = evidence.responses.get(name)
-    if response is None:
+    """Judge a parameter that drops out of a derivative in the loss: a fault only if the loss moves with it."""
+    location = evidence.forward.log.shifted.get(evidence.forward.bit(name))
+    found = evidence.backward.magnitudes.get(name)
+    if location is None or not evidence.parameters[name].requires_grad or (found is not None and not found.is_zero):
         return None
-    location = evidence.forward.log.shifted[evidence.forward.bit(name)]
-    if response == "smooth":
-        verdict = Verdict.DETACHED
-        why = "the derivative depends on this parameter, but a hand-written backward on the way gives plain values."
-        suggestion = "write that backward with torch functions of saved tensors"
-    elif response == "steps":
-        verdict, suggestion = Verdict.ZERO, _SMOOTH_UNITS
-        why = "the loss holds only a derivative, and that changes with this parameter in steps: its slope is zero."
+    if evidence.loss_changes_with(name):
+        verdict, suggestion = Verdict.DETACHED, "write backward with torch functions of saved tensors; " + _SMOOTH_UNITS
+        why = "the derivative depends on this parameter, but is a step in it, or goes by a backward of plain values."
     else:
-        verdict = Verdict.ZERO_BY_CONSTRUCTION
+        verdict, suggestion = (
+            Verdict.ZERO_BY_CONSTRUCTION,
+            "nothing, unless what is differentiated belongs in the loss as well",
+        )
         why = "the loss holds only a derivative, from which this parameter drops out: it shifts what is differentiated."
-        suggestion = "nothing, unless what is differentiated belongs in the loss as well"
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 
@@ -210,8 +137,35 @@ def _normalization_behind(evidence: Evidence, name: str, backward: BackwardTrace
     return "what follows"
 
 
-_KEEP_AWAY = "keep the input away from where this line is singular"
-_NOT_ENOUGH = f"{_KEEP_AWAY}; a small number added to it was tried, and does not help alone"
+_NOTHING_TARGETED = (
+    "see to it that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
+)
+_EQUAL_VALUES = (
+    "keep eigenvalues and singular values apart, as by a small diagonal of different numbers, or let the loss depend "
+    "on the values alone (eigvalsh, svdvals)"
+)
+_SINGULAR = (
+    (words("sqrt"), "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result"),
+    (words("norm vector_norm"), "torch.sqrt(x.square().sum() + 1e-12), with the dim of the norm"),
+    (
+        words("log"),
+        "torch.log(x.clamp_min(1e-12)); for a softmax F.log_softmax, and for a sigmoid F.logsigmoid instead of both",
+    ),
+    (words("div truediv"), "divide by (x + 1e-12), or select with torch.where before dividing"),
+    (words("pow"), "keep the base above zero: x.clamp_min(0) + 1e-12"),
+    (words("acos asin"), "clamp the input to (-1 + 1e-7, 1 - 1e-7)"),
+    (words("exp"), "torch.exp(x.clamp_max(80.0)), or torch.logsumexp where a logarithm follows"),
+    (words("std"), "torch.sqrt(x.var() + 1e-12), with the dim of std, and of more numbers than one"),
+    (
+        words("softmax scaled_dot_product_attention"),
+        "let each query see a key, and leave a number of each row unmasked, or mask with -1e9 instead of -inf",
+    ),
+    (words("mean"), "leave it out where there is nothing to take the mean of, or divide the sum by max(count, 1)"),
+    (words("cross_entropy nll_loss"), _NOTHING_TARGETED),
+    (words("eigh svd"), _EQUAL_VALUES),
+    (frozenset[str](), "keep the input away from where this line is singular"),
+)
+"""What to write instead of operations that make NaN or infinity, by their bare names; the last fits any."""
 
 
 def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
@@ -234,7 +188,9 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
 
 def _cause_outside(evidence: Evidence) -> Cause:
     """Explain NaN or infinity that no operation makes."""
-    where = " and ".join(evidence.non_finite_sources) or "what the code keeps outside of the model's tensors"
+    where = (
+        " and ".join(find_non_finite_sources(evidence.subject)) or "what the code keeps outside of the model's tensors"
+    )
     why = f"no operation makes NaN or infinity of finite numbers: {where} held it before."
     return Cause("NaN or infinity", CodeLocation(), why, "find it there with torch.isfinite, and replace it")
 
@@ -253,8 +209,6 @@ def _cause_in_branch(operation: Operation) -> Cause:
 def _cause_of_non_finite(evidence: Evidence, operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
     bare = operation.bare_name
-    known = SINGULAR.get(bare.strip("_"))
-    suggestion = known.text if known else ADVICE.get(bare.strip("_").removeprefix("linalg_"), _KEEP_AWAY)
-    if str(operation.location) in evidence.failing_fixes:
-        suggestion = ADVICE.get(bare, _NOT_ENOUGH)
+    known = bare.strip("_").removeprefix("linalg_")
+    suggestion = next(text for names, text in _SINGULAR if known in names or not names)
     return Cause(operation.label, operation.location, why.format(bare), suggestion)

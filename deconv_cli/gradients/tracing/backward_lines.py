@@ -61,18 +61,12 @@ class BackwardSource:
         incoming = {argument.arg for argument in function.args.args[1:]} if function is not None else set()
         return next((self._at(line) for line, names, _ in self._assigned if names & incoming), None)
 
-    def of_return(self, position: int) -> CodeLocation:
-        """Find the line that returns the gradient of an input."""
-        returned = self._returned(position)
-        return self._whole if returned is None else self._at(returned.lineno)
-
     def of_first_mistake(
         self,
         run: Callable[[], object],
         known: Sequence[torch.Tensor],
         wrong: Sequence[int],
         right: Sequence[int],
-        block: tuple[int, int] | None,
     ) -> CodeLocation | None:
         """Find the first line whose value departs from the chain rule, by the values that a run assigns.
 
@@ -81,13 +75,11 @@ class BackwardSource:
             known: the values of forward and the gradients by them, from autograd.
             wrong: positions of the inputs with a wrong gradient.
             right: positions of the inputs with a right gradient.
-            block: the stacked block that holds the whole mistake and the number of blocks, None without such a block.
         """
         assigned = self._assigned
         values = self._values_assigned(run, {line: names for line, names, _ in assigned})
         goals = [self._returned(position) for position in wrong]
-        part = self._stacked_part(block) if block else None
-        behind = _slice(assigned, [part] if part is not None else goals)
+        behind = _slice(assigned, goals)
         cleared = _slice(assigned, [self._returned(position) for position in right])
         nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.Assign)]
         renaming = {node.lineno for node in nodes if isinstance(node.value, ast.Name)}
@@ -104,8 +96,6 @@ class BackwardSource:
                 cleared |= {line} | _slice(assigned, [], read)
         started = {line for line, names, read in assigned if _is_updated(names, assigned) and not names & read}
         suspects = [line for line in values if line in behind - cleared - started]
-        if part is not None and not suspects:
-            suspects = [line for line, names, _ in reversed(assigned) if names & {n.id for n in _names(part)}]
         return self._at(suspects[0]) if suspects else None
 
     def _values_assigned(self, run: Callable[[], object], names: dict[int, set[str]]) -> dict[int, list[torch.Tensor]]:
@@ -131,15 +121,6 @@ class BackwardSource:
         finally:
             sys.settrace(kept)
         return {line: found for line, found in values.items() if found}
-
-    def _stacked_part(self, block: tuple[int, int]) -> ast.expr | None:
-        """Find the expression that is stacked as one of several blocks."""
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.List | ast.Tuple):
-                elements = node.args[0].elts
-                if len(elements) == block[1]:
-                    return elements[block[0]]
-        return None
 
     def _at(self, line: int) -> CodeLocation:
         return CodeLocation(self._file, self._shift + line, self._whole.function)

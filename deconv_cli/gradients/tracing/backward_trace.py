@@ -8,7 +8,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,11 +18,9 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 Node = Any
 """A node of autograd's graph: torch has no one class for them."""
 
-_MAX_WALK = 4000
-
 
 class AutogradGraph:
-    """The nodes of a forward pass: the line and the label of each, and the number of tensors before it.
+    """The nodes of a forward pass: the line and the label of each.
 
     Args:
         bits: the bit of each parameter in sets of parameters, by the id of the parameter.
@@ -32,7 +29,6 @@ class AutogradGraph:
     def __init__(self, bits: dict[int, int]) -> None:
         self.locations: dict[Node, CodeLocation] = {}
         self.labels: dict[Node, str] = {}
-        self.order: dict[Node, int] = {}
         self._bits = bits
         self._masks: dict[Node, int] = {}
 
@@ -50,11 +46,11 @@ class AutogradGraph:
         """Count parameters as reached from a node that passes gradients to them outside of the graph."""
         self._masks[node] = self.parameters_below(node) | parameters
 
-    def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation, position: int) -> None:
+    def record_new_nodes(self, tensor: torch.Tensor, label: str, location: CodeLocation) -> None:
         """Remember the line of the new nodes behind a tensor."""
 
         def record(node: Node) -> None:
-            self.locations[node], self.labels[node], self.order[node] = location, label, position
+            self.locations[node], self.labels[node] = location, label
 
         if tensor.grad_fn is not None:
             self._reach(tensor.grad_fn, record)
@@ -99,11 +95,6 @@ def nodes_below(starts: Iterable[Node]) -> Iterator[Node]:
         new = dict.fromkeys(child for child, _ in node.next_functions if child is not None and child not in seen)
         seen |= new.keys()
         waiting += new
-
-
-def is_below(start: Node, goal: Node) -> bool:
-    """Return whether a node is among the first few thousand below another."""
-    return any(node is goal for node in islice(nodes_below([start]), 1, _MAX_WALK))
 
 
 @dataclass(frozen=True)
@@ -167,35 +158,7 @@ class BackwardTrace:
 
     def origins(self, parameter: nn.Parameter, is_faulty: Callable[[Magnitude], bool]) -> list[Node]:
         """Find the nodes where the gradient of a parameter becomes faulty: sound on arrival, faulty on leaving."""
-        found: list[Node] = []
-
-        def came_faulty(consumer: Node, index: int) -> bool:
-            if not is_faulty(self.leaving[consumer][index]):
-                return False
-            if is_faulty(self.arriving[consumer]):
-                return True
-            if consumer not in found:
-                found.append(consumer)
-            return False
-
-        self._go_back(parameter, came_faulty)
-        return found
-
-    def canceling(self, parameter: nn.Parameter) -> list[Node]:
-        """Find the nodes whose gradients add up to zero on the way to a parameter."""
-        found: list[Node] = []
-
-        def came_as_zero(consumer: Node, index: int) -> bool:
-            if self.leaving[consumer][index].largest:
-                found.append(consumer)
-                return False
-            return self.arriving[consumer].is_zero
-
-        self._go_back(parameter, came_as_zero)
-        return found
-
-    def _go_back(self, parameter: nn.Parameter, goes_on: Callable[[Node, int], bool]) -> None:
-        """Follow a gradient towards the loss, past each node and input for which `goes_on` returns True."""
+        found: dict[Node, None] = {}
         waiting = [self.leaf_of[id(parameter)]] if id(parameter) in self.leaf_of else []
         seen: set[tuple[Node, int]] = set()
         while waiting:
@@ -203,8 +166,13 @@ class BackwardTrace:
                 if consumer not in self.leaving or (consumer, index) in seen:
                     continue
                 seen.add((consumer, index))
-                if goes_on(consumer, index):
+                if not is_faulty(self.leaving[consumer][index]):
+                    continue
+                if is_faulty(self.arriving[consumer]):
                     waiting.append(consumer)
+                else:
+                    found[consumer] = None
+        return list(found)
 
     def readers_of(self, parameter: torch.Tensor) -> list[tuple[Node, int]]:
         """List the nodes that read a parameter, with the index of the input."""
@@ -212,11 +180,16 @@ class BackwardTrace:
 
 
 def trace_backward(
-    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, keep_graph: bool = False
+    loss: torch.Tensor, parameters: dict[str, nn.Parameter], *, is_reached: bool = True
 ) -> BackwardTrace:
-    """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node."""
+    """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node.
+
+    If autograd reaches none of them (`is_reached`), the trace only holds the graph.
+    """
     result = BackwardTrace(dict.fromkeys(parameters))
-    nodes = _walk(loss.grad_fn, result)
+    nodes = _walk(loss.grad_fn, result) if loss.grad_fn is not None else []
+    if not is_reached:
+        return result
     handles = [node.register_hook(_measuring(node, result)) for node in nodes if not hasattr(node, "variable")]
     wanted = list(parameters.values())
     try:
@@ -225,9 +198,9 @@ def trace_backward(
             # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
             is_reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
             found = (
-                _differentiate_into_grad(loss, wanted, keep_graph=keep_graph)
+                _differentiate_into_grad(loss, wanted)
                 if is_reentrant
-                else torch.autograd.grad(loss, wanted, retain_graph=keep_graph, allow_unused=True)
+                else torch.autograd.grad(loss, wanted, allow_unused=True)
             )
         result.gradients = dict(zip(parameters, found, strict=True))
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
@@ -246,15 +219,13 @@ def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
     return hook
 
 
-def _differentiate_into_grad(
-    loss: torch.Tensor, parameters: list[nn.Parameter], *, keep_graph: bool
-) -> Sequence[torch.Tensor | None]:
+def _differentiate_into_grad(loss: torch.Tensor, parameters: list[nn.Parameter]) -> Sequence[torch.Tensor | None]:
     """Differentiate by way of `.grad`, and restore the gradients that were there."""
     kept = [parameter.grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.grad = None
-        loss.backward(retain_graph=keep_graph)
+        loss.backward()
         return [parameter.grad for parameter in parameters]
     finally:
         for parameter, gradient in zip(parameters, kept, strict=True):

@@ -13,7 +13,7 @@ import sysconfig
 import tokenize
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -39,7 +39,6 @@ class CodeLocation:
         function: name of the function around the line.
         module: dotted name of the innermost module, empty for the model itself or outside of it.
         text: the source line, if the model file itself holds it.
-        call_path: a hash of the calls that lead to the instruction; equal in each turn of a loop.
     """
 
     file: str | None = None
@@ -47,7 +46,6 @@ class CodeLocation:
     function: str | None = None
     module: str = ""
     text: str | None = None
-    call_path: int = field(default=0, compare=False, repr=False)
 
     @property
     def source(self) -> str:
@@ -194,14 +192,13 @@ class Locator:
     def here(self) -> CodeLocation:
         """Find the innermost running line of the user's code, or of a module of an installed library."""
         frame: FrameType | None = sys._getframe(1)
-        path, inside = 0, None
+        inside = None
         while frame is not None and not _calls_the_model(frame.f_code):
             code, file = frame.f_code, frame.f_code.co_filename
-            path = hash((path, frame.f_lasti))
             if inside is not None and code is _CALL_OF_MODULE:
                 break
             if is_user_code(file) and (inside is None or not is_installed(file)):
-                found = CodeLocation(file, frame.f_lineno, code.co_name, self.module, call_path=path)
+                found = CodeLocation(file, frame.f_lineno, code.co_name, self.module)
                 if not is_installed(file):
                     return found
                 inside = found

@@ -25,7 +25,6 @@ from deconv_cli.gradients.tracing.forward_trace import (
     Operation,
     OperationLog,
     TensorHook,
-    TracedTensor,
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
@@ -182,8 +181,8 @@ class FlowTracker:
             self._mark_used(tensors, location)
             step = _Step(name, operation, flow, reachable | hidden, hidden)
             if name in ONE_FOR_EACH and len(outputs) == len(tensors):
-                for index, (tensor, output) in enumerate(zip(tensors, outputs, strict=True)):
-                    self._record_output(_Step(name, operation, *self._joined([tensor])), output, index)
+                for tensor, output in zip(tensors, outputs, strict=True):
+                    self._record_output(_Step(name, operation, *self._joined([tensor])), output)
             else:
                 self._record_outputs(step, outputs, is_derivative=is_derivative)
         for tensor, (version, maker) in zip(tensors, before, strict=True):
@@ -217,8 +216,8 @@ class FlowTracker:
         if not outputs and step.name in OUTSIDE_USES and flow.sources:
             use = Detachment(step.name, operation.label, operation.location, flow.sources)
             self.log.outside_uses.append(replace(use, reached=step.reachable, before=tuple(sorted(flow.detachments))))
-        for index, output in enumerate(outputs):
-            self._record_output(self._without_shifts(output, step) if is_derivative else step, output, index)
+        for output in outputs:
+            self._record_output(self._without_shifts(output, step) if is_derivative else step, output)
 
     def _without_shifts(self, output: torch.Tensor, step: _Step) -> _Step:
         """Drop the parameters that a derivative does not depend on from its flow."""
@@ -232,7 +231,7 @@ class FlowTracker:
         flow = Flow(step.flow.sources & (remaining | lost_before), dict(step.flow.detachments))
         return replace(step, flow=flow, reachable=step.reachable & remaining)
 
-    def _record_output(self, step: _Step, output: torch.Tensor, index: int) -> None:
+    def _record_output(self, step: _Step, output: torch.Tensor) -> None:
         self._record_nodes(output, step.operation)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
@@ -261,12 +260,10 @@ class FlowTracker:
         self._keep(output, flow)
         if step.name in PAST_AUTOGRAD:
             self._past_autograd.add(id(output))
-        made = TracedTensor(step.name, step.operation, output, index)
         if self._keep_tensors:
-            self.log.tensors.append(made)
+            self.log.tensors.append((step.name, step.operation, output))
         if output.grad_fn is not None:
             self.log.names.add(step.name)
-            self.log.differentiable.append(made)
 
     def _record_write(
         self, tensor: torch.Tensor, maker: str | None, inputs: Flow, reachable: int, operation: Operation
@@ -285,7 +282,7 @@ class FlowTracker:
             self._keep(tensor, flow)
 
     def _record_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
-        self.graph.record_new_nodes(tensor, operation.label, operation.location, len(self.log.differentiable))
+        self.graph.record_new_nodes(tensor, operation.label, operation.location)
 
     def _keep(self, tensor: torch.Tensor, flow: Flow) -> None:
         # The tensor is held, so that its id stays its own.

@@ -118,16 +118,6 @@ class TensorHook:
         return watching
 
 
-@dataclass(frozen=True, eq=False)
-class TracedTensor:
-    """A tensor that an operation made as its output number `index`."""
-
-    name: str
-    operation: Operation
-    tensor: torch.Tensor
-    index: int
-
-
 @dataclass
 class Flow:
     """The parameters behind a tensor.
@@ -163,8 +153,7 @@ class OperationLog:
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
         names: of the operations that made a tensor with a gradient.
-        tensors: all tensors, if they are kept.
-        differentiable: tensors with a gradient, until they are cleared.
+        tensors: all tensors, if they are kept, with the name and the operation of each.
         random: operations that draw random numbers.
         origins: operations, masks aside, that make NaN or infinity of finite numbers.
         nan_origins: operations that make NaN of numbers without NaN, which may be infinite.
@@ -187,8 +176,7 @@ class OperationLog:
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
-    tensors: list[TracedTensor] = field(default_factory=list)
-    differentiable: list[TracedTensor] = field(default_factory=list)
+    tensors: list[tuple[str, Operation, torch.Tensor]] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
     origins: list[Operation] = field(default_factory=list)
     nan_origins: list[Operation] = field(default_factory=list)

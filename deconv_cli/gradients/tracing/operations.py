@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -131,8 +130,6 @@ class Misuse(StrEnum):
     ONE_CLASS = "one class"
     BROADCAST = "broadcast"
     OTHER_AXIS = "normalized along another axis"
-    MIXED = "classes taken apart by a view"
-    NOT_SIGNS = "0 and 1 for -1 and 1"
 
 
 @dataclass(frozen=True)
@@ -146,15 +143,11 @@ class LossCall:
 
 
 _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
-_OF_CLASSES = ("cross_entropy", "nll_loss")
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
-_OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
-"""Losses with targets of -1 and 1, and the index of the target among their arguments."""
-
 _SOFTMAX = ("softmax", "log_softmax")
-WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS, *_SOFTMAX})
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_SOFTMAX})
 """Functions whose arguments are checked."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
@@ -171,10 +164,6 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
         is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
         return Misuse.ONE_CLASS if is_single else None
-    if name in _OF_SIGNS:
-        place = _OF_SIGNS[name]
-        target = keywords.get("target", arguments[place] if len(arguments) > place else None)
-        return Misuse.NOT_SIGNS if isinstance(target, torch.Tensor) and _are_zeros_and_ones(target) else None
     tensors = [argument for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
     if len(tensors) < 2 or not tensors[0].numel() or not tensors[1].numel():
         return None
@@ -183,8 +172,6 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.BROADCAST if _broadcasts_by_accident(given, target) else None
     if name == "cross_entropy" and given.ndim >= 2 and given.shape[1] == 1:
         return Misuse.ONE_CLASS
-    if name in _OF_CLASSES and _mixes_classes(given):
-        return Misuse.MIXED
     if name in _OF_LOGITS:
         is_given = _maker(given) in _PROBABILITIES or (name == "cross_entropy" and _sums_to_one(given))
         return Misuse.PROBABILITIES if is_given else None
@@ -192,29 +179,6 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.NOT_LOG
     is_normalized = name == "nll_loss" and _maker(given) in ("LogSoftmaxBackward0", "LogBackward0")
     return Misuse.OTHER_AXIS if is_normalized and not _sums_to_one(given.exp()) else None
-
-
-def _mixes_classes(given: torch.Tensor) -> bool:
-    """Return whether a view reads the scores of several places as the classes of one.
-
-    Its classes lie along axis 1 then, and their stride fits no axis of the viewed tensor.
-    """
-    node, n_classes = given.grad_fn, given.shape[1] if given.ndim > 1 else 0
-    before = getattr(node, "_saved_self_sym_sizes", ())
-    if (
-        n_classes < 2
-        or not type(node).__name__.startswith(("View", "UnsafeView", "Reshape"))
-        or n_classes not in before[1:]
-    ):
-        return False
-    stride = math.prod(given.shape[2:])
-    strides = [math.prod(before[axis + 1 :]) for axis in range(len(before))]
-    pairs = zip(strides, before, strict=True)
-    return not any(stride % own == 0 and (own * size) % (stride * n_classes) == 0 for own, size in pairs)
-
-
-def _are_zeros_and_ones(target: torch.Tensor) -> bool:
-    return bool((target == 0).any()) and bool(((target == 0) | (target == 1)).all())
 
 
 def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,30 +1,192 @@
-"""Watch what code does with the gradients of a backward pass: clear, clip, step, skip."""
+"""Watch what a script does with the gradients of its backward passes: clear, clip, step, skip."""
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from types import GeneratorType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
 
-from deconv_cli.gradients.nested_tensors import tensors_in
-from deconv_cli.gradients.tracing.backward_trace import nodes_below
+from deconv_cli.gradients.findings import GradientReport
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
-from deconv_cli.gradients.training.training_events import (
-    Clipping,
-    IdleReason,
-    OptimizerStep,
-    TrainingEvents,
-    fingerprint,
-    gradient_norm,
-    living_optimizers,
-    weights_of,
-)
+
+
+class IdleReason(Enum):
+    """Why gradient clipping does not limit the gradients of the next optimizer step, and what to write."""
+
+    TOO_EARLY = (
+        "a later backward pass adds gradients that it does not limit, so the step uses more than the limit.",
+        "call it after the last loss.backward() before optimizer.step()",
+    )
+    USED = (
+        "the step has used these gradients already, without a limit.",
+        "call it between loss.backward() and optimizer.step()",
+    )
+    SCALED = (
+        "the gradients are still multiplied by the scale of the GradScaler, and the step divides them afterwards: "
+        "the clipped gradients end up smaller than the limit by the scale factor.",
+        "call scaler.unscale_(optimizer) right before it",
+    )
+
+
+@dataclass(eq=False)
+class Clipping:
+    """A call that limits the gradients of some weights, to a norm or element by element.
+
+    Attributes:
+        ids: of the weights.
+        norm_before, norm_after: of the gradients of all these weights, before and after the call.
+        is_early: a backward pass has changed the gradients afterwards.
+    """
+
+    location: CodeLocation
+    limit: float
+    weights: list[torch.Tensor]
+    ids: frozenset[int]
+    norm_before: float
+    norm_after: float = 0.0
+    is_early: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """A step of an optimizer.
+
+    Attributes:
+        held: ids of the weights that it holds.
+        norm_after_backward, norm_at_step: of the gradients of these weights.
+        n_given: how many of them had a gradient other than zero; the step changed `n_changed` of those.
+        cleared_at: where gradients were cleared between backward and the step, None if they were not.
+        is_fresh: its gradients were cleared since its step before, or there was none.
+        is_mixed: a later backward pass added to gradients that another optimizer's step had passed over.
+        n_backward: backward passes so far, the checked one among them.
+    """
+
+    optimizer: int
+    name: str
+    location: CodeLocation
+    held: frozenset[int]
+    norm_after_backward: float
+    norm_at_step: float
+    n_given: int
+    n_changed: int
+    learning_rate: float | None
+    cleared_at: CodeLocation | None
+    clipping: Clipping | None
+    is_fresh: bool
+    is_mixed: bool
+    n_backward: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that ends a script after a checked pass, and where gradients were cleared since the last backward."""
+
+    location: CodeLocation
+    kind: str
+    message: str
+    cleared_at: CodeLocation | None = None
+
+    @property
+    def reads_missing_gradient(self) -> bool:
+        """Whether the line reads a `.grad` that is None."""
+        return "NoneType" in self.message and ".grad" in self.location.code
+
+
+@dataclass
+class TrainingEvents:
+    """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
+
+    Attributes:
+        held: the weights that each optimizer holds.
+        n_backward: backward passes, the checked one among them.
+        n_skipped: steps that a gradient scaler skipped.
+        reached: weights to which any backward pass gave a gradient.
+        moved_by_hand: weights changed without a step of an optimizer.
+        accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
+        reached_by_others: weights that a pass does not use, but would with other data.
+        adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
+        given: weights that had a gradient other than zero at a step of an optimizer that holds them.
+        backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
+        strays: unregistered weights of modules, each with its fingerprint at a checked pass.
+        idle_clippings: gradient clipping that has no effect on the next step, by line.
+        is_cut_short: the watch stopped before the first step.
+    """
+
+    steps: list[OptimizerStep] = field(default_factory=list)
+    held: dict[int, frozenset[int]] = field(default_factory=dict)
+    n_backward: int = 0
+    n_skipped: int = 0
+    reached: set[int] = field(default_factory=set)
+    moved_by_hand: bool = False
+    accumulated_by_hand: CodeLocation | None = None
+    failure: Failure | None = None
+    reached_by_others: set[int] = field(default_factory=set)
+    adds_squares: CodeLocation | None = None
+    given: set[int] = field(default_factory=set)
+    backward_before: dict[int, CodeLocation] = field(default_factory=dict)
+    strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
+    idle_clippings: dict[str, tuple[CodeLocation, IdleReason]] = field(default_factory=dict)
+    is_cut_short: bool = False
+
+    @property
+    def has_moved_strays(self) -> bool:
+        """Whether the code itself trains weights that its optimizers do not get."""
+        return any(fingerprint(weight) != before for weight, before in self.strays)
+
+    @property
+    def first_steps(self) -> list[OptimizerStep]:
+        """The first step of each optimizer."""
+        return list({step.optimizer: step for step in reversed(self.steps)}.values())[::-1]
+
+    def is_starved(self, key: int) -> bool:
+        """Return whether a weight never had a gradient when an optimizer that holds it took a step."""
+        return key in self.backward_before and key not in self.given
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingEvidence:
+    """The report on the checked passes, their trainable weights by name, and the events after them."""
+
+    report: GradientReport
+    weights: Mapping[str, torch.Tensor]
+    events: TrainingEvents
+
+    @property
+    def with_gradient(self) -> dict[str, torch.Tensor]:
+        """The weights to which a pass gives a gradient other than zero."""
+        given = {finding.name for finding in self.report.parameters if finding.gradient_norm}
+        return {name: weight for name, weight in self.weights.items() if name in given}
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """List the weights that an optimizer holds."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def living_optimizers() -> Iterator[torch.optim.Optimizer]:
+    """List the optimizers that the program holds."""
+    # By class: isinstance makes some objects of torch warn.
+    return (found for found in gc.get_objects() if issubclass(type(found), torch.optim.Optimizer))
+
+
+def gradient_norm(weights: Iterable[torch.Tensor]) -> float:
+    """Measure the norm of all gradients together; zero where there are none."""
+    return math.sqrt(math.fsum(norm_of(weight.grad) ** 2 for weight in weights if weight.grad is not None))
+
+
+def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
+    """Measure a weight so that any change of it shows."""
+    values = weight.detach().double() if not weight.is_complex() else torch.view_as_real(weight.detach()).double()
+    signs = torch.arange(1, values.numel() + 1, dtype=torch.float64, device=values.device).sin()
+    return float(values.sum()), float((values.reshape(-1) * signs).sum())
 
 
 class OptimizerWatch:
@@ -32,22 +194,17 @@ class OptimizerWatch:
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
-        self.clipping = ClippingWatch(self.events.idle_clippings, self._is_trained)
+        self.clipping = ClippingWatch(self.events.idle_clippings)
+        self.cleared_at: CodeLocation | None = None
+        self.last_backward = CodeLocation()
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
-        self._begun: dict[int, tuple[int, bool]] = {}
-        self.cleared_at: CodeLocation | None = None
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._passed_over: dict[int, torch.optim.Optimizer] = {}
         self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
-        self._stepped: set[int] = set()
-        self._changed: set[int] = set()
-        self._at_backward: dict[int, tuple[float, float]] = {}
-        self._n_steps_before = 0
-        self.last_backward = CodeLocation()
 
     def watch(self, weights: list[torch.Tensor]) -> None:
         """Add the weights of a checked pass."""
@@ -60,15 +217,6 @@ class OptimizerWatch:
             if any(id(weight) in own for weight in weights_of(optimizer)):
                 self._known[id(optimizer)] = optimizer
         self._note_held()
-
-    def note_late(self, modules: Iterable[nn.Module], is_read: Callable[[torch.Tensor], bool]) -> None:
-        """Note weights that came or were unfrozen after the checked pass, and that no optimizer holds."""
-        known = {id(weight) for weight in self._weights}
-        named = [pair for module in modules for pair in module.named_parameters()]
-        late = {id(w): name for name, w in named if w.requires_grad and id(w) not in known and is_read(w)}
-        if late.keys() - self.events.late.keys():
-            held = {id(weight) for optimizer in living_optimizers() for weight in weights_of(optimizer)}
-            self.events.late |= {key: name for key, name in late.items() if key not in held}
 
     @property
     def has_seen_enough(self) -> bool:
@@ -92,24 +240,6 @@ class OptimizerWatch:
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
                 self.events.accumulated_by_hand = location
 
-    def compare_written(
-        self, written: Mapping[torch.Tensor, CodeLocation], changed: Mapping[torch.Tensor, CodeLocation]
-    ) -> None:
-        """Note weights that are back at their values before the last step.
-
-        Args:
-            written: weights that modules wrote to, with the line.
-            changed: those that each write changes further, which is a fault from the second pass on.
-        """
-        self.events.drifting |= {id(w): line for w, line in changed.items() if id(w) in self._changed}
-        self._changed |= {id(weight) for weight in changed}
-        for weight in {id(weight): weight for weight in (*self._weights, *written)}.values():
-            now = fingerprint(weight)
-            if id(weight) in self._stepped and self._at_backward.get(id(weight)) == now:
-                self.events.overwritten[id(weight)] = written.get(weight, CodeLocation())
-            self._at_backward[id(weight)] = now
-        self._stepped.clear()
-
     def after_backward(self) -> None:
         """Measure the gradients after backward."""
         weights = {id(w): w for w in self._weights}
@@ -117,12 +247,10 @@ class OptimizerWatch:
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
         self.cleared_at = None
-        self._n_steps_before = len(self.events.steps)
         self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Remember the weights, and whether the optimizer has a state."""
-        self._begun[id(optimizer)] = self.events.n_backward, _has_state(optimizer)
+        """Remember the weights."""
         given = [weight for weight in weights_of(optimizer) if gradient_norm([weight])]
         self._before[id(optimizer)] = {id(weight): fingerprint(weight) for weight in given}
         if self._weights:
@@ -133,14 +261,9 @@ class OptimizerWatch:
     def after_step(self, optimizer: torch.optim.Optimizer, location: CodeLocation) -> None:
         """Note a step."""
         before = self._before.pop(id(optimizer), {})
-        n_backward, had_state = self._begun.pop(id(optimizer), (self.events.n_backward, True))
         if not self._weights:
             return
         weights = weights_of(optimizer)
-        changed = {id(w) for w in weights if id(w) in before and fingerprint(w) != before[id(w)]}
-        # A step that calls backward itself, as in LBFGS, uses its state meanwhile, and may end at the last such call.
-        is_plain = n_backward == self.events.n_backward
-        self._stepped |= changed if is_plain else set()
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         self.events.steps.append(
             OptimizerStep(
@@ -151,26 +274,20 @@ class OptimizerWatch:
                 norm_after_backward=math.sqrt(math.fsum(self._norms.get(id(weight), 0.0) ** 2 for weight in weights)),
                 norm_at_step=gradient_norm(weights),
                 n_given=len(before),
-                n_changed=len(changed),
+                n_changed=sum(id(w) in before and fingerprint(w) != before[id(w)] for w in weights),
                 learning_rate=max(rates, default=None),
                 cleared_at=self.cleared_at,
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 is_mixed=id(optimizer) in self._mixed,
-                begins_state=is_plain and not had_state and _has_state(optimizer),
                 n_backward=self.events.n_backward,
-                backward=self.last_backward,
             )
         )
-        self.clipping.after_step(before)
+        self.clipping.after_step(frozenset(before))
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
         self._passed_over |= _with_gradients(self._known)
         self._passed_over.pop(id(optimizer), None)
-
-    def _is_trained(self, keys: set[int]) -> bool:
-        known = [*self._weights, *(weight for found in living_optimizers() for weight in weights_of(found))]
-        return any(id(weight) in keys for weight in known)
 
     def _note_held(self) -> None:
         """Note the weights of each optimizer that has taken a step or holds a checked weight."""
@@ -181,18 +298,9 @@ class OptimizerWatch:
 
         def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
             self.cleared_at = running_line()
-            self._note_wasted(self.cleared_at)
             clear(*args, **keywords)
 
         return watched
-
-    def _note_wasted(self, location: CodeLocation) -> None:
-        """Note that gradients are cleared before any step, or any line that moves weights, used them."""
-        is_unused = len(self.events.steps) == self._n_steps_before and not self._before
-        if is_unused and gradient_norm(self._weights):
-            known = [(weight, self._at_backward.get(id(weight))) for weight in self._weights]
-            if all(fingerprint(weight) == before for weight, before in known):
-                self.events.wasted.setdefault(self.last_backward, []).append(location)
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Watch whether a gradient scaler skips a step."""
@@ -206,58 +314,26 @@ class OptimizerWatch:
         return watched
 
 
-def _has_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer keeps tensors from step to step."""
-    return bool(tensors_in(list(optimizer.state.values())))
-
-
 def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
     """Keep the optimizers whose weights have gradients now."""
     return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
 
 
-class CarriedGraph:
-    """Remembers, for each line that calls backward, its newest node and the number of steps before it."""
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str | None, int | None], tuple[int, int]] = {}
-        self._first: int | None = None
-
-    def begin(self) -> None:
-        """Ignore nodes from before the first pass, as of a member that is computed from a weight once."""
-        if self._first is None:
-            self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-
-    def reaches_back(self, tensors: Any, line: tuple[str | None, int | None], n_steps: int) -> bool:  # noqa: ANN401
-        """Return whether the graph of a loss holds nodes from before the last pass of its line and a step."""
-        starts = [t.grad_fn for t in tensors_in(tensors) if t.grad_fn is not None]
-        # The numbers by which torch counts the nodes of a graph; its leaves have none.
-        every = {node._sequence_nr() for node in nodes_below(starts) if not hasattr(node, "variable")}
-        numbers = {number for number in every if number >= (self._first or 0)}
-        newest, n_before = self._last.get(line, (-1, n_steps))
-        self._last[line] = max(numbers, default=newest), n_steps
-        return n_steps > n_before and any(number <= newest for number in numbers)
-
-
 class ClippingWatch:
-    """Follows gradient clipping between a backward pass and the step after it: early, late, without weights, scaled.
+    """Follows gradient clipping between a backward pass and the step after it: early, late, scaled.
 
     Args:
         idle: filled with the calls without an effect, by line.
-        is_trained: whether any of the weights, given by their ids, belongs to a pass or an optimizer.
 
     Attributes:
-        last: the last call with an effect since the last backward pass, None where there was none.
+        last: the last call since the last backward pass that limits gradients, None where there was none.
     """
 
-    def __init__(
-        self, idle: dict[str, tuple[CodeLocation, IdleReason]], is_trained: Callable[[set[int]], bool]
-    ) -> None:
+    def __init__(self, idle: dict[str, tuple[CodeLocation, IdleReason]]) -> None:
         self.last: Clipping | None = None
         self._idle = idle
-        self._is_trained = is_trained
-        self._calls: dict[tuple[str, frozenset[int]], Clipping] = {}
-        self._used: set[int] = set()
+        self._calls: dict[frozenset[int], Clipping] = {}
+        self._used: frozenset[int] = frozenset()
         self._scaler: torch.amp.GradScaler | None = None
         self._is_scaled = False
 
@@ -268,20 +344,18 @@ class ClippingWatch:
         def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
             given = signature.bind(*args, **keywords)
             parameters, limit = list(given.arguments.values())[:2]
-            is_used_up = isinstance(parameters, GeneratorType) and parameters.gi_frame is None
             weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             given.arguments[next(iter(given.arguments))] = weights
-            if not math.isfinite(limit):  # it only measures the norm
-                return clip(*given.args, **given.kwargs)
             trained = [weight for weight in weights if weight.requires_grad]
-            call = Clipping(running_line(), float(limit), trained, gradient_norm(weights))
+            ids = frozenset(map(id, trained))
+            call = Clipping(running_line(), float(limit), trained, ids, gradient_norm(weights))
             with_gradient = {id(weight) for weight in weights if gradient_norm([weight])}
             result = clip(*given.args, **given.kwargs)
-            if is_used_up:
-                self._note_idle(call, IdleReason.NO_WEIGHTS)
-            elif with_gradient and with_gradient <= self._used:
+            if not math.isfinite(limit):  # it only measures the norm
+                return result
+            if with_gradient and with_gradient <= self._used:
                 self._note_idle(call, IdleReason.USED)
-            elif trained:
+            else:
                 self._note(call)
             return result
 
@@ -294,9 +368,7 @@ class ClippingWatch:
         if call.norm_before:
             self.last = call
             self._calls = {key: c for key, c in self._calls.items() if not (c.is_early and c.ids & call.ids)}
-        key = str(call.location), frozenset(call.ids)
-        call.n_calls += self._calls[key].n_calls if key in self._calls else 0
-        self._calls[key] = call
+        self._calls[call.ids] = call
 
     def _note_idle(self, call: Clipping, reason: IdleReason) -> None:
         self._idle.setdefault(str(call.location), (call.location, reason))
@@ -321,22 +393,17 @@ class ClippingWatch:
 
     def after_backward(self) -> None:
         """Note which calls came before the last gradients of their weights."""
-        self.last, self._used = None, set()
+        self.last, self._used = None, frozenset()
         self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
         self._scaler = None
         for call in self._calls.values():
             call.is_early |= gradient_norm(call.weights) != call.norm_after
 
-    def after_step(self, given: Iterable[int]) -> None:
+    def after_step(self, given: frozenset[int]) -> None:
         """Note a step that used the gradients of these weights, given by their ids."""
-        used = set(given)
-        self._used |= used
-        calls = [(key, call, bool(call.ids & used)) for key, call in self._calls.items()]
-        is_limited = any(is_of_step and call.norm_before and not call.is_early for _, call, is_of_step in calls)
-        for key, call, is_of_step in calls:
-            if is_of_step:
+        self._used |= given
+        for key, call in list(self._calls.items()):
+            if call.ids & given:
                 del self._calls[key]
                 if call.is_early:
-                    self._note_idle(call, IdleReason.TOO_EARLY if call.norm_before else IdleReason.NO_GRADIENTS)
-            elif call.n_calls > 1 and not call.norm_before and not is_limited and not self._is_trained(call.ids):
-                self._note_idle(call, IdleReason.NO_GRADIENTS)
+                    self._note_idle(call, IdleReason.TOO_EARLY)

@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.nested_tensors import storage_key
+from deconv_cli.gradients.rules.unused import hidden_weights
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
+from deconv_cli.gradients.training.optimizer_watch import fingerprint, living_optimizers, weights_of
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
-from deconv_cli.gradients.training.training_events import fingerprint, living_optimizers, weights_of
-from deconv_cli.gradients.unregistered import ids_past_registration
 
 
 class RecordedPass(nn.Module):
@@ -189,7 +189,7 @@ def subject_of_pass(
     # Without an optimizer for their other weights, the code may train the weights of modules by hand.
     given = set(map(id, loose))
     optimized = [m for m in modules.values() if any(id(parameter) in given for parameter in m.parameters())]
-    hidden = {key for module in optimized for key in ids_past_registration(module)} - given
+    hidden = {key for module in optimized for key in hidden_weights(module)} - given
     recorded = RecordedPass(modules, weights, tape, loss, hidden)
     if any(map(_is_of_unknown_making, recorded.constants)):
         raise UsageError(

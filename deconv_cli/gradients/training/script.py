@@ -21,7 +21,7 @@ from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.misuse import describe_leak
 from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
-from deconv_cli.gradients.training.training_events import TrainingEvents, TrainingEvidence
+from deconv_cli.gradients.training.optimizer_watch import TrainingEvents, TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
 from deconv_cli.vocabulary import counted
 
@@ -176,9 +176,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     general, notes, not_checked = list(report.general), list(report.notes), [*report.not_checked, *watch.unchecked]
     if events.has_moved_strays:  # the script trains unregistered weights itself
         general = [found for found in general if found.verdict != Verdict.UNREGISTERED]
-    # A module that changes its weights in each call gives other outputs for the same sample.
-    batches = [] if events.drifting else [checked.batch for checked in watch.passes]
-    general += {found.causes: found for batch in batches for found in describe_leak(batch)}.values()
+    general += {found.causes: found for checked in watch.passes for found in describe_leak(checked.batch)}.values()
     if events.adds_squares:
         notes.append(_SQUARES.format(events.adds_squares))
     if events.is_cut_short:
@@ -259,7 +257,7 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
         return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
     if events.is_starved(key):
         return finding
-    stepping = {step.optimizer for step in evidence.first_steps}
+    stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
     if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
         why = "another backward pass gives this weight its gradient, or another optimizer holds it."

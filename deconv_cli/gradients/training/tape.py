@@ -6,8 +6,6 @@ graph, so a tensor that the script drops is dropped here too. Results without a 
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +20,6 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from deconv_cli.gradients.nested_tensors import storage_key
-from deconv_cli.gradients.subject import untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.operations import (
     MADE_OF_VALUES,
@@ -94,8 +91,6 @@ class Tape(TorchFunctionMode):
         suspended: above zero inside hand-written Functions, optimizers and checks, which are not recorded.
         modules: ids of the running modules.
         last_use: the last line that read each leaf while gradients were on.
-        written_inside: the lines of modules that may write to weights or their `.data`.
-        changed_inside: the lines of modules that change weights further each time they run.
         made_of_values: the order in which tensors were made of plain numbers or arrays.
         adds_squares: the line that adds up squared gradients, as for a Fisher matrix.
         numbers: recent operations at which a tensor became a plain number.
@@ -107,12 +102,10 @@ class Tape(TorchFunctionMode):
         self.suspended = 0
         self.modules: list[int] = []
         self.last_use = WeakIdKeyDictionary()
-        self.written_inside = WeakIdKeyDictionary()
-        self.changed_inside = WeakIdKeyDictionary()
         self.numbers: deque[Entry] = deque(maxlen=_MAX_NUMBERS)
         self.first_values: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._known = WeakIdKeyDictionary()
-        self._weights: dict[int, tuple[StorageWeakRef, weakref.ref[torch.Tensor]]] = {}
+        self._weights: dict[int, StorageWeakRef] = {}
         self.made_of_values = WeakIdKeyDictionary()
         self._gradients = WeakIdKeyDictionary()
         self.adds_squares: CodeLocation | None = None
@@ -146,12 +139,7 @@ class Tape(TorchFunctionMode):
         is_writing = _is_writing(name, keywords)
         written = keywords.get("out", next(iter(tensors), None)) if is_writing else None
         # Writes of optimizers and initializers are no part of a pass, which runs again with the current weights.
-        weight = self._weight_in(written) if is_writing else None
-        if self.modules and (is_writing or name == "data") and _is_weight(tensors[0] if tensors else None):
-            self.written_inside[tensors[0]] = self._locator.here()
-        if weight is not None and self.modules:
-            return self._write_inside(lambda: function(*args, **keywords), weight)
-        is_of_weights = is_writing and (not torch.is_grad_enabled() or weight is not None)
+        is_of_weights = is_writing and (not torch.is_grad_enabled() or self._is_memory_of_weight(written))
         if is_of_weights or not self._matters(name, function, tensors):
             result = function(*args, **keywords)
             if isinstance(result, torch.Tensor):
@@ -166,23 +154,12 @@ class Tape(TorchFunctionMode):
         self._finish(entry, name, tensors, result, written)
         return result
 
-    def _weight_in(self, tensor: Any) -> torch.Tensor | None:  # noqa: ANN401  any argument
-        """Find the weight that a tensor is or shares its memory with."""
+    def _is_memory_of_weight(self, tensor: Any) -> bool:  # noqa: ANN401  any argument
+        """Return whether a tensor is a weight or shares its memory with one."""
         if not isinstance(tensor, torch.Tensor) or _is_weight(tensor):
-            return tensor
-        found = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
-        return None if found is None or found[0].expired() else found[1]()
-
-    def _write_inside(self, write: Callable[[], Any], weight: torch.Tensor) -> Any:  # noqa: ANN401  as the write
-        """Write to a weight while a module runs, and note if a second write changes it further."""
-        before, result, once = weight.detach().clone(), write(), weight.detach().clone()
-        if not torch.equal(before, once):
-            with untouched_generators(), contextlib.suppress(RuntimeError):
-                write()
-            if not torch.equal(weight.detach(), once):
-                self.changed_inside[weight] = self._locator.here()
-                weight.data.copy_(once)
-        return result
+            return tensor is not None
+        storage = None if tensor.requires_grad else self._weights.get(storage_key(tensor))
+        return storage is not None and not storage.expired()
 
     def _note_kind(self, result: torch.Tensor, name: str, inputs: list[torch.Tensor]) -> None:
         """Note tensors made of plain numbers or arrays, and the line that adds up squared gradients."""
@@ -210,7 +187,6 @@ class Tape(TorchFunctionMode):
     def forget(self) -> None:
         """Drop the state of the pass before the last step."""
         self.numbers.clear()
-        self.changed_inside.clear()
         self._writers = {key: found for key, found in self._writers.items() if not found[0].expired()}
         self.first_values = {key: found for key, found in self.first_values.items() if not found[0].expired()}
 
@@ -235,7 +211,7 @@ class Tape(TorchFunctionMode):
             if storage_key(leaf) in self._writers:
                 parents += self._writers[storage_key(leaf)][1]
             if _is_weight(leaf) and not is_lazy(leaf):
-                self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage()), weakref.ref(leaf)
+                self._weights[storage_key(leaf)] = StorageWeakRef(leaf.untyped_storage())
                 reads[id(leaf)] = leaf, _stamp(leaf)
             if _is_weight(leaf) and torch.is_grad_enabled():
                 self.last_use[leaf] = location

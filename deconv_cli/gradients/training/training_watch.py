@@ -23,10 +23,9 @@ from deconv_cli.gradients.other_data import BatchIndependence, reached_by_other_
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
-from deconv_cli.gradients.training.optimizer_watch import CarriedGraph, OptimizerWatch
+from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
-from deconv_cli.gradients.training.training_events import Failure, TrainingEvents
 
 _MAX_PASSES = 4
 """Lines whose backward pass is checked, such as those of two networks against each other."""
@@ -97,7 +96,6 @@ class TrainingWatch:
         self._called: dict[int, nn.Module] = {}
         self._arguments: dict[int, Any] = {}
         self._optimizers = OptimizerWatch()
-        self._carried = CarriedGraph()
         self._checked_at = 0.0
 
     @property
@@ -151,7 +149,6 @@ class TrainingWatch:
 
     def _enter_module(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401  torch's own signature
         if not self._tape.suspended and not self._tape.modules:
-            self._carried.begin()
             self._called[id(module)] = module
             self._arguments[id(module)] = arguments
         self._tape.modules.append(id(module))
@@ -228,14 +225,9 @@ class TrainingWatch:
             self._lines.add(line)
             if len(self.passes) < _MAX_PASSES:
                 self._take_over(self._as_loss(tensors, weights), location)
-        elif self.passes:
-            self._optimizers.note_late(self._called.values(), self._tape.last_use.__contains__)
         if self.passes:
             with self._not_recording():
-                if self._carried.reaches_back(tensors, line, len(self.events.steps)):
-                    self.events.carried = self.events.carried or location
                 self._optimizers.before_backward(running_line())
-                self._optimizers.compare_written(self._tape.written_inside, self._tape.changed_inside)
             self._end_if_seen()
         self._tape.forget()
 
@@ -258,7 +250,6 @@ class TrainingWatch:
                 return
             self._optimizers.watch(list(subject.trainable.values()))
             self.events.reached_by_others |= self._reached_by_others(subject, report)
-            self.events.differentiates_inputs |= any(tensor.requires_grad for tensor in subject.arguments)
             batch = try_batch_of(list(subject.model.children()), self._arguments)
             self.passes.append(CheckedPass(location, subject, report, batch))
             self._checked_at = time.monotonic()
