@@ -27,7 +27,7 @@ from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import format_percent, format_size
 
 if TYPE_CHECKING:
-    from deconv_cli.kernels.beads.bead_psf import BeadPsf
+    from deconv_cli.kernels.bead_psf import BeadPsf
     from deconv_cli.models.layers import ModelLayer
 
 
@@ -217,7 +217,7 @@ def from_beads(
 ) -> None:
     """Measure a point-spread function on a picture of beads: average those that stand alone."""
     from deconv_cli.io import read_image
-    from deconv_cli.kernels.beads.bead_psf import psf_from_beads
+    from deconv_cli.kernels.bead_psf import psf_from_beads
     from deconv_cli.tone_curve import limits_of
 
     check_kernel_output(output, beads, force=printed.force, is_psf=True)
@@ -294,7 +294,7 @@ def microscope(
 ) -> None:
     """Compute a point-spread function from the optics."""
     from deconv_cli.io import read_image
-    from deconv_cli.kernels.optics.microscope import MAX_SIDE, microscope_psf, sampling_notes
+    from deconv_cli.kernels.microscope import MAX_SIDE, microscope_psf, sampling_notes
 
     check_kernel_output(output, image or Path.cwd(), force=printed.force, is_psf=True)
     read = None if image is None else read_image(image)
@@ -344,7 +344,7 @@ def _parse_size(text: str, n_axes: int) -> tuple[int, ...]:
 
 
 def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:
-    from deconv_cli.kernels.beads.bead_psf import describe_census
+    from deconv_cli.kernels.bead_psf import describe_census
 
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []

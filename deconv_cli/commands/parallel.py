@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.commands.progress import WorkProgress
     from deconv_cli.io import ImageFile
-    from deconv_cli.io.regions import RegionSource
+    from deconv_cli.io.region_arrays import RegionSource
 
 
 LARGE_FILE_BYTES = 64 * 2**20

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_task import BlockTask
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import InfluenceDepth, WellPosedness
-    from deconv_cli.io.regions import RegionTarget
+    from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import (

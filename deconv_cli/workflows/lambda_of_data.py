@@ -22,12 +22,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda, choose_lambda_by_probing
 from deconv_cli.diagnostics.noise_level import estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum, passed_sigma
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension, affordable_window
 from deconv_cli.diagnostics.probing import RandomImages, constant_part, fit_probed_image_model
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel

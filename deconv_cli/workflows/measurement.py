@@ -17,10 +17,10 @@ from deconv_cli.diagnostics.conditioning import (
     measure_conditioning,
     measure_resolution,
 )
-from deconv_cli.diagnostics.hann_window import FadedImages
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual, measure_noise_ratio
+from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import WHITE, NoiseModel
