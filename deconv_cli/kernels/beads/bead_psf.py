@@ -29,6 +29,7 @@ from deconv_cli.kernels.beads.bead_finder import (
 )
 from deconv_cli.measured_light import above_noise, connected, smooth
 from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
 
@@ -46,7 +47,7 @@ SEEN_OF_A_BEAD = 0.8
 
 
 @dataclass(frozen=True, eq=False)
-class BeadPsf:
+class BeadPsf(ShownInNotebook):
     """A point-spread function that was measured, and how.
 
     Attributes:
@@ -70,6 +71,10 @@ class BeadPsf:
     background: float
     share: float
     outermost: float | None
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        return f"BeadPsf({format_size(self.psf.shape)} samples of {self.n_used} beads)"
 
     @property
     def kernel(self) -> Tensor:
