@@ -59,6 +59,7 @@ def loaded_by(*args):
         (["inspect", "--help"], "--size"),
         (["check-grad", "--help"], "--budget"),
         (["fisher", "--help"], "--kind"),
+        (["demo", "--help"], "--open"),
     ],
     ids=" ".join,
 )
