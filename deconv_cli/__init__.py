@@ -82,9 +82,11 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.apply_kernel import forward, forward_taps
     from deconv_cli.workflows.fit_kernel import KernelFit, fit_kernel
     from deconv_cli.workflows.library import invert, pseudo_inverse
+    from deconv_cli.workflows.progress_listener import ProgressListener
     from deconv_cli.workflows.reconstruction import Reconstruction
+    from deconv_cli.workflows.resolution import InputMetadata
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BOUNDARIES",
@@ -111,6 +113,7 @@ __all__ = [
     "GradientFaultError",
     "GradientReport",
     "Identity",
+    "InputMetadata",
     "InputRefusedError",
     "Kernel",
     "KernelField",
@@ -122,6 +125,7 @@ __all__ = [
     "MalformedInputError",
     "Microscope",
     "ModelLayer",
+    "ProgressListener",
     "PseudoInverse",
     "ReceptiveFieldConv2d",
     "Reconstruction",
@@ -204,7 +208,9 @@ _NAMES = {
     "chains.chain_inversion": ("ChainInversion", "invert_chain"),
     "workflows.fit_kernel": ("KernelFit", "fit_kernel"),
     "workflows.library": ("invert", "pseudo_inverse"),
+    "workflows.progress_listener": ("ProgressListener",),
     "workflows.reconstruction": ("Reconstruction",),
+    "workflows.resolution": ("InputMetadata",),
 }
 """What is imported with torch, by its module."""
 _HOMES = {name: f"deconv_cli.{module}" for module, names in _NAMES.items() for name in names}

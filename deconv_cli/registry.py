@@ -16,6 +16,16 @@ from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import check_name
 
 Part = TypeVar("Part")
+
+
+class ShownInNotebook:
+    """An object that a notebook shows as a picture and a short table, which `report` draws."""
+
+    def _repr_html_(self) -> str:
+        shown: str = importlib.import_module("deconv_cli.report.notebook").as_html(self)
+        return shown
+
+
 GROUP = "deconv.parts"
 """The group of entry points by which other packages offer parts."""
 

@@ -16,6 +16,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, TRANSPOSED, LayerOptions, PerAxis
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.vocabulary import (
     MAX_SEED,
     ArithmeticDType,
@@ -40,7 +41,7 @@ NoiseKindLike = Literal["white", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionSettings:
+class ReconstructionSettings(ShownInNotebook):
     """How a convolution is to be undone; `None` or `auto` lets the input decide.
 
     Attributes:
@@ -136,6 +137,17 @@ class ReconstructionSettings:
 
     def __post_init__(self) -> None:
         self._check()
+
+    def __repr__(self) -> str:
+        """Name the settings that differ from their defaults, as they are typed."""
+        given = ", ".join(f"{name}={as_typed(name, value)}" for name, value in self.changed.items())
+        return f"{type(self).__name__}({given})"
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     def _check(self) -> None:
         self._check_words()
@@ -390,7 +402,7 @@ def as_typed(name: str, value: object) -> object:
     return repr(value) if isinstance(value, float) else value
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ResolvedSettings(ReconstructionSettings):
     """The same settings, with a value for everything that the input decides. Only `of` checks the values.
 

@@ -62,10 +62,12 @@ ALLOWED = {
         "deconv_cli",
     },
     "deconv_cli": BELOW_WORKFLOWS | {"workflows", "chains", "blocks", "saved_inverses", "saved_kernels"},
+    "napari_plugin": {"deconv_cli", "models"},
     "__main__": {"commands"},
 }
 CODECS = {"tifffile", "PIL", "imagecodecs", "safetensors", "zarr", "astropy"}
 DRAWING = {"matplotlib", "jinja2"}
+WINDOWS = {"napari", "magicgui", "qtpy"}
 SLOW = {"torch", "numpy", *CODECS, *DRAWING}
 SPEAKING = {"commands", "__main__"}
 TORCH_FREE = {
@@ -199,6 +201,8 @@ def _rules_against(module: Module, item: Import) -> list[str]:
         rules.append(f"only io imports {root}, {layer} does not")
     if root in DRAWING and layer != "report":
         rules.append(f"only report imports {root}, {layer} does not")
+    if root in WINDOWS and layer != "napari_plugin":
+        rules.append(f"only napari_plugin imports {root}, {layer} does not")
     if root == "matplotlib" and "pyplot" in item.name:
         rules.append("nobody imports pyplot, which keeps its figures and looks for a screen")
     if root == "tifffile" and not module.name.startswith("deconv_cli.io.codecs.tiff"):
@@ -339,6 +343,8 @@ def test_a_package_that_keeps_the_rules_passes(tmp_path):
         ("report/a.py", "import matplotlib.pyplot\n", "nobody imports pyplot"),
         ("commands/a.py", "def f():\n    import jinja2\n", "a.py:2: only report imports jinja2, commands does not"),
         ("diagnostics/a.py", "from matplotlib.figure import Figure\n", "only report imports matplotlib"),
+        ("report/a.py", "def f():\n    import napari\n", "a.py:2: only napari_plugin imports napari, report does not"),
+        ("napari_plugin.py", "from deconv_cli.solvers import b\n", "napari_plugin never imports solvers"),
         ("report/a.py", "from rich import print\n", "only commands imports rich, report does not"),
         ("report/a.py", "from deconv_cli.commands import run\n", "report never imports commands"),
         ("commands/a.py", "import torch\n", "commands.a never loads torch"),

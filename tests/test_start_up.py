@@ -3,8 +3,11 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy
 import pytest
@@ -59,6 +62,7 @@ def loaded_by(*args):
         (["inspect", "--help"], "--size"),
         (["check-grad", "--help"], "--budget"),
         (["fisher", "--help"], "--kind"),
+        (["demo", "--help"], "--open"),
     ],
     ids=" ".join,
 )
@@ -115,6 +119,33 @@ def test_every_command_shows_an_example():
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_tab_key_completes_commands_options_and_their_words():
+    """In a real bash, by the lines that `--show-completion` prints; none of it loads torch."""
+    script = """
+        deconv() { "$PYTHON" -m deconv_cli "$@"; }; export -f deconv
+        lines=$(deconv --show-completion) && eval "$lines"
+        printf '#!/bin/sh\nexec "%s" -X importtime -m deconv_cli "$@"' "$PYTHON" > "$FOLDER/deconv"
+        chmod +x "$FOLDER/deconv"; PATH="$FOLDER:$PATH"
+        for line in "inv" "kernel es" "invert --bou" "invert --boundary re" "invert sample"; do
+            COMP_WORDS=(deconv $line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+            _deconv_completion deconv 2>>"$FOLDER/imports"; echo "${COMPREPLY[@]}"
+        done
+        complete -p deconv
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=True,
+            env=environment(PYTHON=sys.executable, FOLDER=folder),
+        )  # fmt: skip
+        imported = (Path(folder) / "imports").read_text()
+    assert done.stdout.splitlines() == [
+        "invert", "estimate", "--boundary", "reflect replicate", "", "complete -o default -F _deconv_completion deconv"
+    ]  # fmt: skip
+    assert "typer" in imported
+    assert "torch" not in imported
 
 
 def test_version_is_that_of_the_package():

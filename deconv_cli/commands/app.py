@@ -14,6 +14,7 @@ import deconv_cli
 from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.commands import (
     check_grad,
+    demo,
     factor,
     fisher,
     forward,
@@ -76,6 +77,7 @@ app.command("check-grad", epilog=check_grad.EXAMPLE, context_settings={"allow_ex
     with_option_groups(check_grad.check_grad)
 )
 app.command("fisher", epilog=fisher.EXAMPLE)(with_option_groups(fisher.fisher))
+app.command("demo", epilog=demo.EXAMPLE)(with_option_groups(demo.demo))
 
 kernels = typer.Typer(help=kernel_commands.HELP, no_args_is_help=True, rich_markup_mode="rich")
 for name, command, example in (

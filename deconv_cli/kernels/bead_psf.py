@@ -23,6 +23,7 @@ from deconv_cli.kernels.bead_average import (
 from deconv_cli.measured_light import above_noise, connected, smooth
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.tone_curve import white_of
 from deconv_cli.vocabulary import Size, format_size
 
@@ -152,7 +153,7 @@ SEEN_OF_A_BEAD = 0.8
 
 
 @dataclass(frozen=True, eq=False)
-class BeadPsf:
+class BeadPsf(ShownInNotebook):
     """A point-spread function that was measured, and how.
 
     Attributes:
@@ -176,6 +177,10 @@ class BeadPsf:
     background: float
     share: float
     outermost: float | None
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        return f"BeadPsf({format_size(self.psf.shape)} samples of {self.n_used} beads)"
 
     @property
     def kernel(self) -> Tensor:

@@ -17,14 +17,15 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.varying_convolution import VaryingConvolution
-from deconv_cli.vocabulary import AXES_BY_SHAPE, Size
+from deconv_cli.registry import ShownInNotebook
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(ShownInNotebook):
     """Taps of a cross-correlation, as `torch.nn.functional.conv2d` and its like apply them.
 
     Attributes:
@@ -43,6 +44,11 @@ class Kernel:
     is_per_channel: bool = False
     field: KernelField | None = None
     layer: LayerOptions = PLAIN
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        layer = "" if self.layer.is_plain else f", {self.layer.describe()}"
+        return f"Kernel({format_size(self.all_taps.shape)} taps{layer})"
 
     @classmethod
     def from_tensor(cls, kernel: Tensor, dtype: torch.dtype | None = None, *, dimensions: int | None = None) -> Kernel:

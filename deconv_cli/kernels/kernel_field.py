@@ -11,10 +11,12 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, check_type
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.varying_convolution import as_places, middle_place
+from deconv_cli.registry import ShownInNotebook
+from deconv_cli.vocabulary import format_size
 
 
 @dataclass(frozen=True, eq=False)
-class KernelField:
+class KernelField(ShownInNotebook):
     """Kernels with their places in the frame, for every channel alike.
 
     The blur is A = Σ K_j diag(w_j), with weights that fall linearly from each place to the next ones, are constant
@@ -60,6 +62,10 @@ class KernelField:
                 raise MalformedInputError(
                     f"the {name} of a kernel field must lie between 0 and 1, increasing, but are {places}."
                 )
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        return f"KernelField({format_size(self.grid)} kernels of {format_size(self.taps.shape[2:])} taps)"
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KernelField:
         """Give the same field with its taps on another device, or in another precision."""

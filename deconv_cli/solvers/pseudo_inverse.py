@@ -27,6 +27,7 @@ from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import full_precision_convolutions
 from deconv_cli.operators.spectrum import Spectrum, peak_gain
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver, restore_inverse
@@ -38,7 +39,7 @@ from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, defaul
 from deconv_cli.vocabulary import Size, format_size
 
 
-class PseudoInverse(Estimator):
+class PseudoInverse(Estimator, ShownInNotebook):
     """The map from outputs of a convolution back to images.
 
     It is differentiable in the outputs and, if the taps require a gradient, in the taps as they were when it was built.

@@ -29,6 +29,7 @@ from deconv_cli.kernels.pair_equations import (
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size
@@ -50,7 +51,7 @@ TRUSTED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class KernelFit:
+class KernelFit(ShownInNotebook):
     """A kernel that was fitted to pairs of images.
 
     Attributes:
@@ -79,6 +80,10 @@ class KernelFit:
     n_data: int
     n_effective: float
     certificate: float | None = None
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        return f"KernelFit({format_size(self.taps.shape)} taps, residual {format_percent(self.residual)})"
 
     def is_cut(self, n_axes: int) -> bool:
         """Return whether the kernel continues outside its support of `n_axes` axes: outer taps exceed their error bars.

@@ -19,12 +19,13 @@ from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators.spectrum import Spectrum
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, PaddingLike
+from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda
 from deconv_cli.workflows.resolution import Reasons, Resolution
 from deconv_cli.workflows.trust import (
     WRONG_KERNEL,
@@ -43,7 +44,7 @@ from deconv_cli.workflows.trust import (
 
 
 @dataclass(frozen=True, eq=False)
-class Reconstruction:
+class Reconstruction(ShownInNotebook):
     """An estimate with the solution and the diagnostics.
 
     Attributes:
@@ -106,6 +107,13 @@ class Reconstruction:
     def __post_init__(self) -> None:
         if self.predicted_error is not None and not self.is_trusted:
             object.__setattr__(self, "predicted_error", self.predicted_error.without_trust())
+
+    def __repr__(self) -> str:
+        """Describe it in one line: the shape of the image, the prior, λ, the boundary, and whether it is trusted."""
+        lam = "" if self.lam is None else f", λ {format_lambda(self.lam)}"
+        trusted = "trusted" if self.is_trusted else "not to be trusted"
+        shape, prior = tuple(self.image.shape), self.settings.objective
+        return f"Reconstruction(image {shape}, prior {prior}{lam}, boundary {self.boundary}, {trusted})"
 
     @property
     def has_bounds(self) -> bool:

@@ -15,6 +15,7 @@ from deconv_cli.kernels.blind.spectrum_fit import fit_spectrum
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.kernels.sources.kernel_source import BlurFamily, Numbers, geometric, sample_with_margin
 from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.registry import ShownInNotebook
 from deconv_cli.vocabulary import check_name
 
 NO_BLUR = "none"
@@ -84,7 +85,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelEstimate:
+class KernelEstimate(ShownInNotebook):
     """What the search found.
 
     Attributes:
@@ -102,6 +103,10 @@ class KernelEstimate:
     candidates: tuple[Candidate, ...]
     evidence: float
     parts: tuple[Candidate, ...] = ()
+
+    def __repr__(self) -> str:
+        """Describe it in one line."""
+        return f"KernelEstimate({self.text})"
 
     @property
     def doubt(self) -> str | None:
