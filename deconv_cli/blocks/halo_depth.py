@@ -190,7 +190,7 @@ def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) 
     Few data determine the pixels on the edge, and under boundary `unknown` they depend on those outside. If only one
     axis is cut, every tile has the edges along the others, and no tile is moved.
     """
-    axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
+    axes = [axis for axis, d in enumerate(depth) if d > 0]
     if len(axes) < 2:
         return []
     moved = []
@@ -320,6 +320,6 @@ def _at_end(outer: Interval, depth: int, n: int) -> Interval:
 def _distances(cut: AxisCut, data: Interval, image: Interval) -> Tensor:
     """Return the distance of image pixels from the cuts, as a halo counts it."""
     place = torch.arange(*image, dtype=torch.float64) + cut.shift
-    ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
-    behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
+    ahead = place - data[0] if data[0] > 0 else torch.full_like(place, inf)
+    behind = data[1] - 1 - place if data[1] < cut.n_data else torch.full_like(place, inf)
     return torch.minimum(ahead, behind)

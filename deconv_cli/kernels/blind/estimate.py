@@ -171,8 +171,8 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     found: dict[str, Candidate] = {}
     # What starts from another family needs its best numbers.
     for name in sorted(family_names(), key=lambda n: _family(n).log_penalty):
-        candidate = search.coarse(name, {n: c.numbers for n, c in found.items()})
-        if candidate is not None:
+        if starts := search.starts(name, {n: c.numbers for n, c in found.items()}):
+            candidate = search.best_of(name, starts)
             best = min(c.misfit for c in [candidate, *found.values()])
             found[name] = search.refine(candidate) if candidate.misfit < best + _TOO_FAR else candidate
     pool = [candidate for name, candidate in found.items() if name in wanted]
@@ -230,11 +230,8 @@ class _Search:
         misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).misfit.tolist())
         return [_IMPOSSIBLE if gain is None else next(misfits) + log_penalty for gain in gains]
 
-    def coarse(self, family: str, best: dict[str, Numbers]) -> Candidate | None:
-        starts = _family(family).starts(self._reach, best)
-        if not starts:
-            return None
-        return self.best_of(family, starts)
+    def starts(self, family: str, best: dict[str, Numbers]) -> list[Numbers]:
+        return _family(family).starts(self._reach, best)
 
     def best_of(self, family: str, starts: Sequence[Numbers]) -> Candidate:
         """Take the likeliest of many kernels; fits that ended early say which are worth another to the end."""
