@@ -11,7 +11,7 @@ from deconv_cli.blocks.block_extras import ExtraFiles, Thumbnail
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.preview_tiles import restore_previews
 from deconv_cli.blocks.sampled_error import ErrorSample
-from deconv_cli.diagnostics.predicted_error import ErrorBand
+from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codecs.npy import NpyTarget
 from deconv_cli.schedulers.local_workers import SerialScheduler
@@ -146,7 +146,7 @@ def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
 
 def test_the_error_of_an_estimate_without_parts_is_that_of_its_pieces_times_the_detail_of_the_whole():
     bands = tuple(ErrorBand(distance=k, n_pixels=9, predicted=2.0, estimate=5.0) for k in range(2))
-    sample = ErrorSample((), bands, sigma=1.0, exponent=None, n_probes=1, seed=0, n_pieces=1, sides=(3, 3))
+    sample = ErrorSample((), ExpectedError(bands, None, 1.0, None, n_probes=1, seed=0), n_pieces=1, sides=(3, 3))
     found = sample.of_whole((8, 8), mean_square=16.0, real=None, is_trusted=False)
     assert [band.predicted for band in found.bands] == pytest.approx([4.0, 4.0])
     assert found.root_mean_square == pytest.approx(4.0)
