@@ -40,10 +40,6 @@ SECONDS_TO_MISS = 5
 """After this time without a finished piece the workers are counted."""
 UNDER_WAY = 2
 """Pieces that each worker has at once, so that none waits for the network."""
-SECONDS_TO_BE_LOST = 0.5
-"""How long to wait before looking again at a piece whose result was lost with its worker."""
-LOST = ("lost", "pending")
-"""States of pieces that Dask computes again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; resume the run with another one."
 WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
 _ONE_AT_A_TIME = threading.Lock()
@@ -141,7 +137,6 @@ class _Pieces(Generic[Result]):
         # library alone, so the scheduler, which reads it, needs nothing of this package.
         self._piece = client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task))), pure=False)
         self._under_way: dict[Any, int] = {}
-        self._patience: float = SECONDS_TO_MISS
         # Otherwise all would go to the worker that has the task, until others steal some.
         self._first = iter(UNDER_WAY * workers)
         self._done: Queue[Any] = Queue()
@@ -169,6 +164,8 @@ class _Pieces(Generic[Result]):
     def next(self) -> Finished[Result] | None:
         """Wait some seconds for a piece that is done; return `None` if none is.
 
+        If its result was lost with its worker, wait until Dask has computed it again.
+
         Raises:
             WorkerError: the scheduler is gone.
         """
@@ -176,31 +173,14 @@ class _Pieces(Generic[Result]):
             future = self._done.get(timeout=SECONDS_TO_MISS)
         except Empty:
             return None
-        finished = self._finished(future)
-        if finished is None:
-            threading.Timer(SECONDS_TO_BE_LOST, self._done.put, [future]).start()
-            return None
-        del self._under_way[future]
+        number = self._under_way.pop(future)
+        try:
+            finished: Finished[Result] = future.result()
+        except Exception as error:
+            if future.status != "error":
+                raise WorkerError(SCHEDULER_ENDED) from error
+            return Finished(number, error=error)
         return finished
-
-    def _finished(self, future: Any) -> Finished[Result] | None:  # noqa: ANN401
-        """Return what a worker sent, or why none could; `None` if Dask computes it again, since the worker died."""
-        if future.status == "finished":
-            try:
-                finished: Finished[Result] = future.result(timeout=self._patience)
-            except TimeoutError:
-                self._patience *= 2  # a fetch that breaks off begins again at its start
-                return None
-            except Exception:
-                if future.status == "finished":
-                    raise
-            else:
-                return finished
-        if future.status in LOST:
-            return None
-        if future.status != "error":
-            raise WorkerError(SCHEDULER_ENDED)
-        return Finished(self._under_way[future], error=future.exception())
 
     def cancel(self) -> None:
         """Give up what is not done."""
