@@ -140,15 +140,6 @@ def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch):
         DaskCluster.open(WorkSettings(scheduler=address))
 
 
-def test_no_client_is_made_for_an_address_of_no_known_scheme(tmp_path, monkeypatch):
-    path = tmp_path / "scheduler.json"
-    path.write_text('{"address": 5}')
-    monkeypatch.setattr("distributed.Client", None)
-    for given in ("nowhere://127.0.0.1:9", str(path)):
-        with pytest.raises(WorkerError, match="unknown address scheme"):
-            DaskCluster.open(WorkSettings(scheduler=given))
-
-
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b"[1]", b'"address"'])
 def test_a_scheduler_file_that_is_missing_or_none_is_refused(content, tmp_path):
     path = tmp_path / "scheduler.json"
