@@ -19,7 +19,6 @@ from deconv_cli.blocks.block_grid import AxisCut, Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
@@ -279,22 +278,15 @@ def measure_cut(
     values = problem.read(tile.batch, outer)
     whole = problem.restore(values, outer, pipeline, progress).image
     bounds = problem.find_bounds(values, outer, pipeline)
-    axes = space_axes(len(size))
-    for axis, i, o in zip(axes, inner, outer, strict=True):
-        values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
-    cut = problem.restore(values.contiguous(), inner, pipeline, progress).image
-    depths = []
-    for axis, c, i, o in zip(axes, cuts, inner, outer, strict=True):
-        inside, around = c.image_of(i), c.image_of(o)
-        # Data that are cut near the frame reach beyond it, where the whole has no image.
-        first, last = max(inside[0], around[0]), min(inside[1], around[1])
-        cut = cut.narrow(axis, first - inside[0], last - first)
-        whole = whole.narrow(axis, first - around[0], last - first)
-        bounds = None if bounds is None else bounds.narrow(axis, first - around[0], last - first)
-        depths.append(_distances(c, i, (first, last)))
-    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0)
-    difference = difference if bounds is None else difference.masked_fill(bounds, 0)
-    return CutInfluence(difference.cpu(), tuple(depths))
+    cut = problem.restore(problem.read(tile.batch, inner), inner, pipeline, progress).image
+    # Data that are cut near the frame reach beyond it, where the whole has no image.
+    ends = [(*c.image_of(i), *c.image_of(o)) for c, i, o in zip(cuts, inner, outer, strict=True)]
+    core = [(max(first, lowest), min(last, highest)) for first, last, lowest, highest in ends]
+    difference = (problem.crop(cut, inner, core) - problem.crop(whole, outer, core)).abs()
+    difference = difference.flatten(0, -len(size) - 1).amax(0)
+    if bounds is not None:
+        difference = difference.masked_fill(problem.crop(bounds, outer, core), 0)
+    return CutInfluence(difference.cpu(), tuple(map(_distances, cuts, inner, core)))
 
 
 def outer_sides(depth: Size, size: Size) -> Size:
