@@ -227,7 +227,7 @@ class _Search:
         if not possible:
             return [_IMPOSSIBLE] * len(gains)
         log_penalty = 0.0 if family == NO_BLUR else _family(family).log_penalty
-        misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).misfit.tolist())
+        misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).tolist())
         return [_IMPOSSIBLE if gain is None else next(misfits) + log_penalty for gain in gains]
 
     def starts(self, family: str, best: dict[str, Numbers]) -> list[Numbers]:
