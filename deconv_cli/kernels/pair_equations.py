@@ -43,7 +43,7 @@ class Pair:
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
         """Lay out a pair of `(C_in, *size)` and `(C_out, *output size)`; its padding follows from the sizes.
 
-        If nothing is known of what lies outside of the sharp image, outputs that depend on it are left out.
+        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image.
 
         Raises:
             ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
@@ -195,10 +195,10 @@ def solve_ridge(
 ) -> Ridge:
     """Solve for the taps, with an error bar for every tap.
 
-    Taps are taken for Gaussian of precision λLᵀL/σ², the noise for white of standard deviation σ. λ and σ are those
-    under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992, section 4). The
-    error bars are the standard deviations of the taps given the data. In coordinates in which both quadratic forms are
-    diagonal all of it is sums over taps.
+    The prior of the taps is Gaussian with the precision λLᵀL/σ²; the noise is white with the standard deviation σ. λ
+    and σ are those under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992,
+    section 4). The error bars are the standard deviations of the taps given the data. In coordinates in which both
+    quadratic forms are diagonal, all of these are sums over taps.
 
     Args:
         equations: of the data.

@@ -146,7 +146,7 @@ class DaskCluster(Scheduler):
 
 
 def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
-    """Return the result of a worker, or why there is none. If it was lost with its worker, Dask computes it again.
+    """Return the result or the error of a worker. If it was lost with its worker, Dask computes it again.
 
     Raises:
         WorkerError: the scheduler is gone.

@@ -104,7 +104,7 @@ class ProcessPool(Scheduler):
     """Works in several processes of this machine, which start when there is work for them.
 
     If a process dies, its piece is given to another one, `RETRIES` times. Processes are spawned, so a script that uses
-    this has to be importable: its work stands under `if __name__ == "__main__":`.
+    this has to be importable: put its work under `if __name__ == "__main__":`.
 
     Raises:
         UsageError: there are fewer GPUs than processes.
@@ -206,7 +206,7 @@ class _Worker:
         """Return what the process sent, or that it died.
 
         Raises:
-            WorkerError: it exited by itself, as it does if it cannot start.
+            WorkerError: it exited with an error code, for example because it cannot start.
         """
         try:
             finished: Finished[Any] = self.pipe.recv()

@@ -31,8 +31,8 @@ _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
 _WITHOUT_ZEROS = ("gaussian", "moffat", "airy")
 _ERROR_SCALE, _ERROR_SCALE_WITHOUT_ZEROS = 1.1, 2.2
-"""Of the errors that the curvature gives, to hold the truth in 68 % of the cases: what the model of the scene misses is
-in none, and is taken for a part of the kernel where its spectrum has no zeros. Of 16 photographs under 7 kernels."""
+"""Factors on the errors that the curvature gives, so that they hold the truth in 68 % of the cases. What the model of
+the scene misses counts as a part of a kernel whose spectrum has no zeros. From 16 photographs under 7 kernels."""
 _MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
 """How much larger or smaller than on the whole a kernel may be in a part of the picture."""
 _MUCH_WIDER = 2.0
