@@ -171,14 +171,13 @@ class FreeForm:
     part: tuple[slice, slice]
 
 
-def free_form(light: Tensor, start: Tensor, *, size: int, noise_sigma: float | None = None) -> FreeForm:
+def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
     """Estimate a kernel of which nothing is known but its support.
 
     Args:
         light: luminance, linear in the light, shape `(H, W)`.
         start: where the ascent starts on the coarsest scale: the taps of the best of the families, shape `(kH, kW)`.
         size: taps a side of the support, odd; somewhat more than the blur reaches.
-        noise_sigma: standard deviation of the noise, in units of `light`; by default it is estimated.
 
     Raises:
         UsageError: a size that is even, below 3, or above `MAX_SIZE`.
@@ -188,7 +187,7 @@ def free_form(light: Tensor, start: Tensor, *, size: int, noise_sigma: float | N
     _check(light, size)
     part = _richest_part(light, _CROP)
     light = light[part].float()
-    sigma = _noise_of(light) if noise_sigma is None else noise_sigma
+    sigma = _noise_of(light)
     scales = pyramid(size)
     candidates, last = _first_kernels(resampled(start.float(), scales[0][0], 1 / scales[0][1])), scales[0][1]
     n_iterations = 0
