@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +21,7 @@ from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.schedulers.local_workers import SerialScheduler
 from deconv_cli.schedulers.scheduler import Scheduler, WorkSettings, start_scheduler
 
-WORKERS = {"processes": WorkSettings(jobs=2), "cluster": WorkSettings(cluster="local:2")}
+WORKERS = ("processes", "Dask")
 N_ROUNDS = 3
 MEMORY = 2 * 2**30
 
@@ -30,10 +32,26 @@ def cases(scale: Scale) -> list[Case]:
     return [Case(name, two_workers, sizes | {"workers": name}) for name in WORKERS]
 
 
+@contextmanager
+def start(workers: str) -> Iterator[Scheduler]:
+    """Start two processes, or connect to a Dask cluster of two workers."""
+    if workers == "processes":
+        with start_scheduler(WorkSettings(jobs=2)) as two:
+            yield two
+        return
+    import distributed
+
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
+        start_scheduler(WorkSettings(scheduler=cluster.scheduler_address)) as two,
+    ):
+        yield two
+
+
 def two_workers(workers: str, size: int, block: int) -> Figures:
     """Restore a picture by one process and by two workers in turn, each with one thread, from file to file."""
     kernel = deconv_cli.make_kernel("gaussian:2")
-    with TemporaryDirectory() as place, start_scheduler(WORKERS[workers]) as two:
+    with TemporaryDirectory() as place, start(workers) as two:
         folder = Path(place)
         np.save(folder / "in.npy", deconv_cli.forward(problems.photograph(size), kernel, boundary="reflect").numpy())
         options = BlockOptions(MEMORY, (block, block), n_threads=1)

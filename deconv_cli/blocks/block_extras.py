@@ -291,7 +291,7 @@ class ExtraWork:
         reached, starts = [], []
         for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
             first, last = cut.image_of(data)
-            # Not around a torus: detail is measured within the frame.
+            # Detail is measured within the frame.
             near = max(start - DETAIL_REACH, first, 0), min(stop + DETAIL_REACH, last, cut.n_image)
             reached.append(near)
             starts.append(start - near[0])

@@ -11,7 +11,7 @@ from deconv_cli.operators.circulant import next_fast_size
 from deconv_cli.vocabulary import Size
 
 Interval = tuple[int, int]
-"""Start and stop along one axis; beyond the ends of the axis if the image repeats itself."""
+"""Start and stop along one axis."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,11 @@ class AxisCut:
         n_data: samples of the data.
         n_taps: taps of the kernel.
         pads: image pixels that the rule adds before the first pixel and behind the last.
-        wraps: whether the image repeats itself along this axis, so that every end is a cut.
     """
 
     n_data: int
     n_taps: int
     pads: tuple[int, int]
-    wraps: bool = False
 
     @property
     def n_image(self) -> int:
@@ -47,39 +45,24 @@ class AxisCut:
     def data_around(self, core: Interval, halo: int) -> Interval:
         """Return the data around image pixels: at least `halo` on each side, and more where the FFT is faster."""
         start, stop = core[0] - halo + self.shift, core[1] + halo + self.shift
-        if not self.wraps:
-            start, stop = max(start, 0), min(stop, self.n_data)
+        start, stop = max(start, 0), min(stop, self.n_data)
         reach = self.n_taps - 1
         n_wanted = next_fast_size(stop - start + reach) - reach
-        if self.wraps:
-            return start, start + n_wanted
         stop = min(start + n_wanted, self.n_data)
         return max(stop - n_wanted, 0), stop
 
     def pads_of(self, data: Interval) -> tuple[int, int]:
         """Return the padding of a part of the data: that of the whole at the frame, 0 at a cut."""
-        if self.wraps:
-            return 0, 0
         return self.pads[0] if data[0] == 0 else 0, self.pads[1] if data[1] == self.n_data else 0
 
     def is_closed(self, data: Interval) -> bool:
         """Return whether both ends of a part of the data are cuts."""
-        return self.wraps or (data[0] > 0 and data[1] < self.n_data)
+        return data[0] > 0 and data[1] < self.n_data
 
     def image_of(self, data: Interval) -> Interval:
         """Return the image pixels that are restored from a part of the data."""
         before, after = self.pads_of(data)
         return data[0] - self.pads[0] + before, data[1] + self.n_taps - 1 - self.pads[0] - after
-
-    def runs(self, data: Interval) -> list[slice]:
-        """Return the slices of the stored axis that hold a part of the data, in order."""
-        found, start = [], data[0]
-        while start < data[1]:
-            place = start % self.n_data
-            stop = min(self.n_data, place + data[1] - start)
-            found.append(slice(place, stop))
-            start += stop - place
-        return found
 
 
 @dataclass(frozen=True)

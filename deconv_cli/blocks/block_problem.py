@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -87,9 +86,8 @@ class BlockProblem:
         """How each axis of space is cut."""
         size = self.canonical.size
         pads = resolve_padding(self.resolved.padding, size)
-        wraps = BOUNDARIES[self.resolved.boundary].is_periodic
         axes = zip(self.data_size, size, pads.before, pads.after, strict=True)
-        return tuple(AxisCut(n, k, (before, after), wraps) for n, k, before, after in axes)
+        return tuple(AxisCut(n, k, (before, after)) for n, k, before, after in axes)
 
     @property
     def white(self) -> float | None:
@@ -107,17 +105,8 @@ class BlockProblem:
         Raises:
             MalformedInputError: the file is damaged there, or holds NaN or Inf.
         """
-        runs = [cut.runs(interval) for cut, interval in zip(self.cuts, data, strict=True)]
-        return as_images(self.source.path, self.layout, self._read(batch, runs)).to(self.device)
-
-    def _read(self, batch: Sequence[slice], runs: Sequence[Sequence[slice]]) -> Array:
-        """Read several runs along each axis of space, and join them."""
-        for axis, several in enumerate(runs):
-            if len(several) > 1:
-                parts = [self._read(batch, [*runs[:axis], [one], *runs[axis + 1 :]]) for one in several]
-                joined: Array = np.concatenate(parts, axis=self.layout.axes.index(self.layout.space[axis]))
-                return joined
-        return self.source.read(self.layout.region(batch, [run for (run,) in runs]))
+        region = self.layout.region(batch, [slice(*interval) for interval in data])
+        return as_images(self.source.path, self.layout, self.source.read(region)).to(self.device)
 
     def restore(
         self,

@@ -143,7 +143,7 @@ class BlockReconstruction:
 
     @property
     def expected_error(self) -> SampledError | None:
-        """The expected error of the whole; `None` if it was not asked for, or blocks are missing."""
+        """The expected error of the whole; `None` without a prediction, or while blocks are missing."""
         summary, sample = self.summary, self.plan.error
         if sample is None or summary is None or summary.predicted_error is None:
             return None

@@ -19,7 +19,6 @@ from deconv_cli.blocks.block_grid import AxisCut, Interval
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.axes import space_axes
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
@@ -190,7 +189,7 @@ def _at_frame(problem: BlockProblem, tiles: Sequence[PreviewTile], depth: Size) 
     Few data determine the pixels on the edge, and under boundary `unknown` they depend on those outside. If only one
     axis is cut, every tile has the edges along the others, and no tile is moved.
     """
-    axes = [axis for axis, (d, cut) in enumerate(zip(depth, problem.cuts, strict=True)) if d > 0 and not cut.wraps]
+    axes = [axis for axis, d in enumerate(depth) if d > 0]
     if len(axes) < 2:
         return []
     moved = []
@@ -279,22 +278,15 @@ def measure_cut(
     values = problem.read(tile.batch, outer)
     whole = problem.restore(values, outer, pipeline, progress).image
     bounds = problem.find_bounds(values, outer, pipeline)
-    axes = space_axes(len(size))
-    for axis, i, o in zip(axes, inner, outer, strict=True):
-        values = values.narrow(axis, i[0] - o[0], i[1] - i[0])
-    cut = problem.restore(values.contiguous(), inner, pipeline, progress).image
-    depths = []
-    for axis, c, i, o in zip(axes, cuts, inner, outer, strict=True):
-        inside, around = c.image_of(i), c.image_of(o)
-        # Data that are cut near the frame reach beyond it, where the whole has no image.
-        first, last = max(inside[0], around[0]), min(inside[1], around[1])
-        cut = cut.narrow(axis, first - inside[0], last - first)
-        whole = whole.narrow(axis, first - around[0], last - first)
-        bounds = None if bounds is None else bounds.narrow(axis, first - around[0], last - first)
-        depths.append(_distances(c, i, (first, last)))
-    difference = (cut - whole).abs().flatten(0, cut.ndim - len(size) - 1).amax(0)
-    difference = difference if bounds is None else difference.masked_fill(bounds, 0)
-    return CutInfluence(difference.cpu(), tuple(depths))
+    cut = problem.restore(problem.read(tile.batch, inner), inner, pipeline, progress).image
+    # Data that are cut near the frame reach beyond it, where the whole has no image.
+    ends = [(*c.image_of(i), *c.image_of(o)) for c, i, o in zip(cuts, inner, outer, strict=True)]
+    core = [(max(first, lowest), min(last, highest)) for first, last, lowest, highest in ends]
+    difference = (problem.crop(cut, inner, core) - problem.crop(whole, outer, core)).abs()
+    difference = difference.flatten(0, -len(size) - 1).amax(0)
+    if bounds is not None:
+        difference = difference.masked_fill(problem.crop(bounds, outer, core), 0)
+    return CutInfluence(difference.cpu(), tuple(map(_distances, cuts, inner, core)))
 
 
 def outer_sides(depth: Size, size: Size) -> Size:
@@ -320,6 +312,6 @@ def _at_end(outer: Interval, depth: int, n: int) -> Interval:
 def _distances(cut: AxisCut, data: Interval, image: Interval) -> Tensor:
     """Return the distance of image pixels from the cuts, as a halo counts it."""
     place = torch.arange(*image, dtype=torch.float64) + cut.shift
-    ahead = place - data[0] if cut.wraps or data[0] > 0 else torch.full_like(place, inf)
-    behind = data[1] - 1 - place if cut.wraps or data[1] < cut.n_data else torch.full_like(place, inf)
+    ahead = place - data[0] if data[0] > 0 else torch.full_like(place, inf)
+    behind = data[1] - 1 - place if data[1] < cut.n_data else torch.full_like(place, inf)
     return torch.minimum(ahead, behind)

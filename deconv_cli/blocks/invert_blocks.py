@@ -172,10 +172,10 @@ def _check_settings(settings: ResolvedSettings) -> None:
             "blocks are made of plain convolutions, but this layer has a stride, a dilation or groups, or is "
             "transposed; restore a tensor that fits the memory."
         )
-    if settings.objective == "photo" and BOUNDARIES[settings.boundary].is_periodic:
+    if BOUNDARIES[settings.boundary].is_periodic:
         raise UsageError(
-            "prior photo does not see across the frame of a picture that repeats itself, so its blocks would disagree "
-            "there; use another boundary, or more memory."
+            f"boundary {settings.boundary} joins opposite edges, which no block reaches; use another boundary, or more "
+            "memory."
         )
     if settings.rcond is not None:
         raise UsageError("rcond truncates on the torus of the whole image, which blocks do not have; use lam instead.")

@@ -24,7 +24,7 @@ from deconv_cli.workflows.progress_listener import ProgressListener, StepOf
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 N_CANDIDATES, MOST_CANDIDATES = 9, 256
-"""Places that are read, and at most how many if all of them are flat."""
+"""Number of places that are read, and the largest number if all are flat."""
 MAX_SAMPLES = 2**18
 """Samples of a tile, at most."""
 MAX_SAMPLES_OF_SIGNALS = 2**13

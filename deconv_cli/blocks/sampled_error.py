@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -51,19 +51,12 @@ class ErrorSample:
 
     Attributes:
         profiles: by the distance from the edge, for each channel, or one if the kernel mixes channels.
-        bands: the same for people, over all tiles.
-        sigma: standard deviation of the noise that was drawn.
-        exponent: of the images that were drawn; `None` if none were.
-        n_probes: draws for each tile, by `seed`.
+        pooled: over all tiles.
         n_pieces: tiles of `sides` samples.
     """
 
     profiles: tuple[ErrorProfile, ...]
-    bands: tuple[ErrorBand, ...]
-    sigma: float
-    exponent: float | None
-    n_probes: int
-    seed: int
+    pooled: ExpectedError
     n_pieces: int
     sides: Size
 
@@ -98,26 +91,22 @@ class ErrorSample:
 
         `real` is the root mean square of the real error, if the truth is known.
         """
-        counts = band_counts(size, len(self.bands))
+        bands = self.pooled.bands
+        counts = band_counts(size, len(bands))
 
         def mean(values: Sequence[float]) -> float:
             return sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)
 
-        noise = mean([(band.noise or 0.0) ** 2 for band in self.bands])
-        missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in self.bands])
+        noise = mean([(band.noise or 0.0) ** 2 for band in bands])
+        missing = mean([band.predicted**2 - (band.noise or 0.0) ** 2 for band in bands])
         # The whole has more detail than the tiles, or less.
         share = math.sqrt(max(mean_square - noise, 0.0) / missing) if missing > 0 else 1.0
         pieces = f"{counted(self.n_pieces, 'piece')} of {format_size(self.sides)} samples, and the detail of all blocks"
-        return SampledError(
-            bands=tuple(_scaled(band, n, share) for band, n in zip(self.bands, counts, strict=True)),
-            trusted_depth=self.trusted_depth if is_trusted else None,
-            sigma=self.sigma,
-            exponent=self.exponent,
-            n_probes=self.n_probes,
-            seed=self.seed,
-            pieces=pieces,
-            real=real,
-        )
+        of_whole = {
+            "bands": tuple(_scaled(band, n, share) for band, n in zip(bands, counts, strict=True)),
+            "trusted_depth": self.trusted_depth if is_trusted else None,
+        }
+        return SampledError(**vars(self.pooled) | of_whole, pieces=pieces, real=real)
 
 
 def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:
@@ -131,13 +120,10 @@ def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:
         found.append(result.predicted_error)
     pooled = pool_errors(found, [1.0] * len(found), (len(found), *found[0].map.shape))
     n_groups = len(found[0].profiles)
+    known = {field.name: getattr(pooled, field.name) for field in fields(ExpectedError)}
     return ErrorSample(
         profiles=tuple(pool_profiles(pooled.profiles[group::n_groups]) for group in range(n_groups)),
-        bands=pooled.bands,
-        sigma=pooled.sigma,
-        exponent=pooled.exponent,
-        n_probes=pooled.n_probes,
-        seed=found[0].seed,
+        pooled=ExpectedError(**known | {"in_samples": None}),  # which is that of one piece
         n_pieces=len(found),
         sides=sides,
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_rules import SpectralData
-from deconv_cli.diagnostics.noise_spectrum import interpolated
+from deconv_cli.diagnostics.noise_spectrum import interpolated, scoring_step
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.spectra import directional_functions, frequency_grid, squared_modulus
 from deconv_cli.diagnostics.stored_samples import gain_in_blocks, part_left
@@ -190,11 +190,15 @@ class _Components:
             lowest = self.power.sort().values[: max(1, int(_LOWEST_SHARE * self.power.numel()))]
             noise = synchronize.as_number(lowest.mean())
         parameters = torch.cat([start, torch.full((1,), math.log(max(noise, 1e-30)), dtype=dtype, device=device)])
-        ridge = torch.cat([spread.square().reciprocal(), spread.new_zeros(1)])
-        middle = torch.cat([center, center.new_zeros(1)])
+        ridge = torch.cat([spread.square().reciprocal(), spread.new_tensor([float(not is_free)])])
+        middle = torch.cat([center, parameters[-1:]])
         value = self._misfit(parameters, weight, ridge, middle)
         for _ in range(_N_STEPS):
-            step = self._scoring_step(parameters, weight, ridge, middle, is_free=is_free)
+            signal, expected = self._expected(parameters)
+            share = signal / expected
+            slopes = torch.cat([share[:, None] * self.basis, (1 - share)[:, None] * float(is_free)], dim=1)
+            step = scoring_step(slopes, weight, self.power / expected, torch.diag(ridge), parameters - middle)
+            step = step.clamp(-3.0, 3.0)
             for _ in range(_N_HALVINGS):
                 moved = parameters + step
                 lower = self._misfit(moved, weight, ridge, middle)
@@ -233,23 +237,6 @@ class _Components:
         _, expected = self._expected(parameters)
         fit = (weight * (expected.log() + self.power / expected)).sum()
         return synchronize.as_number(fit + 0.5 * (ridge * (parameters - middle).square()).sum())
-
-    def _scoring_step(
-        self, parameters: Tensor, weight: Tensor, ridge: Tensor, middle: Tensor, *, is_free: bool
-    ) -> Tensor:
-        """Take a step by the expected curvature; the last parameter is the logarithm of the noise."""
-        signal, expected = self._expected(parameters)
-        share = signal / expected
-        slopes = torch.cat([share[:, None] * self.basis, (1 - share)[:, None] * float(is_free)], dim=1)
-        gradient = slopes.T @ (weight * (1 - self.power / expected)) + ridge * (parameters - middle)
-        curvature = slopes.T @ (weight[:, None] * slopes) + torch.diag(ridge)
-        if not is_free:
-            curvature[-1, -1] = 1.0
-        # Without noise, or without an image, nothing curves along a parameter.
-        diagonal = curvature.diagonal()
-        curvature = curvature + torch.diag(1e-9 * diagonal + 1e-9 * diagonal.max() + 1e-30)
-        step: Tensor = torch.linalg.solve(curvature, -gradient)
-        return step.clamp(-3.0, 3.0)
 
 
 def _kept(data: SpectralData) -> Tensor:

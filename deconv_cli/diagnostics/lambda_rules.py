@@ -74,7 +74,7 @@ class PowerByGain:
 
 
 def group_by_gain(gain: Tensor, *amounts: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Sum amounts of about the same gain, so that a rule takes as long for any picture.
+    """Sum amounts of about the same gain, which bounds the time of a rule.
 
     Zero and infinity are groups of their own. Gives for each of the amounts `(n,)` the gains of the groups, by the mean
     logarithm, and their sums; the input itself if it has no more gains than groups.

@@ -208,12 +208,7 @@ def _fit(power: Tensor, count: Tensor, basis: SpectrumBasis, noise: Tensor) -> t
         share = signal / expected
         weight = count / (1 + count * (_MISFIT * share).square())
         slopes = torch.cat([share[:, None] * scene, (1 - share)[:, None] * noise], dim=1)
-        gradient = slopes.T @ (weight * (1 - power / expected)) + ridge @ (parameters - middle)
-        curvature = slopes.T @ (weight[:, None] * slopes) + ridge
-        # Without noise, or without a scene, nothing curves along some parameter.
-        diagonal = curvature.diagonal()
-        curvature = curvature + torch.diag(1e-9 * (diagonal + diagonal.max()) + 1e-30)
-        step = torch.linalg.solve(curvature, -gradient).clamp(-1.0, 1.0)
+        step = scoring_step(slopes, weight, power / expected, ridge, parameters - middle).clamp(-1.0, 1.0)
         parameters = parameters + step
         if synchronize.as_number(step.abs().max()) < _CONVERGED:
             break
@@ -221,6 +216,20 @@ def _fit(power: Tensor, count: Tensor, basis: SpectrumBasis, noise: Tensor) -> t
     departure = parameters - middle
     misfit = (2 * weight * (ratio - 1 - ratio.clamp_min(1e-30).log())).sum() + departure @ ridge @ departure
     return synchronize.as_numbers(parameters[n_scene:]), synchronize.as_number(misfit)
+
+
+def scoring_step(slopes: Tensor, weight: Tensor, ratio: Tensor, ridge: Tensor, departure: Tensor) -> Tensor:
+    """Compute a step of Fisher scoring for m logarithms of powers, shape `(m,)`.
+
+    Each of n components has the slopes `(n, m)` of the logarithm of its expected power, a weight, and the ratio of
+    measured to expected power. The prior has the precision `ridge`, `(m, m)`; `departure` is from its mean.
+    """
+    gradient = slopes.T @ (weight * (1 - ratio)) + ridge @ departure
+    curvature = slopes.T @ (weight[:, None] * slopes) + ridge
+    # Without noise, or without a scene, nothing curves along some parameter.
+    diagonal = curvature.diagonal()
+    step: Tensor = torch.linalg.solve(curvature + torch.diag(1e-9 * (diagonal + diagonal.max()) + 1e-30), -gradient)
+    return step
 
 
 def _expected_noise(n_noise: int, like: Tensor) -> tuple[Tensor, Tensor]:

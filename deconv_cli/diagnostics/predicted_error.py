@@ -188,7 +188,7 @@ class ExpectedError:
         trusted_depth: from this distance on the border adds little; `None` if nothing is trusted.
         sigma: standard deviation of the drawn noise, in units of the samples.
         exponent: how fast the amplitudes of the drawn images fall with frequency (see `ImageModel`). `None` if the
-            estimate itself was blurred and restored again: all but `sigma` is then in stored values.
+            estimate itself was blurred and restored again: all numbers except `sigma` are then in stored values.
         n_probes: how many images were drawn.
         seed: of the random numbers.
         in_samples: the predicted error of the whole image in stored values, if all else is in light; else `None`.

@@ -57,7 +57,7 @@ class WellPosedness:
         threshold: √λ, below which the penalty decides instead of the data; 1e-3 for λ = 0. In units of σmax.
         reason: the finding as a clause.
         n_border_modes: about how many singular values vanish as the image grows, though those of the symbol do not.
-        n_lost_modes: how many of them are below `threshold` at this size; several times too many if a padding adds rows
+        n_lost_modes: those below `threshold` at this size; several times too many if a padding adds rows
             and removes columns.
         windings: the least and the largest winding number of det K along each axis; `None` if no test is needed.
         n_frequencies: number of tested frequencies along the edges.

@@ -70,7 +70,7 @@ class Kernel(ShownInNotebook):
             raise ShapeError(
                 f"a kernel for each channel, of shape {tuple(kernel.shape)}, is taken by invert and forward alone; "
                 f"here give the kernel of one channel, of shape ({name_taps(n_axes)})"
-                f"{_volume_hint(kernel, dimensions)}."
+                + (", or dimensions=3 with one of three axes." if dimensions is None and kernel.ndim == 3 else ".")
             )
         if kernel.numel() == 0:
             raise MalformedInputError(f"the kernel is empty: its shape is {tuple(kernel.shape)}.")
@@ -325,11 +325,6 @@ _STACK_HINT = (
     ", or choose dimensions=3 if the three axes of the kernel are those of a stack, dimensions=1 if it is a layer of "
     "signals"
 )
-
-
-def _volume_hint(kernel: Tensor, dimensions: int | None) -> str:
-    """Say how to use a kernel as a volume that was read as one kernel for each channel."""
-    return ", or dimensions=3 with one of three axes" if dimensions is None and kernel.ndim == 3 else ""
 
 
 def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:

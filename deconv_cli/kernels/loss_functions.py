@@ -45,7 +45,7 @@ def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     """Give p − t + t·log(t/p) for means p and counts t with a tenth of a count added to both.
 
     That is how much less likely counts are under a mean than under themselves. Without the tenth a pixel without
-    counts would be all but determined, and its loss end at zero. Below zero the logarithm goes on as a parabola.
+    counts would be nearly determined, and its loss would end at zero. Below zero a parabola replaces the logarithm.
     """
     counts, means = target.clamp_min(0) + FAINT, prediction.clamp_min(0) + FAINT
     below = prediction.clamp_max(0) / FAINT

@@ -106,22 +106,17 @@ LEAST_RAISED = 1.1
 _BARS = 3.0
 
 
-def sharpening(taps: Tensor, errors: Tensor, n_axes: int) -> float:
-    """Give the largest gain of kernels `(*, *k)` relative to that of even brightness, less three error bars of it.
+def describe_sharpening(taps: Tensor, errors: Tensor, n_axes: int) -> tuple[str, ...]:
+    """Say that kernels `(*, *k)` sharpen, a sentence without its full stop; nothing where they do not.
 
-    The errors are standard deviations of the taps. The gain is at most 1 for a blur, and 0 if every kernel changes the
-    brightness much and is skipped.
+    They do if the largest gain, less three standard deviations by the errors of the taps, clearly exceeds that of even
+    brightness. Kernels that change the brightness much are skipped.
     """
     axes = space_axes(n_axes)
     sums = taps.sum(axes).abs()
     gains = torch.fft.fftn(taps, s=[2 * n for n in taps.shape[-n_axes:]], dim=axes).abs().amax(axes)
-    kept = (sums - 1).abs() < 0.2
     raised = (gains - _BARS * errors.square().sum(axes).sqrt()) / sums
-    return float(torch.where(kept, raised, 0.0).max())
-
-
-def describe_raised(gain: float) -> tuple[str, ...]:
-    """Say that a kernel sharpens, a sentence without its full stop; nothing where it does not."""
+    gain = float(torch.where((sums - 1).abs() < 0.2, raised, 0.0).max())
     if gain < LEAST_RAISED:
         return ()
     return (f"the kernel raises detail up to {gain:.2g} times; exchange the pictures if the first is the blurred one",)

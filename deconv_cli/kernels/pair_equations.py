@@ -43,7 +43,7 @@ class Pair:
     def of(cls, sharp: Tensor, blurred: Tensor, size: Size, boundary: BoundaryRule) -> Pair:
         """Lay out a pair of `(C_in, *size)` and `(C_out, *output size)`; its padding follows from the sizes.
 
-        If nothing is known of what lies outside of the sharp image, outputs that depend on it are left out.
+        Under boundary `unknown` only outputs count that do not depend on pixels outside of the sharp image.
 
         Raises:
             ShapeError: neither padding `same`, nor `valid`, nor `full` leads from one size to the other.
@@ -112,11 +112,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairEquations:
-    """The normal equations of pairs: XᵀX `(N, N)` with N = C_in·prod(k), Xᵀy `(N, C_out)`, ‖y‖², and the rows of X."""
+    """The normal equations of pairs: XᵀX `(N, N)` with N = C_in·prod(k), Xᵀy `(N, C_out)`, and the rows of X."""
 
     gram: Tensor
     right: Tensor
-    square: float
     n_data: int
 
 
@@ -125,7 +124,7 @@ def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquati
     n_taps = pairs[0].wide.shape[0] * math.prod(size)
     n_outputs = pairs[0].y.shape[0]
     grams, rights = torch.zeros(2, n_taps, n_taps).double(), torch.zeros(2, n_taps, n_outputs).double()
-    squares, counts = torch.zeros(2).double(), [0, 0]
+    counts = [0, 0]
     for pair in pairs:
         for rows, outputs, is_held in pair.pieces(size):
             for part in (0, 1):
@@ -133,10 +132,9 @@ def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquati
                 x, y = rows[chosen], outputs[chosen]
                 grams[part].addmm_(x.T, x)
                 rights[part].addmm_(x.T, y)
-                squares[part] += y.square().sum()
                 counts[part] += len(x)
-    kept = PairEquations(grams[0], rights[0], float(squares[0]), counts[0])
-    return PairEquations(grams.sum(0), rights.sum(0), float(squares.sum()), sum(counts)), kept
+    kept = PairEquations(grams[0], rights[0], counts[0])
+    return PairEquations(grams.sum(0), rights.sum(0), sum(counts)), kept
 
 
 @dataclass(frozen=True)
@@ -197,10 +195,10 @@ def solve_ridge(
 ) -> Ridge:
     """Solve for the taps, with an error bar for every tap.
 
-    Taps are taken for Gaussian of precision λLᵀL/σ², the noise for white of standard deviation σ. λ and σ are those
-    under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992, section 4). The
-    error bars are the standard deviations of the taps given the data. In coordinates in which both quadratic forms are
-    diagonal all of it is sums over taps.
+    The prior of the taps is Gaussian with the precision λLᵀL/σ²; the noise is white with the standard deviation σ. λ
+    and σ are those under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992,
+    section 4). The error bars are the standard deviations of the taps given the data. In coordinates in which both
+    quadratic forms are diagonal, all of these are sums over taps.
 
     Args:
         equations: of the data.

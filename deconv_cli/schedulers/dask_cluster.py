@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
-from typing import Any, Generic, Self
+from typing import Any, Self
 
 from deconv_cli.errors import FileAccessError, UsageError, WorkerError
 from deconv_cli.schedulers.scheduler import (
@@ -40,10 +40,6 @@ SECONDS_TO_MISS = 5
 """After this time without a finished piece the workers are counted."""
 UNDER_WAY = 2
 """Pieces that each worker has at once, so that none waits for the network."""
-SECONDS_TO_BE_LOST = 0.5
-"""How long to wait before looking again at a piece whose result was lost with its worker."""
-LOST = ("lost", "pending")
-"""States of pieces that Dask computes again."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; resume the run with another one."
 WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
 _ONE_AT_A_TIME = threading.Lock()
@@ -102,19 +98,36 @@ class DaskCluster(Scheduler):
         self, task: Callable[[int], Result], numbers: Iterable[int]
     ) -> Generator[Finished[Result], None, None]:
         """Yield each piece when it is done, with the error as Dask raises it."""
-        left, pieces = iter(numbers), _Pieces[Result](self._client, task, self._present())
+        # Sent once; a worker that comes later gets it from the scheduler. The graph names functions of the standard
+        # library alone, so the scheduler, which reads it, needs nothing of this package.
+        piece = self._client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task))), pure=False)
+        # Otherwise all would go to the worker that has the task, until others steal some.
+        first = iter(UNDER_WAY * self._present())
+        left, under_way, done = iter(numbers), dict[Any, int](), Queue[Any]()
         try:
             while True:
-                n_wanted = UNDER_WAY * max(1, len(self._present())) - pieces.n_under_way
+                n_wanted = UNDER_WAY * max(1, len(self._present())) - len(under_way)
                 for number in islice(left, max(0, n_wanted)):
-                    pieces.submit(number)
-                if not pieces.n_under_way:
+                    at = next(first, None)
+                    options = {"retries": RETRIES, "workers": at, "allow_other_workers": at is not None}
+                    future = self._client.submit(operator.call, piece, number, pure=False, **options)
+                    under_way[future] = number
+                    future.add_done_callback(done.put)
+                if not under_way:
                     return
-                while (finished := pieces.next()) is None:
-                    self._present()
-                yield finished
+                future = self._wait(done)
+                yield _finished(future, under_way.pop(future))
         finally:
-            pieces.cancel()
+            if self._client.status == "running":
+                self._client.cancel(list(under_way))
+
+    def _wait(self, done: Queue[Any]) -> Any:  # noqa: ANN401  a future
+        """Wait for a piece that is done, as long as the scheduler lives."""
+        while True:
+            try:
+                return done.get(timeout=SECONDS_TO_MISS)
+            except Empty:
+                self._present()
 
     def _present(self) -> list[str]:
         """List the addresses of the workers.
@@ -132,80 +145,19 @@ class DaskCluster(Scheduler):
         self._client.close()
 
 
-class _Pieces(Generic[Result]):
-    """Pieces of one task that the workers at some addresses have."""
+def _finished(future: Any, number: int) -> Finished[Any]:  # noqa: ANN401
+    """Return the result or the error of a worker. If it was lost with its worker, Dask computes it again.
 
-    def __init__(self, client: Any, task: Callable[[int], Result], workers: list[str]) -> None:  # noqa: ANN401
-        self._client = client
-        # Sent once; a worker that comes later gets it from the scheduler. The graph names functions of the standard
-        # library alone, so the scheduler, which reads it, needs nothing of this package.
-        self._piece = client.submit(pickle.loads, pickle.dumps(_Piece(pickle.dumps(task))), pure=False)
-        self._under_way: dict[Any, int] = {}
-        self._patience: float = SECONDS_TO_MISS
-        # Otherwise all would go to the worker that has the task, until others steal some.
-        self._first = iter(UNDER_WAY * workers)
-        self._done: Queue[Any] = Queue()
-
-    @property
-    def n_under_way(self) -> int:
-        """Pieces that are not done."""
-        return len(self._under_way)
-
-    def submit(self, number: int) -> None:
-        """Give a piece to any worker that has time for it."""
-        first = next(self._first, None)
-        future = self._client.submit(
-            operator.call,
-            self._piece,
-            number,
-            pure=False,
-            retries=RETRIES,
-            workers=first,
-            allow_other_workers=first is not None,
-        )
-        self._under_way[future] = number
-        future.add_done_callback(self._done.put)
-
-    def next(self) -> Finished[Result] | None:
-        """Wait some seconds for a piece that is done; return `None` if none is.
-
-        Raises:
-            WorkerError: the scheduler is gone.
-        """
-        try:
-            future = self._done.get(timeout=SECONDS_TO_MISS)
-        except Empty:
-            return None
-        finished = self._finished(future)
-        if finished is None:
-            threading.Timer(SECONDS_TO_BE_LOST, self._done.put, [future]).start()
-            return None
-        del self._under_way[future]
-        return finished
-
-    def _finished(self, future: Any) -> Finished[Result] | None:  # noqa: ANN401
-        """Return what a worker sent, or why none could; `None` if Dask computes it again, since the worker died."""
-        if future.status == "finished":
-            try:
-                finished: Finished[Result] = future.result(timeout=self._patience)
-            except TimeoutError:
-                self._patience *= 2  # a fetch that breaks off begins again at its start
-                return None
-            except Exception:
-                if future.status == "finished":
-                    raise
-            else:
-                return finished
-        if future.status in LOST:
-            return None
+    Raises:
+        WorkerError: the scheduler is gone.
+    """
+    try:
+        finished: Finished[Any] = future.result()
+    except Exception as error:
         if future.status != "error":
-            raise WorkerError(SCHEDULER_ENDED)
-        return Finished(self._under_way[future], error=future.exception())
-
-    def cancel(self) -> None:
-        """Give up what is not done."""
-        if self._client.status == "running":
-            self._client.cancel(list(self._under_way))
+            raise WorkerError(SCHEDULER_ENDED) from error
+        return Finished(number, error=error)
+    return finished
 
 
 def _connect(distributed: ModuleType, given: str) -> Any:  # noqa: ANN401  a client

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import multiprocessing
 import pickle
-import re
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,6 @@ from deconv_cli.schedulers.scheduler import (
     Scheduler,
     WorkSettings,
     attempt_away,
-    no_such_cluster,
     persist,
 )
 
@@ -106,7 +104,7 @@ class ProcessPool(Scheduler):
     """Works in several processes of this machine, which start when there is work for them.
 
     If a process dies, its piece is given to another one, `RETRIES` times. Processes are spawned, so a script that uses
-    this has to be importable: its work stands under `if __name__ == "__main__":`.
+    this has to be importable: put its work under `if __name__ == "__main__":`.
 
     Raises:
         UsageError: there are fewer GPUs than processes.
@@ -122,18 +120,13 @@ class ProcessPool(Scheduler):
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
         """Cover several jobs, and `local:N`."""
-        return (settings.jobs or 1) > 1 or (settings.cluster or "").partition(":")[0] == "local"
+        return settings.n_processes is not None and settings.jobs != 1
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
         """Make a pool of as many processes as the settings say."""
-        n_workers = settings.jobs
-        if n_workers is None:
-            found = re.fullmatch(r"local:([1-9]\d{0,3})", settings.cluster or "", re.ASCII)
-            if found is None:
-                raise no_such_cluster(settings)
-            n_workers = int(found[1])
-        return cls(n_workers, settings.device)
+        assert settings.n_processes is not None
+        return cls(settings.n_processes, settings.device)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Give each process one number at a time."""
@@ -213,7 +206,7 @@ class _Worker:
         """Return what the process sent, or that it died.
 
         Raises:
-            WorkerError: it exited by itself, as it does if it cannot start.
+            WorkerError: it exited with an error code, for example because it cannot start.
         """
         try:
             finished: Finished[Any] = self.pipe.recv()

@@ -89,6 +89,12 @@ class WorkSettings:
             if n is not None and n < 1:
                 raise UsageError(f"{name} must be a positive whole number, but is {n}.")
 
+    @property
+    def n_processes(self) -> int | None:
+        """The number of processes of this machine, if one is given."""
+        found = re.fullmatch(r"local:([1-9]\d{0,3})", self.cluster or "", re.ASCII)
+        return self.jobs if found is None else int(found[1])
+
 
 Result = TypeVar("Result")
 
@@ -215,12 +221,7 @@ def start_scheduler(settings: WorkSettings) -> Scheduler:
         kind: type[Scheduler] = SCHEDULERS[name]
         if kind.covers(settings):
             return kind.open(settings)
-    raise no_such_cluster(settings)
-
-
-def no_such_cluster(settings: WorkSettings) -> UsageError:
-    """Make the error for a `cluster` that no scheduler covers."""
-    return UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+    raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
 
 
 @dataclass(frozen=True)

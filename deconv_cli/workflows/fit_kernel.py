@@ -14,7 +14,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
 from deconv_cli.kernels.loss_descent import Constraint
 from deconv_cli.kernels.loss_functions import Loss, find_loss, squared
-from deconv_cli.kernels.nonnegative_taps import describe_raised, sharpening
+from deconv_cli.kernels.nonnegative_taps import describe_sharpening
 from deconv_cli.kernels.pair_equations import (
     Misfit,
     Pair,
@@ -118,7 +118,7 @@ class KernelFit(ShownInNotebook):
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
         """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
-        return () if self.errors is None else describe_raised(sharpening(self.taps, self.errors, n_axes))
+        return () if self.errors is None else describe_sharpening(self.taps, self.errors, n_axes)
 
     def _sharpens(self, n_axes: int) -> bool:
         """Return whether all kernels keep the brightness, but subtract as much as they add."""

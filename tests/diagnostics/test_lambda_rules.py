@@ -138,23 +138,6 @@ def _neighbors(curve: LambdaCurve) -> tuple[int, int, int]:
     return best - 1, best, best + 1
 
 
-def test_gcv_is_the_leave_one_out_error_of_a_circulant_times_a_factor():
-    """On a torus all data weigh alike, and generalized cross-validation is ordinary cross-validation."""
-    dense = Dense((6, 5), (1, 1), "identity", n_images=1)
-    curve = choose_by_rule(LambdaRule.GCV, dense.data, 0.0)
-    for index in (len(curve.lams) // 2, len(curve.lams) * 2 // 3):
-        lam = curve.lams[index]
-        total = 0.0
-        for left_out in range(len(dense.a)):
-            kept = [k for k in range(len(dense.a)) if k != left_out]
-            a = dense.a[kept]
-            x = torch.linalg.solve(a.T @ a + lam * dense.ltl, a.T @ dense.columns[kept])
-            total += float((dense.a[left_out] @ x - dense.columns[left_out]).square().sum())
-        influence = dense.influence(lam)
-        total *= 0.7 + 0.3 * float((influence @ influence).trace()) / len(dense.a)
-        assert len(dense.a) * curve.values[index] == pytest.approx(total, rel=1e-8)
-
-
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_the_floor_of_data_that_the_kernel_passes_little_of(n_images):
     steps = torch.arange(-6, 7, dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn import functional
 
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.workflows.measurement import diagnose
@@ -22,37 +22,12 @@ SAMPLES = Path(__file__).parents[2] / "sample_images"
 CROP = 40
 
 
-def gaussian(width):
-    side = 2 * round(3 * width) + 1
-    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    line = torch.exp(-places.square() / (2 * width**2))
-    line /= line.sum()
-    return line[:, None] * line
-
-
-def disk(radius):
-    side = 2 * int(radius + 1) + 1
-    places = (torch.arange(8 * side, dtype=torch.float64) + 0.5) / 8 - side / 2
-    inside = (places[:, None].square() + places.square() <= radius**2).double()
-    taps = inside.reshape(side, 8, side, 8).mean(dim=(1, 3))
-    return taps / taps.sum()
-
-
-def line(length, degrees):
-    places = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
-    down, across = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    off = (places[:, None] * across - places * down).abs()
-    along = (places[:, None] * down + places * across).abs()
-    taps = (1 - off).clamp_min(0) * (along <= length / 2 - 1)
-    return taps / taps.sum()
-
-
 KERNELS = {
-    "gaussian": gaussian(1.6),
-    "wider": gaussian(2.5),
-    "disk": disk(3),
-    "line": line(11, 0),
-    "slanted": line(11, 45),
+    "gaussian": make_kernel("gaussian:1.6"),
+    "wider": make_kernel("gaussian:2.5"),
+    "disk": make_kernel("disk:3"),
+    "line": make_kernel("motion:11@0"),
+    "slanted": make_kernel("motion:11@45"),
     "motion": torch.from_numpy(np.load(SAMPLES / "motion.npy")).double(),
 }
 
@@ -124,7 +99,7 @@ def test_the_right_border_is_fine_too():
     taps = KERNELS["disk"]
     with Image.open(SAMPLES / "camera.png") as picture:
         x = torch.from_numpy(np.array(picture, dtype=np.float64))[None, None]
-    y = functional.conv2d(functional.pad(x, (4, 4, 4, 4), mode="circular"), taps[None, None])[0]
+    y = functional.conv2d(functional.pad(x, (taps.shape[0] // 2,) * 4, mode="circular"), taps[None, None])[0]
     y += 0.5 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert examined(y, taps, boundary="circular").finding is ResidualFinding.FINE
     assert examined(y, taps, boundary="zero").finding is ResidualFinding.WRONG_BOUNDARY

@@ -10,18 +10,10 @@ from bead_scenes import gaussian
 from cases import random
 
 from deconv_cli.kernels.bead_average import average_beads, full_widths, take_off_size
-from deconv_cli.kernels.bead_psf import background_of, clipped_mean, find_maxima, take_census
+from deconv_cli.kernels.bead_psf import find_maxima, take_census
 from deconv_cli.measured_light import connected, shift
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
-
-
-def test_a_clipped_mean_leaves_out_what_stands_out():
-    values = 5 + 0.1 * random((4000,))
-    values[:300] += 50
-    mean, spread = clipped_mean(values)
-    assert mean == pytest.approx(5.0, abs=0.01)
-    assert spread == pytest.approx(0.1, rel=0.1)
 
 
 @pytest.mark.parametrize("size", [(21, 25), (15, 17, 19)])
@@ -98,15 +90,3 @@ def test_light_that_is_not_connected_to_the_middle_is_set_to_zero(n_axes):
     for at in (3, 4, 5, 7):
         light[(at,) * n_axes] = 1
     assert connected(light).nonzero()[:, 0].tolist() == [3, 4, 5]
-
-
-def test_the_background_of_even_noise_is_its_mean():
-    """A few dark samples in a corner weigh no more than others, so that no tails are seen there."""
-    image = 100 + 10 * random((13, 60, 60), seed=2)
-    image[:2, :2, :2] = 75
-    census = take_census(image, (9, 9, 9), None)
-    assert background_of(image, census) == pytest.approx(100, abs=0.3)
-
-
-def test_a_line_that_does_not_fall_to_half_has_no_width():
-    assert bool(torch.isnan(full_widths(torch.ones(1, 9, 9).double())).all())

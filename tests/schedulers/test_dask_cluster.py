@@ -75,25 +75,6 @@ def test_results_that_are_lost_with_their_worker_are_made_again(cluster):
     assert sorted([first.number, *(one.number for one in run)]) == list(range(6))
 
 
-def test_a_result_that_takes_long_to_fetch_is_given_the_time(cluster, monkeypatch):
-    Future = distributed.Future
-    fetch, given = Future.result, []
-
-    def fetch_slowly(self, timeout=None):
-        given.append(timeout)
-        assert len(given) < 6, "it is fetched again and again"
-        if timeout < 0.1:
-            time.sleep(timeout)
-            raise TimeoutError
-        return fetch(self, timeout=timeout)
-
-    monkeypatch.setattr(dask_cluster, "SECONDS_TO_MISS", 0.03)
-    monkeypatch.setattr(dask_cluster, "SECONDS_TO_BE_LOST", 0.01)
-    monkeypatch.setattr(Future, "result", fetch_slowly)
-    assert [one.result for one in cluster.run(abs, [-1])] == [1]
-    assert len(given) == 3
-
-
 def test_a_piece_that_is_lost_as_it_is_fetched_and_fails_then_is_one_that_failed(cluster, tmp_path, monkeypatch):
     Future = distributed.Future
     fetch = Future.result
@@ -157,15 +138,6 @@ def test_where_no_scheduler_answers_a_sentence_says_so(address, monkeypatch):
     monkeypatch.setattr(dask_cluster, "SECONDS_TO_CONNECT", 0.5)
     with pytest.raises(WorkerError, match=f"no scheduler of Dask answers at '{address}'.*'dask scheduler'"):
         DaskCluster.open(WorkSettings(scheduler=address))
-
-
-def test_no_client_is_made_for_an_address_of_no_known_scheme(tmp_path, monkeypatch):
-    path = tmp_path / "scheduler.json"
-    path.write_text('{"address": 5}')
-    monkeypatch.setattr("distributed.Client", None)
-    for given in ("nowhere://127.0.0.1:9", str(path)):
-        with pytest.raises(WorkerError, match="unknown address scheme"):
-            DaskCluster.open(WorkSettings(scheduler=given))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b"[1]", b'"address"'])

@@ -87,7 +87,7 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
             f"but it has {taps.shape[0]} × {taps.shape[1]}."
         )
     gains = torch.stack([spectrum.grid.gain(_unit(scaled(ORIENTATIONS[turn](taps), scale))) for turn, scale in choices])
-    misfits = dict(zip(choices, fit_spectrum(spectrum, gains).misfit.tolist(), strict=True))
+    misfits = dict(zip(choices, fit_spectrum(spectrum, gains).tolist(), strict=True))
     return _centered(taps, *_chosen(misfits))
 
 

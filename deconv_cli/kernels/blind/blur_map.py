@@ -72,7 +72,7 @@ class BlurMap:
             UntrustworthyResultError: no part shows a blur.
         """
         if not self.found:
-            raise UntrustworthyResultError("no blur was found in any part of the picture, so there is none to map.")
+            raise UntrustworthyResultError("no blur was found in any part of the picture, so there is no blur to map.")
         numbers = torch.tensor([[p.value for p in part.parameters] for part in self.found], dtype=torch.float64)
         typical = kernel_text(self.found[0].family, tuple(numbers.median(0).values.tolist()))
         made = [make_kernel(part.text if part.found else typical) for row in self.parts for part in row]

@@ -32,8 +32,8 @@ _TOO_FAR = 40.0
 """A family whose coarse fit is so much worse than the best is not refined."""
 _WITHOUT_ZEROS = ("gaussian", "moffat", "airy")
 _ERROR_SCALE, _ERROR_SCALE_WITHOUT_ZEROS = 1.1, 2.2
-"""Of the errors that the curvature gives, to hold the truth in 68 % of the cases: what the model of the scene misses is
-in none, and is taken for a part of the kernel where its spectrum has no zeros. Of 16 photographs under 7 kernels."""
+"""Factors on the errors that the curvature gives, so that they hold the truth in 68 % of the cases. What the model of
+the scene misses counts as a part of a kernel whose spectrum has no zeros. From 16 photographs under 7 kernels."""
 _MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
 """How much larger or smaller than on the whole a kernel may be in a part of the picture."""
 _MUCH_WIDER = 2.0
@@ -176,8 +176,8 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     found: dict[str, Candidate] = {}
     # What starts from another family needs its best numbers.
     for name in sorted(family_names(), key=lambda n: _family(n).log_penalty):
-        candidate = search.coarse(name, {n: c.numbers for n, c in found.items()})
-        if candidate is not None:
+        if starts := search.starts(name, {n: c.numbers for n, c in found.items()}):
+            candidate = search.best_of(name, starts)
             best = min(c.misfit for c in [candidate, *found.values()])
             found[name] = search.refine(candidate) if candidate.misfit < best + _TOO_FAR else candidate
     pool = [candidate for name, candidate in found.items() if name in wanted]
@@ -232,14 +232,11 @@ class _Search:
         if not possible:
             return [_IMPOSSIBLE] * len(gains)
         log_penalty = 0.0 if family == NO_BLUR else _family(family).log_penalty
-        misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).misfit.tolist())
+        misfits = iter(fit_spectrum(self._spectrum, torch.stack(possible), is_coarse=is_coarse).tolist())
         return [_IMPOSSIBLE if gain is None else next(misfits) + log_penalty for gain in gains]
 
-    def coarse(self, family: str, best: dict[str, Numbers]) -> Candidate | None:
-        starts = _family(family).starts(self._reach, best)
-        if not starts:
-            return None
-        return self.best_of(family, starts)
+    def starts(self, family: str, best: dict[str, Numbers]) -> list[Numbers]:
+        return _family(family).starts(self._reach, best)
 
     def best_of(self, family: str, starts: Sequence[Numbers]) -> Candidate:
         """Take the likeliest of many kernels; fits that ended early say which are worth another to the end."""

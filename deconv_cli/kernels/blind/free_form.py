@@ -20,7 +20,6 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.nonnegative_taps import least_squares_kernel
-from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import next_fast_size
 
 _N_CONJUGATE = 20
@@ -172,24 +171,23 @@ class FreeForm:
     part: tuple[slice, slice]
 
 
-def free_form(light: Tensor, start: Tensor, *, size: int, noise_sigma: float | None = None) -> FreeForm:
+def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
     """Estimate a kernel of which nothing is known but its support.
 
     Args:
         light: luminance, linear in the light, shape `(H, W)`.
         start: where the ascent starts on the coarsest scale: the taps of the best of the families, shape `(kH, kW)`.
         size: taps a side of the support, odd; somewhat more than the blur reaches.
-        noise_sigma: standard deviation of the noise, in units of `light`; by default it is estimated.
 
     Raises:
         UsageError: a size that is even, below 3, or above `MAX_SIZE`.
-        ShapeError: the picture is not a plane, or too small for the kernel.
-        MalformedInputError: the picture is constant; it or the start holds NaN or infinity; the start is no kernel.
+        ShapeError: the picture is too small for the kernel.
+        MalformedInputError: the picture is constant.
     """
-    _check(light, start, size)
+    _check(light, size)
     part = _richest_part(light, _CROP)
     light = light[part].float()
-    sigma = _noise_of(light) if noise_sigma is None else noise_sigma
+    sigma = _noise_of(light)
     scales = pyramid(size)
     candidates, last = _first_kernels(resampled(start.float(), scales[0][0], 1 / scales[0][1])), scales[0][1]
     n_iterations = 0
@@ -258,24 +256,15 @@ def _richest_part(light: Tensor, size: int) -> tuple[slice, slice]:
     return slice(row * stride, row * stride + height), slice(column * stride, column * stride + width)
 
 
-def _check(light: Tensor, start: Tensor, size: int) -> None:
+def _check(light: Tensor, size: int) -> None:
     if size % 2 == 0 or not 3 <= size <= MAX_SIZE:
         raise UsageError(f"the support of a kernel of free form must be odd, 3 to {MAX_SIZE} taps, but is {size}.")
-    if light.ndim != 2 or start.ndim != 2:
-        raise ShapeError(
-            "a kernel of free form needs a picture of shape (H, W) and a kernel of shape (kH, kW) to start from, "
-            f"but they have {tuple(light.shape)} and {tuple(start.shape)}."
-        )
     least = _N_TIMES_KERNEL * size
     if min(light.shape) < least:
         raise ShapeError(
             f"a kernel of {size} × {size} taps needs a picture of at least {least} × {least} pixels, but it has "
             f"{light.shape[0]} × {light.shape[1]}; take a smaller support."
         )
-    if not (synchronize.are_finite(light) and synchronize.are_finite(start)):
-        raise MalformedInputError("the picture or the kernel to start from holds NaN or infinity; correct it first.")
-    if bool((start < 0).any()) or not math.isfinite(float(start.sum())) or float(start.sum()) <= 0:
-        raise MalformedInputError("the kernel to start from must have no negative tap, and one that is positive.")
     if float(light.max()) <= float(light.min()):
         raise MalformedInputError("the picture is constant, so that it shows no blur.")
 

@@ -9,7 +9,6 @@ scoring, for a batch of kernels at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,12 +52,6 @@ def scene_basis(grid: PolarGrid) -> Tensor:
     return torch.stack([torch.ones_like(u), u, softness, c2, s2, c4, s4, u * c2, u * s2, *axes], 1)
 
 
-def scene_prior() -> tuple[Tensor, Tensor]:
-    """Give the means and the standard deviations of the coefficients, each of shape `(11,)`."""
-    means, spreads = torch.tensor(_TERMS, dtype=torch.float64).unbind(1)
-    return means, spreads
-
-
 def _near(direction: Tensor, axis: float) -> Tensor:
     distance = torch.remainder(direction - axis + math.pi / 2, math.pi) - math.pi / 2
     return (-0.5 * (distance / _AXIS_WIDTH).square()).exp()
@@ -82,47 +75,23 @@ _NO_DETAIL = 1e-15
 """Power that rounding leaves of a constant picture."""
 
 
-@dataclass(frozen=True, eq=False)
-class SpectrumFit:
-    """The best scene and noise for each of C kernels.
+def fit_spectrum(spectrum: PolarSpectrum, gains: Tensor, *, is_coarse: bool = False) -> Tensor:
+    """Fit the scene and the noise behind a spectrum under each of C kernels; give the misfits, shape `(C,)`.
 
-    Attributes:
-        misfit: minus the logarithm of likelihood times prior, up to a constant, shape `(C,)`.
-        coefficients: of the scene and of the noise, shape `(C, 13)`.
-    """
-
-    misfit: Tensor
-    coefficients: Tensor
-
-
-def fit_spectrum(spectrum: PolarSpectrum, gains: Tensor, *, is_coarse: bool = False) -> SpectrumFit:
-    """Fit the scene and the noise behind a spectrum under each of many kernels.
-
-    The gains are |H|² of each kernel in each cell, shape `(C, n)`. A coarse fit may end before it has converged, to
-    tell hopeless kernels from others.
+    A misfit is minus the logarithm of likelihood times prior, up to a constant. The gains are |H|² of each kernel in
+    each cell, shape `(C, n)`. A coarse fit may end before it has converged, to tell hopeless kernels from others.
 
     Raises:
         MalformedInputError: the picture holds no detail.
     """
-    problem = _Problem.of(spectrum)
-    n_steps = _MOST_COARSE_STEPS if is_coarse else _MOST_STEPS
-    fits = [problem.fit(part, n_steps) for part in gains.split(_BATCH)]
-    return SpectrumFit(torch.cat([f.misfit for f in fits]), torch.cat([f.coefficients for f in fits]))
+    problem, n_steps = _Problem(spectrum), _MOST_COARSE_STEPS if is_coarse else _MOST_STEPS
+    return torch.cat([problem.fit(part, n_steps) for part in gains.split(_BATCH)])
 
 
-@dataclass(frozen=True, eq=False)
 class _Problem:
-    used: Tensor
-    weights: Tensor
-    log_power: Tensor
-    scene: Tensor
-    noise: Tensor
-    means: Tensor
-    precisions: Tensor
-    start: Tensor
+    """What the fits of all kernels to one spectrum share."""
 
-    @classmethod
-    def of(cls, spectrum: PolarSpectrum) -> _Problem:
+    def __init__(self, spectrum: PolarSpectrum) -> None:
         grid = spectrum.grid
         # Neighboring pieces share half of their pixels, and pixels near their edges count little.
         n_samples = grid.counts * max(1.0, 0.5 * spectrum.n_pieces)
@@ -133,20 +102,18 @@ class _Problem:
                 "the picture holds no detail from which a blur could be estimated: it is flat, or compressed to "
                 "nothing; give another one, or the kernel."
             )
-        f, log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
-        scene = scene_basis(grid)[used]
-        noise = torch.stack([torch.ones_like(f), f - _MIDDLE], 1)
-        means, spreads = scene_prior()
-        highest = log_power[f >= f.quantile(0.7)]
-        noise_means = torch.stack([highest.quantile(0.3), highest.new_tensor(_NOISE_SLOPE)])
-        start = torch.cat([means, noise_means])
+        f, self.log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
+        self.used, self.weights, self.scene = used, weights[used], scene_basis(grid)[used]
+        self.noise = torch.stack([torch.ones_like(f), f - _MIDDLE], 1)
+        means, spreads = torch.tensor(_TERMS, dtype=torch.float64).unbind(1)
+        highest = self.log_power[f >= f.quantile(0.7)]
+        self.means = torch.cat([means, torch.stack([highest.quantile(0.3), highest.new_tensor(_NOISE_SLOPE)])])
+        self.precisions = torch.cat([spreads, spreads.new_tensor(_NOISE_SPREAD)]) ** -2
+        self.start = self.means.clone()
         low = f <= f.quantile(0.05)
-        start[0] = (log_power - scene[:, 1:] @ means[1:])[low].mean()
-        all_means = torch.cat([means, noise_means])
-        spread = torch.cat([spreads, spreads.new_tensor(_NOISE_SPREAD)])
-        return cls(used, weights[used], log_power, scene, noise, all_means, spread**-2, start)
+        self.start[0] = (self.log_power - self.scene[:, 1:] @ means[1:])[low].mean()
 
-    def fit(self, gains: Tensor, n_steps: int) -> SpectrumFit:
+    def fit(self, gains: Tensor, n_steps: int) -> Tensor:
         log_gains = gains[:, self.used].clamp_min(1e-12).log()
         theta = self.start.repeat(len(gains), 1)
         damping = theta.new_full((len(gains), 1), 1e-3)
@@ -164,7 +131,7 @@ class _Problem:
             damping = torch.where(is_better[:, None], damping / 5, damping * 8).clamp(1e-8, 1e6)
             if float(decrease.max()) < _CONVERGED and bool((is_better | (damping[:, 0] >= _HOPELESS)).all()):
                 break
-        return SpectrumFit(state[0], theta)
+        return state[0]
 
     def _evaluate(self, theta: Tensor, log_gains: Tensor) -> tuple[Tensor, ...]:
         """Give the misfit, the share of the scene in each cell's power, and the ratio of measured to fitted power."""

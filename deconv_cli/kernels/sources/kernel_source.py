@@ -161,7 +161,7 @@ _N_NEAR, _PER_WAVE, _N_FAR = 4, 4, 17
 
 
 def sample_kernel(kernel: ContinuousKernel, size: Size | None = None) -> Tensor:
-    """Sample a kernel, its transform right to 1e-3 up to half of Nyquist's frequency where no tail of it is cut.
+    """Sample a kernel; its transform is right to 1e-3 up to half of Nyquist's frequency, unless tails are cut.
 
     `size` gives the odd number of samples along each axis; by default those that matter. The more there are, the less
     of a tail is cut. Gives what a point becomes, shape `(*size)`, float64, of sum 1.
