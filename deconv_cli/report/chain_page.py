@@ -14,7 +14,7 @@ from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_dou
 from deconv_cli.report.run import Environment, InputFile, OutputFile
 from deconv_cli.report.run_record import describe_environment
 from deconv_cli.report.shown_images import ShownImages
-from deconv_cli.report.verdict import Row, Verdict, varied
+from deconv_cli.report.verdict import Row, Verdict, percent, varied
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import counted, format_percent
 
@@ -129,20 +129,13 @@ def _larger(lam: float) -> str:
 
 
 def _first_numbers(result: ChainInversion) -> list[Row]:
-    is_exact = result.relative_residual < 1e-9
+    found, n = result.determined.share, result.determined.n_dimensions
+    others = "" if found > 1 - 1e-6 else "; the others are those of the smallest input"
+    size = "as large as the activation needs; far above 1 is amplified noise."
     return [
-        (
-            "Determined",
-            format_percent(result.determined.share, 3),
-            f"of the input's {result.determined.n_dimensions} numbers follow from the activation; the others are those "
-            "of the smallest input.",
-        ),
-        (
-            "Left over",
-            "0 %" if is_exact else format_percent(result.relative_residual),
-            "of the activation that this input does not explain.",
-        ),
-        ("Size", f"{result.amplification:.2g} ×", "as large as the activation needs; far above 1 is amplified noise."),
+        ("Determined", format_percent(found, 3), f"of the input's {n} numbers follow from the activation{others}."),
+        ("Left over", percent(result.relative_residual), "of the activation that this input does not explain."),
+        ("Size", f"{result.amplification:.2g} ×", size),
     ]
 
 

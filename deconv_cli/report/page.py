@@ -150,7 +150,9 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     shown = show_images(images, omission, source.spacing, kernel.n_axes, is_picture=source.is_picture)
     page = describe_page(run, source, result, diagnosis, result.predicted_error, shown, run.lambda_views)
     more = [f"It was restored {result.reasons.light}."] if source.is_picture else []
-    page = replace(page, experts=[*page.experts, *more, *_of_channels(result, diagnosis)])
+    if diagnosis.channel is not None:
+        more.append(f"Each channel was restored by itself; the numbers are those of channel {diagnosis.channel + 1}.")
+    page = replace(page, experts=[*page.experts, *more])
     return fill_page(page, describe_run(run))
 
 
@@ -180,11 +182,10 @@ def describe_page(
         f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored from what the kernel "
         f"{run.kernel.path} ({format_size(run.kernel.shape)} taps) made of it; {as_rule(result.boundary).description}."
     )
-    shades = (shown.scale.low, shown.scale.high, source.is_picture and source.dtype == "uint8")
     return Page(
         title=Path(source.path).name,
-        verdict=judge(result, diagnosis.tests.finding, doubts),
-        numbers=first_numbers(result, predicted, diagnosis, shades, source.spacing),
+        verdict=judge(result, diagnosis.tests.finding, predicted, doubts),
+        numbers=first_numbers(result, predicted, diagnosis, shown.scale, source.spacing),
         commands=try_next(run.rerun, result, run.kernel, is_picture=source.is_picture),
         shown=shown,
         warnings=[as_sentence(warning) for warning in result.warnings],
@@ -208,20 +209,6 @@ def _draw_view(
     picture = draw_picture(replace(scale, name=name, values=values, caption="", mask=None))
     command = None if view.ratio == 1 else vary_smoothing_of(run.rerun, result, view.ratio)
     return picture, command, view.ratio == 1
-
-
-def _of_channels(result: Reconstruction, diagnosis: Diagnosis) -> list[str]:
-    """Say which channel the numbers are of, if channels were restored one by one."""
-    if diagnosis.channel is None:
-        return []
-    choices = [part.lambda_choice for part in result.channels]
-    chosen = "and "
-    if result.lambda_choice is not None:
-        chosen = f"the choice of λ is that of channel {choices.index(result.lambda_choice) + 1}, and "
-    return [
-        "Each channel was restored by itself: certificate, residual and predicted error are of all of them, "
-        f"{chosen}all else that of channel {diagnosis.channel + 1}."
-    ]
 
 
 def draw_kernel(source: KernelInput) -> PagePicture | None:

@@ -22,6 +22,8 @@ FALSE_COLORS = torch.tensor(
     ]
 )
 """Every eighth of viridis, the color map of matplotlib that color-blind readers can read too."""
+GRAY_LEVELS = "gray levels"
+"""The unit of samples from 0 to 255."""
 SERIES = ("Input", "Estimate", "Truth")
 """Images that are drawn as lines if they are signals."""
 N_STEPS = 1000

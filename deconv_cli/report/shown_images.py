@@ -9,7 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
-from deconv_cli.report.page_pictures import Lines, PagePicture, ScaledImage, display_range, draw_lines, draw_picture
+from deconv_cli.report.page_pictures import (
+    GRAY_LEVELS,
+    Lines,
+    PagePicture,
+    ScaledImage,
+    display_range,
+    draw_lines,
+    draw_picture,
+)
 from deconv_cli.report.run import InputFile
 from deconv_cli.workflows.lambda_series import find_detail
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -38,7 +46,7 @@ def images_to_show(
         residual: of the same shape; `None` to show none.
         truth: of the shape of the estimate.
     """
-    unit, is_picture, predicted = "gray levels" if source.dtype == "uint8" else "", source.is_picture, None
+    unit, is_picture, predicted = GRAY_LEVELS if source.dtype == "uint8" else "", source.is_picture, None
     if result.predicted_error is not None:
         predicted = result.predicted_error.map
     first, estimate = _first(data, n_axes), _first(result.image, n_axes)

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deconv_cli.diagnostics.conditioning import Widths
+from deconv_cli.diagnostics.conditioning import Widths, widest
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
+from deconv_cli.report.page_pictures import GRAY_LEVELS, ScaledImage
 from deconv_cli.report.run import KernelInput
 from deconv_cli.vocabulary import counted, format_percent
 from deconv_cli.workflows.diagnose import Diagnosis
@@ -47,8 +48,16 @@ _FINDINGS = {
 }
 
 
-def judge(result: Reconstruction, finding: ResidualFinding, doubts: Sequence[str] | None = None) -> Verdict:
-    """Judge a result by its warnings, and by what it leaves of the input; `doubts` are those of the whole, if any."""
+def judge(
+    result: Reconstruction,
+    finding: ResidualFinding,
+    predicted: ExpectedError | None = None,
+    doubts: Sequence[str] | None = None,
+) -> Verdict:
+    """Judge a result by its warnings, by what it leaves of the input, and by the error to be expected.
+
+    `doubts` are those of the whole, if the result is a part of it.
+    """
     own = result.doubts
     is_doubted = bool(own) if doubts is None else bool(doubts)
     if is_doubted and own:
@@ -56,6 +65,8 @@ def judge(result: Reconstruction, finding: ResidualFinding, doubts: Sequence[str
         return Verdict("bad", _WRONG_EDGE if is_edge else _DOUBTED[own[0].reason])
     if is_doubted:
         return Verdict("bad", "Do not use this result as it is: see the warning below.")
+    if predicted is not None and predicted.trusted_share == 0:
+        return Verdict("care", "Use this result with care: its error is as large as its detail everywhere.")
     if not result.warnings:
         is_fine = finding is not ResidualFinding.INCONCLUSIVE  # a λ that was chosen from the data may smooth a little
         return Verdict("good", _FINDINGS[ResidualFinding.FINE if is_fine else finding])
@@ -67,7 +78,7 @@ def first_numbers(
     result: Reconstruction,
     predicted: ExpectedError | None,
     diagnosis: Diagnosis,
-    shades: tuple[float, float, bool],
+    scale: ScaledImage,
     spacing: tuple[float, ...] | None,
 ) -> list[Row]:
     """Choose the three numbers that a person asks for first.
@@ -76,39 +87,39 @@ def first_numbers(
         result: what was reconstructed.
         predicted: the error to be expected, if it is known.
         diagnosis: of the result.
-        shades: the values of black and white, and whether the samples are gray levels from 0 to 255.
+        scale: the estimate, with its unit and its values of black and white.
         spacing: distances of the samples in micrometers, if they are known.
     """
     return [
-        *_error(predicted, shades),
+        *_error(predicted, scale),
         *_finest(result, diagnosis.resolution, spacing),
         (
             "Left over",
-            format_percent(result.residual.relative),
+            percent(result.residual.relative),
             "of the input that the result does not explain: noise, or something else than this blur.",
         ),
     ][:3]
 
 
-def _error(predicted: ExpectedError | None, shades: tuple[float, float, bool]) -> list[Row]:
+def _error(predicted: ExpectedError | None, scale: ScaledImage) -> list[Row]:
     if predicted is None:
         return []
-    low, high, is_gray_level = shades
+    is_gray_level = scale.unit == GRAY_LEVELS
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
     is_compared = predicted.actual_root_mean_square is not None and predicted.in_samples is None
 
     def told(error: float) -> str:
-        return f"{_digits(error)} of 255" if is_gray_level else format_percent(error / (high - low))
+        return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
     real = f" Compared with the truth it is {told(predicted.actual_root_mean_square or 0.0)}." if is_compared else ""
-    off = "How far a pixel is off on average, in percent of the range from black to white."
+    off = "How far a value is off on average, in percent of the range of the result."
     meaning = "How many gray levels a pixel is off on average." if is_gray_level else off
     share = predicted.trusted_share
-    where = "of the picture: the error is smaller than the detail everywhere."
+    where = "of the result: the error is smaller than the detail everywhere."
     if share == 0:
-        where = "of the picture: the result is doubted, or its error is as large as the detail everywhere."
+        where = "of the result: it is doubted, or its error is as large as its detail everywhere."
     elif share < 1:
-        where = "of the picture; elsewhere, where it is hatched, the error is as large as the detail."
+        where = "of the result; elsewhere, where it is hatched, the error is as large as the detail."
     return [
         ("Expected error", told(size), f"{meaning}{real}"),
         ("Trustworthy", format_percent(share, 3) if share else "0 %", where),
@@ -120,17 +131,19 @@ def _finest(result: Reconstruction, widths: Widths | None, spacing: tuple[float,
     if result.settings.objective == "photo":
         meaning = "Finer detail is plausible, but was not measured."
         return [] if result.finest is None else [("Finest detail", counted(_digits(result.finest), "pixel"), meaning)]
-    along = (
-        [] if widths is None else [[width for width in axis if width is not None] for axis in zip(*widths, strict=True)]
-    )
-    if widths is None or any(len(axis) < len(widths) for axis in along):
+    if widths is None or widest(widths) is None:
         return []
-    finest = [max(axis) for axis in along]
+    finest = [max(filter(None, axis)) for axis in zip(*widths, strict=True)]
     meaning = "Two points that are closer together come back as one."
     if spacing is None or len(spacing) != len(finest):
         return [("Finest detail", counted(_digits(max(finest)), "pixel"), meaning)]
     sizes = " × ".join(_digits(width * step) for width, step in zip(finest, spacing, strict=True))
     return [("Finest detail", f"{sizes} µm", meaning)]
+
+
+def percent(share: float) -> str:
+    """Write a share with two digits; a tiny one as less than a bound."""
+    return format_percent(share) if share == 0 or share >= 1e-4 else "under 0.01 %"
 
 
 def _digits(number: float) -> str:
@@ -167,10 +180,10 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
 
 
 def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str | None:
-    """Write a command line with another strength or λ; `None` if a result has neither."""
+    """Write a command line with another strength or λ; `None` if a result has neither, or has it from a factor."""
     if result.settings.objective == "photo":
         option, values = "--strength", [result.settings.strength or 1.0]
-    elif result.lam is None:
+    elif result.lam is None or "--factor=" in rerun:
         return None
     else:
         option, values = "--lambda", list(result.lam) if isinstance(result.lam, tuple) else [result.lam]

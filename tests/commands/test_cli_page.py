@@ -41,6 +41,11 @@ def test_a_page_is_written_and_the_record_tells_what_it_shows(deconv, blurred, g
     first = values(tmp_path / "x.tif")
     deconv(*shlex.split(record["rerun"])[1:])
     assert torch.equal(values(tmp_path / "x.tif"), first)
+    # So do the commands of the page work as they are.
+    sharper = re.sub(r"</?span>", "", re.search(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)[1])
+    deconv(*shlex.split(html.unescape(sharper))[1:])
+    assert (tmp_path / "x_sharper.tif").exists()
+    assert (tmp_path / "x_sharper.html").exists()
 
 
 def test_without_a_page_nothing_is_examined(deconv, blurred, gentle, tmp_path):

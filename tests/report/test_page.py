@@ -16,7 +16,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report.page import describe_origin, draw_kernel
-from deconv_cli.report.page_pictures import draw_picture
+from deconv_cli.report.page_pictures import ScaledImage, draw_picture
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import draw_comparison
 from deconv_cli.report.verdict import first_numbers, judge, try_next, varied
@@ -64,7 +64,7 @@ def test_the_first_screen_has_a_verdict_three_numbers_and_no_jargon(page):
     first = Reader(page[: page.index('<h2 id="notes">')]).text
     assert "Use this result with care: see the warning below." in first  # two rules for λ differ
     assert "Expected error 2.6 of 255 How many gray levels a pixel is off on average. Compared with the truth" in first
-    assert "Trustworthy 88.3 % of the picture; elsewhere, where it is hatched, the error is as large" in first
+    assert "Trustworthy 88.3 % of the result; elsewhere, where it is hatched, the error is as large" in first
     assert re.search(r"Finest detail [\d.]+ pixels? Two points that are closer together come back as one", first)
     for word in ("certificate", "σ", "λ", "residual", "rms", "penalty"):
         assert word not in first.lower()
@@ -88,7 +88,7 @@ def test_the_verdict_follows_what_the_residual_shows(contents, finding, level, s
     assert verdict(given).level == level
     assert sentence in verdict(given).sentence
     if level != "bad":
-        whole = judge(given.run.reconstruction, finding, ("in 3 blocks the solver did not reach its tolerance",))
+        whole = judge(given.run.reconstruction, finding, None, ("in 3 blocks the solver did not reach its tolerance",))
         assert (whole.level, "see the warning below" in whole.sentence) == ("bad", True)
 
 
@@ -116,11 +116,12 @@ def test_a_method_without_lambda_is_described_too(contents):
 def test_numbers_have_units_that_a_person_knows(full_contents):
     run = full_contents(size=(8, 20, 24)).run
     result, diagnosis = run.reconstruction, run.diagnosis
-    numbers = first_numbers(result, result.predicted_error, diagnosis, (0.0, 50.0, False), (0.5, 0.2, 0.2))
+    scale = ScaledImage("Estimate", torch.zeros(1), 0.0, 50.0, "", "")
+    numbers = first_numbers(result, result.predicted_error, diagnosis, scale, (0.5, 0.2, 0.2))
     assert [name for name, *_ in numbers] == ["Expected error", "Trustworthy", "Finest detail"]
     assert (numbers[0][1], numbers[2][1][-3:]) == ("5.1 %", " µm")
     assert numbers[2][1].count("×") == 2
-    without = first_numbers(result, None, dataclasses.replace(diagnosis, resolution=None), (0.0, 1.0, False), None)
+    without = first_numbers(result, None, dataclasses.replace(diagnosis, resolution=None), scale, None)
     assert [name for name, *_ in without] == ["Left over"]
 
 
@@ -136,6 +137,8 @@ def test_commands_change_one_thing_and_write_files_of_their_own(contents):
     ]
     assert "--lambda=0.1 " in smoother[1]
     assert again[1] == rerun
+    fixed = "deconv invert --factor=f.safetensors --output=x.npy -- y.npy"
+    assert [line for _, line in try_next(fixed, run.reconstruction, run.kernel, is_picture=True)] == [fixed]
     assert varied("deconv invert --output=x.npy -- y.npy", "free", {"--boundary": "unknown"}).endswith(".html -- y.npy")
 
 
@@ -219,8 +222,7 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
 def test_numbers_of_one_channel_of_several_say_of_which(one_by_one):
     text = Reader(one_by_one.render()).text
     own = one_by_one.run.diagnosis.channel + 1
-    assert "Each channel was restored by itself: certificate, residual and predicted error are of all of them" in text
-    assert f"the choice of λ is that of channel 3, and all else that of channel {own}." in text
+    assert f"Each channel was restored by itself; the numbers are those of channel {own}." in text
     assert "Channel 3: two rules differ by a factor of 100" in text
 
 
