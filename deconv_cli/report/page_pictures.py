@@ -58,7 +58,7 @@ class ScaledImage:
     def ends(self) -> tuple[str, str]:
         """The values of the darkest and the lightest shade, with three digits."""
         small = 1e-3 * (self.high - self.low)
-        low, high = (f"{end if abs(end) > small else 0.0:.3g}" for end in (self.low, self.high))
+        low, high = (f"{float(f'{end:.3g}') if abs(end) > small else 0.0:g}" for end in (self.low, self.high))
         return low, high
 
 
