@@ -17,7 +17,7 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.orthogonal_cuts import plane_of
-from deconv_cli.report.page import as_sentence, describe_page, fill_page
+from deconv_cli.report.page import describe_page, fill_page
 from deconv_cli.report.page_pictures import ScaledImage
 from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, Run
@@ -124,7 +124,7 @@ def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
     )
     page = replace(
         page,
-        warnings=[*map(as_sentence, found.doubts), *of_piece],
+        warnings=[*found.doubts, *of_piece],
         experts=[*page.experts, blocks, place],
         rows=[*page.rows, *_block_numbers(found)],
     )

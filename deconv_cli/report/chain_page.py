@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deconv_cli.chains.chain_inversion import ChainInversion
-from deconv_cli.report.page import Page, as_sentence, fill_page
+from deconv_cli.report.page import Page, fill_page
 from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_lines, draw_picture
 from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_doubts
 from deconv_cli.report.run import Environment, InputFile, OutputFile
@@ -108,7 +108,7 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
             pictures=tuple(map(draw_picture, _left(result.residual[0].cpu()))),
             omission=f"The first of {n_images} inputs is shown." if n_images > 1 else None,
         ),
-        warnings=[as_sentence(doubt.sentence) for doubt in result.doubts],
+        warnings=[doubt.sentence for doubt in result.doubts],
         notes=run.notes,
         experts=[f"{done}{result.method.value}."],
         rows=[

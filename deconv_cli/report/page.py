@@ -81,8 +81,8 @@ class Page:
         numbers: the first three, with their meaning.
         commands: what to do next, with the commands for it.
         shown: the images.
-        warnings: sentences.
-        notes: sentences.
+        warnings: clauses of the library, in which settings are named.
+        notes: the same.
         experts: what was done, in sentences.
         rows: the numbers for experts.
         kernel: its picture; `None` if it has none.
@@ -117,8 +117,9 @@ def fill_page(page: Page, record: Record) -> str:
     )
     sheet, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return environment.get_template("page.html").render(
-        **vars(page)
-        | {"warnings": list(map(with_options, page.warnings)), "notes": list(map(with_options, page.notes))},
+        **vars(page),
+        warning_sentences=[as_sentence(with_options(warning)) for warning in page.warnings],
+        note_sentences=[as_sentence(with_options(note)) for note in page.notes],
         record=[(name, json.dumps(value, ensure_ascii=False)) for name, value in record.items()],
         versions=record["versions"],
         sheet=sheet,
@@ -151,7 +152,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     page = describe_page(run, source, result, diagnosis, result.predicted_error, shown, run.lambda_views)
     more = [f"It was restored {result.reasons.light}."] if source.is_picture else []
     if diagnosis.channel is not None:
-        more.append(f"Each channel was restored by itself; the numbers are those of channel {diagnosis.channel + 1}.")
+        more.append(f"Each channel was restored by itself; all but the residual is of channel {diagnosis.channel + 1}.")
     page = replace(page, experts=[*page.experts, *more])
     return fill_page(page, describe_run(run))
 
@@ -188,7 +189,7 @@ def describe_page(
         numbers=first_numbers(result, predicted, diagnosis, shown.scale, source.spacing),
         commands=try_next(run.rerun, result, run.kernel, is_picture=source.is_picture),
         shown=shown,
-        warnings=[as_sentence(warning) for warning in result.warnings],
+        warnings=result.warnings,
         notes=run.notes,
         experts=[done, describe_lambda(result)],
         rows=expert_numbers(result, diagnosis),

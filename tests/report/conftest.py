@@ -16,7 +16,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.report.page import render_page
 from deconv_cli.report.run import Environment, InputFile, InvertRun, KernelInput, OutputFile
 from deconv_cli.report.shown_images import images_to_show
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import Convention, LambdaRule
 from deconv_cli.workflows.diagnose import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
@@ -141,19 +141,6 @@ def contents():
         return Contents(run_of(result, y, diagnose(inverse, result, y)), y)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def one_by_one():
-    """Make contents of three colors, each with a λ of its own, that of the last one doubtful."""
-    _, _, y, _ = restored(3)
-    settings = ReconstructionSettings.of(defaults="picture", padding="same", boundary="zero", lam=(1e-2, 2e-2, 3e-2))
-    pipeline = Pipeline(torch.full((3, 3), 1 / 9), settings)
-    result = pipeline.reconstruct(y)
-    *rest, last = result.channels
-    channels = (*rest, replace(last, lambda_choice=choice()))
-    whole = replace(result, channels=channels, lambda_choice=channels[-1].lambda_choice)
-    return Contents(run_of(whole, y, pipeline.diagnose(result, y)), y)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from browser import needs_browser
 from PIL import Image
 
 from deconv_cli.report import orthogonal_cuts
-from deconv_cli.report.orthogonal_cuts import brightest_place, draw_cuts, plane_of
+from deconv_cli.report.orthogonal_cuts import brightest_place, draw_cuts
 from deconv_cli.report.page_pictures import ScaledImage
 
 SPACING = (0.5, 0.2, 0.1)
@@ -84,10 +84,6 @@ def test_what_is_not_trusted_is_hatched_in_all_cuts():
     stripes = np.asarray(planes).reshape(4, 6, 8)
     assert stripes[:, :3].any()
     assert not stripes[:, 3:].any()
-
-
-def test_planes():
-    assert torch.equal(plane_of(numbered(), 2).values, numbered().values[2])
 
 
 def test_a_page_of_a_stack_has_cuts_and_a_slider(page):
