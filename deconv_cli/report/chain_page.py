@@ -84,28 +84,29 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
     result, solution = run.inversion, run.inversion.solution
     given = _shown("Input", data[0].cpu(), "The channel of the activation with the most contrast.")
     estimate = _shown("Estimate", result.image[0].cpu(), "What the layers were shown, as found.")
-    is_signal, pair = result.image.ndim == 3, [image for image in (given, estimate) if image.values.ndim > 1]
+    text = "The activation less what the layers make of the estimate, over all channels."
+    left = _shown("Residual", result.residual[0].cpu(), text, is_error=True)
+    is_signal = result.image.ndim == 3
+    pair, errors = ([image for image in some if image.values.ndim > 1] for some in ((given, estimate), (left,)))
     verdict = Verdict("good", "You can use this result: run through the layers again, it gives back the activation.")
     if result.doubts:
         verdict = Verdict("bad", "Do not use this result as it is: see the warning below.")
     done = f"{run.source.path} was taken back through the layers {run.model.layers} of {run.model.path}: "
+    smoother = varied(run.rerun, "smoother", {"--lambda": f"{10 * result.lam or 0.001:.4g}"})
     n_images = len(result.image)
     page = Page(
         title=Path(run.source.path).name,
         verdict=verdict,
         numbers=_first_numbers(result),
         commands=[
-            (
-                "With less noise, and nearer to zero",
-                varied(run.rerun, "smoother", {"--lambda": f"{_larger(result.lam)}"}),
-            ),
+            ("With less noise, and nearer to zero", smoother),
             ("The same again, with every option spelled out", run.rerun),
         ],
         shown=ShownImages(
             scale=estimate,
             lines=draw_lines([estimate]) if is_signal else None,
             pair=() if is_signal else tuple(map(draw_picture, pair)),
-            pictures=tuple(map(draw_picture, _left(result.residual[0].cpu()))),
+            pictures=tuple(map(draw_picture, errors)),
             omission=f"The first of {n_images} inputs is shown." if n_images > 1 else None,
         ),
         warnings=[doubt.sentence for doubt in result.doubts],
@@ -113,19 +114,11 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
         experts=[f"{done}{result.method.value}."],
         rows=[
             ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
-            (
-                "Certificate",
-                f"{solution.certificate:.2g}",
-                "relative size of the gradient; 0 where nothing small helps",
-            ),
+            ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly"),
             *((layer.name, layer.treatment, layer.description) for layer in result.layers),
         ],
     )
     return fill_page(page, describe_chain_run(run))
-
-
-def _larger(lam: float) -> str:
-    return f"{10 * lam:.4g}" if lam else "0.001"
 
 
 def _first_numbers(result: ChainInversion) -> list[Row]:
@@ -139,22 +132,15 @@ def _first_numbers(result: ChainInversion) -> list[Row]:
     ]
 
 
-def _shown(name: str, image: Tensor, caption: str) -> ScaledImage:
-    """Show an image `(C, *size)`: in colors, or the channel with the most contrast; of a stack the middle plane."""
-    is_color = image.ndim == 3 and len(image) == 3
-    channel = int(image.flatten(1).double().std(dim=1, correction=0).argmax())
-    shown = image if is_color else image[channel]
+def _shown(name: str, image: Tensor, caption: str, *, is_error: bool = False) -> ScaledImage:
+    """Show an image `(C, *size)`: in colors, or the channel with the most contrast; of a stack the middle plane.
+
+    Of an error its size over all channels is shown.
+    """
+    channel, n_channels = int(image.flatten(1).double().std(dim=1, correction=0).argmax()), len(image)
+    is_color = image.ndim == 3 and n_channels == 3 and not is_error
+    shown = image.double().square().mean(0).sqrt() if is_error else image if is_color else image[channel]
     shown = shown[len(shown) // 2] if image.ndim == 4 else shown
-    which = "" if is_color or len(image) == 1 else f" Channel {channel + 1} of {len(image)}."
-    return ScaledImage(name, shown, *display_range(shown), f"{caption}{which}", "")
-
-
-def _left(residual: Tensor) -> list[ScaledImage]:
-    """Show the residual `(C, *size)` over all channels; of a stack its middle plane."""
-    values = residual.double().square().mean(0).sqrt()
-    values = values[len(values) // 2] if values.ndim == 3 else values
-    if values.ndim != 2:
-        return []
-    text = "The activation less what the layers make of the estimate, over all channels."
-    high = display_range(values)[1]
-    return [ScaledImage("Residual", values, 0.0, high, text, "of the activation", false_colors=True)]
+    which = "" if is_color or is_error or n_channels == 1 else f" Channel {channel + 1} of {n_channels}."
+    low, high = display_range(shown)
+    return ScaledImage(name, shown, 0.0 if is_error else low, high, f"{caption}{which}", "", false_colors=is_error)
