@@ -13,7 +13,6 @@ from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.preview_tiles import Previews, RestoredTile
-from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.orthogonal_cuts import plane_of
@@ -44,13 +43,14 @@ class BlockInvertRun(Run):
 
 def describe_block_run(run: BlockInvertRun) -> Record:
     """Describe a run as a JSON object; the samples have no hash, since the file may be of any size."""
+    expected = run.reconstruction.expected_error
     return {
         "schema": SCHEMA,
         "command": "invert",
         "inputs": [_describe_source(run.task)],
         "kernel": describe_kernel(run.kernel),
         **run.reconstruction.record,
-        "predicted_error": _describe_error(run.reconstruction.expected_error),
+        "predicted_error": expected and {**describe_predicted_error(expected), "sampled_from": expected.pieces},
         "output": _describe_target(run.task),
         "notes": [with_options(note) for note in run.notes],
         "doubts": [with_options(doubt) for doubt in run.reconstruction.doubts],
@@ -74,13 +74,6 @@ def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
         "plan": run.task.as_record(),
         "output": {**_describe_target(run.task), "bytes": run.task.target.n_bytes},
     }
-
-
-def _describe_error(expected: SampledError | None) -> Record | None:
-    """Describe the expected error, and the pieces that it was measured on."""
-    if expected is None:
-        return None
-    return {**describe_predicted_error(expected), "sampled_from": expected.pieces}
 
 
 def _describe_source(task: BlockTask) -> dict[str, Any]:

@@ -233,4 +233,4 @@ def describe_origin(source: KernelInput) -> str:
     if found is None or not found.found:
         return f"Given: {source.path}, {size}."
     numbers = ", ".join(f"{parameter.name.lower()} {parameter.text}" for parameter in found.parameters)
-    return f"Found in the picture itself: {found.family}, {numbers} (lengths in pixels, angles in degrees), {size}."
+    return f"Found in the picture itself: {source.path} ({numbers}; lengths in pixels, angles in degrees), {size}."

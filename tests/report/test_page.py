@@ -257,7 +257,7 @@ def test_the_kernel_is_drawn_as_what_becomes_of_a_point(contents):
     candidates = (Candidate("disk", (5.2,), 3.0), Candidate("none", (), 515.0))
     found = KernelEstimate(True, "disk", (Parameter("RADIUS", 5.2, 0.125),), candidates, 512.0)
     origin = describe_origin(dataclasses.replace(given.run.kernel, path="disk:5.2", estimate=found))
-    assert origin.startswith("Found in the picture itself: disk, radius 5.2 ± 0.12 (lengths in pixels")
+    assert origin.startswith("Found in the picture itself: disk:5.2 (radius 5.2 ± 0.12; lengths in pixels")
 
 
 def test_five_lambdas_stand_side_by_side_each_with_its_command(contents):
