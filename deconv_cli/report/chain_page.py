@@ -84,7 +84,7 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
     result, solution = run.inversion, run.inversion.solution
     given = _shown("Input", data[0].cpu(), "The channel of the activation with the most contrast.")
     estimate = _shown("Estimate", result.image[0].cpu(), "What the layers were shown, as found.")
-    text = "The activation less what the layers make of the estimate, over all channels."
+    text = "The activation minus the activation of the estimate, by size over all channels."
     left = _shown("Residual", result.residual[0].cpu(), text, is_error=True)
     is_signal = result.image.ndim == 3
     pair, errors = ([image for image in some if image.values.ndim > 1] for some in ((given, estimate), (left,)))

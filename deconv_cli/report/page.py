@@ -55,7 +55,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{format_percent(result.residual.relative, 3)} of the data",
         ),
         ("Noise of the data", "unknown" if tests.noise is None else f"{tests.noise:.3g}", source),
-        ("Condition", f"{result.spectrum.condition:.3g}", "how much stronger noise comes back from the exact inverse"),
+        ("Condition", f"{result.spectrum.condition:.3g}", "by how much the exact inverse amplifies noise"),
         ("Null space", f"{of_data}, {of_estimate}", "energy of data and estimate that the kernel removes"),
     ]
     if result.lam is None:
@@ -63,7 +63,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     decided = f"{conditioning.degrees_of_freedom:.0f} of {conditioning.n_unknowns}"
     return [
         *rows,
-        ("Noise gain", f"{conditioning.noise_gain:.3g}", "how much stronger white noise comes back with this λ"),
+        ("Noise gain", f"{conditioning.noise_gain:.3g}", "by how much this λ amplifies white noise"),
         ("Degrees of freedom", decided, "how many numbers of the estimate the data decide; λ decides the others"),
     ]
 
@@ -152,7 +152,8 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     page = describe_page(run, source, result, diagnosis, result.predicted_error, shown, run.lambda_views)
     more = [f"It was restored {result.reasons.light}."] if source.is_picture else []
     if diagnosis.channel is not None:
-        more.append(f"Each channel was restored by itself; all but the residual is of channel {diagnosis.channel + 1}.")
+        number = diagnosis.channel + 1
+        more.append(f"Channels were restored one by one. Numbers other than the residual belong to channel {number}.")
     page = replace(page, experts=[*page.experts, *more])
     return fill_page(page, describe_run(run))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MAX_SIDE = 384
-"""Longest side of a picture in pixels, but for those that are compared."""
+"""Longest side of a picture that is not compared, in pixels."""
 N_LEVELS = 64
 """Levels of the false colors: more look alike, and take twice the space."""
 FALSE_COLORS = torch.tensor(
@@ -21,7 +21,7 @@ FALSE_COLORS = torch.tensor(
         *((39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37)),
     ]
 )
-"""Every eighth of viridis, the color map of matplotlib that color-blind readers can read too."""
+"""Nine colors of viridis (van der Walt and Smith, 2015), which color-blind readers can read too."""
 GRAY_LEVELS = "gray levels"
 """The unit of samples from 0 to 255."""
 SERIES = ("Input", "Estimate", "Truth")

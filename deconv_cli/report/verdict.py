@@ -112,8 +112,8 @@ def _error(predicted: ExpectedError | None, scale: ScaledImage) -> list[Row]:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
     real = f" Compared with the truth it is {told(predicted.actual_root_mean_square or 0.0)}." if is_compared else ""
-    off = "How far a value is off on average, in percent of the range of the result."
-    meaning = "How many gray levels a pixel is off on average." if is_gray_level else off
+    off = "Average error of a value, in percent of the range of the result."
+    meaning = "Average error of a pixel, in gray levels." if is_gray_level else off
     share = predicted.trusted_share
     where = "of the result: the error is smaller than the detail everywhere."
     if share == 0:
@@ -134,7 +134,7 @@ def _finest(result: Reconstruction, widths: Widths | None, spacing: tuple[float,
     if widths is None or widest(widths) is None:
         return []
     finest = [max(filter(None, axis)) for axis in zip(*widths, strict=True)]
-    meaning = "Two points that are closer together come back as one."
+    meaning = "Two points that are closer together merge into one."
     if spacing is None or len(spacing) != len(finest):
         return [("Finest detail", counted(_digits(max(finest)), "pixel"), meaning)]
     sizes = " × ".join(_digits(width * step) for width, step in zip(finest, spacing, strict=True))
@@ -156,8 +156,8 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
 
     Args:
         rerun: the command line that makes the same result again.
-        result: what it makes.
-        kernel: what it was made with.
+        result: the result of that command.
+        kernel: its kernel.
         is_picture: the input is a picture or a stack, not a tensor.
     """
     found: list[tuple[str, str]] = []

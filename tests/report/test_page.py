@@ -63,9 +63,9 @@ def verdict(given):
 def test_the_first_screen_has_a_verdict_three_numbers_and_no_jargon(page):
     first = Reader(page[: page.index('<h2 id="notes">')]).text
     assert "Use this result with care: see the warning below." in first  # two rules for λ differ
-    assert "Expected error 2.6 of 255 How many gray levels a pixel is off on average. Compared with the truth" in first
+    assert "Expected error 2.6 of 255 Average error of a pixel, in gray levels. Compared with the truth" in first
     assert "Trustworthy 88.3 % of the result; elsewhere, where it is hatched, the error is as large" in first
-    assert re.search(r"Finest detail [\d.]+ pixels? Two points that are closer together come back as one", first)
+    assert re.search(r"Finest detail [\d.]+ pixels? Two points that are closer together merge into one", first)
     for word in ("certificate", "σ", "λ", "residual", "rms", "penalty"):
         assert word not in first.lower()
     assert "Two rules differ by a factor of 100: gcv takes λ = 0.001 and ml 0.1;" in Reader(page).text
@@ -199,7 +199,7 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
 
 def test_numbers_of_one_channel_of_several_say_of_which(contents):
     text = Reader(contents(3).with_diagnosis(channel=1).render()).text
-    assert "Each channel was restored by itself; all but the residual is of channel 2." in text
+    assert "Numbers other than the residual belong to channel 2." in text
 
 
 def test_a_page_of_a_large_picture_stays_small(full_contents):
