@@ -109,6 +109,12 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def emulate(self, *, width: int = 1200, media: str = "screen") -> None:
+        """Lay the page out for a window of another width, or for paper (`print`)."""
+        size = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, **size)
+        self._ask("Emulation.setEmulatedMedia", media=media)
+
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press the mouse at one place of the window, in pixels, and let it go at another."""
         for kind, (x, y), buttons in [("Pressed", start, 1), ("Moved", end, 1), ("Released", end, 0)]:

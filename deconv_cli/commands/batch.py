@@ -14,13 +14,13 @@ from typing import Any
 
 import typer
 
+from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
     print_error,
     print_note,
     print_warning,
-    with_options,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.manifest import BatchOptions, Manifest, is_up_to_date, settings_of

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.console import print_answer, print_document, print_note, with_options
+from deconv_cli.settings import with_options
+from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.open_large import LargeOptions, open_large

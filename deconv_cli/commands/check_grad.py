@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
+from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
@@ -21,7 +22,6 @@ from deconv_cli.commands.console import (
     print_warning,
     printable,
     table_console,
-    with_options,
 )
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome

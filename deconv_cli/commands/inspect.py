@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_document,
     print_error,
     print_note,
     print_table,
     print_warning,
-    with_options,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption, option

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,25 +15,17 @@ from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.preview_tiles import Previews, RestoredTile
 from deconv_cli.blocks.sampled_error import SampledError
+from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import PredictedError
-from deconv_cli.operators.boundaries.rule import as_rule
 from deconv_cli.report.orthogonal_cuts import plane_of
-from deconv_cli.report.page import (
-    PageContents,
-    PageHeader,
-    as_sentence,
-    describe_lambda,
-    describe_trust,
-    draw_plots,
-    fill_page,
-    key_numbers,
-)
+from deconv_cli.report.page import describe_page, fill_page
 from deconv_cli.report.page_pictures import ScaledImage
-from deconv_cli.report.page_sections import describe_plan_section
 from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
-from deconv_cli.report.run import InputFile, InvertRun, OutputFile, Run
+from deconv_cli.report.run import InputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel
-from deconv_cli.report.shown_images import Comparison, draw_comparison, draw_views, images_to_show, show_images
+from deconv_cli.report.shown_images import Comparison, describe_omission, draw_comparison, images_to_show, show_images
+from deconv_cli.report.verdict import Row
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import InputKind, counted, format_size
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -54,15 +45,17 @@ class BlockInvertRun(Run):
 
 def describe_block_run(run: BlockInvertRun) -> Record:
     """Describe a run as a JSON object; the samples have no hash, since the file may be of any size."""
+    expected = run.reconstruction.expected_error
     return {
         "schema": SCHEMA,
         "command": "invert",
         "inputs": [_describe_source(run.task)],
         "kernel": describe_kernel(run.kernel),
         **run.reconstruction.record,
-        "predicted_error": _describe_error(run.reconstruction.expected_error),
+        "predicted_error": expected and {**describe_predicted_error(expected), "sampled_from": expected.pieces},
         "output": _describe_target(run.task),
-        "notes": list(run.notes),
+        "notes": [with_options(note) for note in run.notes],
+        "doubts": [with_options(doubt) for doubt in run.reconstruction.doubts],
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
@@ -85,13 +78,6 @@ def describe_block_plan(run: BlockRun, n_done: int | None = None) -> Record:
     }
 
 
-def _describe_error(expected: SampledError | None) -> Record | None:
-    """Describe the expected error, and the pieces that it was measured on."""
-    if expected is None:
-        return None
-    return {**describe_predicted_error(expected), "sampled_from": expected.pieces}
-
-
 def _describe_source(task: BlockTask) -> dict[str, Any]:
     """Describe the input, without a hash of all its bytes."""
     source = task.problem.source
@@ -112,50 +98,53 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
 
 def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
     """Write the page as HTML, as `render_page` does; the run has to have thumbnails."""
-    problem, first = run.task.problem, previews.tiles[0]
-    n_axes, whole = problem.layout.dimensions, problem.resolution.settings
-    result = replace(first.result, settings=replace(first.result.settings, boundary=whole.boundary))
-    images, omission = _thumbnails(run, previews)
+    problem, first, found = run.task.problem, previews.tiles[0], run.reconstruction
+    settings, layout, source = problem.resolution.settings, problem.layout, _input_file(run)
+    result = replace(first.result, settings=replace(first.result.settings, boundary=settings.boundary))
     steps = Thumbnail.of(problem.image_size).steps
     spacing = run.spacing and tuple(step * distance for step, distance in zip(steps, run.spacing, strict=True))
-    shown = show_images(images, omission, spacing, n_axes, is_picture=True)  # of one kind, or on scales of their own
-    averaged = f", {format_size(steps)} pixels averaged into one" if max(steps) > 1 else ""
-    comparisons = [replace(comparison, caption=f"The whole picture{averaged}.") for comparison in shown.comparisons]
-    comparisons += [found for tile in previews.tiles if (found := _compare(run, previews, tile)) is not None]
-    piece_images, _ = images_to_show(_as_run(run, first.result), previews.diagnosis, first.values, None)
-    contents = PageContents(
-        title=Path(problem.source.path).name,
-        header=_write_header(run, result, previews),
-        shown=replace(shown, comparisons=tuple(comparisons)),
-        views=draw_views(previews.views, piece_images, n_axes),
-        plots=draw_plots(first.result, run.reconstruction.expected_error),
-        key_numbers=key_numbers(first.result, previews.diagnosis),
-        spacing=run.spacing,
-        varied="strengths" if first.result.settings.objective == "photo" else "λ",
-        numbers_of=f"Numbers and plots are of the first piece, {_place(first.data)}; those of the error of the whole.",
-        plan=describe_plan_section(run.reconstruction, [tile.data for tile in previews.tiles]),
+    averaged = f", {format_size(steps)} samples averaged into one" if max(steps) > 1 else ""
+    omission = describe_omission(layout.n_batch, layout.n_channels, is_color=source.is_picture)
+    shown = show_images(_thumbnails(run, previews), omission, spacing, layout.dimensions, is_picture=True)
+    tiles = [one for tile in previews.tiles if (one := _compare(run, tile)) is not None]
+    whole = [replace(comparison, caption=f"The whole picture{averaged}.") for comparison in shown.comparisons]
+    shown = replace(shown, comparisons=(*whole, *tiles))
+    page = describe_page(
+        run, source, result, previews.diagnosis, found.expected_error, shown, previews.views, found.doubts
     )
-    return fill_page(run, contents, describe_block_run(run))
-
-
-def _write_header(run: BlockInvertRun, result: Reconstruction, previews: Previews) -> PageHeader:
-    """Describe a run in a few plain sentences."""
-    found, source, kernel = run.reconstruction, run.task.problem.source, run.kernel
-    blocks = counted(run.task.grid.n_blocks, "block")
-    done = (
-        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored in {blocks} "
-        f"from what the kernel {kernel.path} ({format_size(kernel.shape)} taps) made of it; "
-        f"{as_rule(result.boundary).description}."
+    of_piece = [f"In the first piece that is shown: {warning}" for warning in page.warnings]
+    place = f"The numbers of kernel and residual are those of the first piece, {_place(first.data)}."
+    blocks = (
+        f"It was restored in {counted(run.task.grid.n_blocks, 'block')}{averaged and f'; pictures show{averaged[1:]}'}."
     )
-    if source.is_picture:
-        done = f"{done} It was restored {result.reasons.light}."
-    trust = describe_trust(result, previews.diagnosis, found.expected_error, is_trusted=not found.doubts)
-    of_piece = [f"In the first piece that is shown: {as_sentence(line)}" for line in result.warnings]
-    warnings = (*(as_sentence(doubt) for doubt in found.doubts), *of_piece)
-    return PageHeader(done, describe_lambda(result), trust, warnings)
+    page = replace(
+        page,
+        warnings=[*found.doubts, *of_piece],
+        experts=[*page.experts, blocks, place],
+        rows=[*page.rows, *_block_numbers(found)],
+    )
+    return fill_page(page, describe_block_run(run))
 
 
-def _thumbnails(run: BlockInvertRun, previews: Previews) -> tuple[list[ScaledImage], str | None]:
+def _input_file(run: BlockInvertRun) -> InputFile:
+    source, problem = run.task.problem.source, run.task.problem
+    is_picture = problem.resolution.settings.defaults is InputKind.PICTURE
+    return InputFile(source.spelled_path, source.shape, problem.layout.axes, source.dtype, "", is_picture, run.spacing)
+
+
+def _block_numbers(found: BlockReconstruction) -> list[Row]:
+    """List how a picture was cut, and what that changed."""
+    grid, seam = found.task.grid, found.seam
+    blocks = f"{grid.n_blocks} of {format_size(grid.along_space(grid.core))}"
+    measured = "not measured" if seam is None else f"{seam:.2g} of the range"
+    expected = f"largest difference of neighboring blocks; {found.plan.halo.predicted:.2g} is expected"
+    return [
+        ("Blocks", blocks, f"each restored with {found.plan.halo} pixels around it"),
+        ("Seams", measured, expected),
+    ]
+
+
+def _thumbnails(run: BlockInvertRun, previews: Previews) -> list[ScaledImage]:
     """Show thumbnails of the data, the estimate and the expected error."""
     found, summary = run.reconstruction, run.reconstruction.summary
     assert summary is not None
@@ -172,26 +161,13 @@ def _thumbnails(run: BlockInvertRun, previews: Previews) -> tuple[list[ScaledIma
         parts = {name: getattr(expected, name) for name in ("bands", "sigma", "exponent", "n_probes", "seed")}
         predicted = PredictedError(**parts, trusted_depth=depth, map=squared.sqrt(), trusted=trusted)
     result = _shown_as(previews.tiles[0].result, estimate, predicted)
-    images, _ = images_to_show(_as_run(run, result), previews.diagnosis, data, None)
-    return [image for image in images if image.name != "Residual"], _omission(run)
+    return images_to_show(_input_file(run), problem.layout.dimensions, result, data)
 
 
-def _omission(run: BlockInvertRun) -> str | None:
-    """Say which images and channels have no thumbnail."""
-    layout = run.task.layout
-    parts = [f"the first of {layout.n_batch} images"] if layout.n_batch > 1 else []
-    if layout.n_channels > N_CHANNELS:
-        parts.append(f"the first {N_CHANNELS} of {layout.n_channels} channels")
-    shown = [f"Shown: {', '.join(parts)}."] if parts else []
-    steps = Thumbnail.of(run.task.problem.image_size).steps
-    averaged = len(steps) == 3 and max(steps) > 1  # below pictures their caption says so
-    return " ".join([*shown, *([f"{format_size(steps)} samples were averaged into one."] if averaged else [])]) or None
-
-
-def _compare(run: BlockInvertRun, previews: Previews, tile: RestoredTile) -> Comparison | None:
+def _compare(run: BlockInvertRun, tile: RestoredTile) -> Comparison | None:
     """Lay a tile of the estimate over the data; of a stack, its middle plane."""
     result = _shown_as(tile.result, tile.result.image, None)
-    images, _ = images_to_show(_as_run(run, result), previews.diagnosis, tile.values, None)
+    images = images_to_show(_input_file(run), len(tile.data), result, tile.values)
     place = _place(tile.data)
     if len(tile.data) == 3:
         middle = tile.values.shape[-3] // 2
@@ -204,31 +180,6 @@ def _compare(run: BlockInvertRun, previews: Previews, tile: RestoredTile) -> Com
 def _shown_as(result: Reconstruction, image: Tensor, predicted: PredictedError | None) -> Reconstruction:
     """Replace the image of a reconstruction; it is doubted only if the whole result is."""
     return replace(result, image=image, predicted_error=predicted, residual_tests=None, clipping=None, channels=())
-
-
-def _as_run(run: BlockInvertRun, result: Reconstruction) -> InvertRun:
-    """Describe a part of the picture as if it were one."""
-    source, target = run.task.problem.source, run.task.target
-    return InvertRun(
-        kernel=run.kernel,
-        notes=run.notes,
-        environment=run.environment,
-        rerun=run.rerun,
-        command="invert",
-        source=InputFile(
-            source.spelled_path,
-            source.shape,
-            run.task.problem.layout.axes,
-            source.dtype,
-            source.fingerprint(),
-            run.task.problem.resolution.settings.defaults is InputKind.PICTURE,
-            run.spacing,
-        ),
-        output=OutputFile(target.spelled_path, target.shape, target.axes, target.dtype, ""),
-        reconstruction=result,
-        diagnosis=None,
-        factor=None,
-    )
 
 
 def _place(data: Sequence[Interval]) -> str:

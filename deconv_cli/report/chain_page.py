@@ -1,25 +1,22 @@
-"""A chain of layers that was undone, as JSON and as one page: the input found, and the residual by channel."""
+"""A chain of layers that was undone, as JSON and as one page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from deconv_cli.chains.chain_inversion import ChainInversion
-from deconv_cli.report.page import fill_template
-from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_pictures, signals_plot
-from deconv_cli.report.page_sections import Row
-from deconv_cli.report.plots import Plot, Theme, draw_plot, legend, style
-from deconv_cli.report.reconstruction_record import SCHEMA, Record
+from deconv_cli.report.page import Page, fill_page
+from deconv_cli.report.page_pictures import ScaledImage, display_range, draw_lines, draw_picture
+from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_doubts
 from deconv_cli.report.run import Environment, InputFile, OutputFile
 from deconv_cli.report.run_record import describe_environment
+from deconv_cli.report.shown_images import ShownImages
+from deconv_cli.report.verdict import Row, Verdict, percent, varied
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import counted, format_percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -69,95 +66,81 @@ def describe_chain_run(run: ChainRun) -> Record:
         "relative_residual": result.relative_residual,
         "determined": dict(vars(result.determined)),
         "is_trusted": not result.doubts,
-        "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
+        "doubts": describe_doubts(result.doubts),
         "output": dict(vars(run.output)),
-        "notes": list(run.notes),
+        "notes": [with_options(note) for note in run.notes],
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
 
 
 def render_chain(run: ChainRun, data: Tensor) -> str:
-    """Write the page as HTML; names of files and layers are escaped, no script runs, and nothing is fetched.
+    """Write the page as HTML, as `fill_page` does.
 
     Args:
         run: what was done.
         data: the activation, shape `(B, C, *size)`; of several the first is shown.
     """
-    result = run.inversion
-    image, residual = result.image[0].cpu(), result.residual[0].cpu()
-    images = [_input(image), *_left(residual)]
-    n_images = len(result.image)
-    return fill_template(
-        "chain.html",
-        describe_chain_run(run),
-        title=Path(run.source.path).name,
-        done=f"{run.source.path} was taken back through the layers {run.model.layers} of {run.model.path}: "
-        f"{result.method.value}." + (f" Shown is the first of {n_images} inputs." if n_images > 1 else ""),
-        warnings=[doubt.sentence for doubt in result.doubts],
-        line=signals_plot(images[:1]) if image.ndim == 2 else None,
-        pictures=draw_pictures([each for each in images if each.values.ndim > 1])[0],
-        channels=channels_plot(data[0].cpu(), residual),
-        key_numbers=_key_numbers(run),
-        layers=[(layer.name, layer.treatment, layer.description) for layer in result.layers],
-        notes=run.notes,
-        rerun=run.rerun,
-    )
-
-
-def channels_plot(data: Tensor, residual: Tensor) -> Plot:
-    """Draw how large each channel of an activation is, and what is left of it, for both of shape `(C, *size)`."""
-    sizes = {
-        "activation": data.double().flatten(1).square().mean(1).sqrt().tolist(),
-        "residual": residual.double().flatten(1).square().mean(1).sqrt().tolist(),
-    }
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        for (name, values), color in zip(sizes.items(), (theme.first, theme.second), strict=True):
-            axes.plot(values, ".", color=color, label=name)
-        if any(value > 0 for values in sizes.values() for value in values):
-            axes.set_yscale("log")
-        style(axes, theme, "channel", "root mean square")
-        legend(axes, theme)
-
-    caption = (
-        "Each channel of the activation, and what is left of it when the layers are run on the input found. Where "
-        "both are as large, that input does not explain the channel."
-    )
-    largest = max(range(len(sizes["residual"])), key=lambda n: sizes["residual"][n])
-    alt = f"Of {len(data)} channels number {largest} leaves most: {sizes['residual'][largest]:.3g}."
-    return draw_plot("What is left, by channel", caption, alt, draw, (12.0, 3.6))
-
-
-def _input(image: Tensor) -> ScaledImage:
-    """Show an input `(C, *size)`: in colors, or its first channel; of a stack the middle plane."""
-    is_color = image.ndim == 3 and len(image) == 3
-    shown = image if is_color else image[0]
-    shown = shown[len(shown) // 2] if image.ndim == 4 else shown
-    which = "" if is_color or len(image) == 1 else f" The first of {len(image)} channels."
-    low, high = display_range(shown)
-    return ScaledImage("Estimate", shown, low, high, f"What the layers were shown, as found.{which}", "of the input")
-
-
-def _left(residual: Tensor) -> list[ScaledImage]:
-    """Show the residual `(C, *size)` over all channels; of a stack its middle plane, of a signal nothing."""
-    values = residual.double().square().mean(0).sqrt()
-    values = values[len(values) // 2] if values.ndim == 3 else values
-    if values.ndim != 2:
-        return []
-    text = "The activation less what the layers make of the estimate, over all channels."
-    return [ScaledImage("Residual", values, 0.0, display_range(values)[1], text, "of the activation", "cividis")]
-
-
-def _key_numbers(run: ChainRun) -> list[Row]:
     result, solution = run.inversion, run.inversion.solution
-    share = result.determined
-    how = "by the rank of the derivative" if share.is_exact else "as conjugate gradients show it"
+    given = _shown("Input", data[0].cpu(), "The channel of the activation with the most contrast.")
+    estimate = _shown("Estimate", result.image[0].cpu(), "What the layers were shown, as found.")
+    text = "The activation minus the activation of the estimate, by size over all channels."
+    left = _shown("Residual", result.residual[0].cpu(), text, is_error=True)
+    is_signal = result.image.ndim == 3
+    pair, errors = ([image for image in some if image.values.ndim > 1] for some in ((given, estimate), (left,)))
+    verdict = Verdict("good", "You can use this result: run through the layers again, it gives back the activation.")
+    if result.doubts:
+        verdict = Verdict("bad", "Do not use this result as it is: see the warning below.")
+    done = f"{run.source.path} was taken back through the layers {run.model.layers} of {run.model.path}: "
+    smoother = varied(run.rerun, "smoother", {"--lambda": f"{10 * result.lam or 0.001:.4g}"})
+    n_images = len(result.image)
+    page = Page(
+        title=Path(run.source.path).name,
+        verdict=verdict,
+        numbers=_first_numbers(result),
+        commands=[
+            ("With less noise, and nearer to zero", smoother),
+            ("The same again, with every option spelled out", run.rerun),
+        ],
+        shown=ShownImages(
+            scale=estimate,
+            lines=draw_lines([estimate]) if is_signal else None,
+            pair=() if is_signal else tuple(map(draw_picture, pair)),
+            pictures=tuple(map(draw_picture, errors)),
+            omission=f"The first of {n_images} inputs is shown." if n_images > 1 else None,
+        ),
+        warnings=[doubt.sentence for doubt in result.doubts],
+        notes=run.notes,
+        experts=[f"{done}{result.method.value}."],
+        rows=[
+            ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
+            ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly"),
+            *((layer.name, layer.treatment, layer.description) for layer in result.layers),
+        ],
+    )
+    return fill_page(page, describe_chain_run(run))
+
+
+def _first_numbers(result: ChainInversion) -> list[Row]:
+    found, n = result.determined.share, result.determined.n_dimensions
+    others = "" if found > 1 - 1e-6 else "; the others are those of the smallest input"
+    size = "as large as the activation needs; far above 1 is amplified noise."
     return [
-        ("Residual", format_percent(result.relative_residual, 3), "of the data, through the layers themselves"),
-        ("Determined", format_percent(share.share, 3), f"of the input's {share.n_dimensions} numbers, {how}"),
-        ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
-        ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 where nothing small helps"),
-        ("Amplification", f"{result.amplification:.3g}", "how many times larger the estimate is than the data need"),
+        ("Determined", format_percent(found, 3), f"of the input's {n} numbers follow from the activation{others}."),
+        ("Left over", percent(result.relative_residual), "of the activation that this input does not explain."),
+        ("Size", f"{result.amplification:.2g} ×", size),
     ]
+
+
+def _shown(name: str, image: Tensor, caption: str, *, is_error: bool = False) -> ScaledImage:
+    """Show an image `(C, *size)`: in colors, or the channel with the most contrast; of a stack the middle plane.
+
+    Of an error its size over all channels is shown.
+    """
+    channel, n_channels = int(image.flatten(1).double().std(dim=1, correction=0).argmax()), len(image)
+    is_color = image.ndim == 3 and n_channels == 3 and not is_error
+    shown = image.double().square().mean(0).sqrt() if is_error else image if is_color else image[channel]
+    shown = shown[len(shown) // 2] if image.ndim == 4 else shown
+    which = "" if is_color or is_error or n_channels == 1 else f" Channel {channel + 1} of {n_channels}."
+    low, high = display_range(shown)
+    return ScaledImage(name, shown, 0.0 if is_error else low, high, f"{caption}{which}", "", false_colors=is_error)

@@ -13,7 +13,7 @@ from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.report.page_pictures import ScaledImage, display_range, encode_shades
-from deconv_cli.report.plots import data_uri
+from deconv_cli.report.page_pictures import data_uri
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import InputKind, counted, format_lambda, format_padding, format_percent, format_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,17 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators.axes import crop, unravel
-from deconv_cli.report.page_pictures import ScaledImage, averaged, encode_hatching, encode_scale, encode_shades
-from deconv_cli.report.plots import data_uri
-from deconv_cli.vocabulary import Size, format_size, format_spacing
+from deconv_cli.report.page_pictures import ScaledImage, averaged, data_uri, encode_hatching, encode_shades
+from deconv_cli.vocabulary import format_size, format_spacing
 
 # Longest side of a plane in pixels: at most, and at least.
 MAX_SIDE = 320
 MIN_SIDE = 64
 MAX_PLANES = 48
 """Planes of a stack on a page; a deeper one has evenly spaced planes and the brightest one."""
-MAX_BYTES = 2_500_000
-"""Of all stacks of a page; base64 makes four of three."""
+MAX_PIXELS = 4_000_000
+"""Of all planes of all stacks of a page."""
 WIDTH = 1000.0
 """Of a plane, in the units of the drawing."""
 GAP = 12.0
@@ -36,18 +36,17 @@ class CutPicture:
 
     image: ScaledImage
     alt: str
-    planes_uri: str
-    right_uri: str
-    below_uri: str
-    hatchings: tuple[str, str, str] | None
-    scale_uri: str
+    uris: list[str]
+    hatchings: list[str] | None
 
 
-@dataclass(frozen=True)
-class CutGeometry:
-    """Where stacks are cut, and how large the cuts are drawn.
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Stacks that are cut at one place, as drawings of one size.
 
     Attributes:
+        pictures: the stacks.
+        sentence: what is shown.
         shape: samples along Z, Y and X.
         extent: lengths along Z, Y and X in the units of the drawing, to scale if the samples' distances are known.
         place: where the stacks are cut: the numbers of plane, row and column.
@@ -55,19 +54,13 @@ class CutGeometry:
         gap: between the planes and the cuts, in the units of the drawing.
     """
 
+    pictures: list[CutPicture]
+    sentence: str
     shape: tuple[int, ...]
     extent: tuple[float, ...]
     place: tuple[int, ...]
     planes: tuple[int, ...]
     gap: float = GAP
-
-    @classmethod
-    def of(cls, shape: Size, place: Size, spacing: Sequence[float] | None, planes: tuple[int, ...]) -> CutGeometry:
-        """Lay out cuts whose planes are as wide or as high as the drawing."""
-        steps = (1.0,) * len(shape) if spacing is None else spacing
-        lengths = [n * step for n, step in zip(shape, steps, strict=True)]
-        per_unit = WIDTH / max(lengths[1:])
-        return cls(shape, tuple(length * per_unit for length in lengths), place, planes)
 
     @property
     def start(self) -> int:
@@ -85,49 +78,32 @@ class CutGeometry:
         return tuple(round(self.extent[0] * (plane + 0.5) / self.shape[0], 2) for plane in self.planes)
 
 
-@dataclass(frozen=True, eq=False)
-class Cuts:
-    """Stacks that are cut at one place, as drawings of one size, and a sentence on that place."""
-
-    geometry: CutGeometry
-    pictures: tuple[CutPicture, ...]
-    sentence: str
-
-
 def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) -> Cuts:
-    """Draw stacks, cut at the brightest place of the estimate, as large as `MAX_BYTES` for all of them allow.
+    """Draw stacks, cut at the brightest place of the estimate, as large as `MAX_PIXELS` for all of them allow.
 
     The estimate is among the images `(D, H, W)` or `(3, D, H, W)`; smaller ones are in its middle. The spacing of the
     samples along Z, Y and X is in micrometers.
     """
     estimate = next(image for image in images if image.name.startswith("Estimate")).values
     shape, place = tuple(estimate.shape[-3:]), brightest_place(estimate)
-    geometry = CutGeometry.of(shape, place, spacing, _planes(shape[0], place[0]))
+    lengths = [n * step for n, step in zip(shape, spacing or (1.0,) * 3, strict=True)]
+    extent = tuple(length * WIDTH / max(lengths[1:]) for length in lengths)
+    step = -(-shape[0] // MAX_PLANES)
+    planes = tuple(range(place[0] % step, shape[0], step))
     longest = max(shape[1:])
-    side = min(longest, MAX_SIDE)
-    pictures = tuple(_draw(image, geometry, side) for image in images)
-    while (n_bytes := sum(map(_size, pictures))) > MAX_BYTES and side > MIN_SIDE:
-        side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
-        pictures = tuple(_draw(image, geometry, side) for image in images)
+    side = min(longest, MAX_SIDE, max(math.isqrt(MAX_PIXELS // (len(images) * len(planes))), MIN_SIDE))
     sentence = (
         f"{format_size(shape)} samples. To the right of each plane lies the cut along column {place[2] + 1}, below it "
         f"the cut along row {place[1] + 1}, through a bright place of the estimate; the lines show where they meet."
     )
     if spacing is not None:
         sentence += f" Distances are to scale: {format_spacing(spacing)} a sample along Z, Y and X."
-    if len(geometry.planes) < shape[0]:
-        sentence += f" {len(geometry.planes)} of {shape[0]} planes are shown."
+    if len(planes) < shape[0]:
+        sentence += f" {len(planes)} of {shape[0]} planes are shown."
     if side < longest:
         sentence += f" Planes were averaged down to at most {side} a side."
-    return Cuts(geometry, pictures, sentence)
-
-
-def draw_center(image: ScaledImage, spacing: Sequence[float] | None) -> Cuts:
-    """Draw one plane of a stack, and cuts through its middle."""
-    shape = tuple(image.values.shape[-3:])
-    place = tuple(n // 2 for n in shape)
-    geometry = CutGeometry.of(shape, place, spacing, place[:1])
-    return Cuts(geometry, (_draw(image, geometry, max(shape[1:])),), "")
+    pictures = [_draw(image, shape, place, planes, side) for image in images]
+    return Cuts(pictures, sentence, shape, extent, place, planes)
 
 
 def brightest_place(values: Tensor) -> tuple[int, ...]:
@@ -149,14 +125,9 @@ def plane_of(image: ScaledImage, number: int) -> ScaledImage:
     return replace(image, values=image.values.select(-3, min(number, image.values.shape[-3] - 1)), mask=mask)
 
 
-def _planes(n_planes: int, chosen: int) -> tuple[int, ...]:
-    """Choose evenly spaced planes, a given one among them."""
-    step = -(-n_planes // MAX_PLANES)
-    return tuple(range(chosen % step, n_planes, step))
-
-
-def _draw(image: ScaledImage, geometry: CutGeometry, side: int) -> CutPicture:
-    shape, place, planes = geometry.shape, geometry.place, geometry.planes
+def _draw(
+    image: ScaledImage, shape: tuple[int, ...], place: tuple[int, ...], planes: tuple[int, ...], side: int
+) -> CutPicture:
     own = image.values.shape[-3:]
     # All stacks have the same middle.
     shifts = [(n - n_own) // 2 for n, n_own in zip(shape, own, strict=True)]
@@ -171,27 +142,11 @@ def _draw(image: ScaledImage, geometry: CutGeometry, side: int) -> CutPicture:
         below = averaged(values[..., row, :], (own[0], width))
         return shown.flatten(-3, -2), right, below
 
-    pictures = [_encoded(replace(image, values=values, mask=None)) for values in cuts(image.values)]
-    hatchings = None if image.mask is None else [_hatched(mask) for mask in cuts(image.mask)]
+    drawn = [replace(image, values=values, mask=None) for values in cuts(image.values)]
+    hatched = None if image.mask is None else cuts(image.mask)
     return CutPicture(
         image=image,
         alt=f"{image.name}, a stack: {image.summary}",
-        planes_uri=pictures[0],
-        right_uri=pictures[1],
-        below_uri=pictures[2],
-        hatchings=None if hatchings is None else (hatchings[0], hatchings[1], hatchings[2]),
-        scale_uri=data_uri(encode_scale(image.color_map), "image/png"),
+        uris=[data_uri(encode_shades(part, max(part.values.shape[-2:]))) for part in drawn],
+        hatchings=hatched and [data_uri(encode_hatching(mask, max(mask.shape), STRIPES)) for mask in hatched],
     )
-
-
-def _encoded(image: ScaledImage) -> str:
-    return data_uri(encode_shades(image, max(image.values.shape[-2:])), "image/png")
-
-
-def _hatched(mask: Tensor) -> str:
-    return data_uri(encode_hatching(mask, max(mask.shape), STRIPES), "image/png")
-
-
-def _size(picture: CutPicture) -> int:
-    uris = (picture.planes_uri, picture.right_uri, picture.below_uri, *(picture.hatchings or ()))
-    return sum(map(len, uris)) * 3 // 4

@@ -1,38 +1,41 @@
-"""Images on a page: pictures in gray or with a color map, averaged down if they are large; signals as lines."""
+"""Images on a page: pictures in gray or in false colors, averaged down if they are large; signals as lines."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.report.plots import Plot, Theme, data_uri, draw_plot, legend, style
-from deconv_cli.vocabulary import counted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Longest side of a picture in pixels: at most, and at least.
-MAX_SIDE = 1024
-MIN_SIDE = 128
-# Bytes of all pictures together; base64 makes four of three.
-MAX_BYTES = 1_000_000
-# Levels of a color map: more look alike, and take twice the space.
+MAX_SIDE = 384
+"""Longest side of a picture that is not compared, in pixels."""
 N_LEVELS = 64
-SCALE_LENGTH = 64
+"""Levels of the false colors: more look alike, and take twice the space."""
+FALSE_COLORS = torch.tensor(
+    [
+        *((68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141)),
+        *((39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37)),
+    ]
+)
+"""Nine colors of viridis (van der Walt and Smith, 2015), which color-blind readers can read too."""
+GRAY_LEVELS = "gray levels"
+"""The unit of samples from 0 to 255."""
+SERIES = ("Input", "Estimate", "Truth")
+"""Images that are drawn as lines if they are signals."""
+N_STEPS = 1000
+"""Parts of a line on a page; a longer signal shows the least and the largest sample of each."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledImage:
     """An image, `(H, W)` or `(3, H, W)` in colors, and the values of its darkest and its lightest shade.
 
-    It is gray without a `color_map` of matplotlib, and hatched where the `mask` of shape `(H, W)` is true. A stack has
-    an axis of depth before the last two.
+    It is gray, or has `false_colors`, and is hatched where the `mask` of shape `(H, W)` is true. A stack has an axis of
+    depth before the last two.
     """
 
     name: str
@@ -41,41 +44,47 @@ class ScaledImage:
     high: float
     caption: str
     unit: str
-    color_map: str | None = None
+    false_colors: bool = False
     mask: Tensor | None = None
 
     @property
     def summary(self) -> str:
         """The range and the mean of the values, and the caption."""
         found = (self.values.min(), self.values.max(), self.values.double().mean())
-        low, high, mean = (f"{float(value):.4g}" for value in found)
-        return f"values from {low} to {high}, mean {mean} {self.unit}. {self.caption}"
+        low, high, mean = (f"{float(value):.3g}" for value in found)
+        return f"values from {low} to {high}, mean {mean} {self.unit}".rstrip() + f". {self.caption}"
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The values of the darkest and the lightest shade, with three digits."""
+        small = 1e-3 * (self.high - self.low)
+        low, high = (f"{float(f'{end:.3g}') if abs(end) > small else 0.0:g}" for end in (self.low, self.high))
+        return low, high
 
 
 @dataclass(frozen=True, eq=False)
 class PagePicture:
-    """An image of a page: with its content in words, its scale of shades, and stripes over it."""
+    """An image of a page, with its content in words, and stripes over it."""
 
     image: ScaledImage
     alt: str
     uri: str
     width: int
     height: int
-    scale_uri: str
     hatching_uri: str | None
 
 
-def draw_pictures(images: list[ScaledImage]) -> tuple[list[PagePicture], int]:
-    """Draw images as large as `MAX_BYTES` for all of them allow; give the longest side in pixels too."""
-    side = min(max((max(image.values.shape[-2:]) for image in images), default=MIN_SIDE), MAX_SIDE)
-    while True:
-        encoded = [encode_shades(image, side) for image in images]
-        n_bytes = sum(map(len, encoded))
-        if n_bytes <= MAX_BYTES or side <= MIN_SIDE:
-            break
-        # Bytes grow with the area.
-        side = max(int(side * min((MAX_BYTES / n_bytes) ** 0.5, 0.95)), MIN_SIDE)
-    return [_picture(image, content, side) for image, content in zip(images, encoded, strict=True)], side
+def draw_picture(image: ScaledImage, side: int = MAX_SIDE) -> PagePicture:
+    """Draw an image, its longer side averaged down to at most `side`."""
+    height, width = _reduced_size(image.values, side)
+    return PagePicture(
+        image=image,
+        alt=f"{image.name}: {image.summary}",
+        uri=data_uri(encode_shades(image, side)),
+        width=width,
+        height=height,
+        hatching_uri=None if image.mask is None else data_uri(encode_hatching(image.mask, side)),
+    )
 
 
 def averaged(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -94,39 +103,15 @@ def _reduced_size(values: Tensor, side: int) -> tuple[int, int]:
 
 def encode_shades(image: ScaledImage, side: int) -> bytes:
     """Write an image as PNG, its longer side averaged down to at most `side`."""
-    n_levels = 256 if image.color_map is None else N_LEVELS
+    n_levels = N_LEVELS if image.false_colors else 256
     part = (averaged(image.values, _reduced_size(image.values, side)) - image.low) / (image.high - image.low)
     levels = (part * n_levels).floor().clamp(0, n_levels - 1).to(torch.uint8)
     if levels.ndim == 3:
         return encode_png(levels.permute(1, 2, 0))
-    return encode_png(levels, None if image.color_map is None else _palette(image.color_map, n_levels))
-
-
-def _picture(image: ScaledImage, content: bytes, side: int) -> PagePicture:
-    height, width = _reduced_size(image.values, side)
-    return PagePicture(
-        image=image,
-        alt=f"{image.name}: {image.summary}",
-        uri=data_uri(content, "image/png"),
-        width=width,
-        height=height,
-        scale_uri=data_uri(encode_scale(image.color_map), "image/png"),
-        hatching_uri=None if image.mask is None else data_uri(encode_hatching(image.mask, side), "image/png"),
-    )
-
-
-def encode_scale(color_map: str | None) -> bytes:
-    """Write all shades, from the darkest to the lightest, as PNG."""
-    if color_map is None:
-        return encode_png((torch.arange(SCALE_LENGTH) * 255 // (SCALE_LENGTH - 1)).to(torch.uint8)[None])
-    return encode_png(torch.arange(SCALE_LENGTH, dtype=torch.uint8)[None], _palette(color_map, SCALE_LENGTH))
-
-
-def _palette(name: str, n_levels: int) -> Tensor:
-    from matplotlib import colormaps
-
-    colors = torch.from_numpy(colormaps[name].resampled(n_levels)(range(n_levels)))[:, :3]
-    return (colors * 255).round().to(torch.uint8)
+    if not image.false_colors:
+        return encode_png(levels)
+    palette = functional.interpolate(FALSE_COLORS.T[None].double(), n_levels, mode="linear", align_corners=True)
+    return encode_png(levels, palette[0].T.round().to(torch.uint8))
 
 
 def encode_hatching(mask: Tensor, side: int, period: int | None = None) -> bytes:
@@ -152,6 +137,11 @@ def encode_png(samples: Tensor, palette: Tensor | None = None, **options: int) -
     written = io.BytesIO()
     picture.save(written, "PNG", **options)
     return written.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    """Write a PNG as `data:image/png;base64,...`, so that the page contains it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 N_SAMPLES = 2**20
@@ -182,44 +172,26 @@ def display_range(*images: Tensor) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-WIDTH = 12.0
-"""Of a plot of signals, in inches."""
-_LINES = ("Input", "Estimate", "Truth")
+@dataclass(frozen=True)
+class Lines:
+    """Signals as lines in a square from 0 to `N_STEPS`, by name, and the values below and above."""
+
+    low: float
+    high: float
+    points: dict[str, str]
 
 
-def signals_plot(images: Sequence[ScaledImage]) -> Plot:
-    """Draw the first channel of input, estimate, truth and predicted error, if they are known, shape `(N,)` each."""
-    named = {image.name.partition(",")[0]: image for image in reversed(images)}
-    shown = {name: named[name] for name in _LINES if name in named}
-    error = named.get("Predicted error")
+def draw_lines(images: Sequence[ScaledImage]) -> Lines:
+    """Draw the first channel of input, estimate and truth, shape `(N,)` each."""
+    named = {image.name.partition(",")[0]: image.values.double() for image in reversed(images)}
+    shown = {name: named[name] for name in SERIES if name in named}
+    low, high = (end(*(float(end(values.tolist())) for values in shown.values()), 0.0) for end in (min, max))
+    height = (high - low) or 1.0
 
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        for (name, image), color in zip(shown.items(), (theme.faint, theme.first, theme.second), strict=False):
-            axes.plot(image.values.double().numpy(), color=color, linewidth=1.2, label=name.lower())
-        if error is not None:
-            estimate, width = shown["Estimate"].values.double(), error.values.double()
-            low, high = (estimate - width).numpy(), (estimate + width).numpy()
-            label = "± predicted error"
-            axes.fill_between(range(len(low)), low, high, color=theme.first, alpha=0.2, linewidth=0, label=label)
-        style(axes, theme, "sample", shown["Estimate"].unit)
-        legend(axes, theme)
+    def points(values: Tensor) -> str:
+        parts = values.tensor_split(min(N_STEPS, len(values)))
+        ends = [end for part in parts for end in (part.aminmax() if len(part) > 1 else (part,))]
+        steps = torch.linspace(0, N_STEPS, len(ends)).tolist()
+        return " ".join(f"{x:.1f},{N_STEPS * (high - float(y)) / height:.1f}" for x, y in zip(steps, ends, strict=True))
 
-    alt = "; ".join(f"{name}: values from {_range(image.values)}" for name, image in shown.items())
-    return draw_plot("Before and after", "The first channel of the first signal.", f"{alt}.", draw, (WIDTH, 3.6))
-
-
-def taps_plot(taps: Tensor, caption: str) -> Plot:
-    """Draw the taps of a signal's kernel, shape `(k,)`."""
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
-        axes.vlines(range(len(taps)), 0, taps.double().numpy(), color=theme.first, linewidth=2)
-        axes.axhline(0, color=theme.faint, linewidth=1)
-        style(axes, theme, "tap", "weight")
-
-    return draw_plot("Kernel", caption, f"{counted(len(taps), 'tap')}, values from {_range(taps)}.", draw, (6.0, 2.4))
-
-
-def _range(values: Tensor) -> str:
-    return f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+    return Lines(low, high, {name: points(values) for name, values in shown.items()})

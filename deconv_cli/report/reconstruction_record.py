@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
+from deconv_cli.operators.geometry import Pads
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.trust import Doubt
 
 SCHEMA = 1
 """Version of the records; it changes where a name or a meaning changes that was released."""
@@ -25,11 +29,16 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def describe_doubts(doubts: Iterable[Doubt]) -> list[Record]:
+    """Describe doubts, with the names of options."""
+    return [{"reason": doubt.reason.value, "sentence": with_options(doubt.sentence)} for doubt in doubts]
+
+
 def describe_reconstruction(result: Reconstruction) -> Record:
     """Describe a reconstruction."""
     return {
         "is_trusted": result.is_trusted,
-        "doubts": [{"reason": doubt.reason.value, "sentence": doubt.sentence} for doubt in result.doubts],
+        "doubts": describe_doubts(result.doubts),
         "padding": format_padding(result.padding),
         **({} if result.settings.layer.is_plain else {"layer_options": result.settings.layer.record()}),
         "method": result.choice.method,

@@ -28,6 +28,7 @@ from deconv_cli.report.run import (
     InvertRun,
     KernelInput,
 )
+from deconv_cli.settings import with_options
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import format_padding, package_version
 
@@ -41,7 +42,7 @@ def describe_run(run: ImageRun) -> Record:
         "kernel": describe_kernel(run.kernel),
         **_details(run),
         "output": dict(vars(run.output)),
-        "notes": list(run.notes),
+        "notes": [with_options(note) for note in run.notes],
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
@@ -155,7 +156,7 @@ def describe_factor_run(run: FactorRun) -> Record:
             "time_s": run.factoring_time_s,
         },
         "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
-        "notes": list(run.all_notes),
+        "notes": [with_options(note) for note in run.all_notes],
         **describe_environment(run.environment),
         "rerun": run.rerun,
     }
@@ -196,7 +197,7 @@ def describe_found(estimate: KernelEstimate) -> str:
         return sentence
     other = "no blur at all" if estimate.runner_up.family == NO_BLUR else estimate.runner_up.text
     ratio = estimate.log_likelihood_ratio
-    times = f"about {math.exp(ratio):.2g}" if ratio < math.log(1e6) else "over a million"
+    times = f"about {float(f'{math.exp(ratio):.2g}'):g}" if ratio < math.log(1e6) else "over a million"
     return f"{sentence}; next comes {other}, {times} times less likely"
 
 

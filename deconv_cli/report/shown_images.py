@@ -14,48 +14,73 @@ from deconv_cli.report.plots import Plot
 from deconv_cli.report.run import InvertRun
 from deconv_cli.workflows.lambda_series import LambdaView, find_detail
 from deconv_cli.workflows.measurement import Diagnosis
+from deconv_cli.report.page_pictures import (
+    GRAY_LEVELS,
+    Lines,
+    PagePicture,
+    ScaledImage,
+    display_range,
+    draw_lines,
+    draw_picture,
+)
+from deconv_cli.report.run import InputFile
+from deconv_cli.workflows.lambda_series import find_detail
+from deconv_cli.workflows.reconstruction import Reconstruction
 
 N_CHANNELS = 3
 """Channels to show of an image that is not a color picture."""
+MAX_COMPARED = 576
+"""Longest side of a picture that is compared as a whole, in pixels; a larger one shows a detail of this size."""
 
 
 def images_to_show(
-    run: InvertRun, diagnosis: Diagnosis, data: Tensor, truth: Tensor | None
-) -> tuple[list[ScaledImage], str | None]:
-    """Choose the images of a page, for data of shape `(C_out, *size)` or `(B, C_out, *size)`.
+    source: InputFile,
+    n_axes: int,
+    result: Reconstruction,
+    data: Tensor,
+    residual: Tensor | None = None,
+    truth: Tensor | None = None,
+) -> list[ScaledImage]:
+    """Choose the images of a page, which are stacks if the kernel spans three axes.
 
-    Returns:
-        The images, which are stacks if the kernel spans three axes, and a sentence on images and channels that are not
-        shown, if there are any.
+    Args:
+        source: the input file.
+        n_axes: axes of space that the kernel spans.
+        result: what was reconstructed.
+        data: shape `(C_out, *size)` or `(B, C_out, *size)`; of several images the first is shown.
+        residual: of the same shape; `None` to show none.
+        truth: of the shape of the estimate.
     """
-    unit = f"in units of the {run.source.dtype} samples"
-    estimate = run.reconstruction.image
-    curve = run.reconstruction.tone_curve
-    of_light = unit if curve is None else f"in units of {run.reconstruction.unit}"
-    errors = _errors(run, truth, unit if run.reconstruction.error_curve is None else of_light)
-    images = [*_pictures(run, data, truth, unit), _residual(diagnosis, of_light, run.kernel.kernel.n_axes), *errors]
-    return images, _omission(run, data, estimate)
-
-
-def _pictures(run: InvertRun, data: Tensor, truth: Tensor | None, unit: str) -> list[ScaledImage]:
-    """Show the data, the estimate, and the truth."""
-    is_picture, predicted = run.source.is_picture, run.reconstruction.predicted_error
-    inputs, estimates = _channels(run, data), _channels(run, run.reconstruction.image)
-    truths = [] if truth is None else _channels(run, truth)
+    unit, is_picture, predicted = GRAY_LEVELS if source.dtype == "uint8" else "", source.is_picture, None
+    if result.predicted_error is not None:
+        predicted = result.predicted_error.map
+    first, estimate = _first(data, n_axes), _first(result.image, n_axes)
+    inputs, estimates = _channels("Input", first, is_picture), _channels("Estimate", estimate, is_picture)
+    truths = [] if truth is None else _channels("Truth", _first(truth, n_axes), is_picture)
     # A photograph and its restoration share a scale; the input and the output of a layer do not.
-    low, high = display_range(*estimates, *truths, *(inputs if is_picture else []))
-    if is_picture and np.issubdtype(run.source.dtype, np.integer):
-        low, high = _within_limits(low, high, np.iinfo(run.source.dtype))
-    of_data = (low, high) if is_picture else display_range(*inputs)
-    together = "" if truth is None else ", as the truth has"
-    scale = f"The estimate has the same scale{together}." if is_picture else "It has a scale of its own."
-    mask = None if predicted is None else ~predicted.trusted.detach().cpu()
-    text = "What was restored." if mask is None else "What was restored; hatched where it is not to be trusted."
-    return [
-        *(ScaledImage(name, x, *of_data, f"As it came. {scale}", unit) for name, x in _named("Input", inputs)),
-        *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in _named("Estimate", estimates)),
-        *(ScaledImage(name, x, low, high, "The true image.", unit) for name, x in _named("Truth", truths)),
+    low, high = display_range(*(x for _, x in [*estimates, *truths, *(inputs if is_picture else [])]))
+    if is_picture and np.issubdtype(source.dtype, np.integer):
+        low, high = _within_limits(low, high, np.iinfo(source.dtype))
+    of_data = (low, high) if is_picture else display_range(*(x for _, x in inputs))
+    scale = "As stored, on the scale of the estimate." if is_picture else "As stored, on a scale of its own."
+    mask = None if result.predicted_error is None else ~result.predicted_error.trusted.detach().cpu()
+    text = "The result." if mask is None else "The result; hatched where it is not trustworthy."
+    of_light = unit if result.tone_curve is None else f"of {result.unit}"
+    shown = [
+        *(ScaledImage(name, x, *of_data, scale, unit) for name, x in inputs),
+        *(ScaledImage(name, x, low, high, text, unit, mask=mask) for name, x in estimates),
+        *(ScaledImage(name, x, low, high, "The true image.", unit) for name, x in truths),
     ]
+    if residual is not None:
+        left = ("Residual", _first(residual, n_axes), "Input minus the result blurred again, by size.")
+        shown += _errors([left], of_light)
+    errors = [] if predicted is None else [("Predicted error", _first(predicted, n_axes), "The error to be expected.")]
+    if truth is not None:
+        curve, actual = result.error_curve, _first(truth, n_axes).to(estimate)
+        if curve is not None:
+            estimate, actual = curve.to_light(estimate), curve.to_light(actual)
+        errors.append(("Actual error", estimate - actual, "Estimate minus truth, by size."))
+    return [*shown, *_errors(errors, unit if result.error_curve is None else of_light)]
 
 
 def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, float]:
@@ -65,32 +90,14 @@ def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, fl
     return (low, high) if low < high else (darkest, lightest)
 
 
-def _errors(run: InvertRun, truth: Tensor | None, unit: str) -> list[ScaledImage]:
-    """Show the predicted error and the actual one, on one scale."""
-    errors, n_axes = [], run.kernel.kernel.n_axes
-    if run.reconstruction.predicted_error is not None:
-        size = _root_mean_square(_first(run.reconstruction.predicted_error.map, n_axes))
-        errors.append(("Predicted error", size, "The error to be expected, root mean square."))
-    if truth is not None:
-        image, curve = _first(run.reconstruction.image, n_axes), run.reconstruction.error_curve
-        true_image = _first(truth, n_axes).to(image)
-        if curve is not None:
-            image, true_image = curve.to_light(image), curve.to_light(true_image)
-        difference = image - true_image
-        errors.append(("Actual error", _root_mean_square(difference), "Estimate less truth, by size."))
-    top = max((display_range(values)[1] for _, values, _ in errors), default=1.0)
-    return [ScaledImage(name, values, 0.0, top, text, unit, "viridis") for name, values, text in errors]
-
-
-def _residual(diagnosis: Diagnosis, unit: str, n_axes: int) -> ScaledImage:
-    residual = _first(diagnosis.residual, n_axes)
-    name, text = "Residual", "Input less the blurred estimate"
-    if residual.shape[0] == 1:
-        low, high = display_range(residual[0])
-        limit = max(-low, high)
-        return ScaledImage(name, residual[0], -limit, limit, f"{text}.", unit, "cividis")
-    values = _root_mean_square(residual)
-    return ScaledImage(name, values, 0.0, display_range(values)[1], f"{text}, over all channels.", unit, "cividis")
+def _errors(errors: Sequence[tuple[str, Tensor, str]], unit: str) -> list[ScaledImage]:
+    """Show the size of errors `(C, *size)` over all channels, on one scale."""
+    sizes = [error.double().square().mean(dim=0).sqrt() for _, error, _ in errors]
+    top = display_range(*sizes)[1]
+    return [
+        ScaledImage(name, size, 0.0, top, text, unit, false_colors=True)
+        for (name, _, text), size in zip(errors, sizes, strict=True)
+    ]
 
 
 def _first(images: Tensor, n_axes: int) -> Tensor:
@@ -99,34 +106,21 @@ def _first(images: Tensor, n_axes: int) -> Tensor:
     return whole if whole.ndim == n_axes + 1 else whole[0]
 
 
-def _root_mean_square(image: Tensor) -> Tensor:
-    return image.double().square().mean(dim=0).sqrt()
+def _channels(name: str, image: Tensor, is_picture: bool) -> list[tuple[str, Tensor]]:
+    """Take an image in colors, else its channels with the most contrast one by one; each with a name."""
+    if len(image) == 1 or (is_picture and len(image) == 3):
+        return [(name, image if len(image) == 3 else image[0])]
+    contrast = image.flatten(1).double().std(dim=1, correction=0)
+    chosen = sorted(contrast.argsort(descending=True, stable=True)[:N_CHANNELS].tolist())
+    return [(f"{name}, channel {channel + 1}", image[channel]) for channel in chosen]
 
 
-def _channels(run: InvertRun, images: Tensor) -> list[Tensor]:
-    """Take the first image if it has colors, else its first channels one by one."""
-    first = _first(images, run.kernel.kernel.n_axes)
-    return [first] if run.source.is_picture and first.shape[0] == 3 else list(first[:N_CHANNELS])
-
-
-def _named(name: str, channels: list[Tensor]) -> list[tuple[str, Tensor]]:
-    if len(channels) == 1:
-        return [(name, channels[0])]
-    return [(f"{name}, channel {number}", values) for number, values in enumerate(channels, start=1)]
-
-
-def _omission(run: InvertRun, data: Tensor, estimate: Tensor) -> str | None:
-    channels, is_picture = run.kernel.kernel.channel_axis, run.source.is_picture
-    n_images = data.shape[0] if data.ndim > -channels else 1
-    counts = {data.shape[channels], estimate.shape[channels]}
+def describe_omission(n_images: int, n_channels: int, *, is_color: bool) -> str | None:
+    """Say which images and channels are not shown, if there are any."""
     parts = [f"the first of {n_images} images"] if n_images > 1 else []
-    if max(counts) > N_CHANNELS and not (is_picture and counts == {3}):
-        parts.append(f"the first {N_CHANNELS} of {max(counts)} channels")
+    if n_channels > N_CHANNELS and not is_color:
+        parts.append(f"{N_CHANNELS} of {n_channels} channels")
     return f"Shown: {', '.join(parts)}." if parts else None
-
-
-MAX_SIDE = 512
-"""Longest side of a picture that is compared as a whole, in pixels; a larger one shows a detail of this size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,79 +149,41 @@ def draw_comparison(images: Sequence[ScaledImage]) -> Comparison | None:
     size = tuple(before.values.shape[-2:])
     if before.values.shape != after.values.shape or (before.low, before.high) != (after.low, after.high):
         return None
-    part = find_detail(before.values, MAX_SIDE, MAX_SIDE)
+    part = find_detail(before.values, MAX_COMPARED, MAX_COMPARED)
     cut = [
         replace(
             image, values=image.values[..., part[0], part[1]], mask=None if image.mask is None else image.mask[part]
         )
         for image in (before, after)
     ]
-    (left, right), side = draw_pictures(cut)
     rows, columns = (p.stop - p.start for p in part)
     is_whole = (rows, columns) == size
-    is_exact = side >= max(rows, columns)
-    caption = (
-        "The whole picture" if is_whole else f"The {rows}×{columns} pixels of {size[0]}×{size[1]} with most detail"
-    )
-    caption += "." if is_exact else f", averaged down to at most {side} a side."
-    return Comparison(left, right, caption, is_whole and is_exact)
-
-
-def draw_views(
-    views: Sequence[LambdaView], images: Sequence[ScaledImage], n_axes: int = 2
-) -> list[tuple[PagePicture, bool]]:
-    """Draw the detail under each λ, or at each strength, on the scale of the estimate among the images of the page.
-
-    Returns:
-        The pictures, each with whether its λ or strength is the one that was taken.
-    """
-    if not views:
-        return []
-    estimate = next(image for image in images if image.name.startswith("Estimate"))
-    is_color = estimate.values.ndim > n_axes
-    shown = [
-        ScaledImage(
-            name=_times(view),
-            values=view.image.cpu() if is_color else view.image[0].cpu(),
-            low=estimate.low,
-            high=estimate.high,
-            caption=f"λ = {', '.join(f'{lam:.2g}' for lam in dict.fromkeys(view.lams))}."
-            if view.strength is None
-            else f"Strength {view.strength:g}.",
-            unit=estimate.unit,
-        )
-        for view in views
-    ]
-    pictures, _ = draw_pictures(shown)
-    return [(picture, view.ratio == 1) for picture, view in zip(pictures, views, strict=True)]
-
-
-def _times(view: LambdaView) -> str:
-    setting, ratio = "λ" if view.strength is None else "Strength", view.ratio
-    if ratio == 1:
-        return f"{setting}, as taken"
-    return f"{setting} × {ratio:g}" if ratio > 1 else f"{setting} / {1 / ratio:g}"
+    caption = f"The {rows}×{columns} pixels of {size[0]}×{size[1]} with the most detail."
+    left, right = (draw_picture(image, MAX_COMPARED) for image in cut)
+    return Comparison(left, right, "The whole picture." if is_whole else caption, is_whole)
 
 
 @dataclass(frozen=True, eq=False)
 class ShownImages:
-    """The images of a page, drawn; `longest` is the longest side of an image, `side` that of a picture at most.
+    """The images of a page, drawn.
 
-    `omission` is a sentence on what is not shown.
+    Attributes:
+        scale: the first picture of the estimate, for the values of black and white.
+        comparisons: data and estimate of one size and scale; the page begins with the first pair.
+        pair: data and estimate beside each other, where they cannot be compared.
+        lines: the same for signals.
+        cuts: stacks.
+        pictures: everything that is not compared as a whole.
+        omission: a sentence on what is not shown.
     """
 
-    comparisons: tuple[Comparison, ...]
-    cuts: Cuts | None
-    pictures: list[PagePicture]
-    signals: Plot | None
-    omission: str | None
-    longest: int
-    side: int
-
-    @property
-    def is_smaller(self) -> bool:
-        """Whether pictures have fewer pixels than the images."""
-        return bool(self.pictures) and self.longest > self.side
+    scale: ScaledImage
+    comparisons: tuple[Comparison, ...] = ()
+    pair: tuple[PagePicture, ...] = ()
+    lines: Lines | None = None
+    cuts: Cuts | None = None
+    pictures: tuple[PagePicture, ...] = ()
+    omission: str | None = None
 
 
 def show_images(
@@ -242,18 +198,22 @@ def show_images(
 
     `spacing` holds the distances of the samples along the axes of space, if they are known.
     """
+    estimate = next(image for image in images if image.name.startswith("Estimate"))
+    if n_axes == 1:
+        return ShownImages(estimate, lines=draw_lines(images), omission=omission)
     cuts = draw_cuts(images, spacing) if n_axes == 3 else None
-    planes = list(images) if cuts is None else [plane_of(image, cuts.geometry.place[0]) for image in images]
-    comparison = draw_comparison(planes) if is_picture and n_axes > 1 else None
-    compared = ("Input", "Estimate") if comparison is not None and comparison.is_whole else ()
-    apart = [image for image in images if image.name not in compared] if n_axes == 2 else []
-    pictures, side = draw_pictures(apart)
+    planes = list(images) if cuts is None else [plane_of(image, cuts.place[0]) for image in images]
+    comparison = draw_comparison(planes) if is_picture else None
+    taken: list[ScaledImage] = []
+    if comparison is None:
+        taken = [next(image for image in planes if image.name.startswith(name)) for name in ("Input", "Estimate")]
+    elif comparison.is_whole:
+        taken = [image for image in planes if image.name in ("Input", "Estimate")]
     return ShownImages(
+        scale=estimate,
         comparisons=() if comparison is None else (comparison,),
+        pair=tuple(map(draw_picture, taken)) if comparison is None else (),
         cuts=cuts,
-        pictures=pictures,
-        signals=signals_plot(images) if n_axes == 1 else None,
+        pictures=tuple(draw_picture(image) for image in planes if image not in taken) if cuts is None else (),
         omission=omission,
-        longest=max(max(image.values.shape[-2:]) for image in planes),
-        side=side,
     )

@@ -24,7 +24,7 @@ from deconv_cli.workflows.estimators import build_estimator, find_noise_levels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Factors of the λ that was taken."""
+"""Factors of the λ that was taken; of stacks the middle three, since a hundredth takes most of the time."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Factors of the strength that was taken."""
 SIDE, SIDE_IN_SPACE = 192, 96
@@ -110,11 +110,12 @@ def vary_smoothing(
     data = data if curve is None else curve.to_light(data)
     is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
     data = subtract_bias(data, bias, n_axes)
-    size = tuple(data.shape[1:])
+    size, shown = tuple(data.shape[1:]), find_detail_in_space(stored)
+    whole = result.image if result.image.ndim == n_axes + 1 else result.image[0]
+    is_known = tuple(whole.shape[1:]) == size
     # Farther away than two kernels, little of the rest of the picture matters.
     parts = [
-        _with_margin(part, 2 * n_taps, length)
-        for part, n_taps, length in zip(find_detail_in_space(stored), kernel.size, size, strict=True)
+        _with_margin(part, 2 * n_taps, length) for part, n_taps, length in zip(shown, kernel.size, size, strict=True)
     ]
     outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
     detail, bounds = data[outer], None if is_clipped is None else is_clipped[outer]
@@ -135,15 +136,17 @@ def vary_smoothing(
         max_memory=settings.max_memory,
     )
     views = []
-    for ratio in STRENGTHS if is_photo else RATIOS:
-        if is_photo:
-            strength = ratio * (settings.strength or 1.0)
-            image = _restore_photo(kernel, replace(settings, strength=strength), detail, bounds, curve)
-            weights: tuple[float, ...] = ()
+    for ratio in STRENGTHS if is_photo else RATIOS if n_axes == 2 else RATIOS[1:-1]:
+        strength = ratio * (settings.strength or 1.0) if is_photo else None
+        weights = () if is_photo else tuple(ratio * lam for lam in lams)
+        if ratio == 1 and is_known:
+            image = whole[:, *shown].detach()
         else:
-            strength, weights = None, tuple(ratio * lam for lam in lams)
-            image = _restore(kernels, weights, plain, detail, bounds)
-        image = (image if curve is None else curve.to_stored(image))[inner]
+            if is_photo:
+                image = _restore_photo(kernel, replace(settings, strength=strength), detail, bounds, curve)
+            else:
+                image = _restore(kernels, weights, plain, detail, bounds)
+            image = (image if curve is None else curve.to_stored(image))[inner]
         views.append(LambdaView(ratio, weights, image if n_axes == 2 else image[:, 0], strength))
     return tuple(views)
 

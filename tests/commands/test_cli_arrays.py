@@ -142,7 +142,7 @@ def test_a_wrong_kernel_is_trusted_nowhere(deconv, tmp_path):
     with Image.open(tmp_path / "trust.png") as mask:
         assert not np.array(mask).any()
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert "Nowhere as it is: see the warnings." in page
+    assert "Do not use this result as it is: the blur in the input was probably another one." in page
     assert "the kernel is probably wrong" in page
 
 

@@ -95,11 +95,11 @@ def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
         deconv(*line, expect=ExitCode.INTERRUPTED)
     deconv(*line, "--resume")
     text = page.read_text(encoding="utf-8")
-    assert "was restored in 4 blocks from what the kernel box:3" in text
+    assert "It was restored in 4 blocks" in text
     assert "The whole picture." in text
     assert "Pixel by pixel: rows 1 to 80, columns 1 to 72." in text
     assert text.count('class="comparison') == 2
-    for word in ("Seams, measured", "The plan", "Predicted error", "A detail under five λ"):
+    for word in ("Seams", "Predicted error", "Sharper or smoother?"):
         assert word in text
 
 

@@ -137,7 +137,7 @@ def test_lambda_error_and_page_of_a_layer(layer):
     assert np.load(folder / "error.npy").shape == tuple(x.shape)
     page = (folder / "page.html").read_text()
     assert "Noise gain" in page
-    assert "how wide a single bright pixel" not in page  # of phases with gains of their own there is no such width
+    assert "Finest detail" not in page  # of phases with gains of their own there is no such width
 
 
 TAPS_FILE = """

@@ -13,10 +13,10 @@ from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.lambda_rules import LambdaCurve
 from deconv_cli.diagnostics.predicted_error import ErrorBand, PredictedError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.report.page import render_page, write_header
+from deconv_cli.report.page import render_page
 from deconv_cli.report.run import Environment, InputFile, InvertRun, KernelInput, OutputFile
 from deconv_cli.report.shown_images import images_to_show
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.vocabulary import Convention, LambdaRule
 from deconv_cli.workflows.measurement import diagnose
 from deconv_cli.workflows.pipeline import Pipeline
@@ -80,7 +80,7 @@ def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
         output=OutputFile("out.tif", tuple(result.image.shape), "CYX", "float32", "0" * 64),
         notes=tuple(notes),
         environment=Environment("cpu", "float32", 1, 0.5),
-        rerun=f"deconv invert --kernel=k.npy --lambda=0.01 -- '{HOSTILE}'",
+        rerun=f"deconv invert --kernel=k.npy --lambda=0.01 --output=out.tif --force -- '{HOSTILE}'",
         reconstruction=result,
         diagnosis=diagnosis,
         factor=None,
@@ -99,10 +99,10 @@ class Contents:
         return render_page(self.run, self.data, self.truth)
 
     def images(self):
-        return images_to_show(self.run, self.run.diagnosis, self.data, self.truth)
-
-    def header(self):
-        return write_header(self.run, self.run.diagnosis)
+        run = self.run
+        n_axes = run.kernel.kernel.n_axes
+        residual = run.diagnosis.residual
+        return images_to_show(run.source, n_axes, run.reconstruction, self.data, residual, self.truth)
 
     def with_result(self, **parts):
         return replace(self, run=replace(self.run, reconstruction=replace(self.run.reconstruction, **parts)))
@@ -141,19 +141,6 @@ def contents():
         return Contents(run_of(result, y, diagnose(inverse, result, y)), y)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def one_by_one():
-    """Make contents of three colors, each with a λ of its own, that of the last one doubtful."""
-    _, _, y, _ = restored(3)
-    settings = ReconstructionSettings.of(defaults="picture", padding="same", boundary="zero", lam=(1e-2, 2e-2, 3e-2))
-    pipeline = Pipeline(torch.full((3, 3), 1 / 9), settings)
-    result = pipeline.reconstruct(y)
-    *rest, last = result.channels
-    channels = (*rest, replace(last, lambda_choice=choice()))
-    whole = replace(result, channels=channels, lambda_choice=channels[-1].lambda_choice)
-    return Contents(run_of(whole, y, pipeline.diagnose(result, y)), y)
 
 
 @pytest.fixture(scope="session")

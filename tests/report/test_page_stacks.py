@@ -11,7 +11,7 @@ from browser import needs_browser
 from PIL import Image
 
 from deconv_cli.report import orthogonal_cuts
-from deconv_cli.report.orthogonal_cuts import brightest_place, draw_center, draw_cuts, plane_of
+from deconv_cli.report.orthogonal_cuts import brightest_place, draw_cuts
 from deconv_cli.report.page_pictures import ScaledImage
 
 SPACING = (0.5, 0.2, 0.1)
@@ -34,16 +34,16 @@ def page(full_contents):
 
 def test_the_planes_lie_one_below_another_and_the_cuts_go_through_one_place():
     cuts = draw_cuts([numbered()], SPACING)
-    (picture,), geometry = cuts.pictures, cuts.geometry
-    depth, row, column = geometry.place
+    (picture,) = cuts.pictures
+    depth, row, column = cuts.place
     values = numbered().values.numpy().astype("uint8")
-    assert geometry.planes == (0, 1, 2, 3)
-    np.testing.assert_array_equal(decoded(picture.planes_uri), values.reshape(24, 8))
-    np.testing.assert_array_equal(decoded(picture.right_uri), values[:, :, column].T)
-    np.testing.assert_array_equal(decoded(picture.below_uri), values[:, row])
+    assert cuts.planes == (0, 1, 2, 3)
+    np.testing.assert_array_equal(decoded(picture.uris[0]), values.reshape(24, 8))
+    np.testing.assert_array_equal(decoded(picture.uris[1]), values[:, :, column].T)
+    np.testing.assert_array_equal(decoded(picture.uris[2]), values[:, row])
     # Y is the longer axis in micrometers: 6 × 0.2 against 8 × 0.1.
-    assert geometry.extent == pytest.approx((1000 * 2.0 / 1.2, 1000.0, 1000 * 0.8 / 1.2))
-    assert geometry.middles[0] == pytest.approx(geometry.depths[depth], abs=0.01)
+    assert cuts.extent == pytest.approx((1000 * 2.0 / 1.2, 1000.0, 1000 * 0.8 / 1.2))
+    assert cuts.middles[0] == pytest.approx(cuts.depths[depth], abs=0.01)
     assert "0.5 × 0.2 × 0.1 µm" in cuts.sentence
 
 
@@ -57,7 +57,7 @@ def test_the_place_is_bright_and_not_at_the_edge():
 def test_smaller_data_lie_in_the_middle_of_the_estimate():
     small = dataclasses.replace(numbered((2, 4, 6)), name="Input")
     cuts = draw_cuts([small, numbered()], None)
-    strip = decoded(cuts.pictures[0].planes_uri).reshape(4, 4, 6)
+    strip = decoded(cuts.pictures[0].uris[0]).reshape(4, 4, 6)
     np.testing.assert_array_equal(strip, small.values.numpy()[[0, 0, 1, 1]])
 
 
@@ -65,12 +65,12 @@ def test_large_stacks_are_thinned_and_averaged(monkeypatch):
     monkeypatch.setattr(orthogonal_cuts, "MAX_PLANES", 3)
     monkeypatch.setattr(orthogonal_cuts, "MAX_SIDE", 8)
     cuts = draw_cuts([numbered((10, 16, 12))], None)
-    assert len(cuts.geometry.planes) <= 3
-    assert cuts.geometry.place[0] in cuts.geometry.planes
-    assert decoded(cuts.pictures[0].planes_uri).shape == (8 * len(cuts.geometry.planes), 6)
+    assert len(cuts.planes) <= 3
+    assert cuts.place[0] in cuts.planes
+    assert decoded(cuts.pictures[0].uris[0]).shape == (8 * len(cuts.planes), 6)
     assert "of 10 planes are shown" in cuts.sentence
     assert "at most 8 a side" in cuts.sentence
-    monkeypatch.setattr(orthogonal_cuts, "MAX_BYTES", 10)
+    monkeypatch.setattr(orthogonal_cuts, "MAX_PIXELS", 10)
     monkeypatch.setattr(orthogonal_cuts, "MIN_SIDE", 4)
     assert "at most 4 a side" in draw_cuts([numbered((10, 16, 12))], None).sentence
 
@@ -86,16 +86,9 @@ def test_what_is_not_trusted_is_hatched_in_all_cuts():
     assert not stripes[:, 3:].any()
 
 
-def test_planes_and_kernels():
-    assert torch.equal(plane_of(numbered(), 2).values, numbered().values[2])
-    cuts = draw_center(numbered((3, 5, 5)), None)
-    assert (cuts.geometry.place, cuts.geometry.planes) == ((1, 2, 2), (1,))
-
-
 def test_a_page_of_a_stack_has_cuts_and_a_slider(page):
-    assert page.count('<svg class="cuts"') == 7  # input, estimate, truth, residual, two errors, and the kernel
+    assert page.count('<svg class="cuts"') == 6  # input, estimate, truth, residual, and two errors
     assert 'data-planes="0 1 2 3 4 5 6 7"' in page
-    assert "Before and after, plane" in page
     assert "8×20×24 samples" in page
     assert len(page) < 1_500_000
 
@@ -103,23 +96,20 @@ def test_a_page_of_a_stack_has_cuts_and_a_slider(page):
 @needs_browser
 def test_the_slider_moves_all_planes_and_their_lines(page, browse):
     browser, path = browse(page)
-    planes = "[...document.querySelectorAll('.stacks .planes')].map((image) => Number(image.getAttribute('y')))"
+    planes = "[...document.querySelectorAll('.planes')].map((image) => Number(image.getAttribute('y')))"
     height = browser.run("Number(document.querySelector('.planes').getAttribute('height')) / 8")
     browser.run("document.getElementById('plane').value = 6")
     browser.run("document.getElementById('plane').dispatchEvent(new Event('input'))")
     assert browser.run(planes) == pytest.approx([-6 * height] * 7)
     assert browser.run("document.getElementById('plane-number').textContent") == "7"
-    moved = browser.run("document.querySelector('.stacks .plane-down').getAttribute('transform')")
+    moved = browser.run("document.querySelector('.plane-down').getAttribute('transform')")
     depths = browser.run("document.getElementById('plane').dataset.depths.split(' ')")
     assert moved == f"translate(0 {depths[6]})"
-    kernel = browser.run("document.querySelector('.kernel .planes').getAttribute('y')")
-    assert float(kernel) == 0
     assert (browser.requests, browser.messages, browser.dialogs) == ([path.as_uri()], [], [])
 
 
 def test_signals_are_lines(full_contents):
     page = full_contents(n_channels=2, size=(64,)).render()
-    assert '<h2 id="signals">Signals</h2>' in page
-    assert "Input: values from" in page
-    assert "3 taps, values from 0.3333 to 0.3333" in page
+    assert 'aria-label="Input, Estimate, Truth: values from 0 to' in page
+    assert page.count("<polyline") == 3
     assert '<svg class="cuts"' not in page

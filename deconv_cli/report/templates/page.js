@@ -109,11 +109,21 @@
   for (const button of document.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => zooms.forEach((zoom) => zoom(factors[button.dataset.zoom])));
   }
-  const boxes = [...document.querySelectorAll(".hatch")];
-  for (const box of boxes) {
-    box.addEventListener("change", () => {
-      document.body.classList.toggle("plain", !box.checked);
-      for (const other of boxes) other.checked = box.checked;
+  const box = document.querySelector(".hatch");
+  if (box) box.addEventListener("change", () => document.body.classList.toggle("plain", !box.checked));
+
+  // Copies from a text area, since a page from a file may not use the clipboard itself.
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    const code = button.parentElement.querySelector("code"), label = button.textContent;
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const text = document.createElement("textarea");
+      text.value = code.textContent.trim();
+      document.body.append(text);
+      text.select();
+      button.textContent = document.execCommand("copy") ? "Copied" : "Not copied";
+      text.remove();
+      setTimeout(() => { button.textContent = label; }, 2000);
     });
   }
 
@@ -125,11 +135,11 @@
       const at = Number(slider.value);
       document.getElementById("plane-number").textContent = Number(planes[at]) + 1;
       slider.setAttribute("aria-valuetext", `plane ${Number(planes[at]) + 1}`);
-      for (const image of document.querySelectorAll(".stacks .planes")) {
+      for (const image of document.querySelectorAll(".planes")) {
         image.setAttribute("y", -at * image.getAttribute("height") / planes.length);
       }
-      for (const line of document.querySelectorAll(".stacks .plane-across")) line.setAttribute("transform", `translate(${depths[at]} 0)`);
-      for (const line of document.querySelectorAll(".stacks .plane-down")) line.setAttribute("transform", `translate(0 ${depths[at]})`);
+      for (const line of document.querySelectorAll(".plane-across")) line.setAttribute("transform", `translate(${depths[at]} 0)`);
+      for (const line of document.querySelectorAll(".plane-down")) line.setAttribute("transform", `translate(0 ${depths[at]})`);
     };
     slider.addEventListener("input", show);
     show();
