@@ -24,11 +24,11 @@ from deconv_cli.commands import (
     kernel_fit,
     kernel_make,
 )
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import with_option_groups
 from deconv_cli.errors import DeconvError, as_too_large
+from deconv_cli.settings import with_options
 
 
 class ErrorBoundary(TyperGroup):

@@ -14,7 +14,6 @@ from typing import Any
 
 import typer
 
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
@@ -40,6 +39,7 @@ from deconv_cli.commands.parallel import (
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.schedulers.scheduler import Scheduler
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import counted
 
 N_NAMED = 20

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
@@ -22,7 +21,7 @@ from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import UsageError
-from deconv_cli.settings import as_typed
+from deconv_cli.settings import as_typed, with_options
 from deconv_cli.vocabulary import counted, parse_size
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_answer,
     print_document,
@@ -29,6 +28,7 @@ from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case, refu
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import counted, package_version
 
 if TYPE_CHECKING:

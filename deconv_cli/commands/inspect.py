@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import (
     print_document,
     print_error,
@@ -22,6 +21,7 @@ from deconv_cli.commands.console import (
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
+from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from deconv_cli.commands.console import with_options
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.parallel import Job, JobResult
 from deconv_cli.errors import DeconvError, FileAccessError, MalformedInputError, UsageError
+from deconv_cli.settings import with_options
 
 Line = dict[str, Any]
 MANY_FILES = "Many files"

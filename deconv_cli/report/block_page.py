@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import N_CHANNELS, Thumbnail
+from deconv_cli.blocks.block_extras import Thumbnail
 from deconv_cli.blocks.block_grid import Interval
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.preview_tiles import Previews, RestoredTile
-from deconv_cli.blocks.sampled_error import SampledError
-from deconv_cli.blocks.thumbnail import Thumbnail
 from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import describe_page, fill_page

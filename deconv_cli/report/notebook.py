@@ -12,8 +12,7 @@ from deconv_cli.kernels.bead_psf import BeadPsf
 from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.report.page_pictures import ScaledImage, display_range, encode_shades
-from deconv_cli.report.page_pictures import data_uri
+from deconv_cli.report.page_pictures import ScaledImage, data_uri, display_range, encode_shades
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import InputKind, counted, format_lambda, format_padding, format_percent, format_size
@@ -52,7 +51,7 @@ def _draw(picture: Tensor, alt: str) -> str:
     low, high = display_range(picture)
     content = encode_shades(ScaledImage("", picture, low, high, "", ""), SIDE)
     width = max(min(picture.shape[-1], math.ceil(SIDE * picture.shape[-1] / max(picture.shape[-2:]))), LEAST_SIDE)
-    uri = data_uri(content, "image/png")
+    uri = data_uri(content)
     return f'<img src="{uri}" alt="{alt}" width="{width}" style="image-rendering:pixelated">'
 
 

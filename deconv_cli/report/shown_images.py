@@ -9,11 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
-from deconv_cli.report.page_pictures import PagePicture, ScaledImage, display_range, draw_pictures, signals_plot
-from deconv_cli.report.plots import Plot
-from deconv_cli.report.run import InvertRun
-from deconv_cli.workflows.lambda_series import LambdaView, find_detail
-from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.report.page_pictures import (
     GRAY_LEVELS,
     Lines,

@@ -12,8 +12,8 @@ from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.report.page_pictures import GRAY_LEVELS, ScaledImage
 from deconv_cli.report.run import KernelInput
 from deconv_cli.vocabulary import counted, format_percent
-from deconv_cli.workflows.diagnose import Diagnosis
 from deconv_cli.workflows.lambda_series import RATIOS, STRENGTHS
+from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import DoubtReason
 

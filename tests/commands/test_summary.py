@@ -10,10 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from deconv_cli.settings import with_options
 from deconv_cli.commands.console import SHADES, show_picture
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.settings import ReconstructionSettings, option_name
+from deconv_cli.settings import ReconstructionSettings, option_name, with_options
 
 
 @pytest.fixture
