@@ -34,7 +34,7 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
 
     check_directories(path)
     with _damage_is_an_error(), tifffile.TiffFile(path, _multifile=False) as opened:
-        ome = tiff_ome.parse(path, opened.ome_metadata) if opened.ome_metadata else None
+        ome = tiff_ome.parse(opened.ome_metadata) if opened.ome_metadata else None
         # tifffile makes lists as long as the descriptions say.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
         described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
@@ -66,9 +66,7 @@ def choose_series(
     n_planes = math.prod(size for letter, size in zip(series.axes, series.shape, strict=True) if letter not in "YXS")
     n_promised = int((opened.imagej_metadata or {}).get("images", n_planes))
     if n_planes != n_promised:
-        raise MalformedInputError(
-            f"'{path}' should hold {n_promised} planes as its ImageJ description says, but {n_planes} were found."
-        )
+        raise ValueError(f"its ImageJ description promises {n_promised} planes, but {n_planes} were found")
     return index or 0, series
 
 
@@ -133,9 +131,7 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
     n_decoded = n_stored = n_segments = 0
     for page in series.pages:
         if page is None:
-            raise MalformedInputError(
-                f"'{path}' lacks some of the planes it describes; they may lie in other files of the set."
-            )
+            raise ValueError("it lacks some of its planes, which may lie in other files of the set")
         # Whole tiles count, even where the page is smaller.
         key = page.keyframe
         n_tiles, n_tile = limits.array_bytes(key.chunked, 1), limits.array_bytes(key.chunks, key.dtype.itemsize)
@@ -143,10 +139,7 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
         for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
             n_stored += size
             if size <= 0 or offset + size > n_file_bytes:
-                raise MalformedInputError(
-                    f"'{path}' should hold all of its image data, but some lies beyond its end or is missing; "
-                    "it is cut short or damaged."
-                )
+                raise ValueError("some of its image data lie beyond its end or are missing")
         n_segments += len(page.dataoffsets)
         if not by_parts:
             limits.check_budget(path, n_decoded)
@@ -184,7 +177,7 @@ def check_directories(path: Path) -> None:
     https://www.awaresystems.be/imaging/tiff/bigtiff.html.
 
     Raises:
-        MalformedInputError: they do, or one of them lies beyond the end.
+        ValueError: they do, or one of them lies beyond the end.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
@@ -196,19 +189,19 @@ def check_directories(path: Path) -> None:
             if (place in seen or place + n_tags.size > len(data)) and (is_inner or place == 0):
                 continue
             if place in seen or place + n_tags.size > len(data):
-                raise _damaged(path, "its directories come in a circle or lie beyond its end")
+                raise ValueError("its directories come in a circle or lie beyond its end")
             seen.add(place)
             (n,) = n_tags.unpack_from(data, place)
             end = place + n_tags.size + n * tag.size
             if n > _MAX_TAGS or end + offset.size > len(data):
-                raise _damaged(path, f"a directory of {n} tags does not fit into it")
+                raise ValueError(f"a directory of {n} tags does not fit into it")
             if not is_inner:
                 waiting.append((offset.unpack_from(data, end)[0], False))
             for code, kind, count, value in tag.iter_unpack(data[place + n_tags.size : end]):
                 n_value_bytes = count * _VALUE_BYTES.get(kind, 0)
                 n_left -= tag.size + n_value_bytes
                 if n_left < 0:
-                    raise _damaged(path, "its directories promise more than it holds")
+                    raise ValueError("its directories promise more than it holds")
                 if code in _SUBDIRECTORIES:
                     waiting += [(found, True) for found in _offsets(data, offset, n_value_bytes, value)]
 
@@ -219,7 +212,3 @@ def _offsets(data: mmap.mmap, offset: struct.Struct, n_bytes: int, value: bytes)
     stored = value[:n_bytes] if n_bytes <= len(value) else data[start : start + n_bytes]
     whole = stored[: len(stored) // offset.size * offset.size]
     return [number for (number,) in offset.iter_unpack(whole) if number]
-
-
-def _damaged(path: Path, why: str) -> MalformedInputError:
-    return MalformedInputError(f"'{path}' should be a whole TIFF file, but {why}; copy or export it again.")

@@ -80,13 +80,10 @@ def opened_series(path: Path, number: int | None, *, by_parts: bool = False) -> 
         if imagej:
             metadata, record = _with_imagej(imagej, metadata), records.take_line(imagej.get("Info"))
         elif ome is not None:
-            metadata, record, size_notes = tiff_ome.read_fields(path, ome, index, metadata)
+            metadata, record, size_notes = tiff_ome.read_fields(ome, index, metadata)
             n_samples, n_described = math.prod(series.shape), tiff_ome.n_samples_described(ome)[index]
             if n_described != n_samples:
-                raise MalformedInputError(
-                    f"'{path}' should hold {n_described} samples as its OME description says, but holds {n_samples}; "
-                    "it is cut short or damaged."
-                )
+                raise ValueError(f"its OME description promises {n_described} samples, but it holds {n_samples}")
             notes += size_notes
         else:
             metadata = _with_description(page.description, shaped, metadata)
