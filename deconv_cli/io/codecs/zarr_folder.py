@@ -23,7 +23,7 @@ from deconv_cli.io.codecs.zarr_writer import (
     write_descriptions,
 )
 from deconv_cli.io.files import FOLDER, refusing_damage
-from deconv_cli.io.layout import Layout, working_bytes
+from deconv_cli.io.layout import Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
@@ -133,9 +133,7 @@ def is_ome(request: WriteRequest) -> bool:
 
 def _renamed(axes: str) -> str:
     """Rename colors to channels, and a batch axis that OME-Zarr has no word for to times or planes."""
-    axes = axes if "C" in axes else axes.replace("S", "C")
-    free = [letter for letter in "TZ" if letter not in axes]
-    return "".join(free.pop(0) if letter not in zarr_ome.AXES and free else letter for letter in axes)
+    return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
