@@ -17,8 +17,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
 from deconv_cli.io.codec import StoredImage, zeros_of
-from deconv_cli.io.codecs.tiff_library import segment_decoder
-from deconv_cli.io.codecs.tiff_reader import opened_series
+from deconv_cli.io.codecs.tiff_reader import opened_series, segment_decoder
 from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array
