@@ -53,8 +53,15 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks, where the name asks for it, and several resolutions of a bare array."""
+        """Refuse axes that OME-Zarr lacks, where the name asks for it, and resolutions that there cannot be."""
         if is_ome(request):
+            longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
+            n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
+            if request.n_levels > n_most:
+                raise UsageError(
+                    f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a "
+                    f"side has {n_most}."
+                )
             return
         if _is_ome_name(request.path):
             raise UsageError(
