@@ -1,19 +1,5 @@
 """Everything that can go wrong, as one tree, and warnings as errors in one thread.
 
-::
-
-    DeconvError                 one sentence: what was expected, what came, what to do
-    ├── UsageError              the arguments ask for something that cannot be
-    ├── FileAccessError         a file cannot be read or written: permission, disk full
-    ├── InputRefusedError       the content of an input is not something to work on
-    │   ├── MalformedInputError     truncated, empty, NaN or Inf, not the format it claims to be
-    │   ├── ShapeError              kernel and image do not fit each other
-    │   ├── TooLargeError           larger than the memory, or than a header may honestly promise
-    │   └── UnsafeInputError        opening it could run code
-    ├── WorkerError             a process or a cluster that shares the work is gone, or cannot do it
-    ├── GradientFaultError      a loss to be minimized has a gradient that is wrong, or does not arrive
-    └── UntrustworthyResultError   a result is there, but is not to be trusted as it is
-
 The message is complete: no caller adds to it, and the command line prints it as it stands.
 """
 
@@ -29,7 +15,7 @@ from typing import Literal
 
 
 class DeconvError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises: one sentence on what was expected, what came, what to do."""
 
 
 class UsageError(DeconvError, ValueError):
@@ -37,7 +23,7 @@ class UsageError(DeconvError, ValueError):
 
 
 class FileAccessError(DeconvError, OSError):
-    """A file cannot be read or written."""
+    """A file cannot be read or written: no permission, or a full disk."""
 
 
 class InputRefusedError(DeconvError, ValueError):

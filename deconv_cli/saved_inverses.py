@@ -44,11 +44,8 @@ class KernelOrigin:
     def of_record(cls, record: dict[str, Any]) -> KernelOrigin:
         """Read a record of `record`; anything else raises a `MalformedInputError`."""
         try:
-            path, layer, sha256, notes = (record[name] for name in ("path", "layer", "sha256", "notes"))
-            texts = [path, sha256, *notes, *([] if layer is None else [layer])]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a text is of another type")
-            return cls(path, layer, Convention(record["convention"]), sha256, tuple(notes))
+            path, layer, sha256 = (record[name] and str(record[name]) for name in ("path", "layer", "sha256"))
+            return cls(path, layer, Convention(record["convention"]), sha256, tuple(map(str, record["notes"])))
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedInputError("its record of the kernel's file is not as it was written.") from error
 

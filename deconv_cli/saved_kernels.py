@@ -13,21 +13,11 @@ from deconv_cli.io.atomic import check_output_path
 from deconv_cli.io.codecs.safetensors_file import write_tensors
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.models.kernel_files import KernelFile, read_kernel
-from deconv_cli.models.layers import ModelLayer, find_layer
+from deconv_cli.models.layers import ModelLayer as ModelLayer
+from deconv_cli.models.layers import find_layer
 from deconv_cli.models.layers import list_layers as layers_of
 from deconv_cli.models.model_files import ModelFile, build_model, read_model
 from deconv_cli.models.named_code import load_named
-
-__all__ = [
-    "ModelLayer",
-    "field_of",
-    "list_layers",
-    "load_kernel_field",
-    "load_layer",
-    "open_model",
-    "save_kernel_field",
-    "save_layer",
-]
 
 
 def open_model(

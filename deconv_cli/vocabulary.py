@@ -130,13 +130,10 @@ def check_dimensions(dimensions: object) -> int | None:
 
 def parse_spacing(text: str) -> tuple[float, ...]:
     """Read `SD,SH,SW`, the distances of neighboring pixels along each axis, as typed; else raise a `UsageError`."""
-    try:
-        spacing = check_spacing(tuple(float(part) for part in text.split(",")))
-    except ValueError:  # a UsageError is one too
-        spacing = None
-    if spacing is None:
+    numbers = tuple(_number(part) or 0.0 for part in text.split(","))
+    if not all(0 < n < math.inf for n in numbers):
         raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is '{shortened(text)}'.")
-    return spacing
+    return numbers
 
 
 def check_spacing(spacing: object) -> tuple[float, ...] | None:

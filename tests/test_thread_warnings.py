@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from deconv_cli.errors import warnings_here
-from deconv_cli.io.codecs.tiff_library import opened_tiff
+from deconv_cli.io.codecs.tiff_reader import opened_tiff
 
 
 def in_a_thread(call):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
-    from deconv_cli.io.optics_metadata import OpticsMetadata
+    from deconv_cli.io.metadata import OpticsMetadata
     from deconv_cli.kernels.microscope import Microscope
 
 MICROSCOPE = "microscope"
@@ -94,10 +94,10 @@ def describe_optics(
     Raises:
         UsageError: the numerical aperture, a wavelength or the spacing is not known, or a value is not possible.
     """
-    from deconv_cli.io.optics_metadata import OpticsMetadata, read_optics
+    from deconv_cli.io.metadata import OpticsMetadata, read_optics
     from deconv_cli.kernels.microscope import Microscope
 
-    found = OpticsMetadata() if image is None else read_optics(image)
+    found = OpticsMetadata() if image is None else read_optics(image.native_fields)
     steps = spacing or (None if image is None else image.spacing)
     if steps is None:
         raise UsageError(
@@ -179,7 +179,7 @@ def _usual_immersion(numerical_aperture: float) -> float:
 
 def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
     """List the mode of each channel, `widefield` if OME's word is missing or has no model; adds to `assumed`."""
-    from deconv_cli.io.optics_metadata import MODES
+    from deconv_cli.io.metadata import MODES
 
     found = [MODES.get(word or "") for word in words] or [None]
     if not any(words):
@@ -196,7 +196,7 @@ def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
 
 def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[float | None]:
     """List the emission of each channel in nm, from the file or the dye that it names; adds to `assumed`."""
-    from deconv_cli.io.optics_metadata import emission_of_dye
+    from deconv_cli.io.metadata import emission_of_dye
 
     names = () if image is None else image.channel_names
     n_channels = max(map(len, (names, found.dyes, found.emissions)))

@@ -133,6 +133,12 @@ class Layout:
         return replace(self, axes="".join(letter for letter, _ in axes), sizes=tuple(size for _, size in axes))
 
 
+def rename_batch(axes: str, allowed: str) -> str:
+    """Rename batch axes to T or Z where only certain letters are allowed, as far as these two reach."""
+    free = [letter for letter in "TZ" if letter not in axes]
+    return "".join(free.pop(0) if letter not in allowed and free else letter for letter in axes)
+
+
 def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
     """Choose the letters of the axes of a tensor, as CYX; `None` for numbers of axes that are not understood.
 

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,9 +173,35 @@ class PartialFile(RegionTarget):
     """An array in one unfinished file of its final size and a hidden name; its writers change its samples alone."""
 
     def create(self) -> bool:
-        """Make the hidden file, of its final size."""
+        """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
+
+        A hidden file that differs from a new one in more than its samples is removed, and so is a link, a pipe or a
+        device.
+        """
+        partial = partial_path(self.path)
+        own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
         with refusing_to_write(self.path):
-            return make_partial(self.path, self.n_bytes, self._without_samples, self._make)
+            try:
+                self._make(own)
+                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
+                    return True
+                partial.unlink(missing_ok=True)
+                room = shutil.disk_usage(self.path.parent).free
+                if room < self.n_bytes:
+                    raise FileAccessError(
+                        f"'{self.path}' takes {self.n_bytes} bytes, but its disk has room for {room}; free some, or "
+                        "choose another disk."
+                    )
+                os.link(own, partial)
+            except FileExistsError:
+                return True  # of several processes the first one wins, and may have written into its file already
+            finally:
+                own.unlink(missing_ok=True)
+            # The file is mapped, and a process that writes to a mapped file on a full disk ends.
+            if hasattr(os, "posix_fallocate"):
+                with partial.open("rb+") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+        return False
 
     def is_begun(self) -> bool:
         """Look for the hidden file."""
@@ -198,46 +224,6 @@ class PartialFile(RegionTarget):
     def _written(self) -> Path:
         """The unfinished file, or the finished result."""
         return partial_path(self.path) if self.is_begun() else self.path
-
-
-def make_partial(
-    path: Path, n_bytes: int, parts_of: Callable[[Path], list[tuple[int, int]]], make: Callable[[Path], None]
-) -> bool:
-    """Make the hidden file, unless an earlier run or another process did; return whether it was there already.
-
-    Args:
-        path: of the result.
-        n_bytes: size of the result.
-        parts_of: lists the parts of a new file, first byte and end, that hold no samples. A hidden file that differs
-            from a new one in these parts is removed, and so is a link, a pipe or a device.
-        make: makes a new one, of its final size, under another name.
-
-    Raises:
-        FileAccessError: the disk has too little room.
-    """
-    partial = partial_path(path)
-    own = partial.with_name(f"{partial.name}-{secrets.token_hex(4)}")
-    try:
-        make(own)
-        # A hidden file has its final size from the start, so that one which differs belongs to another run.
-        if _has_no_other_name(partial) and _is_like(partial, own, parts_of(own)):
-            return True
-        partial.unlink(missing_ok=True)
-        room = shutil.disk_usage(path.parent).free
-        if room < n_bytes:
-            raise FileAccessError(
-                f"'{path}' takes {n_bytes} bytes, but its disk has room for {room}; free some, or choose another disk."
-            )
-        os.link(own, partial)
-    except FileExistsError:
-        return True  # of several processes the first one wins, and may have written into its file already
-    finally:
-        own.unlink(missing_ok=True)
-    # The file is mapped, and a process that writes to a mapped file on a full disk ends.
-    if hasattr(os, "posix_fallocate"):
-        with partial.open("rb+") as stream:
-            os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
-    return False
 
 
 def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:

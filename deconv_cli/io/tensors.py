@@ -35,7 +35,17 @@ class TensorFile:
     """Reads a part of one tensor along its first axis, where the format allows it."""
 
     def find(self, *names: str) -> str:
-        """Find the first of some names that a tensor has; raises `UsageError` if none has."""
+        """Find the first of some names that a tensor has, or without names the only tensor.
+
+        Raises:
+            UsageError: no tensor has one of these names.
+            MalformedInputError: the file holds no tensor, or several and no name was given.
+        """
+        if not names and len(self.shapes) != 1:
+            held = f"{describe_tensors(self.shapes)}; choose with tensor=NAME" if self.shapes else "none"
+            raise MalformedInputError(f"'{self.path}' should hold one tensor, but holds {held}.")
+        if not names:
+            return next(iter(self.shapes))
         found = next((name for name in names if name and name in self.shapes), None)
         if found is None and list(self.shapes) == [""]:
             raise UsageError(
@@ -88,7 +98,8 @@ class TensorCodec(Codec):
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
         """Read one tensor."""
         opened = self.list_tensors(path)
-        return StoredImage(opened.read(choose_tensor(opened, member)), record=opened.record)
+        name = opened.find() if member is None else opened.find(str(member))
+        return StoredImage(opened.read(name), record=opened.record)
 
     def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
@@ -123,25 +134,6 @@ def describe_tensors(shapes: dict[str, tuple[int, ...]]) -> str:
     named = [f"{name[:80]} {shape}" for name, shape in list(shapes.items())[:12]]
     more = len(shapes) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
-
-
-def choose_tensor(opened: TensorFile, name: str | int | None) -> str:
-    """Choose the tensor of a name, or the only one.
-
-    Raises:
-        UsageError: none has that name.
-        MalformedInputError: the file holds no tensor, or several and no name was given.
-    """
-    if isinstance(name, str):
-        return opened.find(name)
-    if not opened.shapes:
-        raise MalformedInputError(f"'{opened.path}' should hold a tensor, but holds none.")
-    if len(opened.shapes) > 1:
-        raise MalformedInputError(
-            f"'{opened.path}' should hold one tensor, but holds {describe_tensors(opened.shapes)}; choose with "
-            "tensor=NAME."
-        )
-    return next(iter(opened.shapes))
 
 
 def open_data(path: Path) -> TensorFile:

@@ -227,26 +227,20 @@ def check_module(path: Path, module: nn.Module) -> None:
             members = vars(found)
             replaced = [name for name in members if callable(getattr(nn.Module, str(name), None))]
             if replaced:
-                raise _malformed(path, f"its method '{str(replaced[0])[:40]}' is replaced")
+                raise ValueError(f"its method '{str(replaced[0])[:40]}' is replaced")
             children = [child for child in members["_modules"].values() if child is not None]
             n_modules += 1 + len(children)
             if n_modules > _MAX_MODULES:
-                raise _malformed(path, f"a module holds itself, or more than {_MAX_MODULES} others")
+                raise ValueError(f"a module holds itself, or more than {_MAX_MODULES} others")
             for kind, place in ((nn.Parameter, "_parameters"), (torch.Tensor, "_buffers"), (nn.Module, "_modules")):
                 for name, value in members[place].items():
                     if value is not None and not isinstance(value, kind):
                         what = f"should be a {kind.__name__}, but is a {type(value).__name__}"
-                        raise _malformed(path, f"'{str(name)[:40]}' {what}")
+                        raise ValueError(f"'{str(name)[:40]}' {what}")
             waiting += children
         for name, tensor in module.state_dict(keep_vars=True).items():
             if isinstance(tensor, torch.Tensor):
                 check_dense(path, tensor, name)
-
-
-def _malformed(path: Path, complaint: str) -> MalformedInputError:
-    return MalformedInputError(
-        f"'{path}' is not a model as torch saves it: {complaint}; save it again, or its state_dict() alone."
-    )
 
 
 def build_model(named: NamedCode, init: Any, stored: ModelFile | None) -> nn.Module:  # noqa: ANN401 (JSON)

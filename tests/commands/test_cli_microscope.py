@@ -10,7 +10,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.microscope_kernel import describe_optics
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.optics_metadata import read_optics
+from deconv_cli.io.metadata import read_optics
 
 OBJECTIVE = (
     '<Instrument ID="Instrument:0"><Objective ID="Objective:0" LensNA="1.1" Immersion="Water"/>'
@@ -81,11 +81,11 @@ FLUORESCENT = [(676.0, 659.0), (509.0, 488.0)]
 
 def test_a_channel_of_transmitted_light_is_named(deconv, refuses, tmp_path):
     source = bio_formats(tmp_path / "cells.ome.tif", [*FLUORESCENT, None])
-    assert read_optics(read_image(source)).emissions == (676.0, 509.0, None)
+    assert read_optics(read_image(source).native_fields).emissions == (676.0, 509.0, None)
     refuses("invert", source, "-k", "microscope", "-o", tmp_path / "x.ome.tif", code=ExitCode.USAGE,
             says="emission of channel 3; give that of all behind the word emission, as 676+509+NM")  # fmt: skip
     deconv("forward", source, "-k", "gaussian:1", "-o", tmp_path / "kept.ome.tif", "-q")
-    assert read_optics(read_image(tmp_path / "kept.ome.tif")).excitations == (659.0, 488.0, None)
+    assert read_optics(read_image(tmp_path / "kept.ome.tif").native_fields).excitations == (659.0, 488.0, None)
 
 
 def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):

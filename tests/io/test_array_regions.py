@@ -11,7 +11,6 @@ from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codecs.npy import NPY, NpyTarget
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.output import plan_regions
-from deconv_cli.io.region_arrays import make_partial
 from deconv_cli.io.regions import open_regions
 
 REGION = (slice(1, 3), slice(0, 5), slice(4, 9))
@@ -129,21 +128,20 @@ def test_the_first_of_two_that_make_room_wins(tmp_path, monkeypatch, suffix):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path):
-    path = tmp_path / "a.bin"
-    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
-    make_partial(path, 3, lambda new: [], lambda own: own.write_bytes(b"new") and None)
-    assert partial_path(path).read_bytes() == b"old"
-    make_partial(path, 3, lambda new: [(0, 3)], lambda own: own.write_bytes(b"new") and None)
-    assert partial_path(path).read_bytes() == b"new"
+def test_what_is_not_right_is_made_anew_and_what_fails_leaves_nothing(tmp_path, monkeypatch):
+    target, hidden = target_in(tmp_path), partial_path(tmp_path / "out.npy")
+    assert not target.create()
+    content = hidden.read_bytes()
+    hidden.write_bytes(b"other" + content[5:])
+    assert not target.create()
+    assert hidden.read_bytes() == content
+    assert target.create()
 
-    def fail(own):
+    def fail(self, own):
         own.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        make_partial(path, 3, lambda new: [(0, 3)], fail)
-    assert list(tmp_path.iterdir()) == [partial_path(path)]
-    with pytest.raises(FileAccessError, match="has room for"):
-        make_partial(path, 2**70, lambda new: [(0, 3)], lambda own: own.write_bytes(b"old") and None)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(NpyTarget, "_make", fail)
+    with pytest.raises(FileAccessError, match="disk full"):
+        target.create()
+    assert list(tmp_path.iterdir()) == [hidden]

@@ -137,8 +137,6 @@ def stored_record(path, change):
     ("change", "sentence"),
     [
         (lambda record: record | {"schema": 2}, "of schema 2, but schemas up to 1 are understood"),
-        (lambda record: record | {"schema": 0}, "not as it was written"),
-        (lambda record: record | {"schema": "1"}, "not as it was written"),
         (lambda record: record | {"members": 3}, "not as it was written"),
         (lambda record: record | {"record": None}, "not as it was written"),
         (lambda record: [record], "does not fit its checksum"),
@@ -148,17 +146,9 @@ def stored_record(path, change):
                 lambda record, order=order: (
                     record | {"members": record["members"] | {"rows first": record["members"]["rows first"] | order}}
                 ),
-                sentence,
+                "'rows first' is not as it was written",
             )
-            for order, sentence in (
-                ({"order": [0]}, "has 2 axes, but its record orders others"),
-                ({"order": [0, 0]}, "has 2 axes, but its record orders others"),
-                ({"order": [0, 2]}, "has 2 axes, but its record orders others"),
-                ({"order": "01"}, "has 2 axes, but its record orders others"),
-                ({"is_complex": True}, "does not hold complex numbers"),
-                ({"sum": 0}, "does not fit its checksum"),
-                ({"sum": None}, "does not fit its checksum"),
-            )
+            for order in ({"order": [0]}, {"order": [0, 0]}, {"order": [0, 2]}, {"is_complex": True}, {"sum": 0})
         ),
     ],
 )

@@ -263,7 +263,7 @@ def test_what_is_no_image_is_told(tmp_path, sample):
     for attributes, told in (
         ({}, "is a group of others"),
         ({"ome": {"plate": {}}}, "is a plate of many images"),
-        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "but names others"),
+        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "looks for its samples outside"),
         ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "0"}]}]}}, "it is not whole"),
         ({"ome": {"multiscales": [{"axes": ["y", "x"], "datasets": []}]}}, "names no array of its samples"),
     ):

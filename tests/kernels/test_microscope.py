@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
-from deconv_cli.io.optics_metadata import emission_of_dye
+from deconv_cli.io.metadata import emission_of_dye
 from deconv_cli.kernels.microscope import sampling_notes
 from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
 

@@ -278,13 +278,6 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:n_bytes])
         refused(MalformedInputError, read_model, path, says="model.pt")
 
-    def test_an_archive_cut_in_the_middle(self, save, network, refused):
-        path = save(network)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
-        path.write_bytes(content[:-400])
-        refused(MalformedInputError, read_model, path, says="model.pt")
-
     def test_safetensors(self, tmp_path, network, refused):
         path = tmp_path / "w.safetensors"
         save_file(network.state_dict(), path)

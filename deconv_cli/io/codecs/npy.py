@@ -125,10 +125,7 @@ def _read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[tuple[int
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}; convert it first.")
     n_promised, n_stored = array_bytes(shape, dtype.itemsize), n_bytes - stream.tell()
     if n_promised > n_stored:
-        raise MalformedInputError(
-            f"'{path}' promises an array of shape {str(shape)[:80]} ({n_promised} bytes), but holds {n_stored} bytes "
-            "of it; copy it again."
-        )
+        raise ValueError(f"it promises an array of {n_promised} bytes, but holds {n_stored} bytes of it")
     return tuple(int(size) for size in shape), dtype, is_fortran
 
 

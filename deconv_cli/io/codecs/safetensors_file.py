@@ -187,22 +187,17 @@ def _unfold(tensor: Tensor) -> Tensor:
     return torch.view_as_real(lying) if lying.is_complex() else lying
 
 
-def _fold(path: Path, name: str, stored: Tensor, member: object) -> Tensor:
+def _fold(path: Path, name: str, stored: Tensor, member: Any) -> Tensor:  # noqa: ANN401 (JSON)
     """Undo `_unfold`, as the record describes it, and check the numbers."""
-    if not isinstance(member, dict) or stored.dtype not in _CODES:
-        raise _damaged(path, f"its tensor '{name}' is not as it was written")
-    order, is_complex = member.get("order"), member.get("is_complex")
-    if is_complex and not (stored.is_floating_point() and stored.shape[-1:] == (2,)):
-        raise _damaged(path, f"its tensor '{name}' does not hold complex numbers")
-    n_axes = stored.ndim - bool(is_complex)
-    if not isinstance(order, list) or any(order.count(axis) != 1 for axis in range(n_axes)) or len(order) != n_axes:
-        raise _damaged(path, f"its tensor '{name}' has {n_axes} axes, but its record orders others")
     if stored.data_ptr() % _ALIGNMENT:
         stored = stored.clone()
-    if _sum(stored) != member.get("sum"):
-        raise _damaged(path, f"its tensor '{name}' does not fit its checksum")
-    lying = torch.view_as_complex(stored) if is_complex else stored
-    return lying.permute([order.index(axis) for axis in range(n_axes)])
+    try:
+        if stored.dtype not in _CODES or _sum(stored) != member["sum"]:
+            raise ValueError("another checksum")
+        lying, order = torch.view_as_complex(stored) if member["is_complex"] else stored, list(member["order"])
+        return lying.permute([order.index(axis) for axis in range(max(lying.ndim, len(order)))])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its tensor '{name}' is not as it was written") from error
 
 
 def _sum(stored: Tensor) -> int:

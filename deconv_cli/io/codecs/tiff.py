@@ -13,7 +13,7 @@ from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.codecs.tiff_reader import DESCRIPTION, IMAGEJ, WHITE_IS_ZERO, read_tiff
 from deconv_cli.io.codecs.tiff_regions import TiffSource, TiffTarget, tile_side
 from deconv_cli.io.codecs.tiff_writer import BIG_TIFF_BYTES, write_tiff
-from deconv_cli.io.layout import Array, Layout
+from deconv_cli.io.layout import Array, Layout, rename_batch
 from deconv_cli.io.metadata import Metadata, has_other_exif
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
@@ -50,7 +50,7 @@ class Tiff(Codec):
             raise UsageError(
                 f"'{request.path}' cannot hold {request.dtype} samples, since OME has no word for them; choose .tif."
             )
-        axes = _renamed(request.layout.with_channels(request.n_channels).squeezed().axes, tiff_ome.AXES)
+        axes = rename_batch(request.layout.with_channels(request.n_channels).squeezed().axes, tiff_ome.AXES)
         if set(axes) - set(tiff_ome.AXES):
             raise UsageError(
                 f"'{request.path}' cannot hold axes {request.layout.axes}, since OME knows T and Z beside channels; "
@@ -65,7 +65,7 @@ class Tiff(Codec):
         if request.flavor == "imagej" and not _is_ome_name(request.path):
             layout = layout.ordered(IMAGEJ_AXES)
         is_free = not _is_ome_name(request.path) and request.flavor not in ("ome", "imagej")
-        axes = layout.axes if is_free else _renamed(layout.axes, tiff_ome.AXES)
+        axes = layout.axes if is_free else rename_batch(layout.axes, tiff_ome.AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]
         return layout, axes, tuple(f"a batch axis was named {letter}" for letter in new)
 
@@ -125,12 +125,6 @@ TIFF = Tiff()
 
 def _is_ome_name(path: Path) -> bool:
     return path.name.lower().endswith(OME_SUFFIXES)
-
-
-def _renamed(axes: str, allowed: str) -> str:
-    """Rename batch axes to T or Z where only certain letters are allowed, as far as these two reach."""
-    free = [letter for letter in "TZ" if letter not in axes]
-    return "".join(free.pop(0) if letter not in allowed and free else letter for letter in axes)
 
 
 def _kind_like_source(image: StoredImage) -> str:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
 from deconv_cli.io.metadata import METERS, Metadata, Resolution
 
@@ -37,15 +35,15 @@ _NAMESPACE = "deconv"
 _UNIT = "µm"
 
 
-def parse(path: Path, xml: str) -> ElementTree.Element:
-    """Parse OME-XML, without namespaces; raises `MalformedInputError` for entities, and for text that is not XML."""
+def parse(xml: str) -> ElementTree.Element:
+    """Parse OME-XML, without namespaces; raises `ValueError` for entities, and for text that is not XML."""
     # Entities are the bombs of XML, and OME-XML never needs one.
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise MalformedInputError(f"'{path}' declares XML entities in its OME description, which is not opened.")
+        raise ValueError("its OME description declares XML entities, which are not opened")
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314  (entities are refused before)
     except ElementTree.ParseError as error:
-        raise MalformedInputError(f"'{path}' has an OME description that is not XML; export it again.") from error
+        raise ValueError("its OME description is not XML") from error
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
@@ -58,12 +56,12 @@ def n_samples_described(root: ElementTree.Element) -> list[int]:
 
 
 def read_fields(
-    path: Path, root: ElementTree.Element, index: int, metadata: Metadata
+    root: ElementTree.Element, index: int, metadata: Metadata
 ) -> tuple[Metadata, dict[str, Any] | None, tuple[str, ...]]:
     """Add the fields of one image to the metadata of the tags; return the record and notes, too."""
     images = root.findall("Image")
     if index >= len(images):
-        raise MalformedInputError(f"'{path}' describes {len(images)} OME images, fewer than it holds.")
+        raise ValueError(f"it describes {len(images)} OME images, fewer than it holds")
     image = images[index]
     found = image.find("Pixels")
     pixels = ElementTree.Element("Pixels") if found is None else found

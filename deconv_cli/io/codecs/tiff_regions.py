@@ -17,8 +17,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path, synchronize
 from deconv_cli.io.codec import StoredImage, zeros_of
-from deconv_cli.io.codecs.tiff_library import segment_decoder
-from deconv_cli.io.codecs.tiff_reader import opened_series
+from deconv_cli.io.codecs.tiff_reader import opened_series, segment_decoder
 from deconv_cli.io.codecs.tiff_writer import write_empty_tiff, write_record
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import Array
@@ -65,16 +64,13 @@ class TiffGrid:
     decode: Callable[[bytes, int, int], Array]
 
     @staticmethod
-    def of(path: object, series: Any) -> TiffGrid:  # noqa: ANN401 (tifffile has no types)
-        """Read the grid of a checked series; raises `MalformedInputError` if its pages are not planes of it."""
+    def of(series: Any) -> TiffGrid:  # noqa: ANN401 (tifffile has no types)
+        """Read the grid of a checked series; raises `ValueError` if its pages are not planes of it."""
         page = series.keyframe
         n_outer = len(series.shape) - len(page.shape)
         letters = "".join(a for a, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or a in "YX")
         if n_outer < 0 or tuple(series.shape[n_outer:]) != tuple(page.shape) or page.axes != letters:
-            raise MalformedInputError(
-                f"'{path}' should hold consecutive planes, but holds {series.axes} {tuple(series.shape)} as "
-                f"pages of {page.axes} {tuple(page.shape)}; save it again."
-            )
+            raise ValueError(f"its pages of {page.axes} {page.shape} are no planes of {series.axes} {series.shape}")
         planes = tuple(int(size) for size in series.shape[:n_outer])
         offsets = np.array([one.dataoffsets for one in series.pages], np.int64)
         sizes = np.array([one.databytecounts for one in series.pages], np.int64)
@@ -134,7 +130,7 @@ class TiffGrid:
 def _headers(path: Path, series: int | None, _version: tuple[int, ...]) -> tuple[StoredImage, TiffGrid]:
     """Read and check the headers, again where the file has another version."""
     with opened_series(path, series, by_parts=True) as (image, found):
-        return image, TiffGrid.of(path, found)
+        return image, TiffGrid.of(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from deconv_cli.io.codecs.zarr_writer import (
     write_descriptions,
 )
 from deconv_cli.io.files import FOLDER, refusing_damage
-from deconv_cli.io.layout import Layout, working_bytes
+from deconv_cli.io.layout import Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 
@@ -53,8 +53,15 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks, where the name asks for it, and several resolutions of a bare array."""
+        """Refuse axes that OME-Zarr lacks, where the name asks for it, and resolutions that there cannot be."""
         if is_ome(request):
+            longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
+            n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
+            if request.n_levels > n_most:
+                raise UsageError(
+                    f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a "
+                    f"side has {n_most}."
+                )
             return
         if _is_ome_name(request.path):
             raise UsageError(
@@ -133,9 +140,7 @@ def is_ome(request: WriteRequest) -> bool:
 
 def _renamed(axes: str) -> str:
     """Rename colors to channels, and a batch axis that OME-Zarr has no word for to times or planes."""
-    axes = axes if "C" in axes else axes.replace("S", "C")
-    free = [letter for letter in "TZ" if letter not in axes]
-    return "".join(free.pop(0) if letter not in zarr_ome.AXES and free else letter for letter in axes)
+    return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:

@@ -107,12 +107,10 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
             group, ome, multiscale = _choose_image(path, node, series)
             place = PurePosixPath(group) / str(multiscale["datasets"][0]["path"])
             if place.is_absolute() or ".." in place.parts:
-                raise MalformedInputError(
-                    f"'{path}' should hold its samples, but looks for them outside, in '{place}'."
-                )
+                raise ValueError(f"it looks for its samples outside, in '{place}'")
             member = str(place)
             if member not in node:
-                raise MalformedInputError(f"'{path}' describes an array '{place}', but holds none; it is not whole.")
+                raise ValueError(f"it is not whole: it describes an array '{place}', but holds none")
             array, axes = node[member], zarr_ome.read_axes(multiscale)
             metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
             notes = pyramid_notes(len(multiscale["datasets"]) - 1)
@@ -120,7 +118,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
     if dtype.hasobject:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}.")
     if axes and len(axes) != len(shape):
-        raise MalformedInputError(f"'{path}' names {len(axes)} axes of an array of shape {shape}.")
+        raise ValueError(f"it names {len(axes)} axes of an array of shape {shape}")
     chunk, shard, itemsize = array.chunks, array.shards, max(dtype.itemsize, 1)
     limits.check_budget(path, limits.array_bytes(chunk, itemsize))
     n_stored = limits.array_bytes(shape, itemsize)
@@ -166,7 +164,7 @@ def _check_files(
 ) -> tuple[str, ...]:
     """Compare what a Zarr promises with its files of samples; note files that are missing, as in half a copy."""
     if 0 in sizes:
-        raise MalformedInputError(f"'{path}' holds a file of samples that is empty; copy or export it again.")
+        raise ValueError("it holds a file of samples that is empty")
     limits.check_expansion(path, limits.array_bytes((len(sizes), *unit), itemsize), sum(sizes), by_parts=True)
     n_files = _n_files(shape, unit)
     n_missing = n_files - len(sizes)
@@ -186,7 +184,7 @@ def _choose_image(path: Path, node: Any, series: int | None) -> tuple[str, dict[
         groups = [(number, _ome_of(node[number])) for number in numbers]
     images = [(member, found, one) for member, found in groups for one in found.get("multiscales", ())]
     if any(not one.get("datasets") for *_, one in images):
-        raise MalformedInputError(f"'{path}' describes an image, but names no array of its samples; it is not whole.")
+        raise ValueError("it is not whole: it describes an image, but names no array of its samples")
     if not images:
         raise MalformedInputError(
             f"'{path}' should be an array or an OME-Zarr image, but is a group of others; name one of its members."
