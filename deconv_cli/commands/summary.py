@@ -80,9 +80,9 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.append(("prior", _prior(result.prior_sentence, verbose=verbose)))
     else:
         rows.append(("minimized", result.solution.objective))
-    if colored := [model for model in result.noise if not model.is_white]:
-        rows.append(("noise", describe_noise(colored)))
     if verbose:
+        colored = [model for model in result.noise if not model.is_white]
+        rows += [("noise", describe_noise(colored))] if colored else []
         rows.append(("solver", f"{_methods(result)}, {_ending(result.solution, verbose=True)}"))
     rows.append(("residual", _residual(result, verbose=verbose)))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
@@ -257,10 +257,9 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     elif depth is None:
         to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
-        border = f" (from {counted(depth, 'pixel')} inside the border)" if depth else ""
-        to_trust = f"trust {format_percent(share)} of the pixels{border}"
-    real = "" if actual is None else f" (the real one is {actual:.3g})"
-    return "expected error", f"{size:.3g}{unit} rms{real}; {to_trust}"
+        to_trust = f"trust {format_percent(share)} of the pixels" + (f", from {depth} inwards" if depth else "")
+    real = "" if actual is None else f" (truly {actual:.3g})"
+    return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
 
 
 def _details(result: Reconstruction) -> Rows:
