@@ -256,21 +256,6 @@ def test_places_and_sizes_that_cannot_be(refuses, deconv, gentle, tmp_path):
         refuses(*wrong, code=ExitCode.USAGE, says=["H,W", f"'{size}'"])
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "says"),
-    [
-        (["--size", "2,2", "--padding", "valid"], ExitCode.INPUT_REFUSED, ["5×4", "2×2"]),
-        (["--size", "32,36", "--rcond", "0.1"], ExitCode.USAGE, ["rcond", "circular"]),
-        (["--size", "32,36", "--method", "fft"], ExitCode.USAGE, ["fft", "circular"]),
-        (["--size", "32,36", "--layer", "conv"], ExitCode.USAGE, "--layer"),
-        (["--size", "32,36", "--method", "direct", "--max-memory", "1kB"], ExitCode.INPUT_REFUSED, "1000 bytes"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_settings_that_contradict_each_other(refuses, gentle, tmp_path, options, code, says):
-    refuses("factor", "-k", gentle, "-o", tmp_path / "f.safetensors", *options, code=code, says=says)
-
-
 def test_a_picture_that_a_factor_does_not_fit_is_doubted(deconv, photograph, tmp_path):
     deconv("factor", "--kernel", "gaussian:1.5", "--size", "40,48", "-o", tmp_path / "f.safetensors", "-q")
     words = ["invert", photograph, "--factor", tmp_path / "f.safetensors", "-o", tmp_path / "x.png", "--json"]

@@ -193,15 +193,6 @@ def test_the_table_says_in_what_the_blur_acts_and_the_unit_of_the_residual(decon
     assert "of light" not in plain
 
 
-def test_the_page_shows_light_where_it_is_light(deconv, night, tmp_path):
-    words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3", "--report")
-    deconv(*words, tmp_path / "page.html", expect=TRUSTED_OR_NOT)
-    page = (tmp_path / "page.html").read_text()
-    assert "It was restored in linear light, undone from sRGB" in page
-    assert "in units of light, where 255 is white" in page
-    assert "in units of the uint8 samples" in page
-
-
 def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     """A dark channel is rounded more finely in light than a bright one; λ is chosen for each."""
     random = torch.Generator().manual_seed(2)
