@@ -46,7 +46,7 @@ def test_a_long_name_is_cut_in_the_middle_and_each_note_stands_once(deconv, word
     words[words.index("-o") + 1] = tmp_path / ("a long name " * 6) / "restored.tif"
     done = deconv(*words)
     (row,) = (line for line in done.stderr.splitlines() if line.startswith("output"))
-    assert re.fullmatch(r"output +\S{12}….*a long name /restored.tif  32×36 float32", row.rstrip())
+    assert re.fullmatch(r"output +\S{9}….*a long name /restored.tif  32×36 float32", row.rstrip())
     assert done.stdout == f"{words[words.index('-o') + 1]}\n"
     notes = [line for line in done.stderr.splitlines() if line.startswith("note:")]
     assert len(notes) == len(set(notes))
