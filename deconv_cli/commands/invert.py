@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +31,6 @@ from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
-    import torch
-
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
 
@@ -261,13 +258,13 @@ class InvertWork(Work):
     def open(self) -> Process:
         """Choose the way to restore, and read the kernel, the model or the factor."""
         whole = self._open_whole()
-        return partial(self._by_size, whole) if self.can_be_cut else whole
 
-    def _by_size(self, whole: Process, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Restore an input as a whole, or in blocks."""
-        if source.large is None:
-            return whole(job, source, progress)
-        return self._in_blocks().restore(job, source.large, self.extra, progress)
+        def by_size(job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+            if source.large is None:
+                return whole(job, source, progress)
+            return self._in_blocks().restore(job, source.large, self.extra, progress)
+
+        return by_size
 
     def _in_blocks(self) -> BlockRestoration:
         return BlockRestoration(
@@ -283,17 +280,15 @@ class InvertWork(Work):
             return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        return self._restoration(self._load(where)).restore
+        if self.factor is not None:
+            return self._restoration(load_factor(self.factor, where, self.settings.get("max_memory"))).restore
+        dimensions = self.settings.get("dimensions")
+        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
+        return self._restoration(loaded).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
         context = Context("invert", self.files, pick(self.device))
         return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
-
-    def _load(self, where: torch.device) -> LoadedKernel:
-        if self.factor is not None:
-            return load_factor(self.factor, where, self.settings.get("max_memory"))
-        dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with the kernel of the optics that its file names."""

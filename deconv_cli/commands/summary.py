@@ -83,7 +83,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     if verbose:
         colored = [model for model in result.noise if not model.is_white]
         rows += [("noise", describe_noise(colored))] if colored else []
-        rows.append(("solver", f"{_methods(result)}, {_ending(result.solution, verbose=True)}"))
+        methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
+        rows.append(("solver", f"{methods}, {_ending(result.solution, verbose=True)}"))
     rows.append(("residual", _residual(result, verbose=verbose)))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
@@ -101,10 +102,6 @@ def _in_unit(lam: str, *, verbose: bool) -> str:
 
 def _prior(sentence: str, *, verbose: bool) -> str:
     return f"photo: {sentence if verbose else sentence.rpartition('; ')[2]}"
-
-
-def _methods(result: Reconstruction) -> str:
-    return " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
 
 
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:

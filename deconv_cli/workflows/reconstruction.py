@@ -253,6 +253,8 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
+    order = {False: 0, None: 1, True: 2}
+    assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
     lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
     return replace(
         worst,
@@ -264,7 +266,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
         residual=_residual([part.residual for part in parts]),
         border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
         spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
-        well_posedness=_least_posed(parts).well_posedness,
+        well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts, n_axes),
         notes=(*resolution.notes, *_notes(parts)),
@@ -328,11 +330,6 @@ def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
 def _band(bands: Sequence[BorderBand]) -> BorderBand:
     pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
     return replace(bands[0], residual_rms=pooled)
-
-
-def _least_posed(parts: Sequence[Reconstruction]) -> Reconstruction:
-    order = {False: 0, None: 1, True: 2}
-    return min(parts, key=lambda part: order[part.well_posedness.is_well_posed] if part.well_posedness else 3)
 
 
 def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:
