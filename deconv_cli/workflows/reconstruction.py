@@ -158,7 +158,7 @@ class Reconstruction:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
         if self.settings.objective != "photo":
             return None
-        finest = "that is fine" if self.finest is None else f"finer than {self.finest:.1f} pixels"
+        finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
         return f"a denoiser that learned from photographs; detail {finest} is plausible, not measured"
 
     @property

@@ -198,7 +198,7 @@ def test_detail_of_prior_photo_is_said_to_be_plausible(tmp_path):
     problem = laid_out(tmp_path, kernel, prior="photo", lam=None)
     task = SimpleNamespace(problem=problem, plan=SimpleNamespace(choices=FixedChoices(finest=2.04)))
     sentence = BlockReconstruction(task, None).prior_sentence
-    assert sentence.endswith("detail finer than 2.0 pixels is plausible, not measured")
+    assert sentence.endswith("detail finer than about 2.0 pixels is plausible, not measured")
 
 
 def test_what_shrinks_to_the_memory_after_all_has_a_halo(tmp_path, monkeypatch):
