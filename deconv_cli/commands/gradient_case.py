@@ -50,8 +50,7 @@ class CaseOptions:
         ),
     ] = None
     data: Annotated[
-        Path | None,
-        option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss."),
+        Path | None, option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss.")
     ] = None
     loss: Annotated[
         str,

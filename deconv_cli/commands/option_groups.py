@@ -161,8 +161,7 @@ class FileOptions:
         str | None, option("--tensor NAME", "Which tensor of an input file that holds several.", FILES)
     ] = None
     series: Annotated[
-        int | None,
-        option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0),
+        int | None, option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0)
     ] = None
     output_dtype: Annotated[
         OutputDType | None,

@@ -33,15 +33,7 @@ if TYPE_CHECKING:
     from deconv_cli.io.regions import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
-    from deconv_cli.report.run import (
-        Environment,
-        FactorRun,
-        ForwardRun,
-        InputFile,
-        InvertRun,
-        KernelInput,
-        OutputFile,
-    )
+    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.workflows.reconstruction import Reconstruction
 

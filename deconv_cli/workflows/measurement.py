@@ -178,12 +178,7 @@ class Diagnosis:
 
 
 def diagnose(
-    inverse: PseudoInverse,
-    result: Reconstruction,
-    y: Tensor,
-    *,
-    bias: Tensor | None = None,
-    noise: float | None = None,
+    inverse: PseudoInverse, result: Reconstruction, y: Tensor, *, bias: Tensor | None = None, noise: float | None = None
 ) -> Diagnosis:
     """Examine the result of `reconstruct`.
 
