@@ -61,7 +61,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
     if run.factor is not None:
-        rows.insert(1, ("factor", run.factor.path))
+        rows.insert(1, ("factor", shown_name(run.factor.path)))
     rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
     if source.is_picture or result.tone_curve is not None:
         rows.append(("light", reasons.light if verbose else reasons.light.partition(": ")[0].partition(" (")[0]))
@@ -104,8 +104,8 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
     lam = _in_unit(f"{result.lam:g}", verbose=verbose)
     rows = [
-        ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}"),
-        ("layers", f"{run.model.layers} of {run.model.path}"),
+        ("input", f"{shown_name(source.path)}  {format_size(source.shape)} {source.axes} {source.dtype}"),
+        ("layers", f"{run.model.layers} of {shown_name(run.model.path)}"),
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
@@ -131,7 +131,7 @@ def print_factor_summary(run: FactorRun) -> None:
         ("λ", f"{inverse.problem.lam:g}, penalty {settings.penalty}"),
         *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),
         ("factors", f"{format_memory(n_bytes)} in {run.factoring_time_s:.2f} s"),
-        ("output", f"{run.path}  {format_memory(run.n_bytes)}"),
+        ("output", f"{shown_name(run.path)}  {format_memory(run.n_bytes)}"),
         ("cost", _cost(run.environment)),
     ]
     warnings, advice = _border_findings(run.well_posedness, verbose=True)
@@ -204,7 +204,7 @@ def _ending(solution: Solution, *, verbose: bool) -> str:
 def _residual(result: Reconstruction, *, verbose: bool) -> str:
     residual, noise = result.residual, _noise(result)
     if not verbose:
-        known = "" if noise is None else f"; noise {noise.partition(', ')[0]}"
+        known = "" if noise is None else f"; noise {noise.rpartition(', ')[0]}"
         return f"{format_percent(residual.relative, 3)} of the data{known}"
     of_light = "" if result.tone_curve is None else " of light"
     size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
@@ -373,7 +373,7 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     if expected is None:
         return []
     is_light = found.task.problem.resolution.tone_curve is not None and found.settings.is_linear
-    row = error_row(expected, " of light" if is_light else "", is_trusted=not found.doubts)
+    row = error_row(expected, " in light" if is_light else "", is_trusted=not found.doubts)
     return [row, ("", f"by {expected.pieces}")]
 
 
