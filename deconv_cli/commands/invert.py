@@ -19,7 +19,6 @@ from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of,
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.open_large import LargeOptions
 from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
@@ -50,7 +49,7 @@ def invert(
     printed: options.PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
-    large: LargeOptions,
+    large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
@@ -191,7 +190,7 @@ class InvertWork(Work):
     chain: Chain | None
     device: DeviceChoice
     first: Path
-    large: LargeOptions
+    large: options.LargeOptions
     can_be_cut: bool
     resumes: bool
     n_sharing: int = 1
