@@ -212,24 +212,21 @@ class InvertWork(Work):
         if held is not None:
             return held
         with allowing(self.settings.get("max_memory")):
-            return self._read(path)
+            if not self.can_be_cut:
+                return LoadedFile(self.files.read(path))
+            blocks = self._in_blocks()
+            is_wanted = self.large.block_size is not None
+            image = None if is_wanted or is_large(path) else self.files.read(path)
+            if image is None or not blocks.fits_surely(image.shape):
+                found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+                if found is not None:
+                    return LoadedFile(found.corner, found)
+            return LoadedFile(self.files.read(path) if image is None else image)
 
     def _read_first(self) -> ImageFile:
         """Read the first input, and hold it until it is its turn, so that it is decoded once."""
         source = vars(self)["_held"] = self.read(self.first)
         return source.image
-
-    def _read(self, path: Path) -> LoadedFile:
-        if not self.can_be_cut:
-            return LoadedFile(self.files.read(path))
-        blocks = self._in_blocks()
-        is_wanted = self.large.block_size is not None
-        image = None if is_wanted or is_large(path) else self.files.read(path)
-        if image is None or not blocks.fits_surely(image.shape):
-            found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
-            if found is not None:
-                return LoadedFile(found.corner, found)
-        return LoadedFile(self.files.read(path) if image is None else image)
 
     @property
     def device_type(self) -> str:

@@ -42,10 +42,6 @@ SOLVER = "Computation"
 ERROR = "The error to be expected"
 
 
-def _as_it_is(value: Any) -> object:  # noqa: ANN401
-    return value
-
-
 @dataclass(frozen=True)
 class SettingOption:
     """An option that sets a setting.
@@ -66,7 +62,7 @@ class SettingOption:
     names: Callable[[], list[str]] | None = None
     least: float | None = None
     metavar: str | None = None
-    read: Callable[[Any], object] = _as_it_is
+    read: Callable[[Any], object] = lambda value: value
     name: str = ""
     panel: str = ""
 
