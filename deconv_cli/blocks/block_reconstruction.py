@@ -126,7 +126,7 @@ class BlockReconstruction:
         if self.settings.objective != "photo":
             return None
         finest = self.plan.choices.finest
-        detail = "that is fine" if finest is None else f"finer than {finest:.1f} pixels"
+        detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
         return f"a denoiser that learned from photographs; detail {detail} is plausible, not measured"
 
     @property

@@ -1,4 +1,4 @@
-"""One file restored block by block: planned from its header, restored by a scheduler, and reported like any other."""
+"""One large input: its header and kernel, the plan of its blocks, their restoration, and the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_answer, print_document, print_note
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.open_large import LargeOptions, open_large
+from deconv_cli.commands.loaded_kernel import load_kernels
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
+from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
-from deconv_cli.errors import UsageError
-from deconv_cli.settings import as_typed, with_options
+from deconv_cli.errors import DeconvError, UsageError
+from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
 from deconv_cli.vocabulary import counted, parse_size
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
+    from deconv_cli.io.image import ImageFile
+    from deconv_cli.io.regions import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.reconstruction_record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
@@ -49,7 +53,7 @@ class BlockRestoration:
     files: options.FileOptions
     device: torch.device
     settings: SettingValues
-    large: LargeOptions
+    large: options.LargeOptions
     resumes: bool
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
@@ -61,19 +65,66 @@ class BlockRestoration:
         return is_small(shape, self._budget())
 
     def open(
-        self, path: Path, kernels: list[Path], options: options.KernelOptions, *, is_wanted: bool
+        self, path: Path, kernels: list[Path], kernel_options: options.KernelOptions, *, is_wanted: bool
     ) -> LargeInput | None:
-        """Read header and kernel of an input, as `open_large` does."""
-        return open_large(
-            path,
-            kernels,
-            options,
-            files=self.files,
-            settings=self.settings,
-            device=self.device.type,
-            budget=self._budget(),
-            is_wanted=is_wanted,
+        """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
+
+        An input that fits is cut too if the user wants blocks.
+
+        Raises:
+            UsageError: the user wants blocks, but the input cannot be cut.
+        """
+        from deconv_cli.blocks.memory_check import is_small, whole_fits
+        from deconv_cli.io.regions import open_regions, read_corner
+
+        budget = self._budget()
+        try:
+            source = open_regions(path, axes=self.files.axes, series=self.files.series, tensor=self.files.tensor)
+            corner = read_corner(source, are_axes_named=self.files.axes is not None)
+        except DeconvError:
+            if is_wanted:
+                raise
+            return None  # reading the whole says what is wrong
+        if not is_wanted and is_small(source.shape, budget):
+            return None
+        try:
+            found = self._lay_out(source, corner, kernels, kernel_options)
+            found = replace(found, problem=replace(found.problem, device=self.device.type))
+        except UsageError:
+            if is_wanted:
+                raise
+            return None  # it may fit as a whole
+        if not is_wanted and whole_fits(found.problem, budget):
+            return None
+        return found
+
+    def _lay_out(
+        self, source: RegionSource, corner: ImageFile, kernels: list[Path], kernel_options: options.KernelOptions
+    ) -> LargeInput:
+        from deconv_cli.blocks.invert_blocks import lay_out_problem
+        from deconv_cli.io.regions import read_spread
+        from deconv_cli.workflows.resolution import InputMetadata
+
+        given = self.settings
+        whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
+        if is_microscope(kernels, kernel_options):
+            is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
+            loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
+        else:
+            loaded = load_kernels(kernels, kernel_options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
+        corner = loaded.arrange(corner)
+        loaded.refuse_for(corner, whole)
+        kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
+        settings = ReconstructionSettings.trusted(**{"defaults": kind} | given)
+        problem = lay_out_problem(
+            source,
+            corner,
+            loaded.taps,
+            settings,
+            bias=loaded.bias,
+            metadata=InputMetadata(recorded=loaded.recorded, kernel_sha256=loaded.source.sha256),
         )
+        return LargeInput(source, corner, loaded, problem, why)
 
     def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions) -> None:
         """Restore a picture block by block. Skip it if the output is already complete.

@@ -14,13 +14,7 @@ from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
-from deconv_cli.commands.user_code import (
-    MODEL_FILES,
-    ModelOptions,
-    describe_warnings,
-    open_module,
-    running_user_code,
-)
+from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
@@ -131,12 +125,7 @@ class ChainRestoration:
     """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
 
     def __init__(
-        self,
-        chain: Chain,
-        context: Context,
-        settings: SettingValues,
-        printed: PrintOptions,
-        page: Path | None,
+        self, chain: Chain, context: Context, settings: SettingValues, printed: PrintOptions, page: Path | None
     ) -> None:
         self._chain, self._context, self._printed, self._page = chain, context, printed, page
         self._settings = ReconstructionSettings.trusted(**settings)

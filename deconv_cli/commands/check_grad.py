@@ -24,7 +24,7 @@ from deconv_cli.commands.console import (
 )
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.expectations import Expectation, Outcome
-from deconv_cli.commands.gradient_case import Case, CaseOptions, open_case, refuse_idle
+from deconv_cli.commands.gradient_case import CaseOptions, open_case, refuse_idle
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
@@ -119,10 +119,13 @@ def check_grad(
             case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
             from deconv_cli.gradients.checker import check_subject
             from deconv_cli.gradients.inputs import with_inputs_as_weights
+            from deconv_cli.models.model_files import ModelFormat
 
             subject = with_inputs_as_weights(case.subject) if wrt is Wrt.INPUTS else case.subject
             report = check_subject(subject, budget=budget, second_order=second_order, on_progress=show)
-            header, notes = _describe_case(case, mode), case.notes
+            is_exported = case.model["kind"] == ModelFormat.EXPORTED
+            header = {"mode": "exported" if is_exported else mode.value, "loss_name": case.describe_loss()}
+            header, notes = header | case.describe(), case.notes
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 
@@ -200,17 +203,6 @@ def _check_script(
         "mode": "the script's own",
         "loss_name": f"backward pass {step}",
         "data": {"kind": "the script's own", "inputs": [], "seed": None},
-    }
-
-
-def _describe_case(case: Case, mode: Mode) -> dict[str, Any]:
-    from deconv_cli.models.model_files import ModelFormat
-
-    return {
-        "model": case.model,
-        "mode": "exported" if case.model["kind"] == ModelFormat.EXPORTED else mode.value,
-        "loss_name": case.describe_loss(),
-        "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": case.subject.seed},
     }
 
 

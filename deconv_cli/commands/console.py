@@ -125,7 +125,7 @@ def shown_name(path: str) -> str:
     """Cut a long name in the middle if the table is on a screen: its end says what the file is."""
     if len(path) <= LONGEST_NAME or table_console(stderr=True).width == _UNWRAPPED:
         return path
-    n_first = LONGEST_NAME // 4
+    n_first = LONGEST_NAME // 5
     return f"{path[:n_first]}…{path[n_first + 1 - LONGEST_NAME :]}"
 
 

@@ -60,13 +60,7 @@ class Context:
         written = (tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
         return {
             "source": InputFile(
-                spelled(job.source),
-                image.shape,
-                image.axes,
-                image.dtype,
-                image.sha256,
-                image.is_picture,
-                image.spacing,
+                spelled(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
             ),
             "output": OutputFile(spelled(job.target), *written),
             "environment": environment_of(self.device, dtype, started),

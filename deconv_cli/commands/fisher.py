@@ -114,8 +114,7 @@ def _write(
         **describe_fisher(found),
         "output": str(path),
         "loss_name": case.loss_name,
-        "data": {"kind": case.data_kind, "inputs": case.inputs, "seed": subject.seed},
-        "model": case.model,
+        **case.describe(),
     }
     write_tensors(path, {name: tensor.to(case.dtype) for name, tensor in found.diagonal.items()}, record)
     return record

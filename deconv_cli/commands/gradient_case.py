@@ -50,8 +50,7 @@ class CaseOptions:
         ),
     ] = None
     data: Annotated[
-        Path | None,
-        option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss."),
+        Path | None, option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss.")
     ] = None
     loss: Annotated[
         str,
@@ -108,13 +107,16 @@ class Case:
         """The precision of the model."""
         return _dtype_of(self.subject.model)
 
-    @property
-    def inputs(self) -> list[str]:
-        """Shapes and types of the inputs."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the model, and shapes and types of the inputs, as JSON."""
         from deconv_cli.gradients.nested_tensors import tensors_in
 
         tensors = tensors_in((self.subject.arguments, self.subject.keywords))
-        return [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
+        inputs = [f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
+        return {
+            "model": self.model,
+            "data": {"kind": self.data_kind, "inputs": inputs, "seed": self.subject.seed},
+        }
 
     def describe_loss(self) -> str:
         """Name the loss; runs the model once more to see whether it computes its own."""

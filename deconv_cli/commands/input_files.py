@@ -51,7 +51,7 @@ def expand(argument: Path) -> list[FoundFile]:
     if is_one_file(argument):
         return [FoundFile(argument, Path(argument.name), is_named=True)]
     if argument.is_dir():
-        found = _below(argument, argument)
+        found = _readable(sorted(_files_of(argument), key=natural_order), argument)
         if not found:
             raise UsageError(f"the folder '{argument}' holds no picture or tensor that can be read.")
         return found
@@ -90,11 +90,6 @@ def _matching(pattern: Path) -> list[FoundFile]:
             f"no picture or tensor that can be read matches '{pattern}'; check the pattern and the folder."
         )
     return list(found.values())
-
-
-def _below(folder: Path, base: Path) -> list[FoundFile]:
-    """List the readable files of a folder and of those in it."""
-    return _readable(sorted(_files_of(folder), key=natural_order), base)
 
 
 def _files_of(path: Path) -> Iterator[Path]:

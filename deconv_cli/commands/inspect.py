@@ -68,8 +68,7 @@ def inspect(
         str, option("--padding same|valid|full|N|NH,NW", "How far the kernel reaches outside.")
     ] = "same",
     tensor: Annotated[
-        str | None,
-        option("--tensor NAME", "Which tensor or layer of a file that holds several. Default: all of them."),
+        str | None, option("--tensor NAME", "Which tensor or layer of a file that holds several. Default: all of them.")
     ] = None,
     series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
     show: ShowOption = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,6 @@ from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of,
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.open_large import LargeOptions
 from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
@@ -32,8 +30,6 @@ from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
-    import torch
-
     from deconv_cli.io import ImageFile
     from deconv_cli.kernels.blind.estimate import KernelEstimate
 
@@ -53,7 +49,7 @@ def invert(
     printed: options.PrintOptions,
     model_options: ModelOptions,
     many: BatchOptions,
-    large: LargeOptions,
+    large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
@@ -194,7 +190,7 @@ class InvertWork(Work):
     chain: Chain | None
     device: DeviceChoice
     first: Path
-    large: LargeOptions
+    large: options.LargeOptions
     can_be_cut: bool
     resumes: bool
     n_sharing: int = 1
@@ -216,24 +212,21 @@ class InvertWork(Work):
         if held is not None:
             return held
         with allowing(self.settings.get("max_memory")):
-            return self._read(path)
+            if not self.can_be_cut:
+                return LoadedFile(self.files.read(path))
+            blocks = self._in_blocks()
+            is_wanted = self.large.block_size is not None
+            image = None if is_wanted or is_large(path) else self.files.read(path)
+            if image is None or not blocks.fits_surely(image.shape):
+                found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+                if found is not None:
+                    return LoadedFile(found.corner, found)
+            return LoadedFile(self.files.read(path) if image is None else image)
 
     def _read_first(self) -> ImageFile:
         """Read the first input, and hold it until it is its turn, so that it is decoded once."""
         source = vars(self)["_held"] = self.read(self.first)
         return source.image
-
-    def _read(self, path: Path) -> LoadedFile:
-        if not self.can_be_cut:
-            return LoadedFile(self.files.read(path))
-        blocks = self._in_blocks()
-        is_wanted = self.large.block_size is not None
-        image = None if is_wanted or is_large(path) else self.files.read(path)
-        if image is None or not blocks.fits_surely(image.shape):
-            found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
-            if found is not None:
-                return LoadedFile(found.corner, found)
-        return LoadedFile(self.files.read(path) if image is None else image)
 
     @property
     def device_type(self) -> str:
@@ -261,13 +254,13 @@ class InvertWork(Work):
     def open(self) -> Process:
         """Choose the way to restore, and read the kernel, the model or the factor."""
         whole = self._open_whole()
-        return partial(self._by_size, whole) if self.can_be_cut else whole
 
-    def _by_size(self, whole: Process, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Restore an input as a whole, or in blocks."""
-        if source.large is None:
-            return whole(job, source, progress)
-        return self._in_blocks().restore(job, source.large, self.extra, progress)
+        def by_size(job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
+            if source.large is None:
+                return whole(job, source, progress)
+            return self._in_blocks().restore(job, source.large, self.extra, progress)
+
+        return by_size
 
     def _in_blocks(self) -> BlockRestoration:
         return BlockRestoration(
@@ -283,17 +276,15 @@ class InvertWork(Work):
             return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        return self._restoration(self._load(where)).restore
+        if self.factor is not None:
+            return self._restoration(load_factor(self.factor, where, self.settings.get("max_memory"))).restore
+        dimensions = self.settings.get("dimensions")
+        loaded = load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
+        return self._restoration(loaded).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
         context = Context("invert", self.files, pick(self.device))
         return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
-
-    def _load(self, where: torch.device) -> LoadedKernel:
-        if self.factor is not None:
-            return load_factor(self.factor, where, self.settings.get("max_memory"))
-        dimensions = self.settings.get("dimensions")
-        return load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with the kernel of the optics that its file names."""

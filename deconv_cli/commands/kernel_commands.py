@@ -19,11 +19,7 @@ from deconv_cli.commands.kernel_output import (
     without_paths,
     write_kernel,
 )
-from deconv_cli.commands.option_groups import (
-    KERNEL_OPTION,
-    KernelOptions,
-    option,
-)
+from deconv_cli.commands.option_groups import KERNEL_OPTION, KernelOptions, option
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Light, check_name
 

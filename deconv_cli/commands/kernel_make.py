@@ -54,8 +54,7 @@ def make(
         option("--spacing [DZ,]DY,DX", "Distance of samples along each axis in µm, for lengths in nm, um or mm."),
     ] = None,
     signal: Annotated[
-        bool,
-        option("--signal", "Make the kernel of a signal, with one axis: the blur of a line across the last axis."),
+        bool, option("--signal", "Make the kernel of a signal, with one axis: the blur of a line across the last axis.")
     ] = False,
     size: Annotated[
         str | None,
@@ -207,8 +206,7 @@ def from_beads(
         ),
     ] = 0.0,
     spacing: Annotated[
-        str | None,
-        option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm. Default: the file's."),
+        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm. Default: the file's.")
     ] = None,
     channel: Annotated[int | None, option("--channel N", "Which channel, from 0.", min=0)] = None,
     axes: Annotated[
@@ -275,8 +273,7 @@ def microscope(
         ),
     ] = "",
     image: Annotated[
-        Path | None,
-        option("--image FILE", "Take what is not given from the metadata of this file (OME, ImageJ)."),
+        Path | None, option("--image FILE", "Take what is not given from the metadata of this file (OME, ImageJ).")
     ] = None,
     output: Annotated[Path | None, option("--output -o FILE", "Write the point-spread function.")] = None,
     spacing: Annotated[

@@ -31,8 +31,7 @@ class BatchOptions:
     """What to do with files that are done already, and where to record what was done."""
 
     skip_existing: Annotated[
-        bool,
-        option("--skip-existing", "Leave out inputs whose output exists already, whatever it holds.", MANY_FILES),
+        bool, option("--skip-existing", "Leave out inputs whose output exists already, whatever it holds.", MANY_FILES)
     ] = False
     manifest: Annotated[
         Path | None,

@@ -123,7 +123,8 @@ def describe_optics(
     if "immersion_index" not in typed:
         index = found.immersion_index
         if index is None:
-            index = _usual_immersion(values["numerical_aperture"][0])
+            aperture = values["numerical_aperture"][0]
+            index = AIR if aperture <= HIGHEST_OF_AIR else WATER if aperture <= HIGHEST_OF_WATER else OIL
             assumed.append(f"refractive index {index:g} of the immersion, usual for this numerical aperture")
         values["immersion_index"] = [index]
     if found.excitations and "excitation" not in typed:
@@ -169,12 +170,6 @@ def _value(name: str, text: str) -> str | float:
         return float(text)
     except ValueError:
         raise UsageError(f"{name} must be a number, but is '{shortened(text)}'.") from None
-
-
-def _usual_immersion(numerical_aperture: float) -> float:
-    if numerical_aperture <= HIGHEST_OF_AIR:
-        return AIR
-    return WATER if numerical_aperture <= HIGHEST_OF_WATER else OIL
 
 
 def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from deconv_cli.commands.console import print_note
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues, read_settings
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import KERNEL_SOURCES
+from deconv_cli.schedulers.scheduler import JobShare
 from deconv_cli.vocabulary import Convention, DeviceChoice, OutputDType
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ FILES = "Files"
 KERNEL = "Kernel"
 OUTPUT = "What is printed"
 WORKERS = "Workers"
+LARGE = "Large inputs"
 
 
 def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
@@ -161,8 +163,7 @@ class FileOptions:
         str | None, option("--tensor NAME", "Which tensor of an input file that holds several.", FILES)
     ] = None
     series: Annotated[
-        int | None,
-        option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0),
+        int | None, option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0)
     ] = None
     output_dtype: Annotated[
         OutputDType | None,
@@ -203,6 +204,60 @@ class PrintOptions:
     as_json: JsonOption = False
     quiet: QuietOption = False
     verbose: VerboseOption = False
+
+
+@dataclass(frozen=True)
+class LargeOptions:
+    """How an input is cut that does not fit the memory, or that the user wants in blocks."""
+
+    block_size: Annotated[
+        str | None,
+        option(
+            "--block-size N|D,H,W",
+            "Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
+            "--max-memory allows, if the whole does not fit it.",
+            LARGE,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            "Print how the input would be cut, with memory, halo, the expected error at the seams and the time; write "
+            "nothing.",
+            LARGE,
+        ),
+    ] = False
+    block_range: Annotated[
+        str | None,
+        option(
+            "--block-range i/N",
+            "Restore the share of job i of N. Jobs may run at any time on any machine that sees the files; the last "
+            "job to end completes the result.",
+            LARGE,
+        ),
+    ] = None
+
+    @property
+    def is_cut_anyway(self) -> bool:
+        """Whether an option was typed that has no use without blocks."""
+        return self.block_size is not None or self.dry_run or self.block_range is not None
+
+    def check(self, *, is_possible: bool, is_one: bool) -> None:
+        """Refuse by `UsageError` options that need a given kernel or a single input, and a share that is not `i/N`."""
+        if self.is_cut_anyway and not is_possible:
+            raise UsageError(
+                "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
+                "not with --kernel estimate, --factor, --layers or --tap; leave them out, or give the kernel that "
+                "deconv kernel estimate finds."
+            )
+        if self.block_range is not None:
+            JobShare.parse(self.block_range)
+        if not is_one and (self.dry_run or self.block_range is not None):
+            raise UsageError(
+                f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "
+                "file alone."
+            )
 
 
 @dataclass(frozen=True)

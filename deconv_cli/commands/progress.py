@@ -171,12 +171,7 @@ class PieceProgress(_ProgressLine):
     """
 
     def __init__(
-        self,
-        n_pieces: int,
-        name: str = "file",
-        *,
-        is_silent: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, n_pieces: int, name: str = "file", *, is_silent: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(is_silent=is_silent, clock=clock)
         self._n_pieces, self._name = n_pieces, name

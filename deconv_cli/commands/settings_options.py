@@ -42,17 +42,13 @@ SOLVER = "Computation"
 ERROR = "The error to be expected"
 
 
-def _as_it_is(value: Any) -> object:  # noqa: ANN401
-    return value
-
-
 @dataclass(frozen=True)
 class SettingOption:
     """An option that sets a setting.
 
     Attributes:
-        kind: its type at the prompt.
         help: its help text.
+        kind: its type at the prompt.
         names: lists the words that complete it.
         least: the least number.
         metavar: its value in the help.
@@ -61,12 +57,12 @@ class SettingOption:
         panel: its panel of the help.
     """
 
-    kind: Any
     help: str
+    kind: Any = str
     names: Callable[[], list[str]] | None = None
     least: float | None = None
     metavar: str | None = None
-    read: Callable[[Any], object] = _as_it_is
+    read: Callable[[Any], object] = lambda value: value
     name: str = ""
     panel: str = ""
 
@@ -141,13 +137,11 @@ SETTINGS_OPTIONS = {
     **_panel(
         CONVOLUTION,
         boundary=SettingOption(
-            str,
             f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: auto, what deconv forward recorded in the "
             "file; else unknown for pictures and zero for tensors.",
             names=lambda: ["auto", *BOUNDARIES],
         ),
         light=SettingOption(
-            str,
             "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
             "sRGB, and back; stored for the samples as they are. Default: auto, what deconv forward recorded in the "
             "file; else linear for pictures but TIFF without a profile, and stored for tensors.",
@@ -155,19 +149,17 @@ SETTINGS_OPTIONS = {
             metavar="auto|linear|stored",
         ),
         padding=SettingOption(
-            str,
             "How far the kernel reached outside. Default: what deconv forward recorded, else same.",
             metavar="same|valid|full|N|NH,NW",
             read=parse_padding,
         ),
         dimensions=SettingOption(
-            int,
             "Axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. Default: what file and kernel "
             "say. A kernel of fewer axes works on each plane by itself.",
+            kind=int,
             metavar="N",
         ),
         defaults=SettingOption(
-            str,
             "Use the defaults of pictures, or those of tensors. Default: by the format of the file.",
             names=lambda: list(InputKind),
             metavar="KIND",
@@ -176,25 +168,22 @@ SETTINGS_OPTIONS = {
     **_panel(
         LAYER,
         stride=SettingOption(
-            str,
             "Pixels from one output to the next, as in torch. Default, here and for the next four: what the model "
             "file or deconv forward recorded, else 1.",
             metavar="N|NH,NW",
             read=_per_axis("stride"),
         ),
-        dilation=SettingOption(str, "Pixels from one tap to the next.", metavar="N|NH,NW", read=_per_axis("dilation")),
-        groups=SettingOption(int, "Sets of channels that the kernel does not mix.", metavar="N"),
+        dilation=SettingOption("Pixels from one tap to the next.", metavar="N|NH,NW", read=_per_axis("dilation")),
+        groups=SettingOption("Sets of channels that the kernel does not mix.", kind=int, metavar="N"),
         transposed=SettingOption(
-            bool, "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW)."
+            "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW).", kind=bool
         ),
         output_padding=SettingOption(
-            str,
             "Of a transposed layer, by how many pixels its output is larger than the smallest possible.",
             metavar="N|NH,NW",
             read=_per_axis("output_padding"),
         ),
         input_size=SettingOption(
-            str,
             "Size of the images, where a stride leaves several possible. Default: stride × output, else the smallest.",
             metavar="H,W",
             read=_per_axis("input_size"),
@@ -203,40 +192,34 @@ SETTINGS_OPTIONS = {
     **_panel(
         PENALTY,
         lam=SettingOption(
-            str,
             "Weight of the penalty, in units of σ²max, or one for each channel, as 0.1,0.02,0.1; 0 for the "
             "pseudo-inverse; auto to choose it from the data. Default: auto for pictures, 1e-6 for tensors.",
             metavar="auto|λ|λ,λ,...",
             read=parse_lambda,
         ),
         lambda_rule=SettingOption(
-            str,
             f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv, and whiteness for photographs of 8 "
             "bits where it asks for more than ten times as much.",
             names=lambda: list(LambdaRule),
         ),
         penalty=SettingOption(
-            str,
             f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: gradient for pictures, identity for "
             "tensors.",
             names=lambda: list(PENALTIES),
         ),
         spacing=SettingOption(
-            str,
             "Distances of neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three times as "
             "far apart as pixels: penalty and total variation divide differences by them. Default: all alike.",
             metavar="S,S,...",
             read=parse_spacing,
         ),
         noise_sigma=SettingOption(
-            str,
             "Standard deviation of the noise, in units of the samples, or of light on their scale where light is "
             "linear. Default: auto, estimated.",
             metavar="auto|σ",
             read=_number_or_auto("noise_sigma"),
         ),
         noise=SettingOption(
-            str,
             "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. Full samples "
             "then count as 'at least this bright', under white as measurements. Default: auto for pictures, white for "
             "tensors.",
@@ -244,75 +227,71 @@ SETTINGS_OPTIONS = {
             read=read_noise,
         ),
         quantization=SettingOption(
-            float,
             "Step between neighboring stored values; the noise is at least that of rounding to them. "
             "Default: 1 for files of whole numbers, else 0.",
+            kind=float,
             metavar="STEP",
         ),
         rcond=SettingOption(
-            float, "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0)."
+            "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).", kind=float
         ),
     ),
     **_panel(
         PRIOR,
-        nonnegative=SettingOption(bool, "Minimize among images without negative pixels."),
+        nonnegative=SettingOption("Minimize among images without negative pixels.", kind=bool),
         prior=SettingOption(
-            str,
             f"What the image is like: {', '.join(prior_names())}. Default: auto, which takes photo, learned from "
             "photographs, for 8-bit pictures with a tone curve, and else quadratic, a small penalty; tv is for flat "
             "regions with sharp edges.",
             names=lambda: ["auto", *prior_names()],
         ),
         weight=SettingOption(
-            str,
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
             metavar="auto|V",
             read=_number_or_auto("weight"),
         ),
         strength=SettingOption(
-            float, "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.", least=0.0
+            "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.",
+            kind=float,
+            least=0.0,
         ),
         gain=SettingOption(
-            str,
             "For method richardson-lucy: units of the samples for one count of light, to stop at the noise of counts; "
             "auto estimates it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
             read=_number_or_auto("gain"),
         ),
         iterations=SettingOption(
-            int,
             "Number of iterations of method richardson-lucy, or of prior tv. Default: until the noise or --tolerance "
             "ends them.",
+            kind=int,
             least=1,
         ),
         rho=SettingOption(
-            float,
             "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks the same for all.",
+            kind=float,
             least=0.0,
         ),
     ),
     **_panel(
         SOLVER,
         method=SettingOption(
-            str,
             f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
             names=lambda: list(method_names()),
         ),
         tolerance=SettingOption(
-            float,
             "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-5 for "
             "richardson-lucy; for prior tv 1e-2, once a step changes the estimate by less than 0.05 % of its contrast.",
+            kind=float,
         ),
-        max_iterations=SettingOption(int, "Iterations at most. Default: 2000.", least=1),
+        max_iterations=SettingOption("Iterations at most. Default: 2000.", kind=int, least=1),
         max_memory=SettingOption(
-            str,
             "Memory that the solution may take, such as 8GiB or 500MB, beside about 400 MB of Python and torch. "
             "Default: what is free, and half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,
         ),
         dtype=SettingOption(
-            str,
             "Precision of the arithmetic: float32 or float64. Default: float64 for float64 data, else float32.",
             names=lambda: list(ArithmeticDType),
             metavar="TYPE",
@@ -321,9 +300,11 @@ SETTINGS_OPTIONS = {
     **_panel(
         ERROR,
         predict=SettingOption(
-            bool, "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report."
+            "Predict the error of every pixel; implied by --truth, --error-map, --trust-mask and --report.", kind=bool
         ),
-        seed=SettingOption(int, "Seed of the random images of the predicted error. Default: 0.", least=0, metavar="N"),
+        seed=SettingOption(
+            "Seed of the random images of the predicted error. Default: 0.", kind=int, least=0, metavar="N"
+        ),
     ),
 }
 

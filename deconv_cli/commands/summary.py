@@ -34,15 +34,7 @@ if TYPE_CHECKING:
     from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
-    from deconv_cli.report.run import (
-        Environment,
-        FactorRun,
-        ForwardRun,
-        InputFile,
-        InvertRun,
-        KernelInput,
-        OutputFile,
-    )
+    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -70,7 +62,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
     if run.factor is not None:
-        rows.insert(1, ("factor", run.factor.path))
+        rows.insert(1, ("factor", shown_name(run.factor.path)))
     rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
     if source.is_picture or result.tone_curve is not None:
         rows.append(("light", reasons.light if verbose else reasons.light.partition(": ")[0].partition(" (")[0]))
@@ -81,10 +73,11 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.append(("prior", _prior(result.prior_sentence, verbose=verbose)))
     else:
         rows.append(("minimized", result.solution.objective))
-    if colored := [model for model in result.noise if not model.is_white]:
-        rows.append(("noise", describe_noise(colored)))
     if verbose:
-        rows.append(("solver", f"{_methods(result)}, {_ending(result.solution, verbose=True)}"))
+        colored = [model for model in result.noise if not model.is_white]
+        rows += [("noise", describe_noise(colored))] if colored else []
+        methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
+        rows.append(("solver", f"{methods}, {_ending(result.solution, verbose=True)}"))
     rows.append(("residual", _residual(result, verbose=verbose)))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
@@ -104,10 +97,6 @@ def _prior(sentence: str, *, verbose: bool) -> str:
     return f"photo: {sentence if verbose else sentence.rpartition('; ')[2]}"
 
 
-def _methods(result: Reconstruction) -> str:
-    return " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
-
-
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
     result, source = run.inversion, run.source
@@ -116,8 +105,8 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
     lam = _in_unit(f"{result.lam:g}", verbose=verbose)
     rows = [
-        ("input", f"{source.path}  {format_size(source.shape)} {source.axes} {source.dtype}"),
-        ("layers", f"{run.model.layers} of {run.model.path}"),
+        ("input", f"{shown_name(source.path)}  {format_size(source.shape)} {source.axes} {source.dtype}"),
+        ("layers", f"{run.model.layers} of {shown_name(run.model.path)}"),
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
@@ -143,7 +132,7 @@ def print_factor_summary(run: FactorRun) -> None:
         ("λ", f"{inverse.problem.lam:g}, penalty {settings.penalty}"),
         *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),
         ("factors", f"{format_memory(n_bytes)} in {run.factoring_time_s:.2f} s"),
-        ("output", f"{run.path}  {format_memory(run.n_bytes)}"),
+        ("output", f"{shown_name(run.path)}  {format_memory(run.n_bytes)}"),
         ("cost", _cost(run.environment)),
     ]
     warnings, advice = _border_findings(run.well_posedness, verbose=True)
@@ -216,7 +205,7 @@ def _ending(solution: Solution, *, verbose: bool) -> str:
 def _residual(result: Reconstruction, *, verbose: bool) -> str:
     residual, noise = result.residual, _noise(result)
     if not verbose:
-        known = "" if noise is None else f"; noise {noise.partition(', ')[0]}"
+        known = "" if noise is None else f"; noise {noise.rpartition(', ')[0]}"
         return f"{format_percent(residual.relative, 3)} of the data{known}"
     of_light = "" if result.tone_curve is None else " of light"
     size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
@@ -258,10 +247,9 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     elif depth is None:
         to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
-        border = f" (from {counted(depth, 'pixel')} inside the border)" if depth else ""
-        to_trust = f"trust {format_percent(share)} of the pixels{border}"
-    real = "" if actual is None else f" (the real one is {actual:.3g})"
-    return "expected error", f"{size:.3g}{unit} rms{real}; {to_trust}"
+        to_trust = f"trust {format_percent(share)} of the pixels" + (f", from {depth} inwards" if depth else "")
+    real = "" if actual is None else f" (truly {actual:.3g})"
+    return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
 
 
 def _details(result: Reconstruction) -> Rows:
@@ -386,7 +374,7 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
     if expected is None:
         return []
     is_light = found.task.problem.resolution.tone_curve is not None and found.settings.is_linear
-    row = error_row(expected, " of light" if is_light else "", is_trusted=not found.doubts)
+    row = error_row(expected, " in light" if is_light else "", is_trusted=not found.doubts)
     return [row, ("", f"by {expected.pieces}")]
 
 

@@ -36,8 +36,7 @@ AllowGlobalOption = Annotated[
     ),
 ]
 TrustFileOption = Annotated[
-    str | None,
-    option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES),
+    str | None, option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES)
 ]
 
 

@@ -14,12 +14,7 @@ from torch import Tensor
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.kernels.nonnegative_taps import (
-    LEAST_NEGATIVE,
-    MOST_NEGATIVE,
-    negative_share,
-    without_negative_taps,
-)
+from deconv_cli.kernels.nonnegative_taps import LEAST_NEGATIVE, MOST_NEGATIVE, negative_share, without_negative_taps
 from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule

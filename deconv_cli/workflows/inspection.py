@@ -135,7 +135,10 @@ def inspect_kernel(
     origin = tuple((k - 1) // 2 for k in kernel.size)
     axes = space_axes(kernel.n_axes)
     centroid = (
-        synchronize.as_number((weight.movedim(axis, -1) * _places(weight, axis)).sum() / weight.sum()) - start
+        synchronize.as_number(
+            (weight.movedim(axis, -1) * torch.arange(weight.shape[axis]).to(weight)).sum() / weight.sum()
+        )
+        - start
         for axis, start in zip(axes, origin, strict=True)
     )
     return KernelProperties(
@@ -151,10 +154,6 @@ def inspect_kernel(
 _LOSSY_KERNEL = (
     "the boundary loses nothing, but the kernel nearly removes some frequencies: a λ above 0 keeps noise down"
 )
-
-
-def _places(weight: Tensor, axis: int) -> Tensor:
-    return torch.arange(weight.shape[axis], dtype=weight.dtype, device=weight.device)
 
 
 def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectrum) -> BoundaryAssessment:

@@ -74,11 +74,7 @@ def find_detail_in_space(image: Tensor) -> tuple[slice, ...]:
 
 
 def vary_smoothing(
-    kernel: Kernel,
-    result: Reconstruction,
-    y: Tensor,
-    bias: Tensor | None = None,
-    ceiling: float | None = None,
+    kernel: Kernel, result: Reconstruction, y: Tensor, bias: Tensor | None = None, ceiling: float | None = None
 ) -> tuple[LambdaView, ...]:
     """Restore the detail of the first image with the most contrast, once for each of `RATIOS` or `STRENGTHS`.
 

@@ -15,13 +15,7 @@ from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.arithmetic import (
-    as_kernel,
-    as_size,
-    check_kernel,
-    check_single_kernel,
-    pick_dtype,
-)
+from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_kernel, check_single_kernel, pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, RecordedConvolution

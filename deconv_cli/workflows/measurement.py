@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import (
     Conditioning,
-    LostDirections,
     Widths,
     count_lost_directions,
     measure_conditioning,
@@ -96,52 +95,23 @@ def measure(
         whole = faded if bounds is None else None
         found = find_noise(filled, kernel, settings, estimator=estimator, observed_share=share, faded=whole)
         settings = replace(settings, noise=found)
-    border = border_profile(residual, kernel.size)
-    least = max(step, 0.0 if choice is None else choice.sigma)
-    return replace(
-        result,
-        settings=settings,
-        border=border,
-        well_posedness=_assess(estimator),
-        lost_directions=_lost_directions(estimator, settings),
-        residual_tests=_test(estimator, unexplained, faded, settings, border, least),
-        noise_ratio=_noise_ratio(estimator, solution, unexplained, faded, settings),
-    )
-
-
-def _test(
-    estimator: Estimator,
-    unexplained: Tensor,
-    faded: FadedImages,
-    settings: ResolvedSettings,
-    border: tuple[BorderBand, ...],
-    least_noise: float,
-) -> ResidualTests | None:
-    """Test the residual of a linear estimate of a picture, or of a tensor whose error is predicted."""
-    is_tested = settings.defaults is InputKind.PICTURE or settings.predict
-    if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator) or not is_tested:
-        return None
-    noise = model_of(settings)
-    return check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least_noise)
-
-
-def _lost_directions(estimator: Estimator, settings: ResolvedSettings) -> LostDirections | None:
-    """Count the directions of its input that a layer loses; of a picture everything outside the frame is lost."""
-    is_tensor = settings.defaults is InputKind.TENSOR and settings.has_lambda
-    if not (isinstance(estimator, PseudoInverse) and is_tensor) or estimator.kernel.field is not None:
-        return None
-    found = count_lost_directions(estimator)
-    return found if found.n_lost > 0 else None
-
-
-def _noise_ratio(
-    estimator: Estimator, solution: Solution, unexplained: Tensor, faded: FadedImages, settings: ResolvedSettings
-) -> float | None:
-    """Compare the noise with the contrast of the data if a linear estimate shows mostly noise."""
-    if not isinstance(estimator, PseudoInverse) or not _has_modes(estimator):
-        return None
-    noise = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
-    return measure_noise_ratio(unexplained, faded, bands_of(estimator), solution.value.detach(), noise)
+    border, is_picture = border_profile(residual, kernel.size), settings.defaults is InputKind.PICTURE
+    result = replace(result, settings=settings, border=border, well_posedness=_assess(estimator))
+    if not isinstance(estimator, PseudoInverse) or kernel.field is not None:
+        return result
+    if not is_picture and settings.has_lambda:  # of a picture everything outside the frame is lost
+        lost = count_lost_directions(estimator)
+        result = replace(result, lost_directions=lost if lost.n_lost > 0 else None)
+    if operator.is_layer:  # whose modes are no frequencies
+        return result
+    if is_picture or settings.predict:
+        least = max(step, 0.0 if choice is None else choice.sigma)
+        noise = model_of(settings)
+        tests = check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least)
+        result = replace(result, residual_tests=tests)
+    model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
+    ratio = measure_noise_ratio(unexplained, faded, bands_of(estimator), solution.value.detach(), model)
+    return replace(result, noise_ratio=ratio)
 
 
 def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | None) -> tuple[str, ...]:
@@ -153,11 +123,6 @@ def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | No
     if isinstance(estimator.operator, LayerConvolution):
         notes += describe_undetermined(estimator.operator, settings.lam)
     return notes
-
-
-def _has_modes(inverse: PseudoInverse) -> bool:
-    """Return whether the kernel is the same everywhere and has no stride, so that frequencies are its modes."""
-    return inverse.kernel.field is None and not inverse.operator.is_layer
 
 
 def _assess(estimator: Estimator) -> WellPosedness | None:
@@ -213,12 +178,7 @@ class Diagnosis:
 
 
 def diagnose(
-    inverse: PseudoInverse,
-    result: Reconstruction,
-    y: Tensor,
-    *,
-    bias: Tensor | None = None,
-    noise: float | None = None,
+    inverse: PseudoInverse, result: Reconstruction, y: Tensor, *, bias: Tensor | None = None, noise: float | None = None
 ) -> Diagnosis:
     """Examine the result of `reconstruct`.
 

@@ -166,7 +166,7 @@ class Reconstruction(ShownInNotebook):
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
         if self.settings.objective != "photo":
             return None
-        finest = "that is fine" if self.finest is None else f"finer than {self.finest:.1f} pixels"
+        finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
         return f"a denoiser that learned from photographs; detail {finest} is plausible, not measured"
 
     @property
@@ -261,6 +261,8 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
+    order = {False: 0, None: 1, True: 2}
+    assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
     lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
     return replace(
         worst,
@@ -272,7 +274,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axe
         residual=_residual([part.residual for part in parts]),
         border=tuple(_band(bands) for bands in zip(*(part.border for part in parts), strict=True)),
         spectrum=max((part.spectrum for part in parts), key=lambda spectrum: spectrum.condition),
-        well_posedness=_least_posed(parts).well_posedness,
+        well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts, n_axes),
         notes=(*resolution.notes, *_notes(parts)),
@@ -336,11 +338,6 @@ def _residual(parts: Sequence[ResidualSummary]) -> ResidualSummary:
 def _band(bands: Sequence[BorderBand]) -> BorderBand:
     pooled = math.hypot(*(band.residual_rms for band in bands)) / math.sqrt(len(bands))
     return replace(bands[0], residual_rms=pooled)
-
-
-def _least_posed(parts: Sequence[Reconstruction]) -> Reconstruction:
-    order = {False: 0, None: 1, True: 2}
-    return min(parts, key=lambda part: order[part.well_posedness.is_well_posed] if part.well_posedness else 3)
 
 
 def _predicted(parts: Sequence[Reconstruction], n_axes: int) -> PredictedError | None:

@@ -282,6 +282,8 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     input_size = settings.input_size
     if input_size is None and recorded is not None and recorded.layer == layer:
         input_size = recorded.input_size
+    is_single = kernel.shared and kernel.n_axes == 2 and kernel.field is None
+    is_foreign = metadata.record is None and metadata.recorded is None  # not written by this program
     resolved = ResolvedSettings(
         **{field.name: getattr(settings, field.name) for field in fields(settings)}
         | {"defaults": kind, "light": light.light, "boundary": boundary, "padding": padding, "penalty": penalty}
@@ -305,7 +307,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         ),
         sample_type=metadata.sample_type,
         jpeg_table=metadata.jpeg_table,
-        tests_alignment=_tests_alignment(kernel, kind, metadata),
+        tests_alignment=is_single and kind is InputKind.PICTURE and is_foreign,
     )
 
 
@@ -341,12 +343,6 @@ def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, .
         f"spacing={','.join('1' for _ in spacing)} takes all axes alike"
     )
     return tuple(distance / min(spacing) for distance in spacing), (note,)
-
-
-def _tests_alignment(kernel: Kernel, kind: InputKind, metadata: InputMetadata) -> bool:
-    """Return whether a turned or scaled kernel is looked for: for pictures that this program did not write."""
-    is_single = kernel.shared and kernel.n_axes == 2 and kernel.field is None
-    return is_single and kind is InputKind.PICTURE and metadata.record is None and metadata.recorded is None
 
 
 def _is_photograph(kernel: Kernel, curve: ToneCurve | None) -> bool:

@@ -92,12 +92,6 @@ def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, t
     refuses("invert", photograph, *several, *out, "--lambda", "auto,1", code=ExitCode.USAGE, says=says)
 
 
-def test_formulas_for_each_channel(deconv, photograph, tmp_path):
-    words = [word for s in SIGMAS for word in ("--kernel", f"gaussian:{s}")]
-    run = deconv("forward", photograph, *words, "-o", tmp_path / "blurred.tif", "--json")
-    assert run.report["kernel"]["path"] == "gaussian:0.8, gaussian:1.2, gaussian:1.6"
-
-
 def test_what_a_kernel_means_on_a_picture_is_said(deconv, gray, save, tmp_path):
     kernel = save("k", 2 * np.outer([1, 2, 1], [3, 2, 1]).astype("float32"))
     out = ["-o", tmp_path / "out.tif", "--force", "--lambda", "0.1"]
@@ -115,22 +109,6 @@ def test_what_a_kernel_means_on_a_picture_is_said(deconv, gray, save, tmp_path):
     tensor = save("tensor", np.random.default_rng(0).random((1, 1, 12, 12)))
     run = deconv("forward", tensor, "--kernel", kernel, "-o", tmp_path / "x.npy")
     assert "not symmetric" not in run.stderr
-
-
-def test_a_measured_kernel_is_cleaned(deconv, refuses, gray, tmp_path):
-    places = np.arange(33) - 16
-    bead = 4000 * np.exp(-((places[:, None] - 2) ** 2 + places**2) / 4) + 100
-    tifffile.imwrite(tmp_path / "bead.tif", bead.round().astype("uint16"))
-    words = ["forward", gray, "--kernel", tmp_path / "bead.tif", "-o", tmp_path / "out.tif"]
-    seen = deconv(*words).stderr
-    assert all(part in seen for part in ("show a background", "empty margin", "2.0 pixels off", "--clean-kernel"))
-    run = deconv(*words, "--force", "--clean-kernel")
-    assert "the kernel was cleaned: a background of 100 was subtracted" in run.stderr
-    assert "show a background" not in run.stderr
-    assert "--clean-kernel" in deconv(*words, "--force", "--clean-kernel", "--json").report["rerun"]
-    says = "--clean-kernel is for kernels in files"
-    formula = ["forward", gray, "-k", "disk:2", "-o", tmp_path / "y.tif", "--clean-kernel"]
-    refuses(*formula, code=ExitCode.USAGE, says=says)
 
 
 def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_at(deconv, refuses, gray, tmp_path):

@@ -12,8 +12,7 @@ import torch
 from gradient_cases import FIXTURES, load_fixture
 from hostile_pickles import MakesFolder, with_members
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
 
 from deconv_cli.commands.exit_codes import ExitCode
 
@@ -71,22 +70,6 @@ class TestRead:
         report = deconv("check-grad", tmp_path / "checkpoint.pt", "--model", LENET, "--json").report
         assert any("'state_dict'" in note for note in report["notes"])
 
-    @pytest.mark.parametrize(
-        ("build", "shape"),
-        [
-            (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten(), nn.LazyLinear(3)), "2,1,6,6"),
-            (lambda: nn.LSTM(3, 4, batch_first=True), "2,5,3"),
-            (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), "2,5,8"),
-        ],
-        ids=["sequential", "lstm", "transformer"],
-    )
-    @pytest.mark.filterwarnings("ignore:Lazy modules")
-    def test_modules_of_torch_need_no_class(self, deconv, tmp_path, build, shape):
-        model = build()
-        model(torch.zeros(*(int(size) for size in shape.split(","))))
-        torch.save(model, tmp_path / "model.pt")
-        deconv("check-grad", tmp_path / "model.pt", "--input-shape", shape, "-q")
-
     def test_an_exported_program(self, deconv, tmp_path):
         path = tmp_path / "program.bin"
         with path.open("wb") as stream:
@@ -106,35 +89,6 @@ class TestRead:
         path = tmp_path / "script.pt"
         torch.jit.save(torch.jit.script(Net()), path)
         deconv("check-grad", path, "--trust-file", sha256(path), "--input-shape", "3,4", "-q")
-
-    def test_tied_weights_that_are_stored_once(self, deconv, refuses, tmp_path):
-        from deconv_cli.models.named_code import load_named
-
-        body = (
-            "from torch import nn\n"
-            "class Tied(nn.Module):\n"
-            "    def __init__(self):\n"
-            "        super().__init__()\n"
-            "        self.embedding = nn.Embedding(9, 4)\n"
-            "        self.head = nn.Linear(4, 9, bias=False)\n"
-            "        self.head.weight = self.embedding.weight\n"
-            "    def forward(self, x):\n"
-            "        return self.head(self.embedding(x))\n"
-        )
-        (tmp_path / "tied.py").write_text(body)
-        model = load_named(f"{tmp_path}/tied.py:Tied", "--model").value()
-        save_model(model, str(tmp_path / "tied.safetensors"))
-        assert len(load_file(tmp_path / "tied.safetensors")) == 1
-        words = ["check-grad", tmp_path / "tied.safetensors", "--model", f"{tmp_path}/tied.py:Tied"]
-        report = deconv(*words, "--input-shape", "3,5:int64:0..9", "--json").report
-        assert report["counts"] == {"OK": 1}
-        norm = float(model.head.weight.detach().norm())
-        assert report["parameters"][0]["weight_norm"] == pytest.approx(norm, rel=1e-6)
-        # Weights that only look alike are not tied.
-        save_file({"embedding.weight": torch.zeros(9, 4)}, tmp_path / "half.safetensors")
-        (tmp_path / "untied.py").write_text(body.replace("        self.head.weight = self.embedding.weight\n", ""))
-        words = ["check-grad", tmp_path / "half.safetensors", "--model", f"{tmp_path}/untied.py:Tied"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says="lacks 'head.weight'")
 
 
 class TestRefused:
@@ -167,11 +121,6 @@ class TestModulesWithMembersOfTheWrongKind:
         torch.save(with_members(**members), tmp_path / "model.pt")
         words = ["check-grad", tmp_path / "model.pt", "--input-shape", "2,3"]
         refuses(*words, code=ExitCode.USAGE, says="cannot be run")
-
-    @pytest.mark.parametrize("size", ["wide", -3, 10**12, None])
-    def test_sizes_that_are_none_are_not_guessed_from(self, refuses, tmp_path, size):
-        torch.save(with_members(in_features=size), tmp_path / "model.pt")
-        refuses("check-grad", tmp_path / "model.pt", code=ExitCode.USAGE, says="--input-shape")
 
 
 def sha256(path: Path) -> str:

@@ -126,6 +126,14 @@ SEVERAL = (
 )
 
 
+def test_a_channel_of_transmitted_light_is_named(tmp_path):
+    channels = [(f'EmissionWavelength="{length}"', "") for length in (676, 509)]
+    image = confocal(tmp_path / "a.ome.tif", [*channels, ("", "")], SEVERAL)
+    said = r"emission of channel 3; give that of all behind the word emission, as 676\+509\+NM"
+    with pytest.raises(UsageError, match=said):
+        describe_optics(image, {})
+
+
 def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
     """Whole numbers without a unit, micrometers in two letters, angstroms in two signs, and lasers elsewhere."""
     pinhole = 'AcquisitionMode="LaserScanningConfocalMicroscopy" PinholeSize="50" PinholeSizeUnit="µm"'

@@ -29,21 +29,11 @@ ROUGH = ["--dtype", "float64", "--output-dtype", "float64", "--method", "iterati
 STORED = ["--light", "stored"]  # so that the samples are what is convolved
 
 PROBLEMS = [
-    ("zero", "same", "identity", 1e-2),
     ("zero", "full", "gradient", 1e-3),
-    ("zero", "1", "laplacian", 1e-2),
-    ("circular", "same", "gradient", 1e-2),
     ("circular", "same", "laplacian", 1e-3),
     ("reflect", "same", "gradient", 1e-2),
-    ("symmetric", "2,1", "identity", 1e-2),
-    ("replicate", "same", "laplacian", 1e-2),
-    ("zero", "valid", "identity", 1e-2),
     ("unknown", "valid", "gradient", 1e-2),
 ]
-
-
-def as_padding(text):
-    return tuple(int(n) for n in text.split(",")) if "," in text else int(text) if text.isdigit() else text
 
 
 def penalized(x, penalty, boundary):
@@ -97,7 +87,7 @@ def test_the_numbers_of_a_gray_picture(deconv, gray, gentle, tmp_path, values, b
     words = ["invert", gray, "--kernel", gentle, "-o", output, *ROUGH, *options, *STORED]
     report = deconv(*words, expect=FINISHED).report
     y, x, taps = values(gray), values(output), torch.from_numpy(np.load(gentle))
-    check_numbers(report, y, x, taps, as_padding(padding), boundary, penalty, lam, blur)
+    check_numbers(report, y, x, taps, padding, boundary, penalty, lam, blur)
 
 
 def check_numbers(report, y, x, taps, padding, boundary, penalty, lam, blur):
@@ -229,33 +219,19 @@ def test_pictures_hold_what_was_done_and_nothing_of_the_disk(deconv, photograph,
 
 RERUNS = {
     "forward with noise": ["forward", "photograph.png", "--noise", "gaussian:3", "--seed", "11", "-o", "out.tif"],
-    "forward, Poisson": ["forward", "photograph.png", "--noise", "poisson:200", "-o", "out.npy"],
     "forward, all said": [
         *("forward", "photograph.png", "--padding", "3,2", "--boundary", "symmetric", "--dtype", "float64"),
         *("--output-dtype", "uint16", "--convention", "convolution", "--normalize", "-o", "out.png"),
     ],
     "invert as it comes": ["invert", "photograph.png", "-o", "out.tif"],
-    "invert a tensor": ["invert", "tensor.npy", "-o", "out.pt"],
     "invert, all said": [
         *("invert", "photograph.png", "--boundary", "reflect", "--lambda", "0.0123", "--penalty", "laplacian"),
         *("--tolerance", "1e-4", "--max-iterations", "50", "--dtype", "float64", "--output-dtype", "float64"),
         *("--padding", "1", "-o", "out.tif"),
     ],
-    "invert, truncated": [
-        "invert",
-        "photograph.png",
-        "--boundary",
-        "circular",
-        "--rcond",
-        "0.8",
-        *STORED,
-        "-o",
-        "out.tif",
-    ],
     "invert, one of several": [
         *("invert", "several.npz", "--tensor", "second", "--axes", "YXC", "--no-normalize", "-o", "out.safetensors"),
     ],
-    "invert, beside the input": ["invert", "photograph.png"],
 }
 
 
@@ -263,7 +239,6 @@ RERUNS = {
 def test_rerun_gives_the_same_samples_again(deconv, photograph, gentle, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(4)
-    np.save("tensor.npy", rng.standard_normal((2, 12, 14)).astype("float32"))
     np.savez("several.npz", first=rng.random((5, 5)), second=rng.random((20, 18, 2)))
     report = deconv(words[0], "--kernel", gentle.name, "--json", *words[1:], expect=FINISHED).report
     output = tmp_path / report["output"]["path"]

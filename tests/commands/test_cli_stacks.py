@@ -206,15 +206,6 @@ def test_signals(tmp_path, deconv, rng, save, signal, taps_shape):
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), x, atol=1e-5)
 
 
-def test_a_factor_for_stacks_is_that_of_the_kernel(tmp_path, deconv, rng, save, taps):
-    stack, kernel = save("s", rng.random(SIZE)), save("k", taps)
-    fixed = ("--boundary", "circular", "--lambda", "1e-4")
-    deconv("factor", "--kernel", kernel, "--size", "6,10,12", *fixed, "-o", tmp_path / "f.safetensors")
-    deconv("invert", stack, "--factor", tmp_path / "f.safetensors", "-o", tmp_path / "a.npy")
-    deconv("invert", stack, "--dimensions", "3", "--kernel", kernel, *fixed, "-o", tmp_path / "b.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"), atol=1e-5)
-
-
 def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv, rng, psf):
     source = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
     words = (source, "--kernel", psf, "--lambda", "1e-2", "--noise", "white", "--boundary", "circular", "--json")

@@ -70,15 +70,6 @@ def test_what_is_of_one_image_is_not_kept(built):
     assert built == [(12, 9)] * 2
 
 
-def test_colors_between_grays_keep_the_inversions_of_their_channels():
-    pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
-    restore(pipe, (9, 9), channels=3)
-    colors = list(pipe._channels)
-    restore(pipe, (9, 9), channels=2)
-    assert pipe._channels == colors
-    assert len(pipe.reconstruct(torch.rand(2, 9, 9)).channels) == 2
-
-
 def find(kept, size, max_memory=None):
     settings = ResolvedSettings(lam=1e-3, max_memory=max_memory)
     return kept.find(Kernel.from_tensor(deconv_cli.make_kernel("gaussian:1")), (size, size), settings)

@@ -131,17 +131,6 @@ def test_a_hopeless_support_a_swapped_pair_and_pictures_of_two_scenes_are_doubte
     assert "of one scene" in doubt
 
 
-@pytest.mark.parametrize("penalty", ["identity", "laplacian"])
-def test_other_penalties_and_a_given_weight(penalty):
-    kernel, x = centered(deconv_cli.make_kernel("gaussian:1"), (5, 5)), photograph(size=40)
-    y = deconv_cli.forward(x, kernel) + random((1, 40, 40))
-    chosen = deconv_cli.fit_kernel([(x, y)], (5, 5), penalty=penalty)
-    heavy = deconv_cli.fit_kernel([(x, y)], (5, 5), penalty=penalty, lam=1.0)
-    assert heavy.lam == (1.0,)
-    assert relative(chosen.taps, kernel) < 0.2 < relative(heavy.taps, kernel)
-    assert heavy.n_effective < chosen.n_effective
-
-
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [

@@ -94,13 +94,6 @@ def test_channels_and_several_pairs():
     assert relative(deconv_cli.fit_kernel(pairs, (3, 3), channels="mix", loss="huber:9").taps, layer) < 1e-7
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 3)])
-def test_signals_and_stacks(shape):
-    scene, kernel = random((1, *((90,) if len(shape) == 1 else (9, 9, 10)))), random(shape, seed=1)
-    y = deconv_cli.forward(scene, kernel, dimensions=len(shape), boundary="circular")
-    assert relative(deconv_cli.fit_kernel([(scene, y)], shape, boundary="circular", loss="huber:9").taps, kernel) < 1e-7
-
-
 @pytest.mark.parametrize("loss", ["huber:0.05", pytest.param("l1", marks=pytest.mark.exhaustive)])
 def test_robust_losses_do_not_heed_samples_that_are_far_off(loss):
     sharp, blurred, taps = pair(noise=0.01)

@@ -97,15 +97,6 @@ def test_full_samples_are_bounds_in_every_view_too(bright):
     assert (whole - plain).abs().max() > 5
 
 
-def test_samples_are_full_before_the_bias_is_subtracted(bright):
-    full = (1.6 * bright).clamp(0, 255).byte()
-    given = {"boundary": "zero", "penalty": "gradient", "padding": "same", "defaults": "picture", "noise": "auto"}
-    bias = torch.tensor([60.0, 60.0], dtype=torch.float64)
-    _, views = views_of(full, KERNEL, bias=bias, lam=(1e-2, 1e-2), **given)
-    whole = invert(full, KERNEL, bias=bias, lam=(0.1, 0.1), **given).image
-    assert (views[3].image - whole).abs().max() < 0.1
-
-
 def test_of_a_large_picture_only_a_detail_is_restored(monkeypatch):
     """What lies beyond the margin hardly matters."""
     monkeypatch.setattr(lambda_series, "SIDE", 16)
