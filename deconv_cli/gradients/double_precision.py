@@ -112,7 +112,7 @@ def _compare(
     backward = trace_backward(forward.loss, subject.trainable)
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
-    casts, not_checked, series = forward.log.casts, [], []
+    casts, not_checked, series = forward.casts, [], []
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     try:
@@ -126,7 +126,7 @@ def _compare(
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, minima, tensors = _sort(subject, names, backward, function)
     results: dict[str, Comparison | None] = {}
-    if is_detaching and any(hook.changes for hook in forward.log.hooks):
+    if is_detaching and any(hook.changes for hook in forward.hooks):
         results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
     with holding():
         results |= compare_tensors(
@@ -171,8 +171,8 @@ def _agreeing_by_hooks(
 
 
 def _detaches_on_purpose(forward: ForwardTrace) -> bool:
-    detachments = (forward.log.detachments[index] for index in forward.flow.detachments)
-    is_hidden = forward.log.detaches_again or DETACHING_INSIDE & forward.log.names
+    detachments = (forward.detachments[index] for index in forward.flow.detachments)
+    is_hidden = forward.detaches_again or DETACHING_INSIDE & forward.made_by
     return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
 

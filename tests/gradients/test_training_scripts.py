@@ -284,19 +284,6 @@ def test_gradients_that_are_limited_or_measured(line, tmp_path):
     assert not [finding for finding in found.general if finding.is_fault]
 
 
-def test_samples_that_leak_into_one_another(tmp_path):
-    """The module is copied for the trial: what the script has is called no more often than it says."""
-    text = (HEAD + OPTIMIZER + LOOP + "assert model.n_calls == 3\n").replace(
-        "torch.tanh(self.body(x))", "self.mixed(x)"
-    )
-    mixed = "    n_calls = 0\n    def mixed(self, x):\n        self.n_calls += 1\n"
-    mixed += "        return torch.softmax(self.body(x), dim=0)\n"
-    found = run_text(text.replace("model = Net()", mixed + "model = Net()"), tmp_path)
-    (finding,) = [finding for finding in found.general if finding.is_fault]
-    assert finding.verdict == "BATCH-LEAK"
-    assert "torch.softmax(self.body(x), dim=0)" in finding.causes[0].location.source
-
-
 def test_a_clamp_of_a_weight_in_forward_is_sound(tmp_path):
     write = "        self.head.weight.data.clamp_(-9, 9)\n        return self.head"
     found = run_text((HEAD + OPTIMIZER + LOOP).replace("        return self.head", write), tmp_path)

@@ -138,10 +138,14 @@ class Flow:
 
 
 @dataclass(eq=False)
-class OperationLog:
-    """The operations of a forward pass, in order.
+class ForwardTrace:
+    """The operations of one forward pass, in order, with its output and its loss.
 
     Attributes:
+        names: of the parameters, in the order of their bits.
+        loss: a scalar tensor.
+        flow: of the loss.
+        reached: parameters that autograd reaches from the loss.
         used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
         detaches_again: code detached a tensor on purpose that was partly cut off already.
@@ -152,7 +156,7 @@ class OperationLog:
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
-        names: of the operations that made a tensor with a gradient.
+        made_by: names of the operations that made a tensor with a gradient.
         tensors: all tensors, if they are kept, with the name and the operation of each.
         random: operations that draw random numbers.
         origins: operations, masks aside, that make NaN or infinity of finite numbers.
@@ -162,6 +166,11 @@ class OperationLog:
         parameter_writes: the lines that write to parameters, by their bits.
     """
 
+    names: tuple[str, ...]
+    graph: AutogradGraph
+    loss: torch.Tensor = field(init=False)
+    flow: Flow = field(default_factory=Flow)
+    reached: int = 0
     used: int = 0
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
@@ -175,7 +184,7 @@ class OperationLog:
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
+    made_by: set[str] = field(default_factory=set)
     tensors: list[tuple[str, Operation, torch.Tensor]] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
     origins: list[Operation] = field(default_factory=list)
@@ -183,26 +192,6 @@ class OperationLog:
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
     parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardTrace:
-    """One forward pass.
-
-    Attributes:
-        names: of the parameters, in the order of their bits.
-        loss: a scalar tensor.
-        flow: of the loss.
-        reached: parameters that autograd reaches from the loss.
-    """
-
-    names: tuple[str, ...]
-    output: Any
-    loss: torch.Tensor
-    flow: Flow
-    reached: int
-    log: OperationLog
-    graph: AutogradGraph
 
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""

@@ -35,8 +35,8 @@ def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors:
         _FunctionMode(tracker),
         _DispatchMode(tracker),
     ):
-        output, loss = subject.run()
-    return tracker.result(output, loss)
+        loss = subject.run()[1]
+    return tracker.result(loss)
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -54,7 +54,7 @@ class _FunctionMode(TorchFunctionMode):
             # A detach without a Python function: the constructor of torch.autograd.Variable.
             name = "Variable"
         if name in RANDOM and not tracker.suspended:
-            tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
+            tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
         if name == "_set_grad_enabled":
             tracker.follow_gradient_mode(is_enabled=bool(args[0]))
         if name == "register_hook" and len(args) == 2 and not tracker.suspended:
@@ -79,13 +79,13 @@ def _look_at_arguments(
     """Note misused losses, tensors to differentiate by, and parameters whose `.data` is replaced."""
     if function is torch.autograd.grad:
         by = keywords["inputs"] if "inputs" in keywords else arguments[1]
-        tracker.log.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
+        tracker.trace.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
     if name in WATCHED:
         misuse = find_misuse(name, arguments, keywords)
         if misuse is not None:
             given = [tuple(argument.shape) for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
             shapes = given[0], given[-1]
-            tracker.log.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
+            tracker.trace.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
     if name == "data" and getattr(function, "__name__", "") == "__set__":
         tracker.count_write(arguments[0], tracker.locator.here())
 
@@ -148,7 +148,7 @@ def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[
     result = tracker.observe(cls, f"{cls.__name__}.apply", inputs, call)
     node = next((tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None), None)
     if any(needs) and not cls.__module__.startswith("torch."):
-        tracker.log.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
+        tracker.trace.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
     return result
 
 

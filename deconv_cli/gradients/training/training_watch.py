@@ -19,7 +19,7 @@ from torch.optim import optimizer as optimizer_hooks
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
-from deconv_cli.gradients.other_data import BatchIndependence, reached_by_other_data, try_batch_of
+from deconv_cli.gradients.other_data import reached_by_other_data
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced_apply
@@ -46,12 +46,11 @@ _MAX_EXTRA_S = 5.0
 
 @dataclass(frozen=True, eq=False)
 class CheckedPass:
-    """A checked backward pass: the line that calls it, the report, and whether its module mixes samples."""
+    """A checked backward pass: the line that calls it, and the report."""
 
     location: CodeLocation
     subject: Subject
     report: GradientReport
-    batch: BatchIndependence
 
 
 class EnoughSeenError(BaseException):
@@ -250,8 +249,7 @@ class TrainingWatch:
                 return
             self._optimizers.watch(list(subject.trainable.values()))
             self.events.reached_by_others |= self._reached_by_others(subject, report)
-            batch = try_batch_of(list(subject.model.children()), self._arguments)
-            self.passes.append(CheckedPass(location, subject, report, batch))
+            self.passes.append(CheckedPass(location, subject, report))
             self._checked_at = time.monotonic()
 
     def _reached_by_others(self, subject: Subject, report: GradientReport) -> set[int]:
