@@ -70,16 +70,6 @@ class TestSeveralLosses:
         assert verdicts(found)["generator.0.weight"] == "DETACHED"
         assert verdicts(found)["discriminator.0.weight"] == "OK"
 
-    def test_gradients_of_the_other_loss_are_left_over(self, tmp_path):
-        found = self.changed(
-            tmp_path,
-            ("    discriminator.zero_grad()\n", ""),
-            ("of_discriminator.step()\n", "of_discriminator.step()\n    discriminator.zero_grad()\n"),
-        )
-        (fault,) = [finding for finding in found.general if finding.is_fault]
-        assert (fault.verdict, fault.causes[0].location.source) == ("ACCUMULATED", "of_discriminator.step()")
-        assert "another loss" in fault.causes[0].why
-
     @pytest.mark.exhaustive
     def test_one_of_two_optimizers_takes_no_step(self, tmp_path):
         found = self.changed(tmp_path, ("    of_generator.step()\n", ""))

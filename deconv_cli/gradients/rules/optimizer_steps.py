@@ -118,29 +118,21 @@ def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
 
 
 _STALE = "gradients of the step before are still there and the new ones are added: steps follow old directions."
-_OF_ANOTHER_LOSS = (
-    "another loss gave these weights gradients for the step of another optimizer; they are still there, and those of "
-    "this loss are added: half of the step belongs to the other loss."
-)
 
 
 def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
     """Find a step with gradients that were not cleared since the step before."""
-    events, operation = evidence.events, "optimizer.step()"
+    events = evidence.events
     stale = [step for step in events.steps if not step.is_fresh]
-    mixed = [step for step in events.steps if step.is_mixed]
     if stale:
-        location, why = stale[0].location, _STALE
-        suggestion = "call optimizer.zero_grad() once for each step, before backward"
-    elif mixed:
-        location, why = mixed[0].location, _OF_ANOTHER_LOSS
-        suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
+        location, suggestion = stale[0].location, "call optimizer.zero_grad() once for each step, before backward"
+        cause = Cause("optimizer.step()", location, _STALE, suggestion)
     elif events.accumulated_by_hand is not None:
-        operation, location, why = "backward()", events.accumulated_by_hand, _STALE
         suggestion = "set .grad = None for every weight after it was changed"
+        cause = Cause("backward()", events.accumulated_by_hand, _STALE, suggestion)
     else:
         return []
-    return [Finding(Verdict.ACCUMULATED, (Cause(operation, location, why, suggestion),))]
+    return [Finding(Verdict.ACCUMULATED, (cause,))]
 
 
 _TWICE = (

@@ -61,7 +61,6 @@ class FlowTracker:
 
     Attributes:
         suspended: above zero inside a hand-written Function, whose operations are not followed.
-        constructing: torch dispatches an operation that has no Python function.
     """
 
     def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
@@ -76,7 +75,6 @@ class FlowTracker:
             self.trace.used |= bit
             self.trace.last_use[bit] = location
         self.suspended = 0
-        self.constructing = False
         self._find_origins = find_origins
         self._keep_tensors = keep_tensors
         self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}

@@ -65,7 +65,6 @@ class OptimizerStep:
         n_given: how many of them had a gradient other than zero; the step changed `n_changed` of those.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
         is_fresh: its gradients were cleared since its step before, or there was none.
-        is_mixed: a later backward pass added to gradients that another optimizer's step had passed over.
         n_backward: backward passes so far, the checked one among them.
     """
 
@@ -81,7 +80,6 @@ class OptimizerStep:
     cleared_at: CodeLocation | None
     clipping: Clipping | None
     is_fresh: bool
-    is_mixed: bool
     n_backward: int
 
 
@@ -202,8 +200,6 @@ class OptimizerWatch:
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._used: dict[int, torch.optim.Optimizer] = {}
-        self._passed_over: dict[int, torch.optim.Optimizer] = {}
-        self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
 
     def watch(self, weights: list[torch.Tensor]) -> None:
@@ -232,9 +228,7 @@ class OptimizerWatch:
     def before_backward(self, location: CodeLocation) -> None:
         """Note whether gradients that a step has used are still there."""
         self.events.n_backward += 1
-        self._used = _with_gradients(self._used)
-        self._passed_over = _with_gradients(self._passed_over)
-        self._mixed = set(self._passed_over)
+        self._used = {key: found for key, found in self._used.items() if gradient_norm(weights_of(found))}
         if not self.events.steps and any(fingerprint(w) != p for w, p in zip(self._weights, self._first, strict=True)):
             self.events.moved_by_hand = True
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
@@ -279,15 +273,12 @@ class OptimizerWatch:
                 cleared_at=self.cleared_at,
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
-                is_mixed=id(optimizer) in self._mixed,
                 n_backward=self.events.n_backward,
             )
         )
         self.clipping.after_step(frozenset(before))
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
-        self._passed_over |= _with_gradients(self._known)
-        self._passed_over.pop(id(optimizer), None)
 
     def _note_held(self) -> None:
         """Note the weights of each optimizer that has taken a step or holds a checked weight."""
@@ -312,11 +303,6 @@ class OptimizerWatch:
             return result
 
         return watched
-
-
-def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
-    """Keep the optimizers whose weights have gradients now."""
-    return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
 
 
 class ClippingWatch:
