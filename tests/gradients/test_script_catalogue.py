@@ -19,7 +19,7 @@ from deconv_cli.errors import UsageError
 
 catalogue = load_fixture("script_catalogue")
 RUN, MODEL = "run", "model"
-QUICK_SOUND = ("dcgan", "word_language_model", "experts", "progressive", "learned_step_size_by_pieces")
+QUICK_SOUND = ("dcgan", "word_language_model", "experts", "progressive", "hand_lstm", "tangent_convolution")
 QUICK_FAULTS = (
     *("loss_wrapped_in_the_loop", "hidden_by_numpy", "weight_made_in_forward", "reentrant_without_a_graph"),
     *("vae_by_sample", "inner_step_on_data"),

@@ -131,10 +131,6 @@ class TestDerivativesInTheLoss:
         assert found.faults() == []
         assert found.not_checked == ()
 
-    def test_with_the_energy_every_gradient_is_there(self):
-        found = checked(Forces(), 5, 3, loss=lambda output: output[0] + output[1].square().sum())
-        assert set(verdicts(found).values()) == {"OK"}
-
     def test_forces_of_relu_are_steps_in_its_bias(self):
         found = checked(Forces(torch.relu), 5, 3, loss=on_forces)
         assert verdicts(found)["hidden.bias"] == "ZERO"
@@ -171,15 +167,6 @@ def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_detaches():
     (cause,) = causes(found, "body.weight")
     assert cause.location.line == blamed_line("catalogue", "checkpoint_without_gradients")
     assert cause.suggestion == "pass use_reentrant=False"
-
-
-def test_a_reentrant_checkpoint_behind_another_is_sound():
-    class Twice(catalogue.Middle):
-        def forward(self, x):
-            h = checkpoint(lambda h: self.head(torch.tanh(h)), self.body(x), use_reentrant=True)
-            return checkpoint(torch.tanh, h, use_reentrant=True)
-
-    assert set(verdicts(checked(Twice(torch.tanh), 5, 4)).values()) == {"OK"}
 
 
 class TestNotFinite:
