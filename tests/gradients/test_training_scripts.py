@@ -274,6 +274,28 @@ def test_gradients_that_are_limited_or_measured(line, tmp_path):
     assert not [finding for finding in found.general if finding.is_fault]
 
 
+ADDED_UP = (HEAD + OPTIMIZER + LOOP).replace("range(3)", "range({turns})").replace("for _", "for turn")
+ADDED_UP = ADDED_UP.replace("    optimizer.zero_grad()\n", "").replace(
+    "    optimizer.step()\n",
+    "    if turn % {n} == {n} - 1:\n        optimizer.step()\n        optimizer.zero_grad()\n",
+)
+
+
+def test_a_step_that_is_taken_after_many_passes(tmp_path):
+    """The first step is waited for, and so is the second one, which tells whether gradients were cleared."""
+    text = ADDED_UP.format(n=32, turns=100)
+    assert str(run_text(text, tmp_path)).startswith("Training can work")
+    found = run_text(text.replace("        optimizer.zero_grad()\n", ""), tmp_path)
+    assert [finding.verdict for finding in found.general if finding.is_fault] == ["ACCUMULATED"]
+
+
+def test_a_step_that_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("deconv_cli.gradients.training.training_watch._MAX_WAIT_S", 0.0)
+    found = run_text(ADDED_UP.format(n=4, turns=12), tmp_path)
+    assert not [finding for finding in found.general if finding.is_fault]
+    assert "took no step in 1 call of backward" in found.not_checked[-1]
+
+
 def test_a_clamp_of_a_weight_in_forward_is_sound(tmp_path):
     write = "        self.head.weight.data.clamp_(-9, 9)\n        return self.head"
     found = run_text((HEAD + OPTIMIZER + LOOP).replace("        return self.head", write), tmp_path)

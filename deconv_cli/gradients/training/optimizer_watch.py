@@ -21,10 +21,6 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, running_lin
 class IdleReason(Enum):
     """Why gradient clipping does not limit the gradients of the next optimizer step, and what to write."""
 
-    TOO_EARLY = (
-        "a later backward pass adds gradients that it does not limit, so the step uses more than the limit.",
-        "call it after the last loss.backward() before optimizer.step()",
-    )
     USED = (
         "the step has used these gradients already, without a limit.",
         "call it between loss.backward() and optimizer.step()",
@@ -36,23 +32,13 @@ class IdleReason(Enum):
     )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Clipping:
-    """A call that limits the gradients of some weights, to a norm or element by element.
-
-    Attributes:
-        ids: of the weights.
-        norm_before, norm_after: of the gradients of all these weights, before and after the call.
-        is_early: a backward pass has changed the gradients afterwards.
-    """
+    """A call that limits gradients, to a norm or element by element; their norm before it."""
 
     location: CodeLocation
     limit: float
-    weights: list[torch.Tensor]
-    ids: frozenset[int]
     norm_before: float
-    norm_after: float = 0.0
-    is_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -306,10 +292,10 @@ class OptimizerWatch:
 
 
 class ClippingWatch:
-    """Follows gradient clipping between a backward pass and the step after it: early, late, scaled.
+    """Follows gradient clipping between a backward pass and the step after it.
 
     Args:
-        idle: filled with the calls without an effect, by line.
+        idle: filled with the calls that do not limit the gradients of a step, by line.
 
     Attributes:
         last: the last call since the last backward pass that limits gradients, None where there was none.
@@ -318,7 +304,6 @@ class ClippingWatch:
     def __init__(self, idle: dict[str, tuple[CodeLocation, IdleReason]]) -> None:
         self.last: Clipping | None = None
         self._idle = idle
-        self._calls: dict[frozenset[int], Clipping] = {}
         self._used: frozenset[int] = frozenset()
         self._scaler: torch.amp.GradScaler | None = None
         self._is_scaled = False
@@ -332,32 +317,20 @@ class ClippingWatch:
             parameters, limit = list(given.arguments.values())[:2]
             weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             given.arguments[next(iter(given.arguments))] = weights
-            trained = [weight for weight in weights if weight.requires_grad]
-            ids = frozenset(map(id, trained))
-            call = Clipping(running_line(), float(limit), trained, ids, gradient_norm(weights))
             with_gradient = {id(weight) for weight in weights if gradient_norm([weight])}
-            result = clip(*given.args, **given.kwargs)
-            if not math.isfinite(limit):  # it only measures the norm
-                return result
-            if with_gradient and with_gradient <= self._used:
-                self._note_idle(call, IdleReason.USED)
-            else:
-                self._note(call)
-            return result
+            if with_gradient and math.isfinite(limit):  # without a limit it only measures the norm
+                self._note(Clipping(running_line(), float(limit), gradient_norm(weights)), with_gradient)
+            return clip(*given.args, **given.kwargs)
 
         return watched
 
-    def _note(self, call: Clipping) -> None:
-        if self._is_scaled and call.norm_before > call.limit:
-            self._note_idle(call, IdleReason.SCALED)
-        call.norm_after = gradient_norm(call.weights)
-        if call.norm_before:
+    def _note(self, call: Clipping, with_gradient: set[int]) -> None:
+        if with_gradient <= self._used:
+            self._idle.setdefault(str(call.location), (call.location, IdleReason.USED))
+        else:
             self.last = call
-            self._calls = {key: c for key, c in self._calls.items() if not (c.is_early and c.ids & call.ids)}
-        self._calls[call.ids] = call
-
-    def _note_idle(self, call: Clipping, reason: IdleReason) -> None:
-        self._idle.setdefault(str(call.location), (call.location, reason))
+            if self._is_scaled and call.norm_before > call.limit:
+                self._idle.setdefault(str(call.location), (call.location, IdleReason.SCALED))
 
     def watched_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         """Watch a gradient scaler multiply a loss."""
@@ -378,18 +351,11 @@ class ClippingWatch:
         return watched
 
     def after_backward(self) -> None:
-        """Note which calls came before the last gradients of their weights."""
+        """Begin a new pass, whose gradients no step has used."""
         self.last, self._used = None, frozenset()
         self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
         self._scaler = None
-        for call in self._calls.values():
-            call.is_early |= gradient_norm(call.weights) != call.norm_after
 
     def after_step(self, given: frozenset[int]) -> None:
         """Note a step that used the gradients of these weights, given by their ids."""
         self._used |= given
-        for key, call in list(self._calls.items()):
-            if call.ids & given:
-                del self._calls[key]
-                if call.is_early:
-                    self._note_idle(call, IdleReason.TOO_EARLY)
