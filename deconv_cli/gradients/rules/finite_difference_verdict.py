@@ -231,11 +231,8 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
     owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
     hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
-    locations = locations or [
-        hook.location for hook in forward.hooks if hook.changes and hook.parameters & forward.bit(name)
-    ]
-    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or forward.hooks
+    why = "a hook on the way changes the gradient, so it is no longer the derivative of the loss."
     suggestion = "remove the hook, or accept this finding"
     causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
     return Finding(Verdict.WRONG, causes, detail) if causes else None

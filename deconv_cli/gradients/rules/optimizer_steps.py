@@ -49,13 +49,9 @@ def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
 def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
     """Explain an optimizer whose steps change nothing; a learning rate of 0 at the start is a usual warm-up."""
     steps = [step for step in evidence.events.steps if step.optimizer == first.optimizer and step.n_given]
-    is_changing = any(step.n_changed for step in steps)
-    if not steps or (is_changing and (steps[-1].n_changed or steps[-1].learning_rate != 0)):
+    if not steps or any(step.n_changed for step in steps):
         return None
     last = steps[-1]
-    if is_changing:
-        why = f"{last.name}.step() changes weights at first, and then no more: its learning rate is 0 from then on."
-        return _of_optimizer(last.location, why, "let the scheduler end above 0, or later")
     why = f"{last.name}.step() leaves all {last.n_given} weights with a gradient as they are"
     if last.learning_rate == 0:
         why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"

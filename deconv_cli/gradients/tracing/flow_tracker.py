@@ -16,14 +16,13 @@ import torch
 from deconv_cli.gradients.nested_tensors import storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
     Flow,
     ForwardTrace,
     InPlaceWrite,
     Operation,
-    TensorHook,
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
@@ -104,12 +103,6 @@ class FlowTracker:
         if stored is not None:
             flow.merge(stored)
         return flow
-
-    def follow_hook(self, tensor: torch.Tensor, hook: Any) -> tuple[torch.Tensor, Any]:  # noqa: ANN401  any callable
-        """Follow a hook on a tensor; returns the arguments of `register_hook`, with a watched hook."""
-        location = location_of_function(hook) or self.locator.here()
-        self.trace.hooks.append(TensorHook(location, self.graph.parameters_of(tensor)))
-        return tensor, self.trace.hooks[-1].watched(hook) if callable(hook) else hook
 
     def follow_gradient_mode(self, *, is_enabled: bool) -> None:
         """Follow that gradients are switched off or on again."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,29 +94,6 @@ class FunctionCall:
     location: CodeLocation
 
 
-@dataclass(eq=False)
-class TensorHook:
-    """A hook that forward put on a tensor with `parameters` behind it; backward sets whether it `changes` gradients."""
-
-    location: CodeLocation
-    parameters: int
-    changes: bool = False
-
-    def watched(self, hook: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
-        """Return a hook that does the same, and notes whether it changes the gradient."""
-
-        @functools.wraps(hook)
-        def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  any return value of the user's hook
-            before = gradient.detach().clone()
-            result = hook(gradient)
-            after = gradient if result is None else result
-            is_same = isinstance(after, torch.Tensor) and after.shape == before.shape and torch.equal(after, before)
-            self.changes = self.changes or not is_same
-            return result
-
-        return watching
-
-
 @dataclass
 class Flow:
     """The parameters behind a tensor.
@@ -153,6 +129,7 @@ class ForwardTrace:
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
+        hooks: lines that put a hook on a tensor.
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
@@ -180,7 +157,7 @@ class ForwardTrace:
     outside_uses: list[Detachment] = field(default_factory=list)
     writes: list[InPlaceWrite] = field(default_factory=list)
     calls: list[FunctionCall] = field(default_factory=list)
-    hooks: list[TensorHook] = field(default_factory=list)
+    hooks: list[CodeLocation] = field(default_factory=list)
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)

@@ -53,8 +53,8 @@ class _FunctionMode(TorchFunctionMode):
             tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
         if name == "_set_grad_enabled":
             tracker.follow_gradient_mode(is_enabled=bool(args[0]))
-        if name == "register_hook" and len(args) == 2 and not tracker.suspended:
-            args = tracker.follow_hook(*args)
+        if name == "register_hook" and not tracker.suspended:
+            tracker.trace.hooks.append(tracker.locator.here())
         inputs = tensors_in((args, keywords))
         if not inputs:
             return func(*args, **keywords)
