@@ -116,7 +116,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
         return None
     if evidence.loss_changes_with(name):
         verdict, suggestion = Verdict.DETACHED, "write backward with torch functions of saved tensors; " + _SMOOTH_UNITS
-        why = "the derivative depends on this parameter, but is a step in it, or goes by a backward of plain values."
+        why = "the derivative changes with this parameter in steps, or a backward of plain values stands between them."
     else:
         verdict, suggestion = (
             Verdict.ZERO_BY_CONSTRUCTION,
