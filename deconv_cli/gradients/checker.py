@@ -190,7 +190,7 @@ def collect_evidence(
     is_checkable = not repetition.is_noisy and backward.error is None
     wrong: list[WrongInput] = []
     unchecked: list[str] = []
-    if is_checkable and forward.reached and forward.log.calls:
+    if is_checkable and forward.reached and forward.calls:
         on_progress("checking hand-written backwards")
         wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
@@ -265,11 +265,11 @@ def _first_forward(
         own.enter_context(subject.untouched_state())
         with subject.starting():
             forward = trace_forward(subject)
-            later = trace_forward(subject) if forward.log.parameter_writes else forward
-        if later.log.parameter_writes.keys() < forward.log.parameter_writes.keys():
+            later = trace_forward(subject) if forward.parameter_writes else forward
+        if later.parameter_writes.keys() < forward.parameter_writes.keys():
             forward = later
             stack.push(own.pop_all())
-    subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.log.parameter_writes)
+    subject.written = frozenset(name for name in forward.names if forward.bit(name) in forward.parameter_writes)
     return weight_norms, forward
 
 

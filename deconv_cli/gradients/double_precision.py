@@ -13,7 +13,7 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
+from deconv_cli.gradients.finite_difference_search import compare_tensors
 from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
@@ -22,7 +22,6 @@ from deconv_cli.gradients.finite_differences import (
     Outcome,
     ScalarFunction,
     TensorGradient,
-    compare_along,
 )
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.through_time import TimeSeries, series_of_layers
@@ -112,7 +111,7 @@ def _compare(
     backward = trace_backward(forward.loss, subject.trainable)
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
-    casts, not_checked, series = forward.log.casts, [], []
+    casts, not_checked, series = forward.casts, [], []
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     try:
@@ -125,13 +124,10 @@ def _compare(
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, minima, tensors = _sort(subject, names, backward, function)
-    results: dict[str, Comparison | None] = {}
-    if is_detaching and any(hook.changes for hook in forward.log.hooks):
-        results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
     with holding():
-        results |= compare_tensors(
+        results = compare_tensors(
             function,
-            [moved for moved in tensors if moved.name not in results],
+            tensors,
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
@@ -158,21 +154,9 @@ def _compare(
     )
 
 
-def _agreeing_by_hooks(
-    tensors: list[TensorGradient], function: ScalarFunction, seed: int
-) -> dict[str, Comparison | None]:
-    """Find gradients that agree while nothing is held constant, where a hook changes gradients.
-
-    Such a hook may supply the gradient of a detached value, as in models that find a fixed point without a graph.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
-    return {n: c for n, c in compared.items() if c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION}
-
-
 def _detaches_on_purpose(forward: ForwardTrace) -> bool:
-    detachments = (forward.log.detachments[index] for index in forward.flow.detachments)
-    is_hidden = forward.log.detaches_again or DETACHING_INSIDE & forward.log.names
+    detachments = (forward.detachments[index] for index in forward.flow.detachments)
+    is_hidden = forward.detaches_again or DETACHING_INSIDE & forward.made_by
     return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
 

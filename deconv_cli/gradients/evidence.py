@@ -73,9 +73,9 @@ class Evidence:
 
     @cached_property
     def origins(self) -> list[Operation]:
-        """The operations where NaN or infinity arises; infinite masks are no origin, but the NaN of two of them is."""
-        log = trace_forward(self.subject, find_origins=True).log
-        return log.origins or log.nan_origins
+        """The operations where NaN or infinity arises. An infinite mask does not count; NaN made of two of them does."""
+        trace = trace_forward(self.subject, find_origins=True)
+        return trace.origins or trace.nan_origins
 
     @cached_property
     def moved_from_outside(self) -> frozenset[str]:
@@ -86,7 +86,7 @@ class Evidence:
     def overwritten(self) -> dict[str, CodeLocation]:
         """The parameters that forward resets, so that any change by an optimizer is lost, with the line."""
         trained = [name for name in sorted(self.subject.written) if self.parameters[name].requires_grad]
-        writes = self.forward.log.parameter_writes
+        writes = self.forward.parameter_writes
         return {name: writes[self.forward.bit(name)] for name in trained if loses_writes(self.subject, name)}
 
     @cached_property

@@ -97,7 +97,7 @@ def _check_calls(forward: ForwardTrace, deadline: float) -> tuple[list[WrongInpu
     found: dict[tuple[CodeLocation, str], WrongInput] = {}
     unchecked: list[str] = []
     counts: Counter[type] = Counter()
-    for call in forward.log.calls:
+    for call in forward.calls:
         counts[call.function] += 1
         if counts[call.function] > _CALLS_PER_FUNCTION:
             # More calls of a wrong Function only add the parameters behind them.
@@ -157,12 +157,8 @@ class _CheckedCall:
         found = []
         for index, error in errors.items():
             mistake, number = mistakes[index] or (None, 0)
-            location = self._source.of_change() if mistake is Mistake.NOT_LINEAR else None
-            if location is None and index not in meant:
-                location = first_line
-            if location is None:  # the line that all inputs with this mistake share
-                alike = [self._positions[n] for n in errors if mistakes[n] == mistakes[index]]
-                location = self._source.of_gradient(alike)
+            location = None if index in meant else first_line
+            location = location or self._source.of_gradient(self._positions[index])
             item = self._item(self._positions[index], location, error, mistake, number)
             is_missing = self._trial.given[index] is None
             found.append(replace(item, is_missing=is_missing, is_unchanged=self._trial.returns(index)))

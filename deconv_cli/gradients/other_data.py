@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,53 +174,27 @@ def _mixer(subject: Subject, axis: int) -> Operation | None:
     before = trace_forward(subject, keep_tensors=True)
     with _other_sample(subject, axis):
         after = trace_forward(subject, keep_tensors=True)
-    for (name, operation, one), (other_name, _, two) in zip(before.log.tensors, after.log.tensors, strict=False):
+    for (name, operation, one), (other_name, _, two) in zip(before.tensors, after.tensors, strict=False):
         if name == other_name and _largest_change(one, two, axis, sample=0) > _TOLERANCE:
             return operation
     return None
 
 
-def try_batch_of(modules: list[nn.Module], arguments: dict[int, Any]) -> BatchIndependence:
-    """Try the module of a pass on its last arguments; without a single module and tensor nothing is tried.
-
-    Args:
-        modules: those that the script called itself in the pass.
-        arguments: their last arguments, by the id of the module.
-    """
-    given: tuple[Any, ...] = arguments.get(id(modules[0]), ()) if len(modules) == 1 else ()
-    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
-        return BatchIndependence(None)
-    try:
-        subject = _subject_of_copy(modules[0], given)
-        with subject.in_double():
-            return try_batch(subject)
-    except Exception as error:  # noqa: BLE001  the module may refuse a copy or evaluation mode
-        return BatchIndependence(0, doubt=str(error))
-
-
-def _subject_of_copy(module: nn.Module, arguments: tuple[Any, ...]) -> Subject:
-    """Copy a module, since the script continues with its own one, which may remember each call."""
-    given = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
-    return Subject(copy.deepcopy(module), given, {}, None, projection)
-
-
 def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
     """Name the parameters of a module that get no gradient from its last arguments, but do from other data."""
+    given = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
     try:
-        subject = _subject_of_copy(module, arguments)
+        # The script continues with its own module, which may remember each call.
+        subject = Subject(copy.deepcopy(module), given, {}, None, projection)
         return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
     except Exception:  # noqa: BLE001  the module may refuse a copy or other data
         return frozenset()
 
 
-_POWERS = (6.0, 1 / 6, 3.0, 1 / 3, 2.0, 1 / 2)
-"""Exponents that spread or contract data that a model refuses in another order."""
+_MAX_TRIES = 6
 
 _NOISE = 1e-7
 """A smaller gradient, beside the loss, may be the rounding error of gradients that cancel."""
-
-_CHOOSING = ("Cat", "Gather", "Index", "MaskedSelect", "Select", "Slice", "Split", "Stack", "Unbind")
-"""Nodes where a gradient is zero because other elements were chosen, and not because a unit is dead."""
 
 
 def find_reached_by_others(subject: Subject, backward: BackwardTrace) -> frozenset[str]:
@@ -234,9 +208,9 @@ def find_reached_by_others(subject: Subject, backward: BackwardTrace) -> frozens
     if not without or not backward.leaf_of or backward.error is not None:
         return frozenset()
     found: set[str] = set()
-    for number, names in enumerate(_tries(subject, backward, without)):
-        found |= names
-        if found >= without or (number >= 1 and not found):
+    for number in range(1, _MAX_TRIES + 1):
+        found |= _reached(subject, without, number)
+        if found >= without or (number > 1 and not found):
             break
     kinds = {_kind(name) for name in found & unused}
     siblings = {name for name in unused if re.search(r"\.\d+\.", f".{name}") and _kind(name) in kinds}
@@ -247,38 +221,18 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _tries(subject: Subject, backward: BackwardTrace, names: set[str]) -> Iterator[set[str]]:
-    """Yield the parameters that get a gradient, for one changed set of data after another.
-
-    A detector refuses shuffled boxes that end before they begin, so it gets spread or contracted data. These may also
-    revive dead units, so only parameters that the data do not choose count then.
-    """
-    chosen_among = set()
-    for name in names:
-        origins = backward.origins(subject.parameters[name], lambda magnitude: magnitude.is_zero)
-        if all(type(node).__name__.startswith(_CHOOSING) for node in origins):
-            chosen_among.add(name)
-    for number, power in enumerate(_POWERS, start=1):
-        change = functools.partial(_shuffled, generator=torch.Generator().manual_seed(number))
-        found = _reached(subject, change, names, number)
-        if found is None:
-            found = _reached(subject, functools.partial(_spread, power=power), chosen_among, number)
-        if found is None:
-            return
-        yield found
-
-
-def _reached(subject: Subject, change: Callable[[Any], Any], names: set[str], number: int) -> set[str] | None:
-    """Find the parameters that get a gradient from changed data; None if the model refuses the data."""
-    wanted = [subject.parameters[name] for name in sorted(names)]
+def _reached(subject: Subject, names: set[str], number: int) -> set[str]:
+    """Find the parameters that get a gradient from shuffled data; none if the model refuses these data."""
+    wanted = {name: subject.parameters[name] for name in sorted(names)}
+    change = functools.partial(_shuffled, generator=torch.Generator().manual_seed(number))
     with subject.changed_inputs(change, target_too=False):
         try:
             loss = as_scalar(subject.run(subject.seed + number)[1])
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else []
+            gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         except Exception:  # noqa: BLE001  a model that refuses other data says nothing about its parameters
-            return None
-    magnitudes = zip(sorted(names), [Magnitude.of([g]) for g in gradients], strict=True)
+            return set()
     noise = _NOISE * abs(float(loss.detach()))
+    magnitudes = zip(wanted, [Magnitude.of([g]) for g in gradients], strict=True)
     return {name for name, found in magnitudes if found.is_finite and (found.largest or 0.0) > noise}
 
 
@@ -290,13 +244,3 @@ def _shuffled(leaf: Any, generator: torch.Generator) -> Any:  # noqa: ANN401  te
         low, high = int(leaf.min()), int(leaf.max())
         return torch.randint(low, high + 1, leaf.shape, generator=generator).to(leaf)
     return leaf.reshape(-1)[torch.randperm(leaf.numel(), generator=generator)].reshape(leaf.shape)
-
-
-def _spread(leaf: Any, power: float) -> Any:  # noqa: ANN401  tensors or anything else
-    """Move numbers towards the ends of their range, or with a power below 1 to its middle; their order stays."""
-    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
-        return leaf
-    low, high = leaf.aminmax()
-    share = (leaf - low) / (high - low).clamp_min(torch.finfo(leaf.dtype).tiny)
-    above, below = share**power, (1 - share) ** power
-    return low + (high - low) * above / (above + below)

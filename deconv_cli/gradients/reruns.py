@@ -36,7 +36,7 @@ class Repetition:
 def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
     """Compute the loss again with the same seed."""
     # Draws around the model, such as the weights of the default loss, have no line.
-    drawn = tuple(draw for draw in forward.log.random if draw.location.file or draw.location.module)
+    drawn = tuple(draw for draw in forward.random if draw.location.file or draw.location.module)
     first, second = float(forward.loss.detach()), subject.value()
     if not _is_same(first, second):
         # A watched pass may use other kernels of torch and round differently.
@@ -74,7 +74,7 @@ def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: B
 
 def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
     """List the operations at which a parameter's value became a number, a list or an array."""
-    return [use for use in forward.log.outside_uses if use.lost & bit]
+    return [use for use in forward.outside_uses if use.lost & bit]
 
 
 def loss_changes_with(subject: Subject, name: str) -> bool:

@@ -7,7 +7,7 @@ import torch
 from gradient_cases import causes, checked
 from torch import nn
 
-from deconv_cli.gradients.rewritten_lines import LEAVE_OUT, line_with_gradient
+from deconv_cli.gradients.rules.detached import LEAVE_OUT, line_with_gradient
 
 
 @pytest.mark.parametrize(

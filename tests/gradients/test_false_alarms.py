@@ -96,27 +96,6 @@ def test_an_expert_that_nothing_is_ever_sent_to_stays_unused():
     assert (found["spare.weight"], found["spare.bias"]) == ("UNUSED", "UNUSED")
 
 
-def boxes_checked(model):
-    x, begin = (torch.randn(5, n, generator=torch.Generator().manual_seed(n)) for n in (6, 2))
-    boxes = torch.cat([begin, begin + 2], 1)
-    assert not torch.relu(model.side(x) - 4).any()
-    assert torch.relu(model.side(8 * x) - 4).any()  # other data may wake what is dead for these, which is no excuse
-    return verdicts(deconv_cli.check_gradients(model, x, boxes, batch_axis=None))
-
-
-def test_heads_that_no_box_of_this_batch_reaches():
-    torch.manual_seed(0)
-    found = boxes_checked(sound.Detector())
-    assert {found[f"heads.{n}.weight"] for n in (0, 2)} == {"NOT REACHED"}
-    assert (found["heads.1.weight"], found["side.weight"]) == ("OK", "ZERO")
-
-
-def test_a_head_that_no_box_can_reach():
-    torch.manual_seed(0)
-    found = boxes_checked(sound.Detector(n_read=2))
-    assert (found["heads.0.weight"], found["heads.2.weight"]) == ("NOT REACHED", "ZERO")
-
-
 NETWORKS = load_fixture("architectures").NETWORKS
 QUICK = ("GraphConvolution", "ImagesAndTexts", "OneStepEquilibrium", "Capsules")
 

@@ -53,7 +53,7 @@ class TestHooks:
         found = checked(Hooked(hook), 5, 4)
         assert verdicts(found) == {"body.weight": "WRONG", "body.bias": "WRONG", "head.weight": "OK", "head.bias": "OK"}
         (cause,) = causes(found, "body.weight")
-        assert (cause.location.file, cause.location.line) == (__file__, line_of(hook, "def "))
+        assert (cause.location.file, cause.location.line) == (__file__, line_of(Hooked.forward, "register_hook"))
         assert "hook" in cause.why
 
     def test_a_hook_that_only_looks_is_no_fault(self):
@@ -131,10 +131,6 @@ class TestDerivativesInTheLoss:
         assert found.faults() == []
         assert found.not_checked == ()
 
-    def test_with_the_energy_every_gradient_is_there(self):
-        found = checked(Forces(), 5, 3, loss=lambda output: output[0] + output[1].square().sum())
-        assert set(verdicts(found).values()) == {"OK"}
-
     def test_forces_of_relu_are_steps_in_its_bias(self):
         found = checked(Forces(torch.relu), 5, 3, loss=on_forces)
         assert verdicts(found)["hidden.bias"] == "ZERO"
@@ -171,15 +167,6 @@ def test_a_reentrant_checkpoint_of_inputs_without_a_gradient_detaches():
     (cause,) = causes(found, "body.weight")
     assert cause.location.line == blamed_line("catalogue", "checkpoint_without_gradients")
     assert cause.suggestion == "pass use_reentrant=False"
-
-
-def test_a_reentrant_checkpoint_behind_another_is_sound():
-    class Twice(catalogue.Middle):
-        def forward(self, x):
-            h = checkpoint(lambda h: self.head(torch.tanh(h)), self.body(x), use_reentrant=True)
-            return checkpoint(torch.tanh, h, use_reentrant=True)
-
-    assert set(verdicts(checked(Twice(torch.tanh), 5, 4)).values()) == {"OK"}
 
 
 class TestNotFinite:
@@ -333,32 +320,6 @@ class TestByTheInputs:
     def test_words_have_no_gradient(self):
         with pytest.raises(UsageError, match="no input holds floating-point numbers"):
             deconv_cli.check_gradients(nn.Embedding(5, 2), torch.tensor([1, 2]), wrt="inputs")
-
-
-class HalfConjugate(torch.autograd.Function):
-    """The gradient of a complex factor wants the conjugate of the other one."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return x * w
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, w = ctx.saved_tensors
-        return grad * w.conj(), (grad * x).sum(0)
-
-
-def test_a_wrong_gradient_of_a_complex_parameter_is_found():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(4, dtype=torch.complex64))
-
-        def forward(self, x):
-            return HalfConjugate.apply(x * (1 + 2j), self.w).abs()
-
-    assert verdicts(checked(Net(), 5, 4)) == {"w": "WRONG"}
 
 
 def test_a_model_spread_over_devices_is_refused():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import re
 from collections.abc import Iterable
 
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.reruns import uses_outside
-from deconv_cli.gradients.rewritten_lines import STAY_IN_TORCH, line_with_gradient
 from deconv_cli.gradients.rules.finite_difference_verdict import describe_difference
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
@@ -26,7 +28,7 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.DETACHED, unique_causes(returning_none(origin, evidence) for origin in origins))
     if forward.flow.sources & bit:
         lost = sorted(index for index, lost in forward.flow.detachments.items() if lost & bit)
-        return Finding(Verdict.DETACHED, _causes(forward.log.detachments[index] for index in lost))
+        return Finding(Verdict.DETACHED, _causes(forward.detachments[index] for index in lost))
     return None
 
 
@@ -42,7 +44,7 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     if forward.reached and name not in evidence.moved_from_outside:
         return None
     cutting = [use for use in uses if use.reached & bit]
-    detachments = [forward.log.detachments[index] for use in uses for index in use.before]
+    detachments = [forward.detachments[index] for use in uses for index in use.before]
     before = [found for found in detachments if found.lost & bit]
     return Finding(Verdict.DETACHED, _causes(cutting or before or uses))
 
@@ -54,7 +56,7 @@ def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
         return None
     forward = evidence.double.forward
     bit = forward.bit(name)
-    detachments = [forward.log.detachments[index] for index in sorted(forward.flow.detachments)]
+    detachments = [forward.detachments[index] for index in sorted(forward.flow.detachments)]
     # Finite differences hold values constant that are detached on purpose, so these make no difference.
     losing = [found for found in detachments if found.lost & bit and not found.is_deliberate]
     deliberate = [found for found in losing if found.name in _DELIBERATE]
@@ -87,17 +89,22 @@ _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
     """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
-    forward, log = evidence.forward, evidence.forward.log
+    forward = evidence.forward
     trained = sum(forward.bit(name) for name in evidence.backward.magnitudes)
-    is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in log.random}
+    is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in forward.random}
     draws: dict[str, Cause] = {}
     plain: dict[str, Detachment] = {}
     for index in sorted(forward.flow.detachments):
-        found, line = log.detachments[index], str(log.detachments[index].location)
+        found, line = forward.detachments[index], str(forward.detachments[index].location)
         if not found.lost & trained:
             continue
         # A continuous draw that a layer reads on, and that no log_prob weighs.
-        if found.is_draw and index in log.read_on and not is_discrete.get(line, True) and not log.takes_likelihood:
+        if (
+            found.is_draw
+            and index in forward.read_on
+            and not is_discrete.get(line, True)
+            and not forward.takes_likelihood
+        ):
             draws[line] = explain_detachment(found)
         if found.is_deliberate and not found.by_library and found.location.file:
             plain.setdefault(line, found)
@@ -143,7 +150,7 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = _without_detachment(found.location)
     elif name in OUTSIDE_USES:
         why = f"{label} turns the tensor into a plain value, which carries no gradient."
-        suggestion = line_with_gradient(found.location.code) or STAY_IN_TORCH
+        suggestion = line_with_gradient(found.location.code) or _STAY_IN_TORCH
     elif name == "grad":
         why = f"{label} without create_graph=True gives plain values, so no gradient passes this line."
         suggestion = "pass create_graph=True"
@@ -234,4 +241,64 @@ def _without_detachment(location: CodeLocation) -> str:
         found = "use what is copied itself: a copy has weights of its own, which nothing trains"
     if found is None and "state_dict(" in code:
         found = "take the weights themselves, dict(self.named_parameters()): a state_dict holds detached tensors"
-    return found or (STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
+    return found or (_STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
+
+
+LEAVE_OUT = "leave this line out"
+"""The suggestion for a line that only detaches."""
+
+_STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
+_DETACHING = ("detach", "detach_", "item", "tolist")
+_NUMPY = re.compile(r"\b(np|numpy|from_numpy)\b")
+_WRAPPERS = ("tensor", "as_tensor", "Variable", "Parameter")
+"""Functions that make a new tensor of their argument."""
+
+
+def line_with_gradient(source: str) -> str | None:
+    """Write a line without its one `.detach()`, `.data`, `.item()`, `float(x)`, `torch.tensor(x)` or `Variable(x)`.
+
+    Returns:
+        A line that carries gradients, `LEAVE_OUT` for a line that only detaches, or None where that is not certain.
+    """
+    with contextlib.suppress(SyntaxError, ValueError):
+        remover = _Remover()
+        body = remover.visit(ast.parse(source)).body
+        if len(body) != 1 or remover.n_removed != 1 or _NUMPY.search(source):
+            return None
+        if isinstance(body[0], ast.Expr) and not isinstance(body[0].value, ast.Call):
+            return LEAVE_OUT if source.endswith(".detach_()") else None  # else a part of a longer statement
+        is_empty = isinstance(body[0], ast.Assign) and ast.unparse(body[0].targets[0]) == ast.unparse(body[0].value)
+        return LEAVE_OUT if is_empty else ast.unparse(body[0])
+    return None
+
+
+class _Remover(ast.NodeTransformer):
+    """Removes detachments and wrappers, and counts them; those inside of one another count as one."""
+
+    def __init__(self) -> None:
+        self.n_removed = 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Replace `x.detach()` and `float(x)` by `x`, and a wrapped list of tensors by their stack."""
+        function, is_plain = node.func, not node.args and not node.keywords
+        if isinstance(function, ast.Attribute) and function.attr in _DETACHING and is_plain:
+            return self._inside(function.value)
+        if not node.args or not any(isinstance(part, ast.Name) for part in ast.walk(node.args[0])):
+            return self.generic_visit(node)
+        if isinstance(function, ast.Name) and function.id == "float":
+            return self._inside(node.args[0])
+        if ast.unparse(function).rpartition(".")[2] in _WRAPPERS:
+            inside = self._inside(node.args[0])
+            is_list = isinstance(inside, ast.List | ast.ListComp | ast.Tuple)
+            return ast.Call(ast.Name("torch.stack", ast.Load()), [inside], []) if is_list else inside
+        return self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Replace `x.data` by `x`."""
+        return self._inside(node.value) if node.attr == "data" else self.generic_visit(node)
+
+    def _inside(self, node: ast.expr) -> ast.expr:
+        before = self.n_removed
+        inside: ast.expr = self.visit(node)
+        self.n_removed = before + 1
+        return inside

@@ -91,7 +91,7 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
         "finite differences differ, though this backward is right alone: look at what it keeps outside of its context."
     )
     suggestion = "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors"
-    functions = dict.fromkeys(call.function for call in evidence.forward.log.calls)
+    functions = dict.fromkeys(call.function for call in evidence.forward.calls)
     causes = unique_causes(
         Cause(f"{function.__name__}.backward", location_of_backward(function), why, suggestion)
         for function in functions
@@ -231,11 +231,8 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
         return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
     owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
     hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
-    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]]
-    locations = locations or [
-        hook.location for hook in forward.log.hooks if hook.changes and hook.parameters & forward.bit(name)
-    ]
-    why = "a hook changes the gradient on its way, so it is no longer the derivative of the loss."
+    locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or forward.hooks
+    why = "a hook on the way changes the gradient, so it is no longer the derivative of the loss."
     suggestion = "remove the hook, or accept this finding"
     causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
     return Finding(Verdict.WRONG, causes, detail) if causes else None

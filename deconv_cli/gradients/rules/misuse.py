@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
-from deconv_cli.gradients.other_data import BatchIndependence
-from deconv_cli.gradients.rewritten_lines import line_out_of_place, writes_at_fault
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
 from deconv_cli.gradients.tracing.operations import Misuse
@@ -40,7 +41,7 @@ _EXPLANATIONS = {
 def find_loss_input(evidence: Evidence) -> list[Finding]:
     """Find misused losses, one finding for each line."""
     findings = {}
-    for call in evidence.forward.log.loss_calls:
+    for call in evidence.forward.loss_calls:
         if call.name.endswith("softmax"):
             continue  # a softmax over one class is no loss, and may be meant, as in attention to a single token
         first, second = call.shapes
@@ -58,11 +59,7 @@ _SHAPES = ("reshape", "view", "flatten", "unflatten", "t", "transpose", "permute
 
 def find_batch_leak(evidence: Evidence) -> list[Finding]:
     """Find that samples mix in evaluation mode, and the first operation that mixes them."""
-    return describe_leak(evidence.batch)
-
-
-def describe_leak(batch: BatchIndependence) -> list[Finding]:
-    """Describe samples that mix; an empty list where they do not."""
+    batch = evidence.batch
     if not batch.is_mixed:
         return []
     axis, causes = batch.axis, []
@@ -101,7 +98,7 @@ def find_in_place_in_model(evidence: Evidence) -> list[Finding]:
 
 
 def _causes_of_writes(evidence: Evidence) -> tuple[Cause, ...] | None:
-    writes = writes_at_fault(evidence.backward.error, evidence.forward.log.writes)
+    writes = _writes_at_fault(evidence.backward.error, evidence.forward.writes)
     return None if writes is None else unique_causes(_cause_of_write(evidence, write) for write in writes)
 
 
@@ -110,11 +107,40 @@ def _cause_of_write(evidence: Evidence, write: InPlaceWrite) -> Cause:
     why = f"{label} overwrites a tensor of shape {write.shape} that backward still needs."
     if not location.file:
         suggestion = "make the layer with inplace=False"
-    elif location in evidence.forward.log.parameter_writes.values():
+    elif location in evidence.forward.parameter_writes.values():
         suggestion = _NOT_IN_FORWARD
     else:
-        suggestion = line_out_of_place(location.code) or _TO_A_COPY
+        suggestion = _line_out_of_place(location.code) or _TO_A_COPY
     return Cause(label, location, why, suggestion)
+
+
+_MESSAGE = re.compile(
+    r"\[torch\.\w+ \[([\d, ]*)\]\](?:, which is output \d+ of (\w+))?, is at version (\d+); expected version (\d+)"
+)
+"""Torch's message on an overwritten tensor: its shape, the node that made it, and its counts of writes."""
+
+
+def _writes_at_fault(error: Exception | None, writes: Sequence[InPlaceWrite]) -> list[InPlaceWrite] | None:
+    """List the writes that fit torch's message on an overwritten tensor; None for another error."""
+    found = _MESSAGE.search(str(error)) if error is not None else None
+    if found is None:
+        return None
+    shape = tuple(int(size) for size in found[1].split(",") if size.strip())
+    node, actual, expected = found[2], int(found[3]), int(found[4])
+    fitting = [write for write in writes if write.shape == shape and expected < write.version <= actual]
+    exact = [write for write in fitting if node is None or write.node == node]
+    return exact or fitting or list(writes)
+
+
+def _line_out_of_place(source: str) -> str | None:
+    """Write a line that makes a new tensor instead; None where that is not certain."""
+    augmented = re.fullmatch(r"([\w.\[\]]+)\s*([-+*/@])=\s*(.+)", source)
+    if augmented and "[" not in augmented[1]:
+        return f"{augmented[1]} = {augmented[1]} {augmented[2]} {augmented[3]}"
+    method = re.fullmatch(r"(?:([\w.]+)\s*=\s*)?([\w.]+)\.(\w+)_\((.*)\)", source)
+    if method:
+        return f"{method[1] or method[2]} = {method[2]}.{method[3]}({method[4]})"
+    return None
 
 
 def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
@@ -127,11 +153,11 @@ def find_failing_backward(evidence: Evidence, name: str) -> Finding | None:
 
 def _cause_of_error(evidence: Evidence, error: Exception) -> Cause:
     """Name the line that raised the error, or the Function that torch names in its message."""
-    message, location, log = first_line(error), location_of_error(error), evidence.forward.log
+    message, location, forward = first_line(error), location_of_error(error), evidence.forward
     why = f"backward raises {type(error).__name__}: {message}."
     if location is not None and location.file:
         return Cause("backward", location, why, "correct this line of the hand-written backward, or of the hook")
-    for call in log.calls:
+    for call in forward.calls:
         if f"{call.function.__name__}Backward" in message:
             suggestion = "return one gradient for each input of forward, each of the shape of its input"
             name = f"{call.function.__name__}.backward"

@@ -49,13 +49,9 @@ def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
 def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
     """Explain an optimizer whose steps change nothing; a learning rate of 0 at the start is a usual warm-up."""
     steps = [step for step in evidence.events.steps if step.optimizer == first.optimizer and step.n_given]
-    is_changing = any(step.n_changed for step in steps)
-    if not steps or (is_changing and (steps[-1].n_changed or steps[-1].learning_rate != 0)):
+    if not steps or any(step.n_changed for step in steps):
         return None
     last = steps[-1]
-    if is_changing:
-        why = f"{last.name}.step() changes weights at first, and then no more: its learning rate is 0 from then on."
-        return _of_optimizer(last.location, why, "let the scheduler end above 0, or later")
     why = f"{last.name}.step() leaves all {last.n_given} weights with a gradient as they are"
     if last.learning_rate == 0:
         why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"
@@ -118,29 +114,21 @@ def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
 
 
 _STALE = "gradients of the step before are still there and the new ones are added: steps follow old directions."
-_OF_ANOTHER_LOSS = (
-    "another loss gave these weights gradients for the step of another optimizer; they are still there, and those of "
-    "this loss are added: half of the step belongs to the other loss."
-)
 
 
 def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
     """Find a step with gradients that were not cleared since the step before."""
-    events, operation = evidence.events, "optimizer.step()"
+    events = evidence.events
     stale = [step for step in events.steps if not step.is_fresh]
-    mixed = [step for step in events.steps if step.is_mixed]
     if stale:
-        location, why = stale[0].location, _STALE
-        suggestion = "call optimizer.zero_grad() once for each step, before backward"
-    elif mixed:
-        location, why = mixed[0].location, _OF_ANOTHER_LOSS
-        suggestion = f"call zero_grad() of this {mixed[0].name} right before the backward of its own loss"
+        location, suggestion = stale[0].location, "call optimizer.zero_grad() once for each step, before backward"
+        cause = Cause("optimizer.step()", location, _STALE, suggestion)
     elif events.accumulated_by_hand is not None:
-        operation, location, why = "backward()", events.accumulated_by_hand, _STALE
         suggestion = "set .grad = None for every weight after it was changed"
+        cause = Cause("backward()", events.accumulated_by_hand, _STALE, suggestion)
     else:
         return []
-    return [Finding(Verdict.ACCUMULATED, (Cause(operation, location, why, suggestion),))]
+    return [Finding(Verdict.ACCUMULATED, (cause,))]
 
 
 _TWICE = (

@@ -32,7 +32,7 @@ def find_empty(evidence: Evidence, name: str) -> Finding | None:
 
 def find_unused(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter that no operation of forward reads."""
-    if evidence.gradient(name) is not None or evidence.forward.log.used & evidence.forward.bit(name):
+    if evidence.gradient(name) is not None or evidence.forward.used & evidence.forward.bit(name):
         return None
     library = library_class_around(evidence.model, evidence.parameters[name])
     if library:
@@ -48,7 +48,7 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter that forward reads, but whose value does not reach the loss."""
     if evidence.gradient(name) is not None:
         return None
-    location = evidence.forward.log.last_use.get(evidence.forward.bit(name)) or CodeLocation()
+    location = evidence.forward.last_use.get(evidence.forward.bit(name)) or CodeLocation()
     why = "forward uses this parameter here, but its value does not reach the loss."
     suggestion = "return what this line computes and add it to the loss, or remove the line"
     return Finding(Verdict.NOT_LOSS, (Cause("used, but not in the loss", location, why, suggestion),))
@@ -138,8 +138,8 @@ def find_unregistered(evidence: Evidence) -> list[Finding]:
 
     A tensor that the model itself differentiates by counts as an input, as the points of a physics-informed network.
     """
-    subject, log, graph, backward = evidence.subject, evidence.forward.log, evidence.forward.graph, evidence.backward
-    known = [*subject.parameters.values(), *_parameters_of(subject.loss), *log.differentiated_by, *log.wrapped]
+    subject, forward, backward = evidence.subject, evidence.forward, evidence.backward
+    known = [*subject.parameters.values(), *_parameters_of(subject.loss), *forward.differentiated_by, *forward.wrapped]
     known += [
         weight for module in subject.model.modules() for weight in module._parameters.values() if weight is not None
     ]
@@ -152,11 +152,11 @@ def find_unregistered(evidence: Evidence) -> list[Finding]:
         if key in ids or not (owner or isinstance(node.variable, nn.Parameter)):
             continue
         reader = node
-        while not graph.location_of(reader).file and reader in backward.consumers:
+        while not forward.graph.location_of(reader).file and reader in backward.consumers:
             reader = backward.consumers[reader][0][0]
         fact, suggestion = _UNREGISTERED[kind]
         why = f"{owner or 'what this line reads'} {fact}: an optimizer made of parameters() never moves it."
-        cause = Cause(owner or "a weight", graph.location_of(reader), why, suggestion)
+        cause = Cause(owner or "a weight", forward.graph.location_of(reader), why, suggestion)
         findings.setdefault(owner or str(cause.location), Finding(Verdict.UNREGISTERED, (cause,)))
     return list(findings.values())
 

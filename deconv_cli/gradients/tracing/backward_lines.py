@@ -31,16 +31,13 @@ class BackwardSource:
             self._tree = ast.parse(textwrap.dedent("".join(lines)))
             self._file, self._shift, self._code = code.co_filename, first - 1, code
 
-    def of_gradient(self, positions: Sequence[int]) -> CodeLocation:
-        """Find the line that computes the gradient of one input, or the line that several gradients share."""
-        returned = [self._returned(position) for position in positions]
-        if any(expression is None for expression in returned) or not returned:
+    def of_gradient(self, position: int) -> CodeLocation:
+        """Find the line that computes the gradient of an input."""
+        returned = self._returned(position)
+        if returned is None:
             return self._whole
-        shared = set.intersection(*({name.id for name in _names(found)} for found in returned if found is not None))
-        lines = [line for line, names, _ in self._assigned if names & shared]
-        if lines and (len(positions) > 1 or isinstance(returned[0], ast.Name)):
-            return self._at(max(lines))
-        return self._at(returned[0].lineno if returned[0] is not None else 0)
+        lines = [line for line, names, _ in self._assigned if isinstance(returned, ast.Name) and returned.id in names]
+        return self._at(max(lines, default=returned.lineno))
 
     def of_write(self) -> CodeLocation:
         """Find the first line that writes to a tensor in place."""
@@ -54,12 +51,6 @@ class BackwardSource:
             if is_write and isinstance(node, ast.expr | ast.stmt):
                 return self._at(node.lineno)
         return self._whole
-
-    def of_change(self) -> CodeLocation | None:
-        """Find the first line that assigns to an incoming gradient."""
-        function = next((node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)), None)
-        incoming = {argument.arg for argument in function.args.args[1:]} if function is not None else set()
-        return next((self._at(line) for line, names, _ in self._assigned if names & incoming), None)
 
     def of_first_mistake(
         self,

@@ -16,15 +16,13 @@ import torch
 from deconv_cli.gradients.nested_tensors import storage_key, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph
-from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator, location_of_function
+from deconv_cli.gradients.tracing.code_location import CodeLocation, Locator
 from deconv_cli.gradients.tracing.forward_trace import (
     Detachment,
     Flow,
     ForwardTrace,
     InPlaceWrite,
     Operation,
-    OperationLog,
-    TensorHook,
 )
 from deconv_cli.gradients.tracing.operations import (
     DETACHING,
@@ -58,27 +56,24 @@ class FlowTracker:
     Args:
         subject: the model that runs.
         find_origins: also look for the operations at which NaN or infinity arises.
-        keep_tensors: keep all computed tensors in the log.
+        keep_tensors: keep all computed tensors in the trace.
 
     Attributes:
         suspended: above zero inside a hand-written Function, whose operations are not followed.
-        constructing: torch dispatches an operation that has no Python function.
     """
 
     def __init__(self, subject: Subject, *, find_origins: bool = False, keep_tensors: bool = False) -> None:
-        self.names = tuple(subject.parameters)
         self.bits = {id(parameter): 1 << n for n, parameter in enumerate(subject.parameters.values())}
         self._bits_by_storage = {storage_key(p): self.bits[id(p)] for p in subject.parameters.values()}
         self.locator = Locator(subject.model)
-        self.log = OperationLog()
         self.graph = AutogradGraph(self.bits)
+        self.trace = ForwardTrace(tuple(subject.parameters), self.graph)
         # A recorded pass does not run operations again that did not contribute to its loss.
         for name, location in getattr(subject.model, "read_elsewhere", {}).items():
             bit = self.bits[id(subject.parameters[name])]
-            self.log.used |= bit
-            self.log.last_use[bit] = location
+            self.trace.used |= bit
+            self.trace.last_use[bit] = location
         self.suspended = 0
-        self.constructing = False
         self._find_origins = find_origins
         self._keep_tensors = keep_tensors
         self._flows: dict[int, tuple[torch.Tensor, Flow]] = {}
@@ -88,11 +83,13 @@ class FlowTracker:
         self._switch: CodeLocation | None = None
         self._is_library_switch = False
 
-    def result(self, output: Any, loss: Any) -> ForwardTrace:  # noqa: ANN401  whatever the model and the loss give
-        """Return the trace, once output and loss exist."""
-        is_tensor = isinstance(loss, torch.Tensor)
-        flow, reached = (self.flow_of(loss), self.graph.parameters_of(loss)) if is_tensor else (Flow(), 0)
-        return ForwardTrace(self.names, output, as_scalar(loss), flow, reached, self.log, self.graph)
+    def result(self, loss: Any) -> ForwardTrace:  # noqa: ANN401  whatever the loss gives
+        """Return the trace, once the loss exists."""
+        trace = self.trace
+        if isinstance(loss, torch.Tensor):
+            trace.flow, trace.reached = self.flow_of(loss), self.graph.parameters_of(loss)
+        trace.loss = as_scalar(loss)
+        return trace
 
     def flow_of(self, tensor: torch.Tensor) -> Flow:
         """Find the flow of a tensor; if nothing saw the tensor being made, its graph and its storage tell."""
@@ -107,12 +104,6 @@ class FlowTracker:
             flow.merge(stored)
         return flow
 
-    def follow_hook(self, tensor: torch.Tensor, hook: Any) -> tuple[torch.Tensor, Any]:  # noqa: ANN401  any callable
-        """Follow a hook on a tensor; returns the arguments of `register_hook`, with a watched hook."""
-        location = location_of_function(hook) or self.locator.here()
-        self.log.hooks.append(TensorHook(location, self.graph.parameters_of(tensor)))
-        return tensor, self.log.hooks[-1].watched(hook) if callable(hook) else hook
-
     def follow_gradient_mode(self, *, is_enabled: bool) -> None:
         """Follow that gradients are switched off or on again."""
         if is_enabled:
@@ -124,7 +115,7 @@ class FlowTracker:
         """Note a write to a tensor that is a parameter or shares its memory."""
         bit = self._bits_by_storage.get(storage_key(tensor))
         if bit is not None:
-            self.log.parameter_writes.setdefault(bit, location)
+            self.trace.parameter_writes.setdefault(bit, location)
 
     def follow_wrapping(self, data: torch.Tensor, parameter: torch.Tensor) -> None:
         """Follow a tensor that becomes a new parameter, with its value but without its history."""
@@ -133,11 +124,11 @@ class FlowTracker:
             label, location = label_of("nn.Parameter"), self.locator.here()
             self._detach(flow, Detachment("nn.Parameter", label, location, lost, n_elements=data.numel()))
             self._keep(parameter, flow)
-            self.log.wrapped.append(parameter)
+            self.trace.wrapped.append(parameter)
 
     def _detach(self, flow: Flow, detachment: Detachment) -> None:
-        flow.detachments[len(self.log.detachments)] = detachment.lost
-        self.log.detachments.append(detachment)
+        flow.detachments[len(self.trace.detachments)] = detachment.lost
+        self.trace.detachments.append(detachment)
 
     def count_checkpoint(self, result: Any) -> None:  # noqa: ANN401  whatever the checkpoint gives
         """Count the parameters inside a reentrant checkpoint as reached, since its node passes gradients to them."""
@@ -174,8 +165,8 @@ class FlowTracker:
         flow.sources |= hidden
         location, outputs = self.locator.here(), tensors_in(result)
         if flow.detachments and any(id(tensor) in self.bits for tensor in tensors):
-            self.log.read_on |= flow.detachments.keys()
-        self.log.takes_likelihood |= bool(outputs and flow.detachments) and "log_prob(" in location.code
+            self.trace.read_on |= flow.detachments.keys()
+        self.trace.takes_likelihood |= bool(outputs and flow.detachments) and "log_prob(" in location.code
         operation = Operation(label_of(name, outputs[0] if outputs else None), location)
         if reads:
             self._mark_used(tensors, location)
@@ -189,9 +180,9 @@ class FlowTracker:
             if not tensor.is_inference() and tensor._version != version:
                 self._record_write(tensor, maker, flow, reachable, operation)
         if self._find_origins and name not in FILLING:
-            _record_origin(self.log, tensors, outputs, operation)
+            _record_origin(self.trace, tensors, outputs, operation)
         if name not in RANDOM and any(tensor.dtype is torch.float64 for tensor in tensors):
-            self.log.casts += [location for output in outputs if output.dtype in _NARROW]
+            self.trace.casts += [location for output in outputs if output.dtype in _NARROW]
         return result
 
     def _joined(self, tensors: Iterable[torch.Tensor]) -> tuple[Flow, int]:
@@ -205,17 +196,17 @@ class FlowTracker:
     def _mark_used(self, tensors: list[torch.Tensor], location: CodeLocation | None) -> None:
         for tensor in tensors:
             bit = self.bits.get(id(tensor), 0)
-            self.log.used |= bit
+            self.trace.used |= bit
             if bit and self.suspended and tensor.requires_grad:
                 self._read_inside |= bit
             if bit and location is not None:
-                self.log.last_use[bit] = location
+                self.trace.last_use[bit] = location
 
     def _record_outputs(self, step: _Step, outputs: list[torch.Tensor], *, is_derivative: bool) -> None:
         operation, flow = step.operation, step.flow
         if not outputs and step.name in OUTSIDE_USES and flow.sources:
             use = Detachment(step.name, operation.label, operation.location, flow.sources)
-            self.log.outside_uses.append(replace(use, reached=step.reachable, before=tuple(sorted(flow.detachments))))
+            self.trace.outside_uses.append(replace(use, reached=step.reachable, before=tuple(sorted(flow.detachments))))
         for output in outputs:
             self._record_output(self._without_shifts(output, step) if is_derivative else step, output)
 
@@ -224,7 +215,7 @@ class FlowTracker:
         remaining = self.graph.parameters_of(output)
         for bit in self.bits.values():
             if bit & step.reachable & ~remaining:
-                self.log.shifted.setdefault(bit, step.operation.location)
+                self.trace.shifted.setdefault(bit, step.operation.location)
         lost_before = 0
         for lost in step.flow.detachments.values():
             lost_before |= lost
@@ -235,7 +226,7 @@ class FlowTracker:
         self._record_nodes(output, step.operation)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
-            self.log.detaches_again = True
+            self.trace.detaches_again = True
         flow = Flow(step.flow.sources, {known: lost & ~remaining for known, lost in step.flow.detachments.items()})
         lost = step.reachable & ~remaining
         if lost:
@@ -261,9 +252,9 @@ class FlowTracker:
         if step.name in PAST_AUTOGRAD:
             self._past_autograd.add(id(output))
         if self._keep_tensors:
-            self.log.tensors.append((step.name, step.operation, output))
+            self.trace.tensors.append((step.name, step.operation, output))
         if output.grad_fn is not None:
-            self.log.names.add(step.name)
+            self.trace.made_by.add(step.name)
 
     def _record_write(
         self, tensor: torch.Tensor, maker: str | None, inputs: Flow, reachable: int, operation: Operation
@@ -276,7 +267,7 @@ class FlowTracker:
             label, location, n = label_of("data"), operation.location, tensor.numel()
             self._detach(flow, Detachment("data", label, location, reachable, n_elements=n))
         self.count_write(tensor, operation.location)
-        self.log.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
+        self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
         self._record_nodes(tensor, operation)
         if id(tensor) not in self.bits:
             self._keep(tensor, flow)
@@ -294,11 +285,11 @@ def _maker(tensor: torch.Tensor) -> str | None:
 
 
 def _record_origin(
-    log: OperationLog, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
+    trace: ForwardTrace, inputs: list[torch.Tensor], outputs: list[torch.Tensor], operation: Operation
 ) -> None:
     """Note an operation that makes NaN or infinity of finite numbers, or NaN of infinite ones."""
     given, made = ([t for t in tensors if t.is_floating_point()] for tensors in (inputs, outputs))
     if all(bool(t.isfinite().all()) for t in given) and not all(bool(t.isfinite().all()) for t in made):
-        log.origins.append(operation)
+        trace.origins.append(operation)
     elif any(bool(t.isnan().any()) for t in made) and not any(bool(t.isnan().any()) for t in given):
-        log.nan_origins.append(operation)
+        trace.nan_origins.append(operation)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,29 +94,6 @@ class FunctionCall:
     location: CodeLocation
 
 
-@dataclass(eq=False)
-class TensorHook:
-    """A hook that forward put on a tensor with `parameters` behind it; backward sets whether it `changes` gradients."""
-
-    location: CodeLocation
-    parameters: int
-    changes: bool = False
-
-    def watched(self, hook: Callable[..., Any]) -> Callable[[torch.Tensor], Any]:
-        """Return a hook that does the same, and notes whether it changes the gradient."""
-
-        @functools.wraps(hook)
-        def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  any return value of the user's hook
-            before = gradient.detach().clone()
-            result = hook(gradient)
-            after = gradient if result is None else result
-            is_same = isinstance(after, torch.Tensor) and after.shape == before.shape and torch.equal(after, before)
-            self.changes = self.changes or not is_same
-            return result
-
-        return watching
-
-
 @dataclass
 class Flow:
     """The parameters behind a tensor.
@@ -138,10 +114,14 @@ class Flow:
 
 
 @dataclass(eq=False)
-class OperationLog:
-    """The operations of a forward pass, in order.
+class ForwardTrace:
+    """The operations of one forward pass, in order, with its output and its loss.
 
     Attributes:
+        names: of the parameters, in the order of their bits.
+        loss: a scalar tensor.
+        flow: of the loss.
+        reached: parameters that autograd reaches from the loss.
         used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
         detaches_again: code detached a tensor on purpose that was partly cut off already.
@@ -149,10 +129,11 @@ class OperationLog:
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
+        hooks: lines that put a hook on a tensor.
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
-        names: of the operations that made a tensor with a gradient.
+        made_by: names of the operations that made a tensor with a gradient.
         tensors: all tensors, if they are kept, with the name and the operation of each.
         random: operations that draw random numbers.
         origins: operations, masks aside, that make NaN or infinity of finite numbers.
@@ -162,6 +143,11 @@ class OperationLog:
         parameter_writes: the lines that write to parameters, by their bits.
     """
 
+    names: tuple[str, ...]
+    graph: AutogradGraph
+    loss: torch.Tensor = field(init=False)
+    flow: Flow = field(default_factory=Flow)
+    reached: int = 0
     used: int = 0
     last_use: dict[int, CodeLocation] = field(default_factory=dict)
     detachments: list[Detachment] = field(default_factory=list)
@@ -171,11 +157,11 @@ class OperationLog:
     outside_uses: list[Detachment] = field(default_factory=list)
     writes: list[InPlaceWrite] = field(default_factory=list)
     calls: list[FunctionCall] = field(default_factory=list)
-    hooks: list[TensorHook] = field(default_factory=list)
+    hooks: list[CodeLocation] = field(default_factory=list)
     shifted: dict[int, CodeLocation] = field(default_factory=dict)
     differentiated_by: list[torch.Tensor] = field(default_factory=list)
     wrapped: list[torch.Tensor] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
+    made_by: set[str] = field(default_factory=set)
     tensors: list[tuple[str, Operation, torch.Tensor]] = field(default_factory=list)
     random: list[Operation] = field(default_factory=list)
     origins: list[Operation] = field(default_factory=list)
@@ -183,26 +169,6 @@ class OperationLog:
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
     parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardTrace:
-    """One forward pass.
-
-    Attributes:
-        names: of the parameters, in the order of their bits.
-        loss: a scalar tensor.
-        flow: of the loss.
-        reached: parameters that autograd reaches from the loss.
-    """
-
-    names: tuple[str, ...]
-    output: Any
-    loss: torch.Tensor
-    flow: Flow
-    reached: int
-    log: OperationLog
-    graph: AutogradGraph
 
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""

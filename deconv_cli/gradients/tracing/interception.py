@@ -12,7 +12,6 @@ from torch import nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.nested_tensors import tensors_in
@@ -30,13 +29,13 @@ def trace_forward(subject: Subject, *, find_origins: bool = False, keep_tensors:
     tracker = FlowTracker(subject, find_origins=find_origins, keep_tensors=keep_tensors)
     with (
         tracker.locator.following(),
-        _patched_apply(tracker),
-        _patched_parameter(tracker),
+        replaced(_SingleLevelFunction, "apply", _traced_apply(tracker)),
+        replaced(nn.Parameter, "__new__", _traced_parameter(tracker)),
+        replaced(type(torch.autograd.Variable), "__call__", _traced_variable(tracker)),
         _FunctionMode(tracker),
-        _DispatchMode(tracker),
     ):
-        output, loss = subject.run()
-    return tracker.result(output, loss)
+        loss = subject.run()[1]
+    return tracker.result(loss)
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -50,15 +49,12 @@ class _FunctionMode(TorchFunctionMode):
         """Run one function."""
         keywords, tracker = kwargs or {}, self._tracker
         name = plain_name(func)
-        if name == "detach" and tracker.constructing:
-            # A detach without a Python function: the constructor of torch.autograd.Variable.
-            name = "Variable"
         if name in RANDOM and not tracker.suspended:
-            tracker.log.random.append(Operation(label_of(name), tracker.locator.here()))
+            tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
         if name == "_set_grad_enabled":
             tracker.follow_gradient_mode(is_enabled=bool(args[0]))
-        if name == "register_hook" and len(args) == 2 and not tracker.suspended:
-            args = tracker.follow_hook(*args)
+        if name == "register_hook" and not tracker.suspended:
+            tracker.trace.hooks.append(tracker.locator.here())
         inputs = tensors_in((args, keywords))
         if not inputs:
             return func(*args, **keywords)
@@ -79,38 +75,32 @@ def _look_at_arguments(
     """Note misused losses, tensors to differentiate by, and parameters whose `.data` is replaced."""
     if function is torch.autograd.grad:
         by = keywords["inputs"] if "inputs" in keywords else arguments[1]
-        tracker.log.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
+        tracker.trace.differentiated_by += [tensor for tensor in tensors_in(by) if tensor.is_leaf]
     if name in WATCHED:
         misuse = find_misuse(name, arguments, keywords)
         if misuse is not None:
             given = [tuple(argument.shape) for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
             shapes = given[0], given[-1]
-            tracker.log.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
+            tracker.trace.loss_calls.append(LossCall(name, tracker.locator.here(), misuse, shapes))
     if name == "data" and getattr(function, "__name__", "") == "__set__":
         tracker.count_write(arguments[0], tracker.locator.here())
 
 
-class _DispatchMode(TorchDispatchMode):
-    """Lets the function mode see operations without a Python function, such as the constructor of `Variable`."""
-
-    def __init__(self, tracker: FlowTracker) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._tracker = tracker
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Pass one operation on."""
-        self._tracker.constructing = True
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            self._tracker.constructing = False
-
-
 @contextlib.contextmanager
-def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
+def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:  # noqa: ANN401  classes and modules
+    """Replace an attribute for a while, also one that the owner inherits."""
+    is_own, original = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original) if is_own else delattr(owner, name)
+
+
+def _traced_apply(tracker: FlowTracker) -> Any:  # noqa: ANN401  a class method
     """See calls of hand-written Functions, also through an `apply` that was bound before."""
 
-    def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
+    def traced(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
         def call() -> Any:  # noqa: ANN401  whatever the Function gives
             tracker.suspended += 1
             try:
@@ -123,21 +113,32 @@ def _patched_apply(tracker: FlowTracker) -> Iterator[None]:
 
         return call() if tracker.suspended else _observe_function(tracker, cls, args, call)
 
-    with replaced_apply(classmethod(traced_apply)):
-        yield
+    return classmethod(traced)
 
 
-@contextlib.contextmanager
-def replaced_apply(replacement: Any) -> Iterator[None]:  # noqa: ANN401  torch has no type for it
-    """Replace the `apply` of all hand-written Functions for a while."""
-    before = vars(_SingleLevelFunction).get("apply")
-    _SingleLevelFunction.apply = replacement  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
-        if before is not None:
-            _SingleLevelFunction.apply = before  # type: ignore[attr-defined]
+def _traced_parameter(tracker: FlowTracker) -> Callable[..., Any]:
+    """See tensors that are wrapped as a new parameter, which no mode of torch sees."""
+    original = nn.Parameter.__new__
+
+    def traced(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
+        made = original(cls, data, *args, **kwargs)
+        if isinstance(data, torch.Tensor) and not tracker.suspended:
+            tracker.follow_wrapping(data, made)
+        return made
+
+    return traced
+
+
+def _traced_variable(tracker: FlowTracker) -> Callable[..., Any]:
+    """See calls of the constructor of `Variable`, which no mode of torch sees."""
+    original = type(torch.autograd.Variable).__call__
+
+    def traced(cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
+        call = functools.partial(original, cls, *args, **kwargs)
+        inputs = tensors_in(args)
+        return tracker.observe(cls, "Variable", inputs, call) if inputs and not tracker.suspended else call()
+
+    return traced
 
 
 def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -148,23 +149,5 @@ def _observe_function(tracker: FlowTracker, cls: Any, args: Any, call: Callable[
     result = tracker.observe(cls, f"{cls.__name__}.apply", inputs, call)
     node = next((tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None), None)
     if any(needs) and not cls.__module__.startswith("torch."):
-        tracker.log.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
+        tracker.trace.calls.append(FunctionCall(cls, kept, needs, node, tracker.locator.here()))
     return result
-
-
-@contextlib.contextmanager
-def _patched_parameter(tracker: FlowTracker) -> Iterator[None]:
-    """See tensors that are wrapped as a new parameter, which neither mode of torch sees."""
-    original = nn.Parameter.__new__
-
-    def traced_new(cls: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own
-        made = original(cls, data, *args, **kwargs)
-        if isinstance(data, torch.Tensor) and not tracker.suspended:
-            tracker.follow_wrapping(data, made)
-        return made
-
-    nn.Parameter.__new__ = traced_new  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Parameter.__new__ = original  # type: ignore[method-assign]

@@ -21,10 +21,6 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, running_lin
 class IdleReason(Enum):
     """Why gradient clipping does not limit the gradients of the next optimizer step, and what to write."""
 
-    TOO_EARLY = (
-        "a later backward pass adds gradients that it does not limit, so the step uses more than the limit.",
-        "call it after the last loss.backward() before optimizer.step()",
-    )
     USED = (
         "the step has used these gradients already, without a limit.",
         "call it between loss.backward() and optimizer.step()",
@@ -36,23 +32,13 @@ class IdleReason(Enum):
     )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Clipping:
-    """A call that limits the gradients of some weights, to a norm or element by element.
-
-    Attributes:
-        ids: of the weights.
-        norm_before, norm_after: of the gradients of all these weights, before and after the call.
-        is_early: a backward pass has changed the gradients afterwards.
-    """
+    """A call that limits gradients, to a norm or element by element; their norm before it."""
 
     location: CodeLocation
     limit: float
-    weights: list[torch.Tensor]
-    ids: frozenset[int]
     norm_before: float
-    norm_after: float = 0.0
-    is_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,6 @@ class OptimizerStep:
         n_given: how many of them had a gradient other than zero; the step changed `n_changed` of those.
         cleared_at: where gradients were cleared between backward and the step, None if they were not.
         is_fresh: its gradients were cleared since its step before, or there was none.
-        is_mixed: a later backward pass added to gradients that another optimizer's step had passed over.
         n_backward: backward passes so far, the checked one among them.
     """
 
@@ -81,7 +66,6 @@ class OptimizerStep:
     cleared_at: CodeLocation | None
     clipping: Clipping | None
     is_fresh: bool
-    is_mixed: bool
     n_backward: int
 
 
@@ -202,8 +186,6 @@ class OptimizerWatch:
         self._norms: dict[int, float] = {}
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._used: dict[int, torch.optim.Optimizer] = {}
-        self._passed_over: dict[int, torch.optim.Optimizer] = {}
-        self._mixed: set[int] = set()
         self._known: dict[int, torch.optim.Optimizer] = {}
 
     def watch(self, weights: list[torch.Tensor]) -> None:
@@ -232,9 +214,7 @@ class OptimizerWatch:
     def before_backward(self, location: CodeLocation) -> None:
         """Note whether gradients that a step has used are still there."""
         self.events.n_backward += 1
-        self._used = _with_gradients(self._used)
-        self._passed_over = _with_gradients(self._passed_over)
-        self._mixed = set(self._passed_over)
+        self._used = {key: found for key, found in self._used.items() if gradient_norm(weights_of(found))}
         if not self.events.steps and any(fingerprint(w) != p for w, p in zip(self._weights, self._first, strict=True)):
             self.events.moved_by_hand = True
             if gradient_norm(self._weights) and self.events.accumulated_by_hand is None:
@@ -279,15 +259,12 @@ class OptimizerWatch:
                 cleared_at=self.cleared_at,
                 clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
-                is_mixed=id(optimizer) in self._mixed,
                 n_backward=self.events.n_backward,
             )
         )
         self.clipping.after_step(frozenset(before))
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
-        self._passed_over |= _with_gradients(self._known)
-        self._passed_over.pop(id(optimizer), None)
 
     def _note_held(self) -> None:
         """Note the weights of each optimizer that has taken a step or holds a checked weight."""
@@ -314,16 +291,11 @@ class OptimizerWatch:
         return watched
 
 
-def _with_gradients(optimizers: dict[int, torch.optim.Optimizer]) -> dict[int, torch.optim.Optimizer]:
-    """Keep the optimizers whose weights have gradients now."""
-    return {key: found for key, found in optimizers.items() if gradient_norm(weights_of(found))}
-
-
 class ClippingWatch:
-    """Follows gradient clipping between a backward pass and the step after it: early, late, scaled.
+    """Follows gradient clipping between a backward pass and the step after it.
 
     Args:
-        idle: filled with the calls without an effect, by line.
+        idle: filled with the calls that do not limit the gradients of a step, by line.
 
     Attributes:
         last: the last call since the last backward pass that limits gradients, None where there was none.
@@ -332,7 +304,6 @@ class ClippingWatch:
     def __init__(self, idle: dict[str, tuple[CodeLocation, IdleReason]]) -> None:
         self.last: Clipping | None = None
         self._idle = idle
-        self._calls: dict[frozenset[int], Clipping] = {}
         self._used: frozenset[int] = frozenset()
         self._scaler: torch.amp.GradScaler | None = None
         self._is_scaled = False
@@ -346,32 +317,20 @@ class ClippingWatch:
             parameters, limit = list(given.arguments.values())[:2]
             weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             given.arguments[next(iter(given.arguments))] = weights
-            trained = [weight for weight in weights if weight.requires_grad]
-            ids = frozenset(map(id, trained))
-            call = Clipping(running_line(), float(limit), trained, ids, gradient_norm(weights))
             with_gradient = {id(weight) for weight in weights if gradient_norm([weight])}
-            result = clip(*given.args, **given.kwargs)
-            if not math.isfinite(limit):  # it only measures the norm
-                return result
-            if with_gradient and with_gradient <= self._used:
-                self._note_idle(call, IdleReason.USED)
-            else:
-                self._note(call)
-            return result
+            if with_gradient and math.isfinite(limit):  # without a limit it only measures the norm
+                self._note(Clipping(running_line(), float(limit), gradient_norm(weights)), with_gradient)
+            return clip(*given.args, **given.kwargs)
 
         return watched
 
-    def _note(self, call: Clipping) -> None:
-        if self._is_scaled and call.norm_before > call.limit:
-            self._note_idle(call, IdleReason.SCALED)
-        call.norm_after = gradient_norm(call.weights)
-        if call.norm_before:
+    def _note(self, call: Clipping, with_gradient: set[int]) -> None:
+        if with_gradient <= self._used:
+            self._idle.setdefault(str(call.location), (call.location, IdleReason.USED))
+        else:
             self.last = call
-            self._calls = {key: c for key, c in self._calls.items() if not (c.is_early and c.ids & call.ids)}
-        self._calls[call.ids] = call
-
-    def _note_idle(self, call: Clipping, reason: IdleReason) -> None:
-        self._idle.setdefault(str(call.location), (call.location, reason))
+            if self._is_scaled and call.norm_before > call.limit:
+                self._idle.setdefault(str(call.location), (call.location, IdleReason.SCALED))
 
     def watched_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         """Watch a gradient scaler multiply a loss."""
@@ -392,18 +351,11 @@ class ClippingWatch:
         return watched
 
     def after_backward(self) -> None:
-        """Note which calls came before the last gradients of their weights."""
+        """Begin a new pass, whose gradients no step has used."""
         self.last, self._used = None, frozenset()
         self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
         self._scaler = None
-        for call in self._calls.values():
-            call.is_early |= gradient_norm(call.weights) != call.norm_after
 
     def after_step(self, given: frozenset[int]) -> None:
         """Note a step that used the gradients of these weights, given by their ids."""
         self._used |= given
-        for key, call in list(self._calls.items()):
-            if call.ids & given:
-                del self._calls[key]
-                if call.is_early:
-                    self._note_idle(call, IdleReason.TOO_EARLY)

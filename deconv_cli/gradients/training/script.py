@@ -18,7 +18,6 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import Cause, GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.rules import find_in_training
-from deconv_cli.gradients.rules.misuse import describe_leak
 from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
 from deconv_cli.gradients.training.optimizer_watch import TrainingEvents, TrainingEvidence
@@ -176,7 +175,6 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     general, notes, not_checked = list(report.general), list(report.notes), [*report.not_checked, *watch.unchecked]
     if events.has_moved_strays:  # the script trains unregistered weights itself
         general = [found for found in general if found.verdict != Verdict.UNREGISTERED]
-    general += {found.causes: found for checked in watch.passes for found in describe_leak(checked.batch)}.values()
     if events.adds_squares:
         notes.append(_SQUARES.format(events.adds_squares))
     if events.is_cut_short:

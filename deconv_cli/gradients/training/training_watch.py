@@ -19,10 +19,10 @@ from torch.optim import optimizer as optimizer_hooks
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
-from deconv_cli.gradients.other_data import BatchIndependence, reached_by_other_data, try_batch_of
+from deconv_cli.gradients.other_data import reached_by_other_data
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
-from deconv_cli.gradients.tracing.interception import replaced_apply
+from deconv_cli.gradients.tracing.interception import replaced
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
@@ -46,12 +46,11 @@ _MAX_EXTRA_S = 5.0
 
 @dataclass(frozen=True, eq=False)
 class CheckedPass:
-    """A checked backward pass: the line that calls it, the report, and whether its module mixes samples."""
+    """A checked backward pass: the line that calls it, and the report."""
 
     location: CodeLocation
     subject: Subject
     report: GradientReport
-    batch: BatchIndependence
 
 
 class EnoughSeenError(BaseException):
@@ -131,7 +130,7 @@ class TrainingWatch:
             optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
         ):
             self._stack.callback(handle.remove)
-        self._stack.enter_context(replaced_apply(classmethod(self._recorded_apply)))
+        self._stack.enter_context(replaced(_SingleLevelFunction, "apply", classmethod(self._recorded_apply)))
         self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         self._stack.enter_context(self._tape)
         return self
@@ -143,9 +142,7 @@ class TrainingWatch:
         self._stack.close()
 
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
-        original = getattr(owner, name)
-        self._stack.callback(setattr, owner, name, original)
-        setattr(owner, name, watched(original))
+        self._stack.enter_context(replaced(owner, name, watched(getattr(owner, name))))
 
     def _enter_module(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401  torch's own signature
         if not self._tape.suspended and not self._tape.modules:
@@ -250,8 +247,7 @@ class TrainingWatch:
                 return
             self._optimizers.watch(list(subject.trainable.values()))
             self.events.reached_by_others |= self._reached_by_others(subject, report)
-            batch = try_batch_of(list(subject.model.children()), self._arguments)
-            self.passes.append(CheckedPass(location, subject, report, batch))
+            self.passes.append(CheckedPass(location, subject, report))
             self._checked_at = time.monotonic()
 
     def _reached_by_others(self, subject: Subject, report: GradientReport) -> set[int]:
