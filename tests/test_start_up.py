@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -207,6 +206,8 @@ def test_a_terminal_shows_errors_in_color():
 
 def test_help_costs_little_more_than_loading_what_writes_it():
     """In processor time, the least of five in turns, so that neither a busy nor a slow machine fails it."""
+
+    import resource
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -18,6 +19,8 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.errors import FileAccessError, UsageError
 
 MANY_FILES = "Many files"
+FOLDS_CASE = ("win32", "darwin")
+"""Systems whose folders usually hold either `A.png` or `a.png`."""
 _NOT_SETTINGS = {
     *("inputs", "output", "force", "report", "show", "as_json", "quiet", "verbose"),
     *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
@@ -188,7 +191,8 @@ def _identity(path: Path) -> object:
     try:
         found = path.stat()
     except OSError:
-        return os.path.realpath(path)
+        full = os.path.realpath(path)
+        return full.casefold() if sys.platform in FOLDS_CASE else full
     return found.st_dev, found.st_ino
 
 

@@ -81,7 +81,7 @@ def make_partial(
             raise FileAccessError(
                 f"'{path}' takes {n_bytes} bytes, but its disk has room for {room}; free some, or choose another disk."
             )
-        os.link(own, partial)
+        atomic.name_new(own, partial)
     except FileExistsError:
         return True  # of several processes the first one wins, and may have written into its file already
     finally:
