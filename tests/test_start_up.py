@@ -100,7 +100,10 @@ def test_importing_the_package_does_not_load_torch():
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"))],
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo")),
+    ],
     ids=" ".join,
 )
 def test_help_fits_eighty_columns_and_is_plain_text(args):
@@ -114,7 +117,7 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
 
 
 def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"):
+    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo"):
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]
