@@ -126,7 +126,7 @@ def peak_memory() -> Iterator[Peak]:
     if not forget.exists():
         yield peak
         return
-    forget.write_text("5")
+    forget.write_text("5", encoding="utf-8")
     before = _resident("VmRSS")
     yield peak
     peak.n_bytes = _resident("VmHWM") - before
@@ -134,7 +134,7 @@ def peak_memory() -> Iterator[Peak]:
 
 def _resident(name: str) -> int:
     """Read a size of this process, in bytes; `ru_maxrss` would not do, since it can hold the peak of the parent."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 

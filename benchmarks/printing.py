@@ -169,7 +169,7 @@ def describe_machine() -> dict[str, str]:
     """Tell what the figures depend on: processor, memory, versions, and settings of the environment."""
     processors = Path("/proc/cpuinfo")
     names = [
-        line for line in processors.read_text().splitlines() if line.startswith("model name")
+        line for line in processors.read_text(encoding="utf-8").splitlines() if line.startswith("model name")
     ] * processors.exists()
     machine = {
         "processor": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),

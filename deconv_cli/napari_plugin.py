@@ -215,7 +215,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
     """The widget; napari gives it `napari_viewer`, whose layers it restores."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        def length(label: str, value: float, tooltip: str, step: float = 0.01) -> FloatSpinBox:
+        def number(label: str, value: float, step: float, tooltip: str) -> FloatSpinBox:
             return FloatSpinBox(value=value, max=10000, step=step, label=label, tooltip=tooltip)
 
         self._viewer = napari_viewer
@@ -228,13 +228,13 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.formula = LineEdit(value="gaussian:1.5", label="Formula", tooltip=tooltip)
         modes = ["widefield", "confocal", "two-photon", "light-sheet"]
         self.mode = ComboBox(choices=modes, label="Microscope")
-        self.aperture = length("Numerical aperture", 1.4, "As engraved on the objective.")
-        self.immersion = length("Immersion index", 1.515, "Oil 1.515, water 1.333, air 1.")
-        self.emission = length("Emission (nm)", 520, "The wavelength that is seen.", 1)
-        self.excitation = length("Excitation (nm)", 488, "For confocal and two-photon.", 1)
-        self.sheet = length("Light sheet (µm)", 3, "Its thickness, for light-sheet.")
-        self.pixel = length("Pixel (µm)", 0.1, "The distance of pixels in the sample.")
-        self.plane = length("Plane (µm)", 0, "The distance of planes; 0 restores each plane by itself.")
+        self.aperture = number("Numerical aperture", 1.4, 0.01, "As engraved on the objective.")
+        self.immersion = number("Immersion index", 1.515, 0.001, "Oil 1.515, water 1.333, air 1.")
+        self.emission = number("Emission (nm)", 520, 1, "The wavelength that is seen.")
+        self.excitation = number("Excitation (nm)", 488, 1, "The wavelength that excites.")
+        self.sheet = number("Light sheet (µm)", 3, 0.1, "Its thickness.")
+        self.pixel = number("Pixel (µm)", 0.1, 0.0001, "The distance of pixels in the sample.")
+        self.plane = number("Plane (µm)", 0, 0.0001, "The distance of planes; 0 restores each plane by itself.")
         self.prior = ComboBox(choices=list(PRIORS), label="Scene", tooltip="What is known of the scene.")
         self.strength = LineEdit(label="Strength", tooltip="Leave it empty to have it chosen from the image.")
         self.error = ComboBox(choices=[ERROR, TRUST, NEITHER], label="Also show")
@@ -251,6 +251,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         for widget, slot in (
             (self.image.changed, self._take_layer),
             (self.source.changed, self._show_fields),
+            (self.mode.changed, self._show_fields),
             (self.prior.changed, self._show_fields),
             (self.start.changed, self._start),
             (self.cancel.changed, self._cancel),
@@ -278,6 +279,8 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.formula.visible = self.source.value == FORMULA
         for widget in self._optics:
             widget.visible = self.source.value == MICROSCOPE
+        self.excitation.visible &= self.mode.value in ("confocal", "two-photon")
+        self.sheet.visible &= self.mode.value == "light-sheet"
         _, name, label = PRIORS[self.prior.value]
         self.strength.visible, self.strength.label = bool(name), label
 

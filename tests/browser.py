@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -58,6 +57,8 @@ class Browser:
             *(["--blink-settings=preferredColorScheme=0"] if dark else []),
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]  # fmt: skip
+        import fcntl
+
         # The browser reads from the descriptor 3 and writes to 4: the ends of the pipes are moved out of their way.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
         self._process = subprocess.Popen(

@@ -76,7 +76,9 @@ def test_the_script_of_an_array_ends_with_the_bytes_of_one_process_though_a_job_
     scripts = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (script,) = [script for script in scripts if "#SBATCH" in script]
     options = "--lambda 1e-2 --block-size 64"
-    Path("job.sh").write_text(script.replace("deconv invert", f"{sys.executable} -m deconv_cli invert {options}"))
+    Path("job.sh").write_text(
+        script.replace("deconv invert", f"{sys.executable} -m deconv_cli invert {options}"), encoding="utf-8"
+    )
 
     def begun(job):
         names = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_CPUS_PER_TASK": "1"}

@@ -104,19 +104,21 @@ def test_a_photograph_stays_in_color_and_its_opacity_is_kept(viewer, widget):
 
 def test_a_stack_is_restored_by_the_optics_and_by_a_layer_that_shows_a_point(viewer, widget):
     optics = deconv_cli.Microscope(
-        numerical_aperture=1.2, emission=520, spacing=(0.3, 0.1, 0.1), mode="confocal", excitation=488
+        numerical_aperture=1.2, emission=520, spacing=(0.3, 0.1032, 0.1032), mode="confocal", excitation=488
     )
     psf = deconv_cli.microscope_psf(optics, (9, 11, 11))
     truth = torch.zeros(9, 24, 24, dtype=torch.float64)
     truth[2, 6, 6:18], truth[6, 4:20, 14] = 4000, 3000
     blurred = deconv_cli.forward(truth[None], psf, dimensions=3, boundary="zero")[0] + 100
-    stack = viewer.add_image(blurred.numpy().astype(np.uint16), name="stack", scale=(0.3, 0.1, 0.1), units=("um",) * 3)
-    assert (widget.pixel.value, widget.plane.value) == (0.1, 0.3)
+    stack = viewer.add_image(
+        blurred.numpy().astype(np.uint16), name="stack", scale=(0.3, 0.1032, 0.1032), units=("um",) * 3
+    )
+    assert (widget.pixel.value, widget.plane.value) == (0.1032, 0.3)
     widget.source.value, widget.mode.value, widget.aperture.value = "a microscope's optics", "confocal", 1.2
     widget.prior.value, widget.strength.value, widget.error.value = "small differences", "1e-3", "nothing"
     run(widget)
     by_optics = viewer.layers["stack restored"]
-    assert tuple(by_optics.scale) == (0.3, 0.1, 0.1)
+    assert tuple(by_optics.scale) == (0.3, 0.1032, 0.1032)
     assert distance(by_optics.data, truth + 100) < 0.8 * distance(stack.data, truth + 100)
 
     viewer.add_image((1000 * psf / psf.max()).numpy().astype(np.float32), name="bead")

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,12 @@ def test_names_that_load_torch_resolve_in_a_fresh_process():
 
 def test_dir_lists_the_public_names():
     assert set(dir(deconv_cli)) == set(deconv_cli.__all__)
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    root = Path(deconv_cli.__file__).parent.parent
+    for name, line in (("CITATION.cff", "version: {}"), ("recipe/recipe.yaml", '  version: "{}"')):
+        assert line.format(deconv_cli.__version__) in (root / name).read_text(encoding="utf-8").splitlines(), name
 
 
 def test_an_unknown_name_is_an_attribute_error():

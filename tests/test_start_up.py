@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -101,7 +100,10 @@ def test_importing_the_package_does_not_load_torch():
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"))],
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo")),
+    ],
     ids=" ".join,
 )
 def test_help_fits_eighty_columns_and_is_plain_text(args):
@@ -115,7 +117,7 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
 
 
 def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher"):
+    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo"):
         words = deconv(command, "--help").stdout.decode().split()
         example = words[words.index("Example:") + 1 :]
         assert example[:2] == ["deconv", command]
@@ -207,6 +209,8 @@ def test_a_terminal_shows_errors_in_color():
 
 def test_help_costs_little_more_than_loading_what_writes_it():
     """In processor time, the least of five in turns, so that neither a busy nor a slow machine fails it."""
+
+    import resource
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

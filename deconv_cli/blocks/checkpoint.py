@@ -17,7 +17,7 @@ from typing import Any
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
-from deconv_cli.io.atomic import check_output_path, partial_path, process_name
+from deconv_cli.io.atomic import check_output_path, name_new, partial_path, process_name
 from deconv_cli.io.files import address_of, read_lines, remove
 from deconv_cli.io.records import open_sealed, seal_record
 from deconv_cli.io.region_arrays import RegionTarget, refusing_to_write
@@ -72,8 +72,8 @@ class Checkpoint:
             own = self.folder / f"plan-{process_name()}.json"
             own.write_text(content, encoding="ascii")
             with contextlib.suppress(FileExistsError):
-                os.link(own, self.folder / "plan.json")
-            own.unlink()
+                name_new(own, self.folder / "plan.json")
+            own.unlink(missing_ok=True)
         return self.read_plan() or plan
 
     def add(self, result: BlockResult) -> None:

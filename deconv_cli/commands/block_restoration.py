@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.io.image import ImageFile
-    from deconv_cli.io.regions import RegionSource
+    from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.reconstruction_record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
@@ -74,7 +74,7 @@ class BlockRestoration:
         Raises:
             UsageError: the user wants blocks, but the input cannot be cut.
         """
-        from deconv_cli.blocks.memory_check import is_small, whole_fits
+        from deconv_cli.blocks.block_problem import is_small, whole_fits
         from deconv_cli.io.regions import open_regions, read_corner
 
         budget = self._budget()

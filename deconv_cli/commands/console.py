@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -47,7 +48,9 @@ class _StandardStream(io.FileIO):
             return n_bytes if self._is_lost else super().write(data)
         except OSError as error:
             self._is_lost = True
-            if isinstance(error, BrokenPipeError) or self.fileno() == 2:
+            # On Windows a reader that left is an invalid argument.
+            is_left = isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
+            if is_left or self.fileno() == 2:
                 return n_bytes
             raise FileAccessError(f"the answer cannot be written to stdout: {error.strerror}.") from error
 
@@ -59,7 +62,7 @@ def prepare_streams() -> None:
         is_as_it_came = name == "stdout" and "utf" in getattr(stream, "encoding", "").lower()
         errors = "surrogateescape" if is_as_it_came else "backslashreplace"
         if stream is None:  # it was closed before the program began
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif stream.isatty():
             stream.reconfigure(errors=errors)
         elif isinstance(stream, io.TextIOWrapper):

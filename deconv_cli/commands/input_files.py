@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from deconv_cli.commands.parallel import Job
 from deconv_cli.errors import FileAccessError, UsageError
+
+FOLDS_CASE = ("win32", "darwin")
+"""Systems whose folders usually hold either `A.png` or `a.png`."""
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -203,7 +207,8 @@ def _identity(path: Path) -> object:
     try:
         found = path.stat()
     except OSError:
-        return os.path.realpath(path)
+        full = os.path.realpath(path)
+        return full.casefold() if sys.platform in FOLDS_CASE else full
     return found.st_dev, found.st_ino
 
 

@@ -73,7 +73,7 @@ class Evidence:
 
     @cached_property
     def origins(self) -> list[Operation]:
-        """The operations where NaN or infinity arises. An infinite mask does not count; NaN made of two of them does."""
+        """The operations where NaN or infinity arises; an infinite mask does not count, NaN made of two does."""
         trace = trace_forward(self.subject, find_origins=True)
         return trace.origins or trace.nan_origins
 

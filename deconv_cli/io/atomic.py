@@ -78,6 +78,19 @@ def _write_bytes(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def name_new(written: Path, final: Path) -> None:
+    """Give a written file its name, which must be new; raises `FileExistsError` where another process was first."""
+    try:
+        os.link(written, final)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT, and some folders of networks, have no links
+        final.open("xb").close()
+        written.replace(final)
+    else:
+        written.unlink()
+
+
 def put_in_place(written: Path, final: Path) -> None:
     """Rename a written file or folder; what had the name before is replaced."""
     if not written.is_dir():

@@ -192,7 +192,7 @@ class PartialFile(RegionTarget):
                         f"'{self.path}' takes {self.n_bytes} bytes, but its disk has room for {room}; free some, or "
                         "choose another disk."
                     )
-                os.link(own, partial)
+                atomic.name_new(own, partial)
             except FileExistsError:
                 return True  # of several processes the first one wins, and may have written into its file already
             finally:

@@ -10,6 +10,7 @@ import heapq
 import multiprocessing
 import pickle
 import signal
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
@@ -32,6 +33,10 @@ from deconv_cli.schedulers.scheduler import (
     persist,
 )
 
+MAX_BUSY = 60 if sys.platform == "win32" else 4096
+"""Processes that are waited for at once: Windows waits for 63 at most."""
+CRASHED = 0xC0000000
+"""Exit codes of processes that crashed on Windows begin here; elsewhere they are negative."""
 SECONDS_TO_END = 5.0
 """How long a process that has nothing left to do may take to end."""
 
@@ -137,7 +142,7 @@ class ProcessPool(Scheduler):
         finished: list[Finished[Result]] = []
         try:
             while True:
-                while len(busy) < self.n_workers:
+                while len(busy) < min(self.n_workers, MAX_BUSY):
                     number = again.popleft() if again else next(left, None)
                     if number is None:
                         break
@@ -215,7 +220,7 @@ class _Worker:
             self.is_lost = True
         self.process.join(SECONDS_TO_END)
         code = self.process.exitcode or 0
-        if code > 0:
+        if 0 < code < CRASHED:
             raise WorkerError(
                 f"a process that was started to do the work ended with exit code {code}; it printed why. A script that "
                 'starts processes has to do so under if __name__ == "__main__":.'
@@ -223,7 +228,8 @@ class _Worker:
         return Finished(
             self._number,
             error=WorkerError(
-                f"the process that did piece {self._number} was ended by signal {-code}, {1 + RETRIES} times; the "
+                f"the process that did piece {self._number} was ended by "
+                f"{f'signal {-code}' if code < 0 else f'code {code:#x}'}, {1 + RETRIES} times; the "
                 "system does that when memory is short: give fewer jobs, or a smaller max_memory."
             ),
         )

@@ -32,7 +32,7 @@ class Numbering(Work):
 
     def open(self):
         opened = Path("opened")
-        opened.write_text((opened.read_text() if opened.exists() else "") + "x")
+        opened.write_text((opened.read_text(encoding="utf-8") if opened.exists() else "") + "x", encoding="utf-8")
         return lambda job, source, progress: JobResult(
             job, {"number": source.image}, lambda: source, lambda: source, failures=("doubt",)
         )
@@ -42,7 +42,7 @@ class Numbering(Work):
 def jobs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, text in enumerate(["1", "2", "bad", "deadly", "5"], start=1):
-        Path(f"{number}.txt").write_text(text)
+        Path(f"{number}.txt").write_text(text, encoding="utf-8")
     return [Job(Path(f"{number}.txt"), Path("out"), number=number, n_jobs=5) for number in range(1, 6)]
 
 
@@ -50,7 +50,7 @@ def test_each_process_prepares_once_and_sends_no_image(jobs):
     task = BatchTask(Numbering(), jobs)
     sent = pickle.loads(pickle.dumps(task))
     done = [pickle.loads(pickle.dumps(sent(number))) for number in (1, 2, 5)]
-    assert Path("opened").read_text() == "x"
+    assert Path("opened").read_text(encoding="utf-8") == "x"
     assert [(one.job.number, one.record, one.failures) for one in done] == [
         (number, {"number": number}, ("doubt",)) for number in (1, 2, 5)
     ]

@@ -82,7 +82,10 @@ class TestRead:
         assert fault["parameters"] == ["body.weight", "body.bias"]
         (cause,) = fault["causes"]
         assert (cause["operation"], cause["file"]) == (".detach()", __file__)
-        assert "the cut of the exported program" in Path(__file__).read_text().splitlines()[cause["line"] - 1]
+        assert (
+            "the cut of the exported program"
+            in Path(__file__).read_text(encoding="utf-8").splitlines()[cause["line"] - 1]
+        )
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_a_torchscript_file_that_is_trusted(self, deconv, tmp_path):

@@ -10,7 +10,6 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.microscope_kernel import describe_optics
 from deconv_cli.errors import UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.metadata import read_optics
 
 OBJECTIVE = (
     '<Instrument ID="Instrument:0"><Objective ID="Objective:0" LensNA="1.1" Immersion="Water"/>'
@@ -40,52 +39,6 @@ def stack(tmp_path):
     before, found, after = xml.partition("<Pixels ")
     tifffile.tiffcomment(path, (before + '<ObjectiveSettings ID="Objective:0"/>' + found + after).encode())
     return path
-
-
-def channel(number, wavelengths=None):
-    """A channel of a spinning disk as Bio-Formats writes it; without wavelengths that of transmitted light."""
-    names = ("EmissionWavelength", "ExcitationWavelength")
-    known = "" if wavelengths is None else " ".join(
-        f'{name}="{value}" {name}Unit="nm"' for name, value in zip(names, wavelengths, strict=True)
-    )  # fmt: skip
-    return (
-        f'<Channel AcquisitionMode="SpinningDiskConfocal" ID="Channel:0:{number}" {known} Name="c{number}" '
-        'SamplesPerPixel="1"><DetectorSettings Binning="2x2" ID="Detector:0"/><LightPath/></Channel>'
-    )
-
-
-def bio_formats(path, wavelengths):
-    """Write an OME-TIFF with the elements that Bio-Formats takes from the files of a Zeiss spinning disk."""
-    size = (len(wavelengths), 3, 20, 21)
-    samples = np.random.default_rng(0).integers(100, 1000, size).astype(np.uint16).reshape(-1, *size[2:])
-    channels = "".join(channel(number, pair) for number, pair in enumerate(wavelengths))
-    distances = "".join(
-        f'PhysicalSize{axis}="{step}" PhysicalSize{axis}Unit="µm" '
-        for axis, step in (("X", 0.10833333333333332), ("Y", 0.10833333333333332), ("Z", 0.29))
-    )
-    xml = (
-        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-        '<Instrument ID="Instrument:0"><Microscope Type="Inverted"/><Detector ID="Detector:0"/><Objective '
-        'ID="Objective:1" Immersion="Water" LensNA="1.25" NominalMagnification="100.0"/></Instrument>'
-        '<Image ID="Image:0" Name="cells"><InstrumentRef ID="Instrument:0"/><ObjectiveSettings ID="Objective:1" '
-        'Medium="Water" RefractiveIndex="1.33"/><Pixels BigEndian="false" DimensionOrder="XYZCT" ID="Pixels:0" '
-        f'{distances}SizeC="{size[0]}" SizeT="1" SizeX="{size[3]}" SizeY="{size[2]}" SizeZ="{size[1]}" Type="uint16">'
-        f'{channels}<TiffData IFD="0" PlaneCount="{len(samples)}"/></Pixels></Image></OME>'
-    )
-    tifffile.imwrite(path, samples, photometric="minisblack", metadata=None, description=xml.encode())
-    return path
-
-
-FLUORESCENT = [(676.0, 659.0), (509.0, 488.0)]
-
-
-def test_a_channel_of_transmitted_light_is_named(deconv, refuses, tmp_path):
-    source = bio_formats(tmp_path / "cells.ome.tif", [*FLUORESCENT, None])
-    assert read_optics(read_image(source).native_fields).emissions == (676.0, 509.0, None)
-    refuses("invert", source, "-k", "microscope", "-o", tmp_path / "x.ome.tif", code=ExitCode.USAGE,
-            says="emission of channel 3; give that of all behind the word emission, as 676+509+NM")  # fmt: skip
-    deconv("forward", source, "-k", "gaussian:1", "-o", tmp_path / "kept.ome.tif", "-q")
-    assert read_optics(read_image(tmp_path / "kept.ome.tif").native_fields).excitations == (659.0, 488.0, None)
 
 
 def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):

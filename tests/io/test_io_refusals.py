@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import struct
 import subprocess
 import sys
@@ -189,6 +188,8 @@ def test_header_lies_are_refused_quickly_and_cheaply(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "warm.png")
     tifffile.imwrite(tmp_path / "warm.tif", np.zeros((4, 4)))
     read_image(tmp_path / "warm.png"), read_image(tmp_path / "warm.tif")
+    import resource
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in names:
         start = time.process_time()

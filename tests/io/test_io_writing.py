@@ -1,7 +1,6 @@
 """Results are written completely or not at all, and what cannot be is refused before the computation."""
 
 import os
-import resource
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -160,6 +159,8 @@ def test_a_write_that_the_system_cuts_short(tmp_path, source, planned, suffix):
     target.write_bytes(b"old")
     result = planned(target, source, force=True).prepare(source.values.float())
     before = names_in(tmp_path)
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
     try:

@@ -49,7 +49,7 @@ def described(layers):
 
 def test_a_module_tells_all_of_its_geometry(code, save, mixed):
     place = code("")
-    source = Path(__file__).read_text().split("class Mixed")[1].split("\n\n\nNAMES")[0]
+    source = Path(__file__).read_text(encoding="utf-8").split("class Mixed")[1].split("\n\n\nNAMES")[0]
     place.write_text(f"import torch\nfrom torch import nn\n\nclass Mixed{source}")
     named = f"{place}:Mixed"
     path = save(mixed.state_dict())

@@ -148,7 +148,7 @@ def test_the_factors_are_mapped_and_stay_when_the_file_is_replaced(tmp_path):
     path = saved(inverse, tmp_path)
     found, y = deconv_cli.load_pseudo_inverse(path), outputs_of(inverse)
     if sys.platform == "linux":
-        assert str(path) in Path("/proc/self/maps").read_text()
+        assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
     deconv_cli.save_pseudo_inverse(built("direct, tall"), path, force=True)
     assert torch.equal(found(y), inverse(y))
 
