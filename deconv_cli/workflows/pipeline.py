@@ -171,8 +171,10 @@ class Pipeline:
             return result
         predicted, image = result.predicted_error, result.image
         if predicted is not None and result.settings.is_linear:
-            ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-0.5, 0.5)]
-            size = synchronize.as_number((ends[1] - ends[0]).square().mean().sqrt())
+            # A file holds nothing below black, where the curve is steepest, or above white.
+            ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-1, 1)]
+            low, high = (end.clamp(0, curve.white) for end in ends)
+            size = synchronize.as_number((high - low).square().mean().sqrt()) / 2
             predicted = replace(predicted, in_samples=size)
         return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 

@@ -264,3 +264,16 @@ def test_what_was_clipped_before_is_not_counted():
     inside = torch.tensor([[[50, 60, 100, 200]]], dtype=torch.uint8)
     for estimate, share in ((image, 0.5), (image.clamp_max(200), 0.25), (image.clamp_min(0), 0.25)):
         assert measure_clipping(estimate, inside, 0, 255).share == share
+
+
+def test_the_expected_error_of_light_is_given_in_stored_values():
+    """Where the picture is black the curve is steep, and noise below black is stored as black."""
+    whole, kernel = read_image(SAMPLES / "astronaut.png").spanned_by(2).values, make_kernel("disk:2")
+    stored = whole[..., :128, 64:192]
+    curve = ToneCurve.srgb(255.0)
+    y = deconv_cli.forward(stored.float(), kernel, padding="valid", tone_curve=curve)
+    y = (y + random(y.shape)).clamp(0, 255).round().byte()
+    result = deconv_cli.invert(y, kernel, defaults="picture", prior="quadratic", tone_curve=curve, predict=True)
+    edge = (stored.shape[-1] - y.shape[-1]) // 2
+    real = float((result.image.clamp(0, 255) - stored[..., edge:-edge, edge:-edge]).square().mean().sqrt())
+    assert real / 1.5 < result.predicted_error.in_samples < 1.5 * real, real
