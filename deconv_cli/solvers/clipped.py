@@ -5,8 +5,8 @@ it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from
 convex, quadratic in pieces, and differentiable (Huber, "Robust estimation of a location parameter", Annals of
 Mathematical Statistics 35, 1964). Nonlinear conjugate gradients minimize it, preconditioned by the inverse on a torus
 (Polak and Ribière, 1969; Nocedal and Wright, Numerical Optimization, 2006, equation 5.45). A step takes three pairs of
-FFTs: the line search knows A times the direction, and looks at the saturated samples alone. The estimate and its
-residual are kept in double precision, and FFTs run in that of the data.
+FFTs: the line search knows A times the direction, and looks at the saturated samples alone. If a certificate needs more
+digits than the data have, the estimate and its residual are kept in double precision; the steps keep that of the data.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ full parts, and hung on data far away."""
 HUBER_THRESHOLD = 0.1
 """Part of a bound, from which on light above it costs linearly: else saturated stars lose their brightness, and
 what is around them with it."""
+LEAST_TOLERANCE_IN_FLOAT32 = 1e-6
 LINE_ACCURACY = 0.1
 """A line search ends where this part of the slope is left."""
 MAX_TRIALS = 30
@@ -58,14 +59,16 @@ def solve_clipped(
         progress: called after every iteration.
     """
     preconditioner, log = TorusPreconditioner(problem), IterationLog(rule, progress)
-    objective = _Objective(problem, y, is_clipped)
+    is_narrow = problem.runs_in_own_precision and rule.tolerance >= LEAST_TOLERANCE_IN_FLOAT32
+    exact = problem.operator if is_narrow else problem.operator.in_float64()
+    objective = _Objective(problem, y.to(exact.kernel.dtype), is_clipped)
     here = objective.at(preconditioner.estimate(y), problem.operator)
     certificate = here.certificate
     while True:
         if certificate > rule.tolerance and not log.is_spent:
             here = _descend(objective, here, preconditioner, log)
-        # Recurrences drift: a round is judged by what double precision makes of its estimate.
-        last, here = certificate, objective.at(here.x, objective.exact)
+        # Recurrences drift: a round is judged by its estimate alone.
+        last, here = certificate, objective.at(here.x, exact)
         certificate = here.certificate
         if certificate <= rule.tolerance or log.is_spent or not certificate < last / 2:
             break
@@ -76,7 +79,7 @@ def solve_clipped(
             status = Status.TIME_LIMIT if rule.is_overdue else Status.MAX_ITERATIONS
     x = here.x.to(y.dtype)
     if x.dtype != here.x.dtype:  # rounding is a part of what is given
-        certificate = objective.at(x, objective.exact).certificate
+        certificate = objective.at(x, exact).certificate
     return Solution(x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
 
 
@@ -87,12 +90,10 @@ class _Objective:
     """
 
     def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
-        self.problem, self.exact = problem, problem.operator.in_float64()
-        self.y = y.to(self.exact.kernel.dtype)
-        self.n_dims = problem.n_dims
+        self.problem, self.y, self.n_dims = problem, y, problem.n_dims
         self.places = is_clipped.flatten().nonzero()[:, 0]
-        self.owner = self.places // (y[(0,) * (y.ndim - self.n_dims)].numel())
-        self._least = -HUBER_THRESHOLD * self.y.flatten()[self.places].abs()
+        self.owner = self.places // y[(0,) * (y.ndim - self.n_dims)].numel()
+        self._least = -HUBER_THRESHOLD * self.at_bounds(y).abs()
         self._scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
 
     def at(self, x: Tensor, operator: Convolution) -> _Point:
