@@ -176,17 +176,18 @@ def _descend(objective: _Objective, here: _Point, preconditioner: TorusPrecondit
     gradient = last = here.gradient.to(dtype)
     while not log.is_spent:
         z = preconditioner.forward(gradient)
+        before, gamma = gamma, inner(gradient, z, n_dims)
         if direction is None:
-            direction = z
+            direction, slope = z, gamma
         else:
-            beta = safe_ratio(inner(z, gradient - last, n_dims), gamma).clamp_min(0)
+            beta = safe_ratio(gamma - inner(last, z, n_dims), before).clamp_min(0)
             direction = direction.mul_(as_factor(beta, z, n_dims)).add_(z)
-            is_up = inner(gradient, direction, n_dims) <= 0
-            if synchronize.holds_anywhere(is_up):
-                direction = torch.where(as_factor(is_up, is_up, n_dims), z, direction)
-        gamma, last = inner(gradient, z, n_dims), gradient
-        image, bent = operator.forward(direction), problem.penalty_gram(direction)
-        slope, bend = inner(gradient, direction, n_dims), inner(direction, bent, n_dims)
+            slope = inner(gradient, direction, n_dims)
+            if synchronize.holds_anywhere(slope <= 0):
+                direction = torch.where(as_factor(slope <= 0, z, n_dims) > 0, z, direction)
+                slope = torch.where(slope <= 0, gamma, slope)
+        last, image, bent = gradient, operator.forward(direction), problem.penalty_gram(direction)
+        bend = inner(direction, bent, n_dims)
         length = as_factor(objective.step_length(here, image, slope, bend), here.x, n_dims)
         x, residual = here.x.addcmul(length, direction), here.residual.addcmul(length, image, value=-1)
         here = objective.point(x, residual, here.rough.addcmul(length, bent), operator)
