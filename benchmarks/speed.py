@@ -85,8 +85,10 @@ def run_one(name: str, is_quick: bool) -> Figures:
     """Measure one workload."""
     torch.set_num_threads(1)
     deconv_cli.keep_freed_memory()
-    WORKLOADS[name](True).run()  # libraries are imported and warm up
-    WORKLOADS[name](True).run()  # libraries are imported and warm up
+    with Charges():  # libraries are imported and warm up
+        WORKLOADS[name](True).run()
+    with Charges():  # libraries are imported and warm up
+        WORKLOADS[name](True).run()
     work = WORKLOADS[name](is_quick)
     floor_s = min(_seconds(work.floor) for _ in range(3))
     copy_s = min(_seconds(work.data.clone) for _ in range(3))
