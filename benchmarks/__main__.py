@@ -1,5 +1,7 @@
 """Run the benchmarks: `python -m benchmarks [--quick] [--only QUESTION] [--peer-limit SECONDS]`.
 
+`python -m benchmarks speed [--only WORKLOAD]` prints where the time goes instead (`speed.py`), and keeps nothing.
+
 Every figure of a question comes from one run. A full run keeps its results in `results.json` and `results.md`; with
 `--only`, those of the other questions stay as they were, each with the day and the machine that it was measured on.
 """
@@ -13,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import speed
 from benchmarks.measuring import Figures, Scale, measure
 from benchmarks.printing import describe_machine
 
@@ -44,12 +47,19 @@ QUICK_PEER_LIMIT_S = 1.0
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure side by side; see README.md.")
-    parser.add_argument("--only", choices=QUESTIONS, action="append", help="one question; may be given more than once")
+    parser.add_argument("what", nargs="?", choices=["speed"], help="print where the time goes, and keep nothing")
+    parser.add_argument("--only", action="append", help="one question, or workload; may be given more than once")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all works; keeps no results")
     parser.add_argument(
         "--peer-limit", type=float, default=120.0, metavar="SECONDS", help="for each peer (default 120)"
     )
     options = parser.parse_args()
+    if options.what == "speed":
+        speed.main(options.only, is_quick=options.quick)
+        return
+    for name in options.only or ():
+        if name not in QUESTIONS:
+            parser.error(f"--only takes one of {', '.join(QUESTIONS)}, but got {name}")
     scale = Scale(options.quick, QUICK_PEER_LIMIT_S if options.quick else options.peer_limit)
     kept = FOLDER / "results.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() and not scale.is_quick else {}

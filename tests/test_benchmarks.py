@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measuring, peers, problems, stacks, textbook
+from benchmarks import measuring, peers, problems, speed, stacks, textbook
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.measuring import Case, Scale
 from benchmarks.printing import Target
@@ -145,3 +145,9 @@ def test_a_tiny_stack_is_restored_better_than_it_came():
     measured = stacks.fifty(name="deconv, Richardson–Lucy", n_iterations=3, **sizes)
     assert measured["n_iterations"] == 3
     assert 0 < measured["plane_error"] < 1
+
+
+def test_a_workload_is_split_into_what_it_does():
+    figures = measuring.measure(Case("tiny", speed.run_one, {"name": "unknown-512", "is_quick": True}))
+    assert figures["n_transforms"] > 0
+    assert 0 < figures["fft_s"] + figures["products_s"] + figures["other_s"] <= figures["total_s"]

@@ -22,6 +22,7 @@ from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import Size
@@ -116,17 +117,18 @@ class PeriodicExtension:
 
     def _is_free(self, is_clipped: Tensor, piece: Tensor, predicted: Tensor) -> Tensor:
         """Find the clipped samples of a piece that a prediction exceeds."""
-        return (self._piece(is_clipped.to(piece.dtype)) > 0) & (predicted > piece)
+        return self._piece(is_clipped) & (predicted > piece)
 
     def _predicted(self, piece: Tensor, lam: float, is_clipped: Tensor | None) -> Tensor:
         """Predict the data on the torus from an estimate of a piece."""
-        inverse, data = self._inverse(lam), self.kernel.join(piece)
         if is_clipped is None:
-            estimate = inverse.solve(data).value
+            estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
         else:
-            bounds = self._piece(is_clipped.to(piece.dtype)).reshape(data.shape)
-            arranged, is_bound = inverse.arrange(data), inverse.arrange(bounds) > 0
-            estimate = solve_clipped(inverse.problem, arranged, is_bound, _RULE).value
+            geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
+            operator = self.kernel.detached().convolution(geometry, as_rule("unknown"))
+            lam = lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size)
+            problem, is_bound = TikhonovProblem(operator, lam, penalty=self.penalty), self._piece(is_clipped)
+            estimate = solve_clipped(problem, piece, is_bound, _RULE).value
         estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
         return self._blur.forward(close_smoothly(estimate, self.torus))
 

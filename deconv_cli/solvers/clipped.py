@@ -2,29 +2,26 @@
 
 A saturated sample says "at least this bright". It counts as any other where the prediction Ax stays below it, and above
 it by Huber's function times `EXCESS_WEIGHT`: a square at first, and a line from `HUBER_THRESHOLD` on. The objective is
-convex, quadratic in pieces, and differentiable. Newton's method solves it: with the curvature w of each sample, 1,
-`EXCESS_WEIGHT` or 0, conjugate gradients solve least squares, until no curvature changes (Mangasarian, "A finite Newton
-method for classification", Optimization Methods and Software 17, 2002, on problems of this form; Huber, "Robust
-estimation of a location parameter", Annals of Mathematical Statistics 35, 1964). Nothing curves where w = 0, so a step
-may go too far and is then shortened.
+convex, quadratic in pieces, and differentiable (Huber, "Robust estimation of a location parameter", Annals of
+Mathematical Statistics 35, 1964). Nonlinear conjugate gradients minimize it, preconditioned by the inverse on a torus
+(Polak and Ribière, 1969; Nocedal and Wright, Numerical Optimization, 2006, equation 5.45). A step takes three pairs of
+FFTs: the line search knows A times the direction, and looks at the saturated samples alone. If a certificate needs more
+digits than the data have, the estimate and its residual are kept in double precision; the steps keep that of the data.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import as_factor, inner, relative
-from deconv_cli.operators.linear_operator import LinearOperator
-from deconv_cli.solvers.cgls import iterate
+from deconv_cli.operators.axes import as_factor, inner, norm, relative, safe_ratio
+from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.iterative import TorusPreconditioner
-from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
+from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖², where light above clipped samples costs hardly anything"
 EXCESS_WEIGHT = 1e-3
@@ -33,28 +30,16 @@ full parts, and hung on data far away."""
 HUBER_THRESHOLD = 0.1
 """Part of a bound, from which on light above it costs linearly: else saturated stars lose their brightness, and
 what is around them with it."""
-NEWTON_ACCURACY = 0.5
-LEAST_SHORTENING, MOST_SHORTENING, MAX_SHORTENINGS = 0.9, 0.1, 20
+LEAST_TOLERANCE_IN_FLOAT32 = 1e-6
+LINE_ACCURACY = 0.1
+"""A line search ends where this part of the slope is left."""
+MAX_TRIALS = 30
+PATIENCE = 100
+"""So many steps without a smaller gradient end a round, and a round that does not halve the gradient ends the rest."""
 DEFAULT_TOLERANCE = 3e-6
 """The certificate at which it ends where none was given: nearer to the solution nothing changes that one would see."""
 CLOSE_TOLERANCE = 3e-8
 """The same for parts of a picture, which have to agree."""
-
-
-class WeightedSamples(LinearOperator):
-    """A with outputs multiplied by `factors`, shape `(*batch, *operator.output_shape)`."""
-
-    def __init__(self, operator: LinearOperator, factors: Tensor) -> None:
-        self.input_shape, self.output_shape = operator.input_shape, operator.output_shape
-        self._operator, self._factors = operator, factors
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` of shape `(*batch, *input_shape)`."""
-        return self._factors * self._operator.forward(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transpose to `y` of shape `(*batch, *output_shape)`."""
-        return self._operator.adjoint(self._factors * y)
 
 
 def solve_clipped(
@@ -64,94 +49,151 @@ def solve_clipped(
     rule: StoppingRule,
     progress: Progress | None = None,
 ) -> Solution:
-    """Solve with saturated samples as lower bounds; the certificate is that of `_Quadratic`.
+    """Solve with saturated samples as lower bounds; the certificate is the norm of the gradient over ‖Aᴴy‖.
 
     Args:
         problem: with λ > 0.
         y: shape `(*batch, C_out, *output_size)`.
         is_clipped: which samples are bounds, of the same shape.
-        rule: when to stop; each round may take all the iterations that are left.
+        rule: when to stop.
         progress: called after every iteration.
     """
-    preconditioner, history = TorusPreconditioner(problem), list[float]()
-    objective = _Objective(problem, y, is_clipped)
-    here = objective.at(preconditioner.estimate(y).to(objective.y.dtype))
-    while here.certificate > rule.tolerance and len(history) < rule.max_iterations:
-        # The next round changes the equations, so an exact solution is not needed.
-        left = StoppingRule(max(rule.tolerance / here.certificate, NEWTON_ACCURACY), rule.max_iterations - len(history))
-        listener = partial(_report, progress, len(history), here.certificate) if progress else None
-        equations = _correction(problem, here)
-        found = iterate(equations, left, preconditioner=preconditioner, progress=listener)
-        history += [part * here.certificate for part in found.residual_norms]
-        last, here = here, objective.step(here, found.value.to(objective.y.dtype))
-        if here.certificate >= last.certificate and synchronize.holds_everywhere(here.weights == last.weights):
+    preconditioner, log = TorusPreconditioner(problem), IterationLog(rule, progress)
+    is_narrow = problem.runs_in_own_precision and rule.tolerance >= LEAST_TOLERANCE_IN_FLOAT32
+    exact = problem.operator if is_narrow else problem.operator.in_float64()
+    objective = _Objective(problem, y.to(exact.kernel.dtype), is_clipped)
+    here = objective.at(preconditioner.estimate(y), problem.operator)
+    certificate = here.certificate
+    while True:
+        if certificate > rule.tolerance and not log.is_spent:
+            here = _descend(objective, here, preconditioner, log)
+        # Recurrences drift: a round is judged by its estimate alone.
+        last, here = certificate, objective.at(here.x, exact)
+        certificate = here.certificate
+        if certificate <= rule.tolerance or log.is_spent or not certificate < last / 2:
             break
     status = Status.CONVERGED
-    if not here.certificate <= rule.tolerance:
-        status = Status.MAX_ITERATIONS if len(history) >= rule.max_iterations else Status.STAGNATED
-    x, certificate = here.x.to(y.dtype), here.certificate
+    if not certificate <= rule.tolerance:
+        status = Status.STAGNATED
+        if log.is_spent:
+            status = Status.TIME_LIMIT if rule.is_overdue else Status.MAX_ITERATIONS
+    x = here.x.to(y.dtype)
     if x.dtype != here.x.dtype:  # rounding is a part of what is given
-        certificate = objective.at(x.to(here.x.dtype)).certificate
-    return Solution(x, status, len(history), certificate, tuple(history), OBJECTIVE)
-
-
-def _report(progress: Progress, n_before: int, certificate: float, n: int, part: float) -> None:
-    """Count iterations over all rounds, and report the certificate instead of the remaining part of a gradient."""
-    progress(n_before + n, part * certificate)
-
-
-def _correction(problem: TikhonovProblem, here: _Quadratic) -> NormalEquations:
-    """Set up the equations of the next step, which hold as long as no curvature changes."""
-    dtype = problem.operator.kernel.dtype
-    operator = WeightedSamples(problem.operator, here.weights.to(dtype).sqrt())
-    nothing = torch.zeros_like(here.weights, dtype=dtype)
-    return NormalEquations(operator, nothing, problem.penalty_operator, problem.weight, g=here.gradient.to(dtype))
+        certificate = objective.at(x, exact).certificate
+    return Solution(x, status, log.n_iterations, certificate, tuple(log.history), OBJECTIVE)
 
 
 class _Objective:
-    """The objective, in double precision: in single precision the rest has too few digits."""
+    """The objective of data, and what it makes of their saturated samples.
+
+    `places` are those of the saturated samples in the flattened data, and `owner` is the image of each.
+    """
 
     def __init__(self, problem: TikhonovProblem, y: Tensor, is_clipped: Tensor) -> None:
-        operator = problem.operator.in_float64()
-        self.y, self.is_clipped = y.to(operator.kernel.dtype), is_clipped
-        self.equations = NormalEquations(operator, self.y, problem.penalty_operator, problem.weight)
+        self.problem, self.y, self.n_dims = problem, y, problem.n_dims
+        self.places = is_clipped.flatten().nonzero()[:, 0]
+        self.owner = self.places // y[(0,) * (y.ndim - self.n_dims)].numel()
+        self._least = -HUBER_THRESHOLD * self.at_bounds(y).abs()
+        self._scale = norm(problem.operator.adjoint(y.to(problem.operator.kernel.dtype)), self.n_dims)
 
-    def at(self, x: Tensor) -> _Quadratic:
-        """Compute curvature, gradient and certificate at an estimate."""
-        residual = self.equations.residual(x)
-        exceeds, least = self.is_clipped & (residual <= 0), -HUBER_THRESHOLD * self.y.abs()
-        weights = torch.ones_like(self.y).masked_fill_(exceeds, EXCESS_WEIGHT)
-        weights.masked_fill_(exceeds & (residual < least), 0)
-        counted = torch.where(exceeds, EXCESS_WEIGHT * torch.maximum(residual, least), residual)
-        gradient = self.equations.remaining(x, counted)
-        certificate = relative(self.equations.norm(gradient), self.equations.scale).max()
-        return _Quadratic(x, weights, gradient, synchronize.as_number(certificate))
+    def at(self, x: Tensor, operator: Convolution) -> _Point:
+        """Compute residual, penalty and gradient at an estimate by the operator in some precision."""
+        x = x.to(self.y.dtype)
+        residual = self.y - operator.forward(x.to(operator.kernel.dtype))
+        return self.point(x, residual, self.problem.penalty_gram(x), operator)
 
-    def step(self, here: _Quadratic, way: Tensor) -> _Quadratic:
-        """Search along a line: shorten the step of each image until its slope has not turned by over one half."""
-        n_dims = self.equations.n_dims
-        slope = inner(here.gradient, way, n_dims)
-        length = torch.ones_like(slope)
-        for _ in range(MAX_SHORTENINGS):
-            there = self.at(here.x + as_factor(length, way, n_dims) * way)
-            behind = inner(there.gradient, way, n_dims)
-            is_too_far = behind < -slope / 2
-            if not synchronize.holds_anywhere(is_too_far):
+    def point(self, x: Tensor, residual: Tensor, rough: Tensor, operator: Convolution) -> _Point:
+        """Compute gradient and certificate of an estimate, from its residual y − Ax and μLᴴLx."""
+        counted = residual.clone()
+        counted.view(-1)[self.places] = self.counted(self.at_bounds(residual))
+        gradient = operator.adjoint(counted.to(operator.kernel.dtype)) - rough
+        certificate = synchronize.as_number(relative(norm(gradient, self.n_dims), self._scale).max())
+        return _Point(x, residual, rough, gradient, certificate)
+
+    def at_bounds(self, samples: Tensor) -> Tensor:
+        """Take the saturated samples alone, shape `(n_bounds,)`."""
+        return samples.flatten()[self.places]
+
+    def counted(self, residual: Tensor) -> Tensor:
+        """Compute how much of the residuals of saturated samples pulls at the estimate."""
+        return torch.where(residual > 0, residual, EXCESS_WEIGHT * torch.maximum(residual, self._least))
+
+    def step_length(self, here: _Point, image: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
+        """Find where the slope along a direction ends, for each image of the batch.
+
+        Args:
+            here: the estimate.
+            image: A times the direction.
+            slope: of the objective along the direction, downwards.
+            bend: the curvature along the direction that the penalty has.
+        """
+        residual, gain = self.at_bounds(here.residual), self.at_bounds(image).to(slope.dtype)
+        whole = inner(image, image, self.n_dims) + bend  # as if no sample were saturated
+        base = slope - self._sum((self.counted(residual) - residual) * gain, slope)
+        length, low, high = torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+        left = slope
+        for _ in range(MAX_TRIALS):
+            missed = residual - self._each(length) * gain
+            weights = torch.where(missed > 0, 1, EXCESS_WEIGHT * (missed >= self._least))
+            curvature = whole - self._sum((1 - weights) * gain.square(), slope)
+            newton = length + safe_ratio(left, curvature)
+            length = torch.where((newton > low) & (newton < high), newton, (low + high.clamp_max(1e30)) / 2)
+            missed = residual - self._each(length) * gain
+            left = base - length * whole + self._sum((self.counted(missed) - missed) * gain, slope)
+            if synchronize.holds_everywhere(left.abs() <= LINE_ACCURACY * slope.abs()):
                 break
-            shortened = (slope / (slope - behind)).clamp(MOST_SHORTENING, LEAST_SHORTENING)
-            length = torch.where(is_too_far, length * shortened, length)
-        return there
+            low, high = torch.where(left > 0, length, low), torch.where(left < 0, length, high)
+        return torch.where(slope > 0, length, 0)
+
+    def _each(self, numbers: Tensor) -> Tensor:
+        return numbers.flatten()[self.owner]
+
+    def _sum(self, values: Tensor, like: Tensor) -> Tensor:
+        """Add up numbers of the saturated samples of each image."""
+        return torch.zeros_like(like).view(-1).index_add_(0, self.owner, values.to(like.dtype)).view(like.shape)
 
 
 @dataclass(frozen=True, eq=False)
-class _Quadratic:
-    """The objective around an estimate x, where it is quadratic.
+class _Point:
+    """An estimate x, its residual y − Ax, μLᴴLx, the gradient, which points down the objective, and its certificate.
 
-    `weights` are the curvatures of the samples, `gradient` points down the objective, and the certificate is its norm
-    over that of Aᴴy, for the worst image.
+    The certificate is the norm of the gradient over that of Aᴴy, for the worst image.
     """
 
     x: Tensor
-    weights: Tensor
+    residual: Tensor
+    rough: Tensor
     gradient: Tensor
     certificate: float
+
+
+def _descend(objective: _Objective, here: _Point, preconditioner: TorusPreconditioner, log: IterationLog) -> _Point:
+    """Take steps of nonlinear conjugate gradients until the tolerance is reached or nothing is gained any more."""
+    problem, n_dims = objective.problem, objective.n_dims
+    operator, dtype = problem.operator, problem.operator.kernel.dtype
+    direction: Tensor | None = None
+    gamma, n_since, least = torch.zeros(()), 0, here.certificate
+    gradient = last = here.gradient.to(dtype)
+    while not log.is_spent:
+        z = preconditioner.forward(gradient)
+        before, gamma = gamma, inner(gradient, z, n_dims)
+        if direction is None:
+            direction, slope = z, gamma
+        else:
+            beta = safe_ratio(gamma - inner(last, z, n_dims), before).clamp_min(0)
+            direction = direction.mul_(as_factor(beta, z, n_dims)).add_(z)
+            slope = inner(gradient, direction, n_dims)
+            if synchronize.holds_anywhere(slope <= 0):
+                direction = torch.where(as_factor(slope <= 0, z, n_dims) > 0, z, direction)
+                slope = torch.where(slope <= 0, gamma, slope)
+        last, image, bent = gradient, operator.forward(direction), problem.penalty_gram(direction)
+        bend = inner(direction, bent, n_dims)
+        length = as_factor(objective.step_length(here, image, slope, bend), here.x, n_dims)
+        x, residual = here.x.addcmul(length, direction), here.residual.addcmul(length, image, value=-1)
+        here = objective.point(x, residual, here.rough.addcmul(length, bent), operator)
+        gradient = here.gradient.to(dtype)
+        log.record(here.certificate)
+        least, n_since = (here.certificate, 0) if here.certificate < least else (least, n_since + 1)
+        if here.certificate <= log.rule.tolerance or n_since > PATIENCE:
+            break
+    return here

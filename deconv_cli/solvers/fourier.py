@@ -242,7 +242,9 @@ def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = Fal
 
 def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | None, times_adjoint: bool) -> Tensor:
     is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
-    gram = _add_to_diagonal(blocks @ blocks.mH if is_wide else blocks.mH @ blocks, diagonal)
+    # In memory: each product with a lazy conjugate would copy it.
+    adjoint = blocks.mH.resolve_conj()
+    gram = _add_to_diagonal(blocks @ adjoint if is_wide else adjoint @ blocks, diagonal)
     if largest is None:
         largest = synchronize.as_number(block_norms(gram).max())
     with single_threaded(gram.device):
@@ -259,7 +261,7 @@ def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | No
             inverse[places] = torch.linalg.pinv(gram[places], hermitian=True, atol=largest * SINGULAR, rtol=0.0)
     if not times_adjoint:
         return inverse
-    return blocks.mH @ inverse if is_wide else inverse @ blocks.mH
+    return adjoint @ inverse if is_wide else inverse @ adjoint
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

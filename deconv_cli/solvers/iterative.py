@@ -19,7 +19,7 @@ from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
 from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
-from deconv_cli.solvers.problem import TikhonovProblem, check_ramps, plain_iterations
+from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps, plain_iterations
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP, StripSystem, krylov_basis
@@ -218,8 +218,10 @@ class TorusPreconditioner(RestoringPreconditioner):
         self._wraps = operator.boundary.wraps_beside_edges(len(roomy))
         lengths = zip(roomy, geometry.image_size, self._wraps, strict=True)
         torus = tuple(n if is_wrapped else room for room, n, is_wrapped in lengths)
-        # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest.
-        wide = to_float64(taps)
+        # Double precision: the smallest eigenvalues of KᴴK + μ would drown in float32's rounding of the largest, except
+        # those of a blur under a λ that is not tiny.
+        is_safe = has_one_sign(taps) and problem.lam >= MIN_LAMBDA_IN_FLOAT32
+        wide = taps if is_safe else to_float64(taps)
         origin = masked(geometry.pads.before, self._wraps)
         symbol = torus_symbol(wide, torus, origin)
         penalty = find_penalty(problem.penalty).symbol(torus, wide.dtype, taps.device)

@@ -14,7 +14,7 @@ preconditioner: on photographs and stars it saved iterations and took more time 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status
 from deconv_cli.vocabulary import Size
 
 OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖² over all x ≥ 0"
+DEFAULT_TOLERANCE = 1e-4
+"""The certificate at which it ends where none was given. On stacks of cells the estimate was within 0.05 % of the
+minimum, and 36 % off the truth; judged on a photograph (0.08 % and 7 %) and on stars (0.2 % and 64 %)."""
 # A Newton system is solved until this part of its right-hand side is left, at most for these iterations.
 NEWTON_ACCURACY = 0.1
 MAX_INNER_ITERATIONS = 200
@@ -49,6 +52,8 @@ class Nonnegative(Prior):
         self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, estimate: float | Tensor | None = None
     ) -> Estimator:
         """Build the estimator on the inverse of the same problem without the constraint."""
+        if settings.tolerance is None:
+            settings = replace(settings, tolerance=DEFAULT_TOLERANCE)
         return NonnegativeEstimator(PseudoInverse(kernel, image_size, settings))
 
 
@@ -156,18 +161,20 @@ class _Descent:
         length = safe_ratio(
             self._inner(free_gradient, free_gradient), self._inner(free_gradient, self._gram(free_gradient))
         )
-        moved, fell = self._descend(x, gradient, -as_factor(length, x, self.equations.n_dims) * free_gradient)
+        moved, bent, fell = self._descend(x, gradient, -as_factor(length, x, self.equations.n_dims) * free_gradient)
         x = x + moved
-        gradient = gradient + self._gram(moved)
+        gradient = gradient + bent
         direction = self._newton_direction(x, gradient, going, log)
-        newton, fell_again = self._descend(x, gradient, torch.where(mask, direction, 0))
+        newton, _, fell_again = self._descend(x, gradient, torch.where(mask, direction, 0))
         return x + newton, synchronize.holds_anywhere(fell | fell_again)
 
     def _newton_direction(self, x: Tensor, gradient: Tensor, going: Tensor, log: IterationLog) -> Tensor:
         """Solve the normal equations on the free pixels, and send the others to zero."""
         held = self.pixel_scale * x <= gradient
         outwards = torch.where(held, -x, 0)
-        right = torch.where(held | ~self._spread(going), 0, -(gradient + self._gram(outwards)))
+        if synchronize.holds_anywhere(outwards != 0):
+            gradient = gradient + self._gram(outwards)
+        right = torch.where(held | ~self._spread(going), 0, -gradient)
         flat = right.reshape(-1, math.prod(self.equations.operator.input_shape))
         goal = NEWTON_ACCURACY * flat.norm(dim=-1)
         most = log.n_inner + MAX_INNER_ITERATIONS
@@ -183,28 +190,30 @@ class _Descent:
 
         return outwards + solve_definite(apply, lambda vector: vector, flat, goes_on).reshape(x.shape)
 
-    def _descend(self, x: Tensor, gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, x: Tensor, gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Go along a direction that is bent at zero, as far as the objective falls enough.
 
         Returns:
-            The step, zero for images whose objective would not fall; and whether it falls, shape `(*batch,)`.
+            The step d, zero for images whose objective would not fall; (AᴴA + μLᴴL)d; and whether it falls, shape
+            `(*batch,)`.
         """
         length = as_factor(torch.ones_like(self.equations.scale), x, self.equations.n_dims)
-        way = torch.zeros_like(x)
+        way = bent = torch.zeros_like(x)
         fell = torch.zeros_like(self.equations.scale, dtype=torch.bool)
         for _ in range(MAX_HALVINGS):
             trial = (x + length * direction).clamp_min(0) - x
             slope = self._inner(gradient, trial)
             # The objective is quadratic: its change is known without the rounding of a difference.
-            change = slope + 0.5 * self._inner(trial, self._gram(trial))
+            image = self._gram(trial)
+            change = slope + 0.5 * self._inner(trial, image)
             falls = (slope < 0) & (change <= SUFFICIENT_DECREASE * slope) & ~fell
-            way = torch.where(self._spread(falls), trial, way)
+            way, bent = (torch.where(self._spread(falls), new, old) for new, old in ((trial, way), (image, bent)))
             fell = fell | falls
             # An image that cannot move has no slope either.
             if synchronize.holds_everywhere(fell | (slope == 0)):
                 break
             length = torch.where(self._spread(fell), length, length / 2)
-        return way, fell
+        return way, bent, fell
 
     def _inner(self, a: Tensor, b: Tensor) -> Tensor:
         return inner(a, b, self.equations.n_dims)

@@ -5,11 +5,12 @@ import torch
 from cases import products, random
 from dense_minima import projected_gradient
 
+import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.nonnegative import NonnegativeEstimator
+from deconv_cli.solvers.nonnegative import DEFAULT_TOLERANCE, NonnegativeEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Status
 
@@ -71,6 +72,17 @@ def test_the_conditions_hold_on_larger_images(lam, tolerance):
     g = problem.operator.adjoint(problem.operator.forward(x) - y) + problem.penalty_gram(x)
     scale = problem.operator.adjoint(y).flatten(-3).norm(dim=-1)
     assert (torch.where(x > 0, g, g.clamp_max(0)).flatten(-3).norm(dim=-1) <= 3 * tolerance * scale).all()
+
+
+def test_by_default_it_ends_near_enough_to_the_minimum():
+    y = stars(estimator(BLUR, size=(40, 37)))
+    found, closer, minimum = (
+        deconv_cli.invert(y, BLUR[0, 0], prior="nonnegative", lam=1e-3, tolerance=tolerance)
+        for tolerance in (None, 1e-6, 1e-9)
+    )
+    assert found.solution.certificate <= DEFAULT_TOLERANCE
+    assert found.solution.n_iterations < closer.solution.n_iterations
+    assert float((found.image - minimum.image).norm()) < 2e-3 * float(minimum.image.norm())
 
 
 def test_float32_reaches_its_tolerance():
