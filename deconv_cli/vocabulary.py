@@ -117,7 +117,7 @@ def nearest_name(names: Iterable[str], text: str) -> str | None:
 
 
 def is_whole(found: object) -> TypeGuard[int]:
-    """Return whether an object is a whole number, of NumPy too; a truth value is not."""
+    """Return whether an object is an integer of Python or NumPy; a bool is not."""
     return isinstance(found, Integral) and not isinstance(found, bool)
 
 

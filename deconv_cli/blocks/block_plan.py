@@ -242,7 +242,7 @@ def _too_large(grid: BlockGrid, n_bytes: int, options: BlockOptions) -> TooLarge
 
 
 def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
-    """Choose blocks whose seams are measured: those around whose corner the data vary most, one at the frame if any."""
+    """Choose the numbers of the blocks whose seams are measured: where the data vary most, and one at the frame."""
     n_blocks = grid.n_blocks
     # Spread evenly, whatever the number of blocks in a row.
     spread = {int(GOLDEN_SECTION * k % 1 * n_blocks) for k in range(MAX_LOOKS)}
@@ -258,7 +258,9 @@ def choose_seams(problem: BlockProblem, grid: BlockGrid) -> tuple[int, ...]:
             contrast = contrast_of(problem.read(block.batch, data).double(), problem.white)
             found.append((contrast, number, None in corner))
     found.sort(reverse=True)
-    chosen = [*found[: max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))], *[one for one in found if one[-1]][:1]]
+    n_chosen = max(MIN_SEAMS, round(SEAM_SHARE * n_blocks))
+    at_frame = [one for one in found if one[-1]][:1]
+    chosen = [*found[:n_chosen], *at_frame]
     return tuple(dict.fromkeys(number for _, number, _ in chosen))
 
 

@@ -32,7 +32,7 @@ from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.resolution import ResolvedInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class BlockProblem:
     layout: Layout
     kernel: Tensor
     settings: ReconstructionSettings
-    resolution: Resolution
+    resolution: ResolvedInput
     bias: Tensor | None = None
     device: str = "cpu"
 
@@ -126,7 +126,9 @@ class BlockProblem:
             values, resolution = self._closed(values, data, resolution)
         return pipeline.reconstruct(values, resolution, progress=progress)
 
-    def _closed(self, values: Tensor, data: Sequence[Interval], resolution: Resolution) -> tuple[Tensor, Resolution]:
+    def _closed(
+        self, values: Tensor, data: Sequence[Interval], resolution: ResolvedInput
+    ) -> tuple[Tensor, ResolvedInput]:
         """Put data on a torus along the axes whose both ends are cuts.
 
         The influence of what lies outside ends in the halo, whatever it is, and on a torus the estimate has a closed
@@ -144,7 +146,7 @@ class BlockProblem:
         padding = tuple((0, r) if is_wrapped else cut.pads_of(interval) for cut, interval, r, is_wrapped in ends)
         return closed, replace(resolution, settings=replace(settings, padding=padding, wraps=wraps))
 
-    def resolution_of(self, data: Sequence[Interval]) -> Resolution:
+    def resolution_of(self, data: Sequence[Interval]) -> ResolvedInput:
         """Resolve the settings for a part of the data."""
         ends = list(zip(self.cuts, data, strict=True))
         pads = tuple(cut.pads_of(interval) for cut, interval in ends)

@@ -138,7 +138,7 @@ class BlockTask:
         limit_threads(self.plan.n_threads)
         block, pipeline = self.grid.block(number), _pipeline_of(self)
         done, core = self._restore(block, pipeline)
-        seam = self._seam(block, core, pipeline)  # once the memory of the block itself is free again
+        seam = self._measure_seam(block, core, pipeline)  # once the memory of the block itself is free again
         return replace(done, seam=seam, seconds=time.perf_counter() - started)
 
     def _restore(self, block: Block, pipeline: Pipeline) -> tuple[BlockResult, Tensor]:
@@ -170,11 +170,12 @@ class BlockTask:
         )
         return done, core
 
-    def _seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
-        """Compare a block with one of the same size that has the corner of this block in its middle.
+    def _measure_seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
+        """Return how much a block differs at most from one of the same size with this block's corner in its middle.
 
-        Both are restored from their own data. The part that both have is compared, except at saturated samples: the
-        quarter of this block towards that corner, where four blocks meet; in three dimensions the eighth.
+        Each is restored from its own data. They are compared where they overlap: the quarter of this block towards that
+        corner, in three dimensions the eighth. Saturated samples do not count. `None` if the seams of this block are
+        not measured.
         """
         if block.number not in self.plan.seams:
             return None

@@ -1,4 +1,7 @@
-"""The blocks that are done, on disk: a run that was killed resumes from there, and finds what earlier runs left."""
+"""The record on disk of the blocks that are done.
+
+A run that was killed resumes from it, and a new run finds what earlier runs left.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class Checkpoint:
                 os.close(descriptor)
 
     def results(self) -> dict[int, BlockResult]:
-        """Return the blocks that are done by their numbers, without those whose lines are damaged."""
+        """Return the results of the finished blocks by block number. Damaged lines are left out."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import DoubtReason
 
 SMALL = 2**14
-"""Samples of the tile that is restored if nothing has to be chosen."""
+"""Samples of the one tile that is restored to see which solver runs, if nothing has to be chosen."""
 N_PIECES = 5
 """Tiles that choose: those with the most contrast."""
 N_STEPPED = 3

@@ -130,7 +130,7 @@ def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:
 
 
 def _scaled(band: ErrorBand, n_pixels: int, share: float) -> ErrorBand:
-    """Set the number of pixels of a band, and scale the error that the data do not determine."""
+    """Set the number of pixels of a band, and scale the parts of its error that the data leave open."""
     if band.noise is None or band.null_space is None or band.outside_frame is None:
         return replace(band, n_pixels=n_pixels, predicted=share * band.predicted)
     null_space, outside = share * band.null_space, share * band.outside_frame

@@ -253,7 +253,10 @@ def _check_output(found: Size | None, shape: Size, y_shape: Size) -> None:
 
 
 def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: int) -> Size:
-    """Find the size of the input by bisection along each axis: a larger input never gives a smaller output."""
+    """Find the size of the input by bisection along each axis: a larger input never gives a smaller output.
+
+    Of several sizes that give the output, take `stride` times the output if that is one, else the smallest.
+    """
     target = y_shape[-n_axes:]
     largest = 1
     while largest <= MAX_SIZE:
@@ -280,9 +283,9 @@ def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: i
 
     sizes = []
     for axis, n in enumerate(target):
-        first, behind = least(axis, n), least(axis, n + 1)
-        stride = behind - first
-        sizes.append(stride * n if first <= stride * n < behind else first)
+        smallest, too_large = least(axis, n), least(axis, n + 1)
+        stride = too_large - smallest
+        sizes.append(stride * n if smallest <= stride * n < too_large else smallest)
     shape = (channels, *sizes)
     _check_output(_shape_after(on_meta, shape), shape, y_shape)
     return tuple(sizes)

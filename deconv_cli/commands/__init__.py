@@ -1,1 +1,4 @@
-"""The command line: one file a command. Nothing here imports torch before a command runs."""
+"""The command line: a file for each command, or for a few commands of `deconv kernel`.
+
+Nothing here imports torch before a command runs.
+"""

@@ -1,4 +1,7 @@
-"""The `deconv` command: its subcommands, and the one place where errors become sentences and exit codes."""
+"""The `deconv` command: its subcommands, and the one place where errors become sentences and exit codes.
+
+A doubted result exits with 3 in its own command.
+"""
 
 from __future__ import annotations
 

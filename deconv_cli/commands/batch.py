@@ -247,7 +247,7 @@ class Batch:
         self._printed_once.add(kind)
 
     def _set_aside(self, job: Job, error: Exception) -> None:
-        """Print why a job failed, and keep the sentence: the error itself holds on to images."""
+        """Print why a job failed. Keep only the sentence, since the error would keep its images in memory."""
         if isinstance(error, DeconvError):
             sentence, code = with_options(str(error)), exit_code_for(error)
         else:

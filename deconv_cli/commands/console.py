@@ -1,4 +1,4 @@
-"""Streams, sentences, tables and pictures: all go to stderr, so that stdout carries only the answer."""
+"""Streams, sentences, tables and pictures: the answer goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ class ExitCode(IntEnum):
     FAILURE = 1
     USAGE = 2
     UNTRUSTWORTHY = 3
-    """Finished, but not to be trusted as it is: not converged, doubted, or a batch done in part."""
+    """Finished, but not to be trusted as it is: not converged, doubted, no blur found, or a batch done in part.
+
+    Commands that wrote a result end with it themselves; errors get it from `exit_code_for`.
+    """
     FAULT_FOUND = 4
     INPUT_REFUSED = 5
     INTERRUPTED = 130

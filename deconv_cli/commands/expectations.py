@@ -1,4 +1,4 @@
-"""Findings that the user expects, and the rest of a report without them."""
+"""The findings that the user expects (`--expect`), and the verdict on all other findings of a report."""
 
 from __future__ import annotations
 

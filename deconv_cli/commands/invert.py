@@ -1,4 +1,7 @@
-"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel."""
+"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel.
+
+The options and the reading of a file are here. What happens to one picture is in `restoration.py`.
+"""
 
 from __future__ import annotations
 

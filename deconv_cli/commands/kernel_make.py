@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 ACCURATE = 1e-3
-"""Error of the transform below which there is no note."""
+"""Largest error of the transform that gets no note."""
 
 MAKE_EXAMPLE = "Example: deconv kernel make 'disk:4*motion:9@30' -o blur.npy --show"
 EXTRACT_EXAMPLE = "Example: deconv kernel extract sample_images/pnet.pt --layer conv1 -o conv1.safetensors"

@@ -190,7 +190,7 @@ def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
 
 
 def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[float | None]:
-    """List the emission of each channel in nm, from the file or the dye that it names; adds to `assumed`."""
+    """List the emission of each channel in nm, from the file or the dye that it names; add the dyes to `assumed`."""
     from deconv_cli.io.metadata import emission_of_dye
 
     names = () if image is None else image.channel_names

@@ -220,7 +220,7 @@ class PieceProgress(_ProgressLine):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Remove the line while the block prints: Rich would send stdout to where the line is."""
+        """Remove the line while the block prints. Otherwise Rich would send stdout to stderr, where the line is."""
         if self._status is None:
             yield
             return

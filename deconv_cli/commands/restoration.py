@@ -1,4 +1,4 @@
-"""Restore one file: read it, reconstruct it, and write the result."""
+"""Restore one file that was read: resolve its settings, reconstruct it, write the result, and describe it."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class PeriodicExtension:
 
     It takes a piece of at most 768 × 768 samples (less if channels mix) from the middle of the data, as a part of a
     larger scene of which nothing is known outside; periodic data of that size stay as they are. It keeps the inverse of
-    the latest λ. Of the boundary only counts whether it is circular; `max_memory` are the bytes that an estimate may
-    take.
+    the latest λ. All that counts of the boundary is whether it is circular. `max_memory` is how many bytes an estimate
+    may take.
 
     Attributes:
         sigma_max: the largest singular value on the torus of the whole data, which λ is measured by.
@@ -116,7 +116,7 @@ class PeriodicExtension:
         return filled, 1 - synchronize.as_number(is_free.double().mean())
 
     def _is_free(self, is_clipped: Tensor, piece: Tensor, predicted: Tensor) -> Tensor:
-        """Find the clipped samples of a piece that a prediction exceeds."""
+        """Find the clipped samples of a piece for which a larger value was predicted."""
         return self._piece(is_clipped) & (predicted > piece)
 
     def _predicted(self, piece: Tensor, lam: float, is_clipped: Tensor | None) -> Tensor:

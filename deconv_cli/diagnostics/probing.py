@@ -33,10 +33,10 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import LambdaRule, Size
 
-# Random signs to draw, in numbers, if one image has fewer.
+# Random signs to draw at least, over all probes; one probe if an image has more.
 N_PROBED = 2**15
 MAX_PROBES = 16
-# Numbers of a batch to use, or one image if that has more.
+# Samples of a batch to use at most, but at least one image.
 MAX_NUMBERS = 2**22
 MEAN_RULE = StoppingRule(tolerance=1e-3, max_iterations=30)
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)

@@ -151,7 +151,7 @@ def _summed(index: Tensor, values: Tensor, n_bins: int) -> Tensor:
 
 
 def _sectors(units: Tensor) -> tuple[Tensor, int]:
-    """Number the sectors of directions, the same for opposite ones, and count them."""
+    """Give each direction the number of its sector, the same for opposite directions; count the sectors."""
     if units.shape[-1] == 2:
         angle = torch.atan2(units[..., 0], units[..., 1])
         return ((angle / math.pi + 0.5) * _N_ANGULAR).long().clamp_max(_N_ANGULAR - 1), _N_ANGULAR

@@ -215,7 +215,10 @@ def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: P
 
 
 def _tail(taps: Tensor, axis: int, image_size: Size, weight: float, penalty: PenaltyLike) -> Tensor | None:
-    """Compute the relative rms of the response at distances from d on, for d = 0, 1, ..."""
+    """Compute how much of the inverse's response to one disturbed pixel lies at distances of d or more, d = 0, 1, ...
+
+    It is the rms along an axis, relative to d = 0. `None` if too costly, singular or not finite.
+    """
     n_outputs, n_inputs = taps.shape[:2]
     affordable = int(MAX_OPERATIONS / (n_outputs * n_inputs * min(n_outputs, n_inputs)))
     length = min(2 * image_size[axis], MAX_LENGTH, affordable // MIN_LINES)

@@ -291,6 +291,7 @@ def _outcome_at_kink(function: ScalarFunction, ends: _Ends, autograd: float, sca
     if not (gap > floor and gap > 0.3 * gap_coarse):
         return None
     low, high = sorted(slopes[fine])
-    # At each corner autograd's slope lies between the two sides; of several corners with signs, the sum need not.
+    # At one corner autograd's slope lies between the slopes of the two sides. The sum over several corners, each with a
+    # sign, may lie a little outside.
     margin = _CORNERS * gap
     return Outcome.KINK if low - margin <= autograd <= high + margin else Outcome.DIFFERS

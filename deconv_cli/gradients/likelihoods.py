@@ -122,7 +122,10 @@ class SampleLoss:
         return self.likelihood.negative_log(self._classes_second(output), target)
 
     def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model."""
+        """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
+
+        A loss without a likelihood is taken as it is.
+        """
         if self.likelihood is None:
             return self.value(output, batch.target)
         is_drawn = batch.target is None or self.kind in ("sampled", "exact")

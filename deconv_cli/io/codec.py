@@ -47,7 +47,7 @@ class StoredImage:
     notes: tuple[str, ...] = ()
     """On changes to the samples, a sentence each."""
     n_levels: int = 1
-    """Number of resolutions to be written, each half the one before."""
+    """Number of pyramid levels to be written, each half the one before."""
     jpeg_table: tuple[int, ...] | None = None
     """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
 
@@ -94,7 +94,7 @@ class WriteRequest:
     flavor: str
     """`Metadata.flavor` of that image."""
     n_levels: int = 1
-    """Number of resolutions to be stored, each half the one before."""
+    """Number of pyramid levels to be stored, each half the one before."""
 
     @property
     def same_channels(self) -> bool:

@@ -1,4 +1,8 @@
-"""The metadata of an image, which every codec reads and writes as far as it can; EXIF blocks; the optics in OME-XML."""
+"""The metadata of an image; EXIF blocks; the optics in OME-XML.
+
+A codec reads it into `StoredImage.metadata`, `ImageFile.metadata` keeps it, `Codec.carry` reduces it to what the other
+format can hold, and `Codec.write` writes it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ METERS = {
 
 @dataclass(frozen=True)
 class Resolution:
-    """Pixels per unit of length along the columns (`x`) and the rows (`y`); the inverse of the pixel size."""
+    """The pixel size, kept as its inverse: pixels per unit of length along the columns (`x`) and the rows (`y`)."""
 
     x: Fraction
     y: Fraction

@@ -43,7 +43,7 @@ def plan_output(
         force: whether an existing file may be replaced.
         same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
-        n_levels: number of resolutions that are stored, each half the one before.
+        n_levels: number of pyramid levels that are stored, each half the one before.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.

@@ -1,7 +1,7 @@
 """Pairs of images as least squares for the kernel between them: ‖Xk − y‖², a row of X for each output pixel.
 
-A row holds the pixels that the taps meet there. X itself is never stored: it is gone through in pieces of a few rows of
-output pixels.
+Each row holds the input pixels that the taps cover at that output pixel. X itself is never stored: the code goes
+through it in pieces of a few rows of output pixels.
 """
 
 from __future__ import annotations

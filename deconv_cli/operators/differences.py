@@ -36,8 +36,8 @@ class Difference:
         """Evaluate it at the frequencies of `torch.fft.rfftn`, as a product over the axes.
 
         Returns:
-            Complex, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two. The factor is in
-                the first.
+            Complex, one for each axis, shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two axes. The
+                factor is in the first.
         """
         parts = []
         for axis, order in zip(space_axes(len(torus)), self.orders, strict=True):
@@ -139,7 +139,7 @@ class Gradient(Differences):
 
 
 class Laplacian(Differences):
-    """Second differences with the energy of the Laplacian on a torus, and of a bent plate inside a frame.
+    """Second differences whose squares add up to ‖Δx‖² on a torus, and to the energy of a bent plate inside a frame.
 
     It takes `(*batch, C, *size)` to `(*batch, n, C, *size)`: ∂xx, ∂yy and √2 ∂xy for two axes.
     """
@@ -151,7 +151,7 @@ class Laplacian(Differences):
 def difference_energies(torus: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Evaluate |exp(iθ) − 1|² = 4 sin²(θ/2) for each axis of a torus at the frequencies of `torch.fft.rfftn`.
 
-    They are real, and shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two.
+    They are real, and shaped to broadcast: `(N1, 1)` and `(N2 // 2 + 1,)` for two axes.
     """
     return tuple(4 * (_axis_angles(torus, axis, dtype, device) / 2).sin().square() for axis in space_axes(len(torus)))
 

@@ -173,7 +173,7 @@ class LinearOperator(ABC):
         n_inputs = math.prod(self.input_shape)
         basis = torch.eye(n_inputs, dtype=self.dtype or torch.float64, device=self.device)
         basis = basis.reshape(n_inputs, *self.input_shape)
-        # Some at a time: a large kernel may extend each image by far more than that holds.
+        # A few images at a time: a large kernel may extend each to many times its own size.
         columns = [self.forward(images).reshape(len(images), -1) for images in basis.split(MAX_COLUMNS)]
         return torch.cat(columns).T
 

@@ -2,7 +2,7 @@
 
 With `coarse[o] = Σ_t K[t]·fine[s·o + d·t − b]` along an axis:
 
-- stride: pixels s·q + r of the fine grid are pixel q of a channel of their own, phase r (pixel unshuffle). Tap t meets
+- stride: pixel s·q + r of the fine grid becomes pixel q of channel r, called phase r (pixel unshuffle). Tap t meets
   phase (d·t − b) mod s at q − o = ⌊(d·t − b)/s⌋, so the rest is a convolution with stride 1 and more channels.
 - dilation: outputs o = d·o' + j depend on the pixels of phase (j − b) mod d alone. Each j is a problem of its own, with
   the same taps and its own border.

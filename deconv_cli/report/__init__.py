@@ -1,1 +1,1 @@
-"""A finished result as one JSON-able record."""
+"""A finished result as JSON, as a page, as pictures, and in a notebook."""

@@ -71,7 +71,7 @@ class DaskCluster(Scheduler):
         return cls(_connect(distributed, settings.scheduler))
 
     def memory_of_piece(self, given: int | None, free: int) -> int:
-        """Return half of the limit of a worker: Dask ends those that exceed most of it."""
+        """Return the given limit, or half of the memory of the smallest worker: Dask ends those that use most of it."""
         if given is not None:
             return given
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()

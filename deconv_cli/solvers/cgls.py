@@ -227,7 +227,8 @@ def solve_definite(
     Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1.
 
     The right-hand sides `(B, n)` are overwritten to save memory. `watch` decides when to stop, from `measure` of the
-    residual, by default its norm. The solution is added to `start`, by default zero, in place.
+    residual, by default its norm. The solution is added to `start` in place, zeros by
+    default; if `start` is an estimate, `right` must be its residual.
     """
     x = torch.zeros_like(right) if start is None else start
     residual = right

@@ -141,7 +141,7 @@ class LayeredInverse(Inverse):
 
     @cached_property
     def _side(self) -> str:
-        """Which equations give the Moore–Penrose solution: those of the `image`, of the `data`, or `plain` ones."""
+        """The equations of the Moore–Penrose solution: of `image`, of `data`, or `plain` if neither is sound."""
         n_outputs, n_inputs = self._layer.layer.plain_taps(self._layer.layer.kernel).shape[1:3]
         sides = ("image", "data") if n_outputs >= n_inputs else ("data", "image")
         small = _smaller(self.problem.operator)

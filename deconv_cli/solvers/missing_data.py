@@ -8,8 +8,8 @@ K scaled to σmax = 1, s = λ (1 for λ = 0), and P, M and N as in `fourier.Toru
 - `MissingDifferences`: the same under a penalty on differences, where differences of the torus that the image lacks are
   missing as well. With the rows A of √λ l_j stacked below K, and values q for the missing part of both, q − AN(Aᴴ(y +
   q) + g) = 0 there, and z = N(Aᴴ(y + q) + g).
-- `TiedPixels`: pixels are zero outside the image, and all outputs were observed. Multipliers ν hold the pixels at zero,
-  with N(Kᴴy + g − ν) = 0, and z = N(Kᴴy + g − ν).
+- `TiedPixels`: pixels are zero outside the image, and all outputs were observed. Multipliers ν hold those
+  pixels at zero: N(Kᴴy + g − ν) = 0 there, and the image is z = N(Kᴴy + g − ν).
 """
 
 from __future__ import annotations

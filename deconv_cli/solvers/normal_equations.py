@@ -261,12 +261,13 @@ class _Refinement:
         return found
 
     def is_reached(self, found: _Estimate) -> Tensor:
-        """Return which images have a gradient as small as the goal, shape `(*batch,)`.
+        """Return which images are solved, shape `(*batch,)`: those whose gradient is as small as the goal.
 
-        Under a heavy penalty on differences rounding leaves more than that; then the estimate must be as near to the
-        minimizer as the tolerance.
+        Under a heavy penalty on differences, rounding keeps the gradient above the goal. Then an image is solved too if
+        it is as near to the minimizer as the tolerance.
         """
         is_small = self.equations.norm(found.gradient) <= self.log.goal
+        # The penalty is the identity, or all images are solved: nothing else has to be looked at.
         if self.equations.least_curvature is not None or synchronize.holds_everywhere(is_small):
             return is_small
         bound = self.relative_distance(found)

@@ -5,9 +5,9 @@ share, which grows with the steps, of the way from the last step's result (Wang 
 acceleration of the Richardson–Lucy algorithm for 3D microscopy image restoration, IEEE Transactions on Image Processing
 23, 2014). If momentum makes x less likely, the step leaves it out, and the shares begin again (O'Donoghue and Candès,
 Adaptive restart for accelerated gradient schemes, Foundations of Computational Mathematics 15, 2015). So a step takes
-one product with A and one with Aᴴ, and another with A if momentum fails. Shares taken from the last two gains (Biggs
-and Andrews, Applied Optics 36, 1997) need less than half of the steps but carry noise along: for stars and stacks of
-few counts they lost half a decibel to two.
+one product with A and one with Aᴴ, and another with A if momentum fails. Shares computed from the last two gains
+(Biggs and Andrews, Applied Optics 36, 1997) need less than half of the steps but amplify noise: on stars and stacks of
+few counts they lost 0.5 to 2 dB.
 
 Momentum changes the light of the estimate, so each step scales it to the light of the data, which makes it likelier.
 The scale and the decision about momentum are taken over the whole image. Local steps take neither: then a pixel depends
@@ -220,7 +220,7 @@ class RichardsonLucySteps:
             yield from slabs(self._n_axes, part, *(planes_of(array, place, self._n_axes) for array in arrays))
 
     def _spread(self, numbers: Tensor) -> Tensor:
-        """Shape numbers of images, shape `(B,)`, to multiply images by, in their dtype."""
+        """Reshape one number for each image, shape `(B,)`, so that it multiplies that image; in their dtype."""
         return numbers.to(self.x.dtype).reshape(-1, *[1] * (self.x.ndim - 1))
 
 

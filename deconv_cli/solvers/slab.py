@@ -149,7 +149,7 @@ class SlabSystem:
         """Solve for unknowns of B images, a batch of this shape.
 
         The right-hand side `(B, n)` is overwritten; the solution is added to `start`, by default zero, in place. `unit`
-        is the factor between the gradient of a residual and that in the log's unit.
+        converts the gradient of a residual to the unit of the log.
         """
         start = self._zeros(len(right)) if start is None else start
         if right.shape[-1] == 0 or log.is_spent:

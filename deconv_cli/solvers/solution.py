@@ -165,8 +165,8 @@ class Solution:
         objective: the objective that `value` minimizes, in words.
         weight: of the prior, if it has one; given, or found from the noise.
         rho: the last ρ of an iteration by ADMM; `None` for others.
-        n_steps: of an iteration that the noise ends, the steps that led to `value`, without those that looked for their
-            number; `None` for others.
+        n_steps: if the noise decides when to stop, the number of steps that led to `value`, without those spent on
+            finding this number; `None` for others.
         noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
         distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is the bound ‖gradient‖ / (λσ²max), and in closed form a bound of the rounding.

@@ -130,7 +130,7 @@ class TotalVariationEstimator(Estimator):
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
 
         Raises:
-            UsageError: the weight has to follow from the noise, and there is none.
+            UsageError: no weight was given, and the data have no noise to take it from.
         """
         data = self.data_of(y)
         self.check_memory(self.cost, self.n_images(data))

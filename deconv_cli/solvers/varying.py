@@ -109,7 +109,8 @@ def _problem_of(
 ) -> TikhonovProblem:
     """Give the problem of the kernel at one place for an image of the size of its box."""
     boundary, taps = operator.boundary, operator.taps[place][None, None]
-    if boundary.is_unknown:  # the box is one of the image with its border, and has none of its own
+    if boundary.is_unknown:
+        # The box was cut from the image together with its border, so it needs none of its own.
         inner = Convolution(taps, size, padding="valid", boundary=boundary)
     else:  # what a rule copies is beyond the reach of a circulant inverse: any that copies will do, of any reach
         rule = "replicate" if boundary.copies_pixels else boundary

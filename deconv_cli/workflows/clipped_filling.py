@@ -24,7 +24,7 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.tone_curve import ToneCurve, white_of
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.resolution import ResolvedInput
 
 TILE = 256
 """Samples along each axis that are filled at once."""
@@ -36,7 +36,7 @@ RULE = StoppingRule(tolerance=1e-4, max_iterations=10)
 and more iterations made it a little brighter for as much more time."""
 
 
-def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor | None:
+def find_bounds(data: Tensor, kernel: Kernel, resolution: ResolvedInput) -> Tensor | None:
     """Find full samples, which are lower bounds, if the estimate can use bounds; `None` if there are none."""
     if resolution.ceiling is None or resolution.has_bounds is False:
         return None
@@ -48,7 +48,7 @@ def find_bounds(data: Tensor, kernel: Kernel, resolution: Resolution) -> Tensor 
     return find_clipped(data, resolution.ceiling, kernel.size, least_share)
 
 
-def with_ceiling(resolution: Resolution, y: Tensor, n_axes: int) -> Resolution:
+def with_ceiling(resolution: ResolvedInput, y: Tensor, n_axes: int) -> ResolvedInput:
     """Set the value of a full sample; under white noise full samples are measurements."""
     if resolution.settings.noise in (None, "white"):
         return replace(resolution, ceiling=None)

@@ -24,7 +24,8 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.lambda_of_data import find_variation_weight, measure_noise_of_channels
+from deconv_cli.workflows.lambda_of_data import find_variation_weight
+from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
 
 EVEN, CURVED = 0.45, 0.65
 """Factors on the noise for prior photo: of even noise, and after a tone curve was undone. Best on

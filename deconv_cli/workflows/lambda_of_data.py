@@ -1,4 +1,4 @@
-"""The noise of data, and λ or the weight of the total variation chosen from data.
+"""λ, or the weight of the total variation, chosen from data.
 
 A picture gives λ by frequency, a layer by probing (`diagnostics/lambda_choice.py`). A kernel that varies gives one λ at
 each of several places; the median of those costs 1 % of the least error, and at most 13 %, where the middle kernel on
@@ -14,20 +14,17 @@ up to 13 dB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice, choose_lambda, choose_lambda_by_probing
 from deconv_cli.diagnostics.noise_level import estimate_noise
-from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum, passed_sigma
-from deconv_cli.diagnostics.periodic_extension import PeriodicExtension, affordable_window
+from deconv_cli.diagnostics.noise_spectrum import passed_sigma
+from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
 from deconv_cli.diagnostics.probing import RandomImages, constant_part, fit_probed_image_model
-from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
@@ -38,9 +35,8 @@ from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.linear_operator import Identity, LinearOperator
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import spaced_penalty
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.cgls import iterate
-from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
@@ -120,7 +116,10 @@ def choose_lambda_of_data(
 
 
 def _places(kernel: Kernel, geometry: Geometry) -> list[tuple[Kernel, Size, Size]]:
-    """List a few places of a field, the outermost among them: the kernel, and start and size of the data around it."""
+    """List a few places of a field, the outermost among them.
+
+    Of each: the kernel, and where the piece of data around it starts and how large it is.
+    """
     field, places = kernel.field, []
     assert field is not None
     numbers = [
@@ -203,7 +202,7 @@ def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings:
     sigma = settings.noise.sigma or estimate_noise(y, kernel.n_axes)
     check_noise(y, sigma)
     noise = replace(settings.noise, sigma=sigma)
-    sigma = passed_sigma(noise, kernel.taps, y)
+    passed = passed_sigma(noise, kernel.taps, y)
     quadratic = replace(
         settings,
         prior="quadratic",
@@ -218,107 +217,4 @@ def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings:
     inverse = PseudoInverse(kernel, image_size, replace(quadratic, lam=lam, noise=None))
     edges = inverse.problem.penalty_operator.forward(inverse.solve(y).value)
     mean = torch.linalg.vector_norm(edges, dim=-inverse.n_dims - 1).mean()
-    return sigma**2 / (synchronize.as_number(mean) + sigma)
-
-
-LEAST_SIDE = 3
-"""Pixels along each axis from which noise can be estimated."""
-_BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
-
-
-def find_noise(
-    y: Tensor,
-    kernel: Kernel,
-    settings: ResolvedSettings,
-    *,
-    estimator: Estimator | None = None,
-    observed_share: float = 1.0,
-    faded: FadedImages | None = None,
-) -> NoiseModel:
-    """Find the kind of noise of data `(*batch, C_out, *size)` without the bias.
-
-    A fit computes its basis once for each `estimator`, and uses `faded`, the data under a window, if given. A share
-    `observed_share` of the data is noisy; the rest is predicted from an estimate.
-
-    Raises:
-        UsageError: several models, but one problem.
-    """
-    found = settings.noise
-    if isinstance(found, tuple):
-        if len(found) > 1:
-            raise UsageError(
-                f"noise was given for {len(found)} channels, but these data are restored as a whole; give one model."
-            )
-        found = found[0]
-    if found == "auto":
-        piece = _middle(y, kernel)
-        basis = _basis_of(piece, kernel, estimator)
-        whole = faded if faded is not None and faded.images.shape == piece.shape else None
-        found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
-    model = found if isinstance(found, NoiseModel) else NoiseModel()
-    return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
-
-
-def model_of(settings: ReconstructionSettings) -> NoiseModel:
-    """Return the noise model of settings whose noise was found."""
-    assert isinstance(settings.noise, NoiseModel)
-    return settings.noise
-
-
-def find_noise_of_channels(
-    channels: Sequence[Tensor], kernels: Sequence[Kernel], observed_shares: Sequence[float] = (1.0,)
-) -> tuple[NoiseModel, ...]:
-    """Find the kind of noise of each channel `(*batch, 1, *size)` of a picture: colored in all if it is in one.
-
-    Compression and smoothing act on all channels, but the spectrum of one channel may not show it. There are as many
-    kernels, and shares of noisy data, as channels, or one.
-    """
-    pieces = [_middle(channel, kernels[c % len(kernels)]) for c, channel in enumerate(channels)]
-    bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
-    fits = [
-        partial(
-            fit_noise_spectrum, piece, bases[c % len(bases)], observed_share=observed_shares[c % len(observed_shares)]
-        )
-        for c, piece in enumerate(pieces)
-    ]
-    found = [fit() for fit in fits]
-    if all(model.is_white for model in found):
-        return tuple(found)
-    return tuple(fit(is_colored=True) if model.is_white else model for model, fit in zip(found, fits, strict=True))
-
-
-def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
-    """Find the noise of each channel with its size; one model if the kernel mixes channels.
-
-    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. Noise that the
-    settings hold for each channel already is returned.
-    """
-    if isinstance(settings.noise, tuple):
-        return settings.noise
-    channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
-    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
-    is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE
-    known = [settings.noise_sigma or model.sigma or (0.0 if is_tiny else None) for model in models]
-    return tuple(
-        replace(model, sigma=estimate_noise(channel, kernel.n_axes) if sigma is None else sigma)
-        for model, sigma, channel in zip(models, known, channels, strict=True)
-    )
-
-
-def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:
-    """Return the part of the fit that depends only on the kernel and the size, once for each estimator."""
-    found = None if estimator is None else _BASES.get(estimator)
-    if found is None:
-        found = SpectrumBasis.of(kernel.taps, tuple(piece.shape[2:]))
-        if estimator is not None:
-            _BASES[estimator] = found
-    return found
-
-
-def _middle(y: Tensor, kernel: Kernel) -> Tensor:
-    """Cut an affordable window out of the middle of data, arranged for the kernel: `(n, C_out, *window)`."""
-    outputs = kernel.split(y.detach(), are_outputs=True)
-    outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
-    window = affordable_window(tuple(outputs.shape[2:]))
-    start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
-    return crop(outputs, start, window)
+    return passed**2 / (synchronize.as_number(mean) + passed)

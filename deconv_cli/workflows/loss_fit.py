@@ -136,7 +136,7 @@ class _LeastSquares:
 def _as_squared(
     groups: Sequence[Sequence[Pair]], columns: Tensor, loss: Loss, size: Size
 ) -> tuple[list[list[Pair]], float]:
-    """Replace data by those for which the weighted square has the slope of the loss, at taps `(G, N, C_out)`.
+    """Replace the data so that the weighted squared error has the slope of the loss, at taps `(G, N, C_out)`.
 
     Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals; the weights are those of McCullagh and
     Nelder, Generalized Linear Models, 1989, section 2.5, as far as they depend on the prediction alone.
@@ -180,7 +180,7 @@ def _weights(found: Slopes, middle: float) -> Tensor:
 
 
 def _reweighted(pair: Pair, predicted: Tensor, found: Slopes, bend: float, weights: Tensor) -> Pair:
-    """Replace data by those for which the weighted square has the slope of the loss."""
+    """Replace the data so that the weighted squared error has the slope of the loss at the prediction."""
     step, distance = found.slope / (bend * weights), (predicted - pair.y).abs()
     # Where a prediction is impossible the loss is far steeper than at the data, and the step would lead far beyond.
     step = step.abs().minimum(distance.clamp_min(step.abs().median())).copysign(step)

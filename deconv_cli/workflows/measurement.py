@@ -34,9 +34,10 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.lambda_of_data import count_numbers, find_noise, model_of
+from deconv_cli.workflows.lambda_of_data import count_numbers
+from deconv_cli.workflows.noise_of_data import find_noise, model_of
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import Resolution
+from deconv_cli.workflows.resolution import ResolvedInput
 from deconv_cli.workflows.trust import measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
@@ -45,7 +46,7 @@ _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 def measure(
     estimator: Estimator,
     data: Tensor,
-    resolution: Resolution,
+    resolution: ResolvedInput,
     solution: Solution,
     tolerance: float,
     choice: LambdaChoice | None,

@@ -41,14 +41,15 @@ from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling
 from deconv_cli.workflows.estimators import BuiltInverses, build_estimator
-from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data, find_noise, find_noise_of_channels
+from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.measurement import Diagnosis, diagnose, join_diagnoses, measure
+from deconv_cli.workflows.noise_of_data import find_noise, find_noise_of_channels
 from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
-from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, Resolution, resolve, resolve_for_inverse
+from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, ResolvedInput, resolve, resolve_for_inverse
 from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER, measure_clipping
 
 TESTED_SIDE = 256
@@ -99,7 +100,7 @@ class Pipeline:
         self._channels: list[Pipeline] = []
         self._adding = threading.Lock()
 
-    def resolve(self, metadata: InputMetadata = NO_METADATA) -> Resolution:
+    def resolve(self, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
         """Fill in the open settings for an input; nothing is computed yet.
 
         Raises:
@@ -112,7 +113,7 @@ class Pipeline:
     def reconstruct(
         self,
         y: Tensor,
-        resolution: Resolution | None = None,
+        resolution: ResolvedInput | None = None,
         *,
         truth: Tensor | None = None,
         progress: Callable[[int, float], None] | None = None,
@@ -146,7 +147,7 @@ class Pipeline:
         return replace(result, image=planes.join(result.image), predicted_error=predicted)
 
     def _reconstruct(
-        self, y: Tensor, resolution: Resolution, truth: Tensor | None, listener: ProgressListener
+        self, y: Tensor, resolution: ResolvedInput, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Reconstruct data whose axes are those of the kernel: in light if the blur acted there, then in samples."""
         kernel = self._canonical.with_layer(resolution.settings.layer)
@@ -179,7 +180,7 @@ class Pipeline:
         return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 
     def _restore(
-        self, y: Tensor, resolution: Resolution, steps: Steps, truth: Tensor | None, listener: ProgressListener
+        self, y: Tensor, resolution: ResolvedInput, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore channels that go together: find the noise, choose λ, build, solve, measure, and predict the error.
 
@@ -259,7 +260,7 @@ class Pipeline:
         self,
         y: Tensor,
         kernel: Kernel,
-        resolution: Resolution,
+        resolution: ResolvedInput,
         steps: Steps,
         truth: Tensor | None,
         listener: ProgressListener,
@@ -301,7 +302,7 @@ class Pipeline:
             parts.append(pipeline._restore(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener))
         return join_channels(parts, resolution, kernel.n_axes)
 
-    def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: Resolution) -> Reconstruction:
+    def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: ResolvedInput) -> Reconstruction:
         """Restore the middle of a photograph with the quadratic prior too, whose residual reveals a wrong kernel."""
         kernel = self._canonical
         settings = replace(resolution.settings, prior="quadratic", strength=None, predict=False, seed=None)
@@ -323,7 +324,7 @@ class Pipeline:
         finest = widest(measure_resolution(taps, window, InverseFilter(weight, penalty, rcond)))
         return replace(result, quadratic=found, finest=finest, light_caution=found.light_caution)
 
-    def find_bounds(self, y: Tensor, resolution: Resolution) -> Tensor | None:
+    def find_bounds(self, y: Tensor, resolution: ResolvedInput) -> Tensor | None:
         """Find the full samples of data with the axes of the kernel that `reconstruct` takes for lower bounds."""
         kernel = self._canonical.with_layer(resolution.settings.layer)
         data = self._in_light(y, resolution.tone_curve)
@@ -427,7 +428,7 @@ class Pipeline:
             self.inverse = PseudoInverse(kernel, image_size, replace(settings, noise=None))
         return self.inverse
 
-    def _framed(self, inverse: PseudoInverse, data: Tensor, resolution: Resolution) -> PseudoInverse:
+    def _framed(self, inverse: PseudoInverse, data: Tensor, resolution: ResolvedInput) -> PseudoInverse:
         """Return the inverse at the frame of the whole picture, for data that are a part of it."""
         if resolution.frame is None:
             return inverse
@@ -436,7 +437,7 @@ class Pipeline:
         size = tuple(data.shape[-kernel.n_axes :])
         return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
-    def _explanation(self, estimator: Estimator, data: Tensor, resolution: Resolution) -> str | None:
+    def _explanation(self, estimator: Estimator, data: Tensor, resolution: ResolvedInput) -> str | None:
         """Return the padding that explains the data of a layer if the given one does not; else `None`."""
         kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
         is_other = settings.lam > 0 and resolution.settings.padding != "valid"
@@ -455,7 +456,7 @@ class Pipeline:
                 return 'padding="valid"'
         return None
 
-    def _is_one_by_one(self, y: Tensor, resolution: Resolution) -> bool:
+    def _is_one_by_one(self, y: Tensor, resolution: ResolvedInput) -> bool:
         """Return whether each channel has its own kernel or λ."""
         if self._given is not None:
             return False
@@ -464,7 +465,7 @@ class Pipeline:
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
         return resolution.is_per_channel or bool(resolution.lams) or chooses
 
-    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: Resolution, truth: Tensor | None) -> None:
+    def _check_channels(self, y: Tensor, kernel: Kernel, resolution: ResolvedInput, truth: Tensor | None) -> None:
         """Refuse kernels, λ, a bias or a truth for another number of channels."""
         if kernel.is_per_channel:
             kernel.check_channels(y)
@@ -485,7 +486,7 @@ class Pipeline:
 
 
 def _test_picture(
-    result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: Resolution
+    result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: ResolvedInput
 ) -> Reconstruction:
     """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
     curve = resolution.tone_curve
@@ -519,7 +520,7 @@ def _solve(
     return solve_clipped(estimator.problem, estimator.arrange(data), bounds, rule, listener)
 
 
-def _steps(y: Tensor, resolution: Resolution, n_axes: int) -> Steps:
+def _steps(y: Tensor, resolution: ResolvedInput, n_axes: int) -> Steps:
     """Return the distance of neighboring values that a sample of each channel can have."""
     given, curve = resolution.settings.quantization, resolution.tone_curve
     step = given if given is not None else 0.0 if y.is_floating_point() else 1.0

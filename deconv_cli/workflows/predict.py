@@ -28,7 +28,7 @@ from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.lambda_of_data import measure_noise_of_channels
+from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
 UNSEEN, UNSEEN_OF_LOST, UNSEEN_OF_SMOOTHED = 1.9, 0.55, 0.3

@@ -26,7 +26,7 @@ from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda
-from deconv_cli.workflows.resolution import Reasons, Resolution
+from deconv_cli.workflows.resolution import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     WRONG_KERNEL,
     Clipping,
@@ -256,7 +256,7 @@ class Reconstruction(ShownInNotebook):
 _NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
-def join_channels(parts: Sequence[Reconstruction], resolution: Resolution, n_axes: int) -> Reconstruction:
+def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_axes: int) -> Reconstruction:
     """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
     first = parts[0]
     worst = next((part for part in parts if not part.is_trusted), first)

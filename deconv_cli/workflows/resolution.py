@@ -146,7 +146,7 @@ class Reasons:
 
 
 @dataclass(frozen=True)
-class Resolution:
+class ResolvedInput:
     """Settings with a value for everything, except perhaps λ.
 
     Attributes:
@@ -219,7 +219,7 @@ def default_noise(kind: InputKind) -> NoiseKindLike:
     return _DEFAULTS[kind].noise
 
 
-def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> Resolution:
+def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMetadata = NO_METADATA) -> ResolvedInput:
     """Fill in the open settings from the input's record, or by the kind of input.
 
     Args:
@@ -291,7 +291,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         | {field.name: getattr(layer, field.name) for field in fields(layer)}
         | {"noise": noise, "lam": lam if isinstance(lam, float) else 0.0, "prior": prior}
     )
-    return Resolution(
+    return ResolvedInput(
         resolved,
         Reasons(boundary_reason, lambda_reason, light.reason),
         chooses_lambda=lam == "auto",
@@ -392,7 +392,7 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
 
 def resolve_for_inverse(
     inverse: PseudoInverse, settings: ReconstructionSettings, metadata: InputMetadata = NO_METADATA
-) -> Resolution:
+) -> ResolvedInput:
     """Take the settings that an inverse fixes from it, and the others from `settings`.
 
     Raises:
@@ -417,7 +417,7 @@ def resolve_for_inverse(
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
     light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
     _check_light_of_noise(settings, light.light)
-    return Resolution(
+    return ResolvedInput(
         ResolvedSettings(**merged | {"light": light.light}),
         Reasons(reason, reason, light.reason),
         tone_curve=light.curve,

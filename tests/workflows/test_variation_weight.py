@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.noise_model import FREQUENCIES, NoiseModel
-from deconv_cli.workflows.lambda_of_data import find_noise_of_channels
+from deconv_cli.workflows.noise_of_data import find_noise_of_channels
 
 SIZE = (40, 44)
 BLUR = deconv_cli.make_kernel("gaussian:1")

@@ -39,7 +39,7 @@ def opened_tiff(path: Path, *, by_parts: bool = False) -> Iterator[tuple[tifffil
     check_directories(path)
     with _damage_is_an_error(), tifffile.TiffFile(path, _multifile=False) as opened:
         ome = tiff_ome.parse(opened.ome_metadata) if opened.ome_metadata else None
-        # tifffile makes lists as long as the descriptions say.
+        # Checked first: tifffile makes lists as long as the descriptions say, however short the file is.
         described = [] if ome is None else tiff_ome.n_samples_described(ome)
         described += [limits.array_bytes(shaped.get("shape", ()), 1) for shaped in opened.shaped_metadata or ()]
         for n_samples in described:

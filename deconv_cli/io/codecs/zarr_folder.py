@@ -144,7 +144,10 @@ def _renamed(axes: str) -> str:
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Keep chunk and shard of a Zarr of the same axes, unless they are too large to be worked on one by one."""
+    """Return chunk and shard of a Zarr source with the same axes.
+
+    Both are `None` for any other source, or if they are too large to be worked on one by one.
+    """
     if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
         return None, None
     n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize

@@ -211,7 +211,8 @@ class ZarrTarget(RegionTarget):
             before = read_member(self.folder / _PLAN) if self.is_begun() else None
             if before == plan:
                 return True
-            # Without a plan there is nothing yet, or a finished result; another process would have written this plan.
+            # Another plan is that of another run; data without a plan are a finished result. Both are removed: another
+            # process of this run would have written this plan.
             if before is not None or is_member(self.folder / FORMAT_FILE):
                 remove(self.folder)
             write_member(self.folder / _PLAN, plan)

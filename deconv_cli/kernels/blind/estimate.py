@@ -110,7 +110,7 @@ class KernelEstimate(ShownInNotebook):
 
     @property
     def doubt(self) -> str | None:
-        """A sentence on why not to rely on the kernel, without its full stop; `None` where nothing speaks for that."""
+        """Why not to rely on the kernel, as a sentence without its full stop; `None` if there is no reason."""
         if not self.parts:
             return None
         narrowest, widest = self.parts[0], self.parts[-1]
@@ -174,7 +174,7 @@ def estimate_family(spectrum: PolarSpectrum, families: Sequence[str] | None = No
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
     found: dict[str, Candidate] = {}
-    # What starts from another family needs its best numbers.
+    # Families in order of their penalty: some start from the best numbers of an earlier one.
     for name in sorted(family_names(), key=lambda n: _family(n).log_penalty):
         if starts := search.starts(name, {n: c.numbers for n, c in found.items()}):
             candidate = search.best_of(name, starts)

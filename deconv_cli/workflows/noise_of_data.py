@@ -1,0 +1,123 @@
+"""The noise of data: given by the settings, or estimated with the kernel, for a picture, a layer, or each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
+from deconv_cli.diagnostics.periodic_extension import affordable_window
+from deconv_cli.diagnostics.spectra import FadedImages
+from deconv_cli.errors import UsageError
+from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators.axes import crop
+from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
+from deconv_cli.solvers.estimator import Estimator
+
+LEAST_SIDE = 3
+"""Pixels along each axis from which noise can be estimated."""
+_BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
+
+
+def find_noise(
+    y: Tensor,
+    kernel: Kernel,
+    settings: ResolvedSettings,
+    *,
+    estimator: Estimator | None = None,
+    observed_share: float = 1.0,
+    faded: FadedImages | None = None,
+) -> NoiseModel:
+    """Find the kind of noise of data `(*batch, C_out, *size)` without the bias.
+
+    A fit computes its basis once for each `estimator`, and uses `faded`, the data under a window, if given. A share
+    `observed_share` of the data is noisy; the rest is predicted from an estimate.
+
+    Raises:
+        UsageError: several models, but one problem.
+    """
+    found = settings.noise
+    if isinstance(found, tuple):
+        if len(found) > 1:
+            raise UsageError(
+                f"noise was given for {len(found)} channels, but these data are restored as a whole; give one model."
+            )
+        found = found[0]
+    if found == "auto":
+        piece = _middle(y, kernel)
+        basis = _basis_of(piece, kernel, estimator)
+        whole = faded if faded is not None and faded.images.shape == piece.shape else None
+        found = fit_noise_spectrum(piece, basis, observed_share=observed_share, faded=whole)
+    model = found if isinstance(found, NoiseModel) else NoiseModel()
+    return model if settings.noise_sigma is None else replace(model, sigma=settings.noise_sigma, is_sigma_given=True)
+
+
+def model_of(settings: ReconstructionSettings) -> NoiseModel:
+    """Return the noise model of settings whose noise was found."""
+    assert isinstance(settings.noise, NoiseModel)
+    return settings.noise
+
+
+def find_noise_of_channels(
+    channels: Sequence[Tensor], kernels: Sequence[Kernel], observed_shares: Sequence[float] = (1.0,)
+) -> tuple[NoiseModel, ...]:
+    """Find the kind of noise of each channel `(*batch, 1, *size)` of a picture: colored in all if it is in one.
+
+    Compression and smoothing act on all channels, but the spectrum of one channel may not show it. There are as many
+    kernels, and shares of noisy data, as channels, or one.
+    """
+    pieces = [_middle(channel, kernels[c % len(kernels)]) for c, channel in enumerate(channels)]
+    bases = [_basis_of(pieces[0], kernel) for kernel in kernels]
+    fits = [
+        partial(
+            fit_noise_spectrum, piece, bases[c % len(bases)], observed_share=observed_shares[c % len(observed_shares)]
+        )
+        for c, piece in enumerate(pieces)
+    ]
+    found = [fit() for fit in fits]
+    if all(model.is_white for model in found):
+        return tuple(found)
+    return tuple(fit(is_colored=True) if model.is_white else model for model, fit in zip(found, fits, strict=True))
+
+
+def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
+    """Find the noise of each channel with its size; one model if the kernel mixes channels.
+
+    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. Noise that the
+    settings hold for each channel already is returned.
+    """
+    if isinstance(settings.noise, tuple):
+        return settings.noise
+    channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
+    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
+    is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE
+    known = [settings.noise_sigma or model.sigma or (0.0 if is_tiny else None) for model in models]
+    return tuple(
+        replace(model, sigma=estimate_noise(channel, kernel.n_axes) if sigma is None else sigma)
+        for model, sigma, channel in zip(models, known, channels, strict=True)
+    )
+
+
+def _basis_of(piece: Tensor, kernel: Kernel, estimator: Estimator | None = None) -> SpectrumBasis:
+    """Return the part of the fit that depends only on the kernel and the size, once for each estimator."""
+    found = None if estimator is None else _BASES.get(estimator)
+    if found is None:
+        found = SpectrumBasis.of(kernel.taps, tuple(piece.shape[2:]))
+        if estimator is not None:
+            _BASES[estimator] = found
+    return found
+
+
+def _middle(y: Tensor, kernel: Kernel) -> Tensor:
+    """Cut an affordable window out of the middle of data, arranged for the kernel: `(n, C_out, *window)`."""
+    outputs = kernel.split(y.detach(), are_outputs=True)
+    outputs = outputs.reshape(-1, *outputs.shape[kernel.channel_axis :])
+    window = affordable_window(tuple(outputs.shape[2:]))
+    start = tuple((n - kept) // 2 for n, kept in zip(outputs.shape[2:], window, strict=True))
+    return crop(outputs, start, window)
