@@ -1,0 +1,111 @@
+"""The directive `deconv-command`: the reference of one command, read from the command itself.
+
+`{deconv-command} invert` lists what `deconv invert --help` lists: usage, purpose, example, and its options by panel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from docutils import nodes
+from docutils.parsers.rst import Directive, directives
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.nodes import nested_parse_with_titles
+
+from deconv_cli.commands.app import app
+
+FIRST_PANELS = {"argument": "Arguments", "option": "Options"}
+"""Names of the panels of parameters that name none."""
+
+
+def find_command(words: list[str]) -> Any:  # noqa: ANN401
+    """Follow the names of a command, such as `kernel fit`, from the application to the command."""
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return command
+
+
+def all_commands() -> list[str]:
+    """List the names of all commands, such as `invert` and `kernel fit`."""
+
+    def names(command: Any, prefix: str) -> list[str]:  # noqa: ANN401
+        if not hasattr(command, "commands"):
+            return [prefix]
+        return [found for name, part in command.commands.items() for found in names(part, f"{prefix} {name}".strip())]
+
+    return names(typer.main.get_command(app), "")
+
+
+def value_name(parameter: Any) -> str:  # noqa: ANN401
+    """Give the name of the value that an option takes, as the help shows it; empty for a flag."""
+    if getattr(parameter, "is_flag", False):
+        return ""
+    if parameter.metavar:
+        return parameter.metavar
+    kind = parameter.type_descriptor.annotation
+    if hasattr(kind, "__members__"):
+        return "|".join(str(member.value) for member in kind)
+    return getattr(kind, "__name__", str(kind)).upper()
+
+
+def default_sentence(parameter: Any) -> str:  # noqa: ANN401
+    """Say the default where the help says it in brackets."""
+    value = getattr(parameter.default, "value", parameter.default)
+    is_shown = parameter.show_default and not getattr(parameter, "is_flag", False)
+    return f" Default: ``{value}``." if is_shown and value not in (None, [], ()) else ""
+
+
+def usage(words: list[str], command: Any) -> str:  # noqa: ANN401
+    """Write the first line of the help."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    shown = [p.metavar or p.name.upper() for p in arguments]
+    return " ".join(["deconv", *words, "[OPTIONS]", *shown])
+
+
+class CommandReference(Directive):
+    """Describe one command."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    option_spec = {"no-title": directives.flag}  # noqa: RUF012
+
+    def run(self) -> list[nodes.Node]:
+        """Write the description as reStructuredText, and have it parsed."""
+        words = self.arguments[0].split()
+        command = find_command(words)
+        lines = [command.help, "", "::", "", f"    {usage(words, command)}", ""]
+        if command.epilog:
+            lines += ["Example:", "", "::", "", f"    {command.epilog.removeprefix('Example: ')}", ""]
+        panels: dict[str, list[Any]] = {}
+        for parameter in command.params:
+            if not getattr(parameter, "hidden", False):
+                kind = parameter.param_type_name
+                panels.setdefault(parameter.rich_help_panel or FIRST_PANELS[kind], []).append(parameter)
+        for panel, parameters in panels.items():
+            lines += [f".. rubric:: {panel}", ""]
+            for parameter in parameters:
+                lines += [*self.describe(parameter), ""]
+        node = nodes.section()
+        node.document = self.state.document
+        nested_parse_with_titles(self.state, StringList("\n".join(lines).splitlines(), source=" ".join(words)), node)
+        return node.children
+
+    @staticmethod
+    def describe(parameter: Any) -> list[str]:  # noqa: ANN401
+        """Describe one argument or option."""
+        if parameter.param_type_name == "argument":
+            names = parameter.metavar or parameter.name.upper()
+        else:
+            names = f"{', '.join([*parameter.opts, *parameter.secondary_opts])} {value_name(parameter)}".strip()
+        required = " Required." if parameter.required else ""
+        text = " ".join((parameter.help or "").split()).replace("*", r"\*").replace("|", r"\|").replace("`", r"\`")
+        return [f"``{names}``", f"    {text}{required}{default_sentence(parameter)}"]
+
+
+def setup(application: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    application.add_directive("deconv-command", CommandReference)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
