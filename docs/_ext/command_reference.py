@@ -1,6 +1,6 @@
-"""The directive `deconv-command`: the reference of one command, read from the command itself.
+"""The directive `deconv-commands`: the reference of all commands, read from the commands themselves.
 
-`{deconv-command} invert` lists what `deconv invert --help` lists: usage, purpose, example, and its options by panel.
+It lists what `deconv COMMAND --help` lists: usage, purpose, example, and the options by panel.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from typing import Any
 
 import typer
 from docutils import nodes
-from docutils.parsers.rst import Directive, directives
+from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.nodes import nested_parse_with_titles
+from sphinx.util.parsing import nested_parse_to_nodes
 
 from deconv_cli.commands.app import app
 
@@ -55,7 +55,7 @@ def default_sentence(parameter: Any) -> str:  # noqa: ANN401
     """Say the default where the help says it in brackets."""
     value = getattr(parameter.default, "value", parameter.default)
     is_shown = parameter.show_default and not getattr(parameter, "is_flag", False)
-    return f" Default: ``{value}``." if is_shown and value not in (None, [], ()) else ""
+    return f" Default: `{value}`." if is_shown and value not in (None, [], ()) else ""
 
 
 def usage(words: list[str], command: Any) -> str:  # noqa: ANN401
@@ -66,32 +66,34 @@ def usage(words: list[str], command: Any) -> str:  # noqa: ANN401
 
 
 class CommandReference(Directive):
-    """Describe one command."""
-
-    required_arguments = 1
-    final_argument_whitespace = True
-    option_spec = {"no-title": directives.flag}  # noqa: RUF012
+    """Describe all commands, each in a section of its own."""
 
     def run(self) -> list[nodes.Node]:
-        """Write the description as reStructuredText, and have it parsed."""
-        words = self.arguments[0].split()
+        """Make the sections."""
+        return [self.section_of(name) for name in all_commands()]
+
+    def section_of(self, name: str) -> nodes.section:
+        """Write the description of one command as Markdown, and have it parsed."""
+        words = name.split()
         command = find_command(words)
-        lines = [command.help, "", "::", "", f"    {usage(words, command)}", ""]
+        lines = [*command.help.splitlines(), "", "```text", usage(words, command), "```", ""]
         if command.epilog:
-            lines += ["Example:", "", "::", "", f"    {command.epilog.removeprefix('Example: ')}", ""]
+            lines += ["```sh", f"{command.epilog.removeprefix('Example: ')}", "```", ""]
         panels: dict[str, list[Any]] = {}
         for parameter in command.params:
             if not getattr(parameter, "hidden", False):
                 kind = parameter.param_type_name
                 panels.setdefault(parameter.rich_help_panel or FIRST_PANELS[kind], []).append(parameter)
         for panel, parameters in panels.items():
-            lines += [f".. rubric:: {panel}", ""]
+            lines += [f"```{{rubric}} {panel}", "```", ""]
             for parameter in parameters:
                 lines += [*self.describe(parameter), ""]
-        node = nodes.section()
-        node.document = self.state.document
-        nested_parse_with_titles(self.state, StringList("\n".join(lines).splitlines(), source=" ".join(words)), node)
-        return node.children
+        section = nodes.section(ids=[nodes.make_id(f"deconv {name}")], names=[f"deconv {name}"])
+        section += nodes.title(text=f"deconv {name}")
+        self.state.document.note_implicit_target(section)
+        text = StringList("\n".join(lines).splitlines(), source=f"deconv {name}")
+        section += nested_parse_to_nodes(self.state, text, source=f"deconv {name}")
+        return section
 
     @staticmethod
     def describe(parameter: Any) -> list[str]:  # noqa: ANN401
@@ -101,11 +103,13 @@ class CommandReference(Directive):
         else:
             names = f"{', '.join([*parameter.opts, *parameter.secondary_opts])} {value_name(parameter)}".strip()
         required = " Required." if parameter.required else ""
-        text = " ".join((parameter.help or "").split()).replace("*", r"\*").replace("|", r"\|").replace("`", r"\`")
-        return [f"``{names}``", f"    {text}{required}{default_sentence(parameter)}"]
+        text = " ".join((parameter.help or "").split())
+        for sign in "*|`_<>{}":
+            text = text.replace(sign, f"\\{sign}")
+        return [f"`{names}`", f": {text}{required}{default_sentence(parameter)}"]
 
 
 def setup(application: Sphinx) -> dict[str, bool]:
     """Register the directive."""
-    application.add_directive("deconv-command", CommandReference)
+    application.add_directive("deconv-commands", CommandReference)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

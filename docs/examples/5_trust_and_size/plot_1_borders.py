@@ -7,15 +7,18 @@ left edge continues at the right edge, and pays for it with ripples.
 """
 
 import numpy as np
+import torch
 from shown import SAMPLES, psnr, read, show
 
 import deconv_cli
 
 blurred, truth = read(SAMPLES / "camera_blurred.png"), read(SAMPLES / "camera.png")
 kernel = np.load(SAMPLES / "motion.npy")
+curve = deconv_cli.ToneCurve.srgb(255)
 
 # %%
-# A Wiener filter in three lines of NumPy, with the regularization that comes closest to the sharp picture:
+# A Wiener filter in three lines of NumPy, with the regularization that comes closest to the sharp picture. Both methods work in
+# linear light, since that is what a camera blurs.
 
 def wiener(y, taps, balance):
     """Restore y as if it were a torus."""
@@ -25,15 +28,15 @@ def wiener(y, taps, balance):
     return np.fft.ifft2(np.fft.fft2(y) * K.conj() / (abs(K) ** 2 + balance)).real
 
 
-circular = max((wiener(blurred, kernel, 10.0**p) for p in np.arange(-4, 0, 0.25)), key=lambda x: psnr(x, truth))
+y = torch.from_numpy(blurred)[None]
+light = curve.to_light(y)[0].numpy()
+filtered = [curve.to_stored(torch.from_numpy(wiener(light, kernel, 10.0**p))[None])[0].numpy() for p in np.arange(-4, 0, 0.25)]
+circular = max(filtered, key=lambda picture: psnr(picture, truth))
 
 # %%
 # ``deconv`` treats the pixels outside the frame as unknowns. λ comes from the picture.
 
-import torch  # noqa: E402
-
-curve = deconv_cli.ToneCurve.srgb(255)
-y, taps = torch.from_numpy(blurred)[None], torch.from_numpy(kernel)
+taps = torch.from_numpy(kernel)
 real = deconv_cli.invert(y, taps, defaults="picture", tone_curve=curve, prior="quadratic").image[0]
 pictures = {"blurred": blurred, "circular FFT": circular, "deconv": real.numpy()}
 show({f"{name}: {psnr(p, truth):.1f} dB": p for name, p in pictures.items()}, columns=3, width=9.0)

@@ -35,6 +35,8 @@ show({"restored": restored, "trust mask": read("trust.png")})
 show({"predicted error": predicted, "real error": real}, high=25.0, cmap="magma")
 
 # %%
+# Both maps are bright at the camera and at the stripes on the coat, and dark in the sky.
+#
 # A wrong kernel cannot be predicted away. It shows in the residual, and the exit code is then 3:
 
 prompt("deconv invert sample_images/camera_blurred.png --kernel gaussian:4 -o wrong.png", expect=3)

@@ -36,4 +36,4 @@ if __name__ == "__main__":
     blocks, whole = np.load("blocks.npy").squeeze(), np.load("whole.npy").squeeze()
     difference = abs(blocks - whole)
     print(f"largest difference {difference.max():.3f} gray levels of 255")
-    show({"restored in blocks": blocks, "difference × 1000": 1000 * difference})
+    show({"restored in blocks": blocks, "difference × 10,000": 10000 * difference})
