@@ -7,7 +7,8 @@ from pathlib import Path
 
 import matplotlib
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_ext"), str(HERE / "examples")]
 matplotlib.use("agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # an example is to run in a minute on one core
 
@@ -15,7 +16,7 @@ import deconv_cli  # noqa: E402
 
 project = "deconv"
 author = "The deconv authors"
-copyright = "the deconv authors, Apache-2.0"  # noqa: A001
+copyright = "the deconv authors, Apache-2.0"
 release = version = deconv_cli.__version__
 
 extensions = [

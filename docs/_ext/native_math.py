@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: no script, no network, no LaTeX."""
+"""Formulas as MathML, which browsers draw without help: no script, no network, no LaTeX."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ open_folder()
 prompt("deconv invert sample_images/osprey.jpg --kernel estimate -o sharp.jpg")
 
 # %%
-# The table names the blur that it found: a disk of 3.3 pixels, which is what a lens out of focus makes. The picture was
-# really blurred with a radius of 3.3 pixels.
+# The table names the blur that it found: a disk of 3.3 pixels. A lens out of focus blurs with a disk, and the true
+# radius is 3.3 pixels.
 
 before, after = read("sample_images/osprey.jpg"), read("sharp.jpg")
 show({"before": before, "after": after}, columns=1, width=6.0)
 
 # %%
-# The head, magnified. The feathers come from the picture and, where they are finer than about 2.5 pixels, from what the
-# prior learned on other photographs. The table says so.
+# The head, magnified. The feathers come from the picture and, where they are finer than about 2.5 pixels, from what
+# the prior learned on other photographs. The table names that width.
 
 show({"before": before, "after": after}, crop=(0, 205, 150, 170))
 

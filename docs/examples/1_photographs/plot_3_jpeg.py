@@ -2,25 +2,28 @@
 A noisy JPEG
 ============
 
-High ISO and JPEG compression leave noise that is not white: fine detail carries less of it than coarse detail. A filter that
-takes it for white restores noise. ``deconv`` estimates the spectrum of the noise from the file.
+High ISO and JPEG compression leave noise that is not white: fine detail carries less of it than coarse detail. A
+filter for white noise restores that noise. ``deconv`` estimates the spectrum of the noise from the file.
 """
 
-import numpy as np
 from PIL import Image
 from shown import open_folder, prompt, psnr, read, show
 
 open_folder()
 
 # %%
-# A sharp portrait is blurred in linear light by an out-of-focus lens, gets noise, and is saved as a JPEG of quality 80.
+# A sharp portrait is blurred in linear light by an out-of-focus lens, gets noise, and is saved as a JPEG of quality
+# 80.
 
-prompt("deconv forward sample_images/astronaut.png --kernel disk:3 --boundary reflect --noise gaussian:4 -o noisy.png --quiet")
+prompt(
+    "deconv forward sample_images/astronaut.png --kernel disk:3 --boundary reflect "
+    "--noise gaussian:4 -o noisy.png --quiet"
+)
 Image.open("noisy.png").save("noisy.jpg", quality=80)
 
 # %%
-# Three ways to restore it. ``--prior quadratic`` adds nothing to the data. ``--noise white`` is what most filters assume.
-# The last line is the default for a JPEG.
+# Three ways to restore it. ``--prior quadratic`` adds nothing to the data. ``--noise white`` is what most filters
+# assume. The last line is the default for a JPEG.
 
 prompt("deconv invert noisy.jpg --kernel disk:3 --noise white -o white.png --quiet")
 prompt("deconv invert noisy.jpg --kernel disk:3 --prior quadratic -o quadratic.png --quiet")
@@ -30,7 +33,7 @@ prompt("deconv invert noisy.jpg --kernel disk:3 -o photo.png")
 truth = read("sample_images/astronaut.png")
 pictures = {
     "the JPEG": read("noisy.jpg"),
-    "noise taken for white": read("white.png"),
+    "as white noise": read("white.png"),
     "noise estimated, quadratic prior": read("quadratic.png"),
     "prior for photographs (default)": read("photo.png"),
 }

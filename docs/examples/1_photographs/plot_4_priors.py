@@ -2,8 +2,8 @@
 The priors side by side
 =======================
 
-A blur removes detail for good. A *prior* says what to put in its place: nothing, no negative light, flat areas with sharp
-edges, or what photographs usually show.
+A blur removes detail for good. A *prior* says what to put in its place: nothing, no negative light, flat areas with
+sharp edges, or what photographs usually show.
 """
 
 from shown import open_folder, prompt, psnr, read, show
@@ -30,8 +30,8 @@ show({f"{name}: {psnr(picture, truth):.1f} dB": picture for name, picture in pic
 show(pictures, columns=3, crop=(40, 90, 80, 80), width=9.0)
 
 # %%
-# - **quadratic** is linear in the data and invents nothing. Use it for measurements. A file with floating-point samples gets it
-#   by default.
+# - **quadratic** is linear in the data and invents nothing. Use it for measurements. Floating-point files get it by
+#   default.
 # - **non-negative** is the same without light below zero. It helps on black backgrounds.
 # - **total variation** makes areas flat and edges sharp. It suits drawings, print and cells with even staining.
 # - **Richardson–Lucy** is the most likely picture for counts of light. Astronomers and microscopists know it.

@@ -2,8 +2,8 @@
 A page of text
 ==============
 
-A page of print is out of focus, and the blur is unknown. Two priors are tried: the total variation, which expects flat areas with
-sharp edges, and the default for photographs.
+A page of print is out of focus, and the blur is unknown. Two priors are tried: the total variation, which expects
+flat areas with sharp edges, and the default for photographs.
 """
 
 import matplotlib.pyplot as plt
@@ -15,14 +15,22 @@ open_folder()
 # %%
 # A page is set, photographed out of focus and saved as a JPEG.
 
-lines = ["The quick brown fox", "jumps over the lazy dog.", "0123456789  (λ = 0.02)", "pack my box with five", "dozen liquor jugs."]
+lines = [
+    "The quick brown fox",
+    "jumps over the lazy dog.",
+    "0123456789  (λ = 0.02)",
+    "pack my box with five",
+    "dozen liquor jugs.",
+]
 figure = plt.figure(figsize=(3.6, 2.4), dpi=100)
 for i, line in enumerate(lines):
     figure.text(0.05, 0.84 - 0.18 * i, line, fontsize=14, family="serif")
 figure.savefig("page.png", facecolor="#e8e6e0")
 plt.close(figure)
 Image.open("page.png").convert("L").save("page.png")
-prompt("deconv forward page.png --kernel disk:3.5 --boundary replicate --noise gaussian:1.5 -o photographed.png --quiet")
+prompt(
+    "deconv forward page.png --kernel disk:3.5 --boundary replicate --noise gaussian:1.5 -o photographed.png --quiet"
+)
 Image.open("photographed.png").save("photographed.jpg", quality=90)
 
 # %%
@@ -39,5 +47,5 @@ pictures |= {"prior for photographs": read("photo.png"), "the page": truth}
 show({f"{name}: {psnr(p, truth):.1f} dB" if p is not truth else name: p for name, p in pictures.items()})
 
 # %%
-# The prior for photographs is better here too. The total variation has one weight for the whole page, and at this blur it has to be
-# large.
+# The prior for photographs is better here too. The total variation has one weight for the whole page, and at this
+# blur it has to be large.

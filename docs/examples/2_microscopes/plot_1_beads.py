@@ -2,8 +2,8 @@
 Beads, kernel, stack
 ====================
 
-Beads that are smaller than the resolution show the point-spread function of a microscope. Record a stack of them, average them,
-and restore your stack with the result.
+Beads that are smaller than the resolution show the point-spread function of a microscope. Record a stack of them,
+average them, and restore your stack with the result.
 """
 
 import numpy as np
@@ -17,10 +17,18 @@ open_folder()
 spacing = (0.5, 0.2, 0.2)  # of planes, rows and columns in µm
 
 # %%
-# This example makes its own beads: points of light in a confocal stack, with a background and with the noise of counted photons.
+# This example makes its own beads: points of light in a confocal stack, with a background and with the noise of
+# counted photons.
 
-optics = deconv_cli.Microscope(numerical_aperture=0.5, emission=560, excitation=520, mode="confocal", pinhole=4.0,
-                               immersion_index=1.0, spacing=spacing)
+optics = deconv_cli.Microscope(
+    numerical_aperture=0.5,
+    emission=560,
+    excitation=520,
+    mode="confocal",
+    pinhole=4.0,
+    immersion_index=1.0,
+    spacing=spacing,
+)
 psf = deconv_cli.microscope_psf(optics, size=(17, 19, 19)).float()
 random = np.random.default_rng(0)
 points = torch.zeros(1, 30, 120, 120)
@@ -34,8 +42,8 @@ tifffile.imwrite("beads.tif", beads.astype(np.uint16), **keep)
 prompt("deconv kernel from-beads beads.tif -o measured.tif")
 
 # %%
-# The point-spread function that made the beads, and the one that was measured, cut along the axis. Square roots show the faint
-# parts too.
+# The point-spread function that made the beads, and the one that was measured, cut along the axis. Square roots
+# show the faint parts too.
 
 measured = tifffile.imread("measured.tif")
 true = psf.numpy()
@@ -54,7 +62,10 @@ show({"true": cut(true), "measured": cut(measured)}, high=1.0, width=5.0)
 # A stack of pollen seen through the same microscope, restored with the measured function:
 
 tifffile.imwrite("true.tif", true, **keep)
-prompt("deconv forward sample_images/pollen.ome.tif --kernel true.tif --boundary reflect --noise poisson:300 -o seen.ome.tif --quiet")
+prompt(
+    "deconv forward sample_images/pollen.ome.tif --kernel true.tif --boundary reflect "
+    "--noise poisson:300 -o seen.ome.tif --quiet"
+)
 prompt("deconv invert seen.ome.tif --kernel measured.tif --method richardson-lucy -o restored.ome.tif")
 
 # %%

@@ -2,8 +2,8 @@
 Stars: FITS, a Moffat profile, counts of light
 ==============================================
 
-The atmosphere spreads a star into a Moffat profile. A camera counts photons, so the noise is Poisson noise. Richardson–Lucy finds
-the most likely sky for such counts.
+The atmosphere spreads a star into a Moffat profile. A camera counts photons, so the noise is Poisson noise.
+Richardson–Lucy finds the most likely sky for such counts.
 """
 
 import numpy as np
@@ -26,13 +26,16 @@ for flux in 3000 * (1 - random.random(60)) ** -1.1:
 sky[100, 80] += 2e5
 sky[100, 85] += 1.5e5  # a double star, five pixels apart
 truth = torch.from_numpy(sky)[None]
-counts = torch.poisson(deconv_cli.forward(truth, deconv_cli.make_kernel("moffat:4@2.8"), boundary="replicate"),
-                       generator=torch.Generator().manual_seed(0))
+counts = torch.poisson(
+    deconv_cli.forward(truth, deconv_cli.make_kernel("moffat:4@2.8"), boundary="replicate"),
+    generator=torch.Generator().manual_seed(0),
+)
 header = fits.Header({"OBJECT": "simulated field", "GAIN": 1.0})
 fits.PrimaryHDU(counts[0].numpy().astype(np.float32), header).writeto("field.fits")
 
 # %%
-# ``--gain 1`` says that one unit of the file is one count. The iteration stops where a closer fit would follow the noise.
+# ``--gain 1`` says that one unit of the file is one count. The iteration stops where a closer fit would follow the
+# noise.
 
 prompt("deconv invert field.fits --kernel moffat:4@2.8 --method richardson-lucy --gain 1 -o sharp.fits")
 
@@ -47,7 +50,7 @@ show(views, low=2.5, high=11.0, cmap="inferno")
 show(views, low=2.5, high=11.0, cmap="inferno", crop=(80, 62, 40, 40))
 
 # %%
-# The dark rings around bright stars are an effect of the method: do not measure faint neighbors there. The light is kept: the sum
-# over the field changes by less than a percent.
+# The dark rings around bright stars are an effect of the method: do not measure faint neighbors there. The light is
+# kept: the sum over the field changes by less than a percent.
 
 print(f"counts in the field: {counts.sum():.0f} exposed, {sharp.sum():.0f} restored")

@@ -2,7 +2,8 @@
 A spectrum in one dimension
 ===========================
 
-A spectrometer with a wide slit smears its lines. A signal is a tensor of shape ``(C, N)``; everything else is as for pictures.
+A spectrometer with a wide slit smears its lines. A signal is a tensor of shape ``(C, N)``; everything else is as
+for pictures.
 """
 
 import matplotlib.pyplot as plt
@@ -19,12 +20,15 @@ x = torch.arange(512.0)
 truth = (heights * torch.exp(-0.5 * ((x[:, None] - places) / 1.3) ** 2)).sum(1) + 0.1 + x / 4000
 truth = truth[None].double()
 slit = deconv_cli.make_kernel("box:10*gaussian:1.5", dimensions=1)
-counts = torch.poisson(deconv_cli.forward(truth, slit, boundary="replicate") * 2000, generator=torch.Generator().manual_seed(1))
+counts = torch.poisson(
+    deconv_cli.forward(truth, slit, boundary="replicate") * 2000, generator=torch.Generator().manual_seed(1)
+)
 seen = counts / 2000
 
 # %%
-# ``defaults="picture"`` asks for the defaults of measured data: nothing is assumed beyond the ends, and λ comes from the data. This
-# estimate is linear and has an error bar, and it rings beside strong lines. Richardson–Lucy keeps the counts positive and rings less.
+# ``defaults="picture"`` asks for the defaults of measured data: nothing is assumed beyond the ends, and λ comes
+# from the data. This estimate is linear and has an error bar, and it rings beside strong lines. Richardson–Lucy
+# keeps the counts positive and rings less.
 
 linear = deconv_cli.invert(seen, slit, defaults="picture", predict=True)
 lucy = deconv_cli.invert(seen * 2000, slit, boundary="replicate", method="richardson-lucy", gain=1.0)

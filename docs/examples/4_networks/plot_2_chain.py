@@ -2,8 +2,8 @@
 A chain of layers back to the picture
 =====================================
 
-A strided convolution, a LeakyReLU and another convolution turned a face into an activation of 24 channels. ``--layers`` takes the
-whole chain back at once.
+A strided convolution, a LeakyReLU and another convolution turned a face into an activation of 24 channels.
+``--layers`` takes the whole chain back at once.
 """
 
 import torch
@@ -24,5 +24,5 @@ show({f"channel {c}": activation[c] for c in range(4)}, columns=4, low=-2.0, hig
 show({"the input that was found": read("seen.png")}, columns=1, width=3.5)
 
 # %%
-# The row *determined* says how much of the picture the layers fixed. Max pooling and layers with fewer outputs than inputs leave
-# parts of it open; the report then says so.
+# The row *determined* says how much of the picture the layers fixed. Max pooling and layers with fewer outputs than
+# inputs fix only a part of it.

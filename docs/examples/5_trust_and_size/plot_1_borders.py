@@ -2,8 +2,8 @@
 What a border does, beside the circular FFT
 ===========================================
 
-A photograph shows part of a larger scene. Light from outside the frame is blurred into it. The usual FFT filter pretends that the
-left edge continues at the right edge, and pays for it with ripples.
+A photograph shows part of a larger scene. Light from outside the frame is blurred into it. The usual FFT filter
+pretends that the left edge continues at the right edge, and pays for it with ripples.
 """
 
 import numpy as np
@@ -17,8 +17,9 @@ kernel = np.load(SAMPLES / "motion.npy")
 curve = deconv_cli.ToneCurve.srgb(255)
 
 # %%
-# A Wiener filter in three lines of NumPy, with the regularization that comes closest to the sharp picture. Both methods work in
-# linear light, since that is what a camera blurs.
+# A Wiener filter in three lines of NumPy, with the regularization that comes closest to the sharp picture. Both
+# methods work in linear light, since that is what a camera blurs.
+
 
 def wiener(y, taps, balance):
     """Restore y as if it were a torus."""
@@ -30,7 +31,9 @@ def wiener(y, taps, balance):
 
 y = torch.from_numpy(blurred)[None]
 light = curve.to_light(y)[0].numpy()
-filtered = [curve.to_stored(torch.from_numpy(wiener(light, kernel, 10.0**p))[None])[0].numpy() for p in np.arange(-4, 0, 0.25)]
+filtered = [
+    curve.to_stored(torch.from_numpy(wiener(light, kernel, 10.0**p))[None])[0].numpy() for p in np.arange(-4, 0, 0.25)
+]
 circular = max(filtered, key=lambda picture: psnr(picture, truth))
 
 # %%
@@ -47,7 +50,7 @@ show({f"{name}: {psnr(p, truth):.1f} dB": p for name, p in pictures.items()}, co
 show(pictures, columns=3, crop=(120, 176, 80, 80), width=9.0)
 
 # %%
-# How far does the damage reach? The error of each method by the distance from the edge, in gray levels:
+# The error of each method by the distance from the edge, in gray levels:
 
 rows, columns = np.indices(truth.shape)
 depth = np.minimum(np.minimum(rows, 255 - rows), np.minimum(columns, 255 - columns))

@@ -10,12 +10,15 @@ import tifffile
 from shown import open_folder, prompt, read, show
 
 open_folder()
-prompt("deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.png "
-       "--error-map error.tif --trust-mask trust.png --truth sample_images/camera.png")
+prompt(
+    "deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.png "
+    "--error-map error.tif --trust-mask trust.png --truth sample_images/camera.png"
+)
 
 # %%
-# The predicted error, the real error, smoothed over 6 pixels, and the mask. White pixels of the mask are trusted: there the
-# border adds little, and the error is smaller than the detail around the pixel.
+# The predicted error, the real error, smoothed over 6 pixels, and the mask. White pixels of the mask are trusted:
+# there the border adds little, and the error is smaller than the detail around the pixel.
+
 
 def smoothed(picture, width=6):
     """Take the root mean square over a square."""

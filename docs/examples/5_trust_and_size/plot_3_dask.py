@@ -2,8 +2,8 @@
 Larger than memory, on Dask
 ===========================
 
-A picture that does not fit the memory is restored in blocks. Each block is read with a halo around it. How wide the halo has to be
-is measured, and so is the error at the seams.
+A picture that does not fit the memory is restored in blocks. Each block is read with a halo around it. How wide the
+halo has to be is measured, and so is the error at the seams.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ import tifffile
 from shown import open_folder, prompt, read, show
 
 # %%
-# A mosaic of a photograph stands for a large scan. ``--cluster local:2`` starts two Dask workers; ``--scheduler ADDRESS`` uses
-# a cluster that runs already.
+# A mosaic of a photograph imitates a large scan. ``--cluster local:2`` starts two Dask workers; ``--scheduler
+# ADDRESS`` uses a cluster that runs already.
 
 if __name__ == "__main__":
     open_folder()
@@ -26,7 +26,9 @@ if __name__ == "__main__":
 # The dry run names the blocks, the halo and the expected error at the seams. The run itself:
 
 if __name__ == "__main__":
-    prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o blocks.npy --block-size 192 --cluster local:2")
+    prompt(
+        "deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o blocks.npy --block-size 192 --cluster local:2"
+    )
 
 # %%
 # The same picture as a whole, and the difference. Nothing is to be seen at the seams.

@@ -2,11 +2,11 @@
 How do I invert a convolution, borders included?
 ================================================
 
-*"I have y = conv2d(x, K) with many channels and want x back. I take the pseudo-inverse of K at every frequency of the FFT. The
-result is right in the middle and wrong along the border."*
+*"I have y = conv2d(x, K) with many channels and want x back. I take the pseudo-inverse of K at every frequency of
+the FFT. The result is right in the middle and wrong along the border."*
 
-The FFT diagonalizes a convolution on a torus. ``padding="same"`` pads with zeros, which is another operator. ``pseudo_inverse`` inverts
-that operator.
+The FFT diagonalizes a convolution on a torus. ``padding="same"`` pads with zeros, which is another operator.
+``pseudo_inverse`` inverts that operator.
 """
 
 import torch
@@ -24,7 +24,9 @@ y = functional.conv2d(x[None], K, padding="same")[0]
 # The shortcut, one small pseudo-inverse at every frequency:
 
 symbol = torch.fft.fft2(functional.pad(K, (0, 29, 0, 29)).roll((-1, -1), (2, 3))).conj().permute(2, 3, 0, 1)
-shortcut = torch.fft.ifft2((torch.linalg.pinv(symbol) @ torch.fft.fft2(y).permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)).real
+shortcut = torch.fft.ifft2(
+    (torch.linalg.pinv(symbol) @ torch.fft.fft2(y).permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)
+).real
 
 # %%
 # The inverse of the real operator. It is built once for a kernel and a size, and applied to any number of outputs.
@@ -39,8 +41,10 @@ def error(estimate, part=slice(None)):
 
 
 for name, estimate in {"FFT shortcut": shortcut, "pseudo_inverse": x_hat}.items():
-    print(f"{name}: error {error(estimate):.0e} in all, {error(estimate, slice(0, 1)):.0e} in the first row, "
-          f"{error(estimate, slice(12, 20)):.0e} in the middle")
+    print(
+        f"{name}: error {error(estimate):.0e} in all, {error(estimate, slice(0, 1)):.0e} in the first row, "
+        f"{error(estimate, slice(12, 20)):.0e} in the middle"
+    )
 
 # %%
 # It is the Moore–Penrose inverse. On an image small enough to write the matrix down:

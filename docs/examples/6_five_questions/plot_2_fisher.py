@@ -2,8 +2,8 @@
 Why is my Fisher information zero?
 ==================================
 
-*"I compute the diagonal of the Fisher matrix from squared gradients, and all of it is zero or None. I wrap the loss in a Variable
-so that it requires a gradient."*
+*"I compute the diagonal of the Fisher matrix from squared gradients, and every entry is zero or None. I wrap the
+loss in a Variable so that it requires a gradient."*
 
 Wrapping the loss makes a new leaf. ``backward()`` ends there, and no weight gets a gradient.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from shown import open_folder, prompt
 
 open_folder()
-Path("train.py").write_text('''import torch
+Path("train.py").write_text("""import torch
 from torch import nn
 from torch.autograd import Variable
 
@@ -28,17 +28,19 @@ for _ in range(2):
     loss.backward()
     fisher = [p.grad ** 2 if p.grad is not None else None for p in model.parameters()]
     optimizer.step()
-''')
+""")
 
 # %%
-# Run the script under the checker, unedited. It finds the line, and says what to write instead. Exit code 4 means that a check
-# found a fault.
+# Run the script under the checker, unedited. It finds the line, and says what to write instead. Exit code 4 means
+# that a check found a fault.
 
 prompt("deconv check-grad --run train.py", expect=4)
 
 # %%
-# There is a second mistake in the script: the square of the gradient of a batch mean is not the mean of the squared gradients.
-# ``deconv fisher`` averages squared gradients sample by sample, and shows the difference.
+# There is a second mistake in the script: the square of the gradient of a batch mean is not the mean of the squared
+# gradients. ``deconv fisher`` averages squared gradients sample by sample, and shows the difference.
 
-prompt("deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
-       "--data sample_images/patches.safetensors --loss cross-entropy -o fisher.safetensors")
+prompt(
+    "deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
+    "--data sample_images/patches.safetensors --loss cross-entropy -o fisher.safetensors"
+)

@@ -2,8 +2,8 @@
 Why does my loss of comparisons not train?
 ==========================================
 
-*"My loss counts the predictions whose error lies between 0.2 and 0.8. PyTorch says that element 0 of the tensors does not require
-grad."*
+*"My loss counts the predictions whose error lies between 0.2 and 0.8. PyTorch says that element 0 of the tensors
+does not require grad."*
 
 A comparison is a step. Its slope is zero wherever it has one, so nothing can flow back through it.
 """
@@ -15,7 +15,7 @@ import torch
 from shown import open_folder, prompt
 
 open_folder()
-Path("loss.py").write_text('''import torch
+Path("loss.py").write_text("""import torch
 from torch import nn
 
 
@@ -39,7 +39,7 @@ def piecewise(output, target):
     error = (output - target).abs()
     inside = (error > 0.2) & (error < 0.8)
     return torch.where(inside, torch.minimum(error - 0.2, 0.8 - error), 0.0).mean()
-''')
+""")
 model = "--model loss.py:Regressor --input-shape 32,3 --target-shape 32,1"
 prompt(f"deconv check-grad {model} --loss loss.py:counted", expect=4)
 

@@ -2,9 +2,11 @@
 A convolution with tan(x + w)
 =============================
 
-*"I want a layer like a convolution that sums tan(x + w) in the place of x · w. How do I write it, and is its backward right?"*
+*"I want a layer like a convolution that sums tan(x + w) instead of x · w. How do I write it, and is its backward
+right?"*
 
-``ReceptiveFieldConv2d`` takes any function of a pixel and a weight. Its gradients come from autograd, so there is no backward to get wrong.
+``ReceptiveFieldConv2d`` takes any function of a pixel and a weight. Its gradients come from autograd, so there is
+no backward to get wrong.
 """
 
 from pathlib import Path
@@ -28,7 +30,11 @@ with torch.no_grad():
     layer.weight.mul_(0.3)
 scene = torch.from_numpy(read(SAMPLES / "camera.png"))[None, None] / 255
 output = layer(0.6 * scene)[0].detach()
-show({"picture": scene[0, 0], "output 0": output[0] / output.max(), "output 1": output[1] / output.max()}, columns=3, high=1.0)
+show(
+    {"picture": scene[0, 0], "output 0": output[0] / output.max(), "output 1": output[1] / output.max()},
+    columns=3,
+    high=1.0,
+)
 
 # %%
 # The checker agrees with its gradients:
@@ -39,7 +45,7 @@ print(report)
 # %%
 # A backward by hand is easily wrong. The slope of the tangent is 1 + tan², and this one says 1 + tan:
 
-Path("tangent.py").write_text('''import torch
+Path("tangent.py").write_text("""import torch
 from torch import nn
 
 
@@ -68,5 +74,5 @@ class Net(nn.Module):
 
     def forward(self, x):
         return Tangent.apply(0.2 * torch.sigmoid(x), self.w)
-''')
+""")
 prompt("deconv check-grad --model tangent.py:Net --input-shape 2,1,6,6", expect=4)
