@@ -91,6 +91,16 @@ def test_every_option_is_one_of_its_command(page):
         assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known, line
 
 
+def test_every_option_in_the_text_exists():
+    commands = [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+    known = {name for command in commands for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    for page in [README, *SITE]:
+        named = re.findall(r"`(--[a-z-]+)", page.read_text(encoding="utf-8"))
+        assert set(named) <= known | {"--help"}, page
+
+
 @pytest.mark.parametrize("page", [README, *SITE], ids=name_of)
 def test_every_link_leads_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

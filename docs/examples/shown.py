@@ -1,6 +1,6 @@
 """What the examples share: a folder with the samples, a prompt, and pictures side by side."""
 
-import os
+import contextlib
 import shlex
 import shutil
 import tempfile
@@ -12,29 +12,32 @@ from PIL import Image
 from typer.testing import CliRunner
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_images"
+_folder = SAMPLES.parent
 
 
 def open_folder():
-    """Work in a new folder that holds the sample images."""
-    folder = Path(tempfile.mkdtemp(prefix="deconv-"))
-    shutil.copytree(SAMPLES, folder / "sample_images")
-    os.chdir(folder)
+    """Make a folder that holds the sample images; the commands run in it."""
+    global _folder
+    _folder = Path(tempfile.mkdtemp(prefix="deconv-"))
+    shutil.copytree(SAMPLES, _folder / "sample_images")
+    return _folder
 
 
 def prompt(line, expect=0):
-    """Run a deconv command, and print it with all that it says."""
+    """Run a deconv command in the folder, and print it with all that it says."""
     from deconv_cli.commands.app import app
 
     words = shlex.split(line)
-    done = CliRunner().invoke(app, words[1:], prog_name=words[0], env={"COLUMNS": "100"}, catch_exceptions=False)
+    with contextlib.chdir(_folder):
+        done = CliRunner().invoke(app, words[1:], prog_name=words[0], env={"COLUMNS": "100"}, catch_exceptions=False)
     print(f"$ {line}")
     print("\n".join(row.rstrip() for row in done.output.splitlines()))
     assert done.exit_code == expect, f"exit code {done.exit_code}"
 
 
 def read(path):
-    """Read a picture file as an array of floats."""
-    return np.asarray(Image.open(path), dtype=float)
+    """Read a picture file of the folder as an array of floats."""
+    return np.asarray(Image.open(_folder / path), dtype=float)
 
 
 def psnr(estimate, truth, white=255.0):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from shown import open_folder, prompt, psnr, read, show
 
-open_folder()
+folder = open_folder()
 
 # %%
 # A portrait is moved by 13 pixels at an angle of 25° and saved as a JPEG of quality 92.
@@ -19,7 +19,7 @@ prompt(
     "deconv forward sample_images/astronaut.png --kernel motion:13@25 --boundary reflect "
     "--noise gaussian:1 -o moved.png --quiet"
 )
-Image.open("moved.png").save("moved.jpg", quality=92)
+Image.open(folder / "moved.png").save(folder / "moved.jpg", quality=92)
 prompt("deconv invert moved.jpg --kernel estimate -o sharp.jpg")
 
 # %%
@@ -42,7 +42,7 @@ show({"shaken": read("sample_images/camera_blurred.png"), "restored with the kno
 # in the blurred picture alone:
 
 prompt("deconv kernel estimate sample_images/camera_blurred.png --free --size 19 -o shake.npy --quiet")
-found, true = np.load("shake.npy"), np.load("sample_images/motion.npy")
+found, true = np.load(folder / "shake.npy"), np.load(folder / "sample_images/motion.npy")
 n = (found.shape[0] - true.shape[0]) // 2
 show({"true path": np.pad(true / true.max(), n), "path found": found / found.max()}, high=1.0, width=5.0)
 

@@ -9,7 +9,7 @@ filter for white noise restores that noise. ``deconv`` estimates the spectrum of
 from PIL import Image
 from shown import open_folder, prompt, psnr, read, show
 
-open_folder()
+folder = open_folder()
 
 # %%
 # A sharp portrait is blurred in linear light by an out-of-focus lens, gets noise, and is saved as a JPEG of quality
@@ -19,7 +19,7 @@ prompt(
     "deconv forward sample_images/astronaut.png --kernel disk:3 --boundary reflect "
     "--noise gaussian:4 -o noisy.png --quiet"
 )
-Image.open("noisy.png").save("noisy.jpg", quality=80)
+Image.open(folder / "noisy.png").save(folder / "noisy.jpg", quality=80)
 
 # %%
 # Three ways to restore it. ``--prior quadratic`` adds nothing to the data. ``--noise white`` is what most filters

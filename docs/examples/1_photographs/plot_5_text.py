@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 from shown import open_folder, prompt, psnr, read, show
 
-open_folder()
+folder = open_folder()
 
 # %%
 # A page is set, photographed out of focus and saved as a JPEG.
@@ -25,13 +25,13 @@ lines = [
 figure = plt.figure(figsize=(3.6, 2.4), dpi=100)
 for i, line in enumerate(lines):
     figure.text(0.05, 0.84 - 0.18 * i, line, fontsize=14, family="serif")
-figure.savefig("page.png", facecolor="#e8e6e0")
+figure.savefig(folder / "page.png", facecolor="#e8e6e0")
 plt.close(figure)
-Image.open("page.png").convert("L").save("page.png")
+Image.open(folder / "page.png").convert("L").save(folder / "page.png")
 prompt(
     "deconv forward page.png --kernel disk:3.5 --boundary replicate --noise gaussian:1.5 -o photographed.png --quiet"
 )
-Image.open("photographed.png").save("photographed.jpg", quality=90)
+Image.open(folder / "photographed.png").save(folder / "photographed.jpg", quality=90)
 
 # %%
 # The blur is found in the file: a disk of 3.4 pixels, where 3.5 is true.

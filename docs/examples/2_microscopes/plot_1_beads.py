@@ -13,7 +13,7 @@ from shown import open_folder, prompt, show
 
 import deconv_cli
 
-open_folder()
+folder = open_folder()
 spacing = (0.5, 0.2, 0.2)  # of planes, rows and columns in µm
 
 # %%
@@ -38,14 +38,14 @@ for row in range(18, 110, 28):
 light = deconv_cli.forward(points, psf, dimensions=3) / psf.max() * 900 + 20
 beads = torch.poisson(light, generator=torch.Generator().manual_seed(0))[0].numpy()
 keep = {"imagej": True, "resolution": (1 / 0.2, 1 / 0.2), "metadata": {"axes": "ZYX", "spacing": 0.5, "unit": "um"}}
-tifffile.imwrite("beads.tif", beads.astype(np.uint16), **keep)
+tifffile.imwrite(folder / "beads.tif", beads.astype(np.uint16), **keep)
 prompt("deconv kernel from-beads beads.tif -o measured.tif")
 
 # %%
 # The point-spread function that made the beads, and the one that was measured, cut along the axis. Square roots
 # show the faint parts too.
 
-measured = tifffile.imread("measured.tif")
+measured = tifffile.imread(folder / "measured.tif")
 true = psf.numpy()
 
 
@@ -61,7 +61,7 @@ show({"true": cut(true), "measured": cut(measured)}, high=1.0, width=5.0)
 # %%
 # A stack of pollen seen through the same microscope, restored with the measured function:
 
-tifffile.imwrite("true.tif", true, **keep)
+tifffile.imwrite(folder / "true.tif", true, **keep)
 prompt(
     "deconv forward sample_images/pollen.ome.tif --kernel true.tif --boundary reflect "
     "--noise poisson:300 -o seen.ome.tif --quiet"
@@ -69,7 +69,11 @@ prompt(
 prompt("deconv invert seen.ome.tif --kernel measured.tif --method richardson-lucy -o restored.ome.tif")
 
 # %%
-plane, truth = 12, tifffile.imread("sample_images/pollen.ome.tif")
-stacks = {"seen": tifffile.imread("seen.ome.tif"), "restored": tifffile.imread("restored.ome.tif"), "truth": truth}
+plane, truth = 12, tifffile.imread(folder / "sample_images/pollen.ome.tif")
+stacks = {
+    "seen": tifffile.imread(folder / "seen.ome.tif"),
+    "restored": tifffile.imread(folder / "restored.ome.tif"),
+    "truth": truth,
+}
 high = float(truth[plane].max())
 show({name: stack[plane] for name, stack in stacks.items()}, columns=3, high=high, cmap="magma")

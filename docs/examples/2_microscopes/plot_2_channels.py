@@ -13,13 +13,13 @@ from shown import open_folder, prompt, show
 
 import deconv_cli
 
-open_folder()
+folder = open_folder()
 
 # %%
 # A picture of two channels is made: blue at 460 nm, red at 620 nm. The red channel is blurred more, since its light
 # is longer.
 
-stack = torch.from_numpy(tifffile.imread("sample_images/pollen.ome.tif").astype(np.float32))
+stack = torch.from_numpy(tifffile.imread(folder / "sample_images/pollen.ome.tif").astype(np.float32))
 scene = torch.stack([stack[12], stack[6].flip(1)]) / stack.max()
 optics = {"numerical_aperture": 0.3, "immersion_index": 1.0, "spacing": (0.2, 0.2)}
 kernels = [
@@ -30,7 +30,7 @@ seen = torch.poisson(blurred * 400, generator=torch.Generator().manual_seed(0)).
 channels = {"Name": ["DAPI", "Texas Red"], "EmissionWavelength": [460.0, 620.0], "EmissionWavelengthUnit": ["nm", "nm"]}
 size = {"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
 tifffile.imwrite(
-    "cells.ome.tif", seen.astype(np.uint16), ome=True, metadata={"axes": "CYX", "Channel": channels, **size}
+    folder / "cells.ome.tif", seen.astype(np.uint16), ome=True, metadata={"axes": "CYX", "Channel": channels, **size}
 )
 
 # %%
@@ -46,7 +46,7 @@ def colored(channels):
     return np.clip(np.tensordot(np.clip(channels, 0, 1), colors, axes=(0, 0)), 0, 1)
 
 
-sharp = tifffile.imread("sharp.ome.tif")
+sharp = tifffile.imread(folder / "sharp.ome.tif")
 show(
     {"seen": colored(seen / 400), "restored": colored(sharp / 400), "truth": colored(scene.numpy())},
     columns=3,

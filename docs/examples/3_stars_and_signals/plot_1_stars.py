@@ -13,7 +13,7 @@ from shown import open_folder, prompt, show
 
 import deconv_cli
 
-open_folder()
+folder = open_folder()
 
 # %%
 # A field with 60 stars and a faint nebula is exposed through ``moffat:4@2.8``, with a seeing of 4 pixels.
@@ -31,7 +31,7 @@ counts = torch.poisson(
     generator=torch.Generator().manual_seed(0),
 )
 header = fits.Header({"OBJECT": "simulated field", "GAIN": 1.0})
-fits.PrimaryHDU(counts[0].numpy().astype(np.float32), header).writeto("field.fits")
+fits.PrimaryHDU(counts[0].numpy().astype(np.float32), header).writeto(folder / "field.fits")
 
 # %%
 # ``--gain 1`` says that one unit of the file is one count. The iteration stops where a closer fit would follow the
@@ -42,7 +42,7 @@ prompt("deconv invert field.fits --kernel moffat:4@2.8 --method richardson-lucy 
 # %%
 # Both pictures on the same logarithmic scale, and the double star magnified:
 
-sharp = fits.getdata("sharp.fits")
+sharp = fits.getdata(folder / "sharp.fits")
 views = {"exposed": np.log(np.clip(counts[0].numpy(), 10, None)), "restored": np.log(np.clip(sharp, 10, None))}
 show(views, low=2.5, high=11.0, cmap="inferno")
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from shown import open_folder, prompt, read, show
 
-open_folder()
-activation = load_file("sample_images/activation.safetensors")["activation"]
-print(torch.load("sample_images/encoder.pt", weights_only=False))
+folder = open_folder()
+activation = load_file(folder / "sample_images/activation.safetensors")["activation"]
+print(torch.load(folder / "sample_images/encoder.pt", weights_only=False))
 prompt("deconv invert sample_images/activation.safetensors --kernel sample_images/encoder.pt --layers 0..2 -o seen.png")
 
 # %%

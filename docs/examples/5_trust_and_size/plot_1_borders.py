@@ -12,7 +12,7 @@ from shown import SAMPLES, psnr, read, show
 
 import deconv_cli
 
-blurred, truth = read(SAMPLES / "camera_blurred.png"), read(SAMPLES / "camera.png")
+blurred, truth = read("sample_images/camera_blurred.png"), read("sample_images/camera.png")
 kernel = np.load(SAMPLES / "motion.npy")
 curve = deconv_cli.ToneCurve.srgb(255)
 

@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from shown import open_folder, prompt, read, show
 
-open_folder()
+folder = open_folder()
 prompt(
     "deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.png "
     "--error-map error.tif --trust-mask trust.png --truth sample_images/camera.png"
@@ -31,7 +31,7 @@ def smoothed(picture, width=6):
 truth = read("sample_images/camera.png")
 restored = read("restored.png")
 real = smoothed((restored - truth) ** 2)
-predicted = tifffile.imread("error.tif")
+predicted = tifffile.imread(folder / "error.tif")
 show({"restored": restored, "trust mask": read("trust.png")})
 
 # %%

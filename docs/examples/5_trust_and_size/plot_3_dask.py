@@ -15,10 +15,10 @@ from shown import open_folder, prompt, read, show
 # ADDRESS`` uses a cluster that runs already.
 
 if __name__ == "__main__":
-    open_folder()
+    folder = open_folder()
     camera = read("sample_images/camera.png")
     scan = np.block([[camera, camera[:, ::-1]], [camera[::-1], camera[::-1, ::-1]]]).astype(np.float32)
-    tifffile.imwrite("scan.tif", scan)
+    tifffile.imwrite(folder / "scan.tif", scan)
     prompt("deconv forward scan.tif --kernel gaussian:1.5 --boundary reflect --noise gaussian:1 -o large.tif --quiet")
     prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o plan.npy --block-size 192 --dry-run")
 
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o whole.npy --quiet")
-    blocks, whole = np.load("blocks.npy").squeeze(), np.load("whole.npy").squeeze()
+    blocks, whole = np.load(folder / "blocks.npy").squeeze(), np.load(folder / "whole.npy").squeeze()
     difference = abs(blocks - whole)
     print(f"largest difference {difference.max():.3f} gray levels of 255")
     show({"restored in blocks": blocks, "difference × 10,000": 10000 * difference})

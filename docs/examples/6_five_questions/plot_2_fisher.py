@@ -8,12 +8,10 @@ loss in a Variable so that it requires a gradient."*
 Wrapping the loss makes a new leaf. ``backward()`` ends there, and no weight gets a gradient.
 """
 
-from pathlib import Path
-
 from shown import open_folder, prompt
 
-open_folder()
-Path("train.py").write_text("""import torch
+folder = open_folder()
+(folder / "train.py").write_text("""import torch
 from torch import nn
 from torch.autograd import Variable
 

@@ -8,14 +8,12 @@ does not require grad."*
 A comparison is a step. Its slope is zero wherever it has one, so nothing can flow back through it.
 """
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 from shown import open_folder, prompt
 
-open_folder()
-Path("loss.py").write_text("""import torch
+folder = open_folder()
+(folder / "loss.py").write_text("""import torch
 from torch import nn
 
 

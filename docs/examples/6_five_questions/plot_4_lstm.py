@@ -8,11 +8,9 @@ The checker compares each gradient with finite differences. In a hand-written ``
 and the kind of the mistake.
 """
 
-from pathlib import Path
-
 from shown import open_folder, prompt
 
-open_folder()
+folder = open_folder()
 right = '''import torch
 from torch import nn
 
@@ -56,8 +54,8 @@ class Lstm(nn.Module):
             h, c = Step.apply(x[:, t], h, c, self.w, self.b)
         return self.head(h)
 '''
-Path("right.py").write_text(right)
-Path("wrong.py").write_text(right.replace("(1 - g * g)", "(1 - g)"))
+(folder / "right.py").write_text(right)
+(folder / "wrong.py").write_text(right.replace("(1 - g * g)", "(1 - g)"))
 
 # %%
 # One gate has the slope ``1 - g`` where the slope of a hyperbolic tangent is ``1 - g * g``:

@@ -9,14 +9,12 @@ right?"*
 no backward to get wrong.
 """
 
-from pathlib import Path
-
 import torch
-from shown import SAMPLES, open_folder, prompt, read, show
+from shown import open_folder, prompt, read, show
 
 import deconv_cli
 
-open_folder()
+folder = open_folder()
 torch.manual_seed(0)
 
 
@@ -28,7 +26,7 @@ def tan_sum(pixel, weight):
 layer = deconv_cli.ReceptiveFieldConv2d(1, 2, 3, phi=tan_sum).double()
 with torch.no_grad():
     layer.weight.mul_(0.3)
-scene = torch.from_numpy(read(SAMPLES / "camera.png"))[None, None] / 255
+scene = torch.from_numpy(read("sample_images/camera.png"))[None, None] / 255
 output = layer(0.6 * scene)[0].detach()
 show(
     {"picture": scene[0, 0], "output 0": output[0] / output.max(), "output 1": output[1] / output.max()},
@@ -45,7 +43,7 @@ print(report)
 # %%
 # A backward by hand is easily wrong. The slope of the tangent is 1 + tan², and this one says 1 + tan:
 
-Path("tangent.py").write_text("""import torch
+(folder / "tangent.py").write_text("""import torch
 from torch import nn
 
 
