@@ -33,6 +33,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_static", "_ext", "examples"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+default_role = "literal"  # of docstrings, which are written with single backticks
 nitpicky = False
 
 html_theme = "furo"

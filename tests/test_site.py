@@ -107,6 +107,8 @@ def test_every_link_leads_somewhere(page):
         target = (page.parent / link).resolve()
         if target.is_relative_to(DOCS / "gallery"):  # made from the examples
             source = DOCS / "examples" / target.relative_to(DOCS / "gallery")
+            if source.parent.name == "images":
+                source = source.parents[1] / re.sub(r"sphx_glr_(.*)_\d+$", r"\1", source.stem)
             target = source.with_suffix(".py") if source.stem.startswith("plot_") else source.with_name("README.rst")
         assert target.exists(), link
 

@@ -9,7 +9,7 @@ one lacks. ``deconv`` makes one object of both views.
 import numpy as np
 import tifffile
 import torch
-from shown import show
+from shown import SAMPLES, show
 
 import deconv_cli
 
