@@ -60,6 +60,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"(shown|__init__)\.py",
     "within_subsection_order": "FileNameSortKey",
     "remove_config_comments": True,
+    "capture_repr": (),
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,

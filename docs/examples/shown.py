@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_images"
+WIDTH = 94
 _folder = SAMPLES.parent
 
 
@@ -29,9 +31,16 @@ def prompt(line, expect=0):
 
     words = shlex.split(line)
     with contextlib.chdir(_folder):
-        done = CliRunner().invoke(app, words[1:], prog_name=words[0], env={"COLUMNS": "100"}, catch_exceptions=False)
+        done = CliRunner().invoke(
+            app, words[1:], prog_name=words[0], env={"COLUMNS": str(WIDTH)}, catch_exceptions=False
+        )
     print(f"$ {line}")
-    print("\n".join(row.rstrip() for row in done.output.splitlines()))
+    for row in done.output.splitlines():
+        print(
+            row.rstrip()
+            if len(row.rstrip()) <= WIDTH
+            else textwrap.fill(row.rstrip(), WIDTH, subsequent_indent=6 * " ")
+        )
     assert done.exit_code == expect, f"exit code {done.exit_code}"
 
 

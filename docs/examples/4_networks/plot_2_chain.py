@@ -21,6 +21,7 @@ prompt("deconv invert sample_images/activation.safetensors --kernel sample_image
 show({f"channel {c}": activation[c] for c in range(4)}, columns=4, low=-2.0, high=2.0)
 
 # %%
+# sphinx_gallery_thumbnail_number = 2  # noqa: ERA001
 show({"the input that was found": read("seen.png")}, columns=1, width=3.5)
 
 # %%

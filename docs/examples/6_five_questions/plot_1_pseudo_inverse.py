@@ -9,6 +9,7 @@ The FFT diagonalizes a convolution on a torus. ``padding="same"`` pads with zero
 ``pseudo_inverse`` inverts that operator.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional
 
@@ -45,6 +46,12 @@ for name, estimate in {"FFT shortcut": shortcut, "pseudo_inverse": x_hat}.items(
         f"{name}: error {error(estimate):.0e} in all, {error(estimate, slice(0, 1)):.0e} in the first row, "
         f"{error(estimate, slice(12, 20)):.0e} in the middle"
     )
+
+figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+for axis, (name, estimate) in zip(axes, {"FFT shortcut": shortcut, "pseudo_inverse": x_hat}.items(), strict=True):
+    drawn = axis.imshow((estimate - x).abs().mean(0).clamp_min(1e-16).log10(), vmin=-16, vmax=0, cmap="magma")
+    axis.set_title(f"{name}: log10 of the error", fontsize=10)
+figure.colorbar(drawn, ax=axes)
 
 # %%
 # It is the Moore–Penrose inverse. On an image small enough to write the matrix down:

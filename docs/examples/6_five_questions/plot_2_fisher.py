@@ -8,6 +8,8 @@ loss in a Variable so that it requires a gradient."*
 Wrapping the loss makes a new leaf. ``backward()`` ends there, and no weight gets a gradient.
 """
 
+import matplotlib.pyplot as plt
+from safetensors.torch import load_file
 from shown import open_folder, prompt
 
 folder = open_folder()
@@ -42,3 +44,13 @@ prompt(
     "deconv fisher sample_images/network.safetensors --model sample_images/network.py:Network "
     "--data sample_images/patches.safetensors --loss cross-entropy -o fisher.safetensors"
 )
+
+# %%
+# The file holds one number for each weight. The sums over each parameter show where the data determine the network:
+
+fisher = load_file(folder / "fisher.safetensors")
+figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+axis.barh(list(fisher), [float(part.sum()) for part in fisher.values()])
+axis.invert_yaxis()
+axis.set_xscale("log")
+axis.set_xlabel("sum of the Fisher diagonal")

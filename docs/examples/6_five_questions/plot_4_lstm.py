@@ -8,6 +8,10 @@ The checker compares each gradient with finite differences. In a hand-written ``
 and the kind of the mistake.
 """
 
+import runpy
+
+import matplotlib.pyplot as plt
+import torch
 from shown import open_folder, prompt
 
 folder = open_folder()
@@ -66,3 +70,25 @@ prompt("deconv check-grad --model wrong.py:Lstm --input-shape 6,4,4", expect=4)
 # And the right one:
 
 prompt("deconv check-grad --model right.py:Lstm --input-shape 6,4,4")
+
+# %%
+# Both gradients of the weights, and their difference, which lies in the rows of one gate:
+
+
+def gradient(name):
+    """Give the gradient of the weights for the same network and the same data."""
+    torch.manual_seed(0)
+    model = runpy.run_path(str(folder / name))["Lstm"]()
+    model(torch.randn(6, 4, 4)).square().mean().backward()
+    return model.w.grad
+
+
+right_one, wrong_one = gradient("right.py"), gradient("wrong.py")
+figure, axes = plt.subplots(1, 3, figsize=(6, 3.6), layout="constrained")
+gradients = {"right": right_one, "wrong": wrong_one, "difference": wrong_one - right_one}
+for axis, (title, part) in zip(axes, gradients.items(), strict=True):
+    axis.imshow(part, cmap="coolwarm", vmin=-0.008, vmax=0.008)
+    axis.set_title(title, fontsize=10)
+    axis.set_xticks([])
+    axis.set_yticks([])
+axes[0].set_yticks([2, 7, 12, 17], ["input", "forget", "cell", "output"])
