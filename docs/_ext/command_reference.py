@@ -69,8 +69,14 @@ class CommandReference(Directive):
     """Describe all commands, each in a section of its own."""
 
     def run(self) -> list[nodes.Node]:
-        """Make the sections."""
-        return [self.section_of(name) for name in all_commands()]
+        """Make a list of all commands, and a section for each."""
+        names = all_commands()
+        listed = nodes.bullet_list()
+        for name in names:
+            title, purpose = f"deconv {name}", find_command(name.split()).help.partition("\n\n")[0]
+            link = nodes.reference("", "", nodes.literal(text=title), refid=nodes.make_id(title), internal=True)
+            listed += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f": {' '.join(purpose.split())}")))
+        return [listed, *(self.section_of(name) for name in names)]
 
     def section_of(self, name: str) -> nodes.section:
         """Write the description of one command as Markdown, and have it parsed."""
