@@ -142,3 +142,15 @@ def test_the_reference_lists_every_option(monkeypatch):
     for name in all_commands():
         described = [CommandReference.describe(parameter) for parameter in find_command(name.split()).params]
         assert all(len(text.strip(": ")) > 10 for _, text in described), name
+
+
+def test_the_check_of_links_finds_what_leads_nowhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    from check_links import broken_links
+
+    (tmp_path / "there.html").write_text('<h1 id="top">There</h1> <a href="https://example.org">away</a>')
+    links = ["there.html", "there.html#top", "#here", "absent.html", "there.html#absent"]
+    text = "".join(f'<a id="here" href="{link}">link</a>' for link in links)
+    (tmp_path / "page.html").write_text(text + '<img src="absent.png">')
+    found = [line.removeprefix("page.html: ") for line in broken_links(tmp_path)]
+    assert found == ["absent.html", "absent.png", "there.html#absent"]
