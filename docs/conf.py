@@ -62,6 +62,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "capture_repr": (),
     "show_memory": False,
+    "write_computation_times": False,  # their pages would load scripts from elsewhere
     "show_signature": False,
     "download_all_examples": False,
     "abort_on_example_error": False,

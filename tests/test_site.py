@@ -151,6 +151,7 @@ def test_the_check_of_links_finds_what_leads_nowhere(tmp_path, monkeypatch):
     (tmp_path / "there.html").write_text('<h1 id="top">There</h1> <a href="https://example.org">away</a>')
     links = ["there.html", "there.html#top", "#here", "absent.html", "there.html#absent"]
     text = "".join(f'<a id="here" href="{link}">link</a>' for link in links)
-    (tmp_path / "page.html").write_text(text + '<img src="absent.png">')
+    loaded = '<img src="absent.png"><script src="https://example.org/a.js"></script>'
+    (tmp_path / "page.html").write_text(text + loaded)
     found = [line.removeprefix("page.html: ") for line in broken_links(tmp_path)]
-    assert found == ["absent.html", "absent.png", "there.html#absent"]
+    assert found == ["absent.html", "absent.png", "https://example.org/a.js", "there.html#absent"]
