@@ -12,7 +12,8 @@ from shown import open_folder, prompt, read, show
 
 # %%
 # A mosaic of a photograph imitates a large scan. ``--cluster local:2`` starts two Dask workers; ``--scheduler
-# ADDRESS`` uses a cluster that runs already.
+# ADDRESS`` uses a cluster that runs already. Workers import this
+# file, so the work waits behind a guard.
 
 if __name__ == "__main__":
     folder = open_folder()
