@@ -40,6 +40,7 @@ html_theme = "furo"
 html_title = "deconv"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+smartquotes = False  # a double dash begins an option
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
