@@ -1,4 +1,4 @@
-"""The commands of docs/clusters.md run and give what the page says; its scripts name options that there are."""
+"""The commands of docs/howto/clusters.md run and give what the page says; its scripts name options that there are."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "clusters.md").read_text(encoding="utf-8")
 
 
 def run(line):

@@ -15,7 +15,7 @@ import deconv_cli
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.training.script import check_script
 
-PAGE = FIXTURES.parents[1] / "docs" / "gradients.md"
+PAGE = FIXTURES.parents[1] / "docs" / "howto" / "gradients.md"
 SCRIPTS = FIXTURES / "scripts"
 QUICK = ("by_hand", "policy", "mixed_precision", "adversarial")
 HEALTHY = [
