@@ -92,7 +92,7 @@ def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     sample = Path(__file__).parents[2] / "sample_images/astronaut_blurred.png"
     Image.open(sample).crop((60, 20, 156, 100)).save("y.png")
     options = ["--prior", "photo", "-o", "x.png", "--report", "x.html", "--error-map", "e.tif", "--json"]
-    run = deconv("invert", "y.png", "--kernel", "gaussian:1.5", *options, expect=FINISHED)
+    run = deconv("invert", "y.png", "--kernel", "gaussian:1.5", "--verbose", *options, expect=FINISHED)
     report, page = run.report, Path("x.html").read_text(encoding="utf-8")
     assert report["prior"] == "photo"
     assert report["solver"]["certificate"] is None

@@ -213,7 +213,7 @@ def test_memory_that_the_system_does_not_give_is_said_in_a_sentence(
 def test_a_picture_that_is_read_as_a_whole_is_told_of_formats_that_are_cut(
     refuses, gray, gentle, tmp_path, monkeypatch, suffix, settings, is_advised
 ):
-    monkeypatch.setattr("deconv_cli.blocks.memory_check.whole_fits", lambda *_: True)  # a TIFF is tried as a whole too
+    monkeypatch.setattr("deconv_cli.blocks.block_problem.whole_fits", lambda *_: True)  # a TIFF is tried as a whole too
     Image.open(gray).save(tmp_path / f"y.{suffix}")
     words = ["invert", tmp_path / f"y.{suffix}", "-k", gentle, "-o", tmp_path / "x.tif", *settings]
     told = refuses(*words, "--max-memory", "20kB", code=ExitCode.INPUT_REFUSED, says="--max-memory")

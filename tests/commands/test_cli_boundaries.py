@@ -88,14 +88,12 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
     assert (finding["border_modes"], finding["lost_modes"], finding["threshold"]) == (20, 20, 1e-3)
     assert finding["windings"] == [[1, 1], [0, 0]]
     assert finding["frequencies"] == 22
-    assert 0.6 < finding["nearest_root"] <= 0.65
     assert finding["influence_depth"] == {"10%": None, "1%": None, "0.1%": None}
-    assert finding["advised_pads"] == {"top": 2, "bottom": 0, "left": 1, "right": 1}
     lines = deconv(*words, "--force", expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
     assert f"warning: {finding['reason']}" in lines
     for sentence in finding["advice"]:
         assert f"note: {sentence}" in lines
-    assert len(finding["advice"]) == 3
+    assert len(finding["advice"]) == 2
     # What is advised helps: noise comes back as noise.
     assert np.abs(np.load(tmp_path / "x.npy")).max() > 1e4
     mended = deconv(
