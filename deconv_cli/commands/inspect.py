@@ -351,7 +351,7 @@ def _content_notes(found: Inspected) -> list[str]:
 def _made_by(record: dict[str, Any]) -> str | None:
     """Return the command that made a file; for a picture with a short record, what the command did."""
     if "command" not in record or "rerun" in record:
-        return record.get("rerun")
+        return record["rerun"].replace(" --force", "") if "rerun" in record else None
     choices = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
     return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in choices.items())])
 

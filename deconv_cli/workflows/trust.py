@@ -246,5 +246,8 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
         return []
     ends = f"{clipping.lowest:g} to {clipping.highest:g}"
     found = f"{format_percent(clipping.share, 3)} of the samples come back far outside {ends}"
-    advice = "noise was amplified, or the kernel is wrong: use a larger λ, weight or strength, or check the kernel"
+    advice = (
+        "noise was amplified, or the kernel is wrong: smooth more (a larger λ, weight or strength, as the prior has "
+        "it), or check the kernel"
+    )
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]
