@@ -6,6 +6,8 @@ A picture that does not fit the memory is restored in blocks. Each block is read
 halo has to be is measured, and so is the error at the seams.
 """
 
+import logging
+
 import numpy as np
 import tifffile
 from distributed import LocalCluster
@@ -27,7 +29,8 @@ if __name__ == "__main__":
 # workers that this example starts. On one machine ``--jobs 2`` does the same without Dask.
 
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    options = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
         prompt(
             "deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o blocks.npy --block-size 192 "
             f"--scheduler {cluster.scheduler_address}"
