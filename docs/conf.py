@@ -1,5 +1,6 @@
 """How the site is built: `sphinx-build -W docs build/site`, without a network."""
 
+import logging
 import os
 import sys
 import warnings
@@ -76,3 +77,4 @@ sphinx_gallery_conf = {
 }
 
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg")
+logging.getLogger().addHandler(logging.NullHandler())  # or a package of the theme prints every note of every library

@@ -86,7 +86,7 @@ def example_lines(path):
 def test_every_option_is_one_of_its_command(page):
     for line in example_lines(page) if page.suffix == ".py" else typed_lines(page):
         words, command = shlex.split(line.partition(" -- ")[0])[1:], typer.main.get_command(app)
-        while hasattr(command, "commands"):
+        while hasattr(command, "commands") and not words[0].startswith("-"):
             command = command.commands.get(words.pop(0)) or pytest.fail(line)
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known, line

@@ -40,7 +40,8 @@ show({"predicted error": predicted, "real error": real}, high=25.0, cmap="magma"
 # %%
 # Both maps are bright at the camera and at the stripes on the coat, and dark in the sky.
 #
-# A wrong kernel cannot be predicted away. It shows in the residual, and the exit code is then 3:
+# The prediction does not cover a wrong kernel. This one makes many samples far too bright or too dark, so the tool
+# warns and ends with exit code 3:
 
 prompt("deconv invert sample_images/camera_blurred.png --kernel gaussian:4 -o wrong.png", expect=3)
 show({"right kernel": restored, "wrong kernel": read("wrong.png")})

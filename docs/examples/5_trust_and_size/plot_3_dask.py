@@ -6,14 +6,15 @@ A picture that does not fit the memory is restored in blocks. Each block is read
 halo has to be is measured, and so is the error at the seams.
 """
 
+import logging
+
 import numpy as np
 import tifffile
+from distributed import LocalCluster
 from shown import open_folder, prompt, read, show
 
 # %%
-# A mosaic of a photograph imitates a large scan. ``--cluster local:2`` starts two Dask workers; ``--scheduler
-# ADDRESS`` uses a cluster that runs already. Workers import this
-# file, so the work waits behind a guard.
+# A mosaic of a photograph imitates a large scan. Workers of Dask import this file, so the work waits behind a guard.
 
 if __name__ == "__main__":
     folder = open_folder()
@@ -24,12 +25,16 @@ if __name__ == "__main__":
     prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o plan.npy --block-size 192 --dry-run")
 
 # %%
-# The dry run names the blocks, the halo and the expected error at the seams. The run itself:
+# The dry run names the blocks, the halo and the expected error at the seams. The run itself, on a cluster of two
+# workers that this example starts. On one machine ``--jobs 2`` does the same without Dask.
 
 if __name__ == "__main__":
-    prompt(
-        "deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o blocks.npy --block-size 192 --cluster local:2"
-    )
+    options = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        prompt(
+            "deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o blocks.npy --block-size 192 "
+            f"--scheduler {cluster.scheduler_address}"
+        )
 
 # %%
 # The same picture as a whole, and the difference. Nothing is to be seen at the seams.

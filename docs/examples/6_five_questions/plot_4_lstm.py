@@ -4,8 +4,8 @@ Is the backward of my LSTM right?
 
 *"I wrote the backward pass of an LSTM by hand. It trains, but badly. How do I find the mistake?"*
 
-The checker compares each gradient with finite differences. In a hand-written ``backward`` it also names the line
-and the kind of the mistake.
+The checker compares each gradient with finite differences. In a hand-written ``backward`` it also names the
+line, and the kind of a frequent mistake.
 """
 
 import runpy
