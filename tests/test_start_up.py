@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy
 import pytest
+import tifffile
+from PIL import Image
 
 import deconv_cli
 
 HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil", "matplotlib", "jinja2"]
+
+LEFT_OUT = ["torch", "scipy", "zarr", "safetensors", "urllib.request", "deconv_cli.commands.invert"]
+"""Modules that an inspection of a picture does without."""
 
 # The words by which rich and typer are talked into colors or other widths, whatever the test runs under.
 FORCING = ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "NO_COLOR", "TERMINAL_WIDTH", "LINES")
@@ -90,6 +95,17 @@ def test_a_missing_input_is_refused_before_torch_is_loaded(tmp_path, command):
     told, _, loaded = done.stderr.decode().partition("\nloaded: ")
     assert told == f"error: the input '{missing}' does not exist; check the path.\n"
     assert json.loads(loaded) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".npy"])
+def test_a_picture_is_inspected_without_torch(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    pixels = numpy.arange(192, dtype=numpy.uint8).reshape(12, 16)
+    write = {".npy": numpy.save, ".tif": tifffile.imwrite}.get(suffix, lambda path, x: Image.fromarray(x).save(path))
+    write(path, pixels)
+    done = python("-c", f"HEAVY = {LEFT_OUT!r}\n{RUN_AND_LIST}", json.dumps(["inspect", str(path), "--json"]))
+    assert json.loads(done.stdout)["files"][0]["entries"][0]["mean"] == pytest.approx(95.5, abs=2)
+    assert json.loads(done.stderr.decode().rpartition("loaded: ")[2]) == []
 
 
 def test_importing_the_package_does_not_load_torch():

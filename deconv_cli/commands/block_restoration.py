@@ -101,6 +101,8 @@ class BlockRestoration:
     def _lay_out(
         self, source: RegionSource, corner: ImageFile, kernels: list[Path], kernel_options: options.KernelOptions
     ) -> LargeInput:
+        import torch
+
         from deconv_cli.blocks.invert_blocks import lay_out_problem
         from deconv_cli.io.regions import read_spread
         from deconv_cli.workflows.resolution import InputMetadata
@@ -114,7 +116,7 @@ class BlockRestoration:
             loaded = load_kernels(kernels, kernel_options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
         corner = loaded.arrange(corner)
         loaded.refuse_for(corner, whole)
-        kind, why = choose_kind(corner, partial(read_spread, source), loaded, given)
+        kind, why = choose_kind(corner, lambda: torch.from_numpy(read_spread(source)), loaded, given)
         settings = ReconstructionSettings.trusted(**{"defaults": kind} | given)
         problem = lay_out_problem(
             source,

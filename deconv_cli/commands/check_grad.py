@@ -34,6 +34,7 @@ from deconv_cli.vocabulary import counted, package_version
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import GradientReport
 
+CONTEXT_SETTINGS = {"allow_extra_args": True}
 EXAMPLE = (
     "Example: deconv check-grad sample_images/network.safetensors --model sample_images/network.py:Network "
     "--data sample_images/patches.safetensors --loss cross-entropy"

@@ -135,15 +135,13 @@ class _Reader:
         }
 
     def _describe_entry(self, found: Inspected, entry: Entry) -> dict[str, Any]:
-        from deconv_cli.io.file_inspection import as_image, as_kernel
-        from deconv_cli.report.reconstruction_record import describe_samples
-        from deconv_cli.workflows.inspection import inspect_samples
+        from deconv_cli.io.file_inspection import as_image, as_kernel, measure_samples
 
         if self.taken_for is not None and not _is_field(found):  # a single tensor of a field is not a kernel
             entry = as_kernel(entry) if self.taken_for is Kind.KERNEL else as_image(entry)
-        statistics = inspect_samples(entry.samples)
+        statistics = measure_samples(entry.samples)
         kernel = refusal = None
-        if entry.is_kernel and statistics.is_finite and bool(entry.samples.any()):
+        if entry.is_kernel and not statistics["nan"] + statistics["infinite"] and bool(entry.samples.any()):
             try:
                 kernel = self._describe_kernel(found.path, entry)
             except DeconvError as error:
@@ -161,7 +159,7 @@ class _Reader:
             "axes": entry.axes,
             "dtype": entry.dtype,
             "is_sampled": entry.whole is not None,
-            **describe_samples(statistics),
+            **statistics,
             "kernel": kernel,
             "kernel_refusal": refusal,
         }
@@ -196,11 +194,13 @@ class _Reader:
 
     def _draw(self, found: Inspected, entry: Entry) -> None:
         """Draw the first plane, or the colors of a picture."""
+        if len(entry.shape) < 2 or 0 in entry.shape or entry.whole is not None:
+            return
+        import torch
+
         from deconv_cli.commands.console import show_picture
 
-        samples = entry.samples
-        if samples.ndim < 2 or 0 in samples.shape or entry.whole is not None:
-            return
+        samples = torch.from_numpy(entry.samples)
         is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
         planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
         show_picture(planes, is_color=is_color)
@@ -315,18 +315,21 @@ def _open_tensors_or_model(path: Path, codec: TensorCodec) -> TensorFile:
     from deconv_cli.io.codecs.torch_file import TorchFile
     from deconv_cli.io.files import read_head
     from deconv_cli.io.tensors import open_tensors
-    from deconv_cli.models.layers import open_torch_file
 
     try:
         return open_tensors(path, codec)
     except UnsafeInputError:
         if not isinstance(codec, TorchFile):
             raise
+        from deconv_cli.models.layers import open_torch_file
+
         return open_torch_file(path, read_head(path))[0]
 
 
 def _is_field(found: Inspected) -> bool:
     """Return whether a file holds a kernel that varies over the frame."""
+    if len(found.entries) == 1:  # as a picture has; the names come with torch
+        return False
     from deconv_cli.models.kernel_files import FIELD_TENSORS
 
     return {entry.name for entry in found.entries} == set(FIELD_TENSORS)
@@ -334,14 +337,16 @@ def _is_field(found: Inspected) -> bool:
 
 def _content_notes(found: Inspected) -> list[str]:
     """Describe a kernel that varies over the frame, and note which large arrays were only sampled."""
-    from deconv_cli.saved_kernels import load_kernel_field
+    notes = []
+    if _is_field(found):
+        from deconv_cli.saved_kernels import load_kernel_field
 
-    notes = [] if not _is_field(found) else [f"the file holds {load_kernel_field(found.path).describe()}"]
+        notes.append(f"the file holds {load_kernel_field(found.path).describe()}")
     for entry in found.entries:
         if entry.whole is not None:
             name = f"{entry.name}: " if entry.name else ""
             notes.append(
-                f"{name}range, mean and the count of non-finite samples are those of {entry.samples.numel()} of "
+                f"{name}range, mean and the count of non-finite samples are those of {entry.samples.size} of "
                 f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; the rest was "
                 "neither read nor drawn"
             )

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.blind.estimate import KernelEstimate
     from deconv_cli.workflows.light import ChosenLight
 
-HELP = "Make or measure a kernel, by a formula or from a layer, pictures, beads or optics; or check one."
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 

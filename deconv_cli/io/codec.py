@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
@@ -301,6 +300,8 @@ def not_carried(lost: list[str]) -> tuple[str, ...]:
 
 def from_images(layout: Layout, samples: Array) -> Array:
     """Order samples of shape (B, C, *space) as a layout stores them."""
+    import torch
+
     ordered: Array = layout.from_images(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
     return ordered
 

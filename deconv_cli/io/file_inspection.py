@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from deconv_cli.errors import DeconvError, TooLargeError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note, zeros_of
 from deconv_cli.io.files import fingerprint, read_head
 from deconv_cli.io.image import choose_member, read_stored
-from deconv_cli.io.layout import as_real_tensor, dtype_name, letters_of_tensor
+from deconv_cli.io.layout import Array, as_real_array, dtype_name, letters_of_tensor
 from deconv_cli.io.region_arrays import RegionSource
 from deconv_cli.io.regions import open_regions, read_spread
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile, open_tensors
@@ -38,14 +37,14 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One array of a file: its name, empty for the only one, and its samples, converted as `as_real_tensor` does.
+    """One array of a file: its name, empty for the only one, and its samples, converted as `as_real_array` does.
 
     The letters of its axes are None where they are unknown; `is_kernel` marks an array that looks like taps. Of a
     large array `samples` are pieces of one size, and `whole` is its shape.
     """
 
     name: str
-    samples: torch.Tensor
+    samples: Array
     dtype: str
     axes: str | None
     is_kernel: bool
@@ -111,7 +110,7 @@ def inspect_file(
         return Inspected(path, codec, None, (entry,), _described(about), source.record, (*notes, *source.notes))
     sha256 = fingerprint(path)
     stored = read_stored(path, codec, member)
-    entry = Entry("", as_real_tensor(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
+    entry = Entry("", as_real_array(path, stored.samples), stored.dtype, stored.axes, is_kernel=False)
     record = stored.record if codec.record_inside else records.read_beside(path)
     return Inspected(path, codec, sha256, (entry,), _described(stored), record, (*notes, *stored.notes))
 
@@ -154,7 +153,7 @@ def _entry(opened: TensorFile, name: str, *, is_whole: bool) -> Entry:
     is_kernel = n_axes == 4 and (is_weight or (is_only and name != IMAGE_NAME and not is_result))
     # Among several tensors, two axes are rather a matrix than an image; one axis is never an image.
     axes = None if is_kernel or n_axes == 1 or (n_axes == 2 and not is_only) else letters_of_tensor(n_axes)
-    samples = torch.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_tensor(opened.path, stored)
+    samples = np.empty(tuple(stored.shape)) if 0 in stored.shape else as_real_array(opened.path, stored)
     return Entry(name, samples, dtype_name(stored), axes, is_kernel)
 
 
@@ -166,6 +165,32 @@ def as_kernel(entry: Entry) -> Entry:
 def as_image(entry: Entry) -> Entry:
     """Declare an array an image."""
     return replace(entry, is_kernel=False, axes=entry.axes or letters_of_tensor(len(entry.shape)))
+
+
+_PIECE = 2**20
+"""Samples that are converted to double precision at a time."""
+
+
+def measure_samples(samples: Array) -> dict[str, Any]:
+    """Count samples of any shape and measure the finite ones, as JSON; a mean beyond float64 is `None`."""
+    finite, n_nan, n_infinite = samples.reshape(-1), 0, 0
+    if finite.size and not np.isfinite([finite.min(), finite.max()]).all():
+        n_nan, n_infinite = int(np.isnan(finite).sum()), int(np.isinf(finite).sum())
+        finite = finite[np.isfinite(finite)]
+    found: dict[str, Any] = {"samples": samples.size, "nan": n_nan, "infinite": n_infinite}
+    if not finite.size:
+        return found | dict.fromkeys(("minimum", "maximum", "mean", "standard_deviation"))
+    low, high = float(finite.min()), float(finite.max())
+    unit = 2.0 ** (math.frexp(max(-low, high))[1] - 1)  # squares of larger and of tiny samples leave float64
+
+    def total(center: float, power: int) -> float:
+        pieces = (finite[start : start + _PIECE] for start in range(0, finite.size, _PIECE))
+        return sum(float(((piece.astype(np.float64) / unit - center) ** power).sum()) for piece in pieces)
+
+    mean = total(0.0, 1) / finite.size
+    spread = math.sqrt(total(mean, 2) / finite.size)
+    described = {"minimum": low, "maximum": high, "mean": unit * mean, "standard_deviation": unit * spread}
+    return found | {name: value if math.isfinite(value) else None for name, value in described.items()}
 
 
 def _described(stored: StoredImage) -> dict[str, Any]:

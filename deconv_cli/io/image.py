@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, codec_of_content, suffix_note
-from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
 from deconv_cli.io.files import open_source, refusing_damage
 from deconv_cli.io.layout import (
     SPACE,
@@ -24,8 +21,12 @@ from deconv_cli.io.layout import (
     tensor_axes,
 )
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Light
+
+if TYPE_CHECKING:
+    import torch
+
+    from deconv_cli.tone_curve import ToneCurve
 
 # Exif 2.32, tag 274, "Orientation": rows become columns, and axes are flipped.
 _TRANSPOSED = (5, 6, 7, 8)
@@ -171,6 +172,8 @@ class ImageFile:
     @cached_property
     def tone_curve(self) -> ToneCurve | None:
         """The encoding of light: as recorded by `deconv forward`, else as in the file; None if unknown."""
+        from deconv_cli.io.color_profile import recorded_curve, tone_curve_of_file
+
         n_channels, record = self.values.shape[1], self.record or {}
         if record.get("command") == "forward" and record.get("light") == Light.LINEAR:
             return recorded_curve(record.get("tone_curve"), self.metadata, n_channels)
@@ -222,6 +225,8 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
         UsageError: axes of the caller that do not fit.
         MalformedInputError: axes of the file that do not fit, or no finite real numbers.
     """
+    import torch
+
     named = axes.upper() if axes else stored.axes
     stored = replace(stored, axes=named or tensor_axes(path, len(stored.shape)))
     try:

@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from deconv_cli.errors import MalformedInputError, UntrustworthyResultError, UsageError
 from deconv_cli.io import limits
 from deconv_cli.vocabulary import AXES_BY_SHAPE, counted
+
+if TYPE_CHECKING:
+    import torch
 
 Array: TypeAlias = npt.NDArray[np.generic]
 
@@ -166,10 +168,10 @@ def dimensions_of(axes: str) -> int:
     return 2 if "Y" in axes or "X" not in axes else 1
 
 
-Samples: TypeAlias = Array | torch.Tensor
+Samples: TypeAlias = "Array | torch.Tensor"
 """An array of NumPy or torch."""
 
-_WIDER = {"uint16": "int32", "uint32": "int64"}
+_WIDER = {"uint16": "int32", "uint32": "int64", "bool": "uint8"}
 
 UNDERSTOOD = {
     *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"),
@@ -180,14 +182,14 @@ UNDERSTOOD = {
 
 def dtype_name(samples: Samples) -> str:
     """Name a sample type as NumPy does, for instance `uint16`."""
-    if isinstance(samples, torch.Tensor):
-        return str(samples.dtype).removeprefix("torch.")
-    return samples.dtype.newbyteorder("=").name
+    if isinstance(samples, np.ndarray):
+        return samples.dtype.newbyteorder("=").name
+    return str(samples.dtype).removeprefix("torch.")
 
 
 def working_bytes(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
     """Compute the bytes of samples as `as_real_tensor` converts them."""
-    return limits.array_bytes(shape, dtype.itemsize * (2 if dtype.name in _WIDER else 1))
+    return limits.array_bytes(shape, np.dtype(_WIDER.get(dtype.name, dtype)).itemsize)
 
 
 def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
@@ -198,24 +200,40 @@ def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
     Raises:
         MalformedInputError: complex, quantized, sparse or otherwise not real numbers, or of size zero.
     """
+    import torch
+
+    name = _working_dtype(path, samples)
+    if isinstance(samples, np.ndarray):
+        return torch.from_numpy(np.require(samples, np.dtype(name), ["C_CONTIGUOUS", "WRITEABLE"]))
+    return samples.detach().to(getattr(torch, name)).contiguous()
+
+
+def as_real_array(path: Path, samples: Samples) -> Array:
+    """Convert samples as `as_real_tensor` does, but without torch; bfloat16, which NumPy lacks, becomes float32."""
+    name = _working_dtype(path, samples)
+    if isinstance(samples, np.ndarray):
+        return np.require(samples, np.dtype(name), ["C_CONTIGUOUS"])
+    tensor = as_real_tensor(path, samples)
+    converted: Array = (tensor.float() if name == "bfloat16" else tensor).numpy()
+    return converted
+
+
+def _working_dtype(path: Path, samples: Samples) -> str:
+    """Name the type to which `as_real_tensor` converts samples; raises as it does."""
     name = dtype_name(samples)
     if name not in UNDERSTOOD:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {name}; convert it first.")
     if 0 in samples.shape:
         raise MalformedInputError(f"'{path}' holds no samples: its shape is {tuple(samples.shape)}.")
-    if isinstance(samples, torch.Tensor):
-        tensor = samples.detach()
-        return tensor.to(getattr(torch, "uint8" if name == "bool" else _WIDER.get(name, name))).contiguous()
-    target = np.dtype("uint8" if name == "bool" else _WIDER.get(name, name))
-    return torch.from_numpy(np.require(samples, target, ["C_CONTIGUOUS", "WRITEABLE"]))
+    return _WIDER.get(name, name)
 
 
 def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
     """Raise `MalformedInputError` for NaN and Inf in a tensor, which the message calls `what`."""
     if _are_finite(tensor):
         return
-    bad = ~torch.isfinite(tensor)
-    first = tuple(int(i) for i in np.unravel_index(int(bad.flatten().to(torch.uint8).argmax()), tensor.shape))
+    bad = ~tensor.isfinite()
+    first = tuple(int(i) for i in np.unravel_index(int(bad.flatten().byte().argmax()), tensor.shape))
     raise MalformedInputError(
         f"'{path}' should hold finite numbers, but {int(bad.sum())} of {tensor.numel()} {what} samples are NaN or Inf, "
         f"the first at index {first}; replace them first."
@@ -226,7 +244,7 @@ def _are_finite(values: torch.Tensor) -> bool:
     """Check the least and the largest sample: this takes a ninth of the time of checking each."""
     if not values.is_floating_point() or values.numel() == 0:
         return True
-    return bool(torch.isfinite(torch.stack(values.aminmax())).all())
+    return all(bool(end.isfinite()) for end in values.aminmax())
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +265,7 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
         UntrustworthyResultError: some values are NaN or Inf.
     """
     if not _are_finite(values):
-        n_bad = int((~torch.isfinite(values)).sum())
+        n_bad = int((~values.isfinite()).sum())
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
             "is too ill-conditioned with these settings, try a larger lam."
@@ -257,7 +275,7 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
     if np.issubdtype(target, np.integer):
         lowest, highest = (float(end) for end in (np.iinfo(target).min, np.iinfo(target).max))
         values, done = values.round(), f"rounded to {dtype}"
-    elif torch.finfo(getattr(torch, dtype)).bits >= torch.finfo(values.dtype).bits:
+    elif target.itemsize >= values.element_size():
         return ConvertedSamples(values.numpy().astype(target, copy=False))
     else:
         highest = float(np.finfo(target).max)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.io import records
@@ -20,6 +19,9 @@ from deconv_cli.io.layout import Array, Layout, convert_samples
 from deconv_cli.io.limits import allowing, memory_budget
 from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.vocabulary import OutputDType
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan_output(

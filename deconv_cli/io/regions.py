@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.codec import StoredImage, all_codecs, codec_of_content
 from deconv_cli.io.files import read_head
 from deconv_cli.io.image import ImageFile, choose_member, image_of
-from deconv_cli.io.layout import UNDERSTOOD, as_real_tensor, tensor_axes
+from deconv_cli.io.layout import UNDERSTOOD, Array, as_real_array, tensor_axes
 from deconv_cli.io.region_arrays import RegionSource
 
 
@@ -90,12 +90,12 @@ def spread_place(lengths: Sequence[int], number: int) -> tuple[int, ...]:
     return tuple(min(int(share * n), n - 1) for share, n in zip(shares, lengths, strict=True))
 
 
-def read_spread(source: RegionSource) -> torch.Tensor:
+def read_spread(source: RegionSource) -> Array:
     """Read pieces from all over an array, shape `(n, *piece)`."""
     sides = cube_sides(source.shape, MAX_SAMPLES)
     free = [n - side + 1 for n, side in zip(source.shape, sides, strict=True)]
     pieces = []
     for number in range(N_PIECES):
         starts = zip(spread_place(free, number), sides, strict=True)
-        pieces.append(as_real_tensor(source.path, source.read(tuple(slice(at, at + side) for at, side in starts))))
-    return torch.stack(pieces)
+        pieces.append(as_real_array(source.path, source.read(tuple(slice(at, at + side) for at, side in starts))))
+    return np.stack(pieces)

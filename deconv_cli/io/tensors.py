@@ -7,15 +7,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import records
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, codec_of_content
 from deconv_cli.io.files import read_head, refusing_damage
 from deconv_cli.io.layout import Layout, Samples, letters_of_tensor
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_NAME = "image"
 """The name under which an image is written into a file of named tensors."""
@@ -69,6 +70,8 @@ class TensorFile:
 
     def rows(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         """Read samples `start` to `stop` of every tensor of a file that `open_data` opened; single numbers whole."""
+        import torch
+
         assert self.read_rows is not None
         return {name: torch.as_tensor(self.read_rows(name, start, stop)) for name in self.shapes}
 
@@ -78,6 +81,8 @@ class TensorFile:
         Raises:
             MalformedInputError: the tensors do not agree on the number of samples, or hold none.
         """
+        import torch
+
         if n is None:
             return {name: torch.as_tensor(self.read(name)) for name in self.shapes}
         if not self.n_samples:

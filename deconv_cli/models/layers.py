@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
-from deconv_cli.io.codecs.torch_file import TorchFile, check_dense, load_weights_only, named_tensors
+from deconv_cli.io.codecs.torch_file import TorchFile
+from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors

@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
-from deconv_cli.io.codecs.torch_file import check_dense, globals_in, load_weights_only, program_kind
+from deconv_cli.io.codecs.torch_file import program_kind
+from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors

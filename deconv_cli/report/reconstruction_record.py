@@ -11,7 +11,7 @@ from deconv_cli.diagnostics.predicted_error import ExpectedError
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.inspection import KernelProperties, SampleStatistics
+from deconv_cli.workflows.inspection import KernelProperties
 from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import Doubt
@@ -170,19 +170,6 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
         "null_share_of_data": diagnosis.null_share_of_data,
         "null_share_of_estimate": diagnosis.null_share_of_estimate,
         "resolution_pixels": widths and [list(channel) for channel in widths],
-    }
-
-
-def describe_samples(statistics: SampleStatistics) -> Record:
-    """Describe samples; a mean beyond float64 is `None`."""
-    return {
-        "samples": statistics.n_samples,
-        "nan": statistics.n_nan,
-        "infinite": statistics.n_infinite,
-        "minimum": statistics.minimum,
-        "maximum": statistics.maximum,
-        "mean": finite_or_none(statistics.mean),
-        "standard_deviation": finite_or_none(statistics.standard_deviation),
     }
 
 

@@ -1,4 +1,4 @@
-"""The numbers of an image or a kernel, before anything is done with it."""
+"""The numbers of a kernel, before anything is done with it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,7 @@ from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.solvers.estimator import common_unit
 from deconv_cli.vocabulary import PaddingLike, Size
-
-
-@dataclass(frozen=True)
-class SampleStatistics:
-    """Samples in numbers; the range and the moments are those of the finite samples.
-
-    Attributes:
-        n_samples: number of samples.
-        n_nan: number of NaN.
-        n_infinite: number of infinite samples.
-        minimum: the least, or `None` if none is finite.
-        maximum: the largest.
-        mean: their mean.
-        standard_deviation: around the mean.
-    """
-
-    n_samples: int
-    n_nan: int
-    n_infinite: int
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    standard_deviation: float | None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every sample is a number that can be computed with."""
-        return self.n_nan == self.n_infinite == 0
 
 
 @dataclass(frozen=True)
@@ -83,34 +54,6 @@ class KernelProperties:
     is_symmetric: bool
     spectrum: Spectrum
     borders: tuple[BoundaryAssessment, ...]
-
-
-_PIECE = 2**20
-"""Samples that are converted to double precision at a time."""
-
-
-def inspect_samples(samples: Tensor) -> SampleStatistics:
-    """Count and measure samples of any shape."""
-    n_nan = n_infinite = 0
-    finite = samples.flatten()
-    if not synchronize.are_finite(samples):
-        n_nan, n_infinite = (synchronize.as_index(mask.sum()) for mask in (samples.isnan(), samples.isinf()))
-        finite = finite[finite.isfinite()]
-    if len(finite) == 0:
-        return SampleStatistics(samples.numel(), n_nan, n_infinite, None, None, None, None)
-    unit = common_unit(to_float64(torch.stack(finite.aminmax())))
-    pieces = finite.split(_PIECE)
-    mean = torch.stack([(to_float64(piece) / unit).sum() for piece in pieces]).sum() / len(finite)
-    squares = torch.stack([(to_float64(piece) / unit - mean).square().sum() for piece in pieces])
-    return SampleStatistics(
-        n_samples=samples.numel(),
-        n_nan=n_nan,
-        n_infinite=n_infinite,
-        minimum=synchronize.as_number(finite.min()),
-        maximum=synchronize.as_number(finite.max()),
-        mean=unit * synchronize.as_number(mean),
-        standard_deviation=unit * synchronize.as_number((squares.sum() / len(finite)).sqrt()),
-    )
 
 
 def inspect_kernel(

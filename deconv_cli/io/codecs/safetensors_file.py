@@ -10,18 +10,20 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import limits, records
 from deconv_cli.io.atomic import check_output_path, write_atomically
 from deconv_cli.io.codec import StoredImage, codec_of_content
 from deconv_cli.io.files import read_head, refusing_damage
+from deconv_cli.io.layout import dtype_name
 from deconv_cli.io.tensors import IMAGE_NAME, TensorCodec, TensorFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEYWORD = "deconv_inverse"
 SUFFIX = ".safetensors"
@@ -30,7 +32,7 @@ SCHEMA = 1
 _CHECKSUM = f"{KEYWORD}_crc32"
 _ALIGNMENT = 64
 _ADVICE = "make one with save_pseudo_inverse"
-_CODES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.uint8: "U8"}
+_CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "uint8": "U8"}
 
 
 class Safetensors(TensorCodec):
@@ -60,6 +62,8 @@ class Safetensors(TensorCodec):
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write one tensor with the record."""
+        import torch
+
         _write(path, {IMAGE_NAME: torch.from_numpy(np.ascontiguousarray(image.samples))}, image.record or {})
 
 
@@ -126,7 +130,7 @@ def write_state(path: Path, state: SavedState) -> None:
     for name in names:
         start, end = end, end + stored[name].nbytes
         shape = list(stored[name].shape)
-        header[name] = {"dtype": _CODES[stored[name].dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": _CODES[dtype_name(stored[name])], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
 
@@ -183,16 +187,20 @@ def _memory_order(tensor: Tensor) -> list[int]:
 
 def _unfold(tensor: Tensor) -> Tensor:
     """Order the numbers as in memory: on the CPU, contiguous, and real."""
+    import torch
+
     lying = tensor.detach().permute(_memory_order(tensor)).resolve_conj().resolve_neg().cpu().contiguous()
     return torch.view_as_real(lying) if lying.is_complex() else lying
 
 
 def _fold(path: Path, name: str, stored: Tensor, member: Any) -> Tensor:  # noqa: ANN401 (JSON)
     """Undo `_unfold`, as the record describes it, and check the numbers."""
+    import torch
+
     if stored.data_ptr() % _ALIGNMENT:
         stored = stored.clone()
     try:
-        if stored.dtype not in _CODES or _sum(stored) != member["sum"]:
+        if dtype_name(stored) not in _CODES or _sum(stored) != member["sum"]:
             raise ValueError("another checksum")
         lying, order = torch.view_as_complex(stored) if member["is_complex"] else stored, list(member["order"])
         return lying.permute([order.index(axis) for axis in range(max(lying.ndim, len(order)))])
@@ -202,6 +210,8 @@ def _fold(path: Path, name: str, stored: Tensor, member: Any) -> Tensor:  # noqa
 
 def _sum(stored: Tensor) -> int:
     """Sum the bytes as whole numbers of 64 or 32 bits, modulo 2⁶⁴: a checksum at the speed of the memory."""
+    import torch
+
     flat = stored.reshape(-1).view(torch.uint8)
     for words in (torch.int64, torch.int32):
         if flat.numel() % words.itemsize == 0:

@@ -5,11 +5,11 @@ Source: OME data model, schema 2016-06.
 
 from __future__ import annotations
 
+import html
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
-from xml.sax.saxutils import escape
 
 from deconv_cli.io import limits, records
 from deconv_cli.io.metadata import METERS, Metadata, Resolution
@@ -148,7 +148,7 @@ def with_record(xml: str, record: dict[str, Any]) -> str:
     """Exchange the record in a description; it stands where `fields_to_write` put it."""
     start, end = f'<M K="{records.KEYWORD}">', "</M>"
     before, _, after = xml.partition(start)
-    return f"{before}{start}{escape(records.encode_record(record))}{end}{after.partition(end)[2]}"
+    return f"{before}{start}{html.escape(records.encode_record(record), quote=False)}{end}{after.partition(end)[2]}"
 
 
 def _as_text(elements: list[ElementTree.Element]) -> str:
