@@ -216,7 +216,7 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     like = values.real
     if axis == 0:
         phases = unit_phases(lags, n1, length, like) * (down[:, 0] / n1)
-        sums = (phases @ values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
+        sums = _combine(phases, values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
         return sums.transpose(0, 1) * across[:, None, None, None]
     # The inner columns of a half spectrum count twice, once as they are and once mirrored.
     weights = torch.ones_like(across)
@@ -226,13 +226,21 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     phases = unit_phases(lags, n_half, length, like) * (across * weights / length)
     if a * b <= MAX_ENTRIES_TO_COPY:
         planes = values.permute(0, 2, 3, 1).reshape(-1, n_half)
-        sums = (planes @ phases.T).reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
+        sums = _combine(phases, planes.T).T.reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
     else:
         sums = torch.matmul(phases, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
     sums = sums * down[:, :, None, None]
     n_line = n1 // 2 + 1
     mirrored = sums.roll(-1, 0).flip(0)  # entry k of this is entry −k of that
     return sums[:n_line] + mirrored[:n_line].conj()
+
+
+def _combine(phases: Tensor, values: Tensor) -> Tensor:
+    """Multiply complex phases `(L, n)` by values `(n, m)`, which may be real."""
+    if values.is_complex():
+        return phases @ values
+    parts = torch.view_as_real(phases).movedim(-1, 0) @ values
+    return torch.complex(parts[0], parts[1])
 
 
 def invert_lines(matrix: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class BorderSystem:
         self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
         self._has_inputs = any(kind.kind != "outputs" for kind in self.kinds)
         self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = FrequencyBlocks(_as_real(blocks.inputs))
-        self._outputs = FrequencyBlocks(_as_real(blocks.outputs))
+        self._inputs = FrequencyBlocks(as_real(blocks.inputs))
+        self._outputs = FrequencyBlocks(as_real(blocks.outputs))
 
     @property
     def groups(self) -> list[BandGroup]:
@@ -230,7 +230,7 @@ def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:
     return boundary.is_zero and not find_penalty(penalty).takes_differences
 
 
-def _as_real(blocks: Tensor) -> Tensor:
+def as_real(blocks: Tensor) -> Tensor:
     """Drop the imaginary part of Hermitian blocks of one entry, where it is zero: half the memory."""
     return blocks.real if blocks.shape[-1] == 1 else blocks
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
+from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, count_indefinite_unknowns
+from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, as_real, count_indefinite_unknowns
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
@@ -28,7 +29,7 @@ from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
 
 # Entries of a symbol that are factored in double precision at a time.
-MAX_ENTRIES_AT_ONCE = 2**21
+MAX_ENTRIES_AT_ONCE = 2**18
 
 
 def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
@@ -48,7 +49,9 @@ class StripSystem:
     def __init__(self, problem: TikhonovProblem) -> None:
         operator = problem.operator
         taps = operator.kernel
-        wide = to_float64(taps)
+        # The blocks of a blur are sums of positive numbers, and λ is not tiny.
+        is_safe = problem.runs_in_own_precision and problem.lam > 0 and has_one_sign(taps)
+        wide = taps if is_safe else to_float64(taps)
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._torus = places.torus
         self._input_shape = operator.input_shape
@@ -180,16 +183,20 @@ def _narrow_blocks(
     """Factor in double precision, some frequencies at a time, and keep the result in the dtype of the arithmetic."""
     n_outputs, n_inputs = symbol.shape[-2:]
 
-    def empty(n_to: int, n_from: int) -> Tensor:
-        return symbol.new_empty(*symbol.shape[:2], n_to, n_from, dtype=dtype.to_complex())
+    def empty(n_to: int, n_from: int, dtype: torch.dtype) -> Tensor:
+        return symbol.new_empty(*symbol.shape[:2], n_to, n_from, dtype=dtype)
 
-    narrow = TorusBlocks(empty(n_inputs, n_outputs), empty(n_outputs, n_outputs), empty(n_inputs, n_inputs))
+    wide = dtype.to_complex()
+    hermitian = dtype if n_outputs == n_inputs == 1 else wide
+    narrow = TorusBlocks(
+        empty(n_inputs, n_outputs, wide), empty(n_outputs, n_outputs, hermitian), empty(n_inputs, n_inputs, hermitian)
+    )
     n_rows = max(1, MAX_ENTRIES_AT_ONCE // symbol[0].numel())
     for first in range(0, len(symbol), n_rows):
         part = slice(first, first + n_rows)
         blocks = torus_blocks(symbol[part], weight, penalty[part], covers_inputs=covers_inputs)
-        narrow.estimate[part], narrow.outputs[part] = blocks.estimate, blocks.outputs
-        narrow.inputs[part] = blocks.inputs
+        narrow.estimate[part], narrow.outputs[part] = blocks.estimate, as_real(blocks.outputs)
+        narrow.inputs[part] = as_real(blocks.inputs)
     return narrow
 
 
