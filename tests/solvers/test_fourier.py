@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import random
-from torch.utils._python_dispatch import TorchDispatchMode
+from cases import Counted, random
 
 from deconv_cli.solvers import small_blocks
 from deconv_cli.solvers.fourier import (
@@ -139,16 +138,6 @@ def test_a_factorization_that_comes_out_wrong_is_done_again(monkeypatch, functio
     monkeypatch.setattr(module, function, wrong)
     found = inverse_blocks(blocks, weight, torch.ones(PLANE, dtype=torch.float64), RCOND)
     assert worst(found, expected) <= 1e-10
-
-
-class Counted(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    n = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_blocks_of_one_channel_are_a_few_passes_over_their_plane():
