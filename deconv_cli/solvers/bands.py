@@ -62,10 +62,20 @@ class BandGroup:
     """Unknowns of one kind: C channels on a band of rows and on the rest of a band of columns.
 
     A vector is two tensors: `rows` of shape `(*batch, C, w1, N2)` and `columns` of shape `(*batch, C, N1 − w1, w2)`.
-    `like` has the real dtype and the device of the arithmetic.
+    `like` has the real dtype and the device of the arithmetic. `down`, shape `(N1, 1)`, and `across`, shape `(N2 // 2 +
+    1,)`, are factors by which a spectrum is multiplied before it is read, as a rule on a few lines alone; `None` for 1.
     """
 
-    def __init__(self, n_channels: int, rows: Band, columns: Band, like: Tensor) -> None:
+    def __init__(
+        self,
+        n_channels: int,
+        rows: Band,
+        columns: Band,
+        like: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+    ) -> None:
+        self._symbol = None if down is None or across is None else (down, across)
         self.n_channels = n_channels
         self.rows = rows
         self.columns = columns
@@ -76,6 +86,8 @@ class BandGroup:
             n_half = self.torus[1] // 2 + 1
             self._down = rows.phases(self.torus[0], like)
             self._across = columns.phases(n_half, like)
+            if self._symbol is not None:
+                self._down, self._across = self._down * self._symbol[0].T, self._across * self._symbol[1]
             # The inner columns of a half spectrum count twice.
             weights = like.new_full((n_half,), 2.0)
             weights[0] = 1.0
@@ -89,39 +101,47 @@ class BandGroup:
         It is the transpose of `read`. `None` means zeros.
         """
         if not self._is_thin:
-            return torch.fft.rfft2(self._place(rows, columns))
+            placed = torch.fft.rfft2(self._place(rows, columns))
+            return placed if self._symbol is None else placed.mul_(self._symbol[0].conj()).mul_(self._symbol[1].conj())
         n1, n2 = self.torus
         parts = []
         if rows is not None:
             lines = transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1)
+            lines = lines if self._symbol is None else lines * self._symbol[1].conj()
             parts.append(torch.matmul(self._down.mH, lines))
         if columns is not None:
             lines = transform_lines(torch.fft.fft, columns, n1, -2, n1)
+            lines = lines if self._symbol is None else lines * self._symbol[0].conj()
             parts.append(torch.matmul(lines, self._across.conj()))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
     def read_rows(self, spectrum: Tensor) -> Tensor:
         """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
         n1, n2 = self.torus
         if self._is_thin:
-            return transform_lines(torch.fft.irfft, torch.matmul(self._down, spectrum) / n1, n2, -1, n2)
-        return self._take(torch.fft.irfft2(spectrum, s=self.torus))[0]
+            lines = torch.matmul(self._down, spectrum) / n1
+            lines = lines if self._symbol is None else lines * self._symbol[1]
+            return transform_lines(torch.fft.irfft, lines, n2, -1, n2)
+        return self._take(spectrum)[0]
 
     def read_columns(self, spectrum: Tensor) -> Tensor:
         """Read the rest of the band of columns off a spectrum."""
         if self._is_thin:
             n1, n2 = self.torus
             lines = torch.matmul(spectrum, self._across_weighted)
+            lines = lines if self._symbol is None else lines * self._symbol[0]
             return transform_lines(torch.fft.ifft, lines, n1, -2, n1).real[..., : self.rows.first, :] / n2
-        return self._take(torch.fft.irfft2(spectrum, s=self.torus))[1]
+        return self._take(spectrum)[1]
 
     def read(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Read both bands off a spectrum."""
         if self._is_thin:
             return self.read_rows(spectrum), self.read_columns(spectrum)
-        return self._take(torch.fft.irfft2(spectrum, s=self.torus))
+        return self._take(spectrum)
 
-    def _take(self, field: Tensor) -> tuple[Tensor, Tensor]:
+    def _take(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        factored = spectrum if self._symbol is None else spectrum * self._symbol[0] * self._symbol[1]
+        field = torch.fft.irfft2(factored, s=self.torus)
         rows = field[..., self.rows.first :, :]
         columns = field[..., : self.rows.first, self.columns.first :]
         if self.rows.sources is not None:
@@ -152,10 +172,14 @@ def outside(
     torus: Size,
     like: Tensor,
     sources: tuple[Tensor | None, ...] = (None, None),
+    symbol: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> BandGroup:
-    """Give the unknowns outside a rectangle of `size` at the torus's origin; `sources` as in `Band`, for each axis."""
+    """Give the unknowns outside a rectangle of `size` at the torus's origin.
+
+    `sources` are those of `Band`, for each axis, and `symbol` the factors of `BandGroup`.
+    """
     rows, columns = (Band(*numbers) for numbers in zip(torus, size, sources, strict=True))
-    return BandGroup(n_channels, rows, columns, like)
+    return BandGroup(n_channels, rows, columns, like, *symbol)
 
 
 def unit_phases(places: Tensor, n_frequencies: int, length: int, like: Tensor) -> Tensor:
@@ -216,7 +240,7 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     like = values.real
     if axis == 0:
         phases = unit_phases(lags, n1, length, like) * (down[:, 0] / n1)
-        sums = (phases @ values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
+        sums = _combine(phases, values.reshape(n1, -1)).reshape(len(lags), n_half, a, b)
         return sums.transpose(0, 1) * across[:, None, None, None]
     # The inner columns of a half spectrum count twice, once as they are and once mirrored.
     weights = torch.ones_like(across)
@@ -226,13 +250,21 @@ def _sum_over_axis(values: Tensor, lags: Tensor, down: Tensor, across: Tensor, a
     phases = unit_phases(lags, n_half, length, like) * (across * weights / length)
     if a * b <= MAX_ENTRIES_TO_COPY:
         planes = values.permute(0, 2, 3, 1).reshape(-1, n_half)
-        sums = (planes @ phases.T).reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
+        sums = _combine(phases, planes.T).T.reshape(n1, a, b, len(lags)).permute(0, 3, 1, 2)
     else:
         sums = torch.matmul(phases, values.reshape(n1, n_half, a * b)).reshape(n1, len(lags), a, b)
     sums = sums * down[:, :, None, None]
     n_line = n1 // 2 + 1
     mirrored = sums.roll(-1, 0).flip(0)  # entry k of this is entry −k of that
     return sums[:n_line] + mirrored[:n_line].conj()
+
+
+def _combine(phases: Tensor, values: Tensor) -> Tensor:
+    """Multiply complex phases `(L, n)` by values `(n, m)`, which may be real."""
+    if values.is_complex():
+        return phases @ values
+    parts = torch.view_as_real(phases).movedim(-1, 0) @ values
+    return torch.complex(parts[0], parts[1])
 
 
 def invert_lines(matrix: Tensor) -> Tensor:

@@ -54,11 +54,6 @@ class Unknowns:
     down: Tensor
     across: Tensor
 
-    @property
-    def symbol(self) -> Tensor:
-        """√μ l(θ), shape `(N1, N2 // 2 + 1)`."""
-        return self.down * self.across
-
 
 class BorderSystem:
     """The Hermitian system of the module's formulas, applied by FFTs, in the dtype of the blocks."""
@@ -69,8 +64,8 @@ class BorderSystem:
         self.kinds = _list_unknowns(places, blocks, boundary, penalty, weight)
         self._has_inputs = any(kind.kind != "outputs" for kind in self.kinds)
         self._estimate = FrequencyBlocks(blocks.estimate)
-        self._inputs = FrequencyBlocks(_as_real(blocks.inputs))
-        self._outputs = FrequencyBlocks(_as_real(blocks.outputs))
+        self._inputs = FrequencyBlocks(as_real(blocks.inputs))
+        self._outputs = FrequencyBlocks(as_real(blocks.outputs))
 
     @property
     def groups(self) -> list[BandGroup]:
@@ -97,12 +92,11 @@ class BorderSystem:
         to_outputs: Tensor | None = None
         to_inputs: Tensor | None = None
         for kind, *bands in zip(self.kinds, rows or nothing, columns or nothing, strict=True):
-            part = kind.group.spectrum(*bands)
             if kind.kind == "outputs":
-                to_outputs = part
+                to_outputs = kind.group.spectrum(*bands)
                 continue
-            part = part.neg_() if kind.kind == "ties" else part * kind.symbol.conj()
-            to_inputs = part if to_inputs is None else to_inputs + part
+            part = kind.group.spectrum(*(None if band is None else -band for band in bands))
+            to_inputs = part if to_inputs is None else to_inputs.add_(part)
         return to_outputs, to_inputs
 
     def image(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
@@ -111,7 +105,7 @@ class BorderSystem:
             assert inputs is not None
             return self._inputs.multiply(inputs)
         estimate = self._estimate.multiply(outputs)
-        return estimate if inputs is None else estimate + self._inputs.multiply(inputs)
+        return estimate if inputs is None else estimate.add_(self._inputs.multiply(inputs))
 
     def defect(self, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
         """Compute the spectrum of M·outputs − Pᴴ·inputs."""
@@ -119,7 +113,7 @@ class BorderSystem:
             assert inputs is not None
             return -self._estimate.multiply(inputs, adjoint=True)
         defect = self._outputs.multiply(outputs)
-        return defect if inputs is None else defect - self._estimate.multiply(inputs, adjoint=True)
+        return defect if inputs is None else defect.sub_(self._estimate.multiply(inputs, adjoint=True))
 
     def read(self, outputs: Tensor | None, inputs: Tensor | None) -> tuple[Part, Part]:
         """Evaluate the system's left-hand side in both bands, for spectra of right-hand sides."""
@@ -151,12 +145,12 @@ class BorderSystem:
         result: list[Any] = []
         for kind in self.kinds:
             if image is None or kind.kind == "outputs":
-                result.append(read(kind.group, self.defect(outputs, inputs)))
-            elif kind.kind == "ties":
-                result.append(read(kind.group, image))
+                value = read(kind.group, self.defect(outputs, inputs))
             else:
-                value = read(kind.group, -kind.symbol * image)
-                result.append(value if own is None else value + own[len(result)])
+                value = read(kind.group, image)
+            if own is not None and kind.kind == "differences":
+                value = value + own[len(result)]
+            result.append(value)
         return result
 
 
@@ -230,7 +224,7 @@ def _is_free_outside(boundary: BoundaryRule, penalty: PenaltyLike) -> bool:
     return boundary.is_zero and not find_penalty(penalty).takes_differences
 
 
-def _as_real(blocks: Tensor) -> Tensor:
+def as_real(blocks: Tensor) -> Tensor:
     """Drop the imaginary part of Hermitian blocks of one entry, where it is zero: half the memory."""
     return blocks.real if blocks.shape[-1] == 1 else blocks
 
@@ -251,8 +245,9 @@ def _list_unknowns(
             observed = term.observed(places.image_size)
             if observed != torus:
                 down, across = term.symbol(torus, like.dtype, like.device)
-                group = outside(n_inputs, observed, torus, like)
-                found.append(Unknowns("differences", group, weight**0.5 * down, across))
+                down = weight**0.5 * down
+                group = outside(n_inputs, observed, torus, like, symbol=(-down, across))
+                found.append(Unknowns("differences", group, down, across))
     if places.image_size != torus:
         group = outside(n_inputs, places.image_size, torus, like, places.line_sources)
         found.append(Unknowns("ties", group, -one_down, one_across))

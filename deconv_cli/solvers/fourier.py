@@ -67,6 +67,9 @@ def gram_inverse_blocks(symbol: Tensor, weight: float, penalty: Tensor) -> Tenso
     A singular sum gets the pseudo-inverse. The symbol has the shape `(*plane, C_out, C_in)`, the penalty |l(θ)|²
     `(*plane,)`.
     """
+    if symbol.shape[-2:] == (1, 1):
+        gram = _square_scalars(symbol) + weight * penalty[..., None, None]
+        return torch.where(gram > SINGULAR * gram.max(), gram.reciprocal(), 0).to(symbol.dtype)
     blocks, diagonal = symbol.flatten(0, -3), weight * penalty.flatten()
     return _gram_inverse(blocks, diagonal).unflatten(0, symbol.shape[:-2])
 
@@ -102,6 +105,10 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
     blocks = symbol.flatten(0, -3)
     if weight > 0:
         inputs = gram_inverse_blocks(symbol, weight, penalty)
+        if symbol.shape[-2:] == (1, 1):
+            # 1 − KP without its cancellation, which is 1 where neither term is anything.
+            outputs = torch.where(inputs == 0, 1, inputs * (weight * penalty)[..., None, None])
+            return TorusBlocks(inputs * symbol.conj(), outputs, inputs)
         estimate = _product(inputs.flatten(0, -3), blocks.mH)
         outputs = _identity_minus(_product(blocks, estimate))
         return TorusBlocks(estimate.unflatten(0, shape), outputs.unflatten(0, shape), inputs)
@@ -151,9 +158,8 @@ def block_norms(blocks: Tensor) -> Tensor:
 
 
 def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor | None = None) -> Tensor:
-    # In place, since at the size of photographs new memory costs more than arithmetic; and not by abs(), which guards
-    # against overflow at ten times the cost.
-    denominator = blocks.real.square().addcmul_(blocks.imag, blocks.imag)
+    # In place, since at the size of photographs new memory costs more than arithmetic.
+    denominator = _square_scalars(blocks)
     # With a penalty nothing is truncated but what rounding alone has made of a zero.
     threshold = torch.finfo(denominator.dtype).eps if synchronize.holds_anywhere(diagonal) else rcond
     floor = threshold**2 * denominator.max()
@@ -166,6 +172,11 @@ def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor 
     torch.mul(torch.view_as_real(blocks.resolve_conj()), factor[..., None], out=parts)
     parts[..., 1].neg_()
     return inverse
+
+
+def _square_scalars(blocks: Tensor) -> Tensor:
+    # Not by abs(), which guards against overflow at ten times the cost.
+    return blocks.real.square().addcmul_(blocks.imag, blocks.imag)
 
 
 def _invert_regularized(blocks: Tensor, diagonal: Tensor, rcond: float, find_largest: Callable[[], float]) -> Tensor:

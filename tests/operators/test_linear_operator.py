@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from cases import random
+from cases import Counted, random
 from properties import adjoint_defect, matrix_defect
 
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.operators.axes import norm
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.differences import Difference, Differences, Gradient, first_differences, second_differences
 from deconv_cli.operators.geometry import Geometry
@@ -116,3 +117,15 @@ def test_wrong_chains_and_sums_name_both_shapes():
         A + G
     with pytest.raises(ShapeError, match=r"ends in \(1, 6, 5\), but was given one of \(1, 5, 6\)"):
         A(random((1, 5, 6)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 50, 60), (2, 3, 20, 30, 40), (2, 1, 2**15)])
+def test_a_norm_makes_no_copy_of_images(shape):
+    """Squares of whole images, added up in double precision, took ten times as long."""
+    images = random(shape, dtype=torch.float32)
+    with Counted(images.numel()) as operations:
+        found = norm(images, len(shape) - 1)
+    assert operations.n == (shape[-1] > 2**14)
+    expected = images.double().flatten(1).norm(dim=1)
+    assert found.dtype == torch.float64
+    assert ((found - expected).abs() <= 1e-7 * expected).all()

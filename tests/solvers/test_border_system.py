@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from cases import random
+from cases import Counted, random
 
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import PENALTIES
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers import bands
+from deconv_cli.solvers import bands, strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.square_border import SquareBorderSystem
 
@@ -75,3 +76,26 @@ def test_wide_bands_by_ffts_give_what_sums_over_lines_give(boundary, penalty, mo
     expected = PseudoInverse(kernel, (7, 8), settings)(y)
     monkeypatch.setattr(bands, "MAX_THIN_WIDTH", 0)
     assert (PseudoInverse(kernel, (7, 8), settings)(y) - expected).norm() <= 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize("boundary", ["unknown", "reflect", "zero"])
+def test_a_small_image_stands_for_the_crossing_of_a_large_one(boundary, monkeypatch):
+    """Without it the iteration has the crossing to settle at the size of the image."""
+    monkeypatch.setattr(strip, "CROSSING", 16)
+    settings = ResolvedSettings(boundary=boundary, lam=0.05, method="strip", tolerance=1e-11)
+    kernel, y = Kernel(random((2, 2, 2, 3)), False), random((2, 162, 175), seed=1)
+    found = PseudoInverse(kernel, (162, 175), settings).solve(y)
+    monkeypatch.setattr(strip, "CROSSING", 1000)
+    expected = PseudoInverse(kernel, (162, 175), settings).solve(y)
+    assert (found.value - expected.value).norm() <= 1e-9 * expected.value.norm()
+    assert found.n_iterations <= 0.6 * expected.n_iterations
+
+
+def test_factors_of_the_unknowns_are_applied_on_a_few_lines_alone():
+    """Each operation on a whole spectrum takes as long as half a transform."""
+    operator = Convolution(random((1, 1, 3, 3)).abs(), (40, 41), boundary="reflect")
+    system = strip.StripSystem(TikhonovProblem(operator, 0.1))._system
+    columns = [random((1, 1, group.rows.first, group.columns.width)) for group in system.groups]
+    with Counted(42 * 22) as operations:
+        system.read_rows(*system.spectra(None, columns))
+    assert operations.n <= 14
