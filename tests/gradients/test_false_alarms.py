@@ -97,7 +97,7 @@ def test_an_expert_that_nothing_is_ever_sent_to_stays_unused():
 
 
 NETWORKS = load_fixture("architectures").NETWORKS
-QUICK = ("GraphConvolution", "ImagesAndTexts", "OneStepEquilibrium", "Capsules")
+QUICK = ("GraphConvolution", "ImagesAndTexts", "Equilibrium", "Capsules")
 
 
 @pytest.mark.parametrize(
