@@ -79,7 +79,7 @@ def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
 
 
 def loss_changes_with(subject: Subject, name: str) -> bool:
-    """Return whether the loss changes when a parameter is changed, by little or by much, or can no longer be computed."""
+    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed."""
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
