@@ -13,7 +13,7 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_difference_search import compare_tensors
+from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
 from deconv_cli.gradients.finite_differences import (
     N_ERROR_BARS,
     TOLERANCE,
@@ -22,13 +22,13 @@ from deconv_cli.gradients.finite_differences import (
     Outcome,
     ScalarFunction,
     TensorGradient,
+    compare_along,
 )
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.through_time import TimeSeries, series_of_layers
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
-from deconv_cli.gradients.tracing.operations import DETACHING_INSIDE
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -118,16 +118,18 @@ def _compare(
         series = series_of_layers(subject)
     except RuntimeError as error:
         not_checked.append(f"gradients through time: {first_line(error)}")
-    is_detaching = _detaches_on_purpose(forward)
-    holding = subject.holding_detached if is_detaching else contextlib.nullcontext
+    holding = subject.holding_detached if forward.is_detached_on_purpose else contextlib.nullcontext
     with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, minima, tensors = _sort(subject, names, backward, function)
+    results: dict[str, Comparison | None] = {}
+    if forward.is_detached_on_purpose and forward.hooks:
+        results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
     with holding():
-        results = compare_tensors(
+        results |= compare_tensors(
             function,
-            tensors,
+            [moved for moved in tensors if moved.name not in results],
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
@@ -154,10 +156,16 @@ def _compare(
     )
 
 
-def _detaches_on_purpose(forward: ForwardTrace) -> bool:
-    detachments = (forward.detachments[index] for index in forward.flow.detachments)
-    is_hidden = forward.detaches_again or DETACHING_INSIDE & forward.made_by
-    return bool(is_hidden) or any(found.is_deliberate for found in detachments)
+def _agreeing_by_hooks(
+    tensors: list[TensorGradient], function: ScalarFunction, seed: int
+) -> dict[str, Comparison | None]:
+    """Find gradients that agree while nothing is held constant, where a hook changes gradients.
+
+    Such a hook may supply the gradient of a detached value, as in models that find a fixed point without a graph.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
+    return {n: c for n, c in compared.items() if c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION}
 
 
 def _sort(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,16 +79,18 @@ def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
 
 
 def loss_changes_with(subject: Subject, name: str) -> bool:
-    """Return whether the loss changes when a parameter is changed, by little or by much."""
+    """Return whether the loss changes with a parameter, changed by little or by much, or can no longer be computed."""
     parameter = subject.parameters[name]
     kept = parameter.data.clone()
     generator = torch.Generator().manual_seed(1)
+    before = subject.value()
     try:
-        before = subject.value()
         for size in _CHANGES:
             parameter.data.copy_(kept + size * _noise_like(kept, generator))
             if subject.value() != before:
                 return True
+    except Exception:  # noqa: BLE001  as where the parameter is a length, which another one does not fit
+        return True
     finally:
         parameter.data.copy_(kept)
     return False
@@ -129,7 +132,7 @@ def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Ten
     """Return the values of a parameter after a pass."""
     parameter = subject.parameters[name]
     parameter.data = start.clone()
-    with subject.keeping_writes_to(name):
+    with subject.keeping_writes_to(name), contextlib.suppress(Exception):  # a model may refuse other values
         subject.run()
     return parameter.data.clone()
 
@@ -182,7 +185,7 @@ def take_first_steps(subject: Subject, backward: BackwardTrace) -> FirstSteps:
             found = _gradients(subject)
             steps.gradients.append({name: norm_of(gradient) for name, gradient in found.items()})
             steps.weights.append({name: norm_of(subject.parameters[name]) for name in found})
-    except RuntimeError:
+    except Exception:  # noqa: BLE001  a model may refuse other values
         return FirstSteps([], [])
     finally:
         for name, data in kept.items():

@@ -25,7 +25,14 @@ MISTAKES = {
     "NothingForWeight": "returns None",
     "KernelNotFlipped": "elements of the gradient for 'a' are wrong",
 }
-QUICK = {"no_grad", "branch_not_taken", "both_factors_zero", "loss_in_numpy", "softmax_twice", "drawn_with_a_gradient"}
+QUICK = {
+    "no_grad",
+    "branch_not_taken",
+    "both_factors_zero",
+    "loss_in_numpy",
+    "softmax_twice",
+    "drawn_with_a_gradient",
+} | {"learned_window"}
 
 
 def marked(names):
@@ -86,6 +93,8 @@ OF_THE_MODEL = {
     "scores_for_logarithms": ("LOSS INPUT", "wants logarithms"),
     "column_against_row": ("LOSS INPUT", "shapes (6, 1) and (6,) broadcast"),
     "one_class": ("LOSS INPUT", "one class only"),
+    "classes_by_view": ("LOSS INPUT", "scores of several places become the classes of one"),
+    "zeros_and_ones_for_signs": ("LOSS INPUT", "wants targets of -1 and 1"),
 }
 
 

@@ -68,7 +68,7 @@ def test_parameters_that_forward_overwrites(model, mark):
 
 def test_a_projection_in_forward_is_sound():
     model = ill.Projected()
-    assert "OVERWRITTEN" not in verdicts(checked(model, 5, 6)).values()
+    assert verdicts(checked(model, 5, 6))["scale"] in ("OK", "NOT CHECKED")
     assert torch.equal(model.scale.data, torch.ones(6))
 
 

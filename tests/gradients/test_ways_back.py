@@ -61,6 +61,28 @@ class TestHooks:
         assert set(verdicts(found).values()) == {"OK"}
         assert found.not_checked == ()
 
+    def test_a_hook_that_solves_for_a_gradient_roughly_is_no_fault(self):
+        """Neither the derivative of one step nor that of all steps is what such a hook gives."""
+        model = load_fixture("architectures").Equilibrium()
+        model.tolerance = 0.1
+        model.inject.requires_grad_(False)  # fewer elements to look at
+        found = checked(model, 5, 4)
+        assert not found.faults()
+        assert verdicts(found)["state.weight"] == "SUBSTITUTED"
+        (cause,) = causes(found, "state.weight")
+        assert cause.location.source == "z.register_hook(solve)"
+
+    def test_a_hook_that_only_looks_is_not_blamed(self):
+        class Net(Hooked):
+            def forward(self, x):
+                h = torch.tanh(self.body(x))
+                h.register_hook(looking)
+                h.register_hook(doubling)
+                return self.head(h)
+
+        (cause,) = causes(checked(Net(None), 5, 4), "body.weight")
+        assert cause.location.line == line_of(Net.forward, "(doubling)")
+
 
 class TooFew(wrong.Doubled):
     @staticmethod

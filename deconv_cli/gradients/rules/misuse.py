@@ -20,6 +20,14 @@ _EXPLANATIONS = {
         "shapes {first} and {second} broadcast, so every prediction is compared with every target.",
         "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
     ),
+    Misuse.NOT_SIGNS: (
+        "{name} wants targets of -1 and 1, but gets 0 and 1: targets of 0 count for nothing, or as another class.",
+        "give it 2 * target - 1; the value of the loss changes",
+    ),
+    Misuse.MIXED: (
+        "a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
+        "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
+    ),
     Misuse.OTHER_AXIS: (
         "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
         "probabilities of the classes of a sample do not add up to 1.",

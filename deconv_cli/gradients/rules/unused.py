@@ -55,15 +55,19 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter that gets no gradient from this batch, but gets one from other data."""
-    if name not in evidence.reached_by_others or not any(m.largest for m in evidence.backward.magnitudes.values()):
+    """Find a parameter that gets no gradient from this batch, but gets one from other data, or may get one."""
+    magnitudes = evidence.backward.magnitudes
+    if not any(found.largest for found in magnitudes.values()):
+        return None
+    is_zero = name in magnitudes and magnitudes[name].is_zero
+    if name not in evidence.reached_by_others and not (is_zero and evidence.is_left_out_by_data(name)):
         return None
     return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
 
 
 def used_by_other_data(name: str) -> Cause:
     """Explain a parameter that this batch does not use."""
-    why = "whether this parameter is used depends on the data or on chance: other data give it a gradient."
+    why = "whether this parameter is used depends on the data or on chance: other data may give it a gradient."
     suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
     return Cause("not reached by this batch", CodeLocation(module=name.rpartition(".")[0]), why, suggestion)
 

@@ -10,7 +10,7 @@ import torch
 
 from deconv_cli.gradients.tracing.backward_trace import AutogradGraph, Node
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.gradients.tracing.operations import DETACHING, LossCall
+from deconv_cli.gradients.tracing.operations import DETACHING, DETACHING_INSIDE, LossCall
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ForwardTrace:
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
         calls: hand-written Functions.
-        hooks: lines that put a hook on a tensor.
+        hooks: lines that put a hook on a tensor which changed a gradient, once backward has run.
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
@@ -169,6 +169,13 @@ class ForwardTrace:
     casts: list[CodeLocation] = field(default_factory=list)
     loss_calls: list[LossCall] = field(default_factory=list)
     parameter_writes: dict[int, CodeLocation] = field(default_factory=dict)
+
+    @property
+    def is_detached_on_purpose(self) -> bool:
+        """Whether values on the way to the loss are detached on purpose, so that finite differences hold them."""
+        detachments = (self.detachments[index] for index in self.flow.detachments)
+        is_hidden = self.detaches_again or DETACHING_INSIDE & self.made_by
+        return bool(is_hidden) or any(found.is_deliberate for found in detachments)
 
     def bit(self, name: str) -> int:
         """Return the bit of a parameter."""

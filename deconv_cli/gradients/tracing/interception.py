@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Subject
+from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.flow_tracker import FlowTracker
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, FunctionCall, Operation
 from deconv_cli.gradients.tracing.operations import RANDOM, WATCHED, LossCall, find_misuse, label_of, plain_name
@@ -53,8 +54,8 @@ class _FunctionMode(TorchFunctionMode):
             tracker.trace.random.append(Operation(label_of(name), tracker.locator.here()))
         if name == "_set_grad_enabled":
             tracker.follow_gradient_mode(is_enabled=bool(args[0]))
-        if name == "register_hook" and not tracker.suspended:
-            tracker.trace.hooks.append(tracker.locator.here())
+        if name == "register_hook" and not tracker.suspended and callable(args[-1]):
+            args = args[0], _watched_hook(args[-1], tracker.locator.here(), tracker.trace.hooks)
         inputs = tensors_in((args, keywords))
         if not inputs:
             return func(*args, **keywords)
@@ -63,6 +64,23 @@ class _FunctionMode(TorchFunctionMode):
         is_derivative = func is torch.autograd.grad and bool(keywords.get("create_graph"))
         call = functools.partial(func, *args, **keywords)
         return tracker.observe(func, name, inputs, call, is_derivative=is_derivative)
+
+
+def _watched_hook(
+    hook: Callable[..., Any], location: CodeLocation, changing: list[CodeLocation]
+) -> Callable[[torch.Tensor], Any]:
+    """Return a hook that does the same, and lists its line once it changes a gradient."""
+
+    @functools.wraps(hook)
+    def watching(gradient: torch.Tensor) -> Any:  # noqa: ANN401  any return value of the user's hook
+        before = gradient.detach().clone()
+        result = hook(gradient)
+        after = gradient if result is None else result
+        if not (isinstance(after, torch.Tensor) and torch.equal(after, before)):
+            changing.append(location)
+        return result
+
+    return watching
 
 
 def _look_at_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -130,6 +131,8 @@ class Misuse(StrEnum):
     ONE_CLASS = "one class"
     BROADCAST = "broadcast"
     OTHER_AXIS = "normalized along another axis"
+    MIXED = "classes taken apart by a view"
+    NOT_SIGNS = "0 and 1 for -1 and 1"
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,15 @@ class LossCall:
 
 
 _OF_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+_OF_CLASSES = ("cross_entropy", "nll_loss")
 _OF_LOGARITHMS = ("nll_loss", "kl_div")
 _OF_DIFFERENCES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "rsub", "__sub__", "__rsub__", "subtract")
+_OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
+"""Losses with targets of -1 and 1, and the index of the target among their arguments."""
+
 _SOFTMAX = ("softmax", "log_softmax")
-WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_SOFTMAX})
+WATCHED = frozenset({*_OF_LOGITS, *_OF_LOGARITHMS, *_OF_DIFFERENCES, *_DIFFERENCES, *_OF_SIGNS, *_SOFTMAX})
 """Functions whose arguments are checked."""
 
 _VIEWS = ("View", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Select", "Reshape", "TBackward", "Slice")
@@ -164,6 +171,9 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else None)
         is_single = isinstance(axis, int) and arguments[0].ndim and arguments[0].shape[axis] == 1
         return Misuse.ONE_CLASS if is_single else None
+    if name in _OF_SIGNS:
+        target = keywords["target"] if "target" in keywords else arguments[_OF_SIGNS[name]]
+        return Misuse.NOT_SIGNS if bool((target == 0).any()) and bool(((target == 0) | (target == 1)).all()) else None
     tensors = [argument for argument in arguments[:2] if isinstance(argument, torch.Tensor)]
     if len(tensors) < 2 or not tensors[0].numel() or not tensors[1].numel():
         return None
@@ -172,6 +182,8 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.BROADCAST if _broadcasts_by_accident(given, target) else None
     if name == "cross_entropy" and given.ndim >= 2 and given.shape[1] == 1:
         return Misuse.ONE_CLASS
+    if name in _OF_CLASSES and _mixes_classes(given):
+        return Misuse.MIXED
     if name in _OF_LOGITS:
         is_given = _maker(given) in _PROBABILITIES or (name == "cross_entropy" and _sums_to_one(given))
         return Misuse.PROBABILITIES if is_given else None
@@ -179,6 +191,20 @@ def find_misuse(name: str, arguments: Any, keywords: dict[str, Any]) -> Misuse |
         return Misuse.NOT_LOG
     is_normalized = name == "nll_loss" and _maker(given) in ("LogSoftmaxBackward0", "LogBackward0")
     return Misuse.OTHER_AXIS if is_normalized and not _sums_to_one(given.exp()) else None
+
+
+def _mixes_classes(given: torch.Tensor) -> bool:
+    """Return whether a view reads the scores of several places as the classes of one.
+
+    Its classes lie along axis 1 then, and their stride fits no axis of the viewed tensor.
+    """
+    before = getattr(given.grad_fn, "_saved_self_sym_sizes", ())
+    is_view = type(given.grad_fn).__name__.startswith(("View", "UnsafeView", "Reshape"))
+    if not is_view or given.ndim < 2 or given.shape[1] < 2 or given.shape[1] not in before[1:]:
+        return False
+    stride, size = math.prod(given.shape[2:]), math.prod(given.shape[1:])
+    strides = [math.prod(before[axis + 1 :]) for axis in range(len(before))]
+    return not any(stride % own == 0 and own * n % size == 0 for own, n in zip(strides, before, strict=True))
 
 
 def _broadcasts_by_accident(one: torch.Tensor, other: torch.Tensor) -> bool:
