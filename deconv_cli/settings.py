@@ -356,8 +356,8 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_choice_of_lambda()
         if self.predict and not (self.is_linear or objective == "photo"):
             raise UsageError(
-                "the error is predicted, and compared with a truth, of the priors quadratic and photo alone, not of "
-                f"{name}; use one or the other."
+                "only the priors quadratic and photo predict an error, so a page, an error map, a trust mask and a "
+                f"truth do not go with {name}; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(

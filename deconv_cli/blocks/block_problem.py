@@ -116,12 +116,21 @@ class BlockProblem:
         progress: ProgressListener | None = None,
         *,
         is_tested: bool = False,
+        core: Sequence[Interval] | None = None,
     ) -> Reconstruction:
         """Restore a part of the data; `AxisCut.image_of` says which image pixels the estimate has.
 
-        Testing the residual too doubles the time and takes several times the memory.
+        Testing the residual too doubles the time and takes several times the memory. It is measured at the image pixels
+        of the `core` alone if that is given.
         """
         resolution = replace(self.resolution_of(data), is_tested=is_tested)
+        if core is not None:
+            ends = [
+                [min(max(at + cut.shift - start, 0), stop - start) for at in interval]
+                for cut, (start, stop), interval in zip(self.cuts, data, core, strict=True)
+            ]
+            places = tuple(first for first, _ in ends), tuple(last - first for first, last in ends)
+            resolution = replace(resolution, measured=places)
         if not is_tested:
             values, resolution = self._closed(values, data, resolution)
         return pipeline.reconstruct(values, resolution, progress=progress)

@@ -30,8 +30,8 @@ class BlockResult:
     """The result of a block that is written; the checkpoint holds it.
 
     Attributes:
-        n_samples: data samples that it was restored from; `squared_data` is ‖y‖² and `squared_residual` ‖y − Ax̂‖² over
-            them.
+        n_samples: data samples at its own pixels, without the halo; `squared_data` is ‖y‖² and `squared_residual`
+            ‖y − Ax̂‖² over them.
         is_solved: whether the solver reached its tolerance.
         n_clipped: samples that the type of the result cannot hold.
         n_estimated: samples of the estimate.
@@ -144,17 +144,20 @@ class BlockTask:
     def _restore(self, block: Block, pipeline: Pipeline) -> tuple[BlockResult, Tensor]:
         """Restore and write a block; return its result, and its estimate, shape `(B, C, *core)`."""
         values = self.problem.read(block.batch, block.data)
-        result = self.problem.restore(values, block.data, pipeline)
+        result = self.problem.restore(values, block.data, pipeline, core=block.core)
         core = self.problem.crop(result.image, block.data, block.core)
         converted = convert_samples(core.cpu(), self.target.dtype)
         digest = write_block(self.target, block, converted.samples)
         residual, solution = result.residual, result.solution
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
+        n_samples = (
+            round((residual.absolute / residual.root_mean_square) ** 2) if residual.absolute > 0 else core.numel()
+        )
         lowest, highest = (float(end) for end in core.aminmax())
         goal = self.problem.settings.tolerance or default_tolerance(self.problem.dtype)
         done = BlockResult(
             number=block.number,
-            n_samples=values.numel(),
+            n_samples=n_samples,
             squared_residual=residual.absolute**2,
             squared_data=data**2,
             n_iterations=solution.n_iterations,

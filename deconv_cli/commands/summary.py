@@ -247,7 +247,9 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     elif depth is None:
         to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
-        to_trust = f"trust {format_percent(share)} of the pixels" + (f", from {depth} inwards" if depth else "")
+        to_trust = f"trust {format_percent(share)} of the pixels" + (
+            f", from {depth} pixels inside the edge" if depth else ""
+        )
     real = "" if actual is None else f" (truly {actual:.3g})"
     return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
 

@@ -24,6 +24,7 @@ from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_m
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.phases import rearranged_taps, transposed_taps, whole_layer
@@ -72,7 +73,8 @@ def measure(
     residual, weight = kernel.join(unexplained), 0.0
     if settings.has_lambda:
         weight = settings.lam * estimator.spectrum.sigma_max**2
-    summary = summarize_residual(residual, detached, kernel.n_axes)
+    seen, of_data = (x if resolution.measured is None else crop(x, *resolution.measured) for x in (residual, detached))
+    summary = summarize_residual(seen, of_data, kernel.n_axes)
     result = Reconstruction(
         image=estimator.frame(solution.value),
         solution=replace(solution, left_over=None),

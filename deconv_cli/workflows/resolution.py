@@ -169,6 +169,7 @@ class ResolvedInput:
         is_tested: whether the residual is tested and the problem assessed; else only the residual's size is measured,
             as for a block of a large picture, which is judged by other pieces.
         tests_alignment: whether the kernel is compared with itself turned, mirrored and scaled.
+        measured: start and size, along each axis, of the data whose residual is measured; `None` measures all.
     """
 
     settings: ResolvedSettings
@@ -187,6 +188,7 @@ class ResolvedInput:
     n_pieces: int = 1
     is_tested: bool = True
     tests_alignment: bool = False
+    measured: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)

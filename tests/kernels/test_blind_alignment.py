@@ -7,6 +7,7 @@ from blurred_pictures import CURVE, blurred_picture, sharp_picture
 import deconv_cli
 from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.blind.alignment import ORIENTATIONS, scaled
+from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.sources.formula import make_kernel
 
 TAPS = make_kernel("motion:13@30")
@@ -97,3 +98,14 @@ def test_an_even_kernel_that_is_right_is_left_alone(size):
 def test_a_kernel_larger_than_the_pair_is_refused():
     with pytest.raises(ShapeError, match="larger than the pictures"):
         deconv_cli.align_kernel(torch.ones(300, 3), BLURRED, sharp=SHARP, tone_curve=CURVE)
+
+
+def test_stars_do_not_speak_against_a_kernel():
+    """Their spectrum falls off with the kernel alone, and not as that of a scene."""
+    random = torch.Generator().manual_seed(2)
+    stars = torch.zeros(1, 128, 128)
+    places = torch.randint(0, 128, (60, 2), generator=random)
+    stars[0, places[:, 0], places[:, 1]] = 10 ** (3 + 1.5 * torch.rand(60, generator=random))
+    kernel = make_kernel("moffat:4@2.8")
+    y = torch.poisson(deconv_cli.forward(stars, kernel, padding="same", boundary="zero") + 50, generator=random)
+    assert describe_alignment(kernel, y) == ()

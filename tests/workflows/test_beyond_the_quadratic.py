@@ -27,7 +27,7 @@ def test_nonnegative_is_nearer_to_stars_and_says_what_it_minimized():
     assert "x ≥ 0" not in free.solution.objective
     assert bound.well_posedness == free.well_posedness
     assert bound.lam == 1e-3
-    assert bound.solution.certificate <= 1e-6
+    assert bound.solution.certificate <= 1e-4
 
 
 def test_total_variation_with_a_weight_from_the_noise_or_by_hand():
@@ -100,7 +100,7 @@ def test_a_bias_is_subtracted_first():
         ({"prior": "tv", "weight": -1.0}, "weight must be auto or a positive number, but is -1.0"),
         (
             {"nonnegative": True, "predict": True},
-            "the error is predicted, and compared with a truth, of the priors quadratic and photo alone",
+            "only the priors quadratic and photo predict an error",
         ),
         ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
         ({"weight": 1.0}, "is that of a prior such as tv, which was not given"),
