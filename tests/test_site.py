@@ -87,7 +87,7 @@ def test_every_option_is_one_of_its_command(page):
     for line in example_lines(page) if page.suffix == ".py" else typed_lines(page):
         words, command = shlex.split(line.partition(" -- ")[0])[1:], typer.main.get_command(app)
         while hasattr(command, "commands") and not words[0].startswith("-"):
-            command = command.commands.get(words.pop(0)) or pytest.fail(line)
+            command = command.get_command(None, words.pop(0)) or pytest.fail(line)
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known, line
 
@@ -95,7 +95,7 @@ def test_every_option_is_one_of_its_command(page):
 def test_every_option_in_the_text_exists():
     commands = [typer.main.get_command(app)]
     for command in commands:
-        commands += getattr(command, "commands", {}).values()
+        commands += [command.get_command(None, name) for name in getattr(command, "commands", ())]
     known = {name for command in commands for p in command.params for name in (*p.opts, *p.secondary_opts)}
     for page in [README, *SITE]:
         named = re.findall(r"`(--[a-z-]+)", page.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ def find_command(words: list[str]) -> Any:  # noqa: ANN401
     """Follow the names of a command, such as `kernel fit`, from the application to the command."""
     command = typer.main.get_command(app)
     for word in words:
-        command = command.commands[word]
+        command = command.get_command(None, word)
     return command
 
 
@@ -34,7 +34,8 @@ def all_commands() -> list[str]:
     def names(command: Any, prefix: str) -> list[str]:  # noqa: ANN401
         if not hasattr(command, "commands"):
             return [prefix]
-        return [found for name, part in command.commands.items() for found in names(part, f"{prefix} {name}".strip())]
+        parts = {name: command.get_command(None, name) for name in command.list_commands(None)}
+        return [found for name, part in parts.items() for found in names(part, f"{prefix} {name}".strip())]
 
     return names(typer.main.get_command(app), "")
 

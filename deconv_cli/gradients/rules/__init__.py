@@ -57,7 +57,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         "substituted": f"{_HERE}.finite_difference_verdict:find_substituted",
         "renormed": f"{_HERE}.finite_difference_verdict:find_renormed",
         "gradient-hook": f"{_HERE}.finite_difference_verdict:find_gradient_hook",
-        "partly-detached": f"{_HERE}.detached:find_detached_path",
+        "partly-detached": f"{_HERE}.detached:find_partly_detached",
         "wrong": f"{_HERE}.finite_difference_verdict:find_wrong",
         "wrong-second-derivative": f"{_HERE}.finite_difference_verdict:find_wrong_second_derivative",
         "vanishing-at-start": f"{_HERE}.magnitude:find_vanishing_at_start",

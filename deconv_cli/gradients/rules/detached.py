@@ -49,7 +49,7 @@ def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
     return Finding(Verdict.DETACHED, _causes(cutting or before or uses))
 
 
-def find_detached_path(evidence: Evidence, name: str) -> Finding | None:
+def find_partly_detached(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences, and an operation that cuts off a part of it."""
     difference = describe_difference(evidence, name)
     if not difference or name in evidence.subject.written:  # a projection changes the weight, and not its gradient
