@@ -22,6 +22,9 @@ Size: TypeAlias = tuple[int, ...]
 PaddingLike: TypeAlias = "str | int | tuple[int | tuple[int, int], ...] | list[int]"
 """`same`, `valid`, `full`, one whole number, or for each axis of space one, or those before and after."""
 
+NUMBER = re.compile(r"\d[\d.e+-]*")
+"""A number in a sentence: notes that differ in their numbers alone are of one kind."""
+
 
 class InputKind(StrEnum):
     """The kind of an input, which decides its defaults."""

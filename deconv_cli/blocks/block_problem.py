@@ -125,15 +125,18 @@ class BlockProblem:
         """
         resolution = replace(self.resolution_of(data), is_tested=is_tested)
         if core is not None:
-            ends = [
-                [min(max(at + cut.shift - start, 0), stop - start) for at in interval]
-                for cut, (start, stop), interval in zip(self.cuts, data, core, strict=True)
-            ]
-            places = tuple(first for first, _ in ends), tuple(last - first for first, last in ends)
-            resolution = replace(resolution, measured=places)
+            resolution = replace(resolution, measured=self.box_of(core, data))
         if not is_tested:
             values, resolution = self._closed(values, data, resolution)
         return pipeline.reconstruct(values, resolution, progress=progress)
+
+    def box_of(self, core: Sequence[Interval], data: Sequence[Interval]) -> tuple[Size, Size]:
+        """Give start and size, within a part of the data, of the samples at the image pixels of the `core`."""
+        ends = [
+            [min(max(at + cut.shift - start, 0), stop - start) for at in interval]
+            for cut, (start, stop), interval in zip(self.cuts, data, core, strict=True)
+        ]
+        return tuple(first for first, _ in ends), tuple(last - first for first, last in ends)
 
     def _closed(
         self, values: Tensor, data: Sequence[Interval], resolution: ResolvedInput

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -150,14 +151,12 @@ class BlockTask:
         digest = write_block(self.target, block, converted.samples)
         residual, solution = result.residual, result.solution
         data = residual.absolute / residual.relative if residual.relative > 0 else 0.0
-        n_samples = (
-            round((residual.absolute / residual.root_mean_square) ** 2) if residual.absolute > 0 else core.numel()
-        )
+        _, size = self.problem.box_of(block.core, block.data)
         lowest, highest = (float(end) for end in core.aminmax())
         goal = self.problem.settings.tolerance or default_tolerance(self.problem.dtype)
         done = BlockResult(
             number=block.number,
-            n_samples=n_samples,
+            n_samples=math.prod((*values.shape[: -len(size)], *size)),
             squared_residual=residual.absolute**2,
             squared_data=data**2,
             n_iterations=solution.n_iterations,

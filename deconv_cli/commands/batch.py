@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -40,12 +39,10 @@ from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_dur
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import NUMBER, counted
 
 N_NAMED = 20
 """Failed inputs that the last note names; a manifest has them all."""
-
-_NUMBER = re.compile(r"\d[\d.e+-]*")
 
 
 class Batch:
@@ -241,7 +238,7 @@ class Batch:
 
     def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
         """Print a sentence for the first input only, even if its numbers differ for others."""
-        kind = _NUMBER.sub("", sentence)
+        kind = NUMBER.sub("", sentence)
         if kind not in self._printed_once and not self._printed.quiet:
             show(f"{job.source}: {with_options(sentence)}")
         self._printed_once.add(kind)

@@ -82,6 +82,10 @@ class Verdict(StrEnum):
     """The gradient arrives, but was not compared with finite differences."""
 
 
+WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
+"""Verdicts on parameters whose gradient is None."""
+
+
 _UNDECIDED = frozenset({Verdict.NOISY, Verdict.NOT_CHECKED})
 _NO_FAULT = _UNDECIDED | {
     Verdict.OK,
@@ -236,7 +240,7 @@ class GradientReport:
         return grouped(finding for finding in self.parameters if finding.causes and not finding.is_fault)
 
 
-_WITHOUT_GRADIENT = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
+_GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _UNCHECKED = ("NOISY", "NOT CHECKED")
 _MAX_NAMES = 6
 _OF_ALL = {
@@ -274,7 +278,7 @@ def summarize(
     """
     trainable = [found for found in parameters if found.verdict != "FROZEN"]
     rest = [found for found in trainable if found.name not in expected]
-    without = [found for found in rest if found.verdict in _WITHOUT_GRADIENT]
+    without = [found for found in rest if found.verdict in _GETS_NOTHING]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
     trains = noun == "parameter"

@@ -73,8 +73,10 @@ def measure(
     residual, weight = kernel.join(unexplained), 0.0
     if settings.has_lambda:
         weight = settings.lam * estimator.spectrum.sigma_max**2
-    seen, of_data = (x if resolution.measured is None else crop(x, *resolution.measured) for x in (residual, detached))
-    summary = summarize_residual(seen, of_data, kernel.n_axes)
+    summary = of_all = summarize_residual(residual, detached, kernel.n_axes)
+    if resolution.measured is not None:
+        left, measured = (crop(samples, *resolution.measured) for samples in (residual, detached))
+        summary = summarize_residual(left, measured, kernel.n_axes)
     result = Reconstruction(
         image=estimator.frame(solution.value),
         solution=replace(solution, left_over=None),
@@ -86,7 +88,7 @@ def measure(
         residual=summary,
         border=(),
         spectrum=estimator.spectrum,
-        scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, summary.absolute),
+        scale=measure_scale(operator.mean_square_gain, solution.value.detach(), detached, weight, of_all.absolute),
         well_posedness=None,
         lambda_choice=choice,
         notes=(*resolution.notes, *_notes(estimator, settings, bounds)),

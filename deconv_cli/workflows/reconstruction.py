@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from deconv_cli.solvers import clipped, photo_prior
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import InputKind, PaddingLike, format_lambda
+from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
 from deconv_cli.workflows.resolution import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     WRONG_KERNEL,
@@ -253,9 +252,6 @@ class Reconstruction(ShownInNotebook):
         return self
 
 
-_NUMBER = re.compile(r"\d[\d.e+-]*")
-
-
 def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_axes: int) -> Reconstruction:
     """Join channels that were restored one by one: images side by side, sizes pooled, the worst of everything else."""
     first = parts[0]
@@ -287,7 +283,7 @@ def _notes(parts: Sequence[Reconstruction]) -> list[str]:
     found: dict[tuple[str, ...], list[list[str]]] = {}
     for number, part in enumerate(parts, start=1):
         for note in part.notes:
-            words, numbers = _NUMBER.split(note), _NUMBER.findall(note)
+            words, numbers = NUMBER.split(note), NUMBER.findall(note)
             found.setdefault(tuple(words), []).append([str(number), *numbers])
     notes = []
     for (first, *words), rows in found.items():

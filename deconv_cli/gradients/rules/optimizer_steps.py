@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
+from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep, TrainingEvidence
 
@@ -148,7 +148,6 @@ _SUGGESTIONS = {
     ),
     "grad can be implicitly created only for scalar outputs": "reduce the loss to one number: loss.mean().backward()",
 }
-_WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
 
 
 def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
@@ -168,7 +167,7 @@ def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
     """Return whether the error follows from what was found in the passes."""
     findings = [*(found for found in evidence.report.parameters if found.is_fault), *evidence.report.general]
     verdicts, message = {found.verdict for found in findings}, failure.message
-    is_without = not verdicts.isdisjoint(_WITHOUT_GRADIENT)
+    is_without = not verdicts.isdisjoint(WITHOUT_GRADIENT)
     return (
         any(message in cause.why for found in findings for cause in found.causes)
         or (is_without and (failure.reads_missing_gradient or "does not require grad" in message))

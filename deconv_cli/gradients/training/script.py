@@ -16,7 +16,7 @@ import torch
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
-from deconv_cli.gradients.findings import Cause, GradientReport, ParameterFinding, Verdict, first_line
+from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.rules import find_in_training
 from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
@@ -146,7 +146,6 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
     watched.report = report_training(watch)
 
 
-_WITHOUT_GRADIENT = (Verdict.UNUSED, Verdict.NOT_LOSS, Verdict.DETACHED)
 _ON_PURPOSE = ("no_grad", ".detach()")
 _SQUARES = (
     "squared gradients are added up at {}; for a Fisher matrix, square the gradient of each sample separately: "
@@ -233,7 +232,7 @@ def _of_own_loss(
 def _rank(finding: ParameterFinding) -> int:
     """Rank the findings of several losses for one weight: faults first, then the loss that trains it."""
     if finding.is_fault:
-        if finding.verdict in (*_WITHOUT_GRADIENT, Verdict.ZERO):
+        if finding.verdict in (*WITHOUT_GRADIENT, Verdict.ZERO):
             return 5
         return 2 if finding.verdict in _COMPARED else 0
     if finding.is_undecided:
@@ -248,7 +247,7 @@ def _all(sentences: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> ParameterFinding:
     """Excuse a weight that gets its gradient from another pass, or that no stepping optimizer holds."""
-    if finding.verdict not in (*_WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
+    if finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
         return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
     if key in events.reached_by_others:
