@@ -87,7 +87,8 @@ def import_torch_uncollected() -> None:
 
     Python searches for garbage whenever the objects have grown by a quarter, and torch has 250,000 that stay.
     """
-    sys.meta_path.insert(0, _TorchFinder)
+    if _TorchFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _TorchFinder)
 
 
 def kept_bytes() -> int:
