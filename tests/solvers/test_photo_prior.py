@@ -255,3 +255,20 @@ def test_the_weights_are_those_of_the_model_card():
     content = WEIGHTS.read_bytes()
     assert hashlib.sha256(content).hexdigest() in card
     assert len(content) <= 1_000_000
+
+
+def test_a_dark_color_is_denoised_alone(monkeypatch):
+    truth = scene(size=(64, 70))
+    truth[2] *= 0.01
+    curve = ToneCurve.srgb(255.0)
+    y, truth = blurred(255 * truth, taps := deconv_cli.make_kernel("disk:3"), noise=0)
+    stored = curve.to_stored(y) + 2 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    options = {"defaults": "picture", "prior": "photo", "tone_curve": curve}
+
+    def error_of_blue():
+        found = deconv_cli.invert(stored.round().clamp(0, 255).byte(), taps, **options)
+        return error(found.image[2].clamp(0, 255), curve.to_stored(truth)[2])
+
+    alone = error_of_blue()
+    monkeypatch.setattr("deconv_cli.solvers.photo_prior.DARK", 0.0)
+    assert alone < 0.5 * error_of_blue()
