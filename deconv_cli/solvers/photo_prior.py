@@ -49,7 +49,7 @@ FIRST_ALONE = 3
 DARK = 0.5
 """A color is dark where its noise has less than this part of the mean variance of the colors."""
 LEAST_DARK = 0.02
-"""Least part of the pixels where a color is dark, for it to be denoised alone."""
+"""Least part of the pixels where a color is dark, for it to be denoised alone. Each block decides for itself."""
 KEPT_BYTES = 2**28
 """Freed memory that stays with the process between two steps."""
 
