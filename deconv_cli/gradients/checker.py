@@ -24,7 +24,6 @@ from deconv_cli.gradients.reruns import repeat
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.rules.unused import describe_plain_containers
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.through_time import gate_norms
 from deconv_cli.gradients.tracing.backward_trace import trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
@@ -112,7 +111,6 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
     return GradientReport(
         parameters=parameters,
         general=find_in_model(evidence),
-        recurrent=double.series,
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
         dtype=double.dtype,
         notes=evidence.notes,
@@ -141,7 +139,6 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
         second_order=evidence.double.second.get(name),
-        gates=gate_norms(evidence.model, name, gradient) if gradient is not None else {},
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from deconv_cli.gradients.finite_differences import Comparison
-from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.vocabulary import counted
 
@@ -159,7 +158,6 @@ class ParameterFinding(Finding):
         weight_norm: ‖parameter‖.
         comparison: with finite differences, None where there was no comparison.
         second_order: the same for second derivatives.
-        gates: norms of the gradient by gate, for recurrent layers.
     """
 
     name: str = ""
@@ -168,7 +166,6 @@ class ParameterFinding(Finding):
     weight_norm: float = 0.0
     comparison: Comparison | None = None
     second_order: Comparison | None = None
-    gates: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -201,7 +198,7 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """The findings for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
+    """The findings for each parameter, and for the model as a whole (`general`).
 
     Attributes:
         loss: the value of the loss, None where it is not finite.
@@ -215,7 +212,6 @@ class GradientReport:
 
     parameters: tuple[ParameterFinding, ...]
     general: tuple[Finding, ...]
-    recurrent: tuple[TimeSeries, ...]
     loss: float | None
     dtype: str | None
     notes: tuple[str, ...]
@@ -255,7 +251,6 @@ _OF_ALL = {
     "FAILS": "the script ends with an error",
     "IN-PLACE": "a tensor that backward needs is overwritten",
     "BATCH-LEAK": "samples leak into one another",
-    "EXPLODING": "gradients explode through time",
     "DETACHED": "a draw carries no gradient",
     "WRONG": "a hand-written backward is wrong",
 }

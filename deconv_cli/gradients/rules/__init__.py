@@ -77,7 +77,6 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
         "nothing-trains": f"{_HERE}.unused:find_nothing_trains",
         "unregistered": f"{_HERE}.unused:find_unregistered",
         "loss-input": f"{_HERE}.misuse:find_loss_input",
-        "exploding-through-time": f"{_HERE}.magnitude:find_exploding_through_time",
         "in-place": f"{_HERE}.misuse:find_in_place_in_model",
         "noisy": f"{_HERE}.finite_difference_verdict:find_noisy_model",
         "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function_in_model",

@@ -18,7 +18,6 @@ from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.reruns import find_non_finite_sources
 from deconv_cli.gradients.rules.detached import returning_none
-from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
@@ -277,22 +276,6 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
     detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
     return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
-
-
-def find_exploding_through_time(evidence: Evidence) -> list[Finding]:
-    """Find a recurrence whose early steps dominate the gradient."""
-    series = evidence.double.series
-    return [Finding(Verdict.EXPLODING, (_of_series(found),)) for found in series if found.trend == "explodes"]
-
-
-def _of_series(found: TimeSeries) -> Cause:
-    late = next((norm for norm in reversed(found.norms) if norm), 1.0)
-    why = (
-        f"‖∂loss/∂{found.name}‖ grows from {late:.2g} at the last of {len(found.norms)} steps to "
-        f"{max(found.norms):.2g} at step {found.step}: a small step of training moves the loss out of bounds."
-    )
-    suggestion = "start recurrent weights orthogonal and small, use an LSTM or GRU, or shorten the steps; and clip"
-    return Cause(f"the steps of {found.name}", found.location, why, suggestion)
 
 
 _SAME = 1e-5
