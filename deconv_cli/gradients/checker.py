@@ -165,14 +165,9 @@ def collect_evidence(
     second_order: bool,
     on_progress: Callable[[str], None],
 ) -> Evidence:
-    """Watch a forward and a backward pass, and compare gradients with finite differences.
+    """Watch a forward and a backward pass, and compare gradients with finite differences, in `budget` seconds.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        stack: restores the model when it ends; the evidence is for use before.
-        budget: seconds for finite differences.
-        second_order: also compare second derivatives.
-        on_progress: called with a sentence for each part of the work.
+    `stack` restores the model when it ends; the evidence is for use before.
 
     Raises:
         UsageError: the model cannot be run on these inputs.
@@ -195,10 +190,7 @@ def collect_evidence(
     blamed = {name for item in wrong for name in item.parameters}
     twice = names - blamed if second_order else frozenset()
     left = budget - (time.monotonic() - started)
-    double, batch = (
-        DoubleEvidence(forward, backward),
-        BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
-    )
+    double = DoubleEvidence(forward, backward)
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
         if is_checkable:
             double = gather_double(subject, names, twice, left, on_progress)
@@ -213,11 +205,7 @@ def collect_evidence(
         wrong_inputs=tuple(wrong),
         batch=batch,
         budget=budget,
-        notes=(
-            *describe_plain_containers(subject.model),
-            *([_NARROWED] if is_narrowed else []),
-            *double.notes,
-        ),
+        notes=(*describe_plain_containers(subject.model), *([_NARROWED] if is_narrowed else []), *double.notes),
         not_checked=(*unchecked, *double.not_checked),
     )
 

@@ -65,14 +65,9 @@ def gather_double(
     budget: float,
     on_progress: Callable[[str], None],
 ) -> DoubleEvidence:
-    """Compare gradients with finite differences.
+    """Compare gradients with finite differences, in `budget` seconds.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        names: parameters with a finite gradient other than zero.
-        twice: those of them to differentiate twice.
-        budget: seconds.
-        on_progress: called with a sentence now and then.
+    The parameters `names` have a finite gradient other than zero; those of them in `twice` are differentiated twice.
     """
     on_progress("comparing with finite differences")
     try:
@@ -254,14 +249,8 @@ def _compare_second_derivatives(
 ) -> tuple[dict[str, Comparison | None], list[str]]:
     """Compare Hessian-vector products with finite differences of the gradient, for one random vector.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        names: of the parameters.
-        epsilon: relative precision of the loss.
-        budget: seconds.
-
-    Returns:
-        The comparisons by name, and sentences on what could not be compared.
+    The loss has the relative precision `epsilon`, and there are `budget` seconds. Returns the comparisons by name, and
+    sentences on what could not be compared.
     """
     if not names:
         return {}, []

@@ -150,7 +150,7 @@ class OutputPlan:
         arranged = self._codec.arrange(request, converted.samples, alpha)
         alpha_kind = None if alpha is None else source.alpha_kind
         image = replace(arranged, metadata=source.metadata, alpha=alpha_kind, notes=())
-        metadata, lost = self._codec.carry(request, image)
+        metadata, lost = self._codec.choose_metadata(request, image)
         return PreparedOutput(
             path=self.path,
             notes=(*converted.notes, *alpha_notes, *arranged.notes, *not_carried(lost)),

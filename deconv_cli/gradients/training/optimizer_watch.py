@@ -173,6 +173,19 @@ def fingerprint(weight: torch.Tensor) -> tuple[float, float]:
     return float(values.sum()), float((values.reshape(-1) * signs).sum())
 
 
+def noting(note: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a change of a function that hands its positional arguments to `note` before each call."""
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
+            note(*args)
+            return function(*args, **keywords)
+
+        return noted
+
+    return watched
+
+
 class OptimizerWatch:
     """Collects `events` from the first checked backward pass on."""
 
@@ -270,14 +283,9 @@ class OptimizerWatch:
         """Note the weights of each optimizer that has taken a step or holds a checked weight."""
         self.events.held = {key: frozenset(map(id, weights_of(found))) for key, found in self._known.items()}
 
-    def watched_clearing(self, clear: Callable[..., None]) -> Callable[..., None]:
-        """Watch a function that clears gradients."""
-
-        def watched(*args: Any, **keywords: Any) -> None:  # noqa: ANN401  torch's own signature
-            self.cleared_at = running_line()
-            clear(*args, **keywords)
-
-        return watched
+    def note_clearing(self, *_: object) -> None:
+        """Note where gradients are cleared."""
+        self.cleared_at = running_line()
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Watch whether a gradient scaler skips a step."""
@@ -332,23 +340,13 @@ class ClippingWatch:
             if self._is_scaled and call.norm_before > call.limit:
                 self._idle.setdefault(str(call.location), (call.location, IdleReason.SCALED))
 
-    def watched_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch a gradient scaler multiply a loss."""
+    def note_scaling(self, scaler: torch.amp.GradScaler, *_: object) -> None:
+        """Note that a gradient scaler multiplies a loss."""
+        self._scaler = scaler
 
-        def watched(scaler: torch.amp.GradScaler, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            self._scaler = scaler
-            return scale(scaler, *args, **keywords)
-
-        return watched
-
-    def watched_unscaling(self, unscale: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch a gradient scaler divide the gradients again."""
-
-        def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-            self._is_scaled = False
-            return unscale(*args, **keywords)
-
-        return watched
+    def note_unscaling(self, *_: object) -> None:
+        """Note that a gradient scaler divides the gradients again."""
+        self._is_scaled = False
 
     def after_backward(self) -> None:
         """Begin a new pass, whose gradients no step has used."""

@@ -23,7 +23,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Array
-from deconv_cli.io.metadata import Metadata, Resolution, put_record, split_exif
+from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,11 +129,11 @@ def _stored(
     )
 
 
-def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
+def _resolution(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
-    return Resolution(x, y, "inch") if x and y else None
+    return PixelDensity(x, y, "inch") if x and y else None
 
 
 def _save_options(known: Metadata) -> dict[str, Any]:
@@ -254,9 +254,9 @@ class Jpeg(ExifCodec):
                 stored = stored.noting("the file holds further pictures after the first, which were not read")
             return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; some are too large for the format."""
-        kept, lost = super().carry(request, image)
+        kept, lost = super().choose_metadata(request, image)
         if kept.exif and len(kept.exif) > _MAX_EXIF:
             kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
         per_inch = kept.resolution.per("inch") if kept.resolution else None
@@ -332,11 +332,11 @@ class Png(PillowCodec):
 
         info = PngInfo()
         record = {_TEXT + records.KEYWORD: records.encode_record(image.record or {})}
-        for name, content in (image.metadata.native | record).items():
-            if name.startswith(_TEXT):
-                info.add_itxt(name.removeprefix(_TEXT), content, zip=len(content) > _LONG_TEXT)
-            else:
+        for name, content in {**image.metadata.native, **record}.items():
+            if isinstance(content, bytes):
                 info.add(name.removeprefix(_CHUNK).encode(), content)
+            else:
+                info.add_itxt(name.removeprefix(_TEXT), str(content), zip=len(str(content)) > _LONG_TEXT)
         stream = io.BytesIO()
         Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **_save_options(image.metadata))
         described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))

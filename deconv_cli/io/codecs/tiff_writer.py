@@ -95,8 +95,8 @@ def _options(image: StoredImage) -> dict[str, Any]:
     metadata, record = image.metadata, image.record or {}
     options: dict[str, Any] = {}
     if metadata.flavor == "imagej":
-        native = metadata.native | metadata.native_of_channels
-        fields = {name.removeprefix(IMAGEJ): value for name, value in native.items() if name.startswith(IMAGEJ)}
+        native = (*metadata.native.items(), *metadata.native_of_channels.items())
+        fields = {name.removeprefix(IMAGEJ): value for name, value in native if name.startswith(IMAGEJ)}
         fields["Info"] = records.put_line(str(fields.get("Info", "")), records.encode_record(record))
     elif metadata.flavor == "ome":
         fields = tiff_ome.fields_to_write(metadata, records.encode_record(record))
@@ -104,7 +104,7 @@ def _options(image: StoredImage) -> dict[str, Any]:
         distance = tiff_ome.size_fields(metadata.resolution).get(PLANE_DISTANCE)
         known = {CHANNEL_NAMES: list(metadata.channel_names), PLANE_DISTANCE: distance}
         fields = {name: value for name, value in known.items() if value} | {records.KEYWORD: record}
-        options["description"] = metadata.native.get(DESCRIPTION, "").encode() or None
+        options["description"] = str(metadata.native.get(DESCRIPTION, "")).encode() or None
     return options | {
         **_sample_options(image),
         **_resolution_options(metadata),
