@@ -19,7 +19,6 @@ from deconv_cli.gradients.reruns import (
     Repetition,
     find_moved_from_outside,
     loses_writes,
-    loss_changes_with,
     take_first_steps,
 )
 from deconv_cli.gradients.subject import Subject
@@ -122,10 +121,6 @@ class Evidence:
         nodes = self.backward.origins(self.parameters[name], lambda magnitude: magnitude.is_zero)
         chosen = {node for node in self._chosen_by_data if type(node).__name__.startswith(_CHOOSING)}
         return bool(nodes) and all(node in chosen or _reads_nothing(node) for node in nodes)
-
-    def loss_changes_with(self, name: str) -> bool:
-        """Return whether the loss changes when a parameter is changed."""
-        return loss_changes_with(self.subject, name)
 
     @property
     def is_loss_finite(self) -> bool:

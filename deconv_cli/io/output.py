@@ -234,17 +234,10 @@ class PreparedOutput:
 def write_with_record(
     path: Path, codec: Codec, image: StoredImage, record: dict[str, Any], check: Callable[[Path], None]
 ) -> None:
-    """Write a file with its record inside, or next to it where the format takes none.
+    """Write a file with the record of its image inside, or the complete `record` beside where the format takes none.
 
-    Args:
-        path: of the file.
-        codec: of its format.
-        image: with the record that goes inside.
-        record: the complete record, which goes beside the file.
-        check: raises if the file at a path was not written as meant.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
+    `check` raises if the file at a path was not written as meant. A full disk, no permission, and a file that does not
+    read back raise `FileAccessError`.
     """
     encoded = records.seal_record(records.finite(record))
 

@@ -45,7 +45,6 @@ class Cuts:
     """Stacks that are cut at one place, as drawings of one size.
 
     Attributes:
-        pictures: the stacks.
         sentence: what is shown.
         shape: samples along Z, Y and X.
         extent: lengths along Z, Y and X in the units of the drawing, to scale if the samples' distances are known.

@@ -38,13 +38,8 @@ def images_to_show(
 ) -> list[ScaledImage]:
     """Choose the images of a page, which are stacks if the kernel spans three axes.
 
-    Args:
-        source: the input file.
-        n_axes: axes of space that the kernel spans.
-        result: what was reconstructed.
-        data: shape `(C_out, *size)` or `(B, C_out, *size)`; of several images the first is shown.
-        residual: of the same shape; `None` to show none.
-        truth: of the shape of the estimate.
+    Data and residual have the shape `(C_out, *size)` or `(B, C_out, *size)`, and the truth that of the estimate; of
+    several images the first is shown. `n_axes` counts the axes of space that the kernel spans.
     """
     unit, is_picture, predicted = GRAY_LEVELS if source.dtype == "uint8" else "", source.is_picture, None
     if result.predicted_error is not None:
@@ -120,14 +115,7 @@ def describe_omission(n_images: int, n_channels: int, *, is_color: bool) -> str 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Data and estimate, pixel on pixel.
-
-    Attributes:
-        before: the data.
-        after: the estimate.
-        caption: the part of the picture, and the scale.
-        is_whole: every pixel of the picture is shown.
-    """
+    """Data and estimate, pixel on pixel, and whether these are all pixels of the picture."""
 
     before: PagePicture
     after: PagePicture

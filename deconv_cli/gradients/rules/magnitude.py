@@ -16,7 +16,7 @@ import torch
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.reruns import find_non_finite_sources
+from deconv_cli.gradients.reruns import find_non_finite_sources, loss_changes_with
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
@@ -113,7 +113,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
     found = evidence.backward.magnitudes.get(name)
     if location is None or not evidence.parameters[name].requires_grad or (found is not None and not found.is_zero):
         return None
-    if evidence.loss_changes_with(name):
+    if loss_changes_with(evidence.subject, name):
         verdict, suggestion = Verdict.DETACHED, "write backward with torch functions of saved tensors; " + _SMOOTH_UNITS
         why = "the derivative changes with this parameter in steps, or a backward of plain values stands between them."
     else:

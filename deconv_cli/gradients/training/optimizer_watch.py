@@ -89,8 +89,6 @@ class TrainingEvents:
     """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
 
     Attributes:
-        held: the weights that each optimizer holds.
-        n_backward: backward passes, the checked one among them.
         n_skipped: steps that a gradient scaler skipped.
         reached: weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer.
