@@ -73,8 +73,6 @@ class Verdict(StrEnum):
     """Gradients are added to those of the step before, which were not cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
     """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
-    CLIPPING = "CLIPPING"
-    """Gradient clipping has no effect on the next optimizer step, or clips to much less than its limit."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
@@ -247,7 +245,6 @@ _OF_ALL = {
     "OPTIMIZER": "the optimizer does not move the weights as it should",
     "ACCUMULATED": "gradients of earlier passes are used again",
     "GRADIENT LOST": "gradients are lost before the step",
-    "CLIPPING": "gradient clipping does not limit the gradients of the step",
     "FAILS": "the script ends with an error",
     "IN-PLACE": "a tensor that backward needs is overwritten",
     "BATCH-LEAK": "samples leak into one another",

@@ -73,8 +73,7 @@ MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
 TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
     "training rule",
     _places(
-        ("optimizer_steps", "weights-not-held step-without-effect accumulated gradient-lost idle-clipping"),
-        ("optimizer_steps", "failing-script"),
+        ("optimizer_steps", "weights-not-held step-without-effect accumulated gradient-lost failing-script"),
     ),
 )
 """Rules for a script that trains: the findings of all of them count."""

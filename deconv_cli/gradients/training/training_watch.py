@@ -23,7 +23,7 @@ from deconv_cli.gradients.other_data import reached_by_other_data
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced
-from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents, noting
+from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 
@@ -103,18 +103,12 @@ class TrainingWatch:
     def __enter__(self) -> TrainingWatch:
         """Start watching."""
         self._replace(torch.autograd, "backward", self._watched_backward)
-        clipping = self._optimizers.clipping
-        self._replace(torch.optim.Optimizer, "zero_grad", noting(self._optimizers.note_clearing))
-        self._replace(nn.Module, "zero_grad", noting(self._optimizers.note_clearing))
+        self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
+        self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Parameter, "__new__", self._watched_parameter)
         self._replace(type(torch.autograd.Variable), "__call__", self._watched_variable)
         self._replace(torch, "from_numpy", self._watched_array)
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
-        self._replace(torch.amp.GradScaler, "scale", noting(clipping.note_scaling))
-        self._replace(torch.amp.GradScaler, "unscale_", noting(clipping.note_unscaling))
-        for owner in (nn.utils, nn.utils.clip_grad):
-            self._replace(owner, "clip_grad_norm_", clipping.watched)
-            self._replace(owner, "clip_grad_value_", clipping.watched)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
