@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
 from deconv_cli.report.page_pictures import (
     GRAY_LEVELS,
+    Cuts,
     Lines,
     PagePicture,
     ScaledImage,
     display_range,
+    draw_cuts,
     draw_lines,
     draw_picture,
+    plane_of,
 )
 from deconv_cli.report.run import InputFile
 from deconv_cli.workflows.lambda_series import find_detail
