@@ -20,7 +20,7 @@ from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
-from deconv_cli.gradients.reruns import repeat
+from deconv_cli.gradients.reruns import is_same, repeat
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.rules.unused import describe_plain_containers
 from deconv_cli.gradients.subject import Subject
@@ -174,12 +174,12 @@ def collect_evidence(
     """
     weight_norms, forward = _first_forward(subject, stack, on_progress)
     started = time.monotonic()
-    repetition = repeat(subject, forward)
+    losses = repeat(subject, forward)
     # This pass is warm: the first one of a process also loads and compiles.
     is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
     started = time.monotonic()
-    is_checkable = not repetition.is_noisy and backward.error is None
+    is_checkable = is_same(*losses) and backward.error is None
     wrong: list[WrongInput] = []
     unchecked: list[str] = []
     if is_checkable and forward.reached and forward.calls:
@@ -200,7 +200,7 @@ def collect_evidence(
         weight_norms=weight_norms,
         forward=forward,
         backward=backward,
-        repetition=repetition,
+        losses=losses,
         double=double,
         wrong_inputs=tuple(wrong),
         batch=batch,

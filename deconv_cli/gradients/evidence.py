@@ -16,8 +16,8 @@ from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
 from deconv_cli.gradients.reruns import (
     FirstSteps,
-    Repetition,
     find_moved_from_outside,
+    is_same,
     loses_writes,
     take_first_steps,
 )
@@ -54,6 +54,7 @@ class Evidence:
     Attributes:
         backward: the backward pass in the model's own precision; without gradients where the loss reaches no parameter.
         double: comparison with finite differences, empty where it was not possible.
+        losses: of two runs with one seed.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
@@ -62,7 +63,7 @@ class Evidence:
     weight_norms: Mapping[str, float]
     forward: ForwardTrace
     backward: BackwardTrace
-    repetition: Repetition
+    losses: tuple[float, float]
     double: DoubleEvidence
     wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
@@ -79,6 +80,11 @@ class Evidence:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters of the model."""
         return self.subject.parameters
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether one seed gives different losses."""
+        return not is_same(*self.losses)
 
     @cached_property
     def origins(self) -> list[Operation]:
@@ -101,7 +107,7 @@ class Evidence:
     @cached_property
     def first_steps(self) -> FirstSteps:
         """Gradients after the first optimizer steps, empty where no gradient is zero or tiny."""
-        is_certain = not self.repetition.is_noisy and self.backward.error is None
+        is_certain = not self.is_noisy and self.backward.error is None
         return take_first_steps(self.subject, self.backward) if is_certain else FirstSteps([], [])
 
     @cached_property

@@ -235,7 +235,6 @@ class GradientReport:
 
 
 _GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
-_UNCHECKED = ("NOISY", "NOT CHECKED")
 _MAX_NAMES = 6
 _OF_ALL = {
     "NOTHING TRAINS": "nothing that could be trained is free to move",
@@ -292,7 +291,7 @@ def summarize(
         return (
             f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
         )
-    unknown = [found for found in trainable if found.verdict in _UNCHECKED]
+    unknown = [found for found in trainable if found.is_undecided]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
     substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]

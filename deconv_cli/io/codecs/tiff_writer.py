@@ -115,8 +115,10 @@ def _options(image: StoredImage) -> dict[str, Any]:
 
 
 def _sample_options(image: StoredImage) -> dict[str, Any]:
-    n_samples = image.shape[image.axes.index("S")] if "S" in image.axes else 1
-    n_colors = n_samples - int(image.alpha is not None) if "S" in image.axes else 0
+    # Samples are the axis beside a plane; in front of others, they are pages.
+    has_samples = image.axes.endswith(("S", "SYX"))
+    n_samples = image.shape[image.axes.index("S")] if has_samples else 1
+    n_colors = n_samples - int(image.alpha is not None) if has_samples else 0
     # By default tifffile writes any three planes as colors.
     is_color = n_colors in (3, 4)
     gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"
