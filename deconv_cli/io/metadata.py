@@ -1,7 +1,7 @@
 """The metadata of an image; EXIF blocks; the optics in OME-XML.
 
-A codec reads it into `StoredImage.metadata`, and `ImageFile.metadata` keeps it. `Codec.choose_metadata` reduces it to
-what the other format can hold, and `Codec.write` writes that.
+A codec reads it into `StoredImage.metadata`, and `ImageFile.metadata` keeps it. `Codec.choose_metadata` chooses the
+fields that another format has, and `Codec.write` writes them.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Reco
 
 
 def describe_fisher(fisher: FisherDiagonal) -> Record:
-    """Describe a Fisher diagonal, with the squared gradient of batch means beside it, which is no Fisher matrix."""
+    """Describe a Fisher diagonal, and the squared gradient of batch means, which is no Fisher matrix."""
     return {
         "kind": fisher.kind,
         "likelihood": fisher.likelihood,

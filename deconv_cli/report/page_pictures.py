@@ -155,7 +155,7 @@ CLIPPED = 0.001
 
 
 def display_range(*images: Tensor) -> tuple[float, float]:
-    """Find the range of all but the most extreme thousandth of the finite samples of images of any shapes.
+    """Find the range of the finite samples of images of any shapes, without the most extreme thousandth.
 
     Returns:
         The values for black and white, in units of the samples; white is above black.
