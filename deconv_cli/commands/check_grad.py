@@ -246,8 +246,6 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
         line(f"{found['verdict']}: {names}", "bold")
         for sentence in _explanation(found, detail):
             line(sentence)
-    for series in record["recurrent"]:
-        line(_describe_series(series))
     print_answer(record["conclusion"])
 
 
@@ -293,15 +291,3 @@ def _where(cause: dict[str, Any]) -> str:
             path = path.relative_to(Path.cwd())
         return f"{path}:{cause['line']}"
     return f"module '{cause['module']}'" if cause["module"] else "the model"
-
-
-def _describe_series(series: dict[str, Any]) -> str:
-    norms = [norm or 0.0 for norm in series["norms"]]
-    trend = {
-        "fades": f"fades on its way back: below a millionth of its peak up to step {series['step']}",
-        "explodes": f"explodes on its way back, up to step {series['step']}",
-        "steady": "neither fades nor explodes",
-    }[series["trend"]]
-    chosen = [norms[round(n * (len(norms) - 1) / 7)] for n in range(8)] if len(norms) > 8 else norms
-    shown = " ".join(f"{norm:.2g}" for norm in chosen)
-    return f"through the steps of {series['name']} ({len(norms)} steps): {trend}; ‖∂loss/∂h‖ {shown}"

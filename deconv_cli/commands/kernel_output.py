@@ -99,7 +99,7 @@ def write_psf(path: Path | None, psf: Tensor, record: dict[str, Any], spacing: t
 
     from deconv_cli.io.codec import StoredImage, codec_of_suffix
     from deconv_cli.io.codecs.tiff_reader import IMAGEJ
-    from deconv_cli.io.metadata import Metadata, Resolution
+    from deconv_cli.io.metadata import Metadata, PixelDensity
     from deconv_cli.io.tensors import TensorCodec
 
     if path is None:
@@ -115,7 +115,7 @@ def write_psf(path: Path | None, psf: Tensor, record: dict[str, Any], spacing: t
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
         distance = steps[0] if psf.ndim == 3 else None
         native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if psf.ndim == 3 else {})
-        resolution = Resolution(1 / steps[-1], 1 / steps[-2], "µm", distance)
+        resolution = PixelDensity(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
     _write(path, StoredImage(psf.float().numpy(), axes, metadata, without_paths(record)))
 

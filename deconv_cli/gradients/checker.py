@@ -20,11 +20,10 @@ from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
-from deconv_cli.gradients.reruns import repeat
+from deconv_cli.gradients.reruns import is_same, repeat
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.rules.unused import describe_plain_containers
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.through_time import gate_norms
 from deconv_cli.gradients.tracing.backward_trace import trace_backward
 from deconv_cli.gradients.tracing.code_location import location_of_error
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
@@ -112,7 +111,6 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
     return GradientReport(
         parameters=parameters,
         general=find_in_model(evidence),
-        recurrent=double.series,
         loss=float(evidence.forward.loss.detach()) if evidence.is_loss_finite else None,
         dtype=double.dtype,
         notes=evidence.notes,
@@ -141,7 +139,6 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
         second_order=evidence.double.second.get(name),
-        gates=gate_norms(evidence.model, name, gradient) if gradient is not None else {},
     )
 
 
@@ -168,26 +165,21 @@ def collect_evidence(
     second_order: bool,
     on_progress: Callable[[str], None],
 ) -> Evidence:
-    """Watch a forward and a backward pass, and compare gradients with finite differences.
+    """Watch a forward and a backward pass, and compare gradients with finite differences, in `budget` seconds.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        stack: restores the model when it ends; the evidence is for use before.
-        budget: seconds for finite differences.
-        second_order: also compare second derivatives.
-        on_progress: called with a sentence for each part of the work.
+    `stack` restores the model when it ends; the evidence is for use before.
 
     Raises:
         UsageError: the model cannot be run on these inputs.
     """
     weight_norms, forward = _first_forward(subject, stack, on_progress)
     started = time.monotonic()
-    repetition = repeat(subject, forward)
+    losses = repeat(subject, forward)
     # This pass is warm: the first one of a process also loads and compiles.
     is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
     started = time.monotonic()
-    is_checkable = not repetition.is_noisy and backward.error is None
+    is_checkable = is_same(*losses) and backward.error is None
     wrong: list[WrongInput] = []
     unchecked: list[str] = []
     if is_checkable and forward.reached and forward.calls:
@@ -198,10 +190,7 @@ def collect_evidence(
     blamed = {name for item in wrong for name in item.parameters}
     twice = names - blamed if second_order else frozenset()
     left = budget - (time.monotonic() - started)
-    double, batch = (
-        DoubleEvidence(forward, backward),
-        BatchIndependence(subject.batch_axis, doubt="the output is noisy"),
-    )
+    double = DoubleEvidence(forward, backward)
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
         if is_checkable:
             double = gather_double(subject, names, twice, left, on_progress)
@@ -211,16 +200,12 @@ def collect_evidence(
         weight_norms=weight_norms,
         forward=forward,
         backward=backward,
-        repetition=repetition,
+        losses=losses,
         double=double,
         wrong_inputs=tuple(wrong),
         batch=batch,
         budget=budget,
-        notes=(
-            *describe_plain_containers(subject.model),
-            *([_NARROWED] if is_narrowed else []),
-            *double.notes,
-        ),
+        notes=(*describe_plain_containers(subject.model), *([_NARROWED] if is_narrowed else []), *double.notes),
         not_checked=(*unchecked, *double.not_checked),
     )
 

@@ -25,7 +25,6 @@ from deconv_cli.gradients.finite_differences import (
     compare_along,
 )
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.through_time import TimeSeries, series_of_layers
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -45,7 +44,6 @@ class DoubleEvidence:
         second: the same for second derivatives.
         constants: parameters without an effect on the loss, since the gradients that arrive at them cancel.
         minima: parameters at a minimum or maximum, where the gradient is zero.
-        series: gradients through time.
     """
 
     forward: ForwardTrace
@@ -55,7 +53,6 @@ class DoubleEvidence:
     second: Mapping[str, Comparison | None] = field(default_factory=dict)
     constants: frozenset[str] = frozenset()
     minima: frozenset[str] = frozenset()
-    series: tuple[TimeSeries, ...] = ()
     n_evaluations: int = 0
     notes: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
@@ -68,14 +65,9 @@ def gather_double(
     budget: float,
     on_progress: Callable[[str], None],
 ) -> DoubleEvidence:
-    """Compare gradients with finite differences.
+    """Compare gradients with finite differences, in `budget` seconds.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        names: parameters with a finite gradient other than zero.
-        twice: those of them to differentiate twice.
-        budget: seconds.
-        on_progress: called with a sentence now and then.
+    The parameters `names` have a finite gradient other than zero; those of them in `twice` are differentiated twice.
     """
     on_progress("comparing with finite differences")
     try:
@@ -111,13 +103,9 @@ def _compare(
     backward = trace_backward(forward.loss, subject.trainable)
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
-    casts, not_checked, series = forward.casts, [], []
+    casts = forward.casts
     is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
-    try:
-        series = series_of_layers(subject)
-    except RuntimeError as error:
-        not_checked.append(f"gradients through time: {first_line(error)}")
     holding = subject.holding_detached if forward.is_detached_on_purpose else contextlib.nullcontext
     with holding():
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
@@ -145,14 +133,13 @@ def _compare(
         second=second,
         constants=constants,
         minima=minima,
-        series=tuple(series),
         n_evaluations=function.n_evaluations,
         notes=(
             (f"a cast to a narrow type at {casts[0]} makes finite differences less sharp",)
             if casts and dtype == "float64"
             else ()
         ),
-        not_checked=(*not_checked, *unclear),
+        not_checked=tuple(unclear),
     )
 
 
@@ -262,14 +249,8 @@ def _compare_second_derivatives(
 ) -> tuple[dict[str, Comparison | None], list[str]]:
     """Compare Hessian-vector products with finite differences of the gradient, for one random vector.
 
-    Args:
-        subject: the model with its inputs and its loss.
-        names: of the parameters.
-        epsilon: relative precision of the loss.
-        budget: seconds.
-
-    Returns:
-        The comparisons by name, and sentences on what could not be compared.
+    The loss has the relative precision `epsilon`, and there are `budget` seconds. Returns the comparisons by name, and
+    sentences on what could not be compared.
     """
     if not names:
         return {}, []

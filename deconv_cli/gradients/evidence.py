@@ -16,10 +16,9 @@ from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, find_reached_by_others
 from deconv_cli.gradients.reruns import (
     FirstSteps,
-    Repetition,
     find_moved_from_outside,
+    is_same,
     loses_writes,
-    loss_changes_with,
     take_first_steps,
 )
 from deconv_cli.gradients.subject import Subject
@@ -55,6 +54,7 @@ class Evidence:
     Attributes:
         backward: the backward pass in the model's own precision; without gradients where the loss reaches no parameter.
         double: comparison with finite differences, empty where it was not possible.
+        losses: of two runs with one seed.
         wrong_inputs: hand-written backwards with a wrong gradient.
         budget: seconds for finite differences.
     """
@@ -63,7 +63,7 @@ class Evidence:
     weight_norms: Mapping[str, float]
     forward: ForwardTrace
     backward: BackwardTrace
-    repetition: Repetition
+    losses: tuple[float, float]
     double: DoubleEvidence
     wrong_inputs: tuple[WrongInput, ...]
     batch: BatchIndependence
@@ -80,6 +80,11 @@ class Evidence:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters of the model."""
         return self.subject.parameters
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether one seed gives different losses."""
+        return not is_same(*self.losses)
 
     @cached_property
     def origins(self) -> list[Operation]:
@@ -102,7 +107,7 @@ class Evidence:
     @cached_property
     def first_steps(self) -> FirstSteps:
         """Gradients after the first optimizer steps, empty where no gradient is zero or tiny."""
-        is_certain = not self.repetition.is_noisy and self.backward.error is None
+        is_certain = not self.is_noisy and self.backward.error is None
         return take_first_steps(self.subject, self.backward) if is_certain else FirstSteps([], [])
 
     @cached_property
@@ -122,10 +127,6 @@ class Evidence:
         nodes = self.backward.origins(self.parameters[name], lambda magnitude: magnitude.is_zero)
         chosen = {node for node in self._chosen_by_data if type(node).__name__.startswith(_CHOOSING)}
         return bool(nodes) and all(node in chosen or _reads_nothing(node) for node in nodes)
-
-    def loss_changes_with(self, name: str) -> bool:
-        """Return whether the loss changes when a parameter is changed."""
-        return loss_changes_with(self.subject, name)
 
     @property
     def is_loss_finite(self) -> bool:

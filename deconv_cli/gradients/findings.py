@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from deconv_cli.gradients.finite_differences import Comparison
-from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.vocabulary import counted
 
@@ -74,8 +73,6 @@ class Verdict(StrEnum):
     """Gradients are added to those of the step before, which were not cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
     """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
-    CLIPPING = "CLIPPING"
-    """Gradient clipping has no effect on the next optimizer step, or clips to much less than its limit."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"
@@ -159,7 +156,6 @@ class ParameterFinding(Finding):
         weight_norm: ‖parameter‖.
         comparison: with finite differences, None where there was no comparison.
         second_order: the same for second derivatives.
-        gates: norms of the gradient by gate, for recurrent layers.
     """
 
     name: str = ""
@@ -168,7 +164,6 @@ class ParameterFinding(Finding):
     weight_norm: float = 0.0
     comparison: Comparison | None = None
     second_order: Comparison | None = None
-    gates: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -201,7 +196,7 @@ def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """The findings for each parameter, for the model as a whole (`general`), and through time (`recurrent`).
+    """The findings for each parameter, and for the model as a whole (`general`).
 
     Attributes:
         loss: the value of the loss, None where it is not finite.
@@ -215,7 +210,6 @@ class GradientReport:
 
     parameters: tuple[ParameterFinding, ...]
     general: tuple[Finding, ...]
-    recurrent: tuple[TimeSeries, ...]
     loss: float | None
     dtype: str | None
     notes: tuple[str, ...]
@@ -241,7 +235,6 @@ class GradientReport:
 
 
 _GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
-_UNCHECKED = ("NOISY", "NOT CHECKED")
 _MAX_NAMES = 6
 _OF_ALL = {
     "NOTHING TRAINS": "nothing that could be trained is free to move",
@@ -251,11 +244,9 @@ _OF_ALL = {
     "OPTIMIZER": "the optimizer does not move the weights as it should",
     "ACCUMULATED": "gradients of earlier passes are used again",
     "GRADIENT LOST": "gradients are lost before the step",
-    "CLIPPING": "gradient clipping does not limit the gradients of the step",
     "FAILS": "the script ends with an error",
     "IN-PLACE": "a tensor that backward needs is overwritten",
     "BATCH-LEAK": "samples leak into one another",
-    "EXPLODING": "gradients explode through time",
     "DETACHED": "a draw carries no gradient",
     "WRONG": "a hand-written backward is wrong",
 }
@@ -300,7 +291,7 @@ def summarize(
         return (
             f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
         )
-    unknown = [found for found in trainable if found.verdict in _UNCHECKED]
+    unknown = [found for found in trainable if found.is_undecided]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
     substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]

@@ -12,7 +12,7 @@ import torch
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
-from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace, Operation
+from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace
 
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""
@@ -20,32 +20,17 @@ _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 _MAX_SOURCES = 3
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """The loss twice with one seed; `drawn` are the operations that draw random numbers."""
-
-    first: float
-    second: float
-    drawn: tuple[Operation, ...]
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether one seed gives different losses."""
-        return not _is_same(self.first, self.second)
-
-
-def repeat(subject: Subject, forward: ForwardTrace) -> Repetition:
-    """Compute the loss again with the same seed."""
-    # Draws around the model, such as the weights of the default loss, have no line.
-    drawn = tuple(draw for draw in forward.random if draw.location.file or draw.location.module)
+def repeat(subject: Subject, forward: ForwardTrace) -> tuple[float, float]:
+    """Compute the loss twice with one seed."""
     first, second = float(forward.loss.detach()), subject.value()
-    if not _is_same(first, second):
-        # A watched pass may use other kernels of torch and round differently.
-        first, second = second, subject.value()
-    return Repetition(first, second, drawn)
+    if is_same(first, second):
+        return first, second
+    # A watched pass may use other kernels of torch and round differently.
+    return second, subject.value()
 
 
-def _is_same(first: float, second: float) -> bool:
+def is_same(first: float, second: float) -> bool:
+    """Return whether two losses are one number, or both NaN."""
     return first == second or (math.isnan(first) and math.isnan(second))
 
 

@@ -195,15 +195,9 @@ class Subject:
                 yield True
 
     def evaluator(self, value: float) -> tuple[Callable[[], float], float | None]:
-        """Return a function that computes the loss, without building graphs where that works.
+        """Return a function that computes the loss, without graphs where that works, and its value where that is known.
 
-        Held constants need the graph, which shows what runs under `no_grad`.
-
-        Args:
-            value: the loss of a watched run.
-
-        Returns:
-            The function, and its value where that is known.
+        `value` is the loss of a watched run. Held constants need the graph, which shows what runs under `no_grad`.
         """
         if self._held is not None:
             return self.value, None

@@ -3,7 +3,7 @@
 from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
 from deconv_cli.io.files import fingerprint
 from deconv_cli.io.image import ImageFile, read_image
-from deconv_cli.io.metadata import Metadata, Resolution
+from deconv_cli.io.metadata import Metadata, PixelDensity
 from deconv_cli.io.output import OutputPlan, PreparedOutput, plan_output
 from deconv_cli.io.tensors import TensorCodec, TensorFile
 
@@ -13,8 +13,8 @@ __all__ = [
     "Metadata",
     "OutputPlan",
     "PictureCodec",
+    "PixelDensity",
     "PreparedOutput",
-    "Resolution",
     "StoredImage",
     "TensorCodec",
     "TensorFile",

@@ -19,7 +19,7 @@ PARTIAL, REPLACED = "partial", "replaced"
 _IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-[0-9a-f]{{8}})?", re.DOTALL)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], check: Callable[[Path], object]) -> None:
     """Write into a temporary file of the same folder, check it, then rename it to `path`.
 
     Until that last step the old file stays as it was. The temporary file is removed in any case, unless the process is
@@ -71,11 +71,7 @@ def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> 
     """
     if path.is_symlink():
         path.unlink()
-    write_atomically(path, lambda temporary: _write_bytes(temporary, f"{line}\n".encode()), lambda _: write_file())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_atomically(path, lambda temporary: temporary.write_bytes(f"{line}\n".encode()), lambda _: write_file())
 
 
 def name_new(written: Path, final: Path) -> None:
@@ -212,4 +208,4 @@ def write_page(path: Path, text: str) -> None:
         if temporary.read_bytes() != content:
             raise ValueError("some bytes differ")
 
-    write_atomically(path, lambda temporary: _write_bytes(temporary, content), check)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), check)

@@ -173,7 +173,7 @@ class Codec(ABC):
         """Explain why the alpha channel of the source cannot be written; None if it can."""
         return None if self.holds_alpha else f"{self.name} cannot hold it"
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata of an image that the file can hold; return the names of all other fields, too."""
         kept, lost = image.metadata, list(image.metadata.unsupported)
         if not request.same_channels:
@@ -194,7 +194,7 @@ class Codec(ABC):
         """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
         layout, axes, notes = self.order_axes(request, layout)
         image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata, n_levels=request.n_levels)
-        kept, lost = self.carry(request, image)
+        kept, lost = self.choose_metadata(request, image)
         return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
 
     def record_to_keep(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -283,9 +283,9 @@ class PictureCodec(Codec):
         """Choose the part of the record that may be passed on with a picture: settings, and the kernel."""
         return records.short_record(record)
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; only TIFF holds a resolution without a unit and premultiplied colors."""
-        kept, lost = super().carry(request, image)
+        kept, lost = super().choose_metadata(request, image)
         if kept.resolution and not kept.resolution.unit:
             kept, lost = replace(kept, resolution=None), [*lost, "resolution"]
         if image.alpha == "associated":

@@ -206,7 +206,7 @@ def _described(stored: StoredImage) -> dict[str, Any]:
         "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
         "exif_bytes": metadata.exif and len(metadata.exif),
         "channel_names": list(metadata.channel_names),
-        "other": {name: _short(value) for name, value in (metadata.native | metadata.native_of_channels).items()},
+        "other": {k: _short(v) for k, v in (*metadata.native.items(), *metadata.native_of_channels.items())},
         "never_carried": list(metadata.unsupported),
     }
     return {name: value for name, value in described.items() if value}

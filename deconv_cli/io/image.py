@@ -119,9 +119,9 @@ class ImageFile:
         return self.metadata.channel_names
 
     @property
-    def native_fields(self) -> dict[str, Any]:
+    def native_fields(self) -> dict[str, object]:
         """Fields that only files of this format hold, of the image and of its channels, by their names in notes."""
-        return self.metadata.native | self.metadata.native_of_channels
+        return {**self.metadata.native, **self.metadata.native_of_channels}
 
     def spanned_by(self, dimensions: int, n_space: int | None = None) -> ImageFile:
         """Arrange the samples for a kernel that spans another number of axes of space: shape (B, C, *space).

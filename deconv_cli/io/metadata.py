@@ -1,13 +1,14 @@
 """The metadata of an image; EXIF blocks; the optics in OME-XML.
 
-A codec reads it into `StoredImage.metadata`, `ImageFile.metadata` keeps it, `Codec.carry` reduces it to what the other
-format can hold, and `Codec.write` writes it.
+A codec reads it into `StoredImage.metadata`, and `ImageFile.metadata` keeps it. `Codec.choose_metadata` chooses the
+fields that another format has, and `Codec.write` writes them.
 """
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ METERS = {
 
 
 @dataclass(frozen=True)
-class Resolution:
+class PixelDensity:
     """The pixel size, kept as its inverse: pixels per unit of length along the columns (`x`) and the rows (`y`)."""
 
     x: Fraction
@@ -39,31 +40,31 @@ class Resolution:
     plane_distance: Fraction | None = None
     """Distance of two planes along Z, in the same unit."""
 
-    def transposed(self) -> Resolution:
+    def transposed(self) -> PixelDensity:
         """Exchange rows and columns."""
         return replace(self, x=self.y, y=self.x)
 
-    def per(self, unit: str) -> Resolution:
+    def per(self, unit: str) -> PixelDensity:
         """Convert to another unit, if the own unit is known."""
         if not self.unit:
             return self
         factor = METERS[unit] / METERS[self.unit]
         distance = None if self.plane_distance is None else self.plane_distance / factor
-        return Resolution(self.x * factor, self.y * factor, unit, distance)
+        return PixelDensity(self.x * factor, self.y * factor, unit, distance)
 
 
 @dataclass(frozen=True)
 class Metadata:
     """Everything that a file stores about its image besides the samples. Every field may be empty."""
 
-    resolution: Resolution | None = None
+    resolution: PixelDensity | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """A whole EXIF block with the leading marker, as Pillow reads and writes it."""
     channel_names: tuple[str, ...] = ()
-    native: dict[str, Any] = field(default_factory=dict)
+    native: Mapping[str, object] = field(default_factory=dict)
     """Fields that only files of the same format can hold, by their names in notes."""
-    native_of_channels: dict[str, Any] = field(default_factory=dict)
+    native_of_channels: Mapping[str, object] = field(default_factory=dict)
     """Likewise, but true only as long as the channels are the same."""
     flavor: str = ""
     """`imagej` or `ome` for TIFF files of these kinds, `ome-zarr` for such a Zarr."""
@@ -207,7 +208,7 @@ class OpticsMetadata:
     has_pinholes: bool = False
 
 
-def read_optics(fields: dict[str, Any]) -> OpticsMetadata:
+def read_optics(fields: Mapping[str, object]) -> OpticsMetadata:
     """Read the optics among the native fields of a file, in those of OME-XML that are understood.
 
     Source: OME data model, schema 2016-06, `Objective`, `ObjectiveSettings` and `Channel`.
@@ -246,14 +247,14 @@ def _elements(xml: str, name: str) -> list[ElementTree.Element]:
         return []
 
 
-def _of_channels(fields: dict[str, object], name: str) -> tuple[str | None, ...]:
+def _of_channels(fields: Mapping[str, object], name: str) -> tuple[str | None, ...]:
     """List a field of each channel; empty if no channel has it."""
     given = fields.get(f"OME channel {name}")
     found = tuple(None if text is None else str(text) for text in given) if isinstance(given, list | tuple) else ()
     return found if any(found) else ()
 
 
-def _wavelengths(fields: dict[str, object], kind: str) -> tuple[float | None, ...]:
+def _wavelengths(fields: Mapping[str, object], kind: str) -> tuple[float | None, ...]:
     """Read the wavelength of each channel in nm; empty if none is known."""
     texts = _of_channels(fields, f"{kind}Wavelength")
     units = _of_channels(fields, f"{kind}WavelengthUnit") or (None,) * len(texts)

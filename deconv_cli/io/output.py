@@ -150,7 +150,7 @@ class OutputPlan:
         arranged = self._codec.arrange(request, converted.samples, alpha)
         alpha_kind = None if alpha is None else source.alpha_kind
         image = replace(arranged, metadata=source.metadata, alpha=alpha_kind, notes=())
-        metadata, lost = self._codec.carry(request, image)
+        metadata, lost = self._codec.choose_metadata(request, image)
         return PreparedOutput(
             path=self.path,
             notes=(*converted.notes, *alpha_notes, *arranged.notes, *not_carried(lost)),
@@ -234,17 +234,10 @@ class PreparedOutput:
 def write_with_record(
     path: Path, codec: Codec, image: StoredImage, record: dict[str, Any], check: Callable[[Path], None]
 ) -> None:
-    """Write a file with its record inside, or next to it where the format takes none.
+    """Write a file with the record of its image inside, or the complete `record` beside where the format takes none.
 
-    Args:
-        path: of the file.
-        codec: of its format.
-        image: with the record that goes inside.
-        record: the complete record, which goes beside the file.
-        check: raises if the file at a path was not written as meant.
-
-    Raises:
-        FileAccessError: disk full, no permission, or the file does not read back.
+    `check` raises if the file at a path was not written as meant. A full disk, no permission, and a file that does not
+    read back raise `FileAccessError`.
     """
     encoded = records.seal_record(records.finite(record))
 

@@ -15,9 +15,8 @@ from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.preview_tiles import Previews, RestoredTile
 from deconv_cli.diagnostics.predicted_error import PredictedError
-from deconv_cli.report.orthogonal_cuts import plane_of
 from deconv_cli.report.page import describe_page, fill_page
-from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.report.page_pictures import ScaledImage, plane_of
 from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, Run
 from deconv_cli.report.run_record import describe_environment, describe_kernel

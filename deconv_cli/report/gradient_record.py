@@ -10,7 +10,6 @@ from typing import Any
 
 from deconv_cli.gradients.findings import Cause, Finding, GradientReport, ParameterFinding, summarize
 from deconv_cli.gradients.fisher_diagonal import FisherDiagonal
-from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 
 Record = dict[str, Any]
@@ -27,7 +26,6 @@ def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Reco
         "faults": _plain(report.faults()),
         "remarks": _plain(report.remarks()),
         "general": [_plain(finding) | {"expected": finding.verdict in expected} for finding in report.general],
-        "recurrent": _plain(report.recurrent),
         "notes": list(report.notes),
         "not_checked": list(report.not_checked),
         "n_evaluations": report.n_evaluations,
@@ -36,7 +34,7 @@ def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Reco
 
 
 def describe_fisher(fisher: FisherDiagonal) -> Record:
-    """Describe a Fisher diagonal, with the squared gradient of batch means beside it, which is no Fisher matrix."""
+    """Describe a Fisher diagonal, and the squared gradient of batch means, which is no Fisher matrix."""
     return {
         "kind": fisher.kind,
         "likelihood": fisher.likelihood,
@@ -57,14 +55,13 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  any field of a report, and what 
         return {name: getattr(value, name) or None for name in names}
     if is_dataclass(value) and not isinstance(value, type):
         record = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        if isinstance(value, Cause | TimeSeries):
-            record |= record.pop("location")
         if isinstance(value, Cause):
+            record |= record.pop("location")
             record["instead"] = record.pop("suggestion")
         if isinstance(value, Finding):
             record |= {"is_fault": value.is_fault, "detail": value.detail or None}
         if isinstance(value, ParameterFinding):
-            record |= {"ratio": _plain(value.ratio), "gates": record["gates"] or None}
+            record |= {"ratio": _plain(value.ratio)}
         return record
     if isinstance(value, dict):
         return {name: _plain(member) for name, member in value.items()}

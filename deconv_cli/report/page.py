@@ -76,16 +76,10 @@ class Page:
     """The contents of a page.
 
     Attributes:
-        title: the name of the input.
-        verdict: whether to use the result.
         numbers: the first three, with their meaning.
         commands: what to do next, with the commands for it.
-        shown: the images.
-        warnings: clauses of the library, in which settings are named.
-        notes: the same.
-        experts: what was done, in sentences.
-        rows: the numbers for experts.
-        kernel: its picture; `None` if it has none.
+        warnings, notes: clauses of the library, in which settings are named.
+        experts, rows: what was done, in sentences, and the numbers for experts.
         origin: where the kernel came from.
         views: a detail under several λ or strengths, each with the command for it and whether it is as in the result.
     """
@@ -168,17 +162,9 @@ def describe_page(
     views: Sequence[LambdaView],
     doubts: Sequence[str] | None = None,
 ) -> Page:
-    """Describe a restoration.
+    """Describe a restoration of a file; the result and its diagnosis may be those of a part of it.
 
-    Args:
-        run: what was done.
-        source: to which file.
-        result: what came of it, or of a part of it.
-        diagnosis: of the result.
-        predicted: the error to be expected.
-        shown: the images.
-        views: a detail under several λ or strengths.
-        doubts: those of the whole, if the result is a part; `None` for those of the result.
+    `views` show a detail under several λ or strengths. `doubts` are those of the whole, if the result is a part.
     """
     done = (
         f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored from what the kernel "

@@ -163,7 +163,7 @@ def describe_factor_run(run: FactorRun) -> Record:
 
 
 def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
-    """Describe an estimate: its family, each number with its standard error, and how far behind the next family is."""
+    """Describe an estimate: its family, each number with its standard error, and the distance of the next family."""
     return {
         "found": estimate.found,
         "family": estimate.family,

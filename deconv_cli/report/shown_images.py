@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from deconv_cli.report.orthogonal_cuts import Cuts, draw_cuts, plane_of
 from deconv_cli.report.page_pictures import (
     GRAY_LEVELS,
+    Cuts,
     Lines,
     PagePicture,
     ScaledImage,
     display_range,
+    draw_cuts,
     draw_lines,
     draw_picture,
+    plane_of,
 )
 from deconv_cli.report.run import InputFile
 from deconv_cli.workflows.lambda_series import find_detail
@@ -38,13 +40,8 @@ def images_to_show(
 ) -> list[ScaledImage]:
     """Choose the images of a page, which are stacks if the kernel spans three axes.
 
-    Args:
-        source: the input file.
-        n_axes: axes of space that the kernel spans.
-        result: what was reconstructed.
-        data: shape `(C_out, *size)` or `(B, C_out, *size)`; of several images the first is shown.
-        residual: of the same shape; `None` to show none.
-        truth: of the shape of the estimate.
+    Data and residual have the shape `(C_out, *size)` or `(B, C_out, *size)`, and the truth that of the estimate; of
+    several images the first is shown. `n_axes` counts the axes of space that the kernel spans.
     """
     unit, is_picture, predicted = GRAY_LEVELS if source.dtype == "uint8" else "", source.is_picture, None
     if result.predicted_error is not None:
@@ -120,14 +117,7 @@ def describe_omission(n_images: int, n_channels: int, *, is_color: bool) -> str 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Data and estimate, pixel on pixel.
-
-    Attributes:
-        before: the data.
-        after: the estimate.
-        caption: the part of the picture, and the scale.
-        is_whole: every pixel of the picture is shown.
-    """
+    """Data and estimate, pixel on pixel, and whether these are all pixels of the picture."""
 
     before: PagePicture
     after: PagePicture

@@ -83,12 +83,7 @@ def first_numbers(
 ) -> list[Row]:
     """Choose the three numbers that a person asks for first.
 
-    Args:
-        result: what was reconstructed.
-        predicted: the error to be expected, if it is known.
-        diagnosis: of the result.
-        scale: the estimate, with its unit and its values of black and white.
-        spacing: distances of the samples in micrometers, if they are known.
+    `scale` is the estimate with its values of black and white; the spacing of the samples is in micrometers.
     """
     return [
         *_error(predicted, scale),
@@ -154,11 +149,7 @@ def _digits(number: float) -> str:
 def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_picture: bool) -> list[tuple[str, str]]:
     """List what to do next, each with the command that does it and writes files of its own.
 
-    Args:
-        rerun: the command line that makes the same result again.
-        result: the result of that command.
-        kernel: its kernel.
-        is_picture: the input is a picture or a stack, not a tensor.
+    The command line `rerun` makes the same result again; `is_picture` is false for tensors.
     """
     found: list[tuple[str, str]] = []
     reasons = {doubt.reason for doubt in result.doubts}

@@ -13,7 +13,7 @@ from gradient_cases import load_fixture
 from deconv_cli.gradients import finite_difference_search as search
 from deconv_cli.gradients import finite_differences as scalar_function
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.gradients.finite_difference_search import compare_tensors, unravel
+from deconv_cli.gradients.finite_difference_search import compare_tensors
 from deconv_cli.gradients.finite_differences import Direction, Outcome, ScalarFunction, TensorGradient, compare_along
 from deconv_cli.gradients.inputs import InputSpec
 
@@ -123,11 +123,6 @@ def test_everything_is_put_back():
     evaluated, moved = probe_of(lambda x: x.sin().sum(), x, 2 * x.cos())
     compare_tensors(evaluated, [moved])
     assert torch.equal(x, before)
-
-
-def test_unravel():
-    assert [unravel(n, torch.Size((2, 3))) for n in range(6)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert unravel(0, torch.Size(())) == ()
 
 
 class Cubed(torch.nn.Linear):

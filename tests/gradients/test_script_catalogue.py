@@ -36,10 +36,7 @@ def marked(pairs, quick):
 
 SOUND = [(name, mode) for name in catalogue.SOUND for mode in (RUN, MODEL) if mode == RUN or catalogue.CASES[name]]
 FAULTS = [
-    (name, mode)
-    for name, fault in catalogue.FAULTS.items()
-    for mode in (RUN, MODEL)
-    if (fault.is_run if mode == RUN else fault.is_model)
+    (name, mode) for name, fault in catalogue.FAULTS.items() for mode in (RUN, MODEL) if mode == RUN or fault.is_model
 ]
 
 

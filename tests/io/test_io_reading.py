@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -76,16 +75,6 @@ def test_tiff_written_by_pillow(tmp_path, rng):
     assert_values(image, frames[:, None])
     assert any('axes="CYX"' in note for note in image.notes)
     assert_values(read_image(tmp_path / "p.tif", axes="CYX"), frames[None])
-
-
-def test_multipage_sample_of_scikit_image():
-    skimage = pytest.importorskip("skimage", reason="scikit-image brings a TIFF of another program")
-    path = Path(skimage.__file__).parent / "data" / "multipage.tif"
-    if not path.exists():
-        pytest.skip("this scikit-image does not bring multipage.tif")
-    image = read_image(path)
-    assert image.values.shape[0] * image.values.shape[1] * np.prod(image.values.shape[2:]) == np.prod(image.shape)
-    assert tuple(image.values.shape[:2]) == (2, 1)
 
 
 def test_several_series_are_listed_and_chosen(tmp_path, rng):

@@ -356,6 +356,21 @@ def test_a_png_of_too_few_rows(tmp_path, is_interlaced):
                 read_image(tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_a_jpeg_of_too_few_rows(tmp_path, options):
+    """A decoder makes up the rows that are missing, and says nothing."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype="uint8")).save(
+        tmp_path / "x.jpg", **options
+    )
+    content = bytearray((tmp_path / "x.jpg").read_bytes())
+    assert read_image(tmp_path / "x.jpg").shape == (64, 48, 3)
+    place = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0") + 5
+    content[place : place + 2] = (96).to_bytes(2, "big")
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(MalformedInputError, match="lacks some of its rows"):
+        read_image(tmp_path / "x.jpg")
+
+
 def test_the_same_tensors_are_the_same_bytes(tmp_path):
     for name in ("a.pt", "other.pt"):
         TORCH.write(tmp_path / name, StoredImage(np.arange(6.0)))

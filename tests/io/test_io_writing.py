@@ -11,8 +11,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from deconv_cli.errors import FileAccessError, UntrustworthyResultError, UsageError
+from deconv_cli.errors import FileAccessError, MalformedInputError, UntrustworthyResultError, UsageError
 from deconv_cli.io import ImageFile, atomic, output, read_image
+from deconv_cli.io.regions import open_regions
 from deconv_cli.vocabulary import OutputDType
 
 ALL_SUFFIXES = [
@@ -240,3 +241,25 @@ def test_a_folder_without_permission(tmp_path, source, planned, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(FileAccessError, match="no permission"):
         planned(tmp_path / "o.tif", source)
+
+
+@pytest.mark.parametrize("name", ["out.tif", "a[1] b.ome.tif", "ü" * 120 + ".npy"])
+def test_a_file_is_written_under_a_hidden_name_of_its_suffix(tmp_path, name):
+    def make(temporary):
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == (tmp_path / name).suffix
+        temporary.write_bytes(b"new")
+
+    atomic.write_atomically(tmp_path / name, make, lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("ending", ["", "-0123abcd"])
+@pytest.mark.parametrize("read", [read_image, open_regions])
+def test_a_result_in_the_making_is_not_read(tmp_path, ending, read):
+    hidden = atomic.partial_path(tmp_path / "out.npy")
+    np.save(tmp_path / "whole.npy", np.zeros((4, 4)))
+    (tmp_path / "whole.npy").rename(hidden.with_name(hidden.name + ending))
+    with pytest.raises(MalformedInputError, match="is a result in the making, of which parts are missing"):
+        read(hidden.with_name(hidden.name + ending))

@@ -10,9 +10,8 @@ import torch
 from browser import needs_browser
 from PIL import Image
 
-from deconv_cli.report import orthogonal_cuts
-from deconv_cli.report.orthogonal_cuts import brightest_place, draw_cuts
-from deconv_cli.report.page_pictures import ScaledImage
+from deconv_cli.report import page_pictures
+from deconv_cli.report.page_pictures import ScaledImage, brightest_place, draw_cuts
 
 SPACING = (0.5, 0.2, 0.1)
 
@@ -62,16 +61,16 @@ def test_smaller_data_lie_in_the_middle_of_the_estimate():
 
 
 def test_large_stacks_are_thinned_and_averaged(monkeypatch):
-    monkeypatch.setattr(orthogonal_cuts, "MAX_PLANES", 3)
-    monkeypatch.setattr(orthogonal_cuts, "MAX_SIDE", 8)
+    monkeypatch.setattr(page_pictures, "MAX_PLANES", 3)
+    monkeypatch.setattr(page_pictures, "MAX_PLANE_SIDE", 8)
     cuts = draw_cuts([numbered((10, 16, 12))], None)
     assert len(cuts.planes) <= 3
     assert cuts.place[0] in cuts.planes
     assert decoded(cuts.pictures[0].uris[0]).shape == (8 * len(cuts.planes), 6)
     assert "of 10 planes are shown" in cuts.sentence
     assert "at most 8 a side" in cuts.sentence
-    monkeypatch.setattr(orthogonal_cuts, "MAX_PIXELS", 10)
-    monkeypatch.setattr(orthogonal_cuts, "MIN_SIDE", 4)
+    monkeypatch.setattr(page_pictures, "MAX_PIXELS", 10)
+    monkeypatch.setattr(page_pictures, "MIN_PLANE_SIDE", 4)
     assert "at most 4 a side" in draw_cuts([numbered((10, 16, 12))], None).sentence
 
 

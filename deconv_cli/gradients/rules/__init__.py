@@ -33,70 +33,48 @@ class RuleRegistry(Registry[Part]):
         return (*added, *self._built_in)
 
 
-_HERE = "deconv_cli.gradients.rules"
+def _places(*modules: tuple[str, str]) -> dict[str, str]:
+    """Give the place of each rule: the function `find_` and its name, in a module of this package."""
+    named = [(name, module) for module, names in modules for name in names.split()]
+    return {name: f"{__name__}.{module}:find_{name.replace('-', '_')}" for name, module in named}
+
+
 GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
-    {
-        "in-place": f"{_HERE}.misuse:find_in_place",
-        "failing-backward": f"{_HERE}.misuse:find_failing_backward",
-        "overwritten": f"{_HERE}.misuse:find_overwritten",
-        "frozen": f"{_HERE}.unused:find_frozen",
-        "empty": f"{_HERE}.unused:find_empty",
-        "not-reached": f"{_HERE}.unused:find_not_reached",
-        "unused": f"{_HERE}.unused:find_unused",
-        "detached": f"{_HERE}.detached:find_detached",
-        "non-finite": f"{_HERE}.magnitude:find_non_finite",
-        "left-out-of-derivative": f"{_HERE}.magnitude:find_left_out_of_derivative",
-        "used-outside-torch": f"{_HERE}.detached:find_used_outside_torch",
-        "not-in-loss": f"{_HERE}.unused:find_not_in_loss",
-        "zero-by-construction": f"{_HERE}.magnitude:find_zero_by_construction",
-        "zero-at-start": f"{_HERE}.magnitude:find_zero_at_start",
-        "zero": f"{_HERE}.magnitude:find_zero",
-        "noisy": f"{_HERE}.finite_difference_verdict:find_noisy",
-        "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function",
-        "substituted": f"{_HERE}.finite_difference_verdict:find_substituted",
-        "renormed": f"{_HERE}.finite_difference_verdict:find_renormed",
-        "gradient-hook": f"{_HERE}.finite_difference_verdict:find_gradient_hook",
-        "partly-detached": f"{_HERE}.detached:find_partly_detached",
-        "wrong": f"{_HERE}.finite_difference_verdict:find_wrong",
-        "wrong-second-derivative": f"{_HERE}.finite_difference_verdict:find_wrong_second_derivative",
-        "vanishing-at-start": f"{_HERE}.magnitude:find_vanishing_at_start",
-        "vanishing": f"{_HERE}.magnitude:find_vanishing",
-        "exploding": f"{_HERE}.magnitude:find_exploding",
-        "symmetric": f"{_HERE}.magnitude:find_symmetric",
-        "nondifferentiable": f"{_HERE}.finite_difference_verdict:find_nondifferentiable",
-        "ok": f"{_HERE}.finite_difference_verdict:find_ok",
-        "not-checked": f"{_HERE}.finite_difference_verdict:find_not_checked",
-    },
+    _places(
+        ("misuse", "in-place failing-backward overwritten"),
+        ("unused", "frozen empty not-reached unused"),
+        ("detached", "detached"),
+        ("magnitude", "non-finite left-out-of-derivative"),
+        ("detached", "used-outside-torch"),
+        ("unused", "not-in-loss"),
+        ("magnitude", "zero-by-construction zero-at-start zero"),
+        ("finite_difference_verdict", "noisy wrong-function substituted renormed gradient-hook"),
+        ("detached", "partly-detached"),
+        ("finite_difference_verdict", "wrong wrong-second-derivative"),
+        ("magnitude", "vanishing-at-start vanishing exploding symmetric"),
+        ("finite_difference_verdict", "nondifferentiable ok not-checked"),
+    ),
 )
 """Rules for each parameter: the first one that finds something decides."""
 
 MODEL_RULES: RuleRegistry[ModelRule] = RuleRegistry(
     "model rule",
-    {
-        "nothing-trains": f"{_HERE}.unused:find_nothing_trains",
-        "unregistered": f"{_HERE}.unused:find_unregistered",
-        "loss-input": f"{_HERE}.misuse:find_loss_input",
-        "exploding-through-time": f"{_HERE}.magnitude:find_exploding_through_time",
-        "in-place": f"{_HERE}.misuse:find_in_place_in_model",
-        "noisy": f"{_HERE}.finite_difference_verdict:find_noisy_model",
-        "wrong-function": f"{_HERE}.finite_difference_verdict:find_wrong_function_in_model",
-        "detached-on-purpose": f"{_HERE}.detached:find_detached_on_purpose",
-        "batch-leak": f"{_HERE}.misuse:find_batch_leak",
-    },
+    _places(
+        ("unused", "nothing-trains unregistered"),
+        ("misuse", "loss-input in-place-in-model"),
+        ("finite_difference_verdict", "noisy-model wrong-function-in-model"),
+        ("detached", "detached-on-purpose"),
+        ("misuse", "batch-leak"),
+    ),
 )
 """Rules for the model as a whole: the findings of all of them count."""
 
 TRAINING_RULES: RuleRegistry[TrainingRule] = RuleRegistry(
     "training rule",
-    {
-        "weights-not-held": f"{_HERE}.optimizer_steps:find_weights_not_held",
-        "step-without-effect": f"{_HERE}.optimizer_steps:find_step_without_effect",
-        "accumulated": f"{_HERE}.optimizer_steps:find_accumulated",
-        "gradient-lost": f"{_HERE}.optimizer_steps:find_gradient_lost",
-        "idle-clipping": f"{_HERE}.optimizer_steps:find_idle_clipping",
-        "failing-script": f"{_HERE}.optimizer_steps:find_failing_script",
-    },
+    _places(
+        ("optimizer_steps", "weights-not-held step-without-effect accumulated gradient-lost failing-script"),
+    ),
 )
 """Rules for a script that trains: the findings of all of them count."""
 

@@ -52,31 +52,33 @@ _ROUNDING = 1e-5
 
 def find_noisy(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose gradient cannot be checked, since the loss is noisy."""
-    is_noisy = evidence.repetition.is_noisy and evidence.gradient(name) is not None
+    is_noisy = evidence.is_noisy and evidence.gradient(name) is not None
     return Finding(Verdict.NOISY, (_cause_of_noise(evidence),)) if is_noisy else None
 
 
 def find_noisy_model(evidence: Evidence) -> list[Finding]:
     """Find the noise itself."""
-    found = evidence.repetition
-    detail = f"two runs with the same seed gave the losses {found.first:.9g} and {found.second:.9g}"
-    return [Finding(Verdict.NOISY, (_cause_of_noise(evidence),), detail)] if found.is_noisy else []
+    first, second = evidence.losses
+    detail = f"two runs with the same seed gave the losses {first:.9g} and {second:.9g}"
+    return [Finding(Verdict.NOISY, (_cause_of_noise(evidence),), detail)] if evidence.is_noisy else []
 
 
 def _cause_of_noise(evidence: Evidence) -> Cause:
-    found = evidence.repetition
-    relative = abs(found.first - found.second) / max(abs(found.first), abs(found.second))
+    first, second = evidence.losses
+    relative = abs(first - second) / max(abs(first), abs(second))
+    # Draws around the model, such as the weights of the default loss, have no line.
+    drawn = [draw for draw in evidence.forward.random if draw.location.file or draw.location.module]
     differs = f"the loss differs by {relative:.1g} from run to run"
     if relative <= _ROUNDING:
         operation, location = "a non-deterministic operation", CodeLocation()
         why = f"{differs}: sums are taken in a changing order."
         suggestion = "torch.use_deterministic_algorithms(True)"
-    elif not found.drawn:
+    elif not drawn:
         operation, location = "state that outlives a run", CodeLocation()
         why = f"{differs}: the model keeps something of each run for the next, or draws random numbers elsewhere."
         suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
     else:
-        operation, location = found.drawn[0].label, found.drawn[0].location
+        operation, location = drawn[0].label, drawn[0].location
         why = f"{differs}: random numbers are drawn that no seed reaches."
         suggestion = "draw with torch's own generator, so that torch.manual_seed reaches it"
     return Cause(operation, location, why, suggestion)

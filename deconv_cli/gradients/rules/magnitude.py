@@ -16,9 +16,8 @@ import torch
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of
-from deconv_cli.gradients.reruns import find_non_finite_sources
+from deconv_cli.gradients.reruns import find_non_finite_sources, loss_changes_with
 from deconv_cli.gradients.rules.detached import returning_none
-from deconv_cli.gradients.through_time import TimeSeries
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
@@ -114,7 +113,7 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
     found = evidence.backward.magnitudes.get(name)
     if location is None or not evidence.parameters[name].requires_grad or (found is not None and not found.is_zero):
         return None
-    if evidence.loss_changes_with(name):
+    if loss_changes_with(evidence.subject, name):
         verdict, suggestion = Verdict.DETACHED, "write backward with torch functions of saved tensors; " + _SMOOTH_UNITS
         why = "the derivative changes with this parameter in steps, or a backward of plain values stands between them."
     else:
@@ -277,22 +276,6 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
     detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
     return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
-
-
-def find_exploding_through_time(evidence: Evidence) -> list[Finding]:
-    """Find a recurrence whose early steps dominate the gradient."""
-    series = evidence.double.series
-    return [Finding(Verdict.EXPLODING, (_of_series(found),)) for found in series if found.trend == "explodes"]
-
-
-def _of_series(found: TimeSeries) -> Cause:
-    late = next((norm for norm in reversed(found.norms) if norm), 1.0)
-    why = (
-        f"‖∂loss/∂{found.name}‖ grows from {late:.2g} at the last of {len(found.norms)} steps to "
-        f"{max(found.norms):.2g} at step {found.step}: a small step of training moves the loss out of bounds."
-    )
-    suggestion = "start recurrent weights orthogonal and small, use an LSTM or GRU, or shorten the steps; and clip"
-    return Cause(f"the steps of {found.name}", found.location, why, suggestion)
 
 
 _SAME = 1e-5

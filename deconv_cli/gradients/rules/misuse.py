@@ -9,41 +9,6 @@ from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, first_line, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_backward, location_of_error
 from deconv_cli.gradients.tracing.forward_trace import InPlaceWrite
-from deconv_cli.gradients.tracing.operations import Misuse
-
-_EXPLANATIONS = {
-    Misuse.ONE_CLASS: (
-        "there is one class only, whose probability is 1 whatever the model gives: the loss is constant.",
-        "for two classes with one output use F.binary_cross_entropy_with_logits and targets of 0.0 and 1.0",
-    ),
-    Misuse.BROADCAST: (
-        "shapes {first} and {second} broadcast, so every prediction is compared with every target.",
-        "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
-    ),
-    Misuse.NOT_SIGNS: (
-        "{name} wants targets of -1 and 1, but gets 0 and 1: targets of 0 count for nothing, or as another class.",
-        "give it 2 * target - 1; the value of the loss changes",
-    ),
-    Misuse.MIXED: (
-        "a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
-        "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
-    ),
-    Misuse.OTHER_AXIS: (
-        "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
-        "probabilities of the classes of a sample do not add up to 1.",
-        "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
-    ),
-    Misuse.NOT_LOG: (
-        "{name} wants logarithms of probabilities, which are never above zero, but gets something else.",
-        "give it F.log_softmax(scores, dim=1), or give the scores themselves to F.cross_entropy",
-    ),
-    Misuse.PROBABILITIES: (
-        "{name} turns its input into probabilities itself, but gets probabilities: taken twice, gradients are "
-        "small and the loss cannot approach zero.",
-        "give it the scores before softmax or sigmoid; the value of the loss changes",
-    ),
-}
-"""Why a loss is misused, and what to write."""
 
 
 def find_loss_input(evidence: Evidence) -> list[Finding]:
@@ -53,9 +18,7 @@ def find_loss_input(evidence: Evidence) -> list[Finding]:
         if call.name.endswith("softmax"):
             continue  # a softmax over one class is no loss, and may be meant, as in attention to a single token
         first, second = call.shapes
-        why, suggestion = (
-            text.format(name=call.name, first=first, second=second) for text in _EXPLANATIONS[call.misuse]
-        )
+        why, suggestion = (text.format(name=call.name, first=first, second=second) for text in call.misuse.value)
         cause = Cause(f"{call.name.strip('_')}(...)", call.location, why, suggestion)
         findings[str(call.location), call.misuse] = Finding(Verdict.LOSS_INPUT, (cause,))
     return list(findings.values())

@@ -1,4 +1,4 @@
-"""OPTIMIZER, GRADIENT LOST, CLIPPING, ACCUMULATED, FAILS: what a training script does with its gradients."""
+"""OPTIMIZER, GRADIENT LOST, ACCUMULATED, FAILS: what a training script does with its gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep
 
 _FEW = 4
 _FEW_PASSES = 2
-_NEXT_TO_NOTHING = 1e-6
+_NEXT_TO_NOTHING = 1e-8
+"""A smaller share of a gradient is lost; a gradient scaler leaves more than this."""
 
 
 def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
@@ -97,20 +98,13 @@ def _lost_before(step: OptimizerStep) -> Cause | None:
         location = step.cleared_at or step.location
         why = "the gradients are cleared between backward() and step(), so the step has none."
         return Cause("zero_grad()", location, why, "call zero_grad() before backward(), or after step()")
-    clipping = step.clipping
-    if clipping is not None and clipping.limit < _NEXT_TO_NOTHING * clipping.norm_before:
-        why = f"gradients of norm {clipping.norm_before:.3g} are clipped to {clipping.limit:.3g}: next to nothing."
-        suggestion = "clip at a norm that usual gradients stay below, such as 1.0"
-        return Cause("clipping", clipping.location, why, suggestion)
+    before, after = step.norm_after_backward, step.norm_at_step
+    if after < _NEXT_TO_NOTHING * before:
+        why = f"gradients of norm {before:.3g} after backward() have norm {after:.3g} at this step: next to nothing."
+        return Cause(
+            "optimizer.step()", step.location, why, "clip at a norm that usual gradients stay below, such as 1.0"
+        )
     return None
-
-
-def find_idle_clipping(evidence: TrainingEvidence) -> list[Finding]:
-    """Find gradient clipping that has no effect on the next optimizer step, one finding for each line."""
-    return [
-        Finding(Verdict.CLIPPING, (Cause("clipping", location, *reason.value),))
-        for location, reason in evidence.events.idle_clippings.values()
-    ]
 
 
 _STALE = "gradients of the step before are still there and the new ones are added: steps follow old directions."

@@ -18,15 +18,15 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of
 
 
 class BackwardSource:
-    """The source of the backward, or of the forward, of a Function; without a source its methods find nothing."""
+    """The source of the backward of a Function; without a source its methods find nothing."""
 
-    def __init__(self, function: type[torch.autograd.Function], method: str = "backward") -> None:
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
         self._whole = location_of_backward(function)
         self._tree: ast.AST = ast.Module([], [])
         self._shift = 0
         self._code: CodeType | None = None
         with contextlib.suppress(OSError, TypeError, SyntaxError):
-            code = inspect.unwrap(getattr(function, method)).__code__
+            code = inspect.unwrap(function.backward).__code__
             lines, first = inspect.getsourcelines(code)
             self._tree = ast.parse(textwrap.dedent("".join(lines)))
             self._file, self._shift, self._code = code.co_filename, first - 1, code

@@ -223,7 +223,7 @@ class FlowTracker:
         return replace(step, flow=flow, reachable=step.reachable & remaining)
 
     def _record_output(self, step: _Step, output: torch.Tensor) -> None:
-        self._record_nodes(output, step.operation)
+        self.graph.record_new_nodes(output, step.operation.label, step.operation.location)
         remaining = self.graph.parameters_of(output)
         if step.name in DETACHING and step.flow.detachments:
             self.trace.detaches_again = True
@@ -268,12 +268,9 @@ class FlowTracker:
             self._detach(flow, Detachment("data", label, location, reachable, n_elements=n))
         self.count_write(tensor, operation.location)
         self.trace.writes.append(InPlaceWrite(operation, tuple(tensor.shape), maker, tensor._version))
-        self._record_nodes(tensor, operation)
+        self.graph.record_new_nodes(tensor, operation.label, operation.location)
         if id(tensor) not in self.bits:
             self._keep(tensor, flow)
-
-    def _record_nodes(self, tensor: torch.Tensor, operation: Operation) -> None:
-        self.graph.record_new_nodes(tensor, operation.label, operation.location)
 
     def _keep(self, tensor: torch.Tensor, flow: Flow) -> None:
         # The tensor is held, so that its id stays its own.

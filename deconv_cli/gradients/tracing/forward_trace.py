@@ -119,8 +119,6 @@ class ForwardTrace:
 
     Attributes:
         names: of the parameters, in the order of their bits.
-        loss: a scalar tensor.
-        flow: of the loss.
         reached: parameters that autograd reaches from the loss.
         used: parameters that some operation read; `last_use` holds the last line for each.
         detachments: operations that gradients do not leave.
@@ -128,14 +126,12 @@ class ForwardTrace:
         read_on: indices of the `detachments` whose values a layer with weights reads.
         takes_likelihood: the code computes the log_prob of a draw, as in a policy gradient.
         outside_uses: operations at which a tensor became a number, a list or an array.
-        calls: hand-written Functions.
         hooks: lines that put a hook on a tensor which changed a gradient, once backward has run.
         shifted: parameters on which a derivative by torch.autograd.grad no longer depends, with the line.
         differentiated_by: leaves that torch.autograd.grad differentiated by.
         wrapped: leaves that forward made of the values of other tensors.
         made_by: names of the operations that made a tensor with a gradient.
         tensors: all tensors, if they are kept, with the name and the operation of each.
-        random: operations that draw random numbers.
         origins: operations, masks aside, that make NaN or infinity of finite numbers.
         nan_origins: operations that make NaN of numbers without NaN, which may be infinite.
         casts: lines on which float64 became a narrower type.

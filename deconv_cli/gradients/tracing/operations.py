@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import torch
@@ -123,16 +123,39 @@ def label_of(name: str, output: object = None) -> str:
     return f".{name}()" if name in ("detach", "detach_", "item", "tolist") else f"{name}(...)"
 
 
-class Misuse(StrEnum):
-    """The wrong kind of input that a loss gets."""
+class Misuse(Enum):
+    """The wrong kind of input of a loss: why it is wrong and what to write, with places for its name and shapes."""
 
-    PROBABILITIES = "probabilities for logits"
-    NOT_LOG = "no log-probabilities"
-    ONE_CLASS = "one class"
-    BROADCAST = "broadcast"
-    OTHER_AXIS = "normalized along another axis"
-    MIXED = "classes taken apart by a view"
-    NOT_SIGNS = "0 and 1 for -1 and 1"
+    ONE_CLASS = (
+        "there is one class only, whose probability is 1 whatever the model gives: the loss is constant.",
+        "for two classes with one output use F.binary_cross_entropy_with_logits and targets of 0.0 and 1.0",
+    )
+    BROADCAST = (
+        "shapes {first} and {second} broadcast, so every prediction is compared with every target.",
+        "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
+    )
+    NOT_SIGNS = (
+        "{name} wants targets of -1 and 1, but gets 0 and 1: targets of 0 count for nothing, or as another class.",
+        "give it 2 * target - 1; the value of the loss changes",
+    )
+    MIXED = (
+        "a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
+        "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
+    )
+    OTHER_AXIS = (
+        "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
+        "probabilities of the classes of a sample do not add up to 1.",
+        "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
+    )
+    NOT_LOG = (
+        "{name} wants logarithms of probabilities, which are never above zero, but gets something else.",
+        "give it F.log_softmax(scores, dim=1), or give the scores themselves to F.cross_entropy",
+    )
+    PROBABILITIES = (
+        "{name} turns its input into probabilities itself, but gets probabilities: taken twice, gradients are "
+        "small and the loss cannot approach zero.",
+        "give it the scores before softmax or sigmoid; the value of the loss changes",
+    )
 
 
 @dataclass(frozen=True)

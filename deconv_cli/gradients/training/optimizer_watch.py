@@ -1,14 +1,12 @@
-"""Watch what a script does with the gradients of its backward passes: clear, clip, step, skip."""
+"""Watch what a script does with the gradients of its backward passes: clear, step, skip."""
 
 from __future__ import annotations
 
 import gc
-import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import torch
@@ -16,29 +14,6 @@ import torch
 from deconv_cli.gradients.findings import GradientReport
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.tracing.code_location import CodeLocation, running_line
-
-
-class IdleReason(Enum):
-    """Why gradient clipping does not limit the gradients of the next optimizer step, and what to write."""
-
-    USED = (
-        "the step has used these gradients already, without a limit.",
-        "call it between loss.backward() and optimizer.step()",
-    )
-    SCALED = (
-        "the gradients are still multiplied by the scale of the GradScaler, and the step divides them afterwards: "
-        "the clipped gradients end up smaller than the limit by the scale factor.",
-        "call scaler.unscale_(optimizer) right before it",
-    )
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """A call that limits gradients, to a norm or element by element; their norm before it."""
-
-    location: CodeLocation
-    limit: float
-    norm_before: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,6 @@ class OptimizerStep:
     n_changed: int
     learning_rate: float | None
     cleared_at: CodeLocation | None
-    clipping: Clipping | None
     is_fresh: bool
     n_backward: int
 
@@ -89,8 +63,6 @@ class TrainingEvents:
     """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
 
     Attributes:
-        held: the weights that each optimizer holds.
-        n_backward: backward passes, the checked one among them.
         n_skipped: steps that a gradient scaler skipped.
         reached: weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer.
@@ -100,7 +72,6 @@ class TrainingEvents:
         given: weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
         strays: unregistered weights of modules, each with its fingerprint at a checked pass.
-        idle_clippings: gradient clipping that has no effect on the next step, by line.
         is_cut_short: the watch stopped before the first step.
     """
 
@@ -117,7 +88,6 @@ class TrainingEvents:
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
     strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
-    idle_clippings: dict[str, tuple[CodeLocation, IdleReason]] = field(default_factory=dict)
     is_cut_short: bool = False
 
     @property
@@ -178,7 +148,6 @@ class OptimizerWatch:
 
     def __init__(self) -> None:
         self.events = TrainingEvents()
-        self.clipping = ClippingWatch(self.events.idle_clippings)
         self.cleared_at: CodeLocation | None = None
         self.last_backward = CodeLocation()
         self._weights: list[torch.Tensor] = []
@@ -227,7 +196,6 @@ class OptimizerWatch:
         self._norms = {key: gradient_norm([weight]) for key, weight in weights.items()}
         self.events.reached |= {key for key, norm in self._norms.items() if norm}
         self.cleared_at = None
-        self.clipping.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the weights."""
@@ -257,12 +225,10 @@ class OptimizerWatch:
                 n_changed=sum(id(w) in before and fingerprint(w) != before[id(w)] for w in weights),
                 learning_rate=max(rates, default=None),
                 cleared_at=self.cleared_at,
-                clipping=self.clipping.last,
                 is_fresh=id(optimizer) not in self._used,
                 n_backward=self.events.n_backward,
             )
         )
-        self.clipping.after_step(frozenset(before))
         self._used[id(optimizer)] = self._known[id(optimizer)] = optimizer
         self._note_held()
 
@@ -289,73 +255,3 @@ class OptimizerWatch:
             return result
 
         return watched
-
-
-class ClippingWatch:
-    """Follows gradient clipping between a backward pass and the step after it.
-
-    Args:
-        idle: filled with the calls that do not limit the gradients of a step, by line.
-
-    Attributes:
-        last: the last call since the last backward pass that limits gradients, None where there was none.
-    """
-
-    def __init__(self, idle: dict[str, tuple[CodeLocation, IdleReason]]) -> None:
-        self.last: Clipping | None = None
-        self._idle = idle
-        self._used: frozenset[int] = frozenset()
-        self._scaler: torch.amp.GradScaler | None = None
-        self._is_scaled = False
-
-    def watched(self, clip: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch `clip_grad_norm_` or `clip_grad_value_`."""
-        signature = inspect.signature(clip)
-
-        def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-            given = signature.bind(*args, **keywords)
-            parameters, limit = list(given.arguments.values())[:2]
-            weights = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-            given.arguments[next(iter(given.arguments))] = weights
-            with_gradient = {id(weight) for weight in weights if gradient_norm([weight])}
-            if with_gradient and math.isfinite(limit):  # without a limit it only measures the norm
-                self._note(Clipping(running_line(), float(limit), gradient_norm(weights)), with_gradient)
-            return clip(*given.args, **given.kwargs)
-
-        return watched
-
-    def _note(self, call: Clipping, with_gradient: set[int]) -> None:
-        if with_gradient <= self._used:
-            self._idle.setdefault(str(call.location), (call.location, IdleReason.USED))
-        else:
-            self.last = call
-            if self._is_scaled and call.norm_before > call.limit:
-                self._idle.setdefault(str(call.location), (call.location, IdleReason.SCALED))
-
-    def watched_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch a gradient scaler multiply a loss."""
-
-        def watched(scaler: torch.amp.GradScaler, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            self._scaler = scaler
-            return scale(scaler, *args, **keywords)
-
-        return watched
-
-    def watched_unscaling(self, unscale: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch a gradient scaler divide the gradients again."""
-
-        def watched(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own signature
-            self._is_scaled = False
-            return unscale(*args, **keywords)
-
-        return watched
-
-    def after_backward(self) -> None:
-        """Begin a new pass, whose gradients no step has used."""
-        self.last, self._used = None, frozenset()
-        self._is_scaled = self._scaler is not None and self._scaler.is_enabled() and self._scaler.get_scale() > 1
-        self._scaler = None
-
-    def after_step(self, given: frozenset[int]) -> None:
-        """Note a step that used the gradients of these weights, given by their ids."""
-        self._used |= given

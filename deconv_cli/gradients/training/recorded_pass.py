@@ -28,8 +28,7 @@ class RecordedPass(nn.Module):
     Args:
         modules: the modules that the script ran, by the prefix of their parameters, possibly "".
         parameters: weights that no module holds, by name.
-        tape: the record of the pass.
-        loss: the last tensor of the pass.
+        tape, loss: the record of the pass, and its last tensor.
         hidden: ids of unregistered weights of modules.
 
     Attributes:
@@ -171,15 +170,9 @@ _SAME_LOSS = 1e-3
 def subject_of_pass(
     called: list[nn.Module], tape: Tape, loss: torch.Tensor
 ) -> tuple[Subject, list[tuple[torch.Tensor, tuple[float, float]]]]:
-    """Make a subject of a recorded pass.
+    """Make a subject of a recorded pass of the `called` modules; return its unregistered weights too.
 
-    Args:
-        called: modules that the script called.
-        tape: the record of the pass.
-        loss: the last tensor of the pass.
-
-    Returns:
-        The subject, and the unregistered weights of the pass with their fingerprints.
+    Each of these comes with its fingerprint.
 
     Raises:
         UsageError: the pass reads no weight, or cannot be run again.
@@ -221,15 +214,9 @@ def _is_of_unknown_making(constant: torch.Tensor) -> bool:
 def name_weights(
     called: list[nn.Module], loose: list[torch.Tensor], is_read: Callable[[torch.Tensor], bool]
 ) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
-    """Name modules, and weights outside of them.
+    """Name the outermost of the `called` modules, "" for a single one, and the weights that no module holds.
 
-    Args:
-        called: modules that the script called.
-        loose: weights of the optimizers.
-        is_read: whether the pass read a weight.
-
-    Returns:
-        The outermost modules by name, "" for a single one, and the weights of the pass that no module holds.
+    The `loose` weights are those of the optimizers; `is_read` tells whether the pass read a weight.
     """
     inner = {id(m) for module in called for m in module.modules() if m is not module}
     # A skeleton on the meta device has parameters without values.

@@ -208,7 +208,6 @@ def _joined(passes: Sequence[CheckedPass], events: TrainingEvents) -> tuple[Grad
         reports[0],
         parameters=tuple(_of_own_loss(several, key, events) for key, several in found.items()),
         general=tuple(general.values()),
-        recurrent=tuple(series for report in reports for series in report.recurrent),
         notes=(f"the losses of {len(passes)} lines were checked: {lines}", *_all(report.notes for report in reports)),
         not_checked=_all(report.not_checked for report in reports),
         n_evaluations=sum(report.n_evaluations for report in reports),

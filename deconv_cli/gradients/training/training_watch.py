@@ -62,16 +62,8 @@ class TrainingWatch:
 
     It also checks later passes that other lines call, usually for the loss of another network.
 
-    Args:
-        step: the number of the first backward pass to check, counted from 1.
-        budget: seconds for finite differences of the first pass.
-        on_progress: called with a sentence for each part of a check.
-        is_ending: end the code with an `EnoughSeenError` once the watch is complete.
-
-    Attributes:
-        passes: the checked passes.
-        unchecked: sentences on passes that could not be checked.
-        n_backward: the number of backward passes.
+    With `is_ending` it ends the code by an `EnoughSeenError` once it is complete. The other arguments are those of
+    `check_script`. `unchecked` holds sentences on passes that could not be checked.
     """
 
     def __init__(
@@ -113,16 +105,10 @@ class TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
         self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
-        clipping = self._optimizers.clipping
         self._replace(nn.Parameter, "__new__", self._watched_parameter)
         self._replace(type(torch.autograd.Variable), "__call__", self._watched_variable)
         self._replace(torch, "from_numpy", self._watched_array)
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
-        self._replace(torch.amp.GradScaler, "scale", clipping.watched_scaling)
-        self._replace(torch.amp.GradScaler, "unscale_", clipping.watched_unscaling)
-        for owner in (nn.utils, nn.utils.clip_grad):
-            self._replace(owner, "clip_grad_norm_", clipping.watched)
-            self._replace(owner, "clip_grad_value_", clipping.watched)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),

@@ -91,10 +91,10 @@ class Fits(Codec):
         layout = layout.ordered(f"CS{layout.space}")
         return layout, layout.axes, ()
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata: the header, without world coordinates where the frame has another size."""
-        kept, lost = super().carry(request, image)
-        lines = kept.native.get(_HEADER, "").split("\n")
+        kept, lost = super().choose_metadata(request, image)
+        lines = str(kept.native.get(_HEADER, "")).split("\n")
         others = [line for line in lines if not _OF_PLACE.match(line)]
         sizes = dict(zip(image.axes, image.shape, strict=True))
         if others != lines and request.layout.resized_space([sizes[a] for a in request.layout.space]) != request.layout:

@@ -23,7 +23,7 @@ from deconv_cli.errors import MalformedInputError
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import Codec, PictureCodec, StoredImage, WriteRequest
 from deconv_cli.io.layout import Array
-from deconv_cli.io.metadata import Metadata, Resolution, put_record, split_exif
+from deconv_cli.io.metadata import Metadata, PixelDensity, put_record, split_exif
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,11 +129,11 @@ def _stored(
     )
 
 
-def _resolution(dpi: Any) -> Resolution | None:  # noqa: ANN401
+def _resolution(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
-    return Resolution(x, y, "inch") if x and y else None
+    return PixelDensity(x, y, "inch") if x and y else None
 
 
 def _save_options(known: Metadata) -> dict[str, Any]:
@@ -226,6 +226,8 @@ _MAX_SCANS = 64
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """The marker of a segment, which no byte of a scan looks like (ITU-T T.81, annex B)."""
 _SCAN, _END = 0xDA, 0xD9
+_FILLING = b"".join(start + bytes(range(255)) for start in (b"", *(b"\xff%c" % code for code in range(0xD0, 0xD8))))
+"""Bytes that no encoder leaves behind the last row; some follow each of the eight markers of a restart."""
 
 
 class Jpeg(ExifCodec):
@@ -243,20 +245,25 @@ class Jpeg(ExifCodec):
     save_arguments: ClassVar = {"quality": 95, "subsampling": 0}
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
-        """Read a picture."""
-        n_scans = _count_scans(path.read_bytes())
+        """Read a picture; of several pictures in a file the first."""
+        data = path.read_bytes()
+        n_scans, end = _find_scans(data)
         if n_scans > _MAX_SCANS:
             raise ValueError(f"it has {n_scans} scans, but an honest file has about ten")
         with self.opened(path) as image:
+            # The decoder makes up the rows that the file lacks from the bytes before its end, whatever these are.
+            with type(image)(io.BytesIO(data[:end] + _FILLING + data[end:])) as other:
+                if not np.array_equal(np.asarray(image), np.asarray(other)):
+                    raise EOFError("it lacks some of its rows")
             stored = _stored(image, *_plain_samples(path, image))
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
                 stored = stored.noting("the file holds further pictures after the first, which were not read")
             return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; some are too large for the format."""
-        kept, lost = super().carry(request, image)
+        kept, lost = super().choose_metadata(request, image)
         if kept.exif and len(kept.exif) > _MAX_EXIF:
             kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
         per_inch = kept.resolution.per("inch") if kept.resolution else None
@@ -265,13 +272,13 @@ class Jpeg(ExifCodec):
         return kept, lost
 
 
-def _count_scans(data: bytes) -> int:
-    """Count the scans of the first picture."""
+def _find_scans(data: bytes) -> tuple[int, int]:
+    """Count the scans of the first picture; return the place of its end too."""
     place, n_scans = 2, 0
     while (found := _MARKER.search(data, place)) and data[found.start() + 1] != _END:
         n_scans += data[found.start() + 1] == _SCAN
         place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return n_scans
+    return n_scans, found.start() if found else len(data)
 
 
 _SIGNATURE, _END_OF_HEADER = b"\x89PNG\r\n\x1a\n", 33
@@ -332,11 +339,11 @@ class Png(PillowCodec):
 
         info = PngInfo()
         record = {_TEXT + records.KEYWORD: records.encode_record(image.record or {})}
-        for name, content in (image.metadata.native | record).items():
-            if name.startswith(_TEXT):
-                info.add_itxt(name.removeprefix(_TEXT), content, zip=len(content) > _LONG_TEXT)
-            else:
+        for name, content in {**image.metadata.native, **record}.items():
+            if isinstance(content, bytes):
                 info.add(name.removeprefix(_CHUNK).encode(), content)
+            else:
+                info.add_itxt(name.removeprefix(_TEXT), str(content), zip=len(str(content)) > _LONG_TEXT)
         stream = io.BytesIO()
         Image.new("L", (1, 1)).save(stream, "PNG", pnginfo=info, **_save_options(image.metadata))
         described, encoded = stream.getvalue(), imagecodecs.png_encode(np.array(image.samples, order="C"))

@@ -82,14 +82,14 @@ class Tiff(Codec):
         """Explain why the alpha channel cannot be written; `None` if it can."""
         return None if request.same_channels else "the channels are no longer colors"
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata that the kind of TIFF has room for; `flavor` becomes that kind."""
-        kept, lost = super().carry(request, image)
+        kept, lost = super().choose_metadata(request, image)
         kind = "ome" if _is_ome_name(request.path) else _kind_like_source(image)
         prefix = {"ome": tiff_ome.PREFIX, "imagej": IMAGEJ, "": DESCRIPTION}[kind]
         of_resolution = _AS_RESOLUTION if kept.resolution else set()
         room_for = {WHITE_IS_ZERO, *(n for n in (*kept.native, *kept.native_of_channels) if n.startswith(prefix))}
-        bits = kept.native.get(tiff_ome.SIGNIFICANT_BITS, "")
+        bits = str(kept.native.get(tiff_ome.SIGNIFICANT_BITS, ""))
         if bits and not (bits.isdecimal() and int(bits) <= 8 * np.dtype(image.dtype).itemsize):
             room_for.discard(tiff_ome.SIGNIFICANT_BITS)
         lost += [name for name in kept.native if name not in room_for | of_resolution]
@@ -100,7 +100,7 @@ class Tiff(Codec):
         return replace(kept, native=native, native_of_channels=of_channels, flavor=kind), lost
 
     def write(self, path: Path, image: StoredImage) -> None:
-        """Write a file of the kind that `carry` chose, with its record."""
+        """Write a file of the kind that `choose_metadata` chose, with its record."""
         write_tiff(path, image)
 
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from deconv_cli.io import limits, records
-from deconv_cli.io.metadata import METERS, Metadata, Resolution
+from deconv_cli.io.metadata import METERS, Metadata, PixelDensity
 
 WRITABLE_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 AXES = "TZCYXS"
@@ -90,7 +90,7 @@ def read_fields(
         metadata,
         resolution=resolution or metadata.resolution,
         channel_names=names if len(names) == len(channels) else (),
-        native=metadata.native | {name: text for name, text in texts.items() if text},
+        native={**metadata.native, **{name: text for name, text in texts.items() if text}},
         native_of_channels={_CHANNEL_PREFIX + name: [channel.get(name) for channel in channels] for name in fields},
         flavor="ome",
         unsupported=(*metadata.unsupported, *unsupported),
@@ -140,7 +140,7 @@ def with_instruments(xml: str, metadata: Metadata) -> str:
     """Add the elements that tifffile does not write to its description of one image."""
     for name, place in ((_INSTRUMENTS, "<Image "), (_SETTINGS, "<Pixels ")):
         before, found, after = xml.partition(place)
-        xml = before + metadata.native.get(name, "") + found + after
+        xml = f"{before}{metadata.native.get(name, '')}{found}{after}"
     return xml
 
 
@@ -160,7 +160,7 @@ def _as_text(elements: list[ElementTree.Element]) -> str:
     return "".join(ElementTree.tostring(element, encoding="unicode").strip() for element in elements)
 
 
-def size_fields(resolution: Resolution | None) -> dict[str, Any]:
+def size_fields(resolution: PixelDensity | None) -> dict[str, Any]:
     """List the sizes of a pixel, in micrometers, under OME's names; empty where the unit is not known."""
     if resolution is None or not resolution.unit:
         return {}
@@ -172,10 +172,10 @@ def size_fields(resolution: Resolution | None) -> dict[str, Any]:
     }
 
 
-def _resolution(sizes: dict[str, Fraction | None]) -> Resolution | None:
+def _resolution(sizes: dict[str, Fraction | None]) -> PixelDensity | None:
     """Assume square pixels if one side is missing; `None` if both are."""
     x, y = sizes["X"] or sizes["Y"], sizes["Y"] or sizes["X"]
-    return Resolution(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None
+    return PixelDensity(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None
 
 
 def _size(pixels: ElementTree.Element, letter: str) -> Fraction | None:

@@ -20,7 +20,7 @@ from deconv_cli.io import limits, records
 from deconv_cli.io.codec import StoredImage, pyramid_notes, zeros_of
 from deconv_cli.io.codecs import tiff_ome
 from deconv_cli.io.layout import Array, working_bytes
-from deconv_cli.io.metadata import EXIF_TEXTS, Metadata, Resolution, exif_of_texts
+from deconv_cli.io.metadata import EXIF_TEXTS, Metadata, PixelDensity, exif_of_texts
 from deconv_cli.vocabulary import format_memory
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: 
     )
 
 
-def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> Resolution | None:  # noqa: ANN401
+def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> PixelDensity | None:  # noqa: ANN401
     x, y = tags.valueof(_X_RESOLUTION), tags.valueof(_Y_RESOLUTION)
     unit = {2: "inch", 3: "centimeter"}.get(tags.valueof(_RESOLUTION_UNIT, default=2), "")
     # Writers that know no resolution put 1/1 without a unit.
@@ -324,7 +324,7 @@ def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> Resolution | None:  #
     if not are_fractions or (not unit and x == y == (1, 1) and not has_unit_elsewhere):
         return None
     across, down = Fraction(*map(int, x)), Fraction(*map(int, y))
-    return Resolution(across, down, unit) if min(across, down) > 0 else None
+    return PixelDensity(across, down, unit) if min(across, down) > 0 else None
 
 
 def _with_description(description: str, shaped: dict[str, Any], metadata: Metadata) -> Metadata:
@@ -354,7 +354,7 @@ def _with_imagej(fields: dict[str, Any], metadata: Metadata) -> Metadata:
     return replace(
         metadata,
         resolution=resolution,
-        native=metadata.native | native,
+        native={**metadata.native, **native},
         native_of_channels={IMAGEJ + name: fields[name] for name in _IMAGEJ_CHANNELS if name in fields},
         flavor="imagej",
     )

@@ -95,8 +95,8 @@ def _options(image: StoredImage) -> dict[str, Any]:
     metadata, record = image.metadata, image.record or {}
     options: dict[str, Any] = {}
     if metadata.flavor == "imagej":
-        native = metadata.native | metadata.native_of_channels
-        fields = {name.removeprefix(IMAGEJ): value for name, value in native.items() if name.startswith(IMAGEJ)}
+        native = (*metadata.native.items(), *metadata.native_of_channels.items())
+        fields = {name.removeprefix(IMAGEJ): value for name, value in native if name.startswith(IMAGEJ)}
         fields["Info"] = records.put_line(str(fields.get("Info", "")), records.encode_record(record))
     elif metadata.flavor == "ome":
         fields = tiff_ome.fields_to_write(metadata, records.encode_record(record))
@@ -104,7 +104,7 @@ def _options(image: StoredImage) -> dict[str, Any]:
         distance = tiff_ome.size_fields(metadata.resolution).get(PLANE_DISTANCE)
         known = {CHANNEL_NAMES: list(metadata.channel_names), PLANE_DISTANCE: distance}
         fields = {name: value for name, value in known.items() if value} | {records.KEYWORD: record}
-        options["description"] = metadata.native.get(DESCRIPTION, "").encode() or None
+        options["description"] = str(metadata.native.get(DESCRIPTION, "")).encode() or None
     return options | {
         **_sample_options(image),
         **_resolution_options(metadata),
@@ -115,8 +115,10 @@ def _options(image: StoredImage) -> dict[str, Any]:
 
 
 def _sample_options(image: StoredImage) -> dict[str, Any]:
-    n_samples = image.shape[image.axes.index("S")] if "S" in image.axes else 1
-    n_colors = n_samples - int(image.alpha is not None) if "S" in image.axes else 0
+    # Samples are the axis beside a plane; in front of others, they are pages.
+    has_samples = image.axes.endswith(("S", "SYX"))
+    n_samples = image.shape[image.axes.index("S")] if has_samples else 1
+    n_colors = n_samples - int(image.alpha is not None) if has_samples else 0
     # By default tifffile writes any three planes as colors.
     is_color = n_colors in (3, 4)
     gray = "miniswhite" if WHITE_IS_ZERO in image.metadata.native else "minisblack"

@@ -84,9 +84,9 @@ class Zarr(Codec):
         notes = tuple(f"a batch axis was named {letter}" for letter in new)
         return replace(layout, axes=letters, sizes=sizes), "".join(renamed[i] for i in order), notes
 
-    def carry(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
+    def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; a bare array has none."""
-        kept, lost = super().carry(request, image)
+        kept, lost = super().choose_metadata(request, image)
         if is_ome(request):
             return replace(kept, flavor=zarr_ome.FLAVOR), lost
         shared = {"resolution": kept.resolution, "channel names": kept.channel_names}

@@ -7,11 +7,11 @@ no distances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from deconv_cli.io.metadata import METERS, Metadata, Resolution
+from deconv_cli.io.metadata import METERS, Metadata, PixelDensity
 
 FLAVOR = "ome-zarr"
 """Of `Metadata.flavor`."""
@@ -83,7 +83,7 @@ def _transformation(multiscale: dict[str, Any], axes: str) -> tuple[dict[str, fl
     return scale, translation
 
 
-def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[Resolution | None, tuple[str, ...]]:
+def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
     """Convert the scales of space to a resolution; return the names of units that are not understood, too."""
     space = [letter for letter in "ZYX" if letter in scale]
     if not {"Y", "X"} <= set(space) or not all(1e-30 < scale[letter] < 1e30 for letter in space):
@@ -95,7 +95,7 @@ def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[Resolut
     if unknown or len({bool(units[letter]) for letter in space}) > 1:
         return None, (f"OME-Zarr scale in {', '.join(unknown) or 'mixed units'}",)
     sizes = {a: Fraction(str(scale[a])) * (_in_unit(units[a], unit) if unit else 1) for a in space}
-    return Resolution(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
+    return PixelDensity(1 / sizes["X"], 1 / sizes["Y"], unit, sizes.get("Z")), ()
 
 
 def _in_unit(name: str, unit: str) -> Fraction:
@@ -111,14 +111,14 @@ def group_attributes(
     `members` names its arrays, the full resolution first, each half the size of the one before. `windows` holds the
     least and the largest value of each channel.
     """
-    known, time = metadata.resolution, metadata.native.get(_TIME, {})
+    known, time = metadata.resolution, _members(metadata.native, _TIME)
     scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})
     units = {"T": time.get("unit", "")}
     if known:
         scale |= {"X": float(1 / known.x), "Y": float(1 / known.y), "Z": float(known.plane_distance or 1)}
         with_length = "YX" if known.plane_distance is None else "ZYX"
         units |= dict.fromkeys(with_length, _UNIT_NAMES[known.unit] if known.unit else "")
-    origin, datasets = metadata.native.get(_TRANSLATION, {}), []
+    origin, datasets = _members(metadata.native, _TRANSLATION), []
     for level, member in enumerate(members):
         factor = {letter: 2.0**level if letter in "YX" else 1.0 for letter in axes}
         # The mean of two pixels lies between them.
@@ -135,6 +135,11 @@ def group_attributes(
     return {"ome": attributes | ({"omero": omero} if omero else {})}
 
 
+def _members(fields: Mapping[str, object], name: str) -> dict[str, Any]:
+    found = fields.get(name)
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def _axis(letter: str, unit: str) -> dict[str, str]:
     kind = {"T": "time", "C": "channel"}.get(letter, "space")
     return {"name": letter.lower(), "type": kind} | ({"unit": unit} if unit else {})
@@ -142,7 +147,7 @@ def _axis(letter: str, unit: str) -> dict[str, str]:
 
 def _omero(metadata: Metadata, windows: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Describe the display of channels: as in the source, with the window of the new samples."""
-    omero = dict(metadata.native_of_channels.get(_OMERO, {}))
+    omero = _members(metadata.native_of_channels, _OMERO)
     before = omero.get("channels", [{} for _ in metadata.channel_names])
     if len(before) != len(windows):
         return {}

@@ -42,15 +42,10 @@ _PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array to be made.
+    """An array to be made, at the path `member` in the folder, which is empty for the folder itself.
 
-    Attributes:
-        member: its path in the folder; empty for the folder itself.
-        shape: of the whole.
-        chunk: samples that are compressed together.
-        shard: samples that lie in one file; `None` where each chunk has its own.
-        dtype: NumPy name of the sample type.
-        axes: a letter for each axis.
+    The samples of a chunk are compressed together, those of a shard lie in one file; without shards each chunk has its
+    own file.
     """
 
     member: str
