@@ -11,19 +11,19 @@ open_folder()
 prompt("deconv invert sample_images/osprey.jpg --kernel estimate -o sharp.jpg")
 
 # %%
-# The table names the blur that it found: a disk of 3.3 pixels. A lens out of focus blurs with a disk, and the true
-# radius is 3.3 pixels.
+# The table names the blur that was found: a disk with a radius of 3.3 pixels. A lens out of focus blurs with a disk.
+# The true radius is 3.3 pixels too.
 
 before, after = read("sample_images/osprey.jpg"), read("sharp.jpg")
 show({"before": before, "after": after}, columns=1, width=6.0)
 
 # %%
-# The head, magnified. The feathers come from the picture and, where they are finer than about 2.5 pixels, from what
-# the prior learned on other photographs. The table names that width.
+# The head, magnified. Detail coarser than about 2.5 pixels comes from the picture. Finer detail of the feathers comes
+# from other photographs, on which the restoration was trained. The table names that width.
 
 show({"before": before, "after": after}, crop=(0, 205, 150, 170))
 
 # %%
-# ``deconv kernel estimate`` shows how sure it is, and which other blurs it considered.
+# ``deconv kernel estimate`` prints how certain the blur is, and the next best blurs.
 
 prompt("deconv kernel estimate sample_images/osprey.jpg")

@@ -2,8 +2,8 @@
 Camera shake
 ============
 
-The camera moved while the shutter was open. If it moved along a line, two numbers describe the blur, and the
-picture shows them.
+The camera moved while the shutter was open. If it moved along a line, two numbers describe the blur: its length and
+its angle. ``deconv`` finds them in the picture.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from shown import open_folder, prompt, psnr, read, show
 folder = open_folder()
 
 # %%
-# A portrait is moved by 13 pixels at an angle of 25° and saved as a JPEG of quality 92.
+# First make the picture: a portrait moves by 13 pixels at an angle of 25°, and is saved as a JPEG of quality 92.
 
 prompt(
     "deconv forward sample_images/astronaut.png --kernel motion:13@25 --boundary reflect "

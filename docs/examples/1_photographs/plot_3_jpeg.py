@@ -2,8 +2,8 @@
 A noisy JPEG
 ============
 
-High ISO and JPEG compression leave noise that is not white: fine detail carries less of it than coarse detail. A
-filter for white noise restores that noise. ``deconv`` estimates the spectrum of the noise from the file.
+High ISO and JPEG compression leave noise that is not white: it is weaker in fine detail than in coarse detail. A
+filter for white noise mistakes some of it for detail. ``deconv`` estimates the spectrum of the noise from the file.
 """
 
 from PIL import Image
@@ -12,8 +12,8 @@ from shown import open_folder, prompt, psnr, read, show
 folder = open_folder()
 
 # %%
-# A sharp portrait is blurred in linear light by an out-of-focus lens, gets noise, and is saved as a JPEG of quality
-# 80.
+# First make the picture: a lens out of focus blurs a sharp portrait in linear light, noise is added, and the result
+# is saved as a JPEG of quality 80.
 
 prompt(
     "deconv forward sample_images/astronaut.png --kernel disk:3 --boundary reflect "
@@ -22,8 +22,8 @@ prompt(
 Image.open(folder / "noisy.png").save(folder / "noisy.jpg", quality=80)
 
 # %%
-# Three ways to restore it. ``--prior quadratic`` adds nothing to the data. ``--noise white`` is what most filters
-# assume. The last line is the default for a JPEG.
+# Restore it in three ways. The first command assumes white noise, as most filters do. The second estimates the noise,
+# and ``--prior quadratic`` invents no detail. The third is the default for a JPEG.
 
 prompt("deconv invert noisy.jpg --kernel disk:3 --noise white -o white.png --quiet")
 prompt("deconv invert noisy.jpg --kernel disk:3 --prior quadratic -o quadratic.png --quiet")

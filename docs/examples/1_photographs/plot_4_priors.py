@@ -2,8 +2,8 @@
 The priors side by side
 =======================
 
-A blur removes detail for good. A *prior* says what to put in its place: nothing, no negative light, flat areas with
-sharp edges, or what photographs usually show.
+A blur removes detail for good. A *prior* is an assumption about the scene that fills the gaps: small differences
+between neighbors, no negative light, flat areas with sharp edges, or detail as in photographs.
 """
 
 from shown import open_folder, prompt, psnr, read, show
@@ -34,5 +34,5 @@ show(pictures, columns=3, crop=(40, 90, 80, 80), width=9.0)
 #   default.
 # - **non-negative** is the same without light below zero. It helps on black backgrounds.
 # - **total variation** makes areas flat and edges sharp. It suits drawings, print and cells with even staining.
-# - **Richardson–Lucy** is the most likely picture for counts of light. Astronomers and microscopists know it.
-# - **photographs** looks best and has the highest figure here. Its finest detail is plausible, not measured.
+# - **Richardson–Lucy** finds the most likely picture for counts of light. Astronomers and microscopists know it.
+# - **photographs** looks best and has the highest PSNR here. Its finest detail is plausible, not measured.

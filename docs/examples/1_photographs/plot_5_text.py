@@ -2,8 +2,8 @@
 A page of text
 ==============
 
-A page of print is out of focus, and the blur is unknown. Two priors are tried: the total variation, which expects
-flat areas with sharp edges, and the default for photographs.
+A page of print is out of focus, and the blur is unknown. This example compares two priors: the total variation, which
+expects flat areas with sharp edges, and the default for photographs.
 """
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ from shown import open_folder, prompt, psnr, read, show
 folder = open_folder()
 
 # %%
-# A page is set, photographed out of focus and saved as a JPEG.
+# First make the picture: a page, photographed out of focus and saved as a JPEG.
 
 lines = [
     "The quick brown fox",
@@ -34,7 +34,7 @@ prompt(
 Image.open(folder / "photographed.png").save(folder / "photographed.jpg", quality=90)
 
 # %%
-# The blur is found in the file: a disk of 3.4 pixels, where 3.5 is true.
+# The command finds a disk with a radius of 3.4 pixels. The true radius is 3.5.
 
 prompt("deconv kernel estimate photographed.jpg -o blur.npy")
 prompt("deconv invert photographed.jpg --kernel blur.npy --prior tv -o tv.png --quiet")
@@ -48,4 +48,4 @@ show({f"{name}: {psnr(p, truth):.1f} dB" if p is not truth else name: p for name
 
 # %%
 # The prior for photographs is better here too. The total variation has one weight for the whole page, and at this
-# blur it has to be large.
+# blur the weight must be large.

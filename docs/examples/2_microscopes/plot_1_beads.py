@@ -17,8 +17,7 @@ folder = open_folder()
 spacing = (0.5, 0.2, 0.2)  # of planes, rows and columns in µm
 
 # %%
-# This example makes its own beads: points of light in a confocal stack, with a background and with the noise of
-# counted photons.
+# This example makes its own beads: points of light in a confocal stack, with a background and Poisson noise.
 
 optics = deconv_cli.Microscope(
     numerical_aperture=0.5,
@@ -42,8 +41,8 @@ tifffile.imwrite(folder / "beads.tif", beads.astype(np.uint16), **keep)
 prompt("deconv kernel from-beads beads.tif -o measured.tif")
 
 # %%
-# The point-spread function that made the beads, and the one that was measured, cut along the axis. Square roots
-# show the faint parts too.
+# The true and the measured point-spread function, cut along the optical axis. The pictures show square roots, so that
+# faint parts are visible.
 
 measured = tifffile.imread(folder / "measured.tif")
 true = psf.numpy()

@@ -2,7 +2,7 @@
 A microscope with several channels
 ==================================
 
-An OME-TIFF says which light each channel shows, and through which objective. ``--kernel microscope`` computes one
+An OME-TIFF often names the wavelength of each channel, and the objective. ``--kernel microscope`` computes one
 point-spread function for each channel from that. Every channel also gets a λ of its own.
 """
 
@@ -16,8 +16,8 @@ import deconv_cli
 folder = open_folder()
 
 # %%
-# A picture of two channels is made: blue at 460 nm, red at 620 nm. The red channel is blurred more, since its light
-# is longer.
+# First make a picture with two channels: blue at 460 nm, red at 620 nm. The red channel is more blurred, since its
+# wavelength is longer.
 
 stack = torch.from_numpy(tifffile.imread(folder / "sample_images/pollen.ome.tif").astype(np.float32))
 scene = torch.stack([stack[12], stack[6].flip(1)]) / stack.max()
@@ -34,7 +34,7 @@ tifffile.imwrite(
 )
 
 # %%
-# The file names the wavelengths. It does not name the aperture, so the command line does.
+# The file names the wavelengths, but not the aperture. So the command gives the aperture.
 
 prompt("deconv invert cells.ome.tif --kernel microscope:na=0.3 -o sharp.ome.tif")
 
@@ -54,6 +54,6 @@ show(
 )
 
 # %%
-# The result is an OME-TIFF again, with the names of the channels and the size of a pixel.
+# The result is an OME-TIFF too, with the names of the channels and the size of a pixel.
 
 prompt("deconv inspect sharp.ome.tif")

@@ -3,7 +3,7 @@ Several views of one object
 ===========================
 
 A microscope blurs far more along its axis than across it. A second view from the side has the detail that the first
-one lacks. ``deconv`` makes one object of both views.
+one lacks. ``deconv`` computes one object from both views.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ stack = torch.from_numpy(tifffile.imread(SAMPLES / "pollen.ome.tif").astype(np.f
 scene = (stack / stack.max())[None, :, 20:68, 20:68]
 
 # %%
-# Two kernels: one long along Z, and the same turned, long along X. A kernel of shape ``(views, 1, D, H, W)`` makes
-# two stacks of one object.
+# One kernel is long along Z. The other is the same, turned to be long along X. A kernel of shape
+# ``(views, 1, D, H, W)`` turns one object into two stacks.
 
 upright = deconv_cli.make_kernel("gaussian3d:2.5@0.8", size=(25, 25, 25)).float()
 from_the_side = upright.permute(2, 1, 0)
@@ -36,7 +36,7 @@ for name, result in {"one view": one, "both views": both}.items():
     print(f"{name}: error {float((result.image - scene).norm() / scene.norm()):.0%}")
 
 # %%
-# Cuts along the axis. The first view hides the order along the axis.
+# Cuts along the axis. In the view from above, structures that lie above each other run together.
 
 row = 24
 cuts = {"view from above": views[0, :, row], "view from the side": views[1, :, row], "truth": scene[0, :, row]}

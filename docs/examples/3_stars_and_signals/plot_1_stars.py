@@ -16,7 +16,7 @@ import deconv_cli
 folder = open_folder()
 
 # %%
-# A field with 60 stars and a faint nebula is exposed through ``moffat:4@2.8``, with a seeing of 4 pixels.
+# First make the picture: a field with 60 stars and a faint nebula, blurred by ``moffat:4@2.8``, a seeing of 4 pixels.
 
 random = np.random.default_rng(3)
 rows, columns = np.mgrid[:160, :160]
@@ -50,7 +50,7 @@ show(views, low=2.5, high=11.0, cmap="inferno")
 show(views, low=2.5, high=11.0, cmap="inferno", crop=(80, 62, 40, 40))
 
 # %%
-# The dark rings around bright stars are an effect of the method: do not measure faint neighbors there. The light is
-# kept: the sum over the field changes by less than a percent.
+# The method causes the dark rings around bright stars: do not measure faint neighbors there. The total light stays: the
+# sum over the field changes by less than a percent.
 
 print(f"counts in the field: {counts.sum():.0f} exposed, {sharp.sum():.0f} restored")

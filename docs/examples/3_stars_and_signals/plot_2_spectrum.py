@@ -2,8 +2,8 @@
 A spectrum in one dimension
 ===========================
 
-A spectrometer with a wide slit smears its lines. A signal is a tensor of shape ``(C, N)``; everything else is as
-for pictures.
+A wide slit blurs the lines of a spectrum. A signal is a tensor of shape ``(C, N)``; everything else works as for
+pictures.
 """
 
 import matplotlib.pyplot as plt
@@ -12,7 +12,8 @@ import torch
 import deconv_cli
 
 # %%
-# A spectrum with close pairs of lines on a slope, behind a slit of ten samples and a little diffraction.
+# First make the data: close pairs of lines on a sloping background, blurred by a slit of ten samples and a little
+# diffraction.
 
 places = torch.tensor([90.0, 97.0, 180.0, 260.0, 270.0, 272.0, 400.0, 412.0])
 heights = torch.tensor([1.0, 0.7, 0.4, 1.2, 0.8, 0.3, 0.6, 0.9])
@@ -26,9 +27,9 @@ counts = torch.poisson(
 seen = counts / 2000
 
 # %%
-# ``defaults="picture"`` asks for the defaults of measured data: nothing is assumed beyond the ends, and λ comes
-# from the data. This estimate is linear and has an error bar, and it rings beside strong lines. Richardson–Lucy
-# keeps the counts positive and rings less.
+# ``defaults="picture"`` takes the defaults of pictures: it assumes nothing beyond the ends, and chooses λ from the
+# data. This estimate is linear in the data and has a predicted error. It has ripples beside strong lines.
+# Richardson–Lucy keeps the counts positive and has fewer ripples.
 
 linear = deconv_cli.invert(seen, slit, defaults="picture", predict=True)
 lucy = deconv_cli.invert(seen * 2000, slit, boundary="replicate", method="richardson-lucy", gain=1.0)

@@ -2,8 +2,8 @@
 A layer back to its input
 =========================
 
-``conv2d`` with 32 input and 32 output channels and zero padding is one big linear operator. Its inverse gives the
-input back to the last digits.
+``conv2d`` with 32 input and 32 output channels and zero padding is one large linear operator. Its inverse computes the
+input to the last digits.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,8 @@ weight, bias = layer["conv.weight"].double(), layer["conv.bias"].double()
 y = load_file(SAMPLES / "features.safetensors")["image"].double()
 
 # %%
-# λ = 0 asks for the pseudo-inverse itself. The layer has a bias, which is subtracted first.
+# λ = 0 asks for the pseudo-inverse. ``invert`` subtracts the bias of the layer first. A certificate of 0 would mean
+# that the problem was solved exactly.
 
 result = deconv_cli.invert(y, weight, bias=bias, boundary="zero", lam=0, dtype="float64")
 x = result.image
@@ -27,7 +28,7 @@ print(f"solver {result.choice.method}, certificate {result.solution.certificate:
 print(f"through the layer again: relative difference {float((again - y).norm() / y.norm()):.0e}")
 
 # %%
-# The three channels with most contrast: of the output, and of the input that was found.
+# The three channels with the most contrast, of the output and of the input that was found.
 
 
 def strongest(channels, name):
@@ -41,8 +42,8 @@ def strongest(channels, name):
 show(strongest(y, "output") | strongest(x, "input"), columns=3, high=1.0, width=7.0)
 
 # %%
-# The usual shortcut inverts the layer at every frequency of an FFT. It assumes that the image is a torus. The layer
-# padded it with zeros, so the shortcut is wrong along the border, and the error fades inwards:
+# The usual shortcut inverts the layer at every frequency of an FFT. It assumes that opposite edges of the image join (a
+# torus). But the layer pads with zeros, so the shortcut is wrong along the border, and the error fades inwards:
 
 symbol = torch.fft.fft2(torch.nn.functional.pad(weight, (0, 29, 0, 29)).roll((-1, -1), (2, 3))).conj()
 spectrum = torch.fft.fft2(y - bias[:, None, None])

@@ -2,7 +2,7 @@
 λ: too small, chosen from the data, too large
 =============================================
 
-λ balances grain and blur in the quadratic prior. Nothing but the picture is needed to choose it.
+λ balances grain against blur in the quadratic prior. ``deconv`` chooses it from the picture alone.
 """
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,7 @@ for name, lam in {"λ / 100": chosen.lam / 100, "λ": chosen.lam, "100 λ": 100 
 show(pictures, columns=4, width=10.0)
 
 # %%
-# The error of many λ, which only somebody with the sharp picture can compute, and the λ that was chosen without it:
+# The quality of the result for many λ, measured with the sharp picture, and the λ that was chosen without it:
 
 lambdas = np.logspace(-5, 1, 9)
 errors = [psnr(restore(float(lam)).image[0], scene[0]) for lam in lambdas]

@@ -3,7 +3,7 @@ What a border does, beside the circular FFT
 ===========================================
 
 A photograph shows part of a larger scene. Light from outside the frame is blurred into it. The usual FFT filter
-pretends that the left edge continues at the right edge, and pays for it with ripples.
+assumes that the left edge continues at the right edge, and this causes ripples.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ kernel = np.load(SAMPLES / "motion.npy")
 curve = deconv_cli.ToneCurve.srgb(255)
 
 # %%
-# A Wiener filter in three lines of NumPy, with the regularization that comes closest to the sharp picture. Both
-# methods work in linear light, since that is what a camera blurs.
+# A Wiener filter in NumPy, with the regularization that comes closest to the sharp picture. Both methods work in linear
+# light, since a camera blurs light.
 
 
 def wiener(y, taps, balance):

@@ -16,8 +16,8 @@ prompt(
 )
 
 # %%
-# The predicted error, the real error, smoothed over 6 pixels, and the mask. White pixels of the mask are trusted:
-# there the border adds little, and the error is smaller than the detail around the pixel.
+# The result with its trust mask, and the predicted error beside the real one, smoothed over 6 pixels. You can trust the
+# white pixels of the mask: there what lies outside adds little to the error, and the error is smaller than the detail.
 
 
 def smoothed(picture, width=6):
@@ -39,9 +39,8 @@ show({"predicted error": predicted, "real error": real}, high=25.0, cmap="magma"
 
 # %%
 # Both maps are bright at the camera and at the stripes on the coat, and dark in the sky.
-#
-# The prediction does not cover a wrong kernel. This one makes many samples far too bright or too dark, so the tool
-# warns and ends with exit code 3:
+# The prediction does not cover a wrong kernel. The wrong kernel here makes many samples far too bright or too dark, so
+# the tool prints a warning and ends with exit code 3:
 
 prompt("deconv invert sample_images/camera_blurred.png --kernel gaussian:4 -o wrong.png", expect=3)
 show({"right kernel": restored, "wrong kernel": read("wrong.png")})

@@ -2,8 +2,8 @@
 Larger than memory, on Dask
 ===========================
 
-A picture that does not fit the memory is restored in blocks. Each block is read with a halo around it. How wide the
-halo has to be is measured, and so is the error at the seams.
+``deconv`` restores a picture that does not fit the memory in blocks. It reads each block with a margin around it, the
+*halo*. It measures how wide the halo must be, and the error at the seams between blocks.
 """
 
 import logging
@@ -14,7 +14,8 @@ from distributed import LocalCluster
 from shown import open_folder, prompt, read, show
 
 # %%
-# A mosaic of a photograph imitates a large scan. Workers of Dask import this file, so the work waits behind a guard.
+# A mosaic of a photograph imitates a large scan. Dask's workers import this file, so the code is inside
+# ``if __name__ == "__main__"``.
 
 if __name__ == "__main__":
     folder = open_folder()
@@ -25,8 +26,8 @@ if __name__ == "__main__":
     prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o plan.npy --block-size 192 --dry-run")
 
 # %%
-# The dry run names the blocks, the halo and the expected error at the seams. The run itself, on a cluster of two
-# workers that this example starts. On one machine ``--jobs 2`` does the same without Dask.
+# The dry run prints the blocks, the halo and the expected error at the seams. The run itself uses a cluster of two
+# workers, which this example starts. On one machine, ``--jobs 2`` does the same without Dask.
 
 if __name__ == "__main__":
     options = {"dashboard_address": ":0", "silence_logs": logging.ERROR}
@@ -37,7 +38,7 @@ if __name__ == "__main__":
         )
 
 # %%
-# The same picture as a whole, and the difference. Nothing is to be seen at the seams.
+# Restore the same picture as a whole, and compare. The difference shows no seams.
 
 if __name__ == "__main__":
     prompt("deconv invert large.tif --kernel gaussian:1.5 --lambda 0.01 -o whole.npy --quiet")

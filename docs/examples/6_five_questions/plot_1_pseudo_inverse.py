@@ -5,8 +5,8 @@ How do I invert a convolution, borders included?
 *"I have y = conv2d(x, K) with many channels and want x back. I take the pseudo-inverse of K at every frequency of
 the FFT. The result is right in the middle and wrong along the border."*
 
-The FFT diagonalizes a convolution on a torus. ``padding="same"`` pads with zeros, which is another operator.
-``pseudo_inverse`` inverts that operator.
+The FFT diagonalizes a convolution whose opposite edges join (a torus). ``padding="same"`` pads with zeros, which is
+another operator. ``pseudo_inverse`` inverts that operator.
 """
 
 import matplotlib.pyplot as plt
@@ -30,7 +30,8 @@ shortcut = torch.fft.ifft2(
 ).real
 
 # %%
-# The inverse of the real operator. It is built once for a kernel and a size, and applied to any number of outputs.
+# The inverse of the operator with its zeros. You build it once for a kernel and a size, and apply it to any number of
+# outputs.
 
 P = deconv_cli.pseudo_inverse(K, input_size=(32, 32), padding="same", boundary="zero", lam=0)
 x_hat = P(y)
@@ -54,7 +55,7 @@ for axis, (name, estimate) in zip(axes, {"FFT shortcut": shortcut, "pseudo_inver
 figure.colorbar(drawn, ax=axes)
 
 # %%
-# It is the Moore–Penrose inverse. On an image small enough to write the matrix down:
+# It is the Moore–Penrose inverse. Compare it with that of the matrix, on an image small enough for the matrix:
 
 A = deconv_cli.Convolution(K[:2, :2], (6, 6), padding="same", boundary="zero")
 small = deconv_cli.pseudo_inverse(K[:2, :2], input_size=(6, 6), padding="same", boundary="zero", lam=0)

@@ -31,8 +31,8 @@ for _ in range(2):
 """)
 
 # %%
-# Run the script under the checker, unedited. It finds the line, and says what to write instead. Exit code 4 means
-# that a check found a fault.
+# Run the script under the checker, without an edit. The checker finds the line, and says what to write instead. Exit
+# code 4 means that a check found a fault.
 
 prompt("deconv check-grad --run train.py", expect=4)
 

@@ -5,7 +5,7 @@ Why does my loss of comparisons not train?
 *"My loss counts the predictions whose error lies between 0.2 and 0.8. PyTorch says that element 0 of the tensors
 does not require grad."*
 
-A comparison is a step. Its slope is zero wherever it has one, so nothing can flow back through it.
+A comparison is a step function. Its slope is zero or undefined, so no gradient passes through it.
 """
 
 import matplotlib.pyplot as plt
@@ -42,7 +42,7 @@ model = "--model loss.py:Regressor --input-shape 32,3 --target-shape 32,1"
 prompt(f"deconv check-grad {model} --loss loss.py:counted", expect=4)
 
 # %%
-# The answer is a loss with a slope: zero outside the range, rising towards its middle. The checker agrees.
+# The answer is a loss with a slope: zero outside the range, rising towards its middle. The checker finds no fault.
 
 prompt(f"deconv check-grad {model} --loss loss.py:piecewise")
 

@@ -4,8 +4,8 @@ Is the backward of my LSTM right?
 
 *"I wrote the backward pass of an LSTM by hand. It trains, but badly. How do I find the mistake?"*
 
-The checker compares each gradient with finite differences. In a hand-written ``backward`` it also names the
-line, and the kind of a frequent mistake.
+The checker compares each gradient with finite differences. In a hand-written ``backward`` it also names the line
+at fault, and it recognizes frequent mistakes.
 """
 
 import runpy
@@ -67,7 +67,7 @@ class Lstm(nn.Module):
 prompt("deconv check-grad --model wrong.py:Lstm --input-shape 6,4,4", expect=4)
 
 # %%
-# And the right one:
+# The right backward:
 
 prompt("deconv check-grad --model right.py:Lstm --input-shape 6,4,4")
 

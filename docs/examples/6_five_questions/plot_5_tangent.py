@@ -35,13 +35,13 @@ show(
 )
 
 # %%
-# The checker agrees with its gradients:
+# The checker finds no fault in its gradients:
 
 report = deconv_cli.check_gradients(layer, 0.3 * torch.rand(2, 1, 10, 10, dtype=torch.float64))
 print(report)
 
 # %%
-# A backward by hand is easily wrong. The slope of the tangent is 1 + tan², and this one says 1 + tan:
+# It is easy to make a mistake in a backward by hand. The slope of the tangent is 1 + tan², but this one has 1 + tan:
 
 (folder / "tangent.py").write_text("""import torch
 from torch import nn
