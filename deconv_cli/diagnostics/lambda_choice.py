@@ -2,7 +2,7 @@
 
 The rules are exact on a torus, and a picture is not periodic: cross-validation on data that were continued by mirroring
 was wrong by a factor of 100. So the true problem is solved with the current λ, that estimate predicts the data beyond
-the frame, and λ is chosen again, until it no longer changes.
+the frame, and λ is chosen again, until it no longer changes. Each round improves the estimate of the last one.
 
 For a layer no torus represents the operator. Power and gains are those of the operator under its true border, as exact
 as the number of steps and of random signs allows (`probing.py`).
@@ -146,10 +146,16 @@ def choose_lambda(
     if extension.is_periodic:
         found = _choose_in_rounds(lambda _: first, noise_of, extension.window, rule or LambdaRule.GCV, n_rounds=1)
         return replace(found, n_rounds=0, is_converged=True, is_sigma_given=sigma is not None)
+    estimate: Tensor | None = None
+
+    def continued(lam: float) -> SpectralData:
+        nonlocal estimate
+        if is_clipped is None:
+            estimate = extension.improved(y, lam, estimate)
+        return extension.continued(y, lam, is_clipped, estimate)
+
     start = choose_by_rule(LambdaRule.ML, first, 0.0).chosen
-    found = _choose_in_rounds(
-        lambda lam: extension.continued(y, lam, is_clipped), noise_of, extension.window, rule, start=start
-    )
+    found = _choose_in_rounds(continued, noise_of, extension.window, rule, start=start)
     return replace(found, is_sigma_given=sigma is not None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum
 from deconv_cli.regularizers import PenaltyLike, find_penalty
-from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.clipped import solve_clipped
+from deconv_cli.solvers.inverse import Inverse
+from deconv_cli.solvers.iterative import TorusPreconditioner
+from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem
-from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.vocabulary import Size
 
@@ -34,6 +37,8 @@ _TOLERANCE = 1e-4
 """Certificate of the estimates that continue the data; λ needs no more digits."""
 _RULE = StoppingRule(_TOLERANCE, max_iterations=200)
 """For estimates with clipped samples; at a tolerance of 1e-3 creases remain in what they predict."""
+_IMPROVEMENT = 0.2
+"""The part of the gradient that a step of `improved` leaves."""
 _MIN_GAP, _MIN_GAP_IN_SPACE = 16, 4
 
 
@@ -71,7 +76,6 @@ class PeriodicExtension:
         self.torus = self.window if self.is_periodic else _roomy_torus(self.window, kernel.size)
         self.modes = torus_modes(kernel.taps, self.torus, is_bounded=False)
         self._blur = BlockCirculant(torus_symbol(kernel.taps.detach(), self.torus), self.torus)
-        self._latest: tuple[float, PseudoInverse] | None = None
 
     def initial(self, y: Tensor) -> SpectralData:
         """Close data `(C, *size)` or `(B, C, *size)` without the bias smoothly, before any estimate.
@@ -81,15 +85,31 @@ class PeriodicExtension:
         """
         return self._transformed(close_smoothly(self._piece(y), self.torus))
 
-    def continued(self, y: Tensor, lam: float, is_clipped: Tensor | None = None) -> SpectralData:
-        """Solve with λ = `lam`, and continue the data, and clipped samples upwards, by the prediction of the estimate.
+    def improved(self, y: Tensor, lam: float, estimate: Tensor | None) -> Tensor:
+        """Take an estimate nearer to the solution with λ = `lam`; without one, begin with that of closed data.
 
-        `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data.
+        Each call leaves a fifth of the gradient. λ then settles together with the estimate, within 1 % of the λ of
+        exact estimates for the four stacks that tuned this part. One solve to `_TOLERANCE` takes as many iterations.
+        """
+        piece, problem = self._piece(y), self._problem(lam)
+        if estimate is None:
+            estimate = TorusPreconditioner(problem).estimate(piece)
+        equations = NormalEquations.of_data(problem, piece)
+        gradient = equations.remaining(estimate, equations.residual(estimate))
+        return estimate + self._inverse(problem, _IMPROVEMENT).approximate_normal(gradient)
+
+    def continued(
+        self, y: Tensor, lam: float, is_clipped: Tensor | None = None, estimate: Tensor | None = None
+    ) -> SpectralData:
+        """Continue the data, and clipped samples upwards, by the prediction of an estimate.
+
+        `is_clipped` marks samples that are only lower bounds; it is ignored for periodic data. The estimate is one of
+        `improved`; by default the solution with λ = `lam`.
         """
         if self.is_periodic:
             return self.initial(y)
         piece = self._piece(y)
-        data = self._predicted(piece, lam, is_clipped)
+        data = self._predicted(piece, lam, is_clipped, estimate)
         frame = crop(data, (0,) * len(self.window), self.window)
         share = detailed_share(data, frame)
         if is_clipped is None:
@@ -119,16 +139,16 @@ class PeriodicExtension:
         """Find the clipped samples of a piece for which a larger value was predicted."""
         return self._piece(is_clipped) & (predicted > piece)
 
-    def _predicted(self, piece: Tensor, lam: float, is_clipped: Tensor | None) -> Tensor:
-        """Predict the data on the torus from an estimate of a piece."""
-        if is_clipped is None:
-            estimate = self._inverse(lam).solve(self.kernel.join(piece)).value
-        else:
-            geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
-            operator = self.kernel.detached().convolution(geometry, as_rule("unknown"))
-            lam = lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size)
-            problem, is_bound = TikhonovProblem(operator, lam, penalty=self.penalty), self._piece(is_clipped)
-            estimate = solve_clipped(problem, piece, is_bound, _RULE).value
+    def _predicted(
+        self, piece: Tensor, lam: float, is_clipped: Tensor | None, estimate: Tensor | None = None
+    ) -> Tensor:
+        """Predict the data on the torus from an estimate of a piece; by default it is made with λ = `lam`."""
+        if estimate is None:
+            problem = self._problem(lam)
+            if is_clipped is None:
+                estimate = self._inverse(problem, _TOLERANCE).solve(piece).value
+            else:
+                estimate = solve_clipped(problem, piece, self._piece(is_clipped), _RULE).value
         estimate = estimate.reshape(-1, *estimate.shape[-len(self.torus) - 1 :])
         return self._blur.forward(close_smoothly(estimate, self.torus))
 
@@ -155,22 +175,15 @@ class PeriodicExtension:
             detailed_share=detailed_share,
         )
 
-    def _inverse(self, lam: float) -> PseudoInverse:
-        if self._latest is not None and self._latest[0] == lam:
-            return self._latest[1]
+    def _problem(self, lam: float) -> TikhonovProblem:
         geometry = Geometry.of_output(self.window, self.kernel.size, "valid")
-        settings = ResolvedSettings(
-            padding="valid",
-            boundary="unknown",
-            lam=lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size),
-            penalty=self.penalty.name,
-            spacing=self.penalty.spacing,
-            tolerance=_TOLERANCE,
-            max_iterations=_RULE.max_iterations,
-            max_memory=self.max_memory,
-        )
-        self._latest = (lam, PseudoInverse(self.kernel, geometry.image_size, settings))
-        return self._latest[1]
+        operator = self.kernel.detached().convolution(geometry, as_rule("unknown"))
+        lam = lambda_of_size(lam, self.sigma_max, self.kernel, geometry.image_size)
+        return TikhonovProblem(operator, lam, penalty=self.penalty)
+
+    def _inverse(self, problem: TikhonovProblem, tolerance: float) -> Inverse:
+        rule = replace(_RULE, tolerance=tolerance)
+        return build_inverse(problem, rule, choose_method(problem, max_memory=self.max_memory))[0]
 
 
 def detailed_share(whole: Tensor, frame: Tensor) -> float:

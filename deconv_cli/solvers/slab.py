@@ -36,7 +36,7 @@ from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_ref
 from deconv_cli.vocabulary import Size
 
 # The matrices of all slabs have at most as many entries as the torus has places, or this many if that is more.
-MIN_MATRIX_NUMBERS = 2**22
+MIN_MATRIX_NUMBERS = 2**24
 # The gradient that a residual leaves is computed once its estimate comes so near to the goal.
 NEAR_GOAL = 3.0
 
@@ -191,13 +191,14 @@ class SlabSystem:
         On planes of the torus beyond the image nothing is known, and outputs and differences together would be
         singular. Such planes exist if the image's own length is slow for the FFT; each kind is then separate. Slabs
         share the room for matrices: one slab without any costs more iterations than more matrices save in the others.
+        Those of differences are thin; they come first, and leave most of the room to those of the outputs.
         """
         boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
         groups = []
         for axis, (n, n_image) in enumerate(zip(self._torus, (*self._lead, *self._input_shape[1:]), strict=True)):
             kinds = [kind for kind, box in enumerate(boxes) if axis in box.axes]
             groups += [(axis, kinds)] if kinds and n == n_image else [(axis, [kind]) for kind in kinds]
-        groups.sort(key=lambda group: group[1])
+        groups.sort(key=lambda group: group[1], reverse=True)
         slabs: list[tuple[int, list[int], ClosedSlab]] = []
         for kinds, alike in itertools.groupby(groups, key=lambda group: group[1]):
             symbol = self._completion.symbol_of(kinds)

@@ -116,6 +116,15 @@ def test_fewer_matrices_cost_iterations_but_no_accuracy(monkeypatch):
     assert (plain.value - exact.value).norm() <= 1e-9 * exact.value.norm()
 
 
+def test_thin_slabs_of_differences_leave_the_room_for_matrices_to_those_of_outputs(monkeypatch):
+    monkeypatch.setattr(slab, "most_numbers", lambda torus: 2**18)
+    operator = Convolution(ball((13, 21, 21)).float(), (14, 32, 30), boundary="unknown")
+    system = slab.SlabSystem(TikhonovProblem(operator, 1e-4, penalty="gradient"))
+    numbers = [(kinds, closed.n_numbers) for _, kinds, closed in system._slabs]
+    assert sum(n for kinds, n in numbers if kinds == [0]) > 0.5 * 2**18, numbers
+    assert sum(n for _, n in numbers) <= 2**18
+
+
 def test_a_tiny_lambda_is_solved_in_double_precision():
     operator = Convolution(ball((5, 5, 5)).float(), (12, 11, 10), boundary="unknown")
     y = random(operator.output_shape, dtype=torch.float32)
