@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import to_float64, torus_symbol
+from deconv_cli.operators.circulant import near_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
@@ -32,6 +32,7 @@ from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.vocabulary import Size
 
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**18
@@ -41,8 +42,9 @@ CROSSING = 128
 # The small image is used where it is so many times as short as the image, or twice that for a tiny λ, under which it
 # takes many iterations too.
 MIN_TIMES_CROSSING = 4
-# Its system is solved to this power of the unit of rounding: the iteration wants the same preconditioner every time.
-CROSSING_ACCURACY = 0.75
+# Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
+# every time; GMRES does not, and a thousandth, which is about as much as the small image can know, does for it.
+CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-3
 # Its system is solved to this part where an outer iteration corrects the rest.
 ROUGH_ACCURACY = 0.03
 # From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
@@ -61,16 +63,17 @@ class StripSystem:
     """The border's system with its rows eliminated, and the way from there to the image.
 
     All is scaled to σmax = 1: the residual of the system then has the unit of the data, and σmax times its norm
-    estimates the remaining gradient.
+    estimates the remaining gradient. The torus is `n_more` pixels longer than it must be, by default for fast FFTs.
     """
 
-    def __init__(self, problem: TikhonovProblem) -> None:
+    def __init__(self, problem: TikhonovProblem, n_more: Size | None = None) -> None:
         operator = problem.operator
         taps = operator.kernel
+        n_more = _enlarge(problem) if n_more is None else n_more
         # The blocks of a blur are sums of positive numbers, and λ is not tiny.
         is_safe = problem.runs_in_own_precision and problem.lam > 0 and has_one_sign(taps)
         wide = taps if is_safe else to_float64(taps)
-        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, n_more=n_more)
         self._torus = places.torus
         self._input_shape = operator.input_shape
         self._runs_on = not operator.boundary.is_zero
@@ -86,7 +89,7 @@ class StripSystem:
         if system.kinds:
             self._rows = BandSolver(system, blocks, axis=0)
             self._columns = BandSolver(system, blocks, axis=1)
-        self._crossing = _crossing(problem)
+        self._crossing = _crossing(problem, n_more)
         self._lam = problem.lam
 
     def solve(
@@ -196,7 +199,8 @@ class StripSystem:
         if small is None:
             return solved
         right = small._pack(self._corners(self._unpack(vector), 0))
-        goal = torch.finfo(right.dtype).eps ** CROSSING_ACCURACY * right.norm(dim=-1)
+        is_definite, eps = self._system.is_definite, torch.finfo(right.dtype).eps
+        goal = (eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES) * right.norm(dim=-1)
         # The closed band takes the sign of a definite system into account already.
         change = small._iterate(self._sign * right, _until(goal)) - small._close(right)
         self._add_corners(self._unpack(solved), small._unpack(change), 0)
@@ -230,7 +234,8 @@ class StripSystem:
         return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
 
     def _to_image(self, spectrum: Tensor) -> Tensor:
-        return self._places.crop_image(torch.fft.irfft2(spectrum, s=self._torus)) / self._sigma
+        _, height, width = self._input_shape
+        return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Part) -> Tensor:
         return torch.cat([part.flatten(-3) for part in columns], dim=-1)
@@ -251,13 +256,26 @@ def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | No
     return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
 
 
+def _enlarge(problem: TikhonovProblem) -> Size:
+    """Count the pixels that a torus needs more to have fast lengths; none where it may not change.
+
+    Differences between pixels that nothing determines would make the system singular.
+    """
+    operator = problem.operator
+    torus = TorusLayout.plan(operator.geometry, operator.boundary).torus
+    is_free = operator.boundary.is_unknown and find_penalty(problem.penalty).takes_differences
+    if problem.lam == 0 or is_free or operator.boundary.is_periodic:
+        return (0,) * len(torus)
+    return tuple(near_fast_size(n) - n for n in torus)
+
+
 def _until(goal: Tensor) -> Watch:
     """Let the small image iterate until its residual reaches a goal."""
     counter = itertools.count(1)
     return lambda left: next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(left <= goal)
 
 
-def _crossing(problem: TikhonovProblem) -> StripSystem | None:
+def _crossing(problem: TikhonovProblem, n_more: Size) -> StripSystem | None:
     """Build the same system for a small image; `None` if the image is not much larger, or for λ = 0."""
     operator, geometry = problem.operator, problem.operator.geometry
     length = CROSSING + 8 * max(geometry.kernel_size)
@@ -266,7 +284,7 @@ def _crossing(problem: TikhonovProblem) -> StripSystem | None:
         return None
     small = Geometry((length, length), geometry.kernel_size, geometry.pads)
     operator = Convolution.of_geometry(operator.kernel, small, operator.boundary)
-    return StripSystem(replace(problem, operator=operator, known_sigma_max=problem.sigma_max))
+    return StripSystem(replace(problem, operator=operator, known_sigma_max=problem.sigma_max), n_more)
 
 
 def _narrow_blocks(
