@@ -281,7 +281,7 @@ SETTINGS_OPTIONS = {
         ),
         tolerance=SettingOption(
             "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-5 for "
-            "richardson-lucy; for prior tv 1e-2, once a step changes the estimate by less than 0.05 % of its contrast.",
+            "richardson-lucy; for prior tv 2e-2, once a step changes the estimate by less than 0.2 % of its contrast.",
             kind=float,
         ),
         max_iterations=SettingOption("Iterations at most. Default: 2000.", kind=int, least=1),

@@ -68,7 +68,9 @@ def find_clipped(y: Tensor, ceiling: float, size: Sequence[int], least_share: fl
 
 
 def _is_any_around(mask: Tensor, reach: Sequence[int]) -> Tensor:
-    """Find the samples that have a set one within `reach` along every axis of space."""
+    """Find the samples that have a set one within `reach` along every axis of space, channel by channel."""
+    if mask.ndim > len(reach):
+        return torch.stack([_is_any_around(part, reach) for part in mask])
     for axis, n_away in zip(space_axes(len(reach)), reach, strict=True):
         # The time of cumulative counts does not depend on the kernel.
         n_set = functional.pad(mask.movedim(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))

@@ -303,8 +303,19 @@ def next_fast_size(n: int) -> int:
     return n
 
 
-def _is_smooth(n: int) -> bool:
-    for prime in (2, 3, 5, 7):
+def near_fast_size(n: int) -> int:
+    """Find a length from `n` up without a prime factor above 13, at most a part in 256 longer; `n` if there is none.
+
+    A length with a prime factor of three digits takes two to three times as long. One of up to 19 stays.
+    """
+    if _is_smooth(n, (2, 3, 5, 7, 11, 13, 17, 19)):
+        return n
+    lengths = range(n, n + 1 + max(4, n // 256))
+    return next((length for length in lengths if _is_smooth(length, (2, 3, 5, 7, 11, 13))), n)
+
+
+def _is_smooth(n: int, primes: tuple[int, ...] = (2, 3, 5, 7)) -> bool:
+    for prime in primes:
         while n % prime == 0:
             n //= prime
     return n == 1

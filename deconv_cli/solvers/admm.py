@@ -54,7 +54,15 @@ class Admm:
         y: data, shape `(*batch, C_out, *output_size)`.
         sigma_max: largest singular value of the kernel's symbol.
         rho: the ρ of all steps; `None` adapts it to the image.
+
+    Attributes:
+        default_tolerance: the certificate at which it ends by default.
+        default_change: how far the last step may then change the estimate, relative to its contrast.
     """
+
+    # Chosen on a gray photograph under two blurs and on flat shapes in noise, whose error it raises by 3 % at most.
+    # Judged on another photograph under three blurs, which gains 0.02 dB.
+    default_tolerance, default_change = 2e-2, 2e-3
 
     def __init__(
         self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
@@ -220,6 +228,9 @@ class MaskedAdmm(Admm):
     that it does not pay.
     """
 
+    # Its steps are smaller, and so must the last one be.
+    default_tolerance, default_change = 1e-2, 5e-4
+
     def __init__(
         self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
     ) -> None:
@@ -248,12 +259,12 @@ class MaskedAdmm(Admm):
         del missing, pull  # fields are the largest of all that is stored
         self._wide = self._wide + self._on_torus.forward(left).div_(ETA)
         self._blurred = self._circulant.forward(self._wide)
-        self._u = RELAXATION * self._blurred + (1 - RELAXATION) * self._u
+        self._u = torch.lerp(self._u, self._blurred, RELAXATION)
         at_data = self._frame(self._u)
         at_data.add_(self._q, alpha=1 / ETA)
         self._q = (at_data - self.y).mul_(ETA / (1 + ETA))
         at_data.sub_(self._q, alpha=1 / ETA)
-        self._fields.mul_(1 - RELAXATION).add_(self._around.forward(self._wide), alpha=RELAXATION)
+        self._fields.lerp_(self._around.forward(self._wide), RELAXATION)
         self._set_estimate(self._image(self._wide), self.y - self._frame(self._blurred))
 
     def _set_rho(self, rho: float) -> None:

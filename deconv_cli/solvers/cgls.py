@@ -259,7 +259,8 @@ def solve_definite(
 def solve_indefinite(apply: Action, precondition: Action, right: Tensor, watch: Watch, n_vectors: int) -> Tensor:
     """Solve any system by GMRES, preconditioned from the right and started again after `n_vectors` iterations.
 
-    Saad and Schultz, GMRES, SIAM Journal on Scientific and Statistical Computing 7, 1986. The basis is orthogonalized
+    Saad, A flexible inner-outer preconditioned GMRES algorithm, SIAM Journal on Scientific Computing 14, 1993: the
+    preconditioner may be an iteration itself, and differ from vector to vector. The basis is orthogonalized
     twice by the classical process, which keeps it orthogonal to rounding. Arguments as for `solve_definite`.
     """
     x = torch.zeros_like(right)
@@ -289,11 +290,13 @@ def _cycle(
     triangle = rotation.new_zeros(n_batch, n_vectors, n_vectors)
     reduced = rotation.new_zeros(n_batch, n_vectors + 1)
     reduced[:, 0] = beta
+    moved: list[Tensor] = []
     n = 0
     going = synchronize.holds_anywhere(beta > 0)
     while going and n < n_vectors:
         stored = basis[:, : n + 1]
-        vector = apply(precondition(stored[:, n]))
+        moved.append(precondition(stored[:, n]))
+        vector = apply(moved[n])
         height = (stored @ vector[..., None])[..., 0]
         vector = vector - (height[:, None] @ stored)[:, 0]
         again = (stored @ vector[..., None])[..., 0]
@@ -317,9 +320,11 @@ def _cycle(
     triangle.diagonal(dim1=-2, dim2=-1).add_(idle.to(wide))
     weights = torch.linalg.solve_triangular(triangle, reduced[:, :n, None], upper=True)
     weights = torch.where(idle[..., None], 0, weights).to(residual.dtype)
-    combined = (weights.mT @ basis[:, :n])[:, 0]
+    combined = torch.zeros_like(residual)
+    for k, direction in enumerate(moved):
+        combined.addcmul_(weights[:, k], direction)
     has_gained = synchronize.holds_anywhere(reduced[:, n].abs() < MIN_GAIN * beta)
-    return precondition(combined), going, has_gained
+    return combined, going, has_gained
 
 
 def _nonzero(scale: Tensor) -> Tensor:

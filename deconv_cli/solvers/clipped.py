@@ -36,7 +36,7 @@ LINE_ACCURACY = 0.1
 MAX_TRIALS = 30
 PATIENCE = 100
 """So many steps without a smaller gradient end a round, and a round that does not halve the gradient ends the rest."""
-DEFAULT_TOLERANCE = 3e-6
+DEFAULT_TOLERANCE = 1e-5
 """The certificate at which it ends where none was given: nearer to the solution nothing changes that one would see."""
 CLOSE_TOLERANCE = 3e-8
 """The same for parts of a picture, which have to agree."""
@@ -168,7 +168,10 @@ class _Point:
 
 
 def _descend(objective: _Objective, here: _Point, preconditioner: TorusPreconditioner, log: IterationLog) -> _Point:
-    """Take steps of nonlinear conjugate gradients until the tolerance is reached or nothing is gained any more."""
+    """Take steps of nonlinear conjugate gradients until the tolerance is reached or nothing is gained any more.
+
+    The fields of the point are overwritten.
+    """
     problem, n_dims = objective.problem, objective.n_dims
     operator, dtype = problem.operator, problem.operator.kernel.dtype
     direction: Tensor | None = None
@@ -189,8 +192,12 @@ def _descend(objective: _Objective, here: _Point, preconditioner: TorusPrecondit
         last, image, bent = gradient, operator.forward(direction), problem.penalty_gram(direction)
         bend = inner(direction, bent, n_dims)
         length = as_factor(objective.step_length(here, image, slope, bend), here.x, n_dims)
-        x, residual = here.x.addcmul(length, direction), here.residual.addcmul(length, image, value=-1)
-        here = objective.point(x, residual, here.rough.addcmul(length, bent), operator)
+        # In place, and without what is done with: at the size of photographs these fields are the peak of memory.
+        here.x.addcmul_(length, direction)
+        here.residual.addcmul_(length, image, value=-1)
+        here.rough.addcmul_(length, bent)
+        del z, image, bent
+        here = objective.point(here.x, here.residual, here.rough, operator)
         gradient = here.gradient.to(dtype)
         log.record(here.certificate)
         least, n_since = (here.certificate, 0) if here.certificate < least else (least, n_since + 1)

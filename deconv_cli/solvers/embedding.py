@@ -172,21 +172,34 @@ class TorusEmbedding(TorusLayout):
 
     @classmethod
     def of(
-        cls, geometry: Geometry, boundary: BoundaryRule, device: torch.device, twists: Twists | None = None
+        cls,
+        geometry: Geometry,
+        boundary: BoundaryRule,
+        device: torch.device,
+        twists: Twists | None = None,
+        n_more: Size | None = None,
     ) -> TorusEmbedding:
-        """Lay out a convolution; `twists` are by default none."""
+        """Lay out a convolution; `twists` are by default none.
+
+        The torus is `n_more` pixels longer than it must be. No observed output depends on these pixels: they belong to
+        an image that has none beyond it, and otherwise are zero or repeat the first pixel.
+        """
         layout = TorusLayout.plan(geometry, boundary)
+        n_more = (0,) * len(layout.torus) if n_more is None else n_more
+        image_size = tuple(map(sum, zip(layout.image_size, n_more, strict=True)))
+        image_size = image_size if boundary.is_unknown else layout.image_size
         sources: list[Tensor | None] = []
         factors: list[Tensor | None] = []
-        for before, after, length in zip(geometry.pads.before, geometry.pads.after, layout.image_size, strict=True):
+        pads = zip(geometry.pads.before, geometry.pads.after, strict=True)
+        for (before, after), length, n in zip(pads, layout.image_size, n_more, strict=True):
             # Behind the image come the pixels after it, and then those before it.
             first, last = outside_positions(before, after, length, device)
-            position = torch.cat([last, first])
+            position = torch.cat([last, last.new_zeros(n), first])
             sources.append(boundary.sources(position, length) if boundary.copies_pixels else None)
             factors.append(boundary.factors(position, length) if boundary.copies_pixels else None)
         return cls(
-            layout.torus,
-            layout.image_size,
+            tuple(map(sum, zip(layout.torus, n_more, strict=True))),
+            image_size,
             layout.output_size,
             layout.origin,
             tuple(sources),

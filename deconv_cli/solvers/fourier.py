@@ -2,8 +2,7 @@
 
 For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else (KᴴK + μ|l|²)⁻¹Kᴴ =
 Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed only for λ > 0, where squaring does not decide the rank; λ =
-0 goes by LU or QR, and by the singular values wherever a rank is in doubt. Blocks of a few channels have formulas of
-their own (`small_blocks.py`), under the same conditions.
+0 goes by LU or QR, and by the singular values wherever a rank is in doubt.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.spectrum import single_threaded, singular_values
-from deconv_cli.solvers import small_blocks
 
 # Singular values below this many units in the last place of the data are rounding noise, not signal.
 RANK_ULPS = 64
@@ -26,6 +24,8 @@ SINGULAR = 1e-15
 MAX_DEFECT = 1e-6
 # A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
+# Up to so many channels LU inverts a Gram matrix faster than Cholesky's way.
+MAX_CHANNELS_BY_LU = 4
 
 
 def inverse_blocks(
@@ -109,18 +109,18 @@ def torus_blocks(symbol: Tensor, weight: float, penalty: Tensor, *, covers_input
             # 1 − KP without its cancellation, which is 1 where neither term is anything.
             outputs = torch.where(inputs == 0, 1, inputs * (weight * penalty)[..., None, None])
             return TorusBlocks(inputs * symbol.conj(), outputs, inputs)
-        estimate = _product(inputs.flatten(0, -3), blocks.mH)
-        outputs = _identity_minus(_product(blocks, estimate))
+        estimate = inputs.flatten(0, -3) @ blocks.mH
+        outputs = _identity_minus(blocks @ estimate)
         return TorusBlocks(estimate.unflatten(0, shape), outputs.unflatten(0, shape), inputs)
     estimate = full_rank_inverse(symbol).flatten(0, -3)
     # A square block leaves nothing over.
     is_square = symbol.shape[-1] == symbol.shape[-2]
     if covers_inputs:
-        outputs = torch.zeros_like(estimate) if is_square else _identity_minus(_product(blocks, estimate))
-        inputs = _product(estimate, estimate.mH)
+        outputs = torch.zeros_like(estimate) if is_square else _identity_minus(blocks @ estimate)
+        inputs = estimate @ estimate.mH
     else:
-        outputs = _product(estimate.mH, estimate)
-        inputs = torch.zeros_like(estimate) if is_square else _identity_minus(_product(estimate, blocks))
+        outputs = estimate.mH @ estimate
+        inputs = torch.zeros_like(estimate) if is_square else _identity_minus(estimate @ blocks)
     return TorusBlocks(*(part.unflatten(0, shape) for part in (estimate, outputs, inputs)))
 
 
@@ -151,10 +151,7 @@ def default_rcond(dtype: torch.dtype) -> float:
 def block_norms(blocks: Tensor) -> Tensor:
     """Compute the Frobenius norms of complex blocks `(*, a, b)`, shape `(*,)`."""
     # As real numbers: torch's norms of complex ones are thirty times slower.
-    parts = torch.view_as_real(blocks.resolve_conj())
-    if small_blocks.is_small(blocks):
-        return parts.square().sum(dim=(-3, -2, -1)).sqrt()
-    return torch.linalg.vector_norm(parts.flatten(-3), dim=-1)
+    return torch.linalg.vector_norm(torch.view_as_real(blocks.resolve_conj()).flatten(-3), dim=-1)
 
 
 def _invert_scalars(blocks: Tensor, diagonal: Tensor, rcond: float, out: Tensor | None = None) -> Tensor:
@@ -197,18 +194,11 @@ def _invert_exactly(blocks: Tensor, rcond: float, find_largest: Callable[[], flo
     if blocks.shape[-2:] == (1, 1):
         inverse = _invert_scalars(blocks, blocks.real.new_zeros(len(blocks)), rcond)
         return inverse, _defect(inverse, blocks)
-    if small_blocks.is_small(blocks):
-        small = small_blocks.pseudo_inverse(blocks)
-        inverse, norm, inverse_norm = small.inverse, small.norm, small.inverse_norm
-        is_right = small.flaw < torch.finfo(norm.dtype).eps ** 0.5
-        defect = small.flaw.square()  # by Newton's step
-    else:
-        inverse = _factored_inverse(blocks)
-        norm, inverse_norm = block_norms(blocks), block_norms(inverse)
-        defect = _defect(inverse, blocks)
-        is_right = defect < MAX_FACTORING_DEFECT
+    inverse = _factored_inverse(blocks)
+    defect = _defect(inverse, blocks)
     # ‖K⁺‖ bounds 1/σmin from above, and the largest ‖K‖ the largest singular value.
-    doubtful = ~(is_right & (inverse_norm * (4 * rcond * norm.max()) < 1))
+    has_full_rank = block_norms(inverse) * (4 * rcond * block_norms(blocks).max()) < 1
+    doubtful = ~((defect < MAX_FACTORING_DEFECT) & has_full_rank)
     if synchronize.holds_anywhere(doubtful):
         places = synchronize.places(doubtful)
         inverse[places] = _truncated_pseudo_inverse(blocks[places], rcond * find_largest())
@@ -240,31 +230,22 @@ def _gram_inverse(blocks: Tensor, diagonal: Tensor, *, times_adjoint: bool = Fal
 
     Semidefinite blocks get their pseudo-inverse. Rounding may hide a singular block, but its inverse is too large.
     """
-    if small_blocks.is_small(blocks):
-        small = small_blocks.gram_inverse(blocks, diagonal, times_adjoint=times_adjoint)
-        largest = small.norm.max()
-        singular = ~((small.flaw < 0) & (small.inverse_norm * largest < 1 / SINGULAR))
-        if synchronize.holds_anywhere(singular):
-            places, bound = synchronize.places(singular), synchronize.as_number(largest)
-            small.inverse[places] = _factored_gram_inverse(blocks[places], diagonal[places], bound, times_adjoint)
-        return small.inverse
-    return _factored_gram_inverse(blocks, diagonal, None, times_adjoint)
-
-
-def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | None, times_adjoint: bool) -> Tensor:
     is_wide = times_adjoint and blocks.shape[-2] < blocks.shape[-1]
     # In memory: each product with a lazy conjugate would copy it.
     adjoint = blocks.mH.resolve_conj()
     gram = _add_to_diagonal(blocks @ adjoint if is_wide else adjoint @ blocks, diagonal)
-    if largest is None:
-        largest = synchronize.as_number(block_norms(gram).max())
+    largest = synchronize.as_number(block_norms(gram).max())
     with single_threaded(gram.device):
         # LAPACK's matrices lie column by column: transposed, both ways, nothing has to be copied.
-        factor, info = torch.linalg.cholesky_ex(gram.mT)
-        if synchronize.holds_anywhere(info > 0):
-            # What could not be factored may not reach the next step, which would raise.
-            factor[synchronize.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        inverse = torch.cholesky_inverse(factor).mT
+        if gram.shape[-1] <= MAX_CHANNELS_BY_LU:
+            inverse, info = torch.linalg.inv_ex(gram.mT)
+        else:
+            inverse, info = torch.linalg.cholesky_ex(gram.mT)
+            if synchronize.holds_anywhere(info > 0):
+                # What could not be factored may not reach the next step, which would raise.
+                inverse[synchronize.places(info > 0)] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+            inverse = torch.cholesky_inverse(inverse)
+        inverse = inverse.mT
         is_right = (info == 0) & (_defect(inverse, gram) < MAX_FACTORING_DEFECT)
         singular = ~(is_right & (block_norms(inverse) * largest < 1 / SINGULAR))
         if synchronize.holds_anywhere(singular):
@@ -273,12 +254,6 @@ def _factored_gram_inverse(blocks: Tensor, diagonal: Tensor, largest: float | No
     if not times_adjoint:
         return inverse
     return adjoint @ inverse if is_wide else inverse @ adjoint
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    if small_blocks.is_small(left) and small_blocks.is_small(right):
-        return small_blocks.product(left, right)
-    return left @ right
 
 
 def _defect(inverse: Tensor, blocks: Tensor) -> Tensor:
@@ -290,7 +265,7 @@ def _defect(inverse: Tensor, blocks: Tensor) -> Tensor:
     n = right.shape[-1]
     angle = torch.arange(1, n + 1, dtype=blocks.real.dtype, device=blocks.device).square()
     vector = torch.polar(torch.ones_like(angle), angle).expand(len(blocks), n)[..., None].contiguous()
-    return block_norms(_product(left, _product(right, vector)) - vector)
+    return block_norms(left @ (right @ vector) - vector)
 
 
 def _identity_minus(blocks: Tensor) -> Tensor:

@@ -172,6 +172,9 @@ class CompletingSystem(Protocol):
     ) -> Tensor:
         """Solve (AᴴA + μLᴴL) x = Aᴴ·residual + gradient; see `StripSystem.solve`."""
 
+    def approximate(self, gradient: Tensor, log: GradientLog) -> Tensor:
+        """Solve for a gradient, as well as an outer iteration needs it; see `StripSystem.approximate`."""
+
     def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
         """Compute A(AᴴA + μLᴴL)⁺g; see `StripSystem.solve_transposed`."""
 
@@ -223,7 +226,7 @@ class BorderInverse(IteratedInverse):
         equations = NormalEquations.of_gradient(self.problem, g)
         if self.problem.weight == 0 or equations.needs_float64:
             return super().approximate_normal(g)
-        return self._system.solve(None, g, GradientLog(self.rule, equations.norm(g)))
+        return self._system.approximate(g, GradientLog(self.rule, equations.norm(g)))
 
     def _distance(self, equations: NormalEquations, gradient: Tensor) -> Tensor:
         """Bound ‖x − x*‖; under a heavy penalty on differences estimate it by solving for the gradient.

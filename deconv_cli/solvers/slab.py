@@ -121,6 +121,10 @@ class SlabSystem:
             image = self._solve_for_data(flat, batch, log, closes=closes).div_(self._sigma)
         return image.to(given.dtype).reshape(*batch, *self._input_shape)
 
+    def approximate(self, gradient: Tensor, log: GradientLog) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = gradient to the log's goal."""
+        return self.solve(None, gradient, log)
+
     def solve_transposed(self, g: Tensor, log: GradientLog) -> Tensor:
         """Compute the outputs A(AᴴA + μLᴴL)⁺g, shape `(*batch, C_out, *output_size)`."""
         flat, batch = self._flatten(g), g.shape[: -1 - self._n_axes]

@@ -31,8 +31,9 @@ N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
 # What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
-# GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors.
-MAX_VECTORS, MIN_VECTORS, MAX_NUMBERS = 300, 20, 2**26
+# GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors; and
+# as many again that its preconditioner has made of them.
+MAX_VECTORS, MIN_VECTORS, MAX_NUMBERS = 300, 20, 2**25
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Cost:
         if self.basis is None:
             return n_bytes
         n_numbers, itemsize = n_images * self.basis[0], self.basis[1]
-        return n_bytes + (count_vectors(n_numbers) + 1) * n_numbers * itemsize
+        return n_bytes + (2 * count_vectors(n_numbers) + 1) * n_numbers * itemsize
 
 
 def count_vectors(n_numbers: int) -> int:

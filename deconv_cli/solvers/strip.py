@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.circulant import to_float64, torus_symbol
+from deconv_cli.operators.circulant import near_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry
@@ -32,6 +32,7 @@ from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.vocabulary import Size
 
 # Entries of a symbol that are factored in double precision at a time.
 MAX_ENTRIES_AT_ONCE = 2**18
@@ -41,8 +42,13 @@ CROSSING = 128
 # The small image is used where it is so many times as short as the image, or twice that for a tiny λ, under which it
 # takes many iterations too.
 MIN_TIMES_CROSSING = 4
-# Its system is solved to this power of the unit of rounding: the iteration wants the same preconditioner every time.
-CROSSING_ACCURACY = 0.75
+# Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
+# every time; GMRES does not, and a thousandth, which is about as much as the small image can know, does for it.
+CROSSING_ACCURACY, CROSSING_ACCURACY_OF_GMRES = 0.75, 1e-3
+# Its system is solved to this part where an outer iteration corrects the rest.
+ROUGH_ACCURACY = 0.03
+# From this λ on that leaves less than a fiftieth under all boundaries; at 1e-4 it may leave all under mirrored pixels.
+ROUGH_LAMBDA = 1e-3
 MAX_CROSSING_ITERATIONS = 100
 
 
@@ -57,16 +63,17 @@ class StripSystem:
     """The border's system with its rows eliminated, and the way from there to the image.
 
     All is scaled to σmax = 1: the residual of the system then has the unit of the data, and σmax times its norm
-    estimates the remaining gradient.
+    estimates the remaining gradient. The torus is `n_more` pixels longer than it must be, by default for fast FFTs.
     """
 
-    def __init__(self, problem: TikhonovProblem) -> None:
+    def __init__(self, problem: TikhonovProblem, n_more: Size | None = None) -> None:
         operator = problem.operator
         taps = operator.kernel
+        n_more = _enlarge(problem) if n_more is None else n_more
         # The blocks of a blur are sums of positive numbers, and λ is not tiny.
         is_safe = problem.runs_in_own_precision and problem.lam > 0 and has_one_sign(taps)
         wide = taps if is_safe else to_float64(taps)
-        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, n_more=n_more)
         self._torus = places.torus
         self._input_shape = operator.input_shape
         self._runs_on = not operator.boundary.is_zero
@@ -82,7 +89,8 @@ class StripSystem:
         if system.kinds:
             self._rows = BandSolver(system, blocks, axis=0)
             self._columns = BandSolver(system, blocks, axis=1)
-        self._crossing = _crossing(problem)
+        self._crossing = _crossing(problem, n_more)
+        self._lam = problem.lam
 
     def solve(
         self, residual: Tensor | None, gradient: Tensor | None, log: GradientLog, *, closes: bool = False
@@ -119,24 +127,50 @@ class StripSystem:
         height, width = self._places.output_size
         return field[..., :height, :width].to(g.dtype).reshape(*g.shape[:-3], field.shape[-3], height, width)
 
+    def approximate(self, gradient: Tensor, log: GradientLog) -> Tensor:
+        """Solve (AᴴA + μLᴴL) x = gradient to about a hundredth, by two FFTs and a small image; see `solve`."""
+        if self._crossing is None or not self._system.kinds or self._lam < ROUGH_LAMBDA:
+            return self.solve(None, gradient, log)
+        inputs = self._transform(gradient / self._sigma)
+        rows, columns = ([-values for values in part] for part in self._system.read(None, inputs))
+        outputs, others = self._system.spectra(*self._solve_bands(rows, columns, self._crossing))
+        image = self._to_image(self._system.image(outputs, _add(inputs, others)))
+        return image.to(gradient.dtype).reshape(gradient.shape)
+
+    def _solve_bands(self, rows: Part, columns: Part, small: StripSystem) -> tuple[Part, Part]:
+        """Solve each band as if it were closed, and add what their crossing changes in a small image."""
+        corners = self._corners(rows, 1), self._corners(columns, 0)
+        goal = ROUGH_ACCURACY * torch.stack([small._pack(part).norm(dim=-1) for part in corners]).norm(dim=0)
+        solved = self._close_bands(rows, columns)
+        exact = small._solve_border(*corners, _until(goal))
+        for axis, part, with_crossing, without in zip((1, 0), solved, exact, small._close_bands(*corners), strict=True):
+            self._add_corners(part, [a - b for a, b in zip(with_crossing, without, strict=True)], axis)
+        return solved
+
+    def _close_bands(self, rows: Part, columns: Part) -> tuple[Part, Part]:
+        return self._rows.solve(rows), self._unpack(self._sign * self._close(self._pack(columns)))
+
     def _complete(
         self, outputs: Tensor | None, inputs: Tensor | None, batch: tuple[int, ...], log: GradientLog
     ) -> tuple[Tensor | None, Tensor | None]:
         right_rows, right_columns = ([-values for values in part] for part in self._system.read(outputs, inputs))
-        first_rows = self._rows.solve(right_rows)
-        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
 
         def goes_on(remaining: Tensor) -> bool:
             remaining = (self._sigma * remaining).reshape(batch)
             log.add(remaining)
             return not log.is_spent and not synchronize.holds_everywhere(remaining <= log.goal)
 
-        right = self._pack(right_columns) - self._pack(from_rows)
-        columns = self._unpack(torch.zeros_like(right) if log.is_spent else self._iterate(right, goes_on))
-        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
-        rows = [first - second for first, second in zip(first_rows, coupled, strict=True)]
-        added = self._system.spectra(rows, columns)
+        added = self._system.spectra(*self._solve_border(right_rows, right_columns, None if log.is_spent else goes_on))
         return _add(outputs, added[0]), _add(inputs, added[1])
+
+    def _solve_border(self, right_rows: Part, right_columns: Part, watch: Watch | None) -> tuple[Part, Part]:
+        """Solve the system for right-hand sides in both bands; `None` leaves the columns at zero."""
+        first_rows = self._rows.solve(right_rows)
+        from_rows = self._system.read_columns(*self._system.spectra(first_rows, None))
+        right = self._pack(right_columns) - self._pack(from_rows)
+        columns = self._unpack(torch.zeros_like(right) if watch is None else self._iterate(right, watch))
+        coupled = self._rows.solve(self._system.read_rows(*self._system.spectra(None, columns)))
+        return [first - second for first, second in zip(first_rows, coupled, strict=True)], columns
 
     def _iterate(self, right: Tensor, watch: Watch) -> Tensor:
         """Solve for the columns, with the rows eliminated: packed columns in, packed columns out."""
@@ -164,22 +198,29 @@ class StripSystem:
         solved, small = self._close(vector), self._crossing
         if small is None:
             return solved
-        # The lines of the small image are the first and the last ones of the large.
-        n_first, n_skipped = small._torus[0] // 2, self._torus[0] - small._torus[0]
-        parts = [torch.cat([v[..., :n_first, :], v[..., n_first + n_skipped :, :]], -2) for v in self._unpack(vector)]
-        right = small._pack(parts)
-        goal = torch.finfo(right.dtype).eps ** CROSSING_ACCURACY * right.norm(dim=-1)
-        counter = itertools.count(1)
-
-        def goes_on(remaining: Tensor) -> bool:
-            return next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(remaining <= goal)
-
+        right = small._pack(self._corners(self._unpack(vector), 0))
+        is_definite, eps = self._system.is_definite, torch.finfo(right.dtype).eps
+        goal = (eps**CROSSING_ACCURACY if is_definite else CROSSING_ACCURACY_OF_GMRES) * right.norm(dim=-1)
         # The closed band takes the sign of a definite system into account already.
-        change = small._iterate(self._sign * right, goes_on) - small._close(right)
-        for part, added in zip(self._unpack(solved), small._unpack(change), strict=True):
-            part[..., :n_first, :] += added[..., :n_first, :]
-            part[..., n_first + n_skipped :, :] += added[..., n_first:, :]
+        change = small._iterate(self._sign * right, _until(goal)) - small._close(right)
+        self._add_corners(self._unpack(solved), small._unpack(change), 0)
         return solved
+
+    def _corners(self, part: Part, axis: int) -> Part:
+        """Take what the small image has of bands along an axis: the first and the last places of the large one."""
+        return [torch.cat(self._ends(values, axis), dim=axis - 2) for values in part]
+
+    def _add_corners(self, part: Part, added: Part, axis: int) -> None:
+        for values, more in zip(part, added, strict=True):
+            first, last = self._ends(values, axis)
+            first += more.narrow(axis - 2, 0, first.shape[axis - 2])
+            last += more.narrow(axis - 2, first.shape[axis - 2], last.shape[axis - 2])
+
+    def _ends(self, values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        assert self._crossing is not None
+        n_small, dim = self._crossing._torus[axis], axis - 2
+        begin = n_small // 2 + self._torus[axis] - n_small
+        return values.narrow(dim, 0, n_small // 2), values.narrow(dim, begin, values.shape[dim] - begin)
 
     def _close(self, vector: Tensor) -> Tensor:
         height = self._torus[0]
@@ -193,7 +234,8 @@ class StripSystem:
         return torch.fft.rfft2(flat.to(self._dtype), s=self._torus)
 
     def _to_image(self, spectrum: Tensor) -> Tensor:
-        return self._places.crop_image(torch.fft.irfft2(spectrum, s=self._torus)) / self._sigma
+        _, height, width = self._input_shape
+        return torch.fft.irfft2(spectrum, s=self._torus)[..., :height, :width] / self._sigma
 
     def _pack(self, columns: Part) -> Tensor:
         return torch.cat([part.flatten(-3) for part in columns], dim=-1)
@@ -214,7 +256,26 @@ def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | No
     return b.mul_(factor) if a is None else a.add_(b, alpha=factor)
 
 
-def _crossing(problem: TikhonovProblem) -> StripSystem | None:
+def _enlarge(problem: TikhonovProblem) -> Size:
+    """Count the pixels that a torus needs more to have fast lengths; none where it may not change.
+
+    Differences between pixels that nothing determines would make the system singular.
+    """
+    operator = problem.operator
+    torus = TorusLayout.plan(operator.geometry, operator.boundary).torus
+    is_free = operator.boundary.is_unknown and find_penalty(problem.penalty).takes_differences
+    if problem.lam == 0 or is_free or operator.boundary.is_periodic:
+        return (0,) * len(torus)
+    return tuple(near_fast_size(n) - n for n in torus)
+
+
+def _until(goal: Tensor) -> Watch:
+    """Let the small image iterate until its residual reaches a goal."""
+    counter = itertools.count(1)
+    return lambda left: next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(left <= goal)
+
+
+def _crossing(problem: TikhonovProblem, n_more: Size) -> StripSystem | None:
     """Build the same system for a small image; `None` if the image is not much larger, or for λ = 0."""
     operator, geometry = problem.operator, problem.operator.geometry
     length = CROSSING + 8 * max(geometry.kernel_size)
@@ -223,7 +284,7 @@ def _crossing(problem: TikhonovProblem) -> StripSystem | None:
         return None
     small = Geometry((length, length), geometry.kernel_size, geometry.pads)
     operator = Convolution.of_geometry(operator.kernel, small, operator.boundary)
-    return StripSystem(replace(problem, operator=operator, known_sigma_max=problem.sigma_max))
+    return StripSystem(replace(problem, operator=operator, known_sigma_max=problem.sigma_max), n_more)
 
 
 def _narrow_blocks(

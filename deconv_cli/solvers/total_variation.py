@@ -31,10 +31,6 @@ from deconv_cli.vocabulary import Size
 
 # How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
-# The default: a certificate, and how far a step may change the estimate, relative to its contrast. Chosen on a gray
-# photograph under two blurs and two noises, which lost 0.04 dB at most by it; judged on others.
-DEFAULT_TOLERANCE = 1e-2
-DEFAULT_CHANGE = 5e-4
 # The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.
 SEARCH_TOLERANCE = 1e-3
 SEARCH_ACCURACY = 0.01
@@ -83,7 +79,8 @@ class TotalVariationEstimator(Estimator):
         kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
-            the estimate by less than 5e-4 of its contrast and the certificate is at most 1e-2. If `iterations` and
+            the estimate by less than 2e-3 of its contrast and the certificate is at most 2e-2 (5e-4 and 1e-2 for
+            stacks). If `iterations` and
             `rho` are given, a pixel of the estimate depends only on data near it.
         weight: w > 0, in the unit of the samples; `None` finds one for a whole batch, under which ‖Ax − y‖² is that of
             the noise (Morozov's discrepancy principle); it fails if the noise estimate is too small.
@@ -108,7 +105,6 @@ class TotalVariationEstimator(Estimator):
         _check(self.operator, settings, weight, noise)
         self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
-        self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         reason = "the alternating direction method of multipliers inverts by it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
@@ -118,6 +114,7 @@ class TotalVariationEstimator(Estimator):
         self.choice = Choice(method, reason)
         layout = TorusLayout.plan(self.geometry, self.operator.boundary)
         self._admm = MaskedAdmm if method == "slab" and layout.n_tied == 0 else Admm
+        self.tolerance = self._admm.default_tolerance if settings.tolerance is None else settings.tolerance
         cost = find_solver(method).cost(problem)
         is_on_torus = self._admm is MaskedAdmm
         n_images = N_IMAGES_ON_TORUS if is_on_torus else N_IMAGES
@@ -139,7 +136,7 @@ class TotalVariationEstimator(Estimator):
             check_noise(data, self.noise)
         admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
-        change = DEFAULT_CHANGE if self.settings.tolerance is None else math.inf
+        change = admm.default_change if self.settings.tolerance is None else math.inf
         explains_noise, n_steps = True, self.settings.iterations
         if self.weight is not None:
             weight = self.weight / unit

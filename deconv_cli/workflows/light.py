@@ -62,7 +62,7 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
         return None
     window = tuple(min(n, _TILE) for n in size)
     start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
-    images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0].float(), start, window)
+    images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0], start, window).float()
     middle, found = images.shape[0] // 2, {}
     kernel = replace(kernel, taps=kernel.taps.detach().to(images))
     extension = PeriodicExtension(kernel, window, boundary="unknown", penalty="gradient")

@@ -25,7 +25,7 @@ from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop
+from deconv_cli.operators.axes import accumulation_dtype, crop
 from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
@@ -61,6 +61,8 @@ LEAST_LAMBDA = 1e-3
 """λ of the inverse that diagnoses an estimate which is not linear in the data, if no λ was chosen from them."""
 EIGHT_BITS = 255
 """White of samples whose rounding and compression are a large part of the noise, and vary with the light."""
+MAX_COLUMNS = 256
+"""Columns of a picture whose error in samples is added up at a time."""
 
 Steps = tuple[float, ...]
 """Distance of neighboring values that a sample can have, one for all channels or for each; 0 for any value."""
@@ -172,10 +174,14 @@ class Pipeline:
             return result
         predicted, image = result.predicted_error, result.image
         if predicted is not None and result.settings.is_linear:
-            # A file holds nothing below black, where the curve is steepest, or above white.
-            ends = [curve.to_stored(image.detach() + sign * predicted.map, n_axes) for sign in (-1, 1)]
-            low, high = (end.clamp(0, curve.white) for end in ends)
-            size = synchronize.as_number((high - low).square().mean().sqrt()) / 2
+            # A file holds nothing below black, where the curve is steepest, or above white. By parts, to save memory.
+            squares, parts = 0.0, (field.split(MAX_COLUMNS, -1) for field in (image.detach(), predicted.map))
+            for part, spread in zip(*parts, strict=True):
+                low, high = (
+                    curve.to_stored(end, n_axes).clamp(0, curve.white) for end in (part - spread, part + spread)
+                )
+                squares += synchronize.as_number((high - low).square().sum(dtype=accumulation_dtype(part)))
+            size = math.sqrt(squares / image.numel()) / 2
             predicted = replace(predicted, in_samples=size)
         return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 

@@ -99,3 +99,18 @@ def test_factors_of_the_unknowns_are_applied_on_a_few_lines_alone():
     with Counted(42 * 22) as operations:
         system.read_rows(*system.spectra(None, columns))
     assert operations.n <= 14
+
+
+@pytest.mark.parametrize(("boundary", "n_kinds"), [("unknown", 3), ("reflect", 4)])
+def test_an_approximate_solve_passes_once_over_the_border_of_a_large_image(monkeypatch, boundary, n_kinds):
+    taps = random((1, 1, 3, 3), seed=3).abs()
+    options = {"boundary": boundary, "lam": 1e-2, "penalty": "gradient", "dtype": "float64"}
+    inverse = PseudoInverse(Kernel.from_tensor(taps), (640, 620), ResolvedSettings(**options))._inverse
+    g = random(inverse.problem.operator.input_shape, seed=4)
+    placed = []
+    spectrum = bands.BandGroup.spectrum
+    monkeypatch.setattr(bands.BandGroup, "spectrum", lambda self, *v: placed.append(self.torus) or spectrum(self, *v))
+    x = inverse.approximate_normal(g)
+    assert sum(max(torus) > 600 for torus in placed) == n_kinds
+    left = g - inverse.problem.operator.adjoint(inverse.problem.operator.forward(x)) - inverse.problem.penalty_gram(x)
+    assert left.norm() <= 0.02 * g.norm()
