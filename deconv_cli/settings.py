@@ -7,6 +7,7 @@ value for everything.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -210,6 +211,17 @@ class ReconstructionSettings(ShownInNotebook):
         return self.objective == "quadratic"
 
     @property
+    def predicts(self) -> bool:
+        """Whether the error of the estimate can be predicted."""
+        return self.objective in ("quadratic", "photo")
+
+    @property
+    def objective_name(self) -> str:
+        """What is minimized, or by which method, in words."""
+        names = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}
+        return names.get(self.objective, f"prior {self.objective}")
+
+    @property
     def takes_bounds(self) -> bool:
         """Whether full samples may count as lower bounds."""
         return self.objective in ("quadratic", "photo")
@@ -346,18 +358,16 @@ class ReconstructionSettings(ShownInNotebook):
             takes_none = "penalty identity"
         if self.spacing is not None and takes_none:
             raise UsageError(f"spacing divides differences between pixels, but {takes_none} takes none; leave it out.")
-        name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
-            objective, f"prior {objective}"
-        )
+        name = self.objective_name
         if not self.is_linear and self.rcond is not None:
             raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
-        if self.predict and not (self.is_linear or objective == "photo"):
+        if self.predict and not self.predicts:
             raise UsageError(
-                "only the priors quadratic and photo predict an error, so a page, an error map, a trust mask and a "
-                f"truth do not go with {name}; leave them out, or use one of these priors."
+                "only the priors quadratic and photo predict an error, so an error map, a trust mask and a truth do "
+                f"not go with {name}; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
@@ -480,11 +490,16 @@ _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 
 
 def with_options(sentence: str) -> str:
-    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
+    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on.
+
+    Words of other programs, which stand in “these quotation marks”, stay as they are.
+    """
     words = sentence.split(" ")
     if len(words) > 1 and words[1] in _VERBS:
         words[0] = _SETTINGS.get(words[0], words[0])
-    return " ".join(map(_as_typed, words))
+    parts = re.split("(“[^”]*”)", " ".join(words))
+    parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
+    return "".join(parts)
 
 
 def _as_typed(word: str) -> str:

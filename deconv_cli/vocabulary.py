@@ -219,6 +219,9 @@ def format_spacing(spacing: Sequence[float]) -> str:
     return f"{' × '.join(f'{distance:.4g}' for distance in spacing)} µm"
 
 
+COUNTED = "for images and solving, beside Python and torch"
+"""What `max_memory` counts, for the sentences that refuse."""
+
 MEMORY_UNITS = {
     "b": 1,
     **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
@@ -301,9 +304,9 @@ def package_version(package: str) -> str:
         return "not installed"
 
 
-def counted(n: int | str, word: str) -> str:
-    """Write a count, a number or its digits, with its noun: `1 step`, `2 steps`."""
-    return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
+def counted(n: int | str, word: str, words: str = "") -> str:
+    """Write a count, a number or its digits, with its noun: `1 step`, `2 steps`; `words` is an unusual plural."""
+    return f"{n} {word}" if str(n) == "1" else f"{n} {words or f'{word}s'}"
 
 
 def format_percent(share: float, n_digits: int = 2) -> str:

@@ -1,5 +1,6 @@
 """The command answers at once: help and version load nothing heavy, and print plain text where no terminal is."""
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import tifffile
 from PIL import Image
 
 import deconv_cli
+from deconv_cli.commands.app import ErrorBoundary, KernelGroup
 
 HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil", "matplotlib", "jinja2"]
 
@@ -88,6 +90,12 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded():
     assert loaded == []
 
 
+def test_the_list_of_commands_loads_none_of_them():
+    done = python("-X", "importtime", "-m", "deconv_cli", "--help")
+    assert b"deconv_cli.commands.app" in done.stderr
+    assert b"deconv_cli.commands.option_groups" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["forward", "invert"])
 def test_a_missing_input_is_refused_before_torch_is_loaded(tmp_path, command):
     missing = tmp_path / "y.npy"
@@ -130,6 +138,13 @@ def test_help_fits_eighty_columns_and_is_plain_text(args):
     assert any("Usage: deconv" in line for line in lines)
     assert [line for line in lines if len(line) > 80] == []
     assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("group", [ErrorBoundary, KernelGroup])
+def test_the_list_of_commands_has_the_first_sentence_of_each_help(group):
+    for name, (module, function, _, sentence) in group.places.items():
+        command = getattr(importlib.import_module(f"deconv_cli.commands.{module}"), function)
+        assert command.__doc__.partition("\n")[0] == sentence, name
 
 
 def test_every_command_shows_an_example():

@@ -300,6 +300,7 @@ class BlockRestoration:
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
+        notes += extra.notes(found.settings)
         return BlockInvertRun(
             kernel=large.loaded.source,
             notes=notes,

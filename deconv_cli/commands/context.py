@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import Environment, InvertRun
+    from deconv_cli.settings import ReconstructionSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +130,15 @@ class ExtraOutputs:
     error_map: Path | None
     trust_mask: Path | None
 
-    @property
-    def need_prediction(self) -> bool:
-        """Whether the error has to be predicted."""
-        return self.page is not None or self.is_prediction_kept
+    def need_prediction(self, settings: ReconstructionSettings) -> bool:
+        """Return whether the error has to be predicted; a page does without it if it cannot be."""
+        return self.is_prediction_kept or (self.page is not None and settings.predicts)
+
+    def notes(self, settings: ReconstructionSettings) -> tuple[str, ...]:
+        """Say why a page shows no expected error, if so."""
+        if self.page is None or settings.predicts:
+            return ()
+        return (f"{settings.objective_name} predicts no error, so the page shows none",)
 
     @property
     def is_prediction_kept(self) -> bool:

@@ -51,7 +51,7 @@ def fisher(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Average squared per-sample gradients: the diagonal of a Fisher matrix, in evaluation mode, over all samples."""
+    """Average squared per-sample gradients over all data: the diagonal of a Fisher matrix, in evaluation mode."""
     typed = typed_options(invocation)
     refuse_idle(typed, batch_axis=0)
     if "draws" in typed and kind is not FisherKind.SAMPLED:
@@ -106,7 +106,7 @@ def _write(
             )
     except RuntimeError as error:
         raise UsageError(
-            f"'{path}' was not written: the model cannot be differentiated by samples ({first_line(error)})."
+            f"'{path}' was not written: the model cannot be differentiated by samples (“{first_line(error)}”)."
         ) from error
     record = {
         "schema": 1,

@@ -223,7 +223,7 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
         return subject.output()
     except Exception as error:
         raise UsageError(
-            f"the model cannot be run on these inputs ({type(error).__name__}: {first_line(error)}); check "
+            f"the model cannot be run on these inputs ({type(error).__name__}: “{first_line(error)}”); check "
             "--input-shape and --data."
         ) from error
 

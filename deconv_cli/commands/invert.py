@@ -101,7 +101,8 @@ def invert(
     extra = ExtraOutputs(report, truth, error_map, trust_mask)
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
-    wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
+    predicts = chain is None and extra.need_prediction(ReconstructionSettings.trusted(**settings))
+    wanted = settings | ({"predict": True} if predicts else {})
     # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}

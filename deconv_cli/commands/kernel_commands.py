@@ -120,7 +120,7 @@ def estimate(
         rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
     written = output if found.found or free else None
     record["output"] = None if written is None else str(written)
-    write_kernel(written, taps, record)
+    write_kernel(written, taps, record, 2)
     rival = close_rival(found)
     notes = [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
@@ -150,7 +150,7 @@ def align(
     output: OutputFile = None,
     light: LightOption = "auto",
 ) -> None:
-    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
+    """Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it."""
     from deconv_cli.commands.loaded_kernel import load_kernels
     from deconv_cli.io import read_image
     from deconv_cli.kernels.blind.blurred_picture import align_kernel
@@ -181,7 +181,7 @@ def align(
         "log_likelihood_ratio": found.evidence,
         "output": None if output is None else str(output),
     }
-    write_kernel(output, found.taps, record)
+    write_kernel(output, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     rows = [
         ("kernel", sentence),

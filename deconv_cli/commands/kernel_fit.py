@@ -123,15 +123,15 @@ def fit(
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
     from deconv_cli.workflows.fit_kernel import fit_kernel
 
-    named = _list_pairs(pairs)
+    named, taps_size = _list_pairs(pairs), parse_size(size)
+    n_axes, choices = len(taps_size), options.choices()
     for path in (output, errors):
-        check_kernel_output(path, named[0][0], force=printed.force)
+        is_picture = n_axes > 1 and options.channels != "mix"
+        check_kernel_output(path, named[0][0], force=printed.force, is_picture=is_picture)
     if output is not None and errors is not None and output.resolve() == errors.resolve():
         raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    taps_size = parse_size(size)
-    n_axes, choices = len(taps_size), options.choices()
     read = [options.read(pair, n_axes) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
@@ -154,7 +154,7 @@ def fit(
     }
     for path, values in ((output, found.taps), (errors, found.errors)):
         if values is not None:
-            write_kernel(path, values, record | {"loss": Path(loss).name})
+            write_kernel(path, values, record | {"loss": Path(loss).name}, n_axes)
     rows, lines = _rows(found, light, loss), describe_warnings(caught)
     print_kernel(printed, str(named[0][1]), rows, lines, found.taps, record, output)
     for doubt in doubts or [_CUT] * is_cut:

@@ -286,7 +286,7 @@ SETTINGS_OPTIONS = {
         ),
         max_iterations=SettingOption("Iterations at most. Default: 2000.", kind=int, least=1),
         max_memory=SettingOption(
-            "Memory that the solution may take, such as 8GiB or 500MB, beside about 400 MB of Python and torch. "
+            "Memory for images and solving, such as 8GiB or 500MB; Python and torch take 300 to 400 MB beside it. "
             "Default: what is free, and half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,

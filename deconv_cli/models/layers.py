@@ -185,7 +185,7 @@ def _only_kernel(opened: TensorFile) -> str:
     if len(candidates) == 1:
         return candidates[0]
     listed = {name: opened.shapes[name] for name in candidates} or opened.shapes
-    raise MalformedInputError(
+    raise UsageError(
         f"'{opened.path}' should hold one kernel, but holds {describe_tensors(listed)}; choose one with layer=\"NAME\"."
     )
 

@@ -148,7 +148,7 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--family", "disc"], "perhaps disk was meant"),
         (
             ["kernel", "estimate", str(SAMPLES / "camera.png"), "-o", "k.png"],
-            "written as .safetensors, .pt, .npy or .npz",
+            "written as .tif, .safetensors, .pt, .npy or .npz",
         ),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimat"], "perhaps --kernel estimate was meant"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps --kernel microscope was meant"),
