@@ -33,6 +33,7 @@ from deconv_cli.vocabulary import (
     format_padding,
     is_whole,
     parse_word,
+    shortened,
 )
 
 MAX_ITERATIONS = 2000
@@ -280,7 +281,7 @@ class ReconstructionSettings(ShownInNotebook):
         if isinstance(self.lam, tuple) and not self._is_resolved and self.lam:
             self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
         else:
-            self._take("lam", Real, wanted, lambda v: v >= 0)
+            self._take("lam", Real, f"{wanted}, or one for each channel", lambda v: v >= 0)
         given: object = self.noise_sigma
         if given == "auto":
             self._set("noise_sigma", None)
@@ -323,7 +324,7 @@ class ReconstructionSettings(ShownInNotebook):
     def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not holds(value):
-            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
+            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {shortened(repr(value))}.")
         return int(value) if kind is Integral else float(value)
 
     def _check_together(self) -> None:

@@ -165,7 +165,7 @@ def fit_kernel(
         raise UsageError(
             "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
         )
-    if lam is not None and not (math.isfinite(lam) and lam > 0):
+    if lam is not None and not (isinstance(lam, int | float) and math.isfinite(lam) and lam > 0):
         raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
     groups = _group_pairs(pairs, size, channels, as_rule(boundary))
     n_inputs = groups[0][0].wide.shape[0]
