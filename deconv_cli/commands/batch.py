@@ -40,12 +40,7 @@ N_NAMED = 20
 
 
 class Batch:
-    """A run of one command over its inputs; the manifest records the settings of the command as it was typed.
-
-    Raises:
-        UsageError: the manifest exists already, or --show or --verbose is given with workers.
-        DeconvError: the manifest cannot be read or written.
-    """
+    """A run of one command over its inputs. A manifest that cannot be used is a `DeconvError`."""
 
     def __init__(
         self,
@@ -301,11 +296,7 @@ class BatchTask:
         return vars(self) | {"_process": None}
 
     def __call__(self, number: int) -> JobResult:
-        """Read, process and write the input of one job; the result holds no image.
-
-        Raises:
-            Exception: whatever failed; the scheduler decides whether to try again.
-        """
+        """Read, process and write the input of one job; the result holds no image. Whatever fails is raised."""
         with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
             if self._process is None:
                 self._process = self._work.open()

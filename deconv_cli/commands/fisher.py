@@ -78,11 +78,7 @@ def fisher(
 def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Average over all samples, and write the diagonal with the names of the state dict.
-
-    Raises:
-        UsageError: the model cannot be differentiated by samples.
-    """
+    """Average over all samples, and write the diagonal with the names of the state dict."""
     from deconv_cli.gradients.findings import first_line
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.codecs.safetensors_file import write_tensors

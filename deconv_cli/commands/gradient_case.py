@@ -212,11 +212,7 @@ def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Modul
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
-    """Run the model once, with a graph, because forward may take gradients itself.
-
-    Raises:
-        UsageError: it fails.
-    """
+    """Run the model once, with a graph, because forward may take gradients itself; a failure is a `UsageError`."""
     from deconv_cli.gradients.findings import first_line
 
     try:

@@ -296,11 +296,7 @@ def _value(value: Any) -> str:  # noqa: ANN401
 
 
 def _check_plain(read: KernelFile) -> None:
-    """Refuse a layer with more than taps: the taps alone do not decide its spectrum and borders.
-
-    Raises:
-        ShapeError: the layer is not a plain convolution, or its bias does not fit.
-    """
+    """Refuse, by `ShapeError`, a layer with more than taps: they alone do not decide its spectrum and borders."""
     from deconv_cli.commands.loaded_kernel import recorded_by_model
 
     if read.geometry and not (layer := recorded_by_model(read.geometry).layer).is_plain:

@@ -153,11 +153,7 @@ def _has_earlier(target: Path) -> bool:
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse options that contradict a factor, or repeat it.
-
-    Raises:
-        UsageError: names those that were typed.
-    """
+    """Refuse, by `UsageError`, typed options that contradict a factor, or repeat it."""
     if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
         raise UsageError(
             "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
@@ -298,11 +294,7 @@ class InvertWork(Work):
         return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
 
     def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Find the kernel of one picture, and restore it.
-
-        Raises:
-            UntrustworthyResultError: the picture seems not to be blurred.
-        """
+        """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
         progress.begin("finding the kernel")
@@ -319,11 +311,7 @@ class InvertWork(Work):
 
 
 def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
-    """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
-
-    Raises:
-        UsageError: other kernels are given too, or options that read one.
-    """
+    """Return whether to find the kernel in the picture, unless a file is named `estimate`; refuse other kernels too."""
     if ESTIMATE not in kernels or ESTIMATE.exists():
         return False
     given = [name for name, value in options.as_options().items() if value is not None]

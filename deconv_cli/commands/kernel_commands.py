@@ -192,11 +192,7 @@ def align(
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
-    """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says.
-
-    Raises:
-        UsageError: another word, a file of tensors, or linear light without a known tone curve.
-    """
+    """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says."""
     from deconv_cli.workflows.light import choose_light
     from deconv_cli.workflows.resolution import RecordedConvolution
 
@@ -226,11 +222,7 @@ def close_rival(found: KernelEstimate) -> str | None:
 
 
 def _picture_of(image: ImageFile) -> Tensor:
-    """Return the samples of a file's only picture, shape `(C, H, W)`.
-
-    Raises:
-        UsageError: the file holds several.
-    """
+    """Return the samples of a file's only picture, shape `(C, H, W)`; several are a `UsageError`."""
     if len(image.values) > 1:
         raise UsageError(
             f"a blur is found in one picture, but '{image.path}' holds {len(image.values)} (axes {image.axes}); write "

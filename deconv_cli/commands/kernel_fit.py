@@ -209,11 +209,7 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
 
 
 def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
-    """Match sharp and blurred files: files by their order, and those of two folders by their names.
-
-    Raises:
-        UsageError: an odd number of them, or a file without its partner.
-    """
+    """Match sharp and blurred files: files by their order, and those of two folders by their names."""
     if len(paths) % 2:
         raise UsageError(
             f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; add the missing "

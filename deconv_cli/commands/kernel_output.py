@@ -51,11 +51,7 @@ class AnswerOptions:
 
 
 def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
-    """Read numbers for the axes, as many as one of `counts`; messages call the option `name`.
-
-    Raises:
-        UsageError: another count, or no numbers of this kind.
-    """
+    """Read as many numbers as one of `counts`, for the axes; else raise a `UsageError` about the option `name`."""
     try:
         found = tuple(kind(part) for part in text.split(","))
     except ValueError:
@@ -67,11 +63,7 @@ def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]
 
 
 def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_picture: bool = True) -> None:
-    """Check that a kernel can be written to a file, before anything is computed.
-
-    Raises:
-        UsageError: it cannot, as one that is no picture cannot be a TIFF, or the file exists and `force` is not given.
-    """
+    """Refuse, by `UsageError`, a file that exists or cannot hold a kernel; a TIFF holds those that are pictures."""
     from deconv_cli.io.codec import codec_named, codec_of_suffix
     from deconv_cli.io.output import check_output_files
     from deconv_cli.io.tensors import TensorCodec

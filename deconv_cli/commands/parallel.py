@@ -157,11 +157,7 @@ class Work(ABC):
         return self
 
     def refuse_existing(self, job: Job) -> None:
-        """Refuse a job whose output exists, before it is given to a worker.
-
-        Raises:
-            DeconvError: it exists, or cannot be written there.
-        """
+        """Refuse, by `DeconvError`, a job whose output exists, before it is given to a worker."""
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.io.output import check_output_files
 
@@ -170,11 +166,7 @@ class Work(ABC):
 
     @abstractmethod
     def open(self) -> Process:
-        """Prepare what all inputs share, such as the kernel.
-
-        Raises:
-            DeconvError: the kernel, the model or the factor cannot be read.
-        """
+        """Prepare what all inputs share, such as the kernel; a file that cannot be read is a `DeconvError`."""
 
 
 def is_large(path: Path) -> bool:

@@ -310,9 +310,5 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
 
 
 def read_settings(typed: SettingValues) -> SettingValues:
-    """Read the typed settings.
-
-    Raises:
-        UsageError: a text that is no value of its setting.
-    """
+    """Read the typed settings; a text that is no value of its setting is a `UsageError`."""
     return {name: SETTINGS_OPTIONS[name].read(value) for name, value in typed.items() if value is not None}

@@ -82,11 +82,7 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
 
 
 def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
-    """Read the arguments of a model's class.
-
-    Raises:
-        UsageError: the text is neither a JSON object nor a list.
-    """
+    """Read the arguments of a model's class: a JSON object or a list; else raise a `UsageError`."""
     if text is None:
         return None
     try:
