@@ -191,9 +191,9 @@ def parse_numbers(text: str) -> Any:  # noqa: ANN401
 
 def parse_size(text: str) -> Size:
     """Read a size as typed, `N` for signals, `H,W` for pictures, `D,H,W` for stacks; else raise a `UsageError`."""
-    parts = text.split(",")
-    size = tuple(int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII))
-    if len(size) != len(parts) or len(size) > 3 or min(size) < 1:
+    read = parse_numbers(text)
+    size = read if isinstance(read, tuple) else (read,)
+    if len(size) > 3 or not all(isinstance(n, int) and n >= 1 for n in size):
         raise UsageError(
             f"a size must be positive whole numbers of pixels, N, H,W or D,H,W, but is '{shortened(text)}'."
         )

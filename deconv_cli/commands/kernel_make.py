@@ -13,7 +13,7 @@ from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     OutputFile,
     check_kernel_output,
-    parse_numbers,
+    numbers_of_axes,
     print_kernel,
     without_paths,
     write_kernel,
@@ -70,13 +70,13 @@ def make(
     from deconv_cli.kernels.sources.kernel_source import transform_error
 
     check_kernel_output(output, Path.cwd(), force=printed.force, is_picture=not signal)
-    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
     if steps is None and has_units(words):
         raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
     if steps is not None and not has_units(words):
         raise UsageError("--spacing is for lengths in nm, um or mm, but the formula has none; leave it out.")
     dimensions = 1 if signal else None
-    wanted = None if size is None else parse_numbers(size, "--size", (1, 2, 3), int)
+    wanted = None if size is None else numbers_of_axes(size, "--size", (1, 2, 3), int)
     taps = make_kernel(
         words, spacing=steps, dimensions=dimensions, size=wanted[0] if wanted and len(wanted) == 1 else wanted
     )
@@ -219,7 +219,7 @@ def from_beads(
     if channel is None and n_channels > 1:
         raise UsageError(f"'{beads}' holds {n_channels} channels; choose one with --channel N.")
     samples = image.values[0, _checked_channel(channel or 0, n_channels)]
-    steps = image.spacing if spacing is None else parse_numbers(spacing, "--spacing", (samples.ndim,), float)
+    steps = image.spacing if spacing is None else numbers_of_axes(spacing, "--spacing", (samples.ndim,), float)
     limits = limits_of(samples, image.dtype)
     found = psf_from_beads(
         samples,
@@ -289,7 +289,7 @@ def microscope(
     read = None if image is None else read_image(image)
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)
-    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
     microscopes, assumed = describe_optics(read, read_words(f"microscope:{words}"), steps)
     chosen = microscopes[_checked_channel(channel, len(microscopes))]
     n_axes = len(chosen.spacing)
@@ -329,7 +329,7 @@ def _checked_channel(channel: int, n_channels: int) -> int:
 
 def _parse_size(text: str, n_axes: int) -> tuple[int, ...]:
     """Read `--size`: a number for each axis, or only the planes of a stack."""
-    return parse_numbers(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
+    return numbers_of_axes(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
 
 
 def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from deconv_cli.commands.console import print_answer, print_document, print_note, print_table
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption, option
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import shortened
+from deconv_cli.vocabulary import parse_numbers, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,16 +50,14 @@ class AnswerOptions:
     quiet: QuietOption = False
 
 
-def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
+def numbers_of_axes(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
     """Read as many numbers as one of `counts`, for the axes; else raise a `UsageError` about the option `name`."""
-    try:
-        found = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) not in counts:
+    read = parse_numbers(text)
+    found = read if isinstance(read, tuple) else (read,)
+    if len(found) not in counts or not all(isinstance(n, int | kind) for n in found):
         wanted = " or ".join(map(str, counts))
         raise UsageError(f"{name} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
-    return found
+    return tuple(map(kind, found))
 
 
 def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_picture: bool = True) -> None:

@@ -260,7 +260,7 @@ _OF_ALL = {
     "WRONG": "a hand-written backward is wrong",
 }
 """Faults of the model as a whole, in plain words."""
-_SLOWING = ("LOSS INPUT", "ACCUMULATED", "CLIPPING", "BATCH-LEAK")
+_SLOWING = ("LOSS INPUT", "ACCUMULATED", "CLIPPING")
 """Faults under which the loss still falls."""
 
 

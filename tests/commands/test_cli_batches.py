@@ -141,13 +141,10 @@ def test_the_output_dtype_is_as_asked_and_said(deconv, photograph, gentle, tmp_p
     assert "clipped to 0 to 255" in note
 
 
-def test_a_note_on_several_files_is_printed_once_and_counts_them(deconv, gray, gentle, tmp_path):
+def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):
     for name in "abc":
         shutil.copy(gray, tmp_path / f"{name}.png")
     inputs = [tmp_path / f"{name}.png" for name in "abc"]
-    done = deconv("forward", *inputs, "-k", gentle, "-o", tmp_path / "out", "--noise", "gaussian:200")
-    (rounded,) = [line for line in done.stderr.splitlines() if "rounded to uint8" in line]
-    assert rounded.startswith(f"note: {inputs[0]} and 2 more files: rounded")
     words = ["invert", *inputs, "-k", "disk:9", "--lambda", "0", "-o", tmp_path / "bad", "--prior", "quadratic", "-q"]
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert all(line.startswith(f"warning: {', '.join(map(str, inputs))}: ") for line in done.stderr.splitlines())
