@@ -83,6 +83,12 @@ class Batch:
         self._skipped = [job.source for job in jobs if is_skipped[job.number]]
         try:
             self._work_off([job for job in jobs if not is_skipped[job.number]], work)
+        except KeyboardInterrupt:
+            option = "--skip-existing" if self._manifest is None else "--resume"
+            if len(jobs) > 1 and not self._printed.quiet:
+                done = f"{self._n_done} of {counted(len(jobs), 'input')} were done"
+                print_note(f"{done}; the same command with {option} goes on with the others.")
+            raise
         finally:
             self._print_told()
             if self._manifest is not None:

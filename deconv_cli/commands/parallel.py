@@ -275,7 +275,8 @@ def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: Progr
 def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf, cores: SharedCores) -> AllDone:
     """Read, work on and write several jobs at once, each in a thread; a large one alone, in this thread.
 
-    Interrupted, it begins nothing more and waits for the jobs under way: their progress tells them to end.
+    Interrupted, it begins nothing more, waits for the jobs under way, which their progress tells to end, and yields
+    those that were finished.
 
     Args:
         jobs: what to do.
@@ -298,6 +299,11 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
                 behind.append(pool.submit(_done_lightly, job, read, process, progress_of, cores.lent))
                 yield from _drained(behind, N_WAITING * cores.n_places)
         yield from _drained(behind, 0)
+    except KeyboardInterrupt:
+        cores.close()
+        pool.shutdown(cancel_futures=True)
+        yield from (one.result() for one in behind if not one.cancelled() and one.exception() is None)
+        raise
     finally:
         cores.close()
         pool.shutdown(cancel_futures=True)

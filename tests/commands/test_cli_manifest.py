@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,20 +139,24 @@ def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     assert [line["output_sha256"] for line in again] == [line["output_sha256"] for line in lines]
 
 
-def test_an_interrupted_run_replaces_the_file_that_it_had_written(run, frames, monkeypatch):
+def test_an_interrupted_run_keeps_what_is_finished_and_replaces_what_is_not(run, frames, monkeypatch):
     mend(frames)
-    write = PreparedOutput.write
+    write, third = PreparedOutput.write, threading.Event()
 
     def interrupted(self, record):
         write(self, record)
-        if self.path.name == "2.npy":
+        if self.path.name == "10.npy":
+            third.set()
+        elif self.path.name == "2.npy":
+            assert third.wait(60)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(PreparedOutput, "write", interrupted)
-        run(expect=ExitCode.INTERRUPTED, prints=False)
+        _, lines = run(expect=ExitCode.INTERRUPTED, prints=False)
+    assert [line["status"] for line in lines] == ["done", "begun", "done"]
     report, lines = run("--resume", expect=ExitCode.SUCCESS)
-    assert report["skipped"] == [str(frames / "1.npy")]
+    assert report["skipped"] == [str(frames / "1.npy"), str(frames / "10.npy")]
     assert [line["status"] for line in lines] == ["done"] * 3
 
 
