@@ -201,8 +201,10 @@ def on_a_terminal(*args, **changes):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_a_terminal_shows_errors_in_color():
-    assert b"\x1b[" in on_a_terminal("forward", "missing.png", "--kernel", "missing.npy")
+def test_a_terminal_shows_errors_in_color_unless_no_color_is_set():
+    words = ["forward", "missing.png", "--kernel", "missing.npy"]
+    assert b"\x1b[" in on_a_terminal(*words)
+    assert on_a_terminal(*words, NO_COLOR="1").startswith(b"error: ")
 
 
 def test_help_costs_little_more_than_loading_what_writes_it():

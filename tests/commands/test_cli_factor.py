@@ -187,11 +187,6 @@ def test_what_the_factor_fixes_is_not_said_again(refuses, factor, outputs, tmp_p
     refuses(*words, code=ExitCode.USAGE, says=["--factor fixes", option])
 
 
-def test_neither_kernel_nor_factor(refuses, outputs, tmp_path):
-    words = ["invert", outputs, "-o", tmp_path / "x.npy"]
-    refuses(*words, code=ExitCode.USAGE, says=["--kernel", "--factor"])
-
-
 def test_inputs_that_do_not_fit_are_refused_with_both_numbers(refuses, factor, save, tmp_path):
     output = ["-o", tmp_path / "x.npy"]
     other = save("other", np.ones((3, 13, 15)))
