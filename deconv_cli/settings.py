@@ -468,23 +468,15 @@ class ResolvedSettings(ReconstructionSettings):
         """Nothing to refuse: λ and penalty have a value, whether or not the objective looks at them."""
 
 
-_SETTINGS = {
-    "lambda": "--lambda",
-    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
-    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range", "time_limit")},
-}
+_NAMES = [field.name for field in fields(ReconstructionSettings)]
+_SETTINGS = {"lambda", *_NAMES, "jobs", "cluster", "scheduler", "block_range", "time_limit"}
 """Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
 _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
+_LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {
-    "lam": "--lambda",
-    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
-    "output_dtype": "--output-dtype",
+    **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
     "trusted_sha256": "--trust-file",
     "allowed_globals": "--allow-global",
-    "time_limit": "--time-limit",
-    "batch_axis": "--batch-axis",
-    "batch_size": "--batch-size",
-    "block_size": "--block-size",
 }
 """Arguments that are no English words."""
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
@@ -496,8 +488,8 @@ def with_options(sentence: str) -> str:
     Words of other programs, which stand in “these quotation marks”, stay as they are.
     """
     words = sentence.split(" ")
-    if len(words) > 1 and words[1] in _VERBS:
-        words[0] = _SETTINGS.get(words[0], words[0])
+    if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:
+        words[0] = option_name(words[0])
     parts = re.split("(“[^”]*”)", " ".join(words))
     parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
     return "".join(parts)

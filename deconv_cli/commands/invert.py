@@ -92,8 +92,10 @@ def invert(
     extra.check(jobs, force=files.force or continues)
     refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
     if is_single_kernel and is_one:
+        from deconv_cli.blocks.checkpoint import has_earlier
+
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
-        is_wanted = large.is_cut_anyway or (many.resume and _has_earlier(jobs[0].target))
+        is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
         found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
@@ -122,12 +124,6 @@ def invert(
         resumes=many.resume,
     )
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
-
-
-def _has_earlier(target: Path) -> bool:
-    from deconv_cli.blocks.checkpoint import has_earlier
-
-    return has_earlier(target)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
