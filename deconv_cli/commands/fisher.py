@@ -52,6 +52,8 @@ def fisher(
     quiet: options.QuietOption = False,
 ) -> None:
     """Average squared per-sample gradients over all data: the diagonal of a Fisher matrix, in evaluation mode."""
+    from deconv_cli.io.atomic import check_output_path
+
     typed = typed_options(invocation)
     refuse_idle(typed, batch_axis=0)
     if "draws" in typed and kind is not FisherKind.SAMPLED:
@@ -60,8 +62,7 @@ def fisher(
         )
     if output.suffix != ".safetensors":
         raise UsageError(f"--output: '{output}' should end in .safetensors, which is what is written.")
-    if output.exists() and not force:
-        raise UsageError(f"'{output}' exists; choose another name or pass --force.")
+    check_output_path(output, case_options.data or case_options.file or output.parent, force=force)
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         show("reading the model")
         case = open_case(case_options, typed)

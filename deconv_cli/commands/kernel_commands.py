@@ -10,6 +10,7 @@ import typer
 
 from deconv_cli.commands.console import print_warning
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import refuse_clashes
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     LightOption,
@@ -87,7 +88,8 @@ def estimate(
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     check_kernel_output(output, photo, force=printed.force)
     if map_file is not None:
-        _check_map(map_file, photo, output, force=printed.force)
+        _check_map(map_file, photo, force=printed.force)
+        refuse_clashes([], [photo], [output, map_file])
     image = read_image(photo)
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
@@ -231,14 +233,12 @@ def _picture_of(image: ImageFile) -> Tensor:
     return image.values[0]
 
 
-def _check_map(path: Path, source: Path, output: Path | None, *, force: bool) -> None:
+def _check_map(path: Path, source: Path, *, force: bool) -> None:
     from deconv_cli.io.atomic import check_output_path
 
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
     check_output_path(path, source, force=force)
-    if output is not None and path.resolve() == output.resolve():
-        raise UsageError(f"--map and --output would both be written to '{path}'; give two names.")
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import typer
 
 from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.input_files import expand
+from deconv_cli.commands.input_files import expand, refuse_clashes
 from deconv_cli.commands.kernel_commands import light_of
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
@@ -128,8 +128,7 @@ def fit(
     for path in (output, errors):
         is_picture = n_axes > 1 and options.channels != "mix"
         check_kernel_output(path, named[0][0], force=printed.force, is_picture=is_picture)
-    if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
+    refuse_clashes([], [path for pair in named for path in pair], [output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
     read = [options.read(pair, n_axes) for pair in named]
