@@ -123,7 +123,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     """Read one layer by its name, or the only kernel of a file; return the name of its bias, too.
 
     Raises:
-        UsageError: no layer of this name.
+        UsageError: no layer of this name, or several and no name.
         ShapeError: a weight of one axis or of more than five, or a bias that does not fit it.
         InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no convolution.
     """
