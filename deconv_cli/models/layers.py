@@ -125,7 +125,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     Raises:
         UsageError: no layer of this name, or several and no name.
         ShapeError: a weight of one axis or of more than five, or a bias that does not fit it.
-        InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no convolution.
+        InputRefusedError: unsafe, damaged, or a layer that is no convolution.
     """
     is_torch = isinstance(codec, TorchFile)
     opened, module = open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
