@@ -25,7 +25,7 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import counted, format_percent, format_size, parse_numbers, parse_size
+from deconv_cli.vocabulary import counted, format_percent, format_size, parse_numbers, parse_size, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,8 @@ class PairOptions:
     def choices(self) -> dict[str, Any]:
         """List the arguments of the library's `fit_kernel`."""
         weight = parse_numbers(self.lam)
+        if weight != "auto" and not isinstance(weight, int | float):
+            raise UsageError(f"--lambda must be auto or a positive number, but is '{shortened(self.lam)}'.")
         return {
             "channels": self.channels or "shared",
             "boundary": self.boundary,

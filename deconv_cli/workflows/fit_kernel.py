@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -166,7 +165,7 @@ def fit_kernel(
         raise UsageError(
             "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
         )
-    if lam is not None and not (isinstance(lam, Real) and math.isfinite(lam) and lam > 0):
+    if lam is not None and not (math.isfinite(lam) and lam > 0):
         raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
     groups = _group_pairs(pairs, size, channels, as_rule(boundary))
     n_inputs = groups[0][0].wide.shape[0]
