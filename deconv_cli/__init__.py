@@ -43,7 +43,6 @@ from deconv_cli.parts import (
     TAPS,
 )
 from deconv_cli.registry import Registry
-from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_extras import ExtraFiles
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
         save_kernel_field,
         save_layer,
     )
+    from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
     from deconv_cli.solvers.solution import Solution, Status
     from deconv_cli.solvers.solve import solve
@@ -197,6 +197,7 @@ _NAMES = {
         "save_kernel_field",
         "save_layer",
     ),
+    "settings": ("ReconstructionSettings", "ResolvedSettings"),
     "solvers.pseudo_inverse": ("PseudoInverse",),
     "solvers.solution": ("Solution", "Status"),
     "solvers.solve": ("solve",),
@@ -212,7 +213,7 @@ _NAMES = {
     "workflows.reconstruction": ("Reconstruction",),
     "workflows.resolution": ("InputMetadata",),
 }
-"""What is imported with torch, by its module."""
+"""What is imported at its first use, most of it with torch, by its module."""
 _HOMES = {name: f"deconv_cli.{module}" for module, names in _NAMES.items() for name in names}
 
 

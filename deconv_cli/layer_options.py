@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import Size, is_whole
+from deconv_cli.vocabulary import Size, is_whole, shortened
 
 PerAxis = int | Size
 """One whole number for all axes of space, or one for each."""
@@ -97,7 +97,7 @@ def _whole(value: object, name: str, least: int, *, is_single: bool) -> PerAxis:
     numbers: list[Any] = list(value) if isinstance(value, tuple | list) and not is_single else [value]
     if not numbers or not all(is_whole(n) and int(n) >= least for n in numbers):
         wanted = "a whole number" if is_single else "a whole number, or one for each axis,"
-        raise UsageError(f"{name} must be {wanted} from {least} on, but is {value!r}.")
+        raise UsageError(f"{name} must be {wanted} from {least} on, but is {shortened(repr(value))}.")
     plain = tuple(int(n) for n in numbers)
     return plain if isinstance(value, tuple | list) else plain[0]
 

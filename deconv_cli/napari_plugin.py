@@ -155,11 +155,7 @@ def restore(request: Request, listener: Listener) -> Restored:
 
 
 def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
-    """Find the kernel in an image, or in the middle one of several.
-
-    Raises:
-        UsageError: no blur was found.
-    """
+    """Find the kernel in an image, or in the middle one of several; a sharp one is a `UsageError`."""
     while values.ndim > 3:
         values = values[:, values.shape[1] // 2]
     found = deconv_cli.estimate_kernel(values, tone_curve=curve)
@@ -169,11 +165,7 @@ def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
 
 
 def kernel_of_layer(psf: np.ndarray, values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
-    """Take the picture of a point, which is flipped, cleaned if it has to be, and divided by its sum.
-
-    Raises:
-        UsageError: the picture shows no point.
-    """
+    """Take the picture of a point, flipped, cleaned if need be, and divided by its sum; no point is a `UsageError`."""
     taps = torch.from_numpy(np.array(psf, dtype=np.float64)).flip(tuple(range(psf.ndim)))
     if looks_like_photograph(taps, taps.ndim):
         raise UsageError("the layer of the kernel must show a single point, but looks like a photograph.")
@@ -285,11 +277,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.strength.visible, self.strength.label = bool(name), label
 
     def _request(self) -> Request:
-        """Read the widget.
-
-        Raises:
-            UsageError: a field holds what it cannot.
-        """
+        """Read the widget; a field that holds what it cannot is a `UsageError`."""
         layer = self.image.value
         if layer is None:
             raise UsageError("there is no image layer; open an image first.")

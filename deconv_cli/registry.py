@@ -75,22 +75,14 @@ class Registry(Generic[Part]):
         return check_name(self.names, name, self.kind)
 
     def register(self, name: str, part: Part) -> Part:
-        """Add a part under a new name, and return it.
-
-        Raises:
-            UsageError: the name is taken.
-        """
+        """Add a part under a new name, and return it; a name that is taken is a `UsageError`."""
         if name in self:
             raise UsageError(f"{self.kind} '{name}' is registered already; choose another name.")
         self._parts[name] = part
         return part
 
     def unregister(self, name: str) -> None:
-        """Remove a part that `register` added.
-
-        Raises:
-            UsageError: the part is built in, or unknown.
-        """
+        """Remove a part that `register` added; a built-in or unknown one is a `UsageError`."""
         if name in self._built_in or name not in self._parts:
             raise UsageError(f"{self.kind} '{name}' was not registered by the caller, so it cannot be removed.")
         del self._parts[name]

@@ -7,6 +7,7 @@ value for everything.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -32,6 +33,7 @@ from deconv_cli.vocabulary import (
     format_padding,
     is_whole,
     parse_word,
+    shortened,
 )
 
 MAX_ITERATIONS = 2000
@@ -210,6 +212,17 @@ class ReconstructionSettings(ShownInNotebook):
         return self.objective == "quadratic"
 
     @property
+    def predicts(self) -> bool:
+        """Whether the error of the estimate can be predicted."""
+        return self.objective in ("quadratic", "photo")
+
+    @property
+    def objective_name(self) -> str:
+        """What is minimized, or by which method, in words."""
+        names = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}
+        return names.get(self.objective, f"prior {self.objective}")
+
+    @property
     def takes_bounds(self) -> bool:
         """Whether full samples may count as lower bounds."""
         return self.objective in ("quadratic", "photo")
@@ -268,7 +281,7 @@ class ReconstructionSettings(ShownInNotebook):
         if isinstance(self.lam, tuple) and not self._is_resolved and self.lam:
             self._set("lam", tuple(self._number("lam", v, Real, wanted, lambda v: v >= 0) for v in self.lam))
         else:
-            self._take("lam", Real, wanted, lambda v: v >= 0)
+            self._take("lam", Real, f"{wanted}, or one for each channel", lambda v: v >= 0)
         given: object = self.noise_sigma
         if given == "auto":
             self._set("noise_sigma", None)
@@ -311,7 +324,7 @@ class ReconstructionSettings(ShownInNotebook):
     def _number(self, name: str, value: Any, kind: type, wanted: str, holds: Callable[[Any], bool]) -> float:  # noqa: ANN401
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not holds(value):
-            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {value!r}.")
+            raise UsageError(f"{_WORDS.get(name, name)} must be {wanted}, but is {shortened(repr(value))}.")
         return int(value) if kind is Integral else float(value)
 
     def _check_together(self) -> None:
@@ -346,18 +359,16 @@ class ReconstructionSettings(ShownInNotebook):
             takes_none = "penalty identity"
         if self.spacing is not None and takes_none:
             raise UsageError(f"spacing divides differences between pixels, but {takes_none} takes none; leave it out.")
-        name = {"richardson-lucy": "method richardson-lucy", "nonnegative": "a nonnegative estimate"}.get(
-            objective, f"prior {objective}"
-        )
+        name = self.objective_name
         if not self.is_linear and self.rcond is not None:
             raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
-        if self.predict and not (self.is_linear or objective == "photo"):
+        if self.predict and not self.predicts:
             raise UsageError(
-                "only the priors quadratic and photo predict an error, so a page, an error map, a trust mask and a "
-                f"truth do not go with {name}; leave them out, or use one of these priors."
+                "only the priors quadratic and photo predict an error, so an error map, a trust mask and a truth do "
+                f"not go with {name}; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
@@ -457,34 +468,31 @@ class ResolvedSettings(ReconstructionSettings):
         """Nothing to refuse: λ and penalty have a value, whether or not the objective looks at them."""
 
 
-_SETTINGS = {
-    "lambda": "--lambda",
-    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings)},
-    **{name: option_name(name) for name in ("jobs", "cluster", "scheduler", "block_range", "time_limit")},
-}
+_NAMES = [field.name for field in fields(ReconstructionSettings)]
+_SETTINGS = {"lambda", *_NAMES, "jobs", "cluster", "scheduler", "block_range", "time_limit"}
 """Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
 _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
+_LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {
-    "lam": "--lambda",
-    **{field.name: option_name(field.name) for field in fields(ReconstructionSettings) if "_" in field.name},
-    "output_dtype": "--output-dtype",
+    **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
     "trusted_sha256": "--trust-file",
     "allowed_globals": "--allow-global",
-    "time_limit": "--time-limit",
-    "batch_axis": "--batch-axis",
-    "batch_size": "--batch-size",
-    "block_size": "--block-size",
 }
 """Arguments that are no English words."""
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 
 
 def with_options(sentence: str) -> str:
-    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on."""
+    """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on.
+
+    Words of other programs, which stand in “these quotation marks”, stay as they are.
+    """
     words = sentence.split(" ")
-    if len(words) > 1 and words[1] in _VERBS:
-        words[0] = _SETTINGS.get(words[0], words[0])
-    return " ".join(map(_as_typed, words))
+    if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:
+        words[0] = option_name(words[0])
+    parts = re.split("(“[^”]*”)", " ".join(words))
+    parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
+    return "".join(parts)
 
 
 def _as_typed(word: str) -> str:

@@ -79,11 +79,7 @@ class ToneCurve:
 
     @classmethod
     def gamma(cls, exponent: float, white: float) -> ToneCurve:
-        """Make the curve light = stored^exponent.
-
-        Raises:
-            UsageError: the exponent is no number between 0.1 and 10.
-        """
+        """Make the curve light = stored^exponent; an exponent outside 0.1 to 10 is a `UsageError`."""
         if not 0.1 <= exponent <= 10:
             raise UsageError(f"gamma must be a number between 0.1 and 10, but is {exponent!r}.")
         return cls.of_formula(lambda stored: stored**exponent, white, f"gamma {exponent:g}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from functools import cache
 from numbers import Integral, Real
-from typing import Literal, TypeAlias, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from deconv_cli.errors import UsageError
 
@@ -131,14 +131,6 @@ def check_dimensions(dimensions: object) -> int | None:
     raise UsageError(f"dimensions must be 1, 2 or 3, but is {dimensions!r}.")
 
 
-def parse_spacing(text: str) -> tuple[float, ...]:
-    """Read `SD,SH,SW`, the distances of neighboring pixels along each axis, as typed; else raise a `UsageError`."""
-    numbers = tuple(_number(part) or 0.0 for part in text.split(","))
-    if not all(0 < n < math.inf for n in numbers):
-        raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is '{shortened(text)}'.")
-    return numbers
-
-
 def check_spacing(spacing: object) -> tuple[float, ...] | None:
     """Return a tuple of one positive number for each axis, or `None`; anything else raises a `UsageError`."""
     if spacing is None:
@@ -147,7 +139,7 @@ def check_spacing(spacing: object) -> tuple[float, ...] | None:
     are_numbers = all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers)
     if numbers and are_numbers and all(0 < n < math.inf for n in numbers):
         return tuple(float(n) for n in numbers)
-    raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is {spacing!r}.")
+    raise UsageError(f"spacing must be one positive number for each axis, as 3,1,1, but is {shortened(repr(spacing))}.")
 
 
 PADDING_WORDS = ("same", "valid", "full")
@@ -155,12 +147,7 @@ PADDING_WORDS = ("same", "valid", "full")
 
 def parse_padding(text: str) -> PaddingLike:
     """Read `same`, `valid`, `full`, `N`, `NH,NW` or `BEFORE:AFTER,BEFORE:AFTER` as typed; else raise a `UsageError`."""
-    parts = text.split(",")
-    if all(re.fullmatch(r"\s*\d{1,9}(:\d{1,9})?\s*", part, re.ASCII) for part in parts):
-        sides = [tuple(int(n) for n in part.split(":")) for part in parts]
-        numbers = tuple(side[0] if len(side) == 1 else side for side in sides)
-        return numbers[0] if numbers == sides[0] else numbers  # type: ignore[return-value]
-    return check_padding(text)
+    return check_padding(parse_numbers(text))
 
 
 def check_padding(padding: object) -> PaddingLike:
@@ -193,21 +180,20 @@ def format_padding(padding: PaddingLike) -> str:
     return ",".join(":".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in padding)
 
 
-def parse_per_axis(text: str, name: str) -> int | tuple[int, ...]:
-    """Read whole numbers as typed, one or one for each axis: `2` or `2,1`; else raise a `UsageError` about `name`."""
-    parts = text.split(",")
-    if not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part, re.ASCII) for part in parts):
-        wanted = "a whole number, or one for each axis as in 2,1"
-        raise UsageError(f"{name} must be {wanted}, but is '{shortened(text)}'.")
-    numbers = tuple(int(part) for part in parts)
-    return numbers[0] if len(numbers) == 1 else numbers
+def parse_numbers(text: str) -> Any:  # noqa: ANN401
+    """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; a text that is none stays a text."""
+    parts = [tuple(_number(n) for n in part.split(":")) for part in text.split(",")]
+    if any(n is None for part in parts for n in part):
+        return text
+    numbers = tuple(part[0] if len(part) == 1 else part for part in parts)
+    return numbers[0] if len(numbers) == 1 and ":" not in text else numbers
 
 
 def parse_size(text: str) -> Size:
     """Read a size as typed, `N` for signals, `H,W` for pictures, `D,H,W` for stacks; else raise a `UsageError`."""
-    parts = text.split(",")
-    size = tuple(int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII))
-    if len(size) != len(parts) or len(size) > 3 or min(size) < 1:
+    read = parse_numbers(text)
+    size = read if isinstance(read, tuple) else (read,)
+    if len(size) > 3 or not all(isinstance(n, int) and n >= 1 for n in size):
         raise UsageError(
             f"a size must be positive whole numbers of pixels, N, H,W or D,H,W, but is '{shortened(text)}'."
         )
@@ -219,21 +205,14 @@ def format_spacing(spacing: Sequence[float]) -> str:
     return f"{' × '.join(f'{distance:.4g}' for distance in spacing)} µm"
 
 
+COUNTED = "for images and solving, beside Python and torch"
+"""What `max_memory` counts, for the sentences that refuse."""
+
 MEMORY_UNITS = {
     "b": 1,
     **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
     **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
 }
-
-
-def parse_number_or_auto(text: str, name: str, wanted: str) -> float | Literal["auto"]:
-    """Read `auto` or a number as typed; else raise a `UsageError` with its name and the wanted numbers."""
-    if text == "auto":
-        return "auto"
-    number = _number(text)
-    if number is None:
-        raise UsageError(f"{name} must be auto{wanted}, but is '{shortened(text)}'.")
-    return number
 
 
 AXES_BY_SHAPE = {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}
@@ -242,16 +221,6 @@ channels, five are stacks."""
 
 MAX_SEED = 2**62
 """The largest seed that every generator of torch takes."""
-
-
-def parse_lambda(text: str) -> float | tuple[float, ...] | Literal["auto"]:
-    """Read λ as typed: `auto`, a number, or one for each channel, `0.1,0.02,0.1`; else raise a `UsageError`."""
-    wanted = ", zero or a positive number, or one for each channel"
-    parts = [parse_number_or_auto(part, "lambda", wanted) for part in text.split(",")]
-    numbers = tuple(part for part in parts if not isinstance(part, str))
-    if len(numbers) < len(parts) and len(parts) > 1:
-        raise UsageError(f"lambda must be auto{wanted}, but is '{shortened(text)}'.")
-    return parts[0] if len(parts) == 1 else numbers
 
 
 def format_lambda(lam: float | tuple[float, ...]) -> str:
@@ -268,7 +237,7 @@ ROUNDING_NOISE = 12**-0.5
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return int(text) if re.fullmatch(r"\s*-?\d{1,9}\s*", text, re.ASCII) else float(text)
     except ValueError:
         return None
 
@@ -301,9 +270,9 @@ def package_version(package: str) -> str:
         return "not installed"
 
 
-def counted(n: int | str, word: str) -> str:
-    """Write a count, a number or its digits, with its noun: `1 step`, `2 steps`."""
-    return f"{n} {word}" if str(n) == "1" else f"{n} {word}s"
+def counted(n: int | str, word: str, words: str = "") -> str:
+    """Write a count, a number or its digits, with its noun: `1 step`, `2 steps`; `words` is an unusual plural."""
+    return f"{n} {word}" if str(n) == "1" else f"{n} {words or f'{word}s'}"
 
 
 def format_percent(share: float, n_digits: int = 2) -> str:

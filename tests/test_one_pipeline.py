@@ -156,12 +156,15 @@ def test_every_setting_is_tried_both_ways():
 
 def test_little_memory_is_refused_both_ways(files):
     folder, y, kernel = files
-    with pytest.raises(deconv_cli.TooLargeError, match="more than the 1000 bytes that max_memory allows"):
+    with pytest.raises(deconv_cli.TooLargeError, match="more than the 1000 bytes that max_memory allows for images"):
         deconv_cli.invert(y, kernel, max_memory=1000)
     done = run(folder, {"max_memory": 1000})
     assert done.exit_code == ExitCode.INPUT_REFUSED
     assert "even the smallest block" in done.stderr
-    assert "more than the 1000 bytes that --max-memory allows; use more memory" in done.stderr
+    assert (
+        "more than the 1000 bytes that --max-memory allows for images and solving, beside Python and torch; use"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize("settings", ACCEPTED, ids=named)

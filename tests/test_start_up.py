@@ -1,5 +1,6 @@
 """The command answers at once: help and version load nothing heavy, and print plain text where no terminal is."""
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import tifffile
 from PIL import Image
 
 import deconv_cli
+from deconv_cli.commands.app import ErrorBoundary, KernelGroup
 
 HEAVY = ["torch", "numpy", "tifffile", "PIL", "imagecodecs", "safetensors", "psutil", "matplotlib", "jinja2"]
 
@@ -55,25 +57,18 @@ def loaded_by(*args):
     return done.stdout.decode(), json.loads(done.stderr.decode().rpartition("loaded: ")[2])
 
 
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (["--help"], "invert"),
-        (["--version"], deconv_cli.__version__),
-        (["forward", "--help"], "--noise"),
-        (["invert", "--help"], "--lambda"),
-        (["factor", "--help"], "--size"),
-        (["inspect", "--help"], "--size"),
-        (["check-grad", "--help"], "--budget"),
-        (["fisher", "--help"], "--kind"),
-        (["demo", "--help"], "--open"),
-    ],
-    ids=" ".join,
-)
-def test_help_and_version_load_nothing_heavy(args, expected):
-    stdout, loaded = loaded_by(*args)
-    assert expected in stdout
+COMMANDS = ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, None])
+def test_help_loads_nothing_heavy_fits_eighty_columns_and_shows_an_example(name):
+    text, loaded = loaded_by(*([name] if name else []), "--help")
     assert loaded == []
+    assert "Usage: deconv" in text
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert "\x1b" not in text
+    words = text.split()
+    assert name is None or words[words.index("Example:") + 1 :][:2] == ["deconv", name]
 
 
 def test_the_list_of_loaded_modules_would_show_torch(tmp_path):
@@ -86,6 +81,12 @@ def test_the_list_of_loaded_modules_would_show_torch(tmp_path):
 def test_a_wrong_option_is_refused_before_torch_is_loaded():
     _, loaded = loaded_by("invert", "x.png", "--kernel", "k.npy", "--boundary", "sideways")
     assert loaded == []
+
+
+def test_the_list_of_commands_loads_none_of_them():
+    done = python("-X", "importtime", "-m", "deconv_cli", "--help")
+    assert b"deconv_cli.commands.app" in done.stderr
+    assert b"deconv_cli.commands.option_groups" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["forward", "invert"])
@@ -114,29 +115,11 @@ def test_importing_the_package_does_not_load_torch():
     assert json.loads(done.stdout) == []
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--help"],
-        *([name, "--help"] for name in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo")),
-    ],
-    ids=" ".join,
-)
-def test_help_fits_eighty_columns_and_is_plain_text(args):
-    done = deconv(*args)
-    assert done.returncode == 0
-    assert done.stderr == b""
-    lines = done.stdout.decode().splitlines()
-    assert any("Usage: deconv" in line for line in lines)
-    assert [line for line in lines if len(line) > 80] == []
-    assert b"\x1b" not in done.stdout
-
-
-def test_every_command_shows_an_example():
-    for command in ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo"):
-        words = deconv(command, "--help").stdout.decode().split()
-        example = words[words.index("Example:") + 1 :]
-        assert example[:2] == ["deconv", command]
+@pytest.mark.parametrize("group", [ErrorBoundary, KernelGroup])
+def test_the_list_of_commands_has_the_first_sentence_of_each_help(group):
+    for name, (module, function, _, sentence) in group.places.items():
+        command = getattr(importlib.import_module(f"deconv_cli.commands.{module}"), function)
+        assert command.__doc__.partition("\n")[0] == sentence, name
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -167,9 +150,8 @@ def test_the_tab_key_completes_commands_options_and_their_words():
 
 
 def test_version_is_that_of_the_package():
-    done = deconv("--version")
-    assert done.stdout.decode() == f"deconv {deconv_cli.__version__}\n"
-    assert (done.returncode, done.stderr) == (0, b"")
+    text, loaded = loaded_by("--version")
+    assert (text, loaded) == (f"deconv {deconv_cli.__version__}\n", [])
 
 
 def test_without_arguments_the_help_is_printed():
@@ -219,8 +201,10 @@ def on_a_terminal(*args, **changes):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_a_terminal_shows_errors_in_color():
-    assert b"\x1b[" in on_a_terminal("forward", "missing.png", "--kernel", "missing.npy")
+def test_a_terminal_shows_errors_in_color_unless_no_color_is_set():
+    words = ["forward", "missing.png", "--kernel", "missing.npy"]
+    assert b"\x1b[" in on_a_terminal(*words)
+    assert on_a_terminal(*words, NO_COLOR="1").startswith(b"error: ")
 
 
 def test_help_costs_little_more_than_loading_what_writes_it():

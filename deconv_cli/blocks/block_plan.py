@@ -30,7 +30,7 @@ from deconv_cli.io.layout import Layout
 from deconv_cli.io.region_arrays import RegionTarget
 from deconv_cli.io.regions import cube_sides
 from deconv_cli.operators.circulant import next_fast_size
-from deconv_cli.vocabulary import Size, format_memory, format_size, package_version
+from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size, package_version
 from deconv_cli.workflows.progress_listener import ProgressListener
 
 MAX_SIDES = {1: 2**20, 2: 4096, 3: 512}
@@ -77,6 +77,7 @@ class BlockPlan:
         seconds_a_sample: that restoring took on a tile.
         doubts: why the tiles are doubted, a sentence each.
         error: predicted on tiles; `None` if it is not predicted.
+        notes: on the size of the blocks, a sentence each.
     """
 
     fingerprint: str
@@ -90,6 +91,7 @@ class BlockPlan:
     seconds_a_sample: float
     doubts: tuple[str, ...] = ()
     error: ErrorSample | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_blocks(
@@ -134,8 +136,20 @@ def plan_blocks(
         seconds_a_sample=seconds,
         doubts=doubts,
         error=error,
+        notes=_size_notes(grid, target, options.block_size),
     )
     return plan, settled
+
+
+def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tuple[str, ...]:
+    """Note that blocks are larger than asked for, because a block writes whole pieces of its file."""
+    core, unit = (grid.along_space(tuple(map(min, sizes, target.shape))) for sizes in (grid.core, target.unit))
+    if asked is None or all(n <= most for n, most in zip(core, asked, strict=True)):
+        return ()
+    return (
+        f"blocks are of {format_size(core)} samples and not of {format_size(asked)}, as block_size asks, because "
+        f"'{target.path.name}' is written in whole pieces of {format_size(unit)}",
+    )
 
 
 def _batch_unit(layout: Layout, unit: Size) -> int:
@@ -154,8 +168,8 @@ def _check_memory(problem: BlockProblem, target: RegionTarget, options: BlockOpt
     if needed > options.max_memory:
         raise TooLargeError(
             f"even the smallest block of '{problem.source.path}' takes {format_memory(round(needed))}, more than the "
-            f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file "
-            "of smaller tiles or chunks."
+            f"{format_memory(options.max_memory)} that max_memory allows {COUNTED}; use more memory, smaller blocks, "
+            "or a file of smaller tiles or chunks."
         )
 
 
@@ -236,8 +250,8 @@ def _too_large(grid: BlockGrid, n_bytes: int, options: BlockOptions) -> TooLarge
     halo = f" with a halo of {format_size(grid.halo_at_frame)}" if any(grid.halo_at_frame) else ""
     return TooLargeError(
         f"a block of {format_size(grid.core)} samples{halo} takes about {format_memory(n_bytes)}, more than the "
-        f"{format_memory(options.max_memory)} that max_memory allows; use more memory, smaller blocks, or a file of "
-        "smaller tiles or chunks."
+        f"{format_memory(options.max_memory)} that max_memory allows {COUNTED}; use more memory, smaller blocks, or a "
+        "file of smaller tiles or chunks."
     )
 
 

@@ -132,8 +132,8 @@ class BlockReconstruction:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about how it was restored, a sentence each."""
-        notes = self.task.problem.resolution.notes
-        return (*notes, NOTE_ON_BOUNDS) if self.plan.choices.has_bounds else notes
+        bounds = (NOTE_ON_BOUNDS,) if self.plan.choices.has_bounds else ()
+        return (*self.task.problem.resolution.notes, *bounds, *self.task.plan.notes)
 
     @property
     def seam(self) -> float | None:

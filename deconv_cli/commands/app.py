@@ -12,21 +12,20 @@ from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import deconv_cli
 from deconv_cli.allocator import import_torch_uncollected, keep_freed_memory
 from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.errors import DeconvError, as_too_large
-from deconv_cli.settings import with_options
+from deconv_cli.errors import DeconvError, UsageError, as_too_large
 
 
 class LazyGroup(TyperGroup):
     """A command group that imports the module of a command with its first use, so that each command starts soon."""
 
-    places: ClassVar[dict[str, tuple[str, str, str]]]
-    """The module, the function and the name of the example of each command."""
+    places: ClassVar[dict[str, tuple[str, str, str, str]]]
+    """The module, the function, the name of the example and the first sentence of the help of each command."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
@@ -37,7 +36,7 @@ class LazyGroup(TyperGroup):
         if cmd_name in self.commands and self.commands[cmd_name] is None:
             from deconv_cli.commands.option_groups import with_option_groups
 
-            module_name, function, example = self.places[cmd_name]
+            module_name, function, example, _ = self.places[cmd_name]
             module = importlib.import_module(f"deconv_cli.commands.{module_name}")
             extra = getattr(module, "CONTEXT_SETTINGS", None)
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -46,23 +45,55 @@ class LazyGroup(TyperGroup):
             self.commands[cmd_name] = typer.main.get_command(single)
         return super().get_command(ctx, cmd_name)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
+        """Print the help with the first sentences of the commands, which need not be imported for that."""
+        listed = {name: TyperCommand(name, help=place[-1]) for name, place in self.places.items()}
+        known, self.commands = self.commands, self.commands | listed
+        super().format_help(ctx, formatter)
+        self.commands = known
+
 
 class ErrorBoundary(LazyGroup):
     """The commands at the top, with their errors in one sentence; a bug keeps its traceback."""
 
     places: ClassVar = {
-        "forward": ("forward", "forward", "EXAMPLE"),
-        "invert": ("invert", "invert", "EXAMPLE"),
-        "factor": ("factor", "factor", "EXAMPLE"),
-        "inspect": ("inspect", "inspect", "EXAMPLE"),
-        "check-grad": ("check_grad", "check_grad", "EXAMPLE"),
-        "fisher": ("fisher", "fisher", "EXAMPLE"),
-        "demo": ("demo", "demo", "EXAMPLE"),
+        "forward": (
+            *("forward", "forward", "EXAMPLE"),
+            "Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation).",
+        ),
+        "invert": (
+            *("invert", "invert", "EXAMPLE"),
+            "Restore images from what a kernel made of them, and report how far to trust the result.",
+        ),
+        "factor": (
+            *("factor", "factor", "EXAMPLE"),
+            "Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.",
+        ),
+        "inspect": (
+            *("inspect", "inspect", "EXAMPLE"),
+            "Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it.",
+        ),
+        "check-grad": (
+            *("check_grad", "check_grad", "EXAMPLE"),
+            "Find out why a model does not learn: does each gradient arrive, is it right, and which line is at fault.",
+        ),
+        "fisher": (
+            *("fisher", "fisher", "EXAMPLE"),
+            "Average squared per-sample gradients over all data: the diagonal of a Fisher matrix, in evaluation mode.",
+        ),
+        "demo": (
+            *("demo", "demo", "EXAMPLE"),
+            "Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page about it.",
+        ),
     }
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         """Read the command line, and print the help or the version where it asks for them."""
         with _reported():
+            # An empty path is the current folder for Python, with everything in it.
+            words = list(args[1] if len(args) > 1 else options.get("args", ()))
+            if "--run" not in words and any(not word or (word[:2] == "--" and word[-1] == "=") for word in words):
+                raise UsageError("a word of the command is empty, as where a shell variable is not set; fill it in.")
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # noqa: ANN401
@@ -75,13 +106,31 @@ class KernelGroup(LazyGroup):
     """The commands that make kernels."""
 
     places: ClassVar = {
-        "estimate": ("kernel_commands", "estimate", "ESTIMATE_EXAMPLE"),
-        "align": ("kernel_commands", "align", "ALIGN_EXAMPLE"),
-        "make": ("kernel_make", "make", "MAKE_EXAMPLE"),
-        "extract": ("kernel_make", "extract", "EXTRACT_EXAMPLE"),
-        "fit": ("kernel_fit", "fit", "EXAMPLE"),
-        "from-beads": ("kernel_make", "from_beads", "BEADS_EXAMPLE"),
-        "microscope": ("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
+        "estimate": (
+            *("kernel_commands", "estimate", "ESTIMATE_EXAMPLE"),
+            "Find the kernel that blurred a picture, from the picture alone, with an error bar.",
+        ),
+        "align": (
+            *("kernel_commands", "align", "ALIGN_EXAMPLE"),
+            "Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it.",
+        ),
+        "make": ("kernel_make", "make", "MAKE_EXAMPLE", "Make a kernel by a formula, of sum 1."),
+        "extract": (
+            *("kernel_make", "extract", "EXTRACT_EXAMPLE"),
+            "List the convolutions of a model, or take one out of it; nothing in the file is run.",
+        ),
+        "fit": (
+            *("kernel_fit", "fit", "EXAMPLE"),
+            "Fit the kernel that blurred sharp pictures, with an error bar for every tap.",
+        ),
+        "from-beads": (
+            *("kernel_make", "from_beads", "BEADS_EXAMPLE"),
+            "Measure a point-spread function on a picture of beads: average those that stand alone.",
+        ),
+        "microscope": (
+            *("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
+            "Compute a point-spread function from the optics.",
+        ),
     }
 
 
@@ -94,6 +143,8 @@ def _reported() -> Iterator[None]:
         found = error if isinstance(error, DeconvError) else as_too_large(error)
         if found is None:
             raise
+        from deconv_cli.settings import with_options
+
         print_error(with_options(str(found)))
         raise typer.Exit(exit_code_for(found)) from error
     except KeyboardInterrupt as error:

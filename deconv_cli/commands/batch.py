@@ -13,13 +13,7 @@ from typing import Any
 
 import typer
 
-from deconv_cli.commands.console import (
-    print_answer,
-    print_document,
-    print_error,
-    print_note,
-    print_warning,
-)
+from deconv_cli.commands.console import about, print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.manifest import BatchOptions, Manifest, is_up_to_date, settings_of
 from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions, print_workers
@@ -46,12 +40,7 @@ N_NAMED = 20
 
 
 class Batch:
-    """A run of one command over its inputs; the manifest records the settings of the command as it was typed.
-
-    Raises:
-        UsageError: the manifest exists already, or --show or --verbose is given with workers.
-        DeconvError: the manifest cannot be read or written.
-    """
+    """A run of one command over its inputs. A manifest that cannot be used is a `DeconvError`."""
 
     def __init__(
         self,
@@ -76,7 +65,7 @@ class Batch:
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
-        self._printed_once: set[str] = set()
+        self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, list[str]]] = {}
         self._n_done = self._n_doubted = 0
         self._doubted_before: dict[str, list[str]] = {}
 
@@ -94,7 +83,14 @@ class Batch:
         self._skipped = [job.source for job in jobs if is_skipped[job.number]]
         try:
             self._work_off([job for job in jobs if not is_skipped[job.number]], work)
+        except KeyboardInterrupt:
+            option = "--skip-existing" if self._manifest is None else "--resume"
+            if len(jobs) > 1 and not self._printed.quiet:
+                done = f"{self._n_done} of {counted(len(jobs), 'input')} were done"
+                print_note(f"{done}; the same command with {option} goes on with the others.")
+            raise
         finally:
+            self._print_told()
             if self._manifest is not None:
                 self._manifest.close(jobs)
         self._failures.sort(key=lambda failure: failure[0].number)
@@ -198,7 +194,7 @@ class Batch:
             if doubts is not None:
                 self._doubted_before[str(job.source)] = doubts
             for doubt in doubts or ():
-                print_warning(f"{job.source}: {doubt}")
+                self._tell(str(job.source), doubt, print_warning, N_NAMED)
             return
         if self._manifest is not None:
             self._manifest.end(done)
@@ -217,16 +213,17 @@ class Batch:
         if not printed.quiet and (is_only or printed.verbose):
             done.print_summary()
         else:
+            name = "" if is_only else str(job.source)
             for doubt in done.failures:
-                print_warning(("" if is_only else f"{job.source}: ") + with_options(doubt))
-            for warning in done.warnings:
-                self._print_once(job, warning, print_warning)
+                self._tell(name, doubt, print_warning, N_NAMED)
+            for warning in () if printed.quiet else done.warnings:
+                self._tell(name, warning, print_warning)
             notes, codec = list(record["notes"]), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:
                 verb = "blurred" if record["command"] == "forward" else "restored"
                 notes.insert(0, f"{verb} {record['light_reason']}")
-            for note in notes:
-                self._print_once(job, note, print_note)
+            for note in () if printed.quiet else notes:
+                self._tell(name, note, print_note)
         if printed.show:
             done.show()
         if printed.as_json:
@@ -236,12 +233,16 @@ class Batch:
         self._n_done += 1
         self._n_doubted += bool(done.failures)
 
-    def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
-        """Print a sentence for the first input only, even if its numbers differ for others."""
-        kind = NUMBER.sub("", sentence)
-        if kind not in self._printed_once and not self._printed.quiet:
-            show(f"{job.source}: {with_options(sentence)}")
-        self._printed_once.add(kind)
+    def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
+        """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""
+        self._told.setdefault((n_named, NUMBER.sub("", sentence)), (show, sentence, []))[-1].append(name)
+
+    def _print_told(self) -> None:
+        """Print each sentence once, as it is for the first of its inputs, and name that or several of them."""
+        for (n_named, _), (show, sentence, names) in self._told.items():
+            n_more = len(names[n_named:])
+            where = ", ".join(names[:n_named]) + (f" and {counted(n_more, 'more file')}" if n_more else "")
+            show(f"{where}: {with_options(sentence)}" if where else with_options(sentence))
 
     def _set_aside(self, job: Job, error: Exception) -> None:
         """Print why a job failed. Keep only the sentence, since the error would keep its images in memory."""
@@ -250,7 +251,7 @@ class Batch:
         else:
             traceback.print_exception(error)
             sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
-        print_error(f"{job.source}: {sentence}")
+        print_error(about(job.source, sentence))
         self._failures.append((job, sentence, code))
 
     def _document(self) -> dict[str, Any]:
@@ -301,11 +302,7 @@ class BatchTask:
         return vars(self) | {"_process": None}
 
     def __call__(self, number: int) -> JobResult:
-        """Read, process and write the input of one job; the result holds no image.
-
-        Raises:
-            Exception: whatever failed; the scheduler decides whether to try again.
-        """
+        """Read, process and write the input of one job; the result holds no image. Whatever fails is raised."""
         with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
             if self._process is None:
                 self._process = self._work.open()

@@ -155,8 +155,8 @@ class BlockRestoration:
         with self._start() as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
                 planned = self._plan(job, large, extra, scheduler, progress, resumes=resumes)
-            if extra.page is not None:
-                check_page_path(extra.page, job.source, force=self.files.force or self.resumes)
+            if extra.report is not None:
+                check_page_path(extra.report, job.source, force=self.files.force or self.resumes)
             if self.large.dry_run:
                 expected_s = planned.expected_seconds(scheduler.n_workers)
                 if not printed.quiet:
@@ -164,7 +164,7 @@ class BlockRestoration:
                 if printed.as_json:
                     print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
                 return
-            found = self._restore_blocks(planned, scheduler, describe, extra.page, printed)
+            found = self._restore_blocks(planned, scheduler, describe, extra.report, printed)
         if found.summary is None:
             if printed.as_json:
                 print_document(describe_block_plan(planned, len(planned.checkpoint.results())))
@@ -192,7 +192,7 @@ class BlockRestoration:
                 scheduler,
                 lambda done: describe_block_run(describe(done)),
                 lambda n_done, n_blocks: progress.begin(f"{n_done} of {counted(n_blocks, 'block')}"),
-                conclude=lambda done: _write_page(extra.page, describe(done)),
+                conclude=lambda done: _write_page(extra.report, describe(done)),
             )
         run = describe(found)
         return JobResult(job, describe_block_run(run), partial(print_block_summary, run), failures=found.doubts)
@@ -271,7 +271,7 @@ class BlockRestoration:
         )
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
-        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.page is not None)
+        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.report is not None)
         return BlockRun.prepare(
             large.problem,
             target,
@@ -300,6 +300,7 @@ class BlockRestoration:
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
+        notes += extra.notes(found.settings)
         return BlockInvertRun(
             kernel=large.loaded.source,
             notes=notes,

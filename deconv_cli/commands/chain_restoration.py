@@ -75,11 +75,7 @@ def read_chain(
     time_limit: float | None,
     others: OptionValues,
 ) -> Chain | None:
-    """Read the options of a chain; return `None` without `--layers`.
-
-    Raises:
-        UsageError: an option, of the `others` too, does not go with a chain, or has no use without it.
-    """
+    """Read the options of a chain; `None` without `--layers`. Idle options are a `UsageError`."""
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
         idle = [name for name, value in options.items() if value is not None]

@@ -169,11 +169,7 @@ def _parse_axis(text: str) -> int | None:
 
 
 def _refuse_idle_for_script(typed: frozenset[str], arguments: list[str]) -> None:
-    """Refuse options that a script settles itself, and options that need a script.
-
-    Raises:
-        UsageError: for the first option that would be ignored.
-    """
+    """Refuse, by `UsageError`, options that a script settles itself, and options that need a script."""
     if "run" not in typed:
         if arguments:
             raise UsageError(f"there is one model file at most, but '{arguments[0]}' came too; leave it out.")
@@ -189,11 +185,7 @@ def _refuse_idle_for_script(typed: frozenset[str], arguments: list[str]) -> None
 def _check_script(
     path: Path, arguments: list[str], step: int, budget: float, show: Callable[[str], None]
 ) -> tuple[GradientReport, dict[str, Any]]:
-    """Run a script and check it; returns the report, and a description of model, loss and data.
-
-    Raises:
-        UsageError: no such script, or it fails before it trains.
-    """
+    """Run a script and check it; returns the report, and a description of model, loss and data."""
     from deconv_cli.gradients.training.script import check_script
 
     if not path.is_file():

@@ -104,6 +104,11 @@ def print_document(document: dict[str, Any]) -> None:
     typer.echo(text)
 
 
+def about(path: Path, sentence: str) -> str:
+    """Begin a sentence with the file that it is about, unless it names the file itself."""
+    return sentence if f"'{path}'" in sentence else f"{path}: {sentence}"
+
+
 def print_answer(line: str) -> None:
     """Print a line of the answer on stdout, unchanged for a program that reads it."""
     typer.echo(printable(line) if sys.stdout.isatty() else line)
@@ -126,10 +131,13 @@ def table_console(*, stderr: bool) -> Console:
 
 def shown_name(path: str) -> str:
     """Cut a long name in the middle if the table is on a screen: its end says what the file is."""
-    if len(path) <= LONGEST_NAME or table_console(stderr=True).width == _UNWRAPPED:
-        return path
-    n_first = LONGEST_NAME // 5
-    return f"{path[:n_first]}…{path[n_first + 1 - LONGEST_NAME :]}"
+    return path if table_console(stderr=True).width == _UNWRAPPED else cut_in_middle(path, LONGEST_NAME)
+
+
+def cut_in_middle(text: str, length: int) -> str:
+    """Cut a long text in the middle, so that more of its end is left than of its beginning."""
+    n_first = max(length, 10) // 5
+    return text if len(text) <= length else f"{text[:n_first]}…{text[n_first + 1 - max(length, 10) :]}"
 
 
 def print_table(

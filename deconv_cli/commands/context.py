@@ -6,10 +6,11 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deconv_cli.commands.option_groups import FileOptions, OptionValues
+from deconv_cli.commands.option_groups import FileOptions, OptionValues, option
 from deconv_cli.commands.parallel import Job
+from deconv_cli.commands.settings_options import ERROR
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import DeviceChoice, OutputDType
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
     from deconv_cli.report.run import Environment, InvertRun
+    from deconv_cli.settings import ReconstructionSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +90,12 @@ class Context:
             "--force": True,
         }
         words = ["deconv", self.command]
-        for option, value in values.items():
+        for name, value in values.items():
             if value is None or value is False:
                 continue
             # One word, because a value may begin with a dash as options do.
             for one in value if isinstance(value, list) else [value]:
-                words.append(option if one is True else f"{option}={one}")
+                words.append(name if one is True else f"{name}={one}")
         return shlex.join(words if source is None else [*words, "--", spelled(source)])
 
 
@@ -115,24 +117,40 @@ def pick(device: DeviceChoice) -> torch.device:
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """Files of `deconv invert` besides the estimate; `None` for options that were not given.
+    """Files of `deconv invert` besides the estimate; `None` for options that were not given."""
 
-    Attributes:
-        page: the HTML report.
-        truth: the true image, which is read.
-        error_map: the predicted error.
-        trust_mask: the mask of the pixels to trust.
-    """
+    report: Annotated[
+        Path | None,
+        option(
+            "--report FILE.html",
+            "Write a page that shows what was done, with which λ and why, and where to trust the result.",
+        ),
+    ] = None
+    truth: Annotated[
+        Path | None,
+        option("--truth FILE", "The true image, to compare the estimate and its predicted error with.", ERROR),
+    ] = None
+    error_map: Annotated[
+        Path | None, option("--error-map FILE", "Write the predicted error of every pixel.", ERROR)
+    ] = None
+    trust_mask: Annotated[
+        Path | None,
+        option(
+            "--trust-mask FILE",
+            "Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
+            ERROR,
+        ),
+    ] = None
 
-    page: Path | None
-    truth: Path | None
-    error_map: Path | None
-    trust_mask: Path | None
+    def need_prediction(self, settings: ReconstructionSettings) -> bool:
+        """Return whether the error has to be predicted; a page does without it if it cannot be."""
+        return self.is_prediction_kept or (self.report is not None and settings.predicts)
 
-    @property
-    def need_prediction(self) -> bool:
-        """Whether the error has to be predicted."""
-        return self.page is not None or self.is_prediction_kept
+    def notes(self, settings: ReconstructionSettings) -> tuple[str, ...]:
+        """Say why a page shows no expected error, if so."""
+        if self.report is None or settings.predicts:
+            return ()
+        return (f"{settings.objective_name} predicts no error, so the page shows none",)
 
     @property
     def is_prediction_kept(self) -> bool:
@@ -142,7 +160,7 @@ class ExtraOutputs:
     @property
     def paths(self) -> list[Path]:
         """The files that will be written."""
-        return [path for path in (self.error_map, self.trust_mask, self.page) if path is not None]
+        return [path for path in (self.error_map, self.trust_mask, self.report) if path is not None]
 
     def as_options(self) -> OptionValues:
         """List the options that a rerun gets."""
@@ -157,7 +175,7 @@ class ExtraOutputs:
         """
         from deconv_cli.io.codec import codec_of_suffix
 
-        named = {"--report": self.page, **self.as_options()}
+        named = {"--report": self.report, **self.as_options()}
         given = [option for option, path in named.items() if path is not None]
         if given and len(jobs) != 1:
             raise UsageError(f"{given[0]} belongs to one input, but there are {len(jobs)}; restore them one by one.")
@@ -170,10 +188,10 @@ class ExtraOutputs:
             raise UsageError(
                 f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
             )
-        if self.page is not None:
+        if self.report is not None:
             from deconv_cli.io.atomic import check_page_path
 
-            check_page_path(self.page, jobs[0].source, force=force)
+            check_page_path(self.report, jobs[0].source, force=force)
 
     def plan(self, image: ImageFile, n_channels: int, *, same_size: bool, force: bool) -> PlannedOutputs:
         """Read the truth, and check that the files can be written, before anything is computed.
@@ -190,11 +208,14 @@ class ExtraOutputs:
             return plan_output(path, image, n_channels=n_channels, output_dtype=dtype, force=force, same_size=same_size)
 
         return PlannedOutputs(
-            page=self.page,
+            page=self.report,
             truth=None if self.truth is None else read_image(self.truth).spanned_by(image.dimensions).values,
             error_map=planned(self.error_map, n_channels, OutputDType.FLOAT32),
             trust_mask=planned(self.trust_mask, 1, OutputDType.UINT8),
         )
+
+
+NO_EXTRAS = ExtraOutputs()
 
 
 @dataclass(frozen=True, eq=False)

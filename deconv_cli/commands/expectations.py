@@ -24,11 +24,7 @@ class Expectation:
 
     @classmethod
     def parse(cls, text: str) -> Expectation:
-        """Read `UNUSED:head.weight`.
-
-        Raises:
-            UsageError: not of this form, or no such verdict.
-        """
+        """Read `UNUSED:head.weight`; another form or no such verdict is a `UsageError`."""
         from deconv_cli.gradients.findings import Verdict
 
         word, colon, name = text.partition(":")

@@ -51,7 +51,9 @@ def fisher(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Average squared per-sample gradients: the diagonal of a Fisher matrix, in evaluation mode, over all samples."""
+    """Average squared per-sample gradients over all data: the diagonal of a Fisher matrix, in evaluation mode."""
+    from deconv_cli.io.atomic import check_output_path
+
     typed = typed_options(invocation)
     refuse_idle(typed, batch_axis=0)
     if "draws" in typed and kind is not FisherKind.SAMPLED:
@@ -60,8 +62,7 @@ def fisher(
         )
     if output.suffix != ".safetensors":
         raise UsageError(f"--output: '{output}' should end in .safetensors, which is what is written.")
-    if output.exists() and not force:
-        raise UsageError(f"'{output}' exists; choose another name or pass --force.")
+    check_output_path(output, case_options.data or case_options.file or output.parent, force=force)
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         show("reading the model")
         case = open_case(case_options, typed)
@@ -78,11 +79,7 @@ def fisher(
 def _write(
     path: Path, case: Case, kind: FisherKind, n_draws: int, batch_size: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Average over all samples, and write the diagonal with the names of the state dict.
-
-    Raises:
-        UsageError: the model cannot be differentiated by samples.
-    """
+    """Average over all samples, and write the diagonal with the names of the state dict."""
     from deconv_cli.gradients.findings import first_line
     from deconv_cli.gradients.fisher_diagonal import diagonal_fisher, refuse_projection
     from deconv_cli.io.codecs.safetensors_file import write_tensors
@@ -106,7 +103,7 @@ def _write(
             )
     except RuntimeError as error:
         raise UsageError(
-            f"'{path}' was not written: the model cannot be differentiated by samples ({first_line(error)})."
+            f"'{path}' was not written: the model cannot be differentiated by samples (“{first_line(error)}”)."
         ) from error
     record = {
         "schema": 1,

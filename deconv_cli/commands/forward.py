@@ -220,11 +220,7 @@ class ForwardWork(Work):
     def _convolve(
         self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike
     ) -> Tensor:
-        """Apply a kernel to samples `(B, C, *size)`; with `--tap`, the tap with the kernel's weights.
-
-        Raises:
-            UsageError: `--tap` is neither a name nor a function, or the layer has groups or is transposed.
-        """
+        """Apply a kernel to samples `(B, C, *size)`; with `--tap`, the tap with the kernel's weights."""
         from deconv_cli.workflows.apply_kernel import forward as apply_kernel
         from deconv_cli.workflows.apply_kernel import forward_taps
         from deconv_cli.workflows.arithmetic import check_single_kernel

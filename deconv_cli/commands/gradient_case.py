@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.option_groups import option
-from deconv_cli.commands.user_code import AllowGlobalOption, InitOption, TrustFileOption, parse_init
+from deconv_cli.commands.user_code import ModelOptions, parse_init
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import MAX_SEED
 
@@ -30,7 +30,7 @@ _SYNTHETIC = "Synthetic data"
 
 
 @dataclass(frozen=True)
-class CaseOptions:
+class CaseOptions(ModelOptions):
     """Where a model, its data and its loss come from."""
 
     file: Annotated[
@@ -77,9 +77,6 @@ class CaseOptions:
     seed: Annotated[
         int, option("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED)
     ] = 0
-    init: InitOption = None
-    allow_global: AllowGlobalOption = None
-    trust_file: TrustFileOption = None
 
 
 @dataclass(eq=False)
@@ -212,18 +209,14 @@ def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Modul
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
-    """Run the model once, with a graph, because forward may take gradients itself.
-
-    Raises:
-        UsageError: it fails.
-    """
+    """Run the model once, with a graph, because forward may take gradients itself; a failure is a `UsageError`."""
     from deconv_cli.gradients.findings import first_line
 
     try:
         return subject.output()
     except Exception as error:
         raise UsageError(
-            f"the model cannot be run on these inputs ({type(error).__name__}: {first_line(error)}); check "
+            f"the model cannot be run on these inputs ({type(error).__name__}: “{first_line(error)}”); check "
             "--input-shape and --data."
         ) from error
 
@@ -335,26 +328,25 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
     """Refuse, by `UsageError`, the first typed option that has no effect; `batch_axis` counts the samples."""
-    idle = {
-        "--input-shape draws an input, but --data holds the inputs; leave one of the two out.": (
-            {"input_shape", "data"} <= typed
-        ),
-        "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class.": (
-            _lacks(typed, "init", "model")
-        ),
-        "--batch-size says how many samples of --data to take, but there is no --data; say how many samples to draw "
-        "with --input-shape.": _lacks(typed, "batch_size", "data"),
-        "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out.": (
-            "batch_size" in typed and batch_axis != 0
-        ),
-        "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or leave --trust-file out.": (
-            _lacks(typed, "trust_file", "file")
-        ),
-        "--allow-global is for pickled files, but no file is named; name it, or leave --allow-global out.": (
-            _lacks(typed, "allow_global", "file")
-        ),
+    if {"input_shape", "data"} <= typed:
+        raise UsageError("--input-shape draws an input, but --data holds the inputs; leave one of the two out.")
+    partners = {
+        ("init", "model"): "--init gives the arguments of --model, which is missing; name the class with --model "
+        "file.py:Class.",
+        ("batch_size", "data"): "--batch-size says how many samples of --data to take, but there is no --data; say how "
+        "many samples to draw with --input-shape.",
+        ("trust_file", "file"): "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or "
+        "leave --trust-file out.",
+        ("allow_global", "file"): "--allow-global is for pickled files, but no file is named; name it, or leave "
+        "--allow-global out.",
     }
-    _refuse_first(idle)
+    for (name, partner), sentence in partners.items():
+        if name in typed and partner not in typed:
+            raise UsageError(sentence)
+    if "batch_size" in typed and batch_axis != 0:
+        raise UsageError(
+            "--batch-size counts samples along axis 0, but --batch-axis names another axis; leave --batch-size out."
+        )
 
 
 def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
@@ -377,14 +369,6 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
             "init" in typed and stored.state is None
         ),
     }
-    _refuse_first(idle)
-
-
-def _lacks(typed: frozenset[str], option: str, partner: str) -> bool:
-    return option in typed and partner not in typed
-
-
-def _refuse_first(idle: dict[str, bool]) -> None:
     for sentence, is_idle in idle.items():
         if is_idle:
             raise UsageError(sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deconv_cli.commands.console import (
+    about,
+    cut_in_middle,
     print_document,
     print_error,
     print_note,
@@ -19,7 +22,7 @@ from deconv_cli.commands.console import (
     print_warning,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import JsonOption, KernelReading, ShowOption, option
+from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, ShowOption, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
@@ -73,6 +76,7 @@ def inspect(
     series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
+    verbose: Annotated[bool, option("--verbose -v", "Print long values of the metadata whole.", OUTPUT)] = False,
 ) -> None:
     """Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
@@ -86,10 +90,10 @@ def inspect(
             if len(inputs) == 1:
                 raise
             failures.append((path, error))
-            print_error(f"{path}: {with_options(str(error))}")
+            print_error(about(path, with_options(str(error))))
             continue
         if not as_json:
-            _print_inspection(records[-1])
+            _print_inspection(records[-1], verbose=verbose)
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
         print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
@@ -206,15 +210,16 @@ class _Reader:
         show_picture(planes, is_color=is_color)
 
 
-def _print_inspection(record: dict[str, Any]) -> None:
+def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
-    entries = record["entries"]
+    entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
+    width = shutil.get_terminal_size((120, 24)).columns - max(map(len, metadata), default=0) - 2
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
         rows += _entry_rows(entry, is_only=len(entries) == 1)
     if len(entries) > MAX_ENTRIES:
         rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
-    rows += [(name.replace("_", " "), _value(value)) for name, value in record["metadata"].items()]
+    rows += [(name, value if verbose else cut_in_middle(value, width)) for name, value in metadata.items()]
     if record["made_by"] is not None:
         rows.append(("made by", str(record["made_by"])))
     print_table(record["path"], rows, to_stdout=True)
@@ -291,11 +296,7 @@ def _value(value: Any) -> str:  # noqa: ANN401
 
 
 def _check_plain(read: KernelFile) -> None:
-    """Refuse a layer with more than taps: the taps alone do not decide its spectrum and borders.
-
-    Raises:
-        ShapeError: the layer is not a plain convolution, or its bias does not fit.
-    """
+    """Refuse, by `ShapeError`, a layer with more than taps: they alone do not decide its spectrum and borders."""
     from deconv_cli.commands.loaded_kernel import recorded_by_model
 
     if read.geometry and not (layer := recorded_by_model(read.geometry).layer).is_plain:

@@ -16,7 +16,7 @@ from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, ExtraOutputs, pick
+from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
@@ -26,7 +26,7 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
-from deconv_cli.commands.settings_options import ERROR, SETTINGS_OPTIONS, SettingValues
+from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
@@ -62,28 +62,7 @@ def invert(
         ),
     ] = None,
     output: options.OutputOption = None,
-    report: Annotated[
-        Path | None,
-        option(
-            "--report FILE.html",
-            "Write a page that shows what was done, with which λ and why, and where to trust the result.",
-        ),
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        option("--truth FILE", "The true image, to compare the estimate and its predicted error with.", ERROR),
-    ] = None,
-    error_map: Annotated[
-        Path | None, option("--error-map FILE", "Write the predicted error of every pixel.", ERROR)
-    ] = None,
-    trust_mask: Annotated[
-        Path | None,
-        option(
-            "--trust-mask FILE",
-            "Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
-            ERROR,
-        ),
-    ] = None,
+    extra: ExtraOutputs = NO_EXTRAS,
     layers: LayersOption = None,
     time_limit: TimeLimitOption = None,
     device: options.DeviceOption = DeviceChoice.AUTO,
@@ -98,10 +77,10 @@ def invert(
             "it in a picture; or a formula that comes near, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or "
             "--factor FILE, which deconv factor made of a kernel."
         )
-    extra = ExtraOutputs(report, truth, error_map, trust_mask)
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
-    wanted = settings | ({"predict": True} if extra.need_prediction and chain is None else {})
+    predicts = chain is None and extra.need_prediction(ReconstructionSettings.trusted(**settings))
+    wanted = settings | ({"predict": True} if predicts else {})
     # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
@@ -111,10 +90,12 @@ def invert(
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
     extra.check(jobs, force=files.force or continues)
-    refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), truth], [*extra.paths, many.manifest])
+    refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
     if is_single_kernel and is_one:
+        from deconv_cli.blocks.checkpoint import has_earlier
+
         in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
-        is_wanted = large.is_cut_anyway or (many.resume and _has_earlier(jobs[0].target))
+        is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
         found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
         if found is not None:
             in_blocks.run(jobs[0], found, extra, printed)
@@ -145,18 +126,8 @@ def invert(
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
 
 
-def _has_earlier(target: Path) -> bool:
-    from deconv_cli.blocks.checkpoint import has_earlier
-
-    return has_earlier(target)
-
-
 def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse options that contradict a factor, or repeat it.
-
-    Raises:
-        UsageError: names those that were typed.
-    """
+    """Refuse, by `UsageError`, typed options that contradict a factor, or repeat it."""
     if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
         raise UsageError(
             "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
@@ -274,7 +245,7 @@ class InvertWork(Work):
         where = pick(self.device)
         if self.chain is not None:
             context = Context("invert", self.files, where)
-            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.page).restore
+            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.report).restore
         if is_estimate(self.kernels, self.kernel_options):
             return self._restore_blindly
         if self._is_microscope:
@@ -297,11 +268,7 @@ class InvertWork(Work):
         return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
 
     def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Find the kernel of one picture, and restore it.
-
-        Raises:
-            UntrustworthyResultError: the picture seems not to be blurred.
-        """
+        """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
         progress.begin("finding the kernel")
@@ -318,11 +285,7 @@ class InvertWork(Work):
 
 
 def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
-    """Return whether the kernel is to be found in the picture; a file named `estimate` has priority.
-
-    Raises:
-        UsageError: other kernels are given too, or options that read one.
-    """
+    """Return whether to find the kernel in the picture, unless a file is named `estimate`; refuse other kernels too."""
     if ESTIMATE not in kernels or ESTIMATE.exists():
         return False
     given = [name for name, value in options.as_options().items() if value is not None]

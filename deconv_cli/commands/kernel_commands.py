@@ -10,6 +10,7 @@ import typer
 
 from deconv_cli.commands.console import print_warning
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.input_files import refuse_clashes
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     LightOption,
@@ -87,7 +88,8 @@ def estimate(
         raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
     check_kernel_output(output, photo, force=printed.force)
     if map_file is not None:
-        _check_map(map_file, photo, output, force=printed.force)
+        _check_map(map_file, photo, force=printed.force)
+        refuse_clashes([], [photo], [output, map_file])
     image = read_image(photo)
     chosen = light_of(image, light)
     found = estimate_kernel_of(image, chosen, family or ())
@@ -120,7 +122,7 @@ def estimate(
         rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
     written = output if found.found or free else None
     record["output"] = None if written is None else str(written)
-    write_kernel(written, taps, record)
+    write_kernel(written, taps, record, 2)
     rival = close_rival(found)
     notes = [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
@@ -150,7 +152,7 @@ def align(
     output: OutputFile = None,
     light: LightOption = "auto",
 ) -> None:
-    """Find out whether a kernel is transposed, mirrored, scaled or off its center for a picture, and correct it."""
+    """Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it."""
     from deconv_cli.commands.loaded_kernel import load_kernels
     from deconv_cli.io import read_image
     from deconv_cli.kernels.blind.blurred_picture import align_kernel
@@ -181,7 +183,7 @@ def align(
         "log_likelihood_ratio": found.evidence,
         "output": None if output is None else str(output),
     }
-    write_kernel(output, found.taps, record)
+    write_kernel(output, found.taps, record, 2)
     sentence = f"to be {', '.join(found.changes)}" if found.changes else "fits the picture"
     rows = [
         ("kernel", sentence),
@@ -192,11 +194,7 @@ def align(
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
-    """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says.
-
-    Raises:
-        UsageError: another word, a file of tensors, or linear light without a known tone curve.
-    """
+    """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says."""
     from deconv_cli.workflows.light import choose_light
     from deconv_cli.workflows.resolution import RecordedConvolution
 
@@ -226,11 +224,7 @@ def close_rival(found: KernelEstimate) -> str | None:
 
 
 def _picture_of(image: ImageFile) -> Tensor:
-    """Return the samples of a file's only picture, shape `(C, H, W)`.
-
-    Raises:
-        UsageError: the file holds several.
-    """
+    """Return the samples of a file's only picture, shape `(C, H, W)`; several are a `UsageError`."""
     if len(image.values) > 1:
         raise UsageError(
             f"a blur is found in one picture, but '{image.path}' holds {len(image.values)} (axes {image.axes}); write "
@@ -239,14 +233,12 @@ def _picture_of(image: ImageFile) -> Tensor:
     return image.values[0]
 
 
-def _check_map(path: Path, source: Path, output: Path | None, *, force: bool) -> None:
+def _check_map(path: Path, source: Path, *, force: bool) -> None:
     from deconv_cli.io.atomic import check_output_path
 
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
     check_output_path(path, source, force=force)
-    if output is not None and path.resolve() == output.resolve():
-        raise UsageError(f"--map and --output would both be written to '{path}'; give two names.")
 
 
 def _estimate_rows(found: KernelEstimate, light: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import typer
 
 from deconv_cli.commands.console import print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.input_files import expand
+from deconv_cli.commands.input_files import expand, refuse_clashes
 from deconv_cli.commands.kernel_commands import light_of
 from deconv_cli.commands.kernel_output import (
     AnswerOptions,
@@ -25,7 +25,7 @@ from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.parts import BOUNDARIES, LOSSES, PENALTIES
-from deconv_cli.vocabulary import counted, format_percent, format_size, parse_number_or_auto, parse_size
+from deconv_cli.vocabulary import counted, format_percent, format_size, parse_numbers, parse_size, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,9 @@ class PairOptions:
 
     def choices(self) -> dict[str, Any]:
         """List the arguments of the library's `fit_kernel`."""
-        weight = parse_number_or_auto(self.lam, "lambda", " or a positive number")
+        weight = parse_numbers(self.lam)
+        if weight != "auto" and not isinstance(weight, int | float):
+            raise UsageError(f"--lambda must be auto or a positive number, but is '{shortened(self.lam)}'.")
         return {
             "channels": self.channels or "shared",
             "boundary": self.boundary,
@@ -123,15 +125,14 @@ def fit(
     """Fit the kernel that blurred sharp pictures, with an error bar for every tap."""
     from deconv_cli.workflows.fit_kernel import fit_kernel
 
-    named = _list_pairs(pairs)
+    named, taps_size = _list_pairs(pairs), parse_size(size)
+    n_axes, choices = len(taps_size), options.choices()
     for path in (output, errors):
-        check_kernel_output(path, named[0][0], force=printed.force)
-    if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise UsageError(f"--errors and --output would both be written to '{output}'; give two names.")
+        is_picture = n_axes > 1 and options.channels != "mix"
+        check_kernel_output(path, named[0][0], force=printed.force, is_picture=is_picture)
+    refuse_clashes([], [path for pair in named for path in pair], [output, errors])
     if errors is not None and loss != "squared":
         raise UsageError(f"--errors writes the error bars of the squared loss, but --loss is {loss}; leave one out.")
-    taps_size = parse_size(size)
-    n_axes, choices = len(taps_size), options.choices()
     read = [options.read(pair, n_axes) for pair in named]
     both = [(sharp, blurred) for (sharp, blurred), _ in read]
     with running_user_code(is_silent=True) as (_, caught):
@@ -154,7 +155,7 @@ def fit(
     }
     for path, values in ((output, found.taps), (errors, found.errors)):
         if values is not None:
-            write_kernel(path, values, record | {"loss": Path(loss).name})
+            write_kernel(path, values, record | {"loss": Path(loss).name}, n_axes)
     rows, lines = _rows(found, light, loss), describe_warnings(caught)
     print_kernel(printed, str(named[0][1]), rows, lines, found.taps, record, output)
     for doubt in doubts or [_CUT] * is_cut:
@@ -209,11 +210,7 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
 
 
 def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
-    """Match sharp and blurred files: files by their order, and those of two folders by their names.
-
-    Raises:
-        UsageError: an odd number of them, or a file without its partner.
-    """
+    """Match sharp and blurred files: files by their order, and those of two folders by their names."""
     if len(paths) % 2:
         raise UsageError(
             f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; add the missing "

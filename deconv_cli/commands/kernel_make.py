@@ -13,11 +13,10 @@ from deconv_cli.commands.kernel_output import (
     AnswerOptions,
     OutputFile,
     check_kernel_output,
-    parse_numbers,
+    numbers_of_axes,
     print_kernel,
     without_paths,
     write_kernel,
-    write_psf,
 )
 from deconv_cli.commands.microscope_kernel import WORDS, describe_optics, read_words
 from deconv_cli.commands.option_groups import option
@@ -70,14 +69,14 @@ def make(
     from deconv_cli.kernels.sources.formula import has_units, make_kernel, read_formula
     from deconv_cli.kernels.sources.kernel_source import transform_error
 
-    check_kernel_output(output, Path.cwd(), force=printed.force)
-    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    check_kernel_output(output, Path.cwd(), force=printed.force, is_picture=not signal)
+    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
     if steps is None and has_units(words):
         raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
     if steps is not None and not has_units(words):
         raise UsageError("--spacing is for lengths in nm, um or mm, but the formula has none; leave it out.")
     dimensions = 1 if signal else None
-    wanted = None if size is None else parse_numbers(size, "--size", (1, 2, 3), int)
+    wanted = None if size is None else numbers_of_axes(size, "--size", (1, 2, 3), int)
     taps = make_kernel(
         words, spacing=steps, dimensions=dimensions, size=wanted[0] if wanted and len(wanted) == 1 else wanted
     )
@@ -93,7 +92,7 @@ def make(
         "transform_error": error,
         "output": None if output is None else str(output),
     }
-    write_kernel(output, taps, record)
+    write_kernel(output, taps, record, taps.ndim, steps)
     shape = format_size(taps.shape)
     rows = [
         ("taps", f"{shape}, sum {record['sum']:.6g}, largest {record['largest']:.4g}"),
@@ -182,14 +181,7 @@ MICROSCOPE_EXAMPLE = "Example: deconv kernel microscope na=1.4,emission=520 --sp
 def from_beads(
     beads: Annotated[Path, typer.Argument(metavar="BEADS", help="A picture or a stack of beads.")],
     printed: AnswerOptions,
-    output: Annotated[
-        Path | None,
-        option(
-            "--output -o FILE",
-            "Write the point-spread function: a .tif shows it as a camera does; .safetensors, .pt, .npy and .npz hold "
-            "the taps of a cross-correlation, turned by 180°.",
-        ),
-    ] = None,
+    output: OutputFile = None,
     size: Annotated[
         str | None,
         option(
@@ -218,7 +210,7 @@ def from_beads(
     from deconv_cli.kernels.bead_psf import psf_from_beads
     from deconv_cli.tone_curve import limits_of
 
-    check_kernel_output(output, beads, force=printed.force, is_psf=True)
+    check_kernel_output(output, beads, force=printed.force)
     image = read_image(beads, axes=axes)
     image = image if image.values.shape[0] == 1 else image.spanned_by(3)
     if len(image.values) > 1:
@@ -227,7 +219,7 @@ def from_beads(
     if channel is None and n_channels > 1:
         raise UsageError(f"'{beads}' holds {n_channels} channels; choose one with --channel N.")
     samples = image.values[0, _checked_channel(channel or 0, n_channels)]
-    steps = image.spacing if spacing is None else parse_numbers(spacing, "--spacing", (samples.ndim,), float)
+    steps = image.spacing if spacing is None else numbers_of_axes(spacing, "--spacing", (samples.ndim,), float)
     limits = limits_of(samples, image.dtype)
     found = psf_from_beads(
         samples,
@@ -257,7 +249,7 @@ def from_beads(
         "outermost_plane": found.outermost,
         "output": None if output is None else str(output),
     }
-    write_psf(output, found.psf, record, steps)
+    write_kernel(output, found.psf.flip(tuple(range(found.psf.ndim))), record, found.psf.ndim, steps)
     print_kernel(printed, str(beads), _bead_rows(found, steps), image.notes, found.psf, record, output)
 
 
@@ -275,7 +267,7 @@ def microscope(
     image: Annotated[
         Path | None, option("--image FILE", "Take what is not given from the metadata of this file (OME, ImageJ).")
     ] = None,
-    output: Annotated[Path | None, option("--output -o FILE", "Write the point-spread function.")] = None,
+    output: OutputFile = None,
     spacing: Annotated[
         str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm.")
     ] = None,
@@ -293,11 +285,11 @@ def microscope(
     from deconv_cli.io import read_image
     from deconv_cli.kernels.microscope import MAX_SIDE, microscope_psf, sampling_notes
 
-    check_kernel_output(output, image or Path.cwd(), force=printed.force, is_psf=True)
+    check_kernel_output(output, image or Path.cwd(), force=printed.force)
     read = None if image is None else read_image(image)
     if read is not None:
         read = read.spanned_by(read.named_dimensions or read.dimensions)
-    steps = None if spacing is None else parse_numbers(spacing, "--spacing", (2, 3), float)
+    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
     microscopes, assumed = describe_optics(read, read_words(f"microscope:{words}"), steps)
     chosen = microscopes[_checked_channel(channel, len(microscopes))]
     n_axes = len(chosen.spacing)
@@ -317,7 +309,7 @@ def microscope(
         "notes": notes,
         "output": None if output is None else str(output),
     }
-    write_psf(output, psf, record, chosen.spacing)
+    write_kernel(output, psf.flip(tuple(range(n_axes))), record, n_axes, chosen.spacing)
     sample = "as the immersion" if chosen.sample_index is None else f"{chosen.sample_index:g}"
     rows = [
         ("objective", f"numerical aperture {chosen.numerical_aperture:g}, immersion {chosen.immersion_index:g}"),
@@ -337,7 +329,7 @@ def _checked_channel(channel: int, n_channels: int) -> int:
 
 def _parse_size(text: str, n_axes: int) -> tuple[int, ...]:
     """Read `--size`: a number for each axis, or only the planes of a stack."""
-    return parse_numbers(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
+    return numbers_of_axes(text, "--size", (1, 3) if n_axes == 3 else (n_axes,), int)
 
 
 def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[str, str]]:

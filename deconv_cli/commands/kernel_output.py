@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from deconv_cli.commands.console import print_answer, print_document, print_note, print_table
 from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption, option
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import shortened
+from deconv_cli.vocabulary import parse_numbers, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,12 @@ MAX_TILES = 64
 """Kernels of a layer that are drawn."""
 
 OutputFile = Annotated[
-    Path | None, option("--output -o FILE", "Write the kernel: a .safetensors, .pt, .npy or .npz file.")
+    Path | None,
+    option(
+        "--output -o FILE",
+        "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows them as "
+        "a camera does, turned by 180°, and is divided by its sum where it is read.",
+    ),
 ]
 LightOption = Annotated[
     str,
@@ -45,55 +50,42 @@ class AnswerOptions:
     quiet: QuietOption = False
 
 
-def parse_numbers(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
-    """Read numbers for the axes, as many as one of `counts`; messages call the option `name`.
-
-    Raises:
-        UsageError: another count, or no numbers of this kind.
-    """
-    try:
-        found = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) not in counts:
+def numbers_of_axes(text: str, name: str, counts: tuple[int, ...], kind: type[Any]) -> tuple[Any, ...]:
+    """Read as many numbers as one of `counts`, for the axes; else raise a `UsageError` about the option `name`."""
+    read = parse_numbers(text)
+    found = read if isinstance(read, tuple) else (read,)
+    if len(found) not in counts or not all(isinstance(n, int | kind) for n in found):
         wanted = " or ".join(map(str, counts))
         raise UsageError(f"{name} must hold {wanted} numbers, one for each axis, but is '{shortened(text)}'.")
-    return found
+    return tuple(map(kind, found))
 
 
-def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_psf: bool = False) -> None:
-    """Check that a kernel or a point-spread function can be written to a file, before anything is computed.
-
-    Raises:
-        UsageError: it cannot, or the file exists and `force` is not given.
-    """
+def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_picture: bool = True) -> None:
+    """Refuse, by `UsageError`, a file that exists or cannot hold a kernel; a TIFF holds those that are pictures."""
     from deconv_cli.io.codec import codec_named, codec_of_suffix
     from deconv_cli.io.output import check_output_files
     from deconv_cli.io.tensors import TensorCodec
 
     if path is None:
         return
-    if not is_psf and not isinstance(codec_named(path), TensorCodec):
-        raise UsageError(f"a kernel is written as .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
+    codec = codec_named(path)
+    if not isinstance(codec, TensorCodec) and (codec is None or codec.name != "TIFF" or not is_picture):
+        what = "a kernel is written as .tif," if is_picture else "a kernel that is no picture is written as"
+        raise UsageError(f"{what} .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
     check_output_files(path, codec_of_suffix(path), source, force=force)
 
 
-def write_kernel(path: Path | None, taps: Tensor, record: dict[str, Any]) -> None:
-    """Write taps as float32, completely or not at all; nothing without a path."""
-    from deconv_cli.io.codec import StoredImage
-
-    if path is not None:
-        _write(path, StoredImage(samples=taps.float().numpy(), record=without_paths(record)))
-
-
-def write_psf(path: Path | None, psf: Tensor, record: dict[str, Any], spacing: tuple[float, ...] | None) -> None:
-    """Write a point-spread function: a TIFF as a camera shows it, other files as taps of a cross-correlation.
+def write_kernel(
+    path: Path | None, taps: Tensor, record: dict[str, Any], n_axes: int, spacing: tuple[float, ...] | None = None
+) -> None:
+    """Write taps as float32, completely or not at all: a TIFF as a camera shows them, other files as they are.
 
     Args:
         path: of the file; `None` writes nothing.
-        psf: picture of a point, shape `(*size)`.
-        record: how it was made.
-        spacing: distance of its samples along each axis, in µm.
+        taps: of a cross-correlation, shape `(*k)`, or `(C, *k)` for one a channel.
+        record: how they were made.
+        n_axes: axes of space.
+        spacing: distance of neighboring taps along each axis, in µm.
     """
     from fractions import Fraction
 
@@ -104,20 +96,18 @@ def write_psf(path: Path | None, psf: Tensor, record: dict[str, Any], spacing: t
 
     if path is None:
         return
-    codec = codec_of_suffix(path)
-    if isinstance(codec, TensorCodec):
-        write_kernel(path, psf.flip(tuple(range(psf.ndim))), record)
+    samples, kept = taps.float(), without_paths(record)
+    if isinstance(codec_of_suffix(path), TensorCodec):
+        _write(path, StoredImage(samples.numpy(), record=kept))
         return
-    if codec.name != "TIFF":
-        raise UsageError(f"fractions are written as .tif, .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
-    axes, metadata = "ZYX"[-psf.ndim :], Metadata(flavor="imagej")
+    axes, metadata = "CZYX"[: taps.ndim - n_axes] + "ZYX"[-n_axes:], Metadata(flavor="imagej")
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
-        distance = steps[0] if psf.ndim == 3 else None
-        native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if psf.ndim == 3 else {})
+        distance = steps[0] if n_axes == 3 else None
+        native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if n_axes == 3 else {})
         resolution = PixelDensity(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    _write(path, StoredImage(psf.float().numpy(), axes, metadata, without_paths(record)))
+    _write(path, StoredImage(samples.flip(tuple(range(-n_axes, 0))).numpy(), axes, metadata, kept))
 
 
 def _write(path: Path, stored: StoredImage) -> None:

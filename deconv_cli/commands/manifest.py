@@ -52,11 +52,7 @@ class BatchOptions:
     ] = False
 
     def check(self, *, force: bool) -> None:
-        """Refuse options that contradict one another.
-
-        Raises:
-            UsageError: two of them do.
-        """
+        """Refuse, by `UsageError`, options that contradict one another."""
         if self.resume and self.manifest is None:
             raise UsageError(
                 "--resume continues a manifest, or one file that is restored in blocks; name the manifest with "

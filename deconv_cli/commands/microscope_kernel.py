@@ -43,11 +43,7 @@ Values = dict[str, tuple[str, ...]]
 
 
 def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
-    """Return whether to compute the kernel from the optics; a file of that name has priority.
-
-    Raises:
-        UsageError: there are other kernels too, or options that read a kernel's file.
-    """
+    """Return whether to compute the kernel from the optics, unless a file has that name; refuse other kernels too."""
     named = [k for k in kernels if str(k).partition(":")[0].lower() == MICROSCOPE and not k.exists()]
     if not named:
         return False
@@ -61,11 +57,7 @@ def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
 
 
 def read_words(text: str) -> Values:
-    """Read `microscope:na=1.4,emission=520+610`.
-
-    Raises:
-        UsageError: an unknown word, or one without a value.
-    """
+    """Read `microscope:na=1.4,emission=520+610`; an unknown word, or one without a value, is a `UsageError`."""
     found: Values = {}
     for part in filter(None, text.partition(":")[2].split(",")):
         word, equals, value = (each.strip().lower() for each in part.partition("="))

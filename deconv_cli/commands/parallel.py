@@ -157,11 +157,7 @@ class Work(ABC):
         return self
 
     def refuse_existing(self, job: Job) -> None:
-        """Refuse a job whose output exists, before it is given to a worker.
-
-        Raises:
-            DeconvError: it exists, or cannot be written there.
-        """
+        """Refuse, by `DeconvError`, a job whose output exists, before it is given to a worker."""
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.io.output import check_output_files
 
@@ -170,11 +166,7 @@ class Work(ABC):
 
     @abstractmethod
     def open(self) -> Process:
-        """Prepare what all inputs share, such as the kernel.
-
-        Raises:
-            DeconvError: the kernel, the model or the factor cannot be read.
-        """
+        """Prepare what all inputs share, such as the kernel; a file that cannot be read is a `DeconvError`."""
 
 
 def is_large(path: Path) -> bool:
@@ -283,7 +275,8 @@ def one_by_one(jobs: list[Job], read: Read, process: Process, progress_of: Progr
 def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: ProgressOf, cores: SharedCores) -> AllDone:
     """Read, work on and write several jobs at once, each in a thread; a large one alone, in this thread.
 
-    Interrupted, it begins nothing more and waits for the jobs under way: their progress tells them to end.
+    Interrupted, it begins nothing more, waits for the jobs under way, which their progress tells to end, and yields
+    those that were finished.
 
     Args:
         jobs: what to do.
@@ -306,6 +299,11 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
                 behind.append(pool.submit(_done_lightly, job, read, process, progress_of, cores.lent))
                 yield from _drained(behind, N_WAITING * cores.n_places)
         yield from _drained(behind, 0)
+    except KeyboardInterrupt:
+        cores.close()
+        pool.shutdown(cancel_futures=True)
+        yield from (one.result() for one in behind if not one.cancelled() and one.exception() is None)
+        raise
     finally:
         cores.close()
         pool.shutdown(cancel_futures=True)

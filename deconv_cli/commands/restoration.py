@@ -83,7 +83,6 @@ class Restoration:
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
             progress.begin("examining the result")
-            # A page needs a prediction, which is refused for estimates that are not linear.
             diagnosis = pipeline.diagnose(result, image.values)
             views = pipeline.vary_lambda(result, image.values, image.dtype)
         prepared = plan.prepare(result.image.cpu())
@@ -92,7 +91,7 @@ class Restoration:
         run = InvertRun(
             command=context.command,
             kernel=kernel.source,
-            notes=kernel.notes_on(image, prepared, *result.notes),
+            notes=kernel.notes_on(image, prepared, *result.notes, *self._extra.notes(result.settings)),
             rerun=context.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,
@@ -160,7 +159,8 @@ class Restoration:
         if settings.tolerance is not None:  # otherwise each channel has its solver's own
             options["--tolerance"] = repr(settings.tolerance)
         options["--dtype"] = str(result.image.dtype).removeprefix("torch.")
-        predicts = {"--predict": True} if "predict" in self._settings and not self._extra.need_prediction else {}
+        is_implied = self._extra.need_prediction(settings)
+        predicts = {"--predict": True} if "predict" in self._settings and not is_implied else {}
         return options | layer_options(settings, self._settings) | predicts | self._extra.as_options()
 
     def _pipeline(self, kind: InputKind) -> Pipeline:

@@ -22,12 +22,9 @@ from deconv_cli.vocabulary import (
     InputKind,
     LambdaRule,
     Light,
-    parse_lambda,
     parse_memory,
-    parse_number_or_auto,
+    parse_numbers,
     parse_padding,
-    parse_per_axis,
-    parse_spacing,
 )
 
 _MAX_NOISE_BYTES = 64 * 2**20
@@ -52,7 +49,7 @@ class SettingOption:
         names: lists the words that complete it.
         least: the least number.
         metavar: its value in the help.
-        read: converts the typed value.
+        read: converts a typed text.
         name: the setting.
         panel: its panel of the help.
     """
@@ -62,7 +59,7 @@ class SettingOption:
     names: Callable[[], list[str]] | None = None
     least: float | None = None
     metavar: str | None = None
-    read: Callable[[Any], object] = lambda value: value
+    read: Callable[[str], object] = parse_numbers
     name: str = ""
     panel: str = ""
 
@@ -83,14 +80,6 @@ class SettingOption:
 def _panel(panel: str, **options: SettingOption) -> dict[str, SettingOption]:
     """Name the options of a panel of the help."""
     return {name: replace(option, name=name, panel=panel) for name, option in options.items()}
-
-
-def _number_or_auto(name: str) -> Callable[[str], object]:
-    return lambda text: parse_number_or_auto(text, name, " or a positive number")
-
-
-def _per_axis(name: str) -> Callable[[str], object]:
-    return lambda text: parse_per_axis(text, name)
 
 
 def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
@@ -171,9 +160,8 @@ SETTINGS_OPTIONS = {
             "Pixels from one output to the next, as in torch. Default, here and for the next four: what the model "
             "file or deconv forward recorded, else 1.",
             metavar="N|NH,NW",
-            read=_per_axis("stride"),
         ),
-        dilation=SettingOption("Pixels from one tap to the next.", metavar="N|NH,NW", read=_per_axis("dilation")),
+        dilation=SettingOption("Pixels from one tap to the next.", metavar="N|NH,NW"),
         groups=SettingOption("Sets of channels that the kernel does not mix.", kind=int, metavar="N"),
         transposed=SettingOption(
             "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW).", kind=bool
@@ -181,12 +169,10 @@ SETTINGS_OPTIONS = {
         output_padding=SettingOption(
             "Of a transposed layer, by how many pixels its output is larger than the smallest possible.",
             metavar="N|NH,NW",
-            read=_per_axis("output_padding"),
         ),
         input_size=SettingOption(
             "Size of the images, where a stride leaves several possible. Default: stride × output, else the smallest.",
             metavar="H,W",
-            read=_per_axis("input_size"),
         ),
     ),
     **_panel(
@@ -195,7 +181,6 @@ SETTINGS_OPTIONS = {
             "Weight of the penalty, in units of σ²max, or one for each channel, as 0.1,0.02,0.1; 0 for the "
             "pseudo-inverse; auto to choose it from the data. Default: auto for pictures, 1e-6 for tensors.",
             metavar="auto|λ|λ,λ,...",
-            read=parse_lambda,
         ),
         lambda_rule=SettingOption(
             f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv, and whiteness for photographs of 8 "
@@ -211,13 +196,11 @@ SETTINGS_OPTIONS = {
             "Distances of neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three times as "
             "far apart as pixels: penalty and total variation divide differences by them. Default: all alike.",
             metavar="S,S,...",
-            read=parse_spacing,
         ),
         noise_sigma=SettingOption(
             "Standard deviation of the noise, in units of the samples, or of light on their scale where light is "
             "linear. Default: auto, estimated.",
             metavar="auto|σ",
-            read=_number_or_auto("noise_sigma"),
         ),
         noise=SettingOption(
             "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. Full samples "
@@ -246,9 +229,7 @@ SETTINGS_OPTIONS = {
             names=lambda: ["auto", *prior_names()],
         ),
         weight=SettingOption(
-            "Weight of the total variation, in units of the samples. Default: auto, from the noise.",
-            metavar="auto|V",
-            read=_number_or_auto("weight"),
+            "Weight of the total variation, in units of the samples. Default: auto, from the noise.", metavar="auto|V"
         ),
         strength=SettingOption(
             "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.",
@@ -259,7 +240,6 @@ SETTINGS_OPTIONS = {
             "For method richardson-lucy: units of the samples for one count of light, to stop at the noise of counts; "
             "auto estimates it from the data. Default: stop by samples that are held out.",
             metavar="auto|V",
-            read=_number_or_auto("gain"),
         ),
         iterations=SettingOption(
             "Number of iterations of method richardson-lucy, or of prior tv. Default: until the noise or --tolerance "
@@ -286,7 +266,7 @@ SETTINGS_OPTIONS = {
         ),
         max_iterations=SettingOption("Iterations at most. Default: 2000.", kind=int, least=1),
         max_memory=SettingOption(
-            "Memory that the solution may take, such as 8GiB or 500MB, beside about 400 MB of Python and torch. "
+            "Memory for images and solving, such as 8GiB or 500MB; Python and torch take 300 to 400 MB beside it. "
             "Default: what is free, and half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,
@@ -321,9 +301,6 @@ def layer_options(settings: ReconstructionSettings | LayerOptions, typed: Contai
 
 
 def read_settings(typed: SettingValues) -> SettingValues:
-    """Read the typed settings.
-
-    Raises:
-        UsageError: a text that is no value of its setting.
-    """
-    return {name: SETTINGS_OPTIONS[name].read(value) for name, value in typed.items() if value is not None}
+    """Read the typed settings; a text that is no value of its setting is a `UsageError`."""
+    given = {name: value for name, value in typed.items() if value is not None}
+    return {name: SETTINGS_OPTIONS[name].read(v) if isinstance(v, str) else v for name, v in given.items()}

@@ -311,7 +311,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
         ("output", _output(task.target)),
         *(("", _output(extra)) for extra in task.extras.targets),
     ]
-    print_table("deconv invert --dry-run", rows)
+    _print("deconv invert --dry-run", rows, notes=task.plan.notes)
     if is_there(target):
         print_note(f"the output '{target}' exists already; a run has to be given --force to replace it")
 

@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 MODEL_FILES = "Model files"
 _WARNING_LENGTH = 240
 
-InitOption = Annotated[
-    str | None,
-    option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
-]
-AllowGlobalOption = Annotated[
-    list[str] | None,
-    option(
-        "--allow-global NAME",
-        "Let a pickle use this class besides those of torch.nn and --model: package.module.Name.",
-        MODEL_FILES,
-    ),
-]
-TrustFileOption = Annotated[
-    str | None, option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES)
-]
-
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -53,9 +37,22 @@ class ModelOptions:
             MODEL_FILES,
         ),
     ] = None
-    init: InitOption = None
-    allow_global: AllowGlobalOption = None
-    trust_file: TrustFileOption = None
+    init: Annotated[
+        str | None,
+        option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
+    ] = None
+    allow_global: Annotated[
+        list[str] | None,
+        option(
+            "--allow-global NAME",
+            "Let a pickle use this class besides those of torch.nn and --model: package.module.Name.",
+            MODEL_FILES,
+        ),
+    ] = None
+    trust_file: Annotated[
+        str | None,
+        option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES),
+    ] = None
 
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
@@ -82,11 +79,7 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
 
 
 def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:
-    """Read the arguments of a model's class.
-
-    Raises:
-        UsageError: the text is neither a JSON object nor a list.
-    """
+    """Read the arguments of a model's class: a JSON object or a list; else raise a `UsageError`."""
     if text is None:
         return None
     try:

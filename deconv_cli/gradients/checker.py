@@ -225,8 +225,8 @@ def _naming_the_line() -> Iterator[None]:
         location = location_of_error(error)
         where = f" at {location}" if location else ""
         raise UsageError(
-            f"the model cannot be run on these inputs{where} ({type(error).__name__}: {first_line(error)}); check the "
-            "inputs, their shapes, the loss and its target."
+            f"the model cannot be run on these inputs{where} ({type(error).__name__}: “{first_line(error)}”); check "
+            "the inputs, their shapes, the loss and its target."
         ) from error
 
 

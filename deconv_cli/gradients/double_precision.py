@@ -81,8 +81,8 @@ def gather_double(
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
         found = _compare(subject, names, twice, budget, on_progress, dtype)
         note = (
-            f"the model does not run in float64 ({first_line(error)}); finite differences were taken in {dtype}, which "
-            "is less sharp"
+            f"the model does not run in float64 (“{first_line(error)}”); finite differences were taken in {dtype}, "
+            "which is less sharp"
         )
         return replace(found, notes=(note,)) if found.dtype else found
     return found
@@ -270,7 +270,7 @@ def _compare_second_derivatives(
             torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(names)
         )
     except RuntimeError as error:
-        return {}, [f"second derivatives: autograd cannot differentiate twice here ({first_line(error)})"]
+        return {}, [f"second derivatives: autograd cannot differentiate twice here (“{first_line(error)}”)"]
     tensors = [
         TensorGradient(name, parameter, torch.zeros_like(parameter) if gradient is None else gradient)
         for name, parameter, gradient in zip(names, parameters, second, strict=True)

@@ -251,6 +251,8 @@ _OF_ALL = {
     "WRONG": "a hand-written backward is wrong",
 }
 """Faults of the model as a whole, in plain words."""
+_SLOWING = ("LOSS INPUT", "ACCUMULATED")
+"""Faults under which the loss still falls."""
 
 
 def summarize(
@@ -288,9 +290,11 @@ def summarize(
             f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
         )
     if sentences:
-        return (
-            f"{'Training would not work as it stands' if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
+        is_slow = not without and not others and all(found.verdict in _SLOWING for found in of_all)
+        trained = (
+            "Training runs, but more slowly or to a worse end" if is_slow else "Training would not work as it stands"
         )
+        return f"{trained if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
     unknown = [found for found in trainable if found.is_undecided]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."

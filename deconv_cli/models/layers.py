@@ -123,9 +123,9 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
     """Read one layer by its name, or the only kernel of a file; return the name of its bias, too.
 
     Raises:
-        UsageError: no layer of this name.
+        UsageError: no layer of this name, or several and no name.
         ShapeError: a weight of one axis or of more than five, or a bias that does not fit it.
-        InputRefusedError: unsafe, damaged, several kernels and no name, or a layer that is no convolution.
+        InputRefusedError: unsafe, damaged, or a layer that is no convolution.
     """
     is_torch = isinstance(codec, TorchFile)
     opened, module = open_torch_file(path, head) if is_torch else (open_tensors(path, codec), None)
@@ -185,7 +185,7 @@ def _only_kernel(opened: TensorFile) -> str:
     if len(candidates) == 1:
         return candidates[0]
     listed = {name: opened.shapes[name] for name in candidates} or opened.shapes
-    raise MalformedInputError(
+    raise UsageError(
         f"'{opened.path}' should hold one kernel, but holds {describe_tensors(listed)}; choose one with layer=\"NAME\"."
     )
 

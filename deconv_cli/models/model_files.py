@@ -269,7 +269,7 @@ def _call(named: NamedCode, init: Any) -> object:  # noqa: ANN401 (JSON)
         return named.value(*arguments, **keywords)
     except Exception as error:
         raise UsageError(
-            f"'{named.text}' could not be built ({type(error).__name__}: {reason_of(error)}); give the arguments of "
+            f"'{named.text}' could not be built ({type(error).__name__}: “{reason_of(error)}”); give the arguments of "
             "its class with init=ARGUMENTS."
         ) from error
 

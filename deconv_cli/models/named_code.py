@@ -113,7 +113,7 @@ def _importing(place: str, folder: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UsageError(
-            f"{what}: '{place}' cannot be imported ({type(error).__name__}: {reason_of(error)})."
+            f"{what}: '{place}' cannot be imported ({type(error).__name__}: “{reason_of(error)}”)."
         ) from error
     finally:
         sys.path.remove(str(folder))

@@ -44,7 +44,7 @@ def evaluate(tap: Tap, pixels: Tensor, weights: Tensor) -> Tensor:
         values: object = tap(pixels, shaped)
     except Exception as error:
         raise UsageError(
-            f"the tap '{name_of(tap)}' fails ({type(error).__name__}: {first_line(error)}); {ADVICE}."
+            f"the tap '{name_of(tap)}' fails ({type(error).__name__}: “{first_line(error)}”); {ADVICE}."
         ) from error
     if not isinstance(values, Tensor) or values.dtype != pixels.dtype:
         kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__

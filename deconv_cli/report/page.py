@@ -58,7 +58,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
         ("Condition", f"{result.spectrum.condition:.3g}", "by how much the exact inverse amplifies noise"),
         ("Null space", f"{of_data}, {of_estimate}", "energy of data and estimate that the kernel removes"),
     ]
-    if result.lam is None:
+    if not result.settings.is_linear:
         return rows
     decided = f"{conditioning.degrees_of_freedom:.0f} of {conditioning.n_unknowns}"
     return [

@@ -126,7 +126,7 @@ def _finest(result: Reconstruction, widths: Widths | None, spacing: tuple[float,
     if result.settings.objective == "photo":
         meaning = "Finer detail is plausible, but was not measured."
         return [] if result.finest is None else [("Finest detail", counted(_digits(result.finest), "pixel"), meaning)]
-    if widths is None or widest(widths) is None:
+    if not result.settings.is_linear or widths is None or widest(widths) is None:
         return []
     finest = [max(filter(None, axis)) for axis in zip(*widths, strict=True)]
     meaning = "Two points that are closer together merge into one."

@@ -24,7 +24,7 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice
 from deconv_cli.solvers.solution import Progress, Solution
 from deconv_cli.solvers.solver import Cost, free_memory
-from deconv_cli.vocabulary import Size, format_memory, format_size
+from deconv_cli.vocabulary import COUNTED, Size, format_memory, format_size
 
 # Samples between these sizes have squares, and squares of residuals, that float32 can hold.
 ORDINARY = (1e-8, 1e8)
@@ -144,7 +144,7 @@ class Estimator(ABC):
         is_built, is_batch = n_images is not None, n_images not in (None, 1)
         needed = cost.n_bytes(1 if n_images is None else n_images)
         if max_memory is not None:
-            budget, source = max_memory, "that max_memory allows"
+            budget, source = max_memory, f"that max_memory allows {COUNTED}"
         else:
             budget, source = free_memory(taps.device), "that are free"
             needed -= cost.n_bytes_built if is_built else 0

@@ -362,6 +362,7 @@ class Pipeline:
         if inverse is None:
             lam = LEAST_LAMBDA if quadratic is None else quadratic.settings.lam
             settings = replace(result.settings, prior="quadratic", strength=None, predict=False, seed=None, lam=lam)
+            settings = settings if settings.method != "richardson-lucy" else replace(settings, method="auto")
             _, kernel, size = self._arranged(y, settings)
             inverse = self._built.find(kernel, size, settings)
         found = diagnose(inverse, result, data, bias=self._bias, noise=result.settings.noise_sigma)

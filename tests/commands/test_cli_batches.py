@@ -79,7 +79,7 @@ def test_one_bad_file_among_three_spoils_only_itself(deconv, listing, photograph
     assert [record["inputs"][0]["path"] for record in done.report["results"]] == [str(photograph), str(gray)]
     (failure,) = done.report["failed"]
     assert failure["path"] == str(bad)
-    assert done.errors == [f"error: {bad}: {failure['error']}"]
+    assert done.errors == [f"error: {failure['error']}"]
     assert "2 of 3 inputs were done, 1 failed" in done.stderr
 
 
@@ -139,6 +139,15 @@ def test_the_output_dtype_is_as_asked_and_said(deconv, photograph, gentle, tmp_p
     dark = deconv(*words, "-o", tmp_path / "y.png", "--noise", "gaussian:200", "--json").report
     (note,) = [note for note in dark["notes"] if "rounded to uint8" in note]
     assert "clipped to 0 to 255" in note
+
+
+def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):
+    for name in "abc":
+        shutil.copy(gray, tmp_path / f"{name}.png")
+    inputs = [tmp_path / f"{name}.png" for name in "abc"]
+    words = ["invert", *inputs, "-k", "disk:9", "--lambda", "0", "-o", tmp_path / "bad", "--prior", "quadratic", "-q"]
+    done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert all(line.startswith(f"warning: {', '.join(map(str, inputs))}: ") for line in done.stderr.splitlines())
 
 
 NAMES = ["ünï côdé 像", "[red]markup[red]", "semi;colon & 'quote' %20.b.c"]

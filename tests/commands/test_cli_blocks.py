@@ -60,6 +60,17 @@ def test_a_plan_writes_nothing_and_the_run_keeps_to_it(deconv, large):
     assert sorted(path.name for path in large.parent.iterdir()) == ["large.npy", "out.npy", "out.npy.json"]
 
 
+def test_blocks_that_are_larger_than_asked_for_are_explained(deconv, large):
+    tiff = words(large)
+    tiff[tiff.index("-o") + 1] = large.with_name("out.tif")
+    sentence = (
+        "blocks are of 80×72 samples and not of 40×40, as --block-size asks, because 'out.tif' is written in whole"
+    )
+    assert sentence in deconv(*tiff, "--dry-run").stderr
+    done = deconv(*tiff, "--json")
+    assert done.stderr.count(sentence) == sum(sentence in note for note in done.report["notes"]) == 1
+
+
 def with_extras(large, *more):
     """Ask for all that is made of blocks besides the estimate."""
     np.save(large.with_name("truth.npy"), np.load(large) + 1)

@@ -167,6 +167,7 @@ def test_an_existing_file_is_kept(refuses, deconv, tmp_path, data):
     ("words", "says"),
     [
         (["-o", "f.pt"], ".safetensors"),
+        (["-o", "missing/f.safetensors", "--loss", "cross-entropy"], "the folder 'missing' of output"),
         (["-o", "f.safetensors", "--loss", "cross-entropy", "--draws", "2"], ["--draws", "the kind is empirical"]),
         (["-o", "f.safetensors"], ["likelihood", "--loss cross-entropy"]),
     ],

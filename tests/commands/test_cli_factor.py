@@ -187,11 +187,6 @@ def test_what_the_factor_fixes_is_not_said_again(refuses, factor, outputs, tmp_p
     refuses(*words, code=ExitCode.USAGE, says=["--factor fixes", option])
 
 
-def test_neither_kernel_nor_factor(refuses, outputs, tmp_path):
-    words = ["invert", outputs, "-o", tmp_path / "x.npy"]
-    refuses(*words, code=ExitCode.USAGE, says=["--kernel", "--factor"])
-
-
 def test_inputs_that_do_not_fit_are_refused_with_both_numbers(refuses, factor, save, tmp_path):
     output = ["-o", tmp_path / "x.npy"]
     other = save("other", np.ones((3, 13, 15)))
@@ -251,7 +246,7 @@ def test_places_and_sizes_that_cannot_be(refuses, deconv, gentle, tmp_path):
     refuses(*words, gentle, "--force", code=ExitCode.USAGE, says=".safetensors")
     deconv(*words, existing, "--force")
     assert existing.read_bytes() != b"precious"
-    for size in ("32", "0,36", "32,36,3", "", "a,b"):
+    for size in ("32", "0,36", "32,36,3", "a,b"):
         wrong = ["factor", "-k", gentle, f"--size={size}", "-o", tmp_path / "g.safetensors"]
         refuses(*wrong, code=ExitCode.USAGE, says=["H,W", f"'{size}'"])
 

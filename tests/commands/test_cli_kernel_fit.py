@@ -61,7 +61,7 @@ def test_refusals(refuses, save, tmp_path):
     refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="N, H,W or D,H,W")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
     refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
-            code=ExitCode.USAGE, says="give two names")  # fmt: skip
+            code=ExitCode.USAGE, says="which this run writes too")  # fmt: skip
 
 
 def test_another_loss_gives_the_kernel_of_the_library(deconv, refuses, save, tmp_path):

@@ -19,6 +19,7 @@ from deconv_cli.commands import kernel_commands, kernel_fit, kernel_make
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.models.kernel_files import read_kernel
 
 
 @pytest.mark.parametrize("words", ["disk:2.2", "gaussian:1*motion:5@30", "gaussian3d:1@1.5"])
@@ -38,6 +39,16 @@ def test_refusals(refuses, tmp_path):
     (tmp_path / "k.npy.json").write_text("mine")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="exists already")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
+
+
+def test_a_tiff_of_a_kernel_is_read_as_the_same_kernel(deconv, refuses, tmp_path):
+    path = tmp_path / "k.tif"
+    deconv("kernel", "make", "motion:1um@30", "--spacing", "0.25,0.25", "-o", path, "-q")
+    read = read_kernel(path)
+    torch.testing.assert_close(read.kernel, make_kernel("motion:4@30").float())
+    assert read.spacing == (0.25, 0.25)
+    words = ["kernel", "make", "box:3", "--signal", "-o", tmp_path / "s.tif"]
+    refuses(*words, code=ExitCode.USAGE, says="a kernel that is no picture is written as .safetensors")
 
 
 def test_a_kernel_with_tails_says_so_and_takes_a_size(deconv, tmp_path):
@@ -264,9 +275,7 @@ def test_channels_are_chosen(deconv, refuses, save, tmp_path):
 
 def test_refusals_beads(refuses, picture, tmp_path, save):
     refuses("kernel", "from-beads", picture, "--size", "9", code=ExitCode.USAGE, says="--size must hold 2 numbers")
-    refuses(
-        "kernel", "from-beads", picture, "-o", tmp_path / "psf.png", code=ExitCode.USAGE, says="fractions are written"
-    )
+    refuses("kernel", "from-beads", picture, "-o", tmp_path / "psf.png", code=ExitCode.USAGE, says="is written as .tif")
     empty = save("empty", np.random.default_rng(0).normal(size=(60, 60)))
     refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead is fit")
 

@@ -101,20 +101,14 @@ class TestRefusals:
     def test_a_mask_that_would_be_blurred(self, refuses, words, tmp_path):
         refuses(*words, "--trust-mask", tmp_path / "m.jpg", code=ExitCode.USAGE, says=["m.jpg", ".png or .tif"])
 
-    def test_an_output_over_the_kernel(self, refuses, words):
-        refuses(*words, "-o", words[words.index("-k") + 1], "--force", code=ExitCode.USAGE, says="which this run reads")
-
-    def test_one_file_for_two_things(self, refuses, words, tmp_path):
-        same = ["--error-map", tmp_path / "a.tif", "--trust-mask", tmp_path / "a.tif"]
-        refuses(*words, *same, code=ExitCode.USAGE, says="which this run writes too")
-
-    def test_nothing_is_written_over_the_input_or_the_truth(self, refuses, words, tmp_path):
+    def test_nothing_is_written_over_another_file_of_the_run(self, refuses, words, tmp_path):
         """Not even under --force, and by whatever name."""
         source, truth = words[1], tmp_path / "truth.npy"
         (tmp_path / "sub").mkdir()
         same = tmp_path / "sub" / ".." / "b.tif"
         for more, says in (
             (["--trust-mask", source], "which this run reads"),
+            (["-o", words[words.index("-k") + 1]], "which this run reads"),
             (["--truth", truth, "--error-map", truth], "which this run reads"),
             (["--truth", truth, "-o", truth], "which this run reads"),
             (["--error-map", tmp_path / "b.tif", "--trust-mask", same], "b.tif', which this run writes too"),

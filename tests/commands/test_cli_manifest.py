@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def test_a_doubted_result_is_doubted_again_by_a_resumed_run(deconv, frames, gent
         again = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
         assert sentence in again.stderr
         assert again.stdout == ""
-        assert again.stderr.count("the iterations ran out") == n_inputs
+        (doubt,) = [line for line in again.stderr.splitlines() if "the iterations ran out" in line]
+        assert doubt.count(".npy") == n_inputs
         quiet = deconv("invert", *inputs, *words, "--quiet", expect=ExitCode.UNTRUSTWORTHY)
         assert sentence not in quiet.stderr
         document = json.loads(deconv("invert", *inputs, *words, "--json", expect=ExitCode.UNTRUSTWORTHY).stdout)
@@ -137,20 +139,24 @@ def test_a_run_that_was_killed_is_resumed(run, frames, tmp_path):
     assert [line["output_sha256"] for line in again] == [line["output_sha256"] for line in lines]
 
 
-def test_an_interrupted_run_replaces_the_file_that_it_had_written(run, frames, monkeypatch):
+def test_an_interrupted_run_keeps_what_is_finished_and_replaces_what_is_not(run, frames, monkeypatch):
     mend(frames)
-    write = PreparedOutput.write
+    write, third = PreparedOutput.write, threading.Event()
 
     def interrupted(self, record):
         write(self, record)
-        if self.path.name == "2.npy":
+        if self.path.name == "10.npy":
+            third.set()
+        elif self.path.name == "2.npy":
+            assert third.wait(60)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(PreparedOutput, "write", interrupted)
-        run(expect=ExitCode.INTERRUPTED, prints=False)
+        _, lines = run(expect=ExitCode.INTERRUPTED, prints=False)
+    assert [line["status"] for line in lines] == ["done", "begun", "done"]
     report, lines = run("--resume", expect=ExitCode.SUCCESS)
-    assert report["skipped"] == [str(frames / "1.npy")]
+    assert report["skipped"] == [str(frames / "1.npy"), str(frames / "10.npy")]
     assert [line["status"] for line in lines] == ["done"] * 3
 
 
@@ -296,6 +302,7 @@ def test_notes_that_differ_in_numbers_alone_are_printed_once(deconv, frames, gen
         np.save(frames / f"{number}.npy", (300 + 100 * number) * np.load(frames / f"{number}.npy"))
     words = ["forward", frames, "-k", gentle, "-o", tmp_path / "out", "--output-dtype", "uint8"]
     done = deconv(*words, "--manifest", tmp_path / "run.jsonl")
+    assert f"note: {frames / '1.npy'} and 2 more files: rounded to uint8" in done.stderr
     assert done.stderr.count("rounded to uint8") == 1
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert len({note for line in lines for note in line["notes"]}) == 3

@@ -1,9 +1,5 @@
 """Mishaps that were found once and mended."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,30 +26,6 @@ def test_a_foreign_or_damaged_record_is_no_crash(deconv, save, gentle, tmp_path)
         (tmp_path / "x.npy.json").write_text(text)
         report = deconv("invert", source, "-k", gentle, "-o", tmp_path / "y.tif", "--json", "--force").report
         assert report["boundary"] == "zero"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-@pytest.mark.parametrize("heeds", [True, False])
-def test_no_color_is_heeded_on_a_terminal(heeds):
-    import pty
-
-    ours, theirs = pty.openpty()
-    try:
-        environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-        subprocess.run(
-            [sys.executable, "-m", "deconv_cli", "forward", "missing.png", "--kernel", "missing.npy"],
-            stdout=subprocess.DEVNULL,
-            stderr=theirs,
-            env=environment | {"TERM": "xterm"} | ({"NO_COLOR": "1"} if heeds else {}),
-            timeout=300,
-            check=False,
-        )
-        written = os.read(ours, 65536)
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert b"error:" in written
-    assert (b"\x1b[" in written) is not heeds
 
 
 def test_a_trailing_slash_means_a_folder_even_for_one_input(deconv, save, gentle, tmp_path):

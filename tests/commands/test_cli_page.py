@@ -118,3 +118,22 @@ def test_the_page_says_how_lambda_was_chosen_and_shows_the_error_against_the_tru
         assert words in text
     assert record["lambda_reason"].split(";")[0] in text
     assert "<strong>Actual error.</strong>" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "richardson-lucy", "--iterations", "3", "--block-size", "20"],
+        ["--prior", "tv", "--weight", "1"],
+        ["--prior", "nonnegative", "--lambda", "0.01"],
+    ],
+    ids=" ".join,
+)
+def test_a_page_of_an_estimate_without_an_expected_error_says_why(deconv, microscope, gentle, tmp_path, words):
+    page = tmp_path / "page.html"
+    done = deconv("invert", microscope, "-k", gentle, "-o", tmp_path / "x.tif", "--report", page, *words)
+    assert re.search(r"note: .* predicts no error, so the page shows none", done.stderr)
+    text = page.read_text(encoding="utf-8")
+    assert "predicts no error, so the page shows none" in text
+    for part in ("Expected error", "Predicted error", "Finest detail"):
+        assert part not in text

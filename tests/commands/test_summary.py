@@ -114,6 +114,7 @@ def test_channels_that_are_solved_in_several_ways_have_all_of_them_named(deconv,
         ("block_range must be i/N", "--block-range must be i/N"),
         ("the padding of the layer is 1.", "the padding of the layer is 1."),
         ("--max-memory stays as it is.", "--max-memory stays as it is."),
+        ("use groups=1: “Given groups=1, lam [2]”.", "use --groups 1: “Given groups=1, lam [2]”."),
     ],
 )
 def test_arguments_become_options(sentence, expected):

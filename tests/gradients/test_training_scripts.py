@@ -169,7 +169,8 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     assert finding.verdict == verdict
     assert words in finding.causes[0].why
     assert REMEDIES.get(name, "") in finding.causes[0].suggestion
-    assert str(found).startswith("Training would not work")
+    is_slow = verdict == "ACCUMULATED"
+    assert str(found).startswith("Training runs, but more slowly" if is_slow else "Training would not work")
 
 
 BY_HAND = """    with torch.no_grad():

@@ -57,7 +57,7 @@ def test_layers_of_a_model_and_their_bias(tmp_path):
         assert found.layer == "0"
         assert torch.equal(read_kernel(tmp_path / name, layer="0.weight").bias, model[0].bias)
         assert read_kernel(tmp_path / name, layer="2").bias is None
-        with pytest.raises(MalformedInputError, match=r"0.weight \(4, 3, 5, 5\).*2.weight.*layer=\"NAME\""):
+        with pytest.raises(UsageError, match=r"0.weight \(4, 3, 5, 5\).*2.weight.*layer=\"NAME\""):
             read_kernel(tmp_path / name)
         with pytest.raises(UsageError, match="no layer named '7'"):
             read_kernel(tmp_path / name, layer="7")

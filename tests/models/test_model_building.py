@@ -64,7 +64,7 @@ class TestNaming:
 
     def test_code_that_fails(self, code, refused):
         path = code("raise ValueError('the moon is full')\n")
-        refused(UsageError, load_named, f"{path}:Net", "model", says="(ValueError: the moon is full)")
+        refused(UsageError, load_named, f"{path}:Net", "model", says="(ValueError: “the moon is full”)")
         assert path.stem not in sys.modules
 
     def test_neither_class_nor_function(self, net, refused):

@@ -46,13 +46,15 @@ def check_script(
         UsageError: the script fails before that pass, or never reaches it.
     """
     watch = TrainingWatch(step=step, budget=budget, on_progress=on_progress, is_ending=True)
-    kept_arguments, kept_path = sys.argv, list(sys.path)
+    kept_arguments, kept_path, notes = sys.argv, list(sys.path), list[str]()
     on_progress("running the script")
     try:
         sys.argv, sys.path[:] = [str(path), *arguments], [str(path.resolve().parent), *sys.path]
         with torch.enable_grad(), watch:  # a script may switch gradients off for good
             run_notebook(path) if path.suffix == ".ipynb" else runpy.run_path(str(path), run_name="__main__")
-    except (EnoughSeenError, SystemExit):
+    except EnoughSeenError:
+        notes.append(_ENDED.format(counted(watch.n_backward, "backward pass", "backward passes")))
+    except SystemExit:
         pass
     except Exception as error:
         if not watch.passes:
@@ -60,7 +62,11 @@ def check_script(
         watch.note_failure(error)
     finally:
         sys.argv, sys.path[:] = kept_arguments, kept_path
-    return report_training(watch)
+    report = report_training(watch)
+    return replace(report, notes=(*report.notes, *notes))
+
+
+_ENDED = "the script was ended after {}, as soon as all was seen that the verdict needs; the rest of it did not run"
 
 
 def _failing(path: Path, error: Exception) -> Exception:
@@ -70,7 +76,7 @@ def _failing(path: Path, error: Exception) -> Exception:
     where = f" at {location}" if location else ""
     reads_none = location is not None and ".grad" in location.code and "NoneType" in str(error)
     hint = "; .grad is None until backward() has run" if reads_none else ""
-    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: {first_line(error)}){hint}.")
+    return UsageError(f"'{path}' fails before training{where} ({type(error).__name__}: “{first_line(error)}”){hint}.")
 
 
 _MAGIC = ("%", "!", "?")
