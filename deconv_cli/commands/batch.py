@@ -217,7 +217,7 @@ class Batch:
         if not printed.quiet and (is_only or printed.verbose):
             done.print_summary()
         else:
-            for doubt in done.failures:
+            for doubt in done.doubts:
                 print_warning(("" if is_only else f"{job.source}: ") + with_options(doubt))
             for warning in done.warnings:
                 self._print_once(job, warning, print_warning)
@@ -234,7 +234,7 @@ class Batch:
         else:
             print_answer(record["output"]["path"])
         self._n_done += 1
-        self._n_doubted += bool(done.failures)
+        self._n_doubted += bool(done.doubts)
 
     def _print_once(self, job: Job, sentence: str, show: Callable[[str], None]) -> None:
         """Print a sentence for the first input only, even if its numbers differ for others."""

@@ -244,8 +244,6 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     if not is_trusted:
         to_trust = "not to be trusted: see below"
-    elif depth is None:
-        to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
         to_trust = f"trust {format_percent(share)} of the pixels" + (
             f", from {depth} pixels inside the edge" if depth else ""
