@@ -29,9 +29,9 @@ AMPLIFIED = 3.0
 EXCESS = 1.25
 # The boundary is wrong if the residual at the edge exceeds this multiple of that inside.
 EDGE_EXCESS = 2.0
-# A residual above this multiple of the part of the noise that stays in it shows a wrong kernel too, if more than the next
-# number of the excess is implausible. Right kernels stay below 1.26; wrong ones reach 1.3 to 25 if the picture has detail
-# where they are zero (ten pictures of 16 bits; judged on eight others).
+# A residual above this multiple of the part of the noise that stays in it shows a wrong kernel too, if more than the
+# next number of the excess is implausible. Right kernels stay below 1.26; wrong ones reach 1.3 to 25 if the picture has
+# detail where they are zero (ten pictures of 16 bits; judged on eight others).
 MORE_THAN_LEFT, CLEARLY_IMPLAUSIBLE = 1.4, 0.5
 # No plausible image is this many times stronger in the modes of the residual than in the modes that the data decide.
 IMPLAUSIBLE = 2.0
