@@ -187,6 +187,9 @@ class Pipeline:
         Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
         data, kernel, image_size = self._arranged(y, resolution.settings)
+        if kernel.size != self._canonical.size:
+            note = f"of the kernel's {format_size(self._canonical.size)} taps the middle {format_size(kernel.size)} were used"
+            resolution = replace(resolution, notes=(*resolution.notes, f"{note}: the others are nearly zero"))
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE
         if truth is not None:
@@ -402,8 +405,10 @@ class Pipeline:
         kernel = as_any_kernel(self._kernel, y.device, dtype, self.settings.dimensions).with_layer(settings.layer)
         kernel.split(y, are_outputs=True)  # refuses what does not fit before anything is built
         size = tuple(y.shape[-kernel.n_axes :])
-        geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
-        return y.to(dtype), kernel, geometry.image_size
+        image_size = kernel.geometry_of_output(size, settings.padding, settings.input_size).image_size
+        if settings.defaults is InputKind.PICTURE:
+            kernel = kernel.cropped_to(image_size)
+        return y.to(dtype), kernel, image_size
 
     def _find_noise(
         self, settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
