@@ -100,6 +100,7 @@ def _prior(sentence: str, *, verbose: bool) -> str:
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
     result, source = run.inversion, run.source
+    is_reached = result.ending == result.solution.ending
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
@@ -110,7 +111,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
-        ("solver", _ending(result.solution, verbose=verbose)),
+        ("solver", _ending(result.solution, verbose=verbose) if is_reached else result.ending),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),

@@ -184,7 +184,7 @@ def check_residual(
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     interior_rms, by_mode = _rms(_inside(residual, kernel_size)), noise_by_mode(noise, bands.modes)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)
-    implausible: float | None = None
+    implausible, share = None, _share_of_noise(bands, by_mode)
     least = NOTABLE * _contrast(data) if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         finding = ResidualFinding.WRONG_BOUNDARY
@@ -198,7 +198,7 @@ def check_residual(
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
     elif (
-        interior_rms > MORE_THAN_LEFT * max(level, least_noise) * _share_of_noise(bands, by_mode) ** 0.5
+        interior_rms > MORE_THAN_LEFT * (level if noise.is_white else max(level, least_noise)) * share**0.5
         and (implausible := _implausible_share(residual, data, bands, by_mode, level)) > CLEARLY_IMPLAUSIBLE
     ):
         finding = ResidualFinding.WRONG_KERNEL
