@@ -257,6 +257,9 @@ def _details(result: Reconstruction) -> Rows:
     """List the rows for an expert."""
     spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
     condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
+    condition = f"σmin {spectrum.sigma_min:.4g}, condition {condition}"
+    if not result.is_condition_known:
+        condition = f"the condition of a layer under boundary {result.boundary} is not computed"
     told = ", ".join(f"{level:.3g}" for level in result.solution.noise_levels)
     return [
         *([] if result.lam is None else [("minimized", result.solution.objective)]),
@@ -265,7 +268,7 @@ def _details(result: Reconstruction) -> Rows:
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
         *([("prior noise", f"σ {told} in stored values")] if told else []),
-        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
+        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, {condition}"),
         ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
         *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),
     ]

@@ -213,6 +213,11 @@ class Reconstruction(ShownInNotebook):
         return (model if choice is None else replace(model, sigma=choice.sigma),)
 
     @property
+    def is_condition_known(self) -> bool:
+        """Whether `spectrum` tells the condition: that of a layer on a torus is not that under another boundary."""
+        return self.settings.layer.is_plain or self.boundary == "circular"
+
+    @property
     def boundary(self) -> str:
         """The boundary rule."""
         return self.settings.boundary
