@@ -91,8 +91,8 @@ class ChainInversion:
         """How the iteration ended; a minimum that does not reach the data is named as such."""
         if self.solution.status is not Status.CONVERGED or self.relative_residual <= MAX_RELATIVE_RESIDUAL:
             return self.solution.ending
-        left = format_percent(self.relative_residual, 3)
-        return f"stopped after {counted(self.solution.n_iterations, 'iteration')} at a minimum; {left} of the data are left"
+        steps, left = counted(self.solution.n_iterations, "iteration"), format_percent(self.relative_residual, 3)
+        return f"stopped after {steps} at a minimum; {left} of the data are left"
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
