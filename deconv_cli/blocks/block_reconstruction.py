@@ -14,7 +14,9 @@ from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE
 from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.vocabulary import format_padding
+from deconv_cli.workflows.trust import describe_untrusted
 
 NOTE_ON_BOUNDS = (
     "saturated samples are treated as lower bounds; the error at the seams is that of all other samples, since the "
@@ -194,4 +196,7 @@ class BlockReconstruction:
                 f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the "
                 f"{allowed:.2g} that was planned for; {advise_whole(self.task.problem, self.plan.max_memory)}"
             )
+        if not found and summary.predicted_error is not None and summary.trusted_share == 0:
+            resolution = self.task.problem.resolution
+            found.append(describe_untrusted(is_lambda_given=self.lam is not None and resolution.reasons.lam == GIVEN))
         return tuple(found)

@@ -26,7 +26,7 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.solvers.solution import Solution, Status, StoppingRule, default_tolerance
 from deconv_cli.solvers.solve import NonlinearProblem, largest_singular_value_of, solve_nonlinear
-from deconv_cli.vocabulary import Size, format_percent
+from deconv_cli.vocabulary import Size, counted, format_percent
 from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.trust import MAX_RELATIVE_RESIDUAL, Doubt, DoubtReason, doubt_solver
 
@@ -85,6 +85,14 @@ class ChainInversion:
     relative_residual: float
     determined: DeterminedShare
     amplification: float
+
+    @property
+    def ending(self) -> str:
+        """How the iteration ended; a minimum that does not reach the data is named as such."""
+        if self.solution.status is not Status.CONVERGED or self.relative_residual <= MAX_RELATIVE_RESIDUAL:
+            return self.solution.ending
+        steps, left = counted(self.solution.n_iterations, "iteration"), format_percent(self.relative_residual, 3)
+        return f"stopped after {steps} at a minimum; {left} of the data are left"
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:

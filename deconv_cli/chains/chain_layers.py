@@ -27,8 +27,9 @@ _BY_AXES = (
     *("Conv", "ConvTranspose", "BatchNorm", "AvgPool", "AdaptiveAvgPool", "ConstantPad", "ZeroPad"),
     *("ReflectionPad", "ReplicationPad", "CircularPad"),
 )
+_IDLE = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
 _AFFINE = {getattr(nn, f"{name}{n}d") for name in _BY_AXES for n in (1, 2, 3)} | {
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *_IDLE,
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample, nn.UpsamplingNearest2d),
     *(nn.UpsamplingBilinear2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Fold, nn.Unfold),
 }
@@ -93,7 +94,18 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
     if the module fails on a random image or runs a layer twice. A module that does something else between two of the
     layers raises a `UsageError`.
     """
-    if type(parent) is nn.Sequential or len(layers) < 2:
+    if type(parent) is nn.Sequential:
+        children = list(parent.named_children())
+        inside = children[children.index(layers[0]) : children.index(layers[-1]) + 1]
+        skipped = next((each for each in inside if each not in layers and type(each[1]) not in _IDLE), None)
+        if skipped is not None:
+            raise UsageError(
+                f"the model runs '{skipped[0]}', a {type(skipped[1]).__name__}, between '{layers[0][0]}' and "
+                f"'{layers[-1][0]}', so that they are no chain without it; name it too, or give a range with "
+                f"'{RANGE}' between the first and the last name."
+            )
+        return True
+    if len(layers) < 2:
         return True
     module = copy.deepcopy(parent).eval()
     seen = {name: _Calls(module.get_submodule(name)) for name, _ in layers}

@@ -214,7 +214,7 @@ class Batch:
             done.print_summary()
         else:
             name = "" if is_only else str(job.source)
-            for doubt in done.failures:
+            for doubt in done.doubts:
                 self._tell(name, doubt, print_warning, N_NAMED)
             for warning in () if printed.quiet else done.warnings:
                 self._tell(name, warning, print_warning)
@@ -231,7 +231,7 @@ class Batch:
         else:
             print_answer(record["output"]["path"])
         self._n_done += 1
-        self._n_doubted += bool(done.failures)
+        self._n_doubted += bool(done.doubts)
 
     def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
         """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""

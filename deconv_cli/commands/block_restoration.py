@@ -195,7 +195,7 @@ class BlockRestoration:
                 conclude=lambda done: _write_page(extra.report, describe(done)),
             )
         run = describe(found)
-        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), failures=found.doubts)
+        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
 
     def _restore_blocks(
         self,

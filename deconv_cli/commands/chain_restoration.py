@@ -171,7 +171,7 @@ class ChainRestoration:
             record,
             partial(print_chain_summary, run, verbose=self._printed.verbose),
             partial(show_picture, result.image, is_color=True),
-            failures=tuple(doubt.sentence for doubt in result.doubts),
+            doubts=tuple(doubt.sentence for doubt in result.doubts),
         )
 
 

@@ -107,7 +107,7 @@ def estimate(
 
         form = estimate_free_kernel(_picture_of(image), start=found, size=size, tone_curve=chosen.curve)
         taps, record["free"] = form.taps, describe_free(form)
-        rows.append(("free form", f"{taps.shape[0]}×{taps.shape[1]} taps"))
+        rows[0] = ("as a formula", rows[0][1])
     if map_file is not None:
         from deconv_cli.kernels.blind.blur_map import map_blur
         from deconv_cli.saved_kernels import save_kernel_field
@@ -120,6 +120,8 @@ def estimate(
         rows += [("", "  ".join(f"{part.text:16}" for part in row).rstrip()) for row in mapped.parts]
     if not found.found:
         rows.insert(1, ("", describe_found(found).removeprefix("no blur was found: ")))
+    if free:
+        rows.insert(0, ("blur", f"of free form, {taps.shape[0]}×{taps.shape[1]} taps"))
     written = output if found.found or free else None
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)

@@ -162,7 +162,7 @@ class Manifest:
             if self.wrote(done.job):  # before
                 line["output_sha256"] = _fingerprint(done.job.target)
         else:
-            record, doubts = done.record, [with_options(failure) for failure in done.failures]
+            record, doubts = done.record, [with_options(doubt) for doubt in done.doubts]
             line = {
                 "status": DOUBTED if doubts else DONE,
                 "input_sha256": record["inputs"][0]["sha256"] or _fingerprint(done.job.source),

@@ -98,7 +98,7 @@ class JobResult:
         record: the report.
         print_summary: prints it as a table for people.
         show: draws the result in the terminal.
-        failures: reasons not to trust the result, a sentence each; empty if it is trusted.
+        doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
         warnings: other warnings, a sentence each.
         error: the reason why there is no result.
         seconds: time of reading, arithmetic and writing, without waiting.
@@ -108,7 +108,7 @@ class JobResult:
     record: dict[str, Any] | None = None
     print_summary: Callable[[], None] = _nothing
     show: Callable[[], None] = _nothing
-    failures: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
     seconds: float = 0.0

@@ -107,7 +107,7 @@ class Restoration:
             record,
             partial(print_invert_summary, run, verbose=self._printed.verbose),
             partial(show_picture, result.image, n_axes=kernel.kernel.n_axes, is_color=image.is_picture),
-            failures=tuple(doubt.sentence for doubt in result.doubts),
+            doubts=tuple(doubt.sentence for doubt in result.doubts),
             warnings=result.cautions,
         )
 

@@ -100,6 +100,7 @@ def _prior(sentence: str, *, verbose: bool) -> str:
 def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
     result, source = run.inversion, run.source
+    is_reached = result.ending == result.solution.ending
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
@@ -110,7 +111,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
-        ("solver", _ending(result.solution, verbose=verbose)),
+        ("solver", _ending(result.solution, verbose=verbose) if is_reached else result.ending),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),
@@ -244,8 +245,6 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
     if not is_trusted:
         to_trust = "not to be trusted: see below"
-    elif depth is None:
-        to_trust = "to be trusted nowhere: it outweighs the picture"
     else:
         to_trust = f"trust {format_percent(share)} of the pixels" + (
             f", from {depth} pixels inside the edge" if depth else ""
@@ -258,6 +257,9 @@ def _details(result: Reconstruction) -> Rows:
     """List the rows for an expert."""
     spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
     condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
+    condition = f"σmin {spectrum.sigma_min:.4g}, condition {condition}"
+    if not result.is_condition_known:
+        condition = f"the condition of a layer under boundary {result.boundary} is not computed"
     told = ", ".join(f"{level:.3g}" for level in result.solution.noise_levels)
     return [
         *([] if result.lam is None else [("minimized", result.solution.objective)]),
@@ -266,7 +268,7 @@ def _details(result: Reconstruction) -> Rows:
         *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
         ("tolerance", f"{result.tolerance:.2g}"),
         *([("prior noise", f"σ {told} in stored values")] if told else []),
-        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
+        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, {condition}"),
         ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
         *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),
     ]

@@ -132,7 +132,7 @@ class ErrorPredictor:
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
-        """Draw images of the operator's size, around the estimate's mean; give them, and what compression leaves."""
+        """Draw images of the operator's size, around their mean; give them, and what compression leaves."""
         operator = self._probed.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cropped from a larger one.
@@ -140,7 +140,8 @@ class ErrorPredictor:
         torus = tuple(size) if is_periodic else roomy_torus(tuple(size))
         images = model.draw(self.n_probes, torus, self.seed, self._probed.kernel.taps.dtype)
         seen = without_lost(images, model, self._probed.kernel.taps) if model.is_lossy else images
-        cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + estimate.mean() for drawn in (images, seen))
+        mean = estimate.mean() if model.mean is None else model.mean.reshape(-1, *[1] * len(size))
+        cut, kept = (crop(drawn, (0,) * len(size), tuple(size)) + mean for drawn in (images, seen))
         return cut, kept
 
     def _restored(self, outputs: Tensor) -> Tensor:

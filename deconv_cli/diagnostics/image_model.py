@@ -58,12 +58,14 @@ class ImageModel:
         channels: a matrix G with C = GGᵀ, shape `(C_in, C_in)`.
         sigma: standard deviation of the noise, in units of the samples.
         noise: the kind of noise.
+        mean: of each channel, shape `(C_in,)`; `None` if that of the estimate is that of the image.
     """
 
     coefficients: Tensor
     channels: Tensor
     sigma: float
     noise: NoiseModel = WHITE
+    mean: Tensor | None = None
 
     @classmethod
     def isotropic(cls, exponent: float, channels: Tensor, size: Size) -> ImageModel:

@@ -183,13 +183,14 @@ class ConstantImages(LinearOperator):
         return y.sum(dim=space_axes(len(self.output_shape) - 1))
 
 
-def constant_part(operator: LinearOperator, y: Tensor) -> Tensor:
-    """Compute the outputs of the constant image that fits data `(*batch, *output_shape)` best.
+def constant_part(operator: LinearOperator, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the constant image that fits data `(*batch, *output_shape)` best: its channels, and its outputs.
 
     If the outputs leave much of the image open, the mean of an estimate is not the mean of the image.
     """
     constants = operator @ ConstantImages(operator.input_shape)
-    return constants.forward(iterate(NormalEquations(constants, y), MEAN_RULE).value)
+    values = iterate(NormalEquations(constants, y), MEAN_RULE).value
+    return values, constants.forward(values)
 
 
 def fit_probed_image_model(
@@ -207,7 +208,8 @@ def fit_probed_image_model(
     the samples, and at least `least_sigma`. The seed is that of the random signs.
     """
     channels = common_factor(estimate, len(estimate), estimate.ndim - 1)
-    data = y - constant_part(operator, y)
+    mean, constant = constant_part(operator, y)
+    data = y - constant
     # The scale of the gain is that of images whose pixels vary by one.
     scale = operator.spectrum.sigma_max
     n_steps = max(MIN_STEPS, min(MAX_STEPS, STEPPED // math.prod(operator.output_shape)))
@@ -224,4 +226,4 @@ def fit_probed_image_model(
     _, noise, spread, model = min(fits, key=lambda fit: fit[0])
     coefficients = model.coefficients.clone()
     coefficients[0] += 2 * math.log(max(spread, 1e-30))
-    return ImageModel(coefficients, channels, max(noise, least_sigma) if sigma is None else sigma)
+    return ImageModel(coefficients, channels, max(noise, least_sigma) if sigma is None else sigma, mean=mean)

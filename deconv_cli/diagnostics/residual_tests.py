@@ -29,6 +29,10 @@ AMPLIFIED = 3.0
 EXCESS = 1.25
 # The boundary is wrong if the residual at the edge exceeds this multiple of that inside.
 EDGE_EXCESS = 2.0
+# A residual above this multiple of the part of the noise that stays in it shows a wrong kernel too, if more than the
+# next number of the excess is implausible. Right kernels stay below 1.26; wrong ones reach 1.3 to 25 if the picture has
+# detail where they are zero (ten pictures of 16 bits; judged on eight others).
+MORE_THAN_LEFT, CLEARLY_IMPLAUSIBLE = 1.4, 0.5
 # No plausible image is this many times stronger in the modes of the residual than in the modes that the data decide.
 IMPLAUSIBLE = 2.0
 # The kernel is wrong if this part of the excess over the noise is implausible.
@@ -120,6 +124,11 @@ class ResidualTests:
     kernel_size: Size
     known_share: float | None
 
+    @cached_property
+    def rms_of_noise(self) -> float:
+        """The rms that the noise leaves in the residual, since the estimate contains a part of it; 0 if unknown."""
+        return (self.noise or 0.0) * _share_of_noise(self.bands, noise_by_mode(self.model, self.bands.modes)) ** 0.5
+
     @property
     def is_noise_given(self) -> bool:
         """Whether the noise was given by the user, not estimated."""
@@ -173,9 +182,9 @@ def check_residual(
         is_boundary_free: nothing was assumed about the outside, so the boundary cannot be wrong.
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
-    interior_rms = _rms(_inside(residual, kernel_size))
+    interior_rms, by_mode = _rms(_inside(residual, kernel_size)), noise_by_mode(noise, bands.modes)
     edge_ratio = _edge_ratio(residual, kernel_size, interior_rms, border)
-    implausible: float | None = None
+    implausible, share = None, _share_of_noise(bands, by_mode)
     least = NOTABLE * _contrast(data) if level is None else level
     if not is_boundary_free and edge_ratio > EDGE_EXCESS and edge_ratio * interior_rms > least:
         finding = ResidualFinding.WRONG_BOUNDARY
@@ -183,14 +192,19 @@ def check_residual(
         finding = ResidualFinding.INCONCLUSIVE
     elif interior_rms > EXCESS * level:
         is_beyond_doubt = noise.is_sigma_given or interior_rms > EXCESS * least_noise
-        implausible = _implausible_share(residual, data, bands, noise_by_mode(noise, bands.modes), level)
+        implausible = _implausible_share(residual, data, bands, by_mode, level)
         if implausible <= SUSPICIOUS:
             finding = ResidualFinding.OVER_SMOOTHED
         else:
             finding = ResidualFinding.WRONG_KERNEL if is_beyond_doubt else ResidualFinding.INCONCLUSIVE
     elif (
+        interior_rms > MORE_THAN_LEFT * (level if noise.is_white else max(level, least_noise)) * share**0.5
+        and (implausible := _implausible_share(residual, data, bands, by_mode, level)) > CLEARLY_IMPLAUSIBLE
+    ):
+        finding = ResidualFinding.WRONG_KERNEL
+    elif (
         interior_rms < level
-        and (gain := bands.noise_gain(noise_by_mode(noise, bands.modes))) > AMPLIFIED
+        and (gain := bands.noise_gain(by_mode)) > AMPLIFIED
         and gain * level > VISIBLE * _contrast(data)
     ):
         finding = ResidualFinding.NOISE_FITTED
@@ -215,11 +229,8 @@ def measure_noise_ratio(
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
         return None
-    modes, by_mode = bands.modes, noise_by_mode(noise, bands.modes)
-    left = bands.mean(by_mode.flatten() * bands.lost)
-    # With more outputs than inputs, the residual contains all noise that no image explains.
-    part = modes.sigma.shape[-1] / modes.u.shape[-2]
-    share = part * sum(left) / len(left) + 1 - part
+    by_mode = noise_by_mode(noise, bands.modes)
+    share = _share_of_noise(bands, by_mode)
     gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
     amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * gain
     if gain * largest <= AMPLIFIED or amplified * largest <= MOSTLY_NOISE * _contrast(data):
@@ -279,6 +290,14 @@ def _implausible_share(
             excess += surplus * count
             implausible += surplus * count if surplus > IMPLAUSIBLE**2 * reference * signal else 0.0
     return implausible / excess if excess > 0 else 0.0
+
+
+def _share_of_noise(bands: ModeBands, by_mode: Tensor) -> float:
+    """Compute the part of the power of the noise that stays in the residual."""
+    left, modes = bands.mean(by_mode.flatten() * bands.lost), bands.modes
+    # With more outputs than inputs, the residual contains all noise that no image explains.
+    part = modes.sigma.shape[-1] / modes.u.shape[-2]
+    return part * sum(left) / len(left) + 1 - part
 
 
 def noise_by_mode(noise: NoiseModel, modes: TorusModes) -> Tensor:

@@ -24,6 +24,10 @@ AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
 
 
+WEIGHT_CUT_OFF, WEIGHT_OUTSIDE = 1e-3, 0.25
+"""The part of the weight of a kernel that may be cut off, and that which may lie farther out than a picture reaches."""
+
+
 @dataclass(frozen=True)
 class Kernel(ShownInNotebook):
     """Taps of a cross-correlation, as `torch.nn.functional.conv2d` and its like apply them.
@@ -160,6 +164,25 @@ class Kernel(ShownInNotebook):
         if self.layer.is_plain and input_size is None:
             return Geometry.of_output(output_size, self.size, padding)
         return self.geometry(pick_input_size(output_size, self.size, padding, self.layer, input_size), padding)
+
+    def cropped_to(self, image_size: Size) -> Kernel:
+        """Cut off taps around the middle that carry no weight, if there are more than pixels along every axis.
+
+        Raises:
+            ShapeError: these taps carry much of the weight.
+        """
+        if self.field is not None or any(k <= n for k, n in zip(self.size, image_size, strict=True)):
+            return self
+        kept = tuple(n - (k - n) % 2 for k, n in zip(self.size, image_size, strict=True))
+        middle = crop(self.taps, tuple((k - n) // 2 for k, n in zip(self.size, kept, strict=True)), kept)
+        outside = 1 - middle.abs().sum() / self.taps.abs().sum()
+        if outside > WEIGHT_OUTSIDE:
+            raise ShapeError(
+                f"the kernel of {format_size(self.size)} taps is larger than the picture of "
+                f"{format_size(image_size)} pixels, which then shows almost nothing of what was blurred into it; "
+                "give a kernel that is no larger, or a larger part of the picture."
+            )
+        return replace(self, taps=middle) if outside <= WEIGHT_CUT_OFF else self
 
     @property
     def size(self) -> Size:

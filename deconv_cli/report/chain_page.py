@@ -59,7 +59,7 @@ def describe_chain_run(run: ChainRun) -> Record:
             "method": result.method.name.lower(),
             "description": result.method.value,
             "status": solution.status.name.lower(),
-            "message": solution.ending,
+            "message": result.ending,
             "iterations": solution.n_iterations,
             "certificate": solution.certificate,
         },
@@ -113,7 +113,7 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
         notes=run.notes,
         experts=[f"{done}{result.method.value}."],
         rows=[
-            ("Solver", counted(solution.n_iterations, "iteration"), solution.ending),
+            ("Solver", counted(solution.n_iterations, "iteration"), result.ending),
             ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly"),
             *((layer.name, layer.treatment, layer.description) for layer in result.layers),
         ],

@@ -15,6 +15,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.report.page_pictures import ScaledImage, data_uri, display_range, encode_shades
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, counted, format_lambda, format_padding, format_percent, format_size
 from deconv_cli.workflows.fit_kernel import KernelFit
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -87,6 +88,13 @@ def _(thing: Reconstruction) -> View:
     rows += [("warning", warning) for warning in thing.warnings[:2]]
     is_color = settings.defaults is InputKind.PICTURE
     return rows, plane_of(thing.image, settings.dimensions or 2, is_color=is_color)
+
+
+@view.register
+def _(thing: Solution) -> View:
+    rows: list[tuple[str, object]] = [("value", _shape(thing.value)), ("ending", thing.ending)]
+    rows += [("iterations", thing.n_iterations), ("certificate", f"{thing.certificate:.2g}")]
+    return [*rows, ("minimized", thing.objective)], None
 
 
 @view.register

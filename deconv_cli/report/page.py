@@ -172,7 +172,7 @@ def describe_page(
     )
     return Page(
         title=Path(source.path).name,
-        verdict=judge(result, diagnosis.tests.finding, predicted, doubts),
+        verdict=judge(result, diagnosis.tests.finding, doubts),
         numbers=first_numbers(result, predicted, diagnosis, shown.scale, source.spacing),
         commands=try_next(run.rerun, result, run.kernel, is_picture=source.is_picture),
         shown=shown,

@@ -62,8 +62,8 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "predicted_error": result.predicted_error and describe_predicted_error(result.predicted_error),
         "conditioning": {
             "sigma_max": result.spectrum.sigma_max,
-            "sigma_min": result.spectrum.sigma_min,
-            "condition": finite_or_none(result.spectrum.condition),
+            "sigma_min": result.spectrum.sigma_min if result.is_condition_known else None,
+            "condition": finite_or_none(result.spectrum.condition) if result.is_condition_known else None,
             "grid": list(result.spectrum.grid),
         },
         "lost_directions": result.lost_directions and dict(vars(result.lost_directions)),

@@ -39,6 +39,7 @@ _DOUBTED = {
     DoubtReason.CLIPPING: "Do not use this result as it is: much of it is darker than black or brighter than white.",
     DoubtReason.LAMBDA: "Do not use this result as it is: the input does not show how strongly to smooth.",
     DoubtReason.NOISE: "Do not use this result as it is: it shows mostly noise.",
+    DoubtReason.ERROR: "Do not use this result as it is: its error is as large as its detail everywhere.",
 }
 _FINDINGS = {
     ResidualFinding.FINE: "You can use this result: blurred again, it gives back the input up to its noise.",
@@ -51,10 +52,9 @@ _FINDINGS = {
 def judge(
     result: Reconstruction,
     finding: ResidualFinding,
-    predicted: ExpectedError | None = None,
     doubts: Sequence[str] | None = None,
 ) -> Verdict:
-    """Judge a result by its warnings, by what it leaves of the input, and by the error to be expected.
+    """Judge a result by its warnings, and by what it leaves of the input.
 
     `doubts` are those of the whole, if the result is a part of it.
     """
@@ -65,8 +65,6 @@ def judge(
         return Verdict("bad", _WRONG_EDGE if is_edge else _DOUBTED[own[0].reason])
     if is_doubted:
         return Verdict("bad", "Do not use this result as it is: see the warning below.")
-    if predicted is not None and predicted.trusted_share == 0:
-        return Verdict("care", "Use this result with care: its error is as large as its detail everywhere.")
     if not result.warnings:
         is_fine = finding is not ResidualFinding.INCONCLUSIVE  # a λ that was chosen from the data may smooth a little
         return Verdict("good", _FINDINGS[ResidualFinding.FINE if is_fine else finding])

@@ -103,7 +103,7 @@ def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) 
     except SingularSystemError as error:
         if choice.is_given:
             raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
-        instead = Choice(_most_general(problem), f"method {method} cannot be used, since {error}")
+        instead = Choice(_most_general(problem), f"method {method}, the cheapest, fails here: {error}")
     return find_solver(instead.method).build(problem, rule), instead
 
 

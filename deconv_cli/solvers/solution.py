@@ -15,6 +15,7 @@ from torch import Tensor
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import relative
+from deconv_cli.registry import ShownInNotebook
 
 Progress = Callable[[int, float], None]
 """Called after each iteration with its number and the certificate so far."""
@@ -152,7 +153,7 @@ QUADRATIC_OBJECTIVE = "½‖Ax − y‖² + ½λσ²max‖Lx‖²"
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(ShownInNotebook):
     """The outcome of one solve.
 
     Attributes:
@@ -194,6 +195,10 @@ class Solution:
         """The residual y − Ax of `value`; `None` if it is unknown or the value has changed since."""
         value, residual = self.left_over or (None, None)
         return residual if value is self.value else None
+
+    def __repr__(self) -> str:
+        """Describe it in one line: the shape of the value, how the solve ended, and how near it came."""
+        return f"Solution(value {tuple(self.value.shape)}, {self.status.name.lower()}, {self._measures})"
 
     @property
     def ending(self) -> str:

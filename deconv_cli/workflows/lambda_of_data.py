@@ -158,7 +158,7 @@ def _choose_lambda_of_layer(y: Tensor, kernel: Kernel, settings: ResolvedSetting
     if penalty.takes_differences:
         # What the penalty leaves free, above all constants, contains nothing about λ.
         probed = operator @ RandomImages.of_penalty(penalty, operator.input_shape, outputs)
-        data = outputs - constant_part(operator, outputs)
+        data = outputs - constant_part(operator, outputs)[1]
     n_outputs, n_numbers = count_numbers(operator)
     return choose_lambda_by_probing(
         probed,

@@ -2,8 +2,10 @@
 
     resolve → undo the tone curve → choose λ → build → solve → measure → predict the error → apply the tone curve
 
-A pipeline keeps the inverses that it built last, so that further data of the same size cost no new factors. Several
-threads may use one pipeline at the same time.
+The methods stand in the order in which they run: `reconstruct` splits planes off; `_reconstruct_samples` undoes the
+tone curve and tests the picture; `_restore_together` does the rest, for each channel by itself if `_restore_one_by_one`
+calls it. A pipeline keeps the inverses that it built last, so that further data of the same size cost no new factors.
+Several threads may use one pipeline at the same time.
 """
 
 from __future__ import annotations
@@ -140,18 +142,18 @@ class Pipeline:
             check_image(truth, "the truth")
         planes = self._planes(y)
         if planes is None:
-            return self._reconstruct(y, resolution, truth, as_listener(progress))
+            return self._reconstruct_samples(y, resolution, truth, as_listener(progress))
         known = None if truth is None else planes.split(truth)
-        result = self._reconstruct(planes.split(y), resolution, known, as_listener(progress))
+        result = self._reconstruct_samples(planes.split(y), resolution, known, as_listener(progress))
         predicted = result.predicted_error
         if predicted is not None:
             predicted = replace(predicted, map=planes.join(predicted.map))
         return replace(result, image=planes.join(result.image), predicted_error=predicted)
 
-    def _reconstruct(
+    def _reconstruct_samples(
         self, y: Tensor, resolution: ResolvedInput, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
-        """Reconstruct data whose axes are those of the kernel: in light if the blur acted there, then in samples."""
+        """Undo the tone curve of data with the axes of the kernel, restore and test them, and apply the curve again."""
         kernel = self._canonical.with_layer(resolution.settings.layer)
         n_axes, axis, curve = kernel.n_axes, kernel.channel_axis, resolution.tone_curve
         if curve is not None and y.ndim > n_axes:
@@ -160,9 +162,9 @@ class Pipeline:
         steps, resolution = _steps(y, resolution, n_axes), with_ceiling(resolution, y, n_axes)
         data, truth = self._in_light(y, curve), None if truth is None else self._in_light(truth, curve)
         if self._is_one_by_one(data, resolution):
-            result = self._restore_channels(data, kernel, resolution, steps, truth, listener)
+            result = self._restore_one_by_one(data, kernel, resolution, steps, truth, listener)
         else:
-            result = self._restore(data, resolution, steps, truth, listener)
+            result = self._restore_together(data, resolution, steps, truth, listener)
         # A factor has the defaults of tensors, whatever it is applied to.
         settings = self.settings if self._given is not None and kernel.layer.is_plain else result.settings
         if resolution.is_tested and settings.defaults is InputKind.PICTURE:
@@ -185,7 +187,7 @@ class Pipeline:
             predicted = replace(predicted, in_samples=size)
         return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 
-    def _restore(
+    def _restore_together(
         self, y: Tensor, resolution: ResolvedInput, steps: Steps, truth: Tensor | None, listener: ProgressListener
     ) -> Reconstruction:
         """Restore channels that go together: find the noise, choose λ, build, solve, measure, and predict the error.
@@ -193,29 +195,30 @@ class Pipeline:
         Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
         data, kernel, image_size = self._arranged(y, resolution.settings)
+        if kernel.size != self._canonical.size:
+            whole, middle = format_size(self._canonical.size), format_size(kernel.size)
+            note = f"of the kernel's {whole} taps the middle {middle} were used: the others are nearly zero"
+            resolution = replace(resolution, notes=(*resolution.notes, note))
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE
         if truth is not None:
             axis = kernel.channel_axis
             _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
-        filled, is_clipped, choice = data, find_bounds(data, kernel, resolution), None
+        is_clipped, choice = find_bounds(data, kernel, resolution), None
+        filled = unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
             # Else only the tests of the residual need the noise.
-            filled, found = self._find_noise(resolution.settings, data, kernel, is_clipped)
+            filled, found = _find_noise(resolution.settings, unbiased, kernel, is_clipped)
             resolution = replace(resolution, settings=found)
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-            unbiased = subtract_bias(data, self._bias, kernel.n_axes).detach()
             is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
             choice = choose_lambda_of_data(
-                unbiased, kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
+                unbiased.detach(), kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
             )
-            resolution = replace(
-                resolution,
-                settings=replace(resolution.settings, lam=choice.lam),
-                reasons=replace(resolution.reasons, lam=choice.reason),
-                chooses_lambda=False,
-            )
+            settings = replace(resolution.settings, lam=choice.lam)
+            reasons = replace(resolution.reasons, lam=choice.reason)
+            resolution = replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
         settings = resolution.settings
         listener.begin("building the inverse")
         estimator: Estimator
@@ -232,8 +235,6 @@ class Pipeline:
         has_goal = not isinstance(estimator, PhotoEstimator)  # which takes a fixed number of steps
         limit = settings.max_iterations if has_goal else 0
         listener.begin("restoring", goal=tolerance if has_goal else None, limit=limit)
-        estimator.arrange(data)  # refuses a kernel that does not fit before a bias that does not
-        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
         bounds = None if is_clipped is None else estimator.arrange(is_clipped.to(data.dtype)) > 0
         solution = _solve(
             estimator, unbiased, filled, bounds, StoppingRule(tolerance, settings.max_iterations), listener
@@ -241,28 +242,20 @@ class Pipeline:
         listener.begin("measuring the residual")
         result = measure(estimator, unbiased, resolution, solution, tolerance, choice, step, bounds)
         if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
-            result = replace(result, explained_by=self._explanation(estimator, data, resolution))
+            result = replace(result, explained_by=self._explanation(estimator, unbiased, resolution))
         if not settings.predict:
             return result
         listener.begin("predicting the error")
-        if not isinstance(estimator, PseudoInverse):
-            curve = resolution.tone_curve
+        if isinstance(estimator, PseudoInverse):
+            framed = self._framed(estimator, data, resolution)
+            predicted = predict_for(framed, result, unbiased.detach(), least_noise, truth, resolution.n_pieces)
+        else:
             predicted = predict_by_restoring_again(
-                estimator, result, unbiased, curve, least_sigma=least_noise, truth=truth
+                estimator, result, unbiased, resolution.tone_curve, least_noise, truth
             )
-            return replace(result, predicted_error=predicted)
-        predicted = predict_for(
-            self._framed(estimator, data, resolution),
-            result,
-            data,
-            bias=self._bias,
-            least_sigma=least_noise,
-            truth=truth,
-            n_pieces=resolution.n_pieces,
-        )
         return replace(result, predicted_error=predicted)
 
-    def _restore_channels(
+    def _restore_one_by_one(
         self,
         y: Tensor,
         kernel: Kernel,
@@ -305,7 +298,9 @@ class Pipeline:
             alone = replace(settings, lam=lam, noise=noise, noise_levels=settings.noise_levels[c : c + 1])
             part = replace(resolution, settings=alone, lams=(), is_per_channel=False, notes=())
             known = None if truth is None else truth.narrow(axis, c, 1)
-            parts.append(pipeline._restore(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener))
+            parts.append(
+                pipeline._restore_together(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener)
+            )
         return join_channels(parts, resolution, kernel.n_axes)
 
     def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: ResolvedInput) -> Reconstruction:
@@ -320,7 +315,7 @@ class Pipeline:
         pipeline = Pipeline(self._kernel, settings, bias=self._bias)
         tested = replace(resolution, settings=settings, chooses_lambda=True, tests_alignment=False, notes=())
         try:
-            found = pipeline._reconstruct(middle, tested, None, as_listener(None))
+            found = pipeline._reconstruct_samples(middle, tested, None, as_listener(None))
         except DeconvError as error:
             return replace(result, notes=(*result.notes, f"the kernel was not tested: {error}"))
         lams = sorted(part.settings.lam for part in found.channels or (found,))
@@ -409,20 +404,10 @@ class Pipeline:
         kernel = as_any_kernel(self._kernel, y.device, dtype, self.settings.dimensions).with_layer(settings.layer)
         kernel.split(y, are_outputs=True)  # refuses what does not fit before anything is built
         size = tuple(y.shape[-kernel.n_axes :])
-        geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
-        return y.to(dtype), kernel, geometry.image_size
-
-    def _find_noise(
-        self, settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
-    ) -> tuple[Tensor, ResolvedSettings]:
-        """Find the noise; return data without the bias, full samples filled in if they hid it, and the settings."""
-        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
-        if is_clipped is not None and settings.objective == "photo":
-            filled = fill_tiles(unbiased, kernel, is_clipped, settings.origin)
-            share = synchronize.as_number((filled == unbiased).double().mean())
-        else:
-            filled, share = fill_clipped(unbiased, kernel, settings, is_clipped if settings.noise == "auto" else None)
-        return filled, replace(settings, noise=find_noise(filled, kernel, settings, observed_share=share))
+        image_size = kernel.geometry_of_output(size, settings.padding, settings.input_size).image_size
+        if settings.defaults is InputKind.PICTURE:
+            kernel = kernel.cropped_to(image_size)
+        return y.to(dtype), kernel, image_size
 
     def _linear(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, *, is_kept: bool) -> PseudoInverse:
         """Build an inverse, or take one that was built before; one whose λ is of these data is not kept."""
@@ -444,19 +429,17 @@ class Pipeline:
         size = tuple(data.shape[-kernel.n_axes :])
         return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
 
-    def _explanation(self, estimator: Estimator, data: Tensor, resolution: ResolvedInput) -> str | None:
+    def _explanation(self, estimator: Estimator, unbiased: Tensor, resolution: ResolvedInput) -> str | None:
         """Return the padding that explains the data of a layer if the given one does not; else `None`."""
         kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
         is_other = settings.lam > 0 and resolution.settings.padding != "valid"
         is_plain = kernel.field is None and not estimator.operator.is_layer
         if not (is_other and is_plain) or settings.defaults is not InputKind.TENSOR:
             return None
-        geometry = kernel.geometry_of_output(tuple(data.shape[-kernel.n_axes :]), "valid", None)
+        geometry = kernel.geometry_of_output(tuple(unbiased.shape[-kernel.n_axes :]), "valid", None)
         with contextlib.suppress(DeconvError):
             inverse = self._built.find(kernel, geometry.image_size, settings)
             other = replace(resolution, settings=settings, is_tested=False)
-            inverse.arrange(data)
-            unbiased = subtract_bias(data, self._bias, kernel.n_axes)
             solution = inverse.solve(unbiased, as_listener(None))
             scale = measure(inverse, unbiased, other, solution, inverse.tolerance, None, 0.0, None).scale
             if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:
@@ -508,6 +491,18 @@ def _test_picture(
         sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
         result = replace(result, notes=(*result.notes, *sentences))
     return result
+
+
+def _find_noise(
+    settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
+) -> tuple[Tensor, ResolvedSettings]:
+    """Find the noise of data without the bias; return them, full samples filled in if they hid it, and the settings."""
+    if is_clipped is not None and settings.objective == "photo":
+        filled = fill_tiles(data, kernel, is_clipped, settings.origin)
+        share = synchronize.as_number((filled == data).double().mean())
+    else:
+        filled, share = fill_clipped(data, kernel, settings, is_clipped if settings.noise == "auto" else None)
+    return filled, replace(settings, noise=find_noise(filled, kernel, settings, observed_share=share))
 
 
 def _solve(

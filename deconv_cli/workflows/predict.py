@@ -27,7 +27,6 @@ from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
 from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -44,12 +43,10 @@ SMOOTHED_LIMITS = 0.3, 2.0
 def predict_for(
     inverse: PseudoInverse,
     result: Reconstruction,
-    y: Tensor,
-    *,
-    bias: Tensor | None = None,
-    least_sigma: float = 0.0,
-    truth: Tensor | None = None,
-    n_pieces: int = 1,
+    data: Tensor,
+    least_sigma: float,
+    truth: Tensor | None,
+    n_pieces: int,
 ) -> PredictedError:
     """Predict the error of a reconstruction, and compare it with the truth if there is one.
 
@@ -57,13 +54,11 @@ def predict_for(
         inverse: what made it; for a part of a picture, one with the frame of the picture, whose image may be smaller
             than that of the reconstruction.
         result: the reconstruction.
-        y: the data, in the inverse's dtype.
-        bias: of each output channel.
+        data: y, less the bias, detached, in the inverse's dtype.
         least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
         truth: of the shape of the estimate.
         n_pieces: of one picture, whose errors are pooled: fewer images are drawn for each.
     """
-    data = subtract_bias(y, bias, inverse.kernel.n_axes).detach()
     assert result.settings.has_lambda
     kernel, sigma = inverse.kernel, result.settings.noise_sigma
     image = _within_frame(inverse, result)
@@ -104,9 +99,8 @@ def predict_by_restoring_again(
     result: Reconstruction,
     data: Tensor,
     curve: ToneCurve | None,
-    *,
-    least_sigma: float = 0.0,
-    truth: Tensor | None = None,
+    least_sigma: float,
+    truth: Tensor | None,
 ) -> PredictedError:
     """Predict the error of a nonlinear estimate, in stored values.
 

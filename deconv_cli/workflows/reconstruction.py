@@ -33,6 +33,7 @@ from deconv_cli.workflows.trust import (
     DoubtReason,
     Scale,
     caution_residual,
+    describe_untrusted,
     doubt_clipping,
     doubt_lambda,
     doubt_layer,
@@ -132,7 +133,7 @@ class Reconstruction(ShownInNotebook):
             # What is written may have another range than the data of a channel had.
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
                 found += doubt_clipping(self.clipping)
-            return tuple(found)
+            return tuple(found or self._doubt_error())
         found = doubt_solver(self.solution)
         if self.lambda_choice is not None:
             found += doubt_lambda(self.lambda_choice, self.residual)
@@ -158,7 +159,14 @@ class Reconstruction(ShownInNotebook):
                 doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
             ]
             found += [replace(doubt, sentence=f"under the quadratic prior, {doubt.sentence}") for doubt in wrong]
-        return tuple(found)
+        return tuple(found or self._doubt_error())
+
+    def _doubt_error(self) -> list[Doubt]:
+        """Doubt a result that is trusted nowhere, if nothing else speaks against it."""
+        if self.predicted_error is None or self.predicted_error.trusted_share > 0:
+            return []
+        is_lambda_given = self.settings.has_lambda and self.lambda_choice is None
+        return [Doubt(DoubtReason.ERROR, describe_untrusted(is_lambda_given=is_lambda_given))]
 
     @property
     def prior_sentence(self) -> str | None:
@@ -180,11 +188,10 @@ class Reconstruction(ShownInNotebook):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """Warnings that are no reason to doubt the result, a sentence each."""
+        """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
         found = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, reasons = part.lambda_choice, {doubt.reason for doubt in part.doubts}
-            tests = None if DoubtReason.NOISE in reasons else part.residual_tests
+            choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
@@ -204,6 +211,11 @@ class Reconstruction(ShownInNotebook):
             return ()
         choice = self.lambda_choice
         return (model if choice is None else replace(model, sigma=choice.sigma),)
+
+    @property
+    def is_condition_known(self) -> bool:
+        """Whether `spectrum` tells the condition: that of a layer on a torus is not that under another boundary."""
+        return self.settings.layer.is_plain or self.boundary == "circular"
 
     @property
     def boundary(self) -> str:

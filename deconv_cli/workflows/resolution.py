@@ -233,8 +233,11 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         UsageError: a setting that would change nothing, or an input that no kernel can restore.
     """
     recorded = metadata.convolution
-    if kernel.field is not None:
-        check_settings_of_field(settings)
+    if kernel.field is not None and settings.predict:
+        raise UsageError(
+            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
+            "the frame; leave that out, or take the kernel of one place."
+        )
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
     kind, defaults = settings.defaults, _DEFAULTS[settings.defaults]
@@ -311,15 +314,6 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         jpeg_table=metadata.jpeg_table,
         tests_alignment=is_single and kind is InputKind.PICTURE and is_foreign,
     )
-
-
-def check_settings_of_field(settings: ReconstructionSettings) -> None:
-    """Refuse, by `UsageError`, to predict the error."""
-    if settings.predict:
-        raise UsageError(
-            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
-            "the frame; leave that out, or take the kernel of one place."
-        )
 
 
 def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOptions) -> None:

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
-from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding, ResidualTests
+from deconv_cli.diagnostics.residual_tests import (
+    CLEARLY_IMPLAUSIBLE,
+    EXCESS,
+    MORE_THAN_LEFT,
+    ResidualFinding,
+    ResidualTests,
+)
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.solvers.solution import Solution
@@ -43,9 +49,6 @@ OVERSHOOT = 0.05
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
-CLEARLY_IMPLAUSIBLE = 0.5
-"""Part of data without noise that no picture explains: right kernels stay below 0.31, a Gaussian whose width is off by
-a quarter is above 0.72 (crops of the sample pictures, reflect and circular)."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual of a λ that was chosen from the data may have."""
 
@@ -60,6 +63,7 @@ class DoubtReason(StrEnum):
     CLIPPING = "clipping"
     LAMBDA = "lambda"
     NOISE = "noise"
+    ERROR = "expected error"
 
 
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
@@ -200,8 +204,10 @@ _CAUSES = (
 def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
     """Doubt an estimate if the tests of its residual reject it; a chosen λ is not the reason of a large residual."""
     if residual.relative < NEGLIGIBLE_RESIDUAL:
-        is_implausible = residual.relative > ROUNDING and tests.implausible_share > CLEARLY_IMPLAUSIBLE
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)] if is_implausible else []
+        is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
+        if residual.relative <= ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
+            return []
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, ResidualFinding.WRONG_KERNEL.sentence)]
     noise = tests.noise or 0.0
     is_far = tests.interior_rms > FAR_ABOVE_NOISE * noise
     # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
@@ -238,6 +244,12 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
     if is_lambda_chosen:
         advice = 'a larger λ, another kernel, or for counts of light, such as stars, method="richardson-lucy"'
     return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
+
+
+def describe_untrusted(*, is_lambda_given: bool) -> str:
+    """Say that no pixel of an estimate is trusted, and what helps."""
+    advice = 'lam="auto" chooses λ from the data' if is_lambda_given else "the data are too noisy for this kernel"
+    return f"no pixel can be trusted, since the expected error is as large as the detail everywhere: {advice}"
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

@@ -1,6 +1,7 @@
 """Chains of layers undone: affine ones by their pseudo-inverse, others by damped Gauss–Newton steps."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -186,6 +187,14 @@ def test_data_that_the_chain_cannot_give_are_doubted():
     result = deconv_cli.invert_chain(random((4, 6, 6), seed=1), net)
     assert result.relative_residual > 0.05
     assert "residual" in [doubt.reason.value for doubt in result.doubts]
+
+
+def test_a_minimum_that_does_not_reach_the_data_is_named():
+    """The iteration converged all the same: λ pulls."""
+    result = deconv_cli.invert_chain(random((2, 8, 8)), [nn.Conv2d(1, 2, 3, padding=1)], lam=1.0)
+    assert result.solution.status is Status.CONVERGED
+    assert result.relative_residual > 0.5
+    assert re.fullmatch(r"stopped after \d+ iterations? at a minimum; \d\d.* % of the data are left", result.ending)
 
 
 def test_a_module_is_copied_and_acts_in_evaluation_mode():

@@ -48,6 +48,14 @@ def test_a_layer_that_is_left_out_is_something_between():
         check_order(net, layers(net, "a", "b"))
 
 
+def test_a_layer_that_is_left_out_of_a_sequence_is_named():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3), nn.Dropout(), nn.Sigmoid())
+    with pytest.raises(UsageError, match=r"runs '1', a ReLU, between '0' and '2', .* a range with '\.\.'"):
+        check_order(*choose_layers(net, "0,2"))
+    assert check_order(*choose_layers(net, "2,4"))  # a dropout does nothing in evaluation
+    assert check_order(*choose_layers(net, "0..2"))
+
+
 def test_what_cannot_be_tried_is_not_certain():
     class Unrunnable(nn.Module):
         def __init__(self):

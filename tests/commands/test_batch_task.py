@@ -34,7 +34,7 @@ class Numbering(Work):
         opened = Path("opened")
         opened.write_text((opened.read_text(encoding="utf-8") if opened.exists() else "") + "x", encoding="utf-8")
         return lambda job, source, progress: JobResult(
-            job, {"number": source.image}, lambda: source, lambda: source, failures=("doubt",)
+            job, {"number": source.image}, lambda: source, lambda: source, doubts=("doubt",)
         )
 
 
@@ -51,7 +51,7 @@ def test_each_process_prepares_once_and_sends_no_image(jobs):
     sent = pickle.loads(pickle.dumps(task))
     done = [pickle.loads(pickle.dumps(sent(number))) for number in (1, 2, 5)]
     assert Path("opened").read_text(encoding="utf-8") == "x"
-    assert [(one.job.number, one.record, one.failures) for one in done] == [
+    assert [(one.job.number, one.record, one.doubts) for one in done] == [
         (number, {"number": number}, ("doubt",)) for number in (1, 2, 5)
     ]
     assert done[0].print_summary() is None  # the image is gone

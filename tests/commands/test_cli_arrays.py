@@ -146,6 +146,20 @@ def test_a_wrong_kernel_is_trusted_nowhere(deconv, tmp_path):
     assert "the kernel is probably wrong" in page
 
 
+def test_a_result_without_a_trusted_pixel_is_doubted_whole_in_blocks_and_among_others(deconv, tmp_path):
+    samples = np.random.default_rng(0).normal(1000, 50, (64, 64)).round().astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", samples)
+    words = ["--kernel", "gaussian:2", "--lambda", "10", "--predict", "--json"]
+    for source, *more in [("in/a.tif",), ("in/a.tif", "--block-size", "48"), ("in",)]:
+        output = tmp_path / ("out" if source == "in" else "out.tif")
+        options = [*words, *more, "-o", output, "--force"]
+        done = deconv("invert", tmp_path / source, *options, expect=ExitCode.UNTRUSTWORTHY)
+        assert "no pixel can be trusted" in done.stderr
+        assert source == "in" or done.report["is_trusted"] is False
+
+
 def test_the_boundaries_of_a_singular_kernel_are_not_called_well_posed(deconv, save):
     table = deconv("inspect", save("difference", [[1.0, -1.0]]), "--as", "kernel").stdout
     assert "condition infinite" in table

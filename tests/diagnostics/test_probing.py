@@ -124,6 +124,19 @@ def test_the_error_of_a_layer_is_predicted(name: str) -> None:
     assert float((result.image - x).norm()) < 1.1 * min(errors)
 
 
+@pytest.mark.parametrize("lam", [0.0, 1e-4])
+def test_the_lost_brightness_of_a_layer_is_a_part_of_its_error(lam: float) -> None:
+    """Fewer outputs than inputs leave a part of the mean open too, so that the mean of the estimate is too small."""
+    x, kernel = 1 + 0.1 * picture(24), random((4, 3, 3, 3), seed=9) / 3
+    y = deconv_cli.forward(x, kernel, stride=2, padding=1)
+    y = y + 0.01 * random(tuple(y.shape), seed=10)
+    result = deconv_cli.invert(y, kernel, lam=lam, predict=True, truth=x, stride=2, padding=1)
+    predicted = result.predicted_error
+    assert predicted is not None
+    assert predicted.actual_root_mean_square == pytest.approx(predicted.root_mean_square, rel=0.1)
+    assert not result.is_condition_known
+
+
 def test_pixels_that_no_output_depends_on_are_trusted_nowhere() -> None:
     x, kernel = picture(16), random((8, 3, 1, 1), seed=11)
     y = deconv_cli.forward(x, kernel, stride=2)

@@ -88,7 +88,7 @@ def test_the_verdict_follows_what_the_residual_shows(contents, finding, level, s
     assert verdict(given).level == level
     assert sentence in verdict(given).sentence
     if level != "bad":
-        whole = judge(given.run.reconstruction, finding, None, ("in 3 blocks the solver did not reach its tolerance",))
+        whole = judge(given.run.reconstruction, finding, ("in 3 blocks the solver did not reach its tolerance",))
         assert (whole.level, "see the warning below" in whole.sentence) == ("bad", True)
 
 

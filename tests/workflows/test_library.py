@@ -94,6 +94,21 @@ def test_a_kernel_larger_than_the_data_needs_a_lambda():
     assert deconv_cli.invert(y, kernel, boundary="unknown", lam=1e-3).is_trusted
 
 
+@pytest.mark.parametrize("boundary", ["unknown", "circular", "zero"])
+def test_a_kernel_larger_than_a_picture_is_cut_to_it_or_refused(boundary):
+    taps, y = deconv_cli.make_kernel("gaussian:1"), random((1, 24, 26), 3).add(2)
+    options = {"defaults": "picture", "lam": 1e-2, "boundary": boundary}
+    result = deconv_cli.invert(y, torch.nn.functional.pad(taps, [13] * 4), **options)
+    # Of an unknown boundary the estimate reaches farther out, under the penalty.
+    torch.testing.assert_close(result.image, deconv_cli.invert(y, taps, **options).image, atol=0.05, rtol=0)
+    assert "of the kernel's 37×37 taps the middle 23×25 were used" in result.notes[-1]
+    assert deconv_cli.invert(y, torch.full((24, 26), 1 / 624.0), **options).image.shape == y.shape
+    flat = torch.full((37, 37), 1 / 37**2)
+    with pytest.raises(deconv_cli.ShapeError, match="kernel of 37×37 taps is larger than the picture of 24×26 pixels"):
+        deconv_cli.invert(y, flat, **options)
+    assert deconv_cli.invert(y, flat, defaults="picture", lam=1e-2, padding="valid").image.shape == (1, 60, 62)
+
+
 def test_residual_numbers_are_those_of_the_residual():
     x, kernel = random((2, 3, 14, 13)), random((2, 3, 3, 3))
     y = deconv_cli.forward(x, kernel) + 0.1 * random((2, 2, 14, 13), seed=5)

@@ -11,11 +11,11 @@ from PIL import Image
 from torch.nn import functional
 
 import deconv_cli
-from deconv_cli.diagnostics.residual_tests import ResidualFinding
+from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, DoubtReason, measure_clipping
+from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, ROUNDING, DoubtReason, measure_clipping
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -195,6 +195,35 @@ def test_what_forward_made_is_trusted(lam):
     assert result.is_trusted, result.doubts
 
 
+def soft_blobs(n, seed=4):
+    """Spots of light on an even background, as fluorescence shows them."""
+    generator = torch.Generator().manual_seed(seed)
+    places, widths, heights = (torch.rand(40, n_each, 1, 1, generator=generator) for n_each in (2, 1, 1))
+    axis = torch.arange(n, dtype=torch.float64)
+    squares = (axis[:, None] - n * places[:, :1]) ** 2 + (axis[None] - n * places[:, 1:]) ** 2
+    spots = (0.2 + 0.8 * heights) * torch.exp(-squares / 2 / (2.5 + 5.5 * widths) ** 2)
+    return 600 + 10000 * spots.sum(0)
+
+
+def test_the_rounding_of_a_smooth_scene_of_16_bits_accuses_no_kernel():
+    """The only noise is that of rounding, and the estimate contains a part of it."""
+    taps = make_kernel("motion:11@30").double()
+    y = functional.conv2d(soft_blobs(200)[None], taps[None, None])[0].round().to(torch.int32)
+    result = deconv_cli.invert(y[None], taps, defaults="picture")
+    assert ROUNDING < result.residual.relative < NEGLIGIBLE_RESIDUAL
+    assert result.is_trusted, result.doubts
+
+
+@pytest.mark.parametrize(("length", "is_trusted"), [(11, True), (15, False)])
+def test_a_wrong_kernel_is_found_below_the_noise(length, is_trusted):
+    """The estimate contains most of the noise, but the residual is larger than the rest of it."""
+    y = 100 * photograph("motion:11@30", 0.0).int()
+    y = y + (50 * random(y.shape, seed=3)).round().int()
+    result = deconv_cli.invert(y, make_kernel(f"motion:{length}@30"), defaults="picture")
+    assert result.residual_tests.interior_rms < EXCESS * result.residual_tests.noise
+    assert (DoubtReason.RESIDUAL_TESTS not in reasons(result)) is is_trusted
+
+
 def test_a_lambda_that_does_not_suit_the_noise_is_warned_of():
     """The result is not doubted for it; one that was chosen from the data is not said to be too large."""
     taps, y = make_kernel("gaussian:2"), photograph("gaussian:2", 3)
@@ -207,6 +236,22 @@ def test_a_lambda_that_does_not_suit_the_noise_is_warned_of():
     noisy = replace(chosen, residual_tests=replace(chosen.residual_tests, finding=ResidualFinding.NOISE_FITTED))
     assert noisy.is_trusted
     assert noisy.cautions == (ResidualFinding.NOISE_FITTED.sentence,)
+
+
+def test_a_doubt_alone_says_what_to_do_about_lambda():
+    """Smoothing that is too strong by the residual is too weak by the range."""
+    smooth = deconv_cli.invert(photograph("gaussian:2", 3), make_kernel("gaussian:2"), defaults="picture", lam=1.0)
+    assert smooth.cautions == (ResidualFinding.OVER_SMOOTHED.sentence,)
+    doubted = replace(smooth, clipping=replace(smooth.clipping, share=0.1))
+    assert reasons(doubted) == [DoubtReason.CLIPPING]
+    assert doubted.cautions == ()
+
+
+def test_a_result_without_a_trusted_pixel_is_doubted():
+    y = 1000 + (50 * random((1, 64, 64), seed=5)).round().int()
+    result = deconv_cli.invert(y, make_kernel("gaussian:2"), defaults="picture", lam=10.0, predict=True)
+    assert result.predicted_error.trusted_share == 0
+    assert reasons(result) == [DoubtReason.ERROR]
 
 
 def test_a_result_that_its_residual_rejects_is_trusted_nowhere():
