@@ -16,7 +16,7 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.trust import describe_untrusted
+from deconv_cli.workflows.trust import describe_prior, describe_untrusted
 
 NOTE_ON_BOUNDS = (
     "saturated samples are treated as lower bounds; the error at the seams is that of all other samples, since the "
@@ -125,11 +125,7 @@ class BlockReconstruction:
     @property
     def prior_sentence(self) -> str | None:
         """Which prior filled in what the data do not show; `None` for one that learned nothing."""
-        if self.settings.objective != "photo":
-            return None
-        finest = self.plan.choices.finest
-        detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
-        return f"a denoiser that learned from photographs; detail {detail} is plausible, not measured"
+        return describe_prior(self.plan.choices.finest) if self.settings.objective == "photo" else None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -89,13 +89,21 @@ def find_noise_of_channels(
 def measure_noise_of_channels(y: Tensor, kernel: Kernel, settings: ResolvedSettings) -> tuple[NoiseModel, ...]:
     """Find the noise of each channel with its size; one model if the kernel mixes channels.
 
-    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. Noise that the
-    settings hold for each channel already is returned.
+    The data have the shape `(*batch, C_out, *size)`, without the bias; tiny images have noise of size 0. A model that
+    was given is taken for every channel, and one for each channel as it is; a size that was not given is estimated.
+
+    Raises:
+        UsageError: models for another number of channels.
     """
-    if isinstance(settings.noise, tuple):
-        return settings.noise
+    noise = settings.noise
     channels = y.split(1, kernel.channel_axis) if kernel.shared else (y,)
-    models = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
+    if isinstance(noise, NoiseModel) and noise.source != "auto" and (noise.sigma or noise.spectrum):
+        noise = (noise,)
+    if not isinstance(noise, tuple):
+        noise = find_noise_of_channels(channels, [kernel]) if kernel.shared else (find_noise(y, kernel, settings),)
+    models = noise * len(channels) if len(noise) == 1 else noise
+    if len(models) != len(channels):
+        raise UsageError(f"noise was given for {len(models)} channels, but the data have {len(channels)}.")
     is_tiny = min(y.shape[-kernel.n_axes :]) < LEAST_SIDE
     known = [settings.noise_sigma or model.sigma or (0.0 if is_tiny else None) for model in models]
     return tuple(

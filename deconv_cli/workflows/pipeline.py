@@ -502,6 +502,8 @@ def _find_noise(
         share = synchronize.as_number((filled == data).double().mean())
     else:
         filled, share = fill_clipped(data, kernel, settings, is_clipped if settings.noise == "auto" else None)
+    if settings.objective == "photo" and isinstance(settings.noise, tuple):
+        return filled, settings  # which the prior takes channel by channel
     return filled, replace(settings, noise=find_noise(filled, kernel, settings, observed_share=share))
 
 

@@ -33,6 +33,7 @@ from deconv_cli.workflows.trust import (
     DoubtReason,
     Scale,
     caution_residual,
+    describe_prior,
     describe_untrusted,
     doubt_clipping,
     doubt_lambda,
@@ -171,10 +172,7 @@ class Reconstruction(ShownInNotebook):
     @property
     def prior_sentence(self) -> str | None:
         """The prior that filled in detail the data do not show; `None` for one that learned nothing."""
-        if self.settings.objective != "photo":
-            return None
-        finest = "that is fine" if self.finest is None else f"finer than about {self.finest:.1f} pixels"
-        return f"a denoiser that learned from photographs; detail {finest} is plausible, not measured"
+        return describe_prior(self.finest) if self.settings.objective == "photo" else None
 
     @property
     def is_trusted(self) -> bool:
@@ -207,6 +205,8 @@ class Reconstruction(ShownInNotebook):
         if self.channels:
             return tuple(model for channel in self.channels for model in channel.noise)
         model = self.settings.noise
+        if isinstance(model, tuple):
+            return model
         if not isinstance(model, NoiseModel):
             return ()
         choice = self.lambda_choice

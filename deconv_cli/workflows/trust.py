@@ -246,6 +246,12 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
     return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 
+def describe_prior(finest: float | None) -> str:
+    """Say what the prior for photographs fills in; `finest` is the width in pixels of the finest measured detail."""
+    detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
+    return f"a denoiser that learned from photographs; detail {detail} is plausible, not measured"
+
+
 def describe_untrusted(*, is_lambda_given: bool) -> str:
     """Say that no pixel of an estimate is trusted, and what helps."""
     advice = 'lam="auto" chooses λ from the data' if is_lambda_given else "the data are too noisy for this kernel"

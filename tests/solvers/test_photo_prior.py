@@ -13,13 +13,14 @@ import deconv_cli
 from deconv_cli.diagnostics.predicted_error import smoothed
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
+from deconv_cli.noise_model import NoiseModel
 from deconv_cli.report.reconstruction_record import describe_reconstruction
 from deconv_cli.saved_denoiser import WEIGHTS, load_denoiser
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.solution import Status
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.workflows import noise_of_data, pipeline
-from deconv_cli.workflows.estimators import CURVED, find_noise_levels
+from deconv_cli.workflows.estimators import CURVED, EVEN, find_noise_levels
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -166,8 +167,20 @@ def test_pictures_of_8_bits_with_a_tone_curve_are_photographs_unless_a_setting_s
 
 
 def test_a_picture_too_small_for_its_noise_is_restored():
-    found = deconv_cli.invert(torch.full((3, 1, 1), 7.0), torch.ones(3, 3) / 9, defaults="picture", prior="photo")
-    assert torch.allclose(found.image, torch.full((3, 1, 1), 7.0), atol=1.0)
+    found = deconv_cli.invert(torch.full((3, 3, 3), 7.0), torch.ones(3, 3) / 9, defaults="picture", prior="photo")
+    assert torch.allclose(found.image, torch.full((3, 3, 3), 7.0), atol=1.0)
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_noise_that_is_given_is_believed(n_models):
+    given, taps = NoiseModel(sigma=40.0), torch.ones(3, 3) / 9
+    y, _ = blurred(255 * scene(size=(40, 44)), taps, noise=2.0)
+    noise = given if n_models == 1 else (given,) * n_models
+    found = deconv_cli.invert(y, taps, defaults="picture", prior="photo", light="stored", noise=noise)
+    assert found.solution.noise_levels == pytest.approx([40.0 * EVEN] * 3)
+    assert found.noise == (given,) * n_models
+    with pytest.raises(UsageError, match="2 channels, but the data have 3"):
+        deconv_cli.invert(y, taps, defaults="picture", prior="photo", light="stored", noise=(given, given))
 
 
 @pytest.mark.parametrize("curve", [None, deconv_cli.ToneCurve.srgb(65535)])

@@ -1,1 +1,1 @@
-"""Kernels from formulas: one source a file, each integrated over the pixels."""
+"""Kernels from formulas: simple blurs, and blurs of optics, sampled as a camera sees them."""
