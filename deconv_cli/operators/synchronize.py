@@ -1,8 +1,8 @@
 """The only functions in which the host waits for the device.
 
 To read a number from a device, the host waits until the device has finished all queued work. So operators and solvers
-read the numbers of data here and nowhere else: all other code runs ahead of the device, and a test that replaces these functions
-follows every branch of an algorithm without any numbers.
+read the numbers of data here and nowhere else: all other code runs ahead of the device. A test that replaces these
+functions follows every branch of an algorithm without any numbers.
 """
 
 from __future__ import annotations
