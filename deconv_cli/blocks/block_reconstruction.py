@@ -16,7 +16,7 @@ from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.trust import describe_prior, describe_untrusted
+from deconv_cli.workflows.trust import UNTRUSTED, describe_prior
 
 NOTE_ON_BOUNDS = (
     "saturated samples are treated as lower bounds; the error at the seams is that of all other samples, since the "
@@ -192,7 +192,7 @@ class BlockReconstruction:
                 f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the "
                 f"{allowed:.2g} that was planned for; {advise_whole(self.task.problem, self.plan.max_memory)}"
             )
-        if not found and summary.predicted_error is not None and summary.trusted_share == 0:
-            resolution = self.task.problem.resolution
-            found.append(describe_untrusted(is_lambda_given=self.lam is not None and resolution.reasons.lam == GIVEN))
+        is_lambda_given = self.task.problem.resolution.reasons.lam == GIVEN
+        if not found and is_lambda_given and summary.predicted_error is not None and summary.trusted_share == 0:
+            found.append(UNTRUSTED)
         return tuple(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
@@ -92,7 +93,7 @@ class ErrorBoundary(LazyGroup):
         with _reported():
             # An empty path is the current folder for Python, with everything in it.
             words = list(args[1] if len(args) > 1 else options.get("args", ()))
-            if "--run" not in words and any(not word or (word[:2] == "--" and word[-1] == "=") for word in words):
+            if "--run" not in words and any(not word or re.fullmatch("--[^=]+=", word) for word in words):
                 raise UsageError("a word of the command is empty, as where a shell variable is not set; fill it in.")
             return super().make_context(*args, **options)
 

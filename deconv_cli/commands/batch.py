@@ -85,6 +85,7 @@ class Batch:
             self._work_off([job for job in jobs if not is_skipped[job.number]], work)
         except KeyboardInterrupt:
             option = "--skip-existing" if self._manifest is None else "--resume"
+            option += " instead of --force" if self._replaces and self._manifest is None else ""
             if len(jobs) > 1 and not self._printed.quiet:
                 done = f"{self._n_done} of {counted(len(jobs), 'input')} were done"
                 print_note(f"{done}; the same command with {option} goes on with the others.")
@@ -235,7 +236,10 @@ class Batch:
 
     def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
         """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""
-        self._told.setdefault((n_named, NUMBER.sub("", sentence)), (show, sentence, []))[-1].append(name)
+        kind = NUMBER.sub(lambda n: n[0] if sentence[: n.start()].endswith("channel ") else "", sentence)
+        names = self._told.setdefault((n_named, kind), (show, sentence, []))[-1]
+        if name not in names:
+            names.append(name)
 
     def _print_told(self) -> None:
         """Print each sentence once, as it is for the first of its inputs, and name that or several of them."""

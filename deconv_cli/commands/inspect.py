@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -76,7 +78,9 @@ def inspect(
     series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
-    verbose: Annotated[bool, option("--verbose -v", "Print long values of the metadata whole.", OUTPUT)] = False,
+    verbose: Annotated[
+        bool, option("--verbose -v", "Cut no value of the metadata to the width of the screen.", OUTPUT)
+    ] = False,
 ) -> None:
     """Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
@@ -214,12 +218,13 @@ def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
     entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
     width = shutil.get_terminal_size((120, 24)).columns - max(map(len, metadata), default=0) - 2
+    is_cut = not verbose and ("COLUMNS" in os.environ or sys.stdout.isatty())
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
         rows += _entry_rows(entry, is_only=len(entries) == 1)
     if len(entries) > MAX_ENTRIES:
         rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
-    rows += [(name, value if verbose else cut_in_middle(value, width)) for name, value in metadata.items()]
+    rows += [(name, cut_in_middle(value, width) if is_cut else value) for name, value in metadata.items()]
     if record["made_by"] is not None:
         rows.append(("made by", str(record["made_by"])))
     print_table(record["path"], rows, to_stdout=True)

@@ -100,14 +100,21 @@ def write_kernel(
     if isinstance(codec_of_suffix(path), TensorCodec):
         _write(path, StoredImage(samples.numpy(), record=kept))
         return
-    axes, metadata = "CZYX"[: taps.ndim - n_axes] + "ZYX"[-n_axes:], Metadata(flavor="imagej")
+    if taps.ndim > n_axes == 3:
+        samples, axes = samples.movedim(0, 1), "ZCYX"  # in the order of ImageJ
+    else:
+        axes = "C"[: taps.ndim - n_axes] + "ZYX"[-n_axes:]
+    metadata = Metadata(flavor="imagej")
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
         distance = steps[0] if n_axes == 3 else None
         native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if n_axes == 3 else {})
         resolution = PixelDensity(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    _write(path, StoredImage(samples.flip(tuple(range(-n_axes, 0))).numpy(), axes, metadata, kept))
+    _write(
+        path,
+        StoredImage(samples.flip([axes.index(letter) for letter in "ZYX"[-n_axes:]]).numpy(), axes, metadata, kept),
+    )
 
 
 def _write(path: Path, stored: StoredImage) -> None:

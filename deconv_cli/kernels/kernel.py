@@ -18,7 +18,7 @@ from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.registry import ShownInNotebook
-from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_size
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_percent, format_size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
@@ -179,8 +179,8 @@ class Kernel(ShownInNotebook):
         if outside > WEIGHT_OUTSIDE:
             raise ShapeError(
                 f"the kernel of {format_size(self.size)} taps is larger than the picture of "
-                f"{format_size(image_size)} pixels, which then shows almost nothing of what was blurred into it; "
-                "give a kernel that is no larger, or a larger part of the picture."
+                f"{format_size(image_size)} pixels, and {format_percent(float(outside))} of its weight lies farther out "
+                "than the picture reaches; give a kernel that is no larger, or a larger part of the picture."
             )
         return replace(self, taps=middle) if outside <= WEIGHT_CUT_OFF else self
 

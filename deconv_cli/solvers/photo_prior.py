@@ -233,7 +233,7 @@ class PhotoEstimator(Estimator):
         for color in range(CHANNELS):
             one = (..., slice(color, color + 1), slice(None), slice(None))
             own = self._strength * self._local_level(self._noise[one])
-            part = (own / noise.clamp_min(torch.finfo(noise.dtype).tiny)).square()
+            part = (own / noise).square().nan_to_num(1.0)  # no color is dark where there is no noise
             if synchronize.as_number((part < DARK).float().mean()) < LEAST_DARK:
                 continue
             alone = self._denoise(noisy[one], times * own, misfit[one], step)

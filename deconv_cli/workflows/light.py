@@ -71,7 +71,7 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
         lam = choose_by_rule(LambdaRule.GCV, extension.initial(data), 0.0).chosen
         found[name] = min(choose_by_rule(LambdaRule.WHITENESS, extension.continued(data, lam), 0.0).values)
     light, other = (Light.LINEAR, Light.STORED) if is_light else (Light.STORED, Light.LINEAR)
-    if found[light] <= _CLEARLY * found[other]:
+    if not found[light] > _CLEARLY * found[other] > 0:  # NaN where the middle is empty
         return None
     places = {Light.STORED: "on the samples as they are stored", Light.LINEAR: "in linear light"}
     whiter = f"if the kernel acts {places[other]}, the residual is {found[light] / found[other]:.2g} times whiter"

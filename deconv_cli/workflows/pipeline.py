@@ -47,7 +47,7 @@ from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.measurement import Diagnosis, diagnose, join_diagnoses, measure
-from deconv_cli.workflows.noise_of_data import find_noise, find_noise_of_channels
+from deconv_cli.workflows.noise_of_data import LEAST_SIDE, find_noise, find_noise_of_channels
 from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
@@ -405,7 +405,7 @@ class Pipeline:
         kernel.split(y, are_outputs=True)  # refuses what does not fit before anything is built
         size = tuple(y.shape[-kernel.n_axes :])
         image_size = kernel.geometry_of_output(size, settings.padding, settings.input_size).image_size
-        if settings.defaults is InputKind.PICTURE:
+        if settings.defaults is InputKind.PICTURE and settings.padding == "same" and min(size) >= LEAST_SIDE:
             kernel = kernel.cropped_to(image_size)
         return y.to(dtype), kernel, image_size
 

@@ -21,12 +21,14 @@ from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import clipped, photo_prior
-from deconv_cli.solvers.choice import Choice
+from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
 from deconv_cli.workflows.resolution import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
+    ROUNDING,
+    UNTRUSTED,
     WRONG_KERNEL,
     Clipping,
     Doubt,
@@ -34,7 +36,6 @@ from deconv_cli.workflows.trust import (
     Scale,
     caution_residual,
     describe_prior,
-    describe_untrusted,
     doubt_clipping,
     doubt_lambda,
     doubt_layer,
@@ -130,6 +131,7 @@ class Reconstruction(ShownInNotebook):
                 replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
                 for number, channel in enumerate(self.channels, start=1)
                 for doubt in channel.doubts
+                if doubt.reason is not DoubtReason.ERROR  # other channels may be right
             ]
             # What is written may have another range than the data of a channel had.
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
@@ -163,11 +165,14 @@ class Reconstruction(ShownInNotebook):
         return tuple(found or self._doubt_error())
 
     def _doubt_error(self) -> list[Doubt]:
-        """Doubt a result that is trusted nowhere, if nothing else speaks against it."""
-        if self.predicted_error is None or self.predicted_error.trusted_share > 0:
+        """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
+        if self.settings.defaults is InputKind.TENSOR or self.reasons.lam != GIVEN:
             return []
-        is_lambda_given = self.settings.has_lambda and self.lambda_choice is None
-        return [Doubt(DoubtReason.ERROR, describe_untrusted(is_lambda_given=is_lambda_given))]
+        for part in self.channels or (self,):
+            error = part.predicted_error
+            if error is None or error.trusted_share > 0 or part.residual.relative <= ROUNDING:
+                return []
+        return [Doubt(DoubtReason.ERROR, UNTRUSTED)]
 
     @property
     def prior_sentence(self) -> str | None:

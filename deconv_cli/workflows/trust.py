@@ -66,6 +66,10 @@ class DoubtReason(StrEnum):
     ERROR = "expected error"
 
 
+UNTRUSTED = (
+    "no pixel can be trusted, since the expected error is as large as the detail everywhere: "
+    'lam="auto" chooses λ from the data'
+)
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
 WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
@@ -250,12 +254,6 @@ def describe_prior(finest: float | None) -> str:
     """Say what the prior for photographs fills in; `finest` is the width in pixels of the finest measured detail."""
     detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
     return f"a denoiser that learned from photographs; detail {detail} is plausible, not measured"
-
-
-def describe_untrusted(*, is_lambda_given: bool) -> str:
-    """Say that no pixel of an estimate is trusted, and what helps."""
-    advice = 'lam="auto" chooses λ from the data' if is_lambda_given else "the data are too noisy for this kernel"
-    return f"no pixel can be trusted, since the expected error is as large as the detail everywhere: {advice}"
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

@@ -147,7 +147,10 @@ def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):
     inputs = [tmp_path / f"{name}.png" for name in "abc"]
     words = ["invert", *inputs, "-k", "disk:9", "--lambda", "0", "-o", tmp_path / "bad", "--prior", "quadratic", "-q"]
     done = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
-    assert all(line.startswith(f"warning: {', '.join(map(str, inputs))}: ") for line in done.stderr.splitlines())
+    lines = done.stderr.splitlines()
+    assert lines
+    assert len(set(lines)) == len(lines)
+    assert all(line.startswith(f"warning: {', '.join(map(str, inputs))}: ") for line in lines)
 
 
 NAMES = ["ünï côdé 像", "[red]markup[red]", "semi;colon & 'quote' %20.b.c"]

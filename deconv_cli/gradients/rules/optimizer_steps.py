@@ -8,8 +8,8 @@ from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep
 
 _FEW = 4
 _FEW_PASSES = 2
-_NEXT_TO_NOTHING = 1e-8
-"""A smaller share of a gradient is lost; a gradient scaler leaves more than this."""
+_NEXT_TO_NOTHING = 1e-6
+"""A smaller share of a gradient is lost."""
 
 
 def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
@@ -101,9 +101,8 @@ def _lost_before(step: OptimizerStep) -> Cause | None:
     before, after = step.norm_after_backward, step.norm_at_step
     if after < _NEXT_TO_NOTHING * before:
         why = f"gradients of norm {before:.3g} after backward() have norm {after:.3g} at this step: next to nothing."
-        return Cause(
-            "optimizer.step()", step.location, why, "clip at a norm that usual gradients stay below, such as 1.0"
-        )
+        suggestion = "look at what changes them in between; clip at a norm that usual gradients stay below, such as 1.0"
+        return Cause("optimizer.step()", step.location, why, suggestion)
     return None
 
 

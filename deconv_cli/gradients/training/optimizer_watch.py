@@ -153,6 +153,7 @@ class OptimizerWatch:
         self._weights: list[torch.Tensor] = []
         self._first: list[tuple[float, float]] = []
         self._norms: dict[int, float] = {}
+        self._scale = 1.0  # of the gradients after backward
         self._before: dict[int, dict[int, tuple[float, float]]] = {}
         self._used: dict[int, torch.optim.Optimizer] = {}
         self._known: dict[int, torch.optim.Optimizer] = {}
@@ -219,7 +220,7 @@ class OptimizerWatch:
                 name=type(optimizer).__name__,
                 location=location,
                 held=frozenset(id(weight) for weight in weights),
-                norm_after_backward=math.sqrt(math.fsum(self._norms.get(id(weight), 0.0) ** 2 for weight in weights)),
+                norm_after_backward=math.hypot(*(self._norms.get(id(weight), 0.0) for weight in weights)) / self._scale,
                 norm_at_step=gradient_norm(weights),
                 n_given=len(before),
                 n_changed=sum(id(w) in before and fingerprint(w) != before[id(w)] for w in weights),
@@ -246,11 +247,13 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch whether a gradient scaler skips a step."""
+        """Watch whether a gradient scaler skips a step, and by what it multiplied the gradients."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
             n_steps = len(self.events.steps)
+            self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
+            self._scale = 1.0
             self.events.n_skipped += bool(self._weights) and len(self.events.steps) == n_steps
             return result
 
