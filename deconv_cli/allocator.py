@@ -98,9 +98,10 @@ def kept_bytes() -> int:
         return 0
     import psutil
 
-    info = library.mallinfo2()
-    # What `return_freed_memory` returned still counts as free in glibc, but is no longer resident.
-    return max(0, min(int(info.fordblks), psutil.Process().memory_info().rss - int(info.uordblks)))
+    info, memory = library.mallinfo2(), psutil.Process().memory_info()
+    # What `return_freed_memory` returned still counts as free in glibc, but is no longer resident. Pages of files,
+    # such as torch's libraries, are resident and are shared.
+    return max(0, min(int(info.fordblks), memory.rss - memory.shared - int(info.uordblks)))
 
 
 def return_freed_memory(limit: int) -> None:

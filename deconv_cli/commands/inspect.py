@@ -78,9 +78,7 @@ def inspect(
     series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
-    verbose: Annotated[
-        bool, option("--verbose -v", "Cut no value of the metadata to the width of the screen.", OUTPUT)
-    ] = False,
+    verbose: Annotated[bool, option("--verbose -v", "Do not cut long values of the metadata.", OUTPUT)] = False,
 ) -> None:
     """Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)

@@ -104,6 +104,7 @@ def write_kernel(
         samples, axes = samples.movedim(0, 1), "ZCYX"  # in the order of ImageJ
     else:
         axes = "C"[: taps.ndim - n_axes] + "ZYX"[-n_axes:]
+    space = [axes.index(letter) for letter in "ZYX"[-n_axes:]]
     metadata = Metadata(flavor="imagej")
     if spacing is not None:
         steps = [Fraction(step).limit_denominator(10**6) for step in spacing]
@@ -113,7 +114,7 @@ def write_kernel(
         metadata = Metadata(resolution, native=native, flavor="imagej")
     _write(
         path,
-        StoredImage(samples.flip([axes.index(letter) for letter in "ZYX"[-n_axes:]]).numpy(), axes, metadata, kept),
+        StoredImage(samples.flip(space).numpy(), axes, metadata, kept),
     )
 
 

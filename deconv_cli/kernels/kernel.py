@@ -176,11 +176,11 @@ class Kernel(ShownInNotebook):
         kept = tuple(n - (k - n) % 2 for k, n in zip(self.size, image_size, strict=True))
         middle = crop(self.taps, tuple((k - n) // 2 for k, n in zip(self.size, kept, strict=True)), kept)
         outside = 1 - middle.abs().sum() / self.taps.abs().sum()
-        if outside > WEIGHT_OUTSIDE:
+        if outside > WEIGHT_OUTSIDE and self.n_axes == 2:  # the computed blur of a stack may be twice as large
             raise ShapeError(
                 f"the kernel of {format_size(self.size)} taps is larger than the picture of "
-                f"{format_size(image_size)} pixels, and {format_percent(float(outside))} of its weight lies farther out "
-                "than the picture reaches; give a kernel that is no larger, or a larger part of the picture."
+                f"{format_size(image_size)} pixels, and {format_percent(float(outside))} of its weight lies farther "
+                "out than the picture reaches; give a kernel that is no larger, or a larger part of the picture."
             )
         return replace(self, taps=middle) if outside <= WEIGHT_CUT_OFF else self
 

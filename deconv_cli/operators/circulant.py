@@ -304,7 +304,7 @@ def next_fast_size(n: int) -> int:
 
 
 def near_fast_size(n: int) -> int:
-    """Find a length from `n` up without a prime factor above 13, at most a part in 256 or 4 longer; `n` if there is none.
+    """Find a length from `n` up without a prime factor above 13, at most a part in 256 or 4 longer, else `n`.
 
     A length with a prime factor of three digits takes two to three times as long. One of up to 19 stays.
     """
