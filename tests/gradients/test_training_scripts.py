@@ -106,7 +106,7 @@ BROKEN = {
     ),
     "clipped": (
         changed(
-            "    optimizer.step", "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-9)\n    optimizer.step"
+            "    optimizer.step", "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-7)\n    optimizer.step"
         ),
         "GRADIENT LOST",
         "next to nothing",
@@ -171,6 +171,12 @@ def test_what_is_wrong_with_the_optimizer(name, tmp_path):
     assert REMEDIES.get(name, "") in finding.causes[0].suggestion
     is_slow = verdict == "ACCUMULATED"
     assert str(found).startswith("Training runs, but more slowly" if is_slow else "Training would not work")
+
+
+def test_a_large_scale_of_mixed_precision_is_no_lost_gradient(tmp_path):
+    text = (SCRIPTS / "mixed_precision.py").read_text(encoding="utf-8")
+    found = run_text(text.replace('GradScaler("cpu")', 'GradScaler("cpu", init_scale=2.0**28)'), tmp_path)
+    assert not [finding for finding in found.general if finding.is_fault], found
 
 
 BY_HAND = """    with torch.no_grad():
