@@ -50,7 +50,7 @@ def demo(
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page about it."""
+    """Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page."""
     from deconv_cli.io import StoredImage
     from deconv_cli.io.atomic import write_atomically
     from deconv_cli.io.codec import codec_of_suffix

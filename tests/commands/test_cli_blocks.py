@@ -160,7 +160,7 @@ def test_where_no_run_was_begun_there_is_nothing_to_continue(deconv, gray, tmp_p
     Image.open(gray).save(y)
     words = ["invert", y, "-k", "box:3", "--lambda", "0.1", "-o"]
     told = " ".join(deconv(*words, tmp_path / "x.tif", "--resume").stderr.split())
-    assert f"there is no run for '{tmp_path / 'x.tif'}' to continue, and it is restored as a whole" in told
+    assert f"there is no earlier run to resume for '{tmp_path / 'x.tif'}', so it is restored as a whole" in told
     assert "blocks" not in told
     deconv(*words, tmp_path / "whole.tif")
     assert np.array_equal(read_image(tmp_path / "x.tif").values, read_image(tmp_path / "whole.tif").values)

@@ -131,7 +131,7 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
         (["--layers", "0..1", "--boundary", "zero"], "boundary has no use for a chain"),
         (["--layers", "0..1", "--init", "{}"], "--init gives the arguments of --model"),
         (["--layers", "0..1", "--no-bias"], "--layers does not go with --no-bias"),
-        (["--layers", "0..1", "--kernel", "net.pt"], "wants one --kernel FILE"),
+        (["--layers", "0..1", "--kernel", "net.pt"], "needs one --kernel FILE"),
     ],
 )
 def test_what_does_not_go_with_a_chain_is_refused(refuses, activation, tmp_path, monkeypatch, words, says):

@@ -184,7 +184,7 @@ FIXED = {
 @pytest.mark.parametrize("option", FIXED)
 def test_what_the_factor_fixes_is_not_said_again(refuses, factor, outputs, tmp_path, option):
     words = ["invert", outputs, "--factor", factor, "-o", tmp_path / "x.npy", option, *FIXED[option]]
-    refuses(*words, code=ExitCode.USAGE, says=["--factor fixes", option])
+    refuses(*words, code=ExitCode.USAGE, says=["--factor already fixes", option])
 
 
 def test_inputs_that_do_not_fit_are_refused_with_both_numbers(refuses, factor, save, tmp_path):

@@ -137,9 +137,9 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
     ("arguments", "words"),
     [
         (["kernel", "estimate", "missing.png"], "missing.png"),
-        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--free"], "needs --output"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--free"], "add --output"),
         (["kernel", "estimate", str(SAMPLES / "camera.png"), "--size", "9"], "add --free"),
-        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.npy"], "written as .safetensors"),
+        (["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.npy"], "writes .safetensors files only"),
         (
             ["kernel", "estimate", str(SAMPLES / "camera.png"), "--map", "m.safetensors", "-o", "m.safetensors"],
             "which this run writes too",

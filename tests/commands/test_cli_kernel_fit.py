@@ -99,4 +99,4 @@ def test_folders_are_matched_by_name(deconv, refuses, tmp_path):
     done = deconv("kernel", "fit", tmp_path / "sharp", tmp_path / "blurred", *words).report
     assert [Path(path).name for path in done["input"]] == ["a.npy", "a.npy", "b.npy", "b.npy"]
     refuses("kernel", "fit", tmp_path / "sharp", tmp_path / "other", *words, code=ExitCode.USAGE,
-            says="'b' is in one of them alone")  # fmt: skip
+            says="only one of them has 'b'")  # fmt: skip

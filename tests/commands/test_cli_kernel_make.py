@@ -48,14 +48,14 @@ def test_a_tiff_of_a_kernel_is_read_as_the_same_kernel(deconv, refuses, tmp_path
     torch.testing.assert_close(read.kernel, make_kernel("motion:4@30").float())
     assert read.spacing == (0.25, 0.25)
     words = ["kernel", "make", "box:3", "--signal", "-o", tmp_path / "s.tif"]
-    refuses(*words, code=ExitCode.USAGE, says="a kernel that is no picture is written as .safetensors")
+    refuses(*words, code=ExitCode.USAGE, says="a kernel that is not a picture is written as .safetensors")
 
 
 def test_a_kernel_with_tails_says_so_and_takes_a_size(deconv, tmp_path):
     done = deconv("kernel", "make", "airy:1", "-o", tmp_path / "k.npy")
-    assert "a larger --size holds more of them" in done.stderr
+    assert "a larger --size holds more of the tails" in done.stderr
     error = json.loads((tmp_path / "k.npy.json").read_text())["transform_error"]
-    assert f"the edge of 33×33 taps, which makes the transform wrong by {error:.2g}" in done.stderr
+    assert f"the 33×33 taps cut the tails off, so the transform is wrong by {error:.2g}" in done.stderr
     done = deconv("kernel", "make", "airy:1", "--size", "201", "-o", tmp_path / "wide.npy", "--json")
     assert np.load(tmp_path / "wide.npy").shape == (201, 201)
     assert done.report["transform_error"] < 1e-3
@@ -66,7 +66,7 @@ def test_lengths_in_units(deconv, refuses, tmp_path):
     deconv("kernel", "make", "gaussian:0.3um*shift:0.2@0", "--spacing", "0.2,0.2", "-o", tmp_path / "k.npy", "-q")
     expected = make_kernel("gaussian:1.5*shift:0.2@0").float().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "k.npy"), expected, atol=1e-7)
-    refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as --spacing 0.2")
+    refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as in --spacing 0.2")
     refuses("kernel", "make", "gaussian:2", "--spacing", "1,1", code=ExitCode.USAGE, says="leave it out")
 
 
@@ -240,7 +240,7 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
     assert report["beads"]["used"] == 16
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
-    assert "of a bead's light stands out of the noise" in done.stderr
+    assert "of a bead's light rises above the noise" in done.stderr
     assert "draws on a terminal" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)

@@ -88,7 +88,7 @@ def test_a_place_where_no_page_can_be_is_refused_before_anything_is_computed(
 
 def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):
     words = ["invert", blurred, gray, "-k", gentle, "-o", tmp_path / "out", "--report", tmp_path / "page.html"]
-    refuses(*words, code=ExitCode.USAGE, says=["belongs to one input", "there are 2"])
+    refuses(*words, code=ExitCode.USAGE, says=["is for one input", "there are 2"])
 
 
 def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path):

@@ -158,7 +158,7 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
     refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")
     refused("forward", stack, "--kernel", kernel, "--axes", "Z1X", says="axes 'Z1X' must be letters")
-    refused("forward", stack, "--kernel", kernel, "--axes", "", says="a word of the command is empty")
+    refused("forward", stack, "--kernel", kernel, "--axes", "", says="one argument of the command is empty")
     says = "give a file of taps with 2, or leave --dimensions out"
     refused("forward", stack, "--kernel", "gaussian3d:1@1", "--dimensions", "2", says=says)
     layer = save("layer", np.ones((4, 2, 3, 3)))
