@@ -175,7 +175,9 @@ def spaced_penalty(name: str, spacing: tuple[float, ...] | None) -> Penalty:
     if spacing is None:
         return penalty
     if not penalty.takes_differences:
-        raise UsageError(f"spacing divides differences between pixels, but penalty {name} takes none; leave it out.")
+        raise UsageError(
+            f"spacing divides differences between pixels, but penalty {name} uses no differences; leave it out."
+        )
     return SpacedPenalty(penalty, spacing)
 
 

@@ -122,8 +122,8 @@ class BlockRun:
         plan = self.checkpoint.write_plan(self.task.plan)
         if plan.fingerprint != self.task.plan.fingerprint:
             raise UsageError(
-                f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
-                "settings; choose another name, or end that run and give force=True."
+                f"another run, with another input, kernel or settings, is writing '{self.task.target.path}'; choose "
+                "another name, or end that run and give force=True."
             )
         # Other machines round otherwise and have other memory, so the choices of the first one hold for all.
         problem = plan.choices.settle(self.task.problem.with_settings(max_memory=plan.max_memory))

@@ -100,8 +100,8 @@ class BlockTask:
         block = self.grid.block(done.number)
         if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
             raise UsageError(
-                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
-                "begun; bring the earlier file back, or give force=True to start over."
+                f"'{self.problem.source.spelled_path}' has changed since the run for '{self.target.spelled_path}' "
+                "began; restore the earlier file, or give force=True to start over."
             )
 
     def holds(self, done: BlockResult) -> bool:

@@ -164,8 +164,8 @@ class BlocksCompleteError(UsageError):
     def __init__(self, target: RegionTarget, record: dict[str, Any]) -> None:
         self.record = record | {"output": record["output"] | {"path": target.spelled_path}}
         super().__init__(
-            f"'{target.spelled_path}' is complete already: an earlier run made it of this input, with this kernel and "
-            "these settings; give force=True in place of resume=True to have it made again."
+            f"'{target.spelled_path}' is complete already: an earlier run made it from this input, with this kernel "
+            "and these settings; give force=True instead of resume=True to make it again."
         )
 
 
@@ -202,7 +202,7 @@ def find_earlier(
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be resumed; repeat "
-            "the options of that run, or give force=True to forget what it did and start over."
+            "the options of that run, or give force=True to start over."
         )
     records = [record_of(path, fingerprint) for path in paths]
     if known is None and records[-1] is not None and None not in records:

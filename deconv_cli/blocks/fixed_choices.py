@@ -67,7 +67,7 @@ class FixedChoices:
         if self.iterations is not None:
             settings = replace(settings, iterations=self.iterations, gain=None)
         if resolution.chooses_lambda:
-            reasons = replace(reasons, lam=f"the median of what {N_PIECES} pieces of the picture ask for")
+            reasons = replace(reasons, lam=f"the median of {N_PIECES} pieces of the picture")
         if len(self.lams) == 1:
             settings = replace(settings, lam=self.lams[0])
         lams = self.lams if len(self.lams) > 1 else ()

@@ -103,8 +103,8 @@ def choose_halo(
     shortest = min(cut.n_data for cut, is_one in zip(problem.cuts, is_cut, strict=True) if is_one)
     if shortest < LEAST_SAMPLES:
         raise UsageError(
-            f"an axis of {shortest} samples is too short to be cut into blocks: measuring the halo takes "
-            f"{LEAST_SAMPLES}; give blocks that have the whole axis."
+            f"an axis of {shortest} samples is too short to be cut into blocks: measuring the halo needs "
+            f"{LEAST_SAMPLES}; use blocks that contain the whole axis."
         )
     depths, inside = _depths(problem, is_cut, max_samples), None
     for depth in depths:
@@ -115,7 +115,9 @@ def choose_halo(
     if inside is not None:
         return inside
     if not depths:
-        raise UsageError("the memory holds no piece that is large enough to measure the halo; use a larger max_memory.")
+        raise UsageError(
+            "the memory is too small for a piece that is large enough to measure the halo; use a larger max_memory."
+        )
     raise BlocksDisagreeError(
         f"the estimate depends on data further away than a block can hold: {max(depths[-1])} pixels from a cut it is "
         f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"

@@ -92,7 +92,7 @@ class ChainInversion:
         if self.solution.status is not Status.CONVERGED or self.relative_residual <= MAX_RELATIVE_RESIDUAL:
             return self.solution.ending
         steps, left = counted(self.solution.n_iterations, "iteration"), format_percent(self.relative_residual, 3)
-        return f"stopped after {steps} at a minimum; {left} of the data are left"
+        return f"stopped after {steps} at a minimum; {left} of the data remain unexplained"
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -102,8 +102,8 @@ class ChainInversion:
             found.append(
                 Doubt(
                     DoubtReason.RESIDUAL,
-                    f"the estimate does not reproduce the data: {format_percent(self.relative_residual)} of them are "
-                    "left; check that the data are the output of these layers in evaluation mode",
+                    f"the estimate does not reproduce the data: {format_percent(self.relative_residual)} of them "
+                    "remain unexplained; check that the data are the output of these layers in evaluation mode",
                 )
             )
         if self.amplification > MAX_AMPLIFICATION and self.determined.share < FULL_SHARE:
@@ -111,7 +111,7 @@ class ChainInversion:
                 Doubt(
                     DoubtReason.AMPLIFICATION,
                     f"the estimate is {self.amplification:.2g} times as large as the data need, in directions that "
-                    "they do not determine; use λ > 0, which keeps these small",
+                    "they do not determine; use λ > 0 to keep these small",
                 )
             )
         return tuple(found)
@@ -147,7 +147,7 @@ def invert_chain(
         MalformedInputError: the data are not finite.
     """
     if settings is not None and options:
-        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+        raise UsageError(f"settings were given both as a record and as {next(iter(options))}; use one or the other.")
     settings = ReconstructionSettings.of(**options) if settings is None else settings
     lam = _checked(settings)
     if time_limit is not None and not time_limit > 0:
@@ -191,7 +191,7 @@ def _checked(settings: ReconstructionSettings) -> float:
     """Refuse settings that have no use for chains; return λ."""
     idle = [f.name for f in fields(settings) if f.name not in TAKEN and getattr(settings, f.name) != f.default]
     if idle:
-        raise UsageError(f"{idle[0]} has no use for a chain of layers; leave it out.")
+        raise UsageError(f"{idle[0]} has no effect for a chain of layers; leave it out.")
     if isinstance(settings.lam, str | tuple):
         raise UsageError(f"lambda must be zero or a positive number for a chain of layers, but is {settings.lam!r}.")
     return settings.lam or 0.0

@@ -68,7 +68,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
         given = [each if isinstance(each, tuple) else (str(n), each) for n, each in enumerate(layers)]
     wrong = next((type(module).__name__ for _, module in given if not isinstance(module, nn.Module)), None)
     if wrong is not None or not given:
-        raise UsageError(f"layers must be torch modules, one at least, but there is {wrong or 'none'}.")
+        raise UsageError(f"layers must be at least one torch module, but there is {wrong or 'none'}.")
     copies = [(name, copy.deepcopy(module).to(like).eval().requires_grad_(False)) for name, module in given]
     return [Part(name, module) for top, each in copies for name, module in _opened(top, each)]
 
@@ -101,8 +101,8 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
         if skipped is not None:
             raise UsageError(
                 f"the model runs '{skipped[0]}', a {type(skipped[1]).__name__}, between '{layers[0][0]}' and "
-                f"'{layers[-1][0]}', so that they are no chain without it; name it too, or give a range with "
-                f"'{RANGE}' between the first and the last name."
+                f"'{layers[-1][0]}', so they are no chain without it; name it too, or give a range with '{RANGE}' "
+                "between the first and the last name."
             )
         return True
     if len(layers) < 2:
@@ -119,7 +119,7 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
         if first.is_single and second.is_single and not second.takes_from(first):
             raise UsageError(
                 f"the forward pass of {type(parent).__name__} does something between '{before}' and '{after}', so "
-                "that they are no chain; choose layers that follow one another, or write a module that runs them."
+                "they are no chain; choose layers that follow one another, or write a module that runs them."
             )
     return all(calls.is_single for calls in seen.values())
 
@@ -171,7 +171,9 @@ def choose_layers(model: nn.Module, text: str) -> tuple[nn.Module, list[tuple[st
     if RANGE in text:
         places = list(range(places[0], places[1] + 1))
     if places != sorted(set(places)) or not places:
-        raise UsageError(f"layers are named in the order in which they act, each once, but '{text}' is not in order.")
+        raise UsageError(
+            f"layers must be named once each, in the order in which they act, but '{text}' is not in order."
+        )
     listed = list(parent.named_children())
     return parent, [listed[place] for place in places]
 
@@ -281,7 +283,7 @@ def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: i
             break
         largest *= 2
     else:
-        raise UsageError("the size of the input does not follow from that of the output; give input_size.")
+        raise UsageError("the size of the input does not follow from the size of the output; give input_size.")
 
     def least(axis: int, wanted: int) -> int:
         """Find the least size along an axis that gives an output of at least `wanted` pixels."""

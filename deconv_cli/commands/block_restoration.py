@@ -225,13 +225,13 @@ class BlockRestoration:
                 )
         except KeyboardInterrupt:
             if not printed.quiet:
-                print_note("the finished blocks are kept; the same command with --resume continues from them")
+                print_note("the finished blocks are kept; run the same command with --resume to continue")
             raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.checkpoint.results())
             print_note(
-                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the job that ends last puts the "
-                "result in its place; if no job is left, run again with --resume and without --block-range"
+                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the last job to end completes "
+                "the result; if no job is left, run again with --resume and without --block-range"
             )
         return found
 

@@ -128,8 +128,8 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
         return ()
     return (
         f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
-        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
-        "image, or correct the distances in one of the two files",
+        f"{format_spacing(samples)}; each tap was applied to one sample; give a kernel with the spacing of the image, "
+        "or correct the spacing in one of the two files",
     )
 
 
@@ -178,8 +178,8 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
     for path, one in zip(paths, loaded, strict=True):
         if len(one.source.shape) != loaded[0].kernel.n_axes or not one.kernel.shared:
             raise ShapeError(
-                f"of several kernels each is that of one channel, of {loaded[0].kernel.n_axes} axes as the first, but "
-                f"'{path}' has shape {one.source.shape}; give it alone."
+                f"several kernels must each be for one channel and have {loaded[0].kernel.n_axes} axes like the "
+                f"first, but '{path}' has shape {one.source.shape}; give it alone."
             )
     taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
     sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
@@ -233,8 +233,8 @@ def load_kernel(
 
     if path == ESTIMATE and not path.exists():
         raise UsageError(
-            "--kernel estimate finds the kernel of a picture that deconv invert is to restore; here give a file or a "
-            "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
+            "--kernel estimate works only with deconv invert; here give a formula or a file, such as one from deconv "
+            "kernel estimate PHOTO -o FILE."
         )
     file, colon, layer = str(path).rpartition(":")
     if colon and not path.exists() and Path(file).is_file():
@@ -247,7 +247,7 @@ def load_kernel(
     is_word = not path.suffix and path.name == str(path) not in names
     meant = nearest_name(names, str(path))
     if is_word and meant is not None and not path.exists():
-        raise UsageError(f"'{path}' does not exist; perhaps --kernel {meant} was meant.")
+        raise UsageError(f"'{path}' does not exist; perhaps you mean --kernel {meant}.")
     read = read_kernel(
         path,
         layer=options.layer,

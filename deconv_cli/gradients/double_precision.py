@@ -81,8 +81,8 @@ def gather_double(
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
         found = _compare(subject, names, twice, budget, on_progress, dtype)
         note = (
-            f"the model does not run in float64 (“{first_line(error)}”); finite differences were taken in {dtype}, "
-            "which is less sharp"
+            f"the model does not run in float64 (“{first_line(error)}”); finite differences used {dtype}, which is "
+            "less precise"
         )
         return replace(found, notes=(note,)) if found.dtype else found
     return found
@@ -135,7 +135,7 @@ def _compare(
         minima=minima,
         n_evaluations=function.n_evaluations,
         notes=(
-            (f"a cast to a narrow type at {casts[0]} makes finite differences less sharp",)
+            (f"a cast to a narrow type at {casts[0]} makes finite differences less precise",)
             if casts and dtype == "float64"
             else ()
         ),
@@ -283,5 +283,5 @@ def _compare_second_derivatives(
         is_flat = found is not None and found.autograd == 0 and not math.isfinite(found.resolution)
         is_zero = found is not None and is_flat and abs(found.numeric) <= N_ERROR_BARS * found.error_bar
         if found is None or (found.outcome is Outcome.UNSURE and not is_zero):
-            unclear.append(f"{name}: its second derivative could not be compared sharply")
+            unclear.append(f"{name}: its second derivative could not be compared precisely")
     return results, unclear

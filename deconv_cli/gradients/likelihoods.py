@@ -102,7 +102,7 @@ class SampleLoss:
                 f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
-        self.description = self.likelihood.name if self.likelihood else "the loss as it is, sample by sample"
+        self.description = self.likelihood.name if self.likelihood else "the loss itself, sample by sample"
         self._has_classes = name in OF_CLASSES
         self._are_classes_last = False
         self._function = function

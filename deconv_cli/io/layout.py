@@ -268,7 +268,7 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
         n_bad = int((~values.isfinite()).sum())
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
-            "is too ill-conditioned with these settings, try a larger lam."
+            "is too ill-conditioned with these settings; try a larger lam."
         )
     source = str(values.dtype).removeprefix("torch.")
     target = np.dtype(dtype)

@@ -189,7 +189,7 @@ class PartialFile(RegionTarget):
                 room = shutil.disk_usage(self.path.parent).free
                 if room < self.n_bytes:
                     raise FileAccessError(
-                        f"'{self.path}' takes {self.n_bytes} bytes, but its disk has room for {room}; free some, or "
+                        f"'{self.path}' needs {self.n_bytes} bytes, but its disk has {room} left; free some space, or "
                         "choose another disk."
                     )
                 atomic.name_new(own, partial)

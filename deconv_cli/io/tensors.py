@@ -49,9 +49,7 @@ class TensorFile:
             return next(iter(self.shapes))
         found = next((name for name in names if name and name in self.shapes), None)
         if found is None and list(self.shapes) == [""]:
-            raise UsageError(
-                f"'{self.path}' holds a single tensor without a name, so tensor=\"{names[0]}\" has no choice to make."
-            )
+            raise UsageError(f"'{self.path}' holds a single tensor without a name; leave out tensor=\"{names[0]}\".")
         if found is None:
             raise UsageError(f"'{self.path}' holds no tensor named '{names[0]}', only {describe_tensors(self.shapes)}.")
         return found

@@ -72,8 +72,8 @@ class Kernel(ShownInNotebook):
         n_axes = count_axes(kernel, dimensions)
         if kernel.ndim == n_axes + 1:
             raise ShapeError(
-                f"a kernel for each channel, of shape {tuple(kernel.shape)}, is taken by invert and forward alone; "
-                f"here give the kernel of one channel, of shape ({name_taps(n_axes)})"
+                f"only invert and forward take a kernel for each channel, of shape {tuple(kernel.shape)}; here give "
+                f"the kernel of one channel, of shape ({name_taps(n_axes)})"
                 + (", or dimensions=3 with one of three axes." if dimensions is None and kernel.ndim == 3 else ".")
             )
         if kernel.numel() == 0:
@@ -84,7 +84,7 @@ class Kernel(ShownInNotebook):
             n_bad = int((~torch.isfinite(kernel)).sum())
             raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; correct it first.")
         if not kernel.any():
-            raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
+            raise MalformedInputError("every tap of the kernel is zero, so the data contain nothing of the image.")
         _check_range(kernel, dtype or kernel.dtype)
         kernel = kernel if dtype is None else kernel.to(dtype)
         taps = kernel if kernel.ndim == n_axes + 2 else kernel[None, None]
@@ -101,9 +101,9 @@ class Kernel(ShownInNotebook):
         """
         if isinstance(kernel, KernelField):
             if dimensions == 1:
-                raise ShapeError("a kernel that varies over the frame is for two axes, but dimensions is 1.")
+                raise ShapeError("a kernel that varies over the frame needs two axes, but dimensions is 1.")
             if kernel.taps.requires_grad and torch.is_grad_enabled():
-                raise UsageError("nothing is differentiated in a kernel that varies over the frame; detach its taps.")
+                raise UsageError("a kernel that varies over the frame has no gradient; detach its taps.")
             field = kernel if dtype is None else replace(kernel, taps=kernel.taps.to(dtype))
             return replace(cls.from_tensor(kernel.middle, dtype), field=field)
         n_axes = count_axes(kernel, dimensions)
@@ -142,8 +142,8 @@ class Kernel(ShownInNotebook):
             )
         if n_first % layer.groups:
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which "
-                f"{layer.groups} groups do not divide; give another number of groups."
+                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which is not "
+                f"a multiple of the {layer.groups} groups; give another number of groups."
             )
         return replace(self, layer=layer)
 
@@ -178,9 +178,9 @@ class Kernel(ShownInNotebook):
         outside = 1 - middle.abs().sum() / self.taps.abs().sum()
         if outside > WEIGHT_OUTSIDE:
             raise ShapeError(
-                f"the kernel of {format_size(self.size)} taps is larger than the picture of "
-                f"{format_size(image_size)} pixels, which then shows almost nothing of what was blurred into it; "
-                "give a kernel that is no larger, or a larger part of the picture."
+                f"the kernel of {format_size(self.size)} taps is larger than the picture of {format_size(image_size)} "
+                "pixels, so the picture shows only a small part of the blurred scene; give a smaller kernel, or a "
+                "larger part of the picture."
             )
         return replace(self, taps=middle) if outside <= WEIGHT_CUT_OFF else self
 
@@ -296,9 +296,9 @@ class Kernel(ShownInNotebook):
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
-                f"channels, but the image of shape {tuple(images.shape)} has {found}; "
-                f"use a kernel that fits, one of shape ({name_taps(self.n_axes)}) for all channels, or "
-                f"(C, {name_taps(self.n_axes)}) for each its own."
+                f"channels, but the image of shape {tuple(images.shape)} has {found}; use a kernel that fits, one of "
+                f"shape ({name_taps(self.n_axes)}) for all channels, or (C, {name_taps(self.n_axes)}) for one kernel "
+                "per channel."
             )
         return images
 
@@ -308,7 +308,9 @@ class Kernel(ShownInNotebook):
             axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))
             advice = "add the missing axes, for example image[None]"
             if images.ndim > n_axes + 2:
-                advice = "a kernel of fewer axes works plane by plane where dimensions says how many axes images have"
+                advice = (
+                    "a kernel with fewer axes works plane by plane if dimensions gives the number of axes of the images"
+                )
             raise ShapeError(
                 f"an image tensor must have shape ({axes}) or (B, {axes}), but has {tuple(images.shape)}; {advice}."
             )
@@ -363,7 +365,7 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
     if not limits.tiny <= float(largest.square()) <= limits.max:
         word = "large" if largest > 1 else "small"
         raise MalformedInputError(
-            f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
+            f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square exceeds the range of "
             f"{str(dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
         )
 

@@ -87,8 +87,8 @@ def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.shape not in (prediction.shape, ()):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise UsageError(
-            "a loss should take a prediction and data, and give a tensor of their shape "
-            f"{tuple(prediction.shape)}, or a single number, but gives {found}."
+            f"a loss must take a prediction and data, and return a tensor of their shape {tuple(prediction.shape)} or "
+            f"a single number, but returns {found}."
         )
     return values.mean()
 

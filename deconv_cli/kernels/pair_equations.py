@@ -53,9 +53,8 @@ class Pair:
         is_larger = any(k > n for k, n in zip(size, sizes[0], strict=True))
         if is_larger and (boundary.is_unknown or sizes[0] != sizes[1]):
             raise ShapeError(
-                f"a kernel of {format_size(size)} does not fit into images of {format_size(sizes[0])}, within which "
-                "all its taps must lie where nothing is known of what is outside; use a smaller size, or say what lies "
-                "outside both images of one size."
+                f"a kernel of {format_size(size)} does not fit into images of {format_size(sizes[0])}, as boundary "
+                "unknown requires; use a smaller size, or another boundary with images of one size."
             )
         for padding in ("same", "valid", "full"):
             geometry = Geometry(sizes[0], size, Geometry.of_image(sizes[0], size, padding).pads)
@@ -63,9 +62,9 @@ class Pair:
                 break
         else:
             raise ShapeError(
-                f"a kernel of {format_size(size)} makes no image of {format_size(sizes[1])} of one of "
-                f"{format_size(sizes[0])}; both should be of one size, or the blurred one smaller or larger by the "
-                "kernel less one."
+                f"a kernel of {format_size(size)} cannot turn an image of {format_size(sizes[0])} into one of "
+                f"{format_size(sizes[1])}; both must have the same size, or differ by the size of the kernel minus "
+                "one."
             )
         y, wide = blurred.double(), sharp.double()
         if not boundary.is_unknown:

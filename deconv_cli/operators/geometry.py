@@ -119,7 +119,7 @@ class Geometry:
         if min(image_size) < 1 or min(output_size) < 1:
             raise ShapeError(
                 f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} "
-                f"with padding {padding}; a larger output or a smaller padding is needed."
+                f"with padding {padding}; use a larger output or a smaller padding."
             )
         return cls.of_image(image_size, kernel_size, pads)
 
@@ -145,8 +145,8 @@ def check_image_size(image_size: Size, kernel_size: Size) -> None:
     """Refuse an image without pixels, or of another number of axes than a kernel."""
     if len(image_size) != len(kernel_size):
         raise ShapeError(
-            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
-            f"but the image is one of {format_size(image_size)}."
+            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, but the "
+            f"image has the size {format_size(image_size)}."
         )
     if min(image_size) < 1:
         raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
@@ -219,7 +219,7 @@ class LayerGeometry(Geometry):
             super().check_boundary(boundary)
         elif not boundary.is_zero:
             raise UsageError(
-                f"a transposed convolution looks at no pixel outside of its input, so its boundary is zero, but is "
+                "a transposed convolution reads no pixel outside of its input, so its boundary must be zero, but is "
                 f"{boundary.name}; leave it out."
             )
 

@@ -113,8 +113,8 @@ class LayerConvolution(Convolution):
         self.geometry.check_boundary(self.boundary)
         if kernel.shape[0] % options.groups:
             raise ShapeError(
-                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which "
-                f"{options.groups} groups do not divide; give another number of groups."
+                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which is "
+                f"not a multiple of the {options.groups} groups; give another number of groups."
             )
         self.correlation, self.extension = self._parts(kernel, self.layer_geometry)
         if options.transposed:

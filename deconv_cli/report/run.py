@@ -152,5 +152,5 @@ class FactorRun(Run):
     @property
     def all_notes(self) -> tuple[str, ...]:
         """The notes, with one if nothing was precomputed."""
-        unneeded = "this method precomputes nothing: deconv invert builds it again from the taps"
+        unneeded = "this method precomputes nothing: deconv invert builds the inverse again from the taps"
         return self.notes if self.factors else (*self.notes, unneeded)

@@ -103,7 +103,7 @@ class TestVerdicts:
         report = check("--model", code("mixing", "Leak"), expect=ExitCode.FAULT_FOUND)
         (finding,) = report["general"]
         assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
-        assert "as it stands: samples leak into one another (BATCH-LEAK)." in report["summary"]
+        assert "with this code: samples leak into one another (BATCH-LEAK)." in report["summary"]
 
     def test_gradients_by_the_inputs(self, deconv):
         told = deconv("check-grad", *NETWORK, "--wrt", "inputs").stdout.splitlines()
@@ -252,7 +252,7 @@ class TestUserCode:
         path = write(net("warnings.warn('the moon is full'); return self.layer(x)"))
         done = deconv("check-grad", "--model", f"{path}:Net", "--input-shape", "3,4")
         assert done.stderr.count("the moon is full") == 1
-        assert "note: a warning on the way: the moon is full" in done.stderr
+        assert "note: warning from the code: the moon is full" in done.stderr
 
     def test_a_loss_of_the_model_itself(self, deconv):
         words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]

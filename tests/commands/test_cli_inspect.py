@@ -161,7 +161,7 @@ def test_several_files_and_failures_among_them(deconv, refuses, gray, save, tmp_
     refuses("inspect", gray, "--size", "8x8", code=ExitCode.USAGE, says="H,W")
     refuses("inspect", gray, "--tensor", "x", code=ExitCode.USAGE, says="--tensor")
     refuses("inspect", gray, "--series", "0", code=ExitCode.USAGE, says="--series")
-    refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="--tensor x has no choice to make")
+    refuses("inspect", good, "--tensor", "x", code=ExitCode.USAGE, says="leave out --tensor x")
 
 
 def test_one_layer_that_cannot_be_undone_hides_no_other(deconv, refuses, tmp_path):

@@ -24,7 +24,7 @@ def test_a_pair_of_tensors_gives_the_kernel_that_invert_takes(deconv, save, tmp_
     assert np.load(tmp_path / "bars.npy").shape == (3, 4)
     assert done.report["held_out_residual"] < 1e-6
     assert done.report["samples"] == 440
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     library = deconv_cli.fit_kernel(
         [tuple(torch.from_numpy(np.load(path)) for path in (x, tmp_path / "y.npy"))], (3, 4), boundary="zero"
     )

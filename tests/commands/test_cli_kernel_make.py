@@ -27,7 +27,7 @@ def test_a_formula_is_written(deconv, tmp_path, words):
     done = deconv("kernel", "make", words, "-o", tmp_path / "k.npy", "--json", "--show")
     assert np.array_equal(np.load(tmp_path / "k.npy"), make_kernel(words).float().numpy())
     assert done.report["sum"] == pytest.approx(1.0)
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     record = json.loads((tmp_path / "k.npy.json").read_text())
     assert (record["command"], record["kernel"]) == ("kernel make", words)
     assert record["output"]["samples_sha256"]
@@ -35,7 +35,7 @@ def test_a_formula_is_written(deconv, tmp_path, words):
 
 def test_refusals(refuses, tmp_path):
     refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="is written disk:RADIUS")
-    refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps gaussian was meant")
+    refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps you mean gaussian")
     (tmp_path / "k.npy.json").write_text("mine")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="exists already")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
@@ -173,7 +173,7 @@ def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
     assert done.report["layer"]["shape"] == [4, 1, 3, 3]
     assert "geometry" not in done.stderr
     assert "name the class of the model here with --model" in done.stderr
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     image = save("x", np.random.default_rng(0).random((1, 8, 8)).astype(np.float32))
     deconv("forward", image, "-k", target, "--padding", "valid", "-o", tmp_path / "y.npy")
     network = torch.load(model, weights_only=True)
@@ -189,7 +189,7 @@ def test_refusals_extract(refuses, model, tmp_path):
             says="choose among 0, 1 with --layer NAME")  # fmt: skip
     refuses("kernel", "extract", model, "--layer", "7", code=ExitCode.USAGE, says="no convolution named '7'")
     refuses("kernel", "extract", model, "--init", "{}", code=ExitCode.USAGE, says="--init gives the arguments")
-    refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not one of the model files")
+    refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not a supported model file")
 
 
 def test_every_tensor_of_a_whole_module_is_inspected_as_a_kernel(deconv, tmp_path):
@@ -241,7 +241,7 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
     assert "of a bead's light rises above the noise" in done.stderr
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)
     assert np.abs(written - library.psf.float().numpy()).max() < 1e-7
@@ -277,7 +277,7 @@ def test_refusals_beads(refuses, picture, tmp_path, save):
     refuses("kernel", "from-beads", picture, "--size", "9", code=ExitCode.USAGE, says="--size must hold 2 numbers")
     refuses("kernel", "from-beads", picture, "-o", tmp_path / "psf.png", code=ExitCode.USAGE, says="is written as .tif")
     empty = save("empty", np.random.default_rng(0).normal(size=(60, 60)))
-    refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead is fit")
+    refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead can be measured")
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_pages_without_a_letter_are_depth_for_a_tensor_of_three_axes(tmp_path, d
     words = ("--kernel", save("k", taps), "--boundary", "circular", "-o", tmp_path / "o.tif")
     run = deconv("forward", tmp_path / "s.tif", *words)
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
-    assert "the pages (axis I) were read as planes along Z; if they are not, choose --axes TYX" in run.stderr
+    assert "the pages (axis I) were read as planes along Z; if this is wrong, choose --axes TYX" in run.stderr
 
 
 def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):

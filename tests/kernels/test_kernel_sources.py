@@ -75,7 +75,7 @@ def test_a_source_of_the_callers_own():
 
 
 def test_a_misspelt_source_is_recognized():
-    with pytest.raises(UsageError, match=r"but is 'gausian'; perhaps gaussian was meant\.$"):
+    with pytest.raises(UsageError, match=r"but is 'gausian'; perhaps you mean gaussian\.$"):
         make_kernel("disk:2*gausian:1.5")
 
 
@@ -97,7 +97,7 @@ def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
         ("disk:0.6um", None, "the distance of the samples is not known"),
         ("gaussian3d:1um@2", (0.2, 0.2), "not known"),
         ("disk:0.6um", (0.2, 0.3), "pixels should be squares"),
-        ("motion:9@30um", (0.2, 0.2), "ANGLE is no length"),
+        ("motion:9@30um", (0.2, 0.2), "ANGLE is not a length"),
         ("disk:3in", (0.2, 0.2), "is written disk:RADIUS"),
     ],
 )
@@ -109,6 +109,9 @@ def test_units_that_say_nothing_are_refused(text, spacing, says):
 def test_pixels_and_degrees_may_be_written():
     assert torch.equal(make_kernel("motion:13px@25deg"), make_kernel("motion:13@25"))
     assert torch.equal(make_kernel("gaussian:2px"), make_kernel("gaussian:2"))
-    for text, says in (("motion:13deg@25", "LENGTH is given in 'deg'"), ("moffat:3@2.5px", "BETA is given in 'px'")):
+    for text, says in (
+        ("motion:13deg@25", "LENGTH cannot be given in 'deg'"),
+        ("moffat:3@2.5px", "BETA cannot be given in 'px'"),
+    ):
         with pytest.raises(UsageError, match=says):
             make_kernel(text)

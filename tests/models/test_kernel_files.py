@@ -162,10 +162,10 @@ def test_the_bias_that_was_read_is_named(tmp_path, save, network):
     path = save({"body": network.state_dict()})
     found = read_kernel(path, layer="body.0")
     (note,) = found.notes
-    assert note.startswith("the bias 'body.0.bias' of 4 numbers was read too and is subtracted from")
+    assert note.startswith("the bias 'body.0.bias' of 4 numbers was read too; invert subtracts it from")
     bare = read_kernel(path, layer="body.0", bias=False)
     assert bare.bias is None
-    assert bare.notes == ("the bias 'body.0.bias' was left out",)
+    assert bare.notes == ("the bias 'body.0.bias' was not used",)
     assert torch.equal(bare.kernel, found.kernel)
     assert read_kernel(path, layer="body.3", bias=True).notes == ()
 

@@ -81,7 +81,7 @@ def test_a_wrong_adjoint_is_noticed():
         (random((3, 3)) + 0j, (8, 9), UsageError, r"but is torch\.complex128"),
         (random((3, 3)) / 0, (8, 9), MalformedInputError, "no NaN or infinite values"),
         (torch.ones(1, 1, 0, 3), (8, 9), MalformedInputError, r"that of shape \(1, 1, 0, 3\)"),
-        (random((3, 3, 3)), (8, 9), ShapeError, "has 2 axes, or 4 with its channels"),
+        (random((3, 3, 3)), (8, 9), ShapeError, "must have 2 axes, or 4 with channels"),
         (random((3, 3)), 8, UsageError, "image_size must be a tuple of whole numbers"),
         (random((3, 3)), None, UsageError, "but is None"),
         (random((3, 3)), (8.0, 9), UsageError, r"but is \(8.0, 9\)"),

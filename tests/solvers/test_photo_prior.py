@@ -125,7 +125,7 @@ def test_strength_is_smoother_above_one():
     ("options", "reason"),
     [
         ({"prior": "photo", "stride": 2}, "prior photo knows no layers"),
-        ({"strength": 2.0, "prior": "tv"}, 'strength is that of prior="photo"'),
+        ({"strength": 2.0, "prior": "tv"}, 'strength is for prior="photo"'),
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
         ({"prior": "photo", "kernel": torch.tensor([[1.0, -1.0]])}, "prior photo undoes blurs"),

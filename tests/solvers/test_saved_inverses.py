@@ -168,7 +168,7 @@ def test_existing_files_and_other_suffixes_are_refused(tmp_path):
 def test_a_bias_is_not_forgotten(tmp_path):
     path, bias = tmp_path / "inverse.safetensors", random((2,))
     write_inverse(path, SavedInverse(built("fft"), bias))
-    with pytest.raises(UsageError, match="bias of a layer"):
+    with pytest.raises(UsageError, match="an inverse and a bias"):
         deconv_cli.load_pseudo_inverse(path)
     assert torch.equal(read_inverse(path, torch.device("cpu")).bias, bias)
     for wrong in (random((3,)), torch.full((2,), math.nan), torch.ones(2, dtype=torch.int32)):
@@ -202,10 +202,10 @@ RECORDS = {
     "no σmax": ("fft", {"sigma_max": -2.0}, "sigma_max is -2.0"),
     "an impossible tolerance": ("fft", {"tolerance": 7.0}, "tolerance must be a number between"),
     "a σmax beyond all squares": ("fft", {"sigma_max": 1e300}, "a number of its record is out of range"),
-    "three sizes": ("fft", {"image_size": [9, 8, 7]}, "not as it was written"),
+    "three sizes": ("fft", {"image_size": [9, 8, 7]}, "was changed"),
     "a flag that is none": ("fft", {"is_shared": "no"}, "is_shared is 'no'"),
     "channels alike": ("fft", {"is_shared": True}, "cannot act on every channel alike"),
-    "no method": ("fft", {"method": "auto"}, "which method"),
+    "no method": ("fft", {"method": "auto"}, "name the chosen method"),
     "a method that cannot be": ("direct, square", {"method": "fft"}, "circular convolutions"),
     "a method that needs other factors": ("direct, square", {"method": "iterative"}, "has no use here"),
     "factors of another λ": ("direct, square", {"lambda": 1e-3}, "factor '(outputs|twists)' should be .* is missing"),
@@ -240,7 +240,7 @@ TENSORS = {
         "but is torch.complex64",
     ),
     "a factor too many": ("direct, square", {"factor.inputs": torch.ones(3)}, "has no use here for its factors inputs"),
-    "a tensor of another name": ("fft", {"image": torch.ones(3)}, "tensors that are no factors"),
+    "a tensor of another name": ("fft", {"image": torch.ones(3)}, "tensors that are not factors"),
     "a row zero": ("direct, square", {"factor.pivots": torch.zeros(18, dtype=torch.int32)}, "rows from 1 to 18"),
     "a row too many": ("direct, square", {"factor.pivots": torch.full((18,), 19, dtype=torch.int32)}, "rows from 1 to"),
 }

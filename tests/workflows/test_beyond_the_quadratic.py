@@ -103,11 +103,11 @@ def test_a_bias_is_subtracted_first():
             "only the priors quadratic and photo predict an error",
         ),
         ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
-        ({"weight": 1.0}, "is that of a prior such as tv, which was not given"),
-        ({"gain": 1.0}, 'of use to method="richardson-lucy" alone'),
+        ({"weight": 1.0}, "is for a prior such as tv, which was not given"),
+        ({"gain": 1.0}, 'is for method="richardson-lucy" only'),
         ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
-        ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
-        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps nonnegative was meant"),
+        ({"method": "richardson-lucy", "nonnegative": True}, "always holds for its estimates"),
+        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps you mean nonnegative"),
     ],
 )
 def test_contradictions_are_refused(options, sentence):

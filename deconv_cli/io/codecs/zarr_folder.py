@@ -65,7 +65,7 @@ class Zarr(Codec):
             return
         if _is_ome_name(request.path):
             raise UsageError(
-                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows T and Z beside "
+                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows only T and Z besides "
                 "channels and planes; choose .zarr."
             )
         if request.n_levels > 1:

@@ -258,15 +258,15 @@ def _richest_part(light: Tensor, size: int) -> tuple[slice, slice]:
 
 def _check(light: Tensor, size: int) -> None:
     if size % 2 == 0 or not 3 <= size <= MAX_SIZE:
-        raise UsageError(f"the support of a kernel of free form must be odd, 3 to {MAX_SIZE} taps, but is {size}.")
+        raise UsageError(f"the support of a free kernel must be odd, from 3 to {MAX_SIZE} taps, but is {size}.")
     least = _N_TIMES_KERNEL * size
     if min(light.shape) < least:
         raise ShapeError(
             f"a kernel of {size} × {size} taps needs a picture of at least {least} × {least} pixels, but it has "
-            f"{light.shape[0]} × {light.shape[1]}; take a smaller support."
+            f"{light.shape[0]} × {light.shape[1]}; use a smaller support."
         )
     if float(light.max()) <= float(light.min()):
-        raise MalformedInputError("the picture is constant, so that it shows no blur.")
+        raise MalformedInputError("the picture is constant, so it shows no blur.")
 
 
 _STEP = math.sqrt(2)

@@ -116,8 +116,8 @@ def side_for(size: tuple[int, int]) -> int:
         if min(size) >= side and size[0] * size[1] >= 2 * side * side:
             return side
     raise ShapeError(
-        f"a blur is found in a picture of at least {SIDES[-1]} × {2 * SIDES[-1]} pixels, but this one has "
-        f"{size[0]} × {size[1]}; give a larger part of it."
+        f"finding a blur needs a picture of at least {SIDES[-1]} × {2 * SIDES[-1]} pixels, but this one has {size[0]} "
+        f"× {size[1]}; give a larger part of it."
     )
 
 
