@@ -177,7 +177,7 @@ class DenseSolver(Solver):
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover all that is determined."""
         if problem.operator.device is not None and problem.operator.device.type == "mps":
-            return "needs double precision, which this device does not have"
+            return "needs double precision, which this device does not support"
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:

@@ -79,7 +79,7 @@ class InverseState:
         try:
             taps = tensors[TAPS]
             if taps.dtype not in (torch.float32, torch.float64) or record["dtype"] != _name(taps.dtype):
-                raise MalformedInputError(f"its taps are {taps.dtype}, but its record says {record['dtype']!r}.")
+                raise MalformedInputError(f"its taps are {taps.dtype}, but its record names {record['dtype']!r}.")
             factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
             if len(factors) != len(tensors) - 1:
                 raise MalformedInputError(f"it holds tensors that are not factors: {', '.join(sorted(tensors))}.")

@@ -57,7 +57,7 @@ N_SYMBOLS, N_IMAGES = 3, 12
 class LayeredSolver(Solver):
     """Preconditioned conjugate gradients, which cover every layer that has one solution."""
 
-    why = "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
+    why = "an iteration, preconditioned by the layer with a circular boundary, covers all sizes and borders"
     takes_plain = False
     takes_layers = True
     takes_singular = True

@@ -103,9 +103,9 @@ class Status(StrEnum):
 
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"
-    STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
-    ALL_ITERATIONS = "all iterations that were asked for were taken"
-    FIXED_STEPS = "a fixed number of steps was taken and no minimum is claimed; judge by the residual"
+    STOPPED_AT_NOISE = "stopped before the fit followed the noise"
+    ALL_ITERATIONS = "all requested iterations were done"
+    FIXED_STEPS = "a fixed number of steps was done, without reaching a minimum; judge the result by its residual"
     INACCURATE = (
         "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
         'use dtype="float64", a larger λ or a larger max_iterations'
@@ -115,20 +115,20 @@ class Status(StrEnum):
         'use dtype="float64", a larger tolerance, or a λ nearer to 1'
     )
     UNDETERMINED = (
-        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; "
-        "use a λ above 0, or padding valid or full"
+        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; use a λ above "
+        "0, or padding valid or full"
     )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
     TIME_LIMIT = (
-        "the time ran out before the tolerance was reached, and this is the best estimate until then; raise time_limit"
+        "the time ran out before the tolerance was reached, and this is the best estimate so far; raise time_limit"
     )
     LOCAL_MINIMUM = (
-        "the iteration ended where no small change of the estimate comes nearer to the data, which it does not meet; "
-        "take fewer layers at once, or data of more channels"
+        "the iteration ended at a local minimum that does not explain the data; use fewer layers at once, or data "
+        "with more channels"
     )
     NOISE_NOT_REACHED = (
-        "no weight leaves only the noise unexplained, so that kernel and boundary cannot be those of the data; "
-        "check them, or give a weight"
+        "no weight leaves only the noise unexplained, so the kernel or the boundary does not fit the data; check "
+        "them, or give a weight"
     )
 
     @property

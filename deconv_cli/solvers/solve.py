@@ -98,11 +98,11 @@ def _check(A: object, y: object, penalty: object, lam: object) -> None:
     n_dims = len(A.output_shape)
     if y.ndim < n_dims or tuple(y.shape[y.ndim - n_dims :]) != tuple(A.output_shape):
         raise ShapeError(
-            f"data of this operator have a shape that ends in {tuple(A.output_shape)}, but y is {tuple(y.shape)}."
+            f"data of this operator must have a shape that ends in {tuple(A.output_shape)}, but y has {tuple(y.shape)}."
         )
     if isinstance(penalty, LinearOperator) and tuple(penalty.input_shape) != tuple(A.input_shape):
         raise ShapeError(
-            f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator on "
+            f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator acts on "
             f"{tuple(A.input_shape)}."
         )
     if y.numel() == 0:

@@ -319,7 +319,7 @@ MIN_BAND_BYTES = 2**26
 class StripSolver(Solver):
     """An iteration on the unknowns along the border, in two dimensions."""
 
-    why = "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
+    why = "everything is diagonal in frequency except for a strip along the border, which an iteration solves"
 
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover λ > 0, except differences on an image that wraps around; for λ = 0 what is well posed by its shape.
@@ -329,7 +329,7 @@ class StripSolver(Solver):
         """
         operator = problem.operator
         if problem.n_dims != 3 or operator.boundary.has_factors:
-            return "is for two dimensions, and boundaries that copy pixels as they are"
+            return "is for two dimensions, and boundaries that copy pixels unchanged"
         if problem.lam > 0:
             wraps = operator.boundary.is_periodic and find_penalty(problem.penalty).takes_differences
             is_covered = not wraps
@@ -340,7 +340,7 @@ class StripSolver(Solver):
                 is_square and any(n_outputs == n_pixels and k > 1 for n_outputs, n_pixels, k in sizes)
             )
         if is_covered and _band_bytes(problem) > max(MIN_BAND_BYTES, MAX_BAND_SYMBOLS * symbol_bytes(problem)):
-            return "is for borders that are narrow beside the image, and this kernel reaches too far for it"
+            return "is for borders that are narrow compared with the image, but this kernel extends too far"
         if not is_covered:
             return (
                 "does not cover this problem (λ = 0 with an output of unchanged size, a periodic penalty, or "

@@ -105,7 +105,7 @@ class TotalVariationEstimator(Estimator):
         _check(self.operator, settings, weight, noise)
         self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
-        reason = "the alternating direction method of multipliers inverts by it"
+        reason = "the alternating direction method of multipliers uses it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
@@ -204,16 +204,16 @@ class TotalVariationEstimator(Estimator):
 def _check(operator: Convolution, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
     n_outputs, n_inputs = operator.output_shape[0], operator.input_shape[0]
     if settings.method != "auto":
-        raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
+        raise UsageError(f"prior tv chooses its own solver, but method {settings.method} was given; leave it out.")
     if not is_determined(1.0, "gradient", n_outputs, n_inputs):
         raise UsageError(
-            f"prior tv leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) than inputs "
+            f"prior tv leaves constant images undetermined if a kernel has fewer outputs ({n_outputs}) than inputs "
             f"({n_inputs}); use prior quadratic with penalty identity."
         )
     if weight is not None and not 0 < weight < math.inf:
         raise UsageError(f"the weight of the total variation must be a positive number, but is {weight}.")
     if weight is None and noise is None:
-        raise UsageError("prior tv needs a weight, or the noise to take it from; give one of them.")
+        raise UsageError("prior tv needs a weight, or the noise to derive it from; give one of them.")
 
 
 def check_noise(data: Tensor, noise: float) -> None:

@@ -38,7 +38,7 @@ OVERLAP = 4
 class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
-    why = "the kernel varies over the frame, and no other method inverts that"
+    why = "only this method inverts a kernel that varies over the frame"
     takes_plain = False
     takes_varying = True
 

@@ -159,8 +159,8 @@ def forward_taps(
     n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
     if n_bad:
         raise MalformedInputError(
-            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep the pixels, and those that "
-            "the boundary adds, where the tap is defined."
+            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep all pixels, also those "
+            "that the boundary adds, in the domain of the tap."
         )
     biased = y if bias is None else y + as_bias(bias, y, weights.n_axes)
     return biased if planes is None else planes.join(biased)
@@ -171,8 +171,8 @@ def refuse_unknown(rule: BoundaryRule) -> None:
     if rule.is_unknown:
         others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
         raise UsageError(
-            f"boundary {rule.name} says nothing about the pixels outside, so there is nothing to convolve; "
-            f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
+            f"boundary {rule.name} does not define the pixels outside, so the convolution is not possible; choose "
+            f"{', '.join(others[:-1])} or {others[-1]}, or padding valid."
         )
 
 
@@ -287,7 +287,7 @@ class Noise:
             return kernel, ()
         nearest = without_negative_taps(taps, n_axes)
         part = f"{format_percent(share)} beside the others"
-        note = f"counts were blurred by the nearest kernel without negative taps, {part}"
+        note = f"counts were blurred with the nearest kernel without negative taps, {part}"
         return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
 
     def add(self, image: Tensor, seed: int) -> Tensor:

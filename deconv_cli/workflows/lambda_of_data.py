@@ -100,7 +100,7 @@ def choose_lambda_of_data(
     if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):
         raise UsageError(
             f"λ cannot be chosen from {format_size(size)} samples, since the kernel of {format_size(kernel.size)} "
-            "taps is larger; give one, such as lam=1e-3."
+            "taps is larger; give λ, such as lam=1e-3."
         )
     assert isinstance(settings.noise, NoiseModel)
     extension = PeriodicExtension(

@@ -197,7 +197,7 @@ class Pipeline:
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if kernel.size != self._canonical.size:
             whole, middle = format_size(self._canonical.size), format_size(kernel.size)
-            note = f"of the kernel's {whole} taps the middle {middle} were used: the others are nearly zero"
+            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
             resolution = replace(resolution, notes=(*resolution.notes, note))
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE
@@ -536,7 +536,7 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
         raise ShapeError(
             f"the factor takes outputs of {format_size(expected)}, but the data are "
             f"{format_size(data.shape[-len(expected) :])}; use "
-            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+            f'a factor for this size: this one was made with input_size="{",".join(map(str, size))}".'
         )
 
 

@@ -158,7 +158,7 @@ class Reconstruction(ShownInNotebook):
             wrong = [
                 doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
             ]
-            found += [replace(doubt, sentence=f"under the quadratic prior, {doubt.sentence}") for doubt in wrong]
+            found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found or self._doubt_error())
 
     def _doubt_error(self) -> list[Doubt]:

@@ -155,7 +155,7 @@ def test_a_chain_that_ends_at_a_local_minimum_is_doubted_in_one_sentence():
                   Residual(16))  # fmt: skip
     result = deconv_cli.invert_chain(net(random((1, 8, 8), seed=1)[None])[0], net)
     assert result.solution.status is Status.LOCAL_MINIMUM
-    assert "take fewer layers at once" in result.doubts[0].sentence
+    assert "use fewer layers at once" in result.doubts[0].sentence
 
 
 def test_the_best_estimate_until_the_time_limit_is_given():
@@ -247,7 +247,7 @@ def test_what_cannot_be_undone_is_refused_in_a_sentence():
         deconv_cli.invert_chain(random((5, 6, 6), seed=1), net)
     with pytest.raises(UsageError, match="give input_size"):
         deconv_cli.invert_chain(random((4, 1, 1), seed=1), [*net, nn.AdaptiveAvgPool2d(1)])
-    with pytest.raises(UsageError, match="boundary has no use"):
+    with pytest.raises(UsageError, match="boundary has no effect"):
         deconv_cli.invert_chain(y, net, boundary="zero")
     with pytest.raises(UsageError, match="lambda must be zero"):
         deconv_cli.invert_chain(y, net, lam="auto")

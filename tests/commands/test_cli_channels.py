@@ -72,7 +72,7 @@ def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, gentle, s
     words = ["invert", photograph, "--kernel", kernel, "--lambda", "0.001", "-o", tmp_path / "out.tif"]
     run = deconv(*words)
     assert values(tmp_path / "out.tif").shape == (1, 3, 40, 48)
-    assert "taken for one kernel for each of 3 channels" in run.stderr
+    assert "read as one kernel for each of 3 channels" in run.stderr
     assert "--defaults tensor merges" in run.stderr
     # No single image explains three channels.
     deconv(*words, "--defaults", "tensor", "--force", expect=ExitCode.UNTRUSTWORTHY)

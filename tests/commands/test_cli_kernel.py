@@ -155,8 +155,8 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
         (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps you mean --kernel microscope"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "estimat"], "'estimat' does not exist; check the name"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "motion.npy"], "check the name and the folder"),
-        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "-k", "disk:3"], "disk:3 has no use"),
-        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "--clean-kernel"], "--clean-kernel has no use"),
+        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "-k", "disk:3"], "disk:3 has no effect"),
+        (["invert", str(SAMPLES / "camera.png"), "-k", "estimate", "--clean-kernel"], "--clean-kernel has no effect"),
         (["invert", str(SAMPLES / "camera.png"), "-k", str(SAMPLES / "camera.png")], "or --no-clean-kernel if"),
     ],
 )

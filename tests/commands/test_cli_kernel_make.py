@@ -104,7 +104,7 @@ def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"), atol=1e-6)
     np.save(tmp_path / "x.npy", samples)
     refuses("forward", tmp_path / "x.npy", "-k", "gaussian:1um", "-o", tmp_path / "y.npy", code=ExitCode.USAGE,
-            says="the distance of the samples is not known")  # fmt: skip
+            says="the distance between samples is not known")  # fmt: skip
 
 
 def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):
@@ -322,9 +322,9 @@ def test_inspect_describes_it_in_a_sentence(deconv, field, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["invert", "{photograph}", "--report", "page.html"], "the error is predicted.*only for a single kernel"),
+        (["invert", "{photograph}", "--report", "page.html"], "only a single kernel allows a predicted error"),
         (["invert", "{photograph}", "--method", "strip"], "varies over the frame"),
-        (["factor", "--size", "40,48"], "taken by forward and invert alone"),
+        (["factor", "--size", "40,48"], "only forward and invert take a kernel that varies"),
         (["forward", "{photograph}", "--clean-kernel"], "--clean-kernel"),
     ],
 )

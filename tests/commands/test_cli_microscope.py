@@ -186,7 +186,7 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance of the samples is not known")
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance between samples is not known")
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")

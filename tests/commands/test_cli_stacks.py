@@ -210,7 +210,7 @@ def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv,
     source = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
     words = (source, "--kernel", psf, "--lambda", "1e-2", "--noise", "white", "--boundary", "circular", "--json")
     told = deconv("invert", *words, "-o", tmp_path / "a.tif").report
-    assert any("samples lie 0.5 × 0.2 × 0.2 µm apart" in note for note in told["notes"])
+    assert any("the file gives 0.5 × 0.2 × 0.2 µm between samples" in note for note in told["notes"])
     assert "--spacing=2.5,1.0,1.0" in told["rerun"]
     deconv("invert", *words, "--spacing", "5,2,2", "-o", tmp_path / "b.tif")
     alike = deconv("invert", *words, "--spacing", "1,1,1", "-o", tmp_path / "c.tif").report

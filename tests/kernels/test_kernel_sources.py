@@ -94,7 +94,7 @@ def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
 @pytest.mark.parametrize(
     ("text", "spacing", "says"),
     [
-        ("disk:0.6um", None, "the distance of the samples is not known"),
+        ("disk:0.6um", None, "the distance between samples is not known"),
         ("gaussian3d:1um@2", (0.2, 0.2), "not known"),
         ("disk:0.6um", (0.2, 0.3), "pixels should be squares"),
         ("motion:9@30um", (0.2, 0.2), "ANGLE is not a length"),

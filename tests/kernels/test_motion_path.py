@@ -52,7 +52,7 @@ def test_a_path_is_shifted_and_follows_another_blur(tmp_path):
         ([(0, 0)], "x,y", "2 to 100000 points"),
         ([(0, "a"), (1, 1)], "x,y", "with numbers in the columns"),
         ([(0, 0), (1, 1)], "u,v", "columns x, y"),
-        ([(0, 0, 0), (0, 1, 1)], "t,x,y", "should grow"),
+        ([(0, 0, 0), (0, 1, 1)], "t,x,y", "must increase"),
         ([(0, 0), (5000, 1)], "x,y", "extends at most 1024"),
     ],
 )

@@ -165,5 +165,5 @@ class TestRefusals:
             deconv_cli.forward(random((4, 5, 5)), random((3, 2, 3, 3)), groups=2)
 
     def test_a_boundary_of_a_transposed_layer(self) -> None:
-        with pytest.raises(UsageError, match="looks at no pixel outside"):
+        with pytest.raises(UsageError, match="reads no pixel outside"):
             deconv_cli.forward(random((1, 5, 5)), random((1, 2, 3, 3)), transposed=True, boundary="reflect")
