@@ -180,7 +180,7 @@ class ReconstructionSettings(ShownInNotebook):
 
     @property
     def layer(self) -> LayerOptions:
-        """Stride, dilation, groups and direction; open ones are those of a plain convolution."""
+        """Stride, dilation, groups and direction; settings that were not given are those of a plain convolution."""
         return self.layer_over(PLAIN)
 
     def layer_over(self, known: LayerOptions) -> LayerOptions:

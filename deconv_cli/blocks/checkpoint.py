@@ -31,15 +31,15 @@ from deconv_cli.io.regions import open_regions
 class Checkpoint:
     """A folder beside the result: the plan, and one file of lines for each process that writes blocks.
 
-    A line is added by one call, after the samples of its block are in the file. A process that dies in between leaves a
-    block that is done again, and at worst half a line, which is ignored. The plan and each line end with their digests.
+    One call adds a line, after the samples of its block are in the file. If a process dies in between, the block is
+    restored again; half a line is ignored. The plan and each line end with their digests.
     """
 
     folder: Path
 
     @classmethod
     def of(cls, target: Path) -> Checkpoint:
-        """Return the checkpoint of a result; at an address lines cannot be added, so it is in the working folder."""
+        """Return the checkpoint of a result; for an address it lies in the working folder, which allows appending."""
         name = f".{target.name}.blocks"
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
@@ -119,12 +119,12 @@ class Checkpoint:
             return True
 
     def forget_finishing(self) -> None:
-        """Let this run finish what another run was killed at."""
+        """Let this run complete the result that a killed run began to put in its place."""
         with refusing_to_write(self.folder):
             (self.folder / "finishing").unlink(missing_ok=True)
 
     def forget(self, fingerprint: str | None) -> None:
-        """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun by now."""
+        """Remove the folder if its plan has this fingerprint, is damaged or gone; another plan belongs to a new run."""
         with contextlib.suppress(FileAccessError):
             plan = self.read_plan()
             if plan is None or plan.fingerprint != fingerprint:
@@ -132,7 +132,7 @@ class Checkpoint:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder, at once for all who look for it."""
+        """Remove the folder in one step, so that no other process sees a part of it."""
         aside = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}")
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(aside)
@@ -180,8 +180,8 @@ def find_earlier(
 ) -> BlockPlan | None:
     """Return the plan of the run to resume, or of another run that `force` replaces; `None` if there is neither.
 
-    The targets are all files that are written, the result last; the fingerprint is that of all that decides what is
-    written. `force` permits to replace unfinished files of other runs, and other files.
+    The targets are all output files, the result last. The fingerprint covers everything that decides their content.
+    `force` allows replacing unfinished files of other runs, and other files.
 
     Raises:
         BlocksCompleteError: all files are complete.

@@ -1,4 +1,4 @@
-"""From a file into a file, block by block: the twin of `deconv invert` for pictures that memory does not hold."""
+"""Restore a file into another file, block by block: `deconv invert` from Python for pictures larger than memory."""
 
 from __future__ import annotations
 

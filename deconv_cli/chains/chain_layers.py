@@ -59,7 +59,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
     """Copy the layers of a chain, and those of an `nn.Sequential`; `like` has the dtype and device of the arithmetic.
 
     Raises:
-        UsageError: `layers` are no modules, or are empty.
+        UsageError: `layers` is empty, or holds something else than modules.
     """
     given: list[Named]
     if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):
@@ -125,7 +125,7 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
 
 
 class _Calls:
-    """Remembers inputs and outputs of a layer, as copies: the next layer may work in place."""
+    """Remembers copies of the inputs and outputs of a layer, since the next layer may work in place."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._taken: list[Tensor] = []
@@ -200,8 +200,8 @@ def _listed(names: list[str]) -> str:
 def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None) -> Size:
     """Find the shape `(C, *size)` of the input of a chain from the shape of its output, with or without a batch axis.
 
-    `input_size` are the pixels of the input, or channels and pixels; by default the stride times the size of the output
-    if that is possible, otherwise the smallest possible size.
+    `input_size` gives the pixels of the input, or channels and pixels; by default the stride times the size of the
+    output if that is possible, otherwise the smallest possible size.
 
     Raises:
         ShapeError: no input gives such outputs.
@@ -222,13 +222,13 @@ def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None
 
 
 def n_axes_of(module: nn.Module) -> int:
-    """Return how many axes of space a module works on: as its first layer says, or two."""
+    """Return how many axes of space the first layer of a module works on, by default two."""
     names = (type(each).__name__ for each in module.modules())
     return next((int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d")), 2)
 
 
 def channels_of(module: nn.Module) -> int | None:
-    """Return how many channels a module takes as its first layer says; `None` if no layer says it."""
+    """Return how many channels the first layer of a module takes; `None` if no layer defines it."""
     for each in module.modules():
         taken = getattr(each, "in_channels", None) or getattr(each, "num_features", None)
         if taken is not None:
@@ -237,7 +237,7 @@ def channels_of(module: nn.Module) -> int | None:
 
 
 def _channels(layers: nn.Sequential, of_output: Size) -> int:
-    """Return how many channels a chain takes: as its first layer says, or those of the output."""
+    """Return how many channels the first layer of a chain takes, by default as many as the output has."""
     into, out_of = 1, 1
     for layer in layers:
         if isinstance(layer, nn.PixelUnshuffle):
@@ -269,7 +269,7 @@ def _check_output(found: Size | None, shape: Size, y_shape: Size) -> None:
 def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: int) -> Size:
     """Find the size of the input by bisection along each axis: a larger input never gives a smaller output.
 
-    Of several sizes that give the output, take `stride` times the output if that is one, else the smallest.
+    If several sizes give the output, choose `stride` times the output if possible, else the smallest.
     """
     target = y_shape[-n_axes:]
     largest = 1

@@ -302,7 +302,7 @@ class BatchTask:
         return vars(self) | {"_process": None}
 
     def __call__(self, number: int) -> JobResult:
-        """Read, process and write the input of one job; the result holds no image. Whatever fails is raised."""
+        """Read, process and write the input of one job; the result holds no image. Errors are raised."""
         with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
             if self._process is None:
                 self._process = self._work.open()

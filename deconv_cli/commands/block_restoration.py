@@ -238,7 +238,7 @@ class BlockRestoration:
     def _start(self) -> Scheduler:
         """Start the workers; by default as many threads as cores, as far as the memory allows.
 
-        Each thread restores a block of its own: the same sums whoever restores it.
+        Each thread restores whole blocks, so the result does not depend on their number.
         """
         import torch
 
@@ -316,7 +316,7 @@ class BlockRestoration:
         )
 
     def _options(self, large: LargeInput, found: BlockReconstruction) -> options.OptionValues:
-        """Return the options that make the same samples again: what was chosen, in place of what chose it."""
+        """List the options that reproduce the same samples, with the chosen values instead of `auto`."""
         settings, choices = replace(found.task.problem.settings, max_memory=None), found.plan.choices
         again = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
         if found.lam is not None:

@@ -82,13 +82,13 @@ def demo(
 
 
 def _placed(word: str, files: dict[str, Path]) -> str:
-    """Put the file that a word names into its folder."""
+    """Replace a file name in a word of the command by its path."""
     name, equals, value = word.rpartition("=")
     return f"{name}{equals}{files[value]}" if value in files else word
 
 
 def draw_scene() -> Tensor:
-    """Draw disks that hide one another, whose spectrum is that of photographs, and a star, which shows every scale.
+    """Draw overlapping disks, which have the spectrum of photographs, and a star, which has detail of every scale.
 
     Source: A. B. Lee, D. Mumford and J. Huang, Occlusion models for natural images, International Journal of Computer
     Vision 41, 2001, section 3.

@@ -194,7 +194,7 @@ def open_case(
 def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
     """Read rows of a data file in the precision of the model, up to the end by default.
 
-    Without a loss, a target goes to forward if that takes it.
+    Without a loss, forward gets the target if it has an argument for it.
 
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
@@ -208,7 +208,7 @@ def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Modul
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
-    """Run the model once, with a graph, because forward may take gradients itself; a failure is a `UsageError`."""
+    """Run the model once; a failure is a `UsageError`. The run records a graph, because forward may need gradients."""
     from deconv_cli.gradients.findings import first_line
 
     try:
@@ -266,7 +266,7 @@ def _open_batch(
 
 @contextlib.contextmanager
 def _naming_options(options: str) -> Iterator[None]:
-    """Add to an error of the library the options that follow its advice."""
+    """Add the options that solve the problem to an error of the library."""
     try:
         yield
     except UsageError as error:

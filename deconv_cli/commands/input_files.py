@@ -44,7 +44,7 @@ def expand(argument: Path) -> list[FoundFile]:
             skipped.
 
     Raises:
-        UsageError: there is nothing, or nothing that can be read.
+        UsageError: no file exists there, or none is readable.
     """
     what = "is a link to a file that does not exist" if argument.is_symlink() else "does not exist"
     missing = UsageError(f"the input '{argument}' {what}; check the path.")

@@ -141,7 +141,7 @@ class Work(ABC):
     @property
     @abstractmethod
     def device_type(self) -> str:
-        """Where the arithmetic is: `cpu`, `cuda`, ..."""
+        """The type of the device of the arithmetic: `cpu`, `cuda`, ..."""
 
     def memory(self) -> int:
         """Return the memory in bytes that all inputs in work may take together: half of the free memory."""

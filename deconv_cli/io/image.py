@@ -1,4 +1,4 @@
-"""Reading an image: any format in, images of (B, C, H, W) out, or of another number of axes of space."""
+"""Reading an image of any format as a tensor (B, C, H, W), or with another number of axes of space."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UNNAMED = "IQ"
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image as read: data, axes, metadata, and all that is needed to write a result in the same manner."""
+    """An image as read: data, axes, metadata, and everything that writing a result in the same form needs."""
 
     path: Path
     values: torch.Tensor
@@ -91,7 +91,7 @@ class ImageFile:
     def named_dimensions(self) -> int | None:
         """Number of axes of space that the letters name, or with unnamed pages of one channel; `None` if unknown.
 
-        An array of a single axis can be nothing but a signal.
+        An array with a single axis is always a signal.
         """
         if not self.are_axes_named:
             return 1 if len(self.axes) == 1 else None
@@ -103,7 +103,7 @@ class ImageFile:
     def spacing(self) -> tuple[float, ...] | None:
         """Distances of neighboring samples along the axes of space, in micrometers.
 
-        None where one is not known, and where the file has only the resolution of a print.
+        None if a distance is unknown, or if the file has only a print resolution.
         """
         known = self.metadata.resolution
         is_of_print = not self.metadata.flavor and known is not None and known.plane_distance is None
@@ -115,7 +115,7 @@ class ImageFile:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Names of the channels in the file; empty where it names none."""
+        """Names of the channels in the file; empty if it has none."""
         return self.metadata.channel_names
 
     @property
@@ -187,10 +187,10 @@ def read_image(
 
     Args:
         path: the file; its format is recognized by its content.
-        axes: letters of the stored axes, in place of those in the file: Z, Y and X are space, C and S channels,
+        axes: letters of the stored axes, instead of those in the file: Z, Y and X are space, C and S channels,
             every other letter batch.
-        tensor: name of the tensor, where a file holds several.
-        series: number of the TIFF series, where a file holds several.
+        tensor: name of the tensor, if a file holds several.
+        series: number of the TIFF series, if a file holds several.
 
     Returns:
         The image, upright, its alpha set aside, as planes, one by one; as lines where it has no planes. See
@@ -217,7 +217,7 @@ def read_image(
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
-    """Arrange the stored samples of a file as an upright image, with its alpha channel set aside.
+    """Arrange the stored samples of a file as an upright image, with its alpha channel separated.
 
     `stored` holds the record of the file if that fits; `axes` are letters that the caller gives in place of the file's.
 
@@ -324,7 +324,7 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
 
 
 def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turn stored samples upright: `(..., H, W)`, and `(..., W, H)` for orientations 5 to 8 of 1 to 8."""
+    """Turn stored samples upright: `(..., H, W)`, or `(..., W, H)` for the orientations 5 to 8."""
     turned = values.transpose(-2, -1) if orientation in _TRANSPOSED else values
     flipped = _FLIPPED.get(orientation)
     return (turned.flip(flipped) if flipped else turned).contiguous()

@@ -18,8 +18,8 @@ class Pads:
     """Pixels added around an image before the kernel slides over it.
 
     Attributes:
-        before: for each axis those ahead of the first pixel: above, and to the left.
-        after: for each axis those behind the last pixel.
+        before: for each axis, the pixels ahead of the first pixel: above, and to the left.
+        after: for each axis, the pixels behind the last pixel.
     """
 
     before: Size
@@ -27,7 +27,7 @@ class Pads:
 
     @property
     def total(self) -> Size:
-        """Pixels added along each axis altogether."""
+        """Total number of pixels added along each axis."""
         return tuple(b + a for b, a in zip(self.before, self.after, strict=True))
 
 
@@ -66,7 +66,7 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of one convolution: image → extended image → output, each a tuple with one number an axis.
+    """The sizes of one convolution: image → extended image → output, each a tuple with one number per axis.
 
     Attributes:
         image_size: pixels of the image x.
@@ -142,7 +142,7 @@ class Geometry:
 
 
 def check_image_size(image_size: Size, kernel_size: Size) -> None:
-    """Refuse an image without pixels, or of another number of axes than a kernel."""
+    """Refuse an image without pixels, or with another number of axes than a kernel."""
     if len(image_size) != len(kernel_size):
         raise ShapeError(
             f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, but the "
@@ -202,7 +202,7 @@ class LayerGeometry(Geometry):
 
     @property
     def grid_axes(self) -> tuple[GridAxis, ...]:
-        """The relation of the two grids along each axis."""
+        """The relation between the two grids along each axis."""
         steps, sizes = self.steps, (self.image_size, self.output_size)
         fine, coarse = reversed(sizes) if self.options.transposed else sizes
         values = (fine, coarse, self.kernel_size, steps.stride, steps.dilation, self.pads.before, self.pads.after)

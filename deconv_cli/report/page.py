@@ -101,7 +101,7 @@ class Page:
 def fill_page(page: Page, record: Record) -> str:
     """Write a page as HTML, with every number of a record.
 
-    File names, metadata and messages are untrusted text: everything is escaped, no script but the page's own runs,
+    File names, metadata and messages are untrusted text: everything is escaped, only the page's own script runs,
     and nothing is fetched from anywhere. A missing value is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

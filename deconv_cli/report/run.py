@@ -49,7 +49,7 @@ class KernelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the taps, without axes of channels if the kernel does not mix them."""
+        """Shape of the taps, without channel axes if the kernel does not mix channels."""
         taps = self.kernel.all_taps
         if self.kernel.field is not None:
             return tuple(taps.shape)

@@ -181,7 +181,7 @@ class DenseSolver(Solver):
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the decomposition, and the arrays that it takes."""
+        """Estimate the operations of the decomposition, and the memory of its arrays."""
         n_groups, n_rows, n_columns = _matrix_size(problem)
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED

@@ -80,10 +80,9 @@ class TotalVariationEstimator(Estimator):
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
             the estimate by less than 2e-3 of its contrast and the certificate is at most 2e-2 (5e-4 and 1e-2 for
-            stacks). If `iterations` and
-            `rho` are given, a pixel of the estimate depends only on data near it.
-        weight: w > 0, in the unit of the samples; `None` finds one for a whole batch, under which ‖Ax − y‖² is that of
-            the noise (Morozov's discrepancy principle); it fails if the noise estimate is too small.
+            stacks). If `iterations` and `rho` are given, a pixel of the estimate depends only on data near it.
+        weight: w > 0, in the unit of the samples; `None` finds one weight for a whole batch, for which ‖Ax − y‖² equals
+            that of the noise (Morozov's discrepancy principle); this fails if the noise estimate is too small.
         noise: standard deviation of the noise in the data; needed without a weight.
 
     Raises:
@@ -127,7 +126,7 @@ class TotalVariationEstimator(Estimator):
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
 
         Raises:
-            UsageError: no weight was given, and the data have no noise to take it from.
+            UsageError: no weight was given, and the data have no noise to derive it from.
         """
         data = self.data_of(y)
         self.check_memory(self.cost, self.n_images(data))
@@ -162,7 +161,7 @@ class TotalVariationEstimator(Estimator):
         )
 
     def inverse(self, rho: float) -> Inverse:
-        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ in the way that is cheap to build."""
+        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ with the solver that is cheapest to build."""
         sigma_max = self.spectrum.sigma_max
         problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, self._gradient)
         try:
@@ -172,7 +171,7 @@ class TotalVariationEstimator(Estimator):
         return find_solver("iterative").build(problem, INNER_RULE)
 
     def _search(self, admm: Admm, log: IterationLog, change: float, unit: float) -> tuple[float, bool]:
-        """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
+        """Find the weight for which the residual is as large as the noise, by a bracketed secant in logarithms.
 
         Returns:
             The weight, and whether the residual is as large as the noise there.
@@ -217,7 +216,7 @@ def _check(operator: Convolution, settings: ResolvedSettings, weight: float | No
 
 
 def check_noise(data: Tensor, noise: float) -> None:
-    """Refuse to take a weight from noise that is no more than the rounding of data."""
+    """Refuse to derive a weight from noise that is not larger than the rounding error."""
     rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(

@@ -145,11 +145,7 @@ def test_a_scheduler_file_that_is_missing_or_none_is_refused(content, tmp_path):
     path = tmp_path / "scheduler.json"
     if content is not None:
         path.write_bytes(content)
-    found = (
-        f"there is not a readable scheduler file '{path}'"
-        if content is None
-        else f"'{path}' is not a readable scheduler file"
-    )
+    found = f"there is no scheduler file '{path}'" if content is None else f"'{path}' is not a readable scheduler file"
     with pytest.raises(
         WorkerError, match=f"^{found}[^:]*; give a file that 'dask scheduler --scheduler-file FILE' wrote"
     ):
