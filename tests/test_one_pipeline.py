@@ -252,7 +252,7 @@ def test_the_library_decides_by_the_metadata_of_a_file():
     assert result.settings.spacing == (3.0, 1.0, 1.0)
     assert [note[:31] for note in result.notes] == [
         "deconv forward made this file w",
-        "differences are divided by dista",
+        "differences are divided by dist",
     ]
     with pytest.raises(deconv_cli.UsageError, match="with tap=tan-sum; apply the kernel without"):
         deconv_cli.invert(y, kernel, dimensions=3, metadata=InputMetadata(record=made | {"tap": "tan-sum"}))

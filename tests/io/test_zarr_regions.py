@@ -200,7 +200,7 @@ def test_a_result_is_replaced_on_a_disk_only_and_only_if_it_is_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.zarr", "out.zarr"]
     (tmp_path / "letters.zarr").mkdir()
     (tmp_path / "letters.zarr" / "dear.txt").touch()
-    with pytest.raises(UsageError, match="should be a file or a Zarr, but is a folder"):
+    with pytest.raises(UsageError, match="should be a file, but is a folder"):
         planned(source, tmp_path / "letters.zarr", force=True)
     remote = Path(f"memory://{tmp_path}/out.zarr")
     made(remote, STACK[0])

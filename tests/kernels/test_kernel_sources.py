@@ -30,7 +30,7 @@ def test_what_every_source_gives(text):
     [
         ("", "kernel source must be one of gaussian, disk, box, motion"),
         ("lens:3", "but is 'lens'"),
-        ("disk", "is written disk:RADIUS, for example disk:5.2, but is 'disk'."),
+        ("disk", "must be written disk:RADIUS, for example disk:5.2, but is 'disk'."),
         ("disk:", "written disk:RADIUS"),
         (
             "disk:4*",
@@ -98,7 +98,7 @@ def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
         ("gaussian3d:1um@2", (0.2, 0.2), "not known"),
         ("disk:0.6um", (0.2, 0.3), "pixels should be squares"),
         ("motion:9@30um", (0.2, 0.2), "ANGLE is not a length"),
-        ("disk:3in", (0.2, 0.2), "is written disk:RADIUS"),
+        ("disk:3in", (0.2, 0.2), "must be written disk:RADIUS"),
     ],
 )
 def test_units_that_say_nothing_are_refused(text, spacing, says):

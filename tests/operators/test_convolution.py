@@ -80,7 +80,7 @@ def test_a_wrong_adjoint_is_noticed():
         (torch.ones(3, 3, dtype=torch.int64), (8, 9), UsageError, r"but is torch\.int64"),
         (random((3, 3)) + 0j, (8, 9), UsageError, r"but is torch\.complex128"),
         (random((3, 3)) / 0, (8, 9), MalformedInputError, "no NaN or infinite values"),
-        (torch.ones(1, 1, 0, 3), (8, 9), MalformedInputError, r"that of shape \(1, 1, 0, 3\)"),
+        (torch.ones(1, 1, 0, 3), (8, 9), MalformedInputError, r"the kernel of shape \(1, 1, 0, 3\)"),
         (random((3, 3, 3)), (8, 9), ShapeError, "must have 2 axes, or 4 with channels"),
         (random((3, 3)), 8, UsageError, "image_size must be a tuple of whole numbers"),
         (random((3, 3)), None, UsageError, "but is None"),

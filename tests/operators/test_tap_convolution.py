@@ -70,7 +70,7 @@ BAD = {
     "fails": (lambda pixel, weight: pixel.numpy() * pixel.nonsense, "fails"),
     "no tensor": (lambda pixel, weight: 1.0, "must return a tensor"),
     "whole numbers": (lambda pixel, weight: pixel.long(), "must return a tensor"),
-    "another shape": (lambda pixel, weight: pixel.sum(-1), "should give the shape"),
+    "another shape": (lambda pixel, weight: pixel.sum(-1), "must return the shape"),
 }
 
 

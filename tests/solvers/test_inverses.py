@@ -156,7 +156,7 @@ def test_settings_that_contradict_are_refused():
         ({"lam": -1.0}, "lambda must be"),
         ({"lam": float("nan")}, "lambda must be"),
         ({"rcond": 1.5}, "rcond must be"),
-        ({"rcond": 0.1}, "boundary must be zero"),
+        ({"rcond": 0.1}, "boundary is zero"),
         ({"tolerance": 0.0}, "tolerance must be"),
         ({"max_iterations": 0}, "max_iterations must be"),
         ({"method": "fft"}, "method fft inverts"),

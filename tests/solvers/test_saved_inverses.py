@@ -210,7 +210,7 @@ RECORDS = {
     "a method that needs other factors": ("direct, square", {"method": "iterative"}, "does not use its factors"),
     "factors of another λ": ("direct, square", {"lambda": 1e-3}, "factor '(outputs|twists)' should be .* is missing"),
     "another dtype": ("fft", {"dtype": "float32"}, "its taps are torch.float64, but its record names 'float32'"),
-    "truncation where there is none": ("direct, square", {"rcond": 0.1}, "rcond truncates"),
+    "truncation where there is none": ("direct, square", {"rcond": 0.1}, "does not go with rcond"),
 }
 
 
