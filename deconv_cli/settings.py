@@ -490,7 +490,7 @@ _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 def with_options(sentence: str) -> str:
     """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on.
 
-    Words of other programs, which stand in “these quotation marks”, stay as they are.
+    Words of other programs, in “these quotation marks”, stay unchanged.
     """
     words = sentence.split(" ")
     if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:

@@ -181,7 +181,7 @@ def format_padding(padding: PaddingLike) -> str:
 
 
 def parse_numbers(text: str) -> Any:  # noqa: ANN401
-    """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; a text that is none stays a text."""
+    """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; any other text stays a text."""
     parts = [tuple(_number(n) for n in part.split(":")) for part in text.split(",")]
     if any(n is None for part in parts for n in part):
         return text

@@ -142,7 +142,7 @@ def plan_blocks(
 
 
 def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tuple[str, ...]:
-    """Note that blocks are larger than asked for, because a block writes whole pieces of its file."""
+    """Note that blocks are larger than requested, because a block writes whole pieces of its file."""
     core, unit = (grid.along_space(tuple(map(min, sizes, target.shape))) for sizes in (grid.core, target.unit))
     if asked is None or all(n <= most for n, most in zip(core, asked, strict=True)):
         return ()

@@ -89,7 +89,7 @@ class BlockRun:
         share: JobShare | None = None,
         conclude: Callable[[BlockReconstruction], None] = lambda _: None,
     ) -> BlockReconstruction:
-        """Restore the blocks that are not done, and put the result in its place once all are.
+        """Restore the remaining blocks, and put the result in its place once all blocks are done.
 
         `describe` makes the record that goes with the result; `progress` hears the number of blocks that are done, and
         of all. Of several jobs with a share each the last one to end puts the result in its place. `conclude` is called

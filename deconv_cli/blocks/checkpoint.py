@@ -95,7 +95,7 @@ class Checkpoint:
                 os.close(descriptor)
 
     def results(self) -> dict[int, BlockResult]:
-        """Return the results of the finished blocks by block number. Damaged lines are left out."""
+        """Return the results of the finished blocks by block number, without damaged lines."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
             with contextlib.suppress(OSError):

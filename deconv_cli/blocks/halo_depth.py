@@ -168,7 +168,7 @@ def _halo_within(
     # Flat tiles show nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
     least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
     # The first tile shows whether this depth is enough; the others are restored only if it is.
-    what = f"how far a cut reaches, up to {max(depth)} pixels"
+    what = f"measuring the effect of a cut, up to {max(depth)} pixels"
     influences = map_tiles(measure, inside[:1], f"{what}, at first", progress)
     if (halo := smallest_halo(influences, depth, allowed, least)) is None:
         return None, False

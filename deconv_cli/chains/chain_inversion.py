@@ -128,7 +128,7 @@ def invert_chain(
 ) -> ChainInversion:
     """Estimate the images that a chain of layers turned into `y`, and how much of them `y` determines.
 
-    Layers act in evaluation mode, each image by itself. The arithmetic runs in float64 unless `dtype` says otherwise.
+    Layers act in evaluation mode, on each image separately. The arithmetic runs in float64 by default.
 
     Args:
         y: the output of the last layer, shape `(C, *size)` or `(B, C, *size)`.

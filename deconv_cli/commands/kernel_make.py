@@ -344,7 +344,7 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
 
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
-    rows = [("beads", f"{found.n_used} averaged" + (f"; left out: {', '.join(left_out)}" if left_out else ""))]
+    rows = [("beads", f"{found.n_used} averaged" + (f"; not used: {', '.join(left_out)}" if left_out else ""))]
     unit = "samples" if steps is None else "µm"
     for i, name in enumerate("ZYX"[-found.psf.ndim :]):
         step = 1.0 if steps is None else steps[i]

@@ -164,7 +164,7 @@ def load_kernels(
         if named in (1, 3):
             found = load_kernels(paths, options, named)
             axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
-            how = "dimensions=2 takes it for a kernel of planes for each channel"
+            how = "dimensions=2 reads it as a kernel of planes for each channel"
             note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
             return replace(found, notes=(*found.notes, note))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)

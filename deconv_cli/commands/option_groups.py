@@ -60,7 +60,7 @@ OutputOption = Annotated[
     str | None,  # not a path, which would forget the slash that marks a folder
     option(
         "--output -o FILE|DIR",
-        "Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside the "
+        "Where to write. The suffix decides the format; a folder gets one file for each input. Default: beside the "
         "input, in its own format (GIF as PNG).",
     ),
 ]

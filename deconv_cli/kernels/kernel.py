@@ -327,8 +327,8 @@ class Kernel(ShownInNotebook):
 def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
     """Count the axes of space that a kernel of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)` spans.
 
-    A kernel of fewer axes than the `dimensions` of the images spans the last of them. `None` takes one axis for a
-    signal's kernel, five for a layer of three dimensions, and two to four for pictures.
+    A kernel with fewer axes than the `dimensions` of the images spans the last of them. With `None`, one axis means a
+    signal, five axes a layer of three dimensions, and two to four axes pictures.
 
     Raises:
         ShapeError: the number of axes fits no kernel.

@@ -41,7 +41,7 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
     Raises:
-        UsageError: the padding is none of torch's words, a whole number, one or a pair for each axis, or `Pads`.
+        UsageError: the padding is not a word of torch, a whole number, one or a pair for each axis, or `Pads`.
     """
     if isinstance(padding, Pads):
         return padding

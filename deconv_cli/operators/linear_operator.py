@@ -242,7 +242,7 @@ def check_tensor(found: object, role: str) -> None:
 
 
 Function = Callable[[Tensor], Tensor]
-"""A function of a batch: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself."""
+"""A function of a batch: maps `(B, *input_shape)` to `(B, *output_shape)`, each member independently."""
 
 
 def check_image(image: Tensor, role: str) -> None:
@@ -281,8 +281,8 @@ class Linearization(LinearOperator):
     derivative). Only backward formulas are needed, which every layer of torch has.
 
     Args:
-        function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself, such as a
-            `torch.nn.Module` in evaluation mode.
+        function: f, on batches: maps `(B, *input_shape)` to `(B, *output_shape)`, each member independently, such as
+            a `torch.nn.Module` in evaluation mode.
         at: the point, shape `input_shape`; its dtype and device are those of the arithmetic.
 
     Attributes:

@@ -29,7 +29,7 @@ from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 
 NOTHING = -1
-"""Stands for a missing pixel or tap."""
+"""The index of a missing pixel or tap."""
 
 
 @dataclass(frozen=True)

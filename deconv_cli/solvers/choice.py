@@ -62,7 +62,7 @@ def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
 def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
     """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
 
-    If none fits, solvers whose memory grows with the border are left out. `max_memory` is in bytes, by default a part
+    If none fits, solvers whose memory grows with the border are excluded. `max_memory` is in bytes, by default a part
     of the free memory.
 
     Raises:

@@ -114,7 +114,7 @@ class Estimator(ABC):
         """Check and arrange outputs for a solver without derivatives.
 
         Raises:
-            UsageError: a derivative is wanted.
+            UsageError: `y` or the kernel requires a gradient.
             MalformedInputError: `y` holds NaN or infinite values.
         """
         if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):

@@ -282,7 +282,7 @@ class TorusInverse(SymmetricOperator):
     """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
 
     The blocks are Hermitian, of shape `(groups, *plane, C, C)`; `shape` is that of the images of one group. `part`
-    tells how pixels are rearranged to phases, `None` if they are not.
+    defines how pixels are rearranged to phases; `None` if they are not.
     """
 
     def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:

@@ -8,7 +8,7 @@ again on the remainder of its own answer, until that is small enough or no longe
 Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
 
 A small gradient g does not imply a small error ‖H⁻¹g‖, with H = AᴴA + μLᴴL. If a solver can bound the error, the
-refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
+refinement continues until the bound is below `MAX_DISTANCE`, if necessary with residuals in double precision.
 """
 
 from __future__ import annotations

@@ -89,11 +89,11 @@ class PhotoPrior(Prior):
 class PhotoEstimator(Estimator):
     """Estimates photographs.
 
-    There is no minimum for a certificate to tell of; theirs is the relative change of the last step.
+    There is no minimum, so the certificate is the relative change of the last step.
 
     Args:
         kernel: canonical kernel of two axes; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
+        image_size: size of the images to restore.
         settings: padding, boundary, strength and memory.
         noise: standard deviation of the noise of every sample, of the shape of the data or one that broadcasts to it.
         load: gives the denoiser and its steps.
@@ -179,7 +179,7 @@ class PhotoEstimator(Estimator):
         )
 
     def _corrected(self, z: Tensor, misfit: Tensor, inverse: PseudoInverse) -> Tensor:
-        """Add what the inverse makes of the misfit, image by image: the memory is that of one."""
+        """Add the inverse of the misfit, one image at a time to save memory."""
         corrected = torch.empty_like(z)
         images = (part.reshape(-1, *part.shape[-3:]) for part in (corrected, z, misfit))
         for found, image, missed in zip(*images, strict=True):

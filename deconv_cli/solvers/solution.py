@@ -160,16 +160,16 @@ class Solution(ShownInNotebook):
         value: the estimate, shape `(*batch, C_in, *size)`.
         status: how the solve ended.
         n_iterations: iterations used; 0 in closed form.
-        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch. For
+        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed again from `value`; the largest of the batch. For
             other objectives their solvers document it.
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: the objective that `value` minimizes, in words.
-        weight: of the prior, if it has one; given, or found from the noise.
+        weight: of the prior, if it has one; given, or derived from the noise.
         rho: the last ρ of an iteration by ADMM; `None` for others.
         n_steps: if the noise decides when to stop, the number of steps that led to `value`, without those spent on
             finding this number; `None` for others.
         noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
-        distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
+        distance_bound: upper bound of ‖value − minimizer‖, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is the bound ‖gradient‖ / (λσ²max), and in closed form a bound of the rounding.
             With other penalties it is an estimate from the smallest Ritz value of the iteration, for λ below 1e-4 also
             of one for random numbers. `None` if nothing is known, as for λ = 0 of plain convolutions under other

@@ -159,7 +159,7 @@ LARGEST_REST = 0.1
 ARMIJO = 1e-4
 MAX_HALVINGS = 40
 PATIENCE = 6
-"""So many steps in a row that do not halve the certificate end the iteration."""
+"""Number of steps without halving the certificate that ends the iteration."""
 
 
 @dataclass(frozen=True)

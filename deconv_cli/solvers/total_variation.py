@@ -1,6 +1,6 @@
 """Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM (`admm.py`) with an inverse of AᴴA + ρ∇ᴴ∇ under the true border.
 
-TV(x) is isotropic and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
+TV(x) is isotropic, and separate for each channel: the sum over all pixels of |∇x|, by forward differences between
 pixels of the image, divided by their distances if these differ between axes (Rudin, Osher and Fatemi, Nonlinear total
 variation based noise removal algorithms, Physica D 60, 1992).
 """
@@ -29,15 +29,15 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.vocabulary import Size
 
-# How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
+# Accuracy of an inverse in one step, relative to the remaining residual, and its largest number of iterations.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
-# The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.
+# The search for a weight: accuracy of intermediate estimates, relative accuracy of ‖Ax − y‖², number of trials.
 SEARCH_TOLERANCE = 1e-3
 SEARCH_ACCURACY = 0.01
 MAX_TRIALS = 20
-# An image that has lost all but this part of its differences is flat.
+# An image that keeps less than this part of its differences is flat.
 FLATNESS = 1e-3
-# Noise must be so many times the rounding of the samples.
+# Least ratio between the noise and the rounding error of the samples.
 MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse: as such, and for each axis
 # of space.

@@ -31,7 +31,7 @@ from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_byte
 # Shares of a pixel that the data show. A photograph under motion blur at four places, boundary unknown, λ 0.01, 1e-3:
 # 27 to 47 iterations with these, 41 to 112 with 1e-4, 0.01 and 1, and 130 to more than 400 with 1 alone.
 SHARES = (1e-3, 1e-2, 1e-1, 1.0)
-# The boxes of all places together hold about so many times the pixels of the image.
+# Ratio between the pixels in the boxes of all places and the pixels of the image, about.
 OVERLAP = 4
 
 

@@ -166,10 +166,10 @@ def fit_kernel(
     size, chosen = _checked_size(size), find_loss(loss)
     if unit_sum and channels == "mix":
         raise UsageError(
-            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
+            "unit_sum is for kernels that do not mix channels; leave it out, or use one kernel for each channel."
         )
     if lam is not None and not (math.isfinite(lam) and lam > 0):
-        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
+        raise UsageError(f"lam must be a positive number, or None to choose it, but is {lam}.")
     groups = _group_pairs(pairs, size, channels, as_rule(boundary))
     n_inputs = groups[0][0].wide.shape[0]
     is_squared = chosen is squared

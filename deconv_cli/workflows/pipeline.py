@@ -2,9 +2,9 @@
 
     resolve → undo the tone curve → choose λ → build → solve → measure → predict the error → apply the tone curve
 
-The methods stand in the order in which they run: `reconstruct` splits planes off; `_reconstruct_samples` undoes the
-tone curve and tests the picture; `_restore_together` does the rest, for each channel by itself if `_restore_one_by_one`
-calls it. A pipeline keeps the inverses that it built last, so that further data of the same size cost no new factors.
+The methods have the order in which they run: `reconstruct` splits off planes; `_reconstruct_samples` undoes the tone
+curve and tests the picture; `_restore_together` does the rest, for one channel at a time if `_restore_one_by_one` calls
+it. A pipeline keeps the inverses that it built last, so more data of the same size cost no new factors.
 Several threads may use one pipeline at the same time.
 """
 

@@ -224,7 +224,7 @@ class Reconstruction(ShownInNotebook):
 
     @property
     def padding(self) -> PaddingLike:
-        """How far the kernel reached outside."""
+        """How far the kernel reached outside the image."""
         return self.settings.padding
 
     @property
@@ -271,7 +271,9 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
     order = {False: 0, None: 1, True: 2}
     assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
-    lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
+    lam = (
+        first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
+    )
     return replace(
         worst,
         image=torch.cat([part.image for part in parts], dim=-n_axes - 1),

@@ -256,7 +256,7 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
     ends = f"{clipping.lowest:g} to {clipping.highest:g}"
-    found = f"{format_percent(clipping.share, 3)} of the samples come back far outside {ends}"
+    found = f"{format_percent(clipping.share, 3)} of the restored samples lie far outside {ends}"
     advice = (
         "noise was amplified, or the kernel is wrong: smooth more (with a larger λ, weight or strength), or check the "
         "kernel"

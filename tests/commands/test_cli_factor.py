@@ -257,4 +257,4 @@ def test_a_picture_that_a_factor_does_not_fit_is_doubted(deconv, photograph, tmp
     done = deconv(*words)
     assert done.code is ExitCode.UNTRUSTWORTHY
     sentences = [doubt["sentence"] for doubt in done.report["doubts"]]
-    assert any("% of the samples come back far outside 0 to 255" in sentence for sentence in sentences)
+    assert any("% of the restored samples lie far outside 0 to 255" in sentence for sentence in sentences)

@@ -128,7 +128,7 @@ def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, r
     source = imagej(tmp_path / "s.tif", stack)
     run = deconv("forward", source, "--kernel", kernel, "--boundary", "circular", "-o", tmp_path / "o.tif", "--json")
     assert any("spans the axes Z, Y, X" in note and "--dimensions 2" in note for note in run.report["notes"])
-    assert "--dimensions 2 takes it for a kernel of planes for each channel" in run.stderr
+    assert "--dimensions 2 reads it as a kernel of planes for each channel" in run.stderr
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
     again = shlex.split(run.report["rerun"])[1:]
     assert "--dimensions=3" in again

@@ -124,9 +124,9 @@ def side_for(size: tuple[int, int]) -> int:
 def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int | None = None) -> PolarSpectrum:
     """Average the periodograms of a picture's overlapping pieces, each under a Hann window and without its mean.
 
-    The light has the shape `(H, W)`, as has `clipped`, which marks saturated pixels. Pieces with much of them are
-    skipped if others remain, since a blur of light does not blur what was cut off. In the others lamps at night are
-    filled in. `side` is that of the pieces, in pixels.
+    `light` and `clipped`, which marks saturated pixels, have the shape `(H, W)`. Pieces with many saturated pixels are
+    skipped if others remain, since saturated light does not follow the blur. In the others, lamps at night are filled
+    in. `side` is the side of the pieces in pixels.
 
     Raises:
         ShapeError: the picture is too small.

@@ -33,11 +33,11 @@ class BoundaryRule:
     is_mixed = False
 
     def along(self, axis: int) -> BoundaryRule:
-        """Return the rule that holds along an axis of space, counted from the first."""
+        """Return the rule for an axis of space, counted from the first."""
         return self
 
     def wraps(self, n_axes: int) -> tuple[bool, ...]:
-        """Return for each of so many axes of space whether the image goes around a torus."""
+        """Return for each of `n_axes` axes of space whether the image repeats along it."""
         return tuple(self.along(axis).is_periodic for axis in range(n_axes))
 
     def wraps_beside_edges(self, n_axes: int) -> tuple[bool, ...]:
