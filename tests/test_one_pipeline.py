@@ -162,7 +162,7 @@ def test_little_memory_is_refused_both_ways(files):
     assert done.exit_code == ExitCode.INPUT_REFUSED
     assert "even the smallest block" in done.stderr
     assert (
-        "more than the 1000 bytes that --max-memory allows for images and solving, beside Python and torch; use"
+        "more than the 1000 bytes that --max-memory allows for images and solving, in addition to Python and torch; use"
         in done.stderr
     )
 
@@ -206,7 +206,7 @@ def test_the_same_refusals(files, settings):
 
 def test_a_record_and_single_settings_are_not_mixed(files):
     _, y, kernel = files
-    with pytest.raises(deconv_cli.UsageError, match="as a record and as lam too"):
+    with pytest.raises(deconv_cli.UsageError, match="both as a record and as lam"):
         deconv_cli.invert(y, kernel, settings=ReconstructionSettings(), lam=1e-3)
     with pytest.raises(
         deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, dimensions, padding"

@@ -40,7 +40,7 @@ def test_a_spacing_divides_differences_by_distances(name):
 def test_a_spacing_has_one_distance_an_axis_and_something_to_divide():
     with pytest.raises(UsageError, match="holds 2 distances, but the images have 3 axes of space"):
         spaced_penalty("gradient", (2.0, 1.0)).terms(3)
-    with pytest.raises(UsageError, match="penalty identity takes none"):
+    with pytest.raises(UsageError, match="penalty identity uses no differences"):
         spaced_penalty("identity", (2.0, 1.0))
     assert spaced_penalty("identity", None) is find_penalty("identity")
 

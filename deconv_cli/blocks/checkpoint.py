@@ -58,7 +58,7 @@ class Checkpoint:
             if isinstance(error, FileNotFoundError) and not n_done:
                 return None
             raise FileAccessError(
-                f"'{path}', the plan of an earlier run of which {n_done} blocks are done, cannot be read: it is gone, "
+                f"the plan '{path}' of an earlier run with {n_done} finished blocks cannot be read: it is gone, "
                 "damaged, of another version, or not permitted; force=True starts over."
             ) from error
         return plan

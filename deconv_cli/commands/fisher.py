@@ -132,6 +132,6 @@ def _describe(record: dict[str, Any]) -> str:
     share = record["batch_mean_squared_trace"] / record["trace"] if record["trace"] else 0.0
     return (
         f"{record['kind']} Fisher diagonal, {record['n_samples']} samples, likelihood {record['likelihood']}: trace "
-        f"{record['trace']:.4g}, in {record['output']}; the mean gradient of a batch of {record['batch_size']}, "
-        f"squared, would have given {record['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
+        f"{record['trace']:.4g}, in {record['output']}; squaring the mean gradient of a batch of "
+        f"{record['batch_size']} would give {record['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
     )

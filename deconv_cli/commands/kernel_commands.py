@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 
-_UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
+_UNIFORM = {True: "yes", False: "no", None: "not known: found in fewer than two parts"}
 _CLOSE = 3.0
 """Log-likelihood ratio below which the runner-up is about as likely, given what the model leaves out."""
 

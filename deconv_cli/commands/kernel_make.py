@@ -50,7 +50,7 @@ def make(
     printed: AnswerOptions,
     spacing: Annotated[
         str | None,
-        option("--spacing [DZ,]DY,DX", "Distance of samples along each axis in µm, for lengths in nm, um or mm."),
+        option("--spacing [DZ,]DY,DX", "Distance between samples along each axis in µm, for lengths in nm, um or mm."),
     ] = None,
     signal: Annotated[
         bool,
@@ -101,7 +101,7 @@ def make(
     shape = format_size(taps.shape)
     rows = [
         ("taps", f"{shape}, sum {record['sum']:.6g}, largest {record['largest']:.4g}"),
-        ("transform", f"off by {error:.2g} at most, up to half of Nyquist's frequency"),
+        ("transform", f"largest error {error:.2g}, up to half of Nyquist's frequency"),
     ]
     note = (
         f"the {shape} taps cut the tails off, so the transform is wrong by {error:.2g}; a larger --size holds more of "
@@ -204,7 +204,8 @@ def from_beads(
         ),
     ] = 0.0,
     spacing: Annotated[
-        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm. Default: the file's.")
+        str | None,
+        option("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm. Default: the file's."),
     ] = None,
     channel: Annotated[int | None, option("--channel N", "Which channel, from 0.", min=0)] = None,
     axes: Annotated[
@@ -275,7 +276,7 @@ def microscope(
     ] = None,
     output: OutputFile = None,
     spacing: Annotated[
-        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm.")
+        str | None, option("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm.")
     ] = None,
     size: Annotated[
         str | None,

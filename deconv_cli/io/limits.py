@@ -62,7 +62,7 @@ def check_budget(path: Path, n_bytes: int) -> None:
     budget = memory_budget()
     if n_bytes > budget:
         raise TooLargeError(
-            f"'{path}' asks for {format_memory(min(n_bytes, _MAX_BYTES))} once decoded, but at most "
+            f"'{path}' needs {format_memory(min(n_bytes, _MAX_BYTES))} after decoding, but at most "
             f"{format_memory(budget)} (half of the memory) may be used; crop or split it first."
         )
 

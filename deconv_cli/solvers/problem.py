@@ -266,8 +266,8 @@ def check_ramps(problem: TikhonovProblem) -> None:
     values = torch.linalg.svdvals(operator.constant_gains)
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * synchronize.as_number(taps.abs().sum()):
         raise UsageError(
-            f"penalty {problem.penalty} leaves images undetermined that change at a constant rate, since the taps of "
-            "this kernel sum to zero and it may annihilate them too; use penalty gradient or identity."
+            f"penalty {problem.penalty} does not determine images that change at a constant rate, and this kernel, "
+            "whose taps sum to zero, may not determine them either; use penalty gradient or identity."
         )
 
 

@@ -192,7 +192,7 @@ def test_the_command_is_the_library(deconv, case, values):
         (["cosine"], "tap must be one of product, tan-sum"),
         (["FOLDER/none.py:f"], "does not exist"),
         (["FOLDER/taps.py:nothing"], "holds no 'nothing'"),
-        (["FOLDER/taps.py:number"], "should be a class, a function"),
+        (["FOLDER/taps.py:number"], "must be a class, a function"),
         (["tan-sum", "--groups", "3"], "leave groups out"),
         (["tan-sum", "--transposed"], "leave transposed out"),
         (["product", "--light", "linear"], "--tap acts on the samples as they are stored"),

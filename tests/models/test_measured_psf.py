@@ -55,7 +55,7 @@ def test_an_uneven_filter_is_no_measurement():
     ("taps", "says"),
     [
         (spot(side=15) + 100, ["background", "subtracts"]),
-        (spot(side=41).where(spot(side=41) > 1, 0), ["empty margin: 17", "crops"]),
+        (spot(side=41).where(spot(side=41) > 1, 0), ["empty margin: only 17", "crops"]),
         (spot(side=15, row=1.5), ["1.5 pixels off", "centers"]),
     ],
 )

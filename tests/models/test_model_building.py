@@ -68,7 +68,7 @@ class TestNaming:
         assert path.stem not in sys.modules
 
     def test_neither_class_nor_function(self, net, refused):
-        refused(UsageError, net, "constant", says="should be a class, a function or a model, but is a int")
+        refused(UsageError, net, "constant", says="must be a class, a function or a model, but is a int")
 
 
 class TestBuilding:

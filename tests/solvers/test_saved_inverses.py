@@ -157,7 +157,7 @@ def test_existing_files_and_other_suffixes_are_refused(tmp_path):
     path = saved(built("fft"), tmp_path)
     with pytest.raises(UsageError, match="force=True"):
         deconv_cli.save_pseudo_inverse(built("fft"), path)
-    with pytest.raises(UsageError, match=r"is a \.safetensors file"):
+    with pytest.raises(UsageError, match=r"must end in \.safetensors"):
         deconv_cli.save_pseudo_inverse(built("fft"), tmp_path / "inverse.pt")
     with pytest.raises(UsageError, match="does not exist"):
         deconv_cli.save_pseudo_inverse(built("fft"), tmp_path / "no" / "inverse.safetensors")

@@ -123,7 +123,7 @@ def test_a_loss_of_ones_own():
 )
 def test_a_gradient_that_is_wrong_or_does_not_arrive_is_refused_with_its_line(loss, verdict, line):
     sharp, blurred, _ = pair()
-    with pytest.raises(GradientFaultError, match=f"be right, but is {verdict}") as refused:
+    with pytest.raises(GradientFaultError, match=f"be correct, but is {verdict}") as refused:
         deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=loss)
     assert "bad_losses.py" in str(refused.value) or not line
 
