@@ -66,7 +66,7 @@ class NoiseModel:
 
     @property
     def steepness(self) -> float:
-        """How many times the power of coarse detail is that of fine detail; 1 for white noise."""
+        """Ratio of the noise power in coarse detail to that in fine detail; 1 for white noise."""
         return 1.0 if self.is_white else self.spectrum[1] / self.spectrum[9]
 
     def as_record(self) -> dict[str, object]:

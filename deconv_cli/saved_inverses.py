@@ -56,7 +56,7 @@ class SavedInverse:
 
     Attributes:
         inverse: ready to be applied.
-        bias: what a layer adds to each output channel, shape `(C_out,)`; to be subtracted from the outputs first.
+        bias: what a layer adds to each output channel, shape `(C_out,)`; subtract it from the outputs first.
         origin: where the kernel came from, as `deconv factor` records it.
     """
 

@@ -188,7 +188,7 @@ def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None)
 
 
 def _checked(settings: ReconstructionSettings) -> float:
-    """Refuse settings that have no use for chains; return λ."""
+    """Refuse settings that have no effect for chains; return λ."""
     idle = [f.name for f in fields(settings) if f.name not in TAKEN and getattr(settings, f.name) != f.default]
     if idle:
         raise UsageError(f"{idle[0]} has no effect for a chain of layers; leave it out.")

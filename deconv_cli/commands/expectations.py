@@ -52,7 +52,7 @@ class Outcome:
 
     Attributes:
         expected: expected names of parameters, and expected verdicts on the model as a whole.
-        unmet: expectations that nothing met.
+        unmet: expectations without a matching finding.
         exit_code: for the shell.
         conclusion: in one line.
     """

@@ -257,7 +257,7 @@ class InvertWork(Work):
         return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Restore an input with the kernel of the optics that its file names."""
+        """Restore an input with a kernel computed from the optics in its file."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)

@@ -204,7 +204,7 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
 
 
 def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
-    """Return 1 for signals, for which a formula is that of lines; `None` for other images."""
+    """Return 1 for signals, since a formula then gives a kernel with one axis; `None` for other images."""
     try:
         return 1 if read_image().named_dimensions == 1 else None
     except DeconvError:  # as restoring it will say

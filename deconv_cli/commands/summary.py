@@ -214,7 +214,7 @@ def _residual(result: Reconstruction, *, verbose: bool) -> str:
 
 
 def _noise(result: Reconstruction) -> str | None:
-    """Describe the size of the noise and its source; `None` if nothing looked at it."""
+    """Describe the size of the noise and its source; `None` if it was not measured."""
     choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
         return None if predicted is None else f"σ {predicted.sigma:.3g}, used for the expected error"

@@ -200,7 +200,7 @@ def _advice(lam: float | None) -> tuple[str, ...]:
 
 
 def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
-    """Measure the deepest of all axes on a torus, at a sample of the frequencies along the edge.
+    """Measure the largest depth over all axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + w|l|²)⁻¹Kᴴ with the weight w = λσ²max, or the inverse of K itself, for taps `(C_out, C_in,
     *k)`. Depths were within a factor of two of the real operator's, and mostly within a fifth, unless the boundary

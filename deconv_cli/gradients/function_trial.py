@@ -95,7 +95,7 @@ class FunctionTrial:
 
     @cached_property
     def expected(self) -> Gradients | None:
-        """The gradients of autograd through the pieces of forward; None where it cannot follow them."""
+        """The gradients of autograd through the pieces of forward; None if autograd cannot follow them."""
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):

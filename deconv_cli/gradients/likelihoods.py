@@ -168,7 +168,7 @@ class SampleLoss:
         return output.movedim(-1, 1) if self._are_classes_last else output
 
     def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Differentiate the loss of every sample by its outputs."""
+        """Differentiate the loss of every sample with respect to its outputs."""
         leaf = output.clone().requires_grad_()
         with torch.enable_grad():
             if self.likelihood is not None:

@@ -210,7 +210,7 @@ class Codec(ABC):
 
         Raises:
             UsageError: no such array, or a format that is only read as a whole.
-            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
+            InputRefusedError: damaged, unsafe, or stored in a way that cannot be read by parts.
         """
         wanted = list_formats(codec for codec in all_codecs() if codec.opens_regions)
         raise UsageError(

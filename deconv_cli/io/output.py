@@ -188,7 +188,7 @@ class PreparedOutput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As it will be stored."""
+        """The shape that will be stored."""
         return self._image.shape
 
     @property

@@ -172,7 +172,7 @@ def read_kernel(
 def _read_field(
     path: Path, sha256: str, notes: tuple[str, ...], held: Convention, *, normalize: bool
 ) -> KernelFile | None:
-    """Read a kernel field, each kernel divided by its sum if wanted; `None` where the file holds something else."""
+    """Read a kernel field, each kernel divided by its sum on request; `None` if the file holds something else."""
     opened = open_tensors(path, SAFETENSORS)
     if set(opened.shapes) != set(FIELD_TENSORS):
         return None

@@ -226,5 +226,5 @@ def _along(channels: Tensor, axis: int) -> Tensor:
 
 
 def _middle(size: Size) -> tuple[int, ...]:
-    """Return the tap at the output pixel under padding `same`."""
+    """Return the tap that meets the output pixel under padding `same`."""
     return tuple((n - 1) // 2 for n in size)

@@ -94,7 +94,7 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
 
 
 def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
-    """Write the page as HTML, as `render_page` does; the run has to have thumbnails."""
+    """Write the page as HTML, as `render_page` does; the run must have thumbnails."""
     problem, first, found = run.task.problem, previews.tiles[0], run.reconstruction
     settings, layout, source = problem.resolution.settings, problem.layout, _input_file(run)
     result = replace(first.result, settings=replace(first.result.settings, boundary=settings.boundary))

@@ -120,7 +120,7 @@ def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, f
 
 
 def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
-    """Keep the methods that fit the memory; if none does, those whose memory grows with the image alone."""
+    """Keep the methods that fit the memory; if none fits, those whose memory grows only with the image."""
     fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
     frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
     return fitting or frugal or costs

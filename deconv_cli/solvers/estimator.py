@@ -205,7 +205,7 @@ class Prior(ABC):
     """An objective, with the estimator that minimizes it."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Return which number `build` needs to be estimated from the data beforehand; `None` for none."""
+        """Return which number must be estimated from the data before `build`; `None` if none is needed."""
         return None
 
     @abstractmethod

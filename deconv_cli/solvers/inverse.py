@@ -1,4 +1,4 @@
-"""The common base of all inverses: data in, estimate out; with the factors that a saved inverse keeps."""
+"""The common base of all inverses, which turn data into an estimate, and the factors of a saved inverse."""
 
 from __future__ import annotations
 

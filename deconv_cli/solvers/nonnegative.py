@@ -123,7 +123,7 @@ class _Descent:
     pixel_scale: float
 
     def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status]:
-        """Iterate until the certificate of every image is reached, nothing is gained, or the iterations are spent."""
+        """Iterate until every image reaches the certificate, progress ends, or no iterations remain."""
         tolerance = log.rule.tolerance
         lowest, n_since = math.inf, 0
         gradient = self.gradient(x)

@@ -280,7 +280,7 @@ class _Refinement:
         return relative(self.distance(self.equations, found.gradient), self.equations.norm(found.x))
 
     def approach(self, found: _Estimate) -> tuple[_Refinement, _Estimate, Tensor]:
-        """Go on until the minimizer is near, with residuals in double precision if necessary.
+        """Continue until the minimizer is near, with residuals in double precision if necessary.
 
         Returns:
             In the precision of the last residual: the refinement, the estimate, and its distance.

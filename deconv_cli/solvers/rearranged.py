@@ -98,7 +98,7 @@ def _keeps_order(operator: LayerConvolution, part: Part) -> bool:
 
 @lru_cache(maxsize=2)
 def _rearrange(problem: TikhonovProblem) -> tuple[list[list[Part]], list[TikhonovProblem], list[str]]:
-    """Group the parts that are the same problem; give each group, its plain problem, and the cheapest method."""
+    """Group the parts that are the same problem; return each group, its plain problem, and the cheapest method."""
     layer, found = _layer(problem), defaultdict[object, list[Part]](list)
     for part in split_layer(layer.grid_axes, layer.boundary) or []:
         found[part.sizes].append(part)

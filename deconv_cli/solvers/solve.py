@@ -259,7 +259,7 @@ def _linearized_step(
     certificate: float,
     log: IterationLog,
 ) -> Tensor:
-    """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as far as it pays."""
+    """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as exactly as the step needs."""
     rest = min(LARGEST_REST, max(certificate, 0.5 * log.rule.tolerance / certificate))
     g = None if problem.penalty is None else -problem.penalty_gradient(point.x)
     equations = NormalEquations(jacobian, point.residual, problem.penalty, problem.weight, g=g)

@@ -160,7 +160,7 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
 
 
 def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
-    """Return whether the error follows from what was found in the passes."""
+    """Return whether other findings already explain the error."""
     findings = [*(found for found in evidence.report.parameters if found.is_fault), *evidence.report.general]
     verdicts, message = {found.verdict for found in findings}, failure.message
     is_without = not verdicts.isdisjoint(WITHOUT_GRADIENT)

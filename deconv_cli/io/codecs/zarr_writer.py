@@ -82,7 +82,7 @@ def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
 
 
 def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
-    """Write the descriptions of arrays, and of the group around them, as texts by their names."""
+    """Return the descriptions of arrays, and of the group around them, as texts by file name."""
     with zarr_package(path) as zarr:
         made: dict[str, Any] = {}
         store = zarr.storage.MemoryStore(store_dict=made)

@@ -105,7 +105,7 @@ class BlurredPicture:
         return replace(found, reliance=jpeg_reliance(stored, self.jpeg_table))
 
     def parts(self) -> Iterator[PolarSpectrum]:
-        """Measure the power spectra of a few parts of the picture; none if it is small."""
+        """Measure the power spectra of a few parts of the picture; an empty result if the picture is small."""
         rows, columns = (
             [slice(i * n // _PARTS_A_SIDE, (i + 1) * n // _PARTS_A_SIDE) for i in range(_PARTS_A_SIDE)]
             for n in self.luminance.shape

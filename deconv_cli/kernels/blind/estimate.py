@@ -328,7 +328,7 @@ def _moved(candidate: Candidate, shift: dict[int, float]) -> Numbers:
 
 
 def _vertex(left: float, middle: float, right: float) -> float:
-    """Give where the parabola through three values is lowest, in steps from the middle, within one step."""
+    """Return the minimum of the parabola through three values, in steps from the middle, within one step."""
     curvature = left + right - 2 * middle
     slope = (right - left) / 2
     if curvature <= 0:

@@ -36,7 +36,7 @@ class SharpDerivatives:
     Attributes:
         y: derivatives of the blurred picture along both axes, shape `(2, H, W)`.
         taps: the kernel, of a cross-correlation, shape `(k, k)`.
-        mean: of the posterior, on a torus that holds the `(2, H + k − 1, W + k − 1)` derivatives that are seen.
+        mean: of the posterior, on a torus that holds the `(2, H + k − 1, W + k − 1)` visible derivatives.
         gamma: prior variances, of the shape of the mean.
         noise_variance: of `y`.
     """

@@ -162,7 +162,7 @@ SYMMETRIC = SymmetricBoundary()
 
 
 class ReplicateBoundary(BoundaryRule):
-    """The outermost pixels go on outside: `a a | a b c | c c`."""
+    """The outermost pixels continue outside: `a a | a b c | c c`."""
 
     name = "replicate"
     description = "its edge pixels were assumed to continue outside the frame"
