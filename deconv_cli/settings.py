@@ -233,7 +233,7 @@ class ReconstructionSettings(ShownInNotebook):
         return self.objective in ("quadratic", "nonnegative")
 
     def as_options(self) -> dict[str, object]:
-        """Give the settings that differ from their defaults as options of the command line, by their names there."""
+        """Return the settings that differ from their defaults as options of the command line, by option name."""
         given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
         defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
         defaults |= {f.name: f.default for f in fields(LayerOptions) if given[f.name] is not None}

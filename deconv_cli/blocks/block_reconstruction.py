@@ -107,7 +107,7 @@ class BlockReconstruction:
 
     @property
     def plan(self) -> BlockPlan:
-        """What was decided before the first block."""
+        """The decisions before the first block."""
         return self.task.plan
 
     @property

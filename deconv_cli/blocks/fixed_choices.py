@@ -115,7 +115,7 @@ def _is_open(problem: BlockProblem) -> bool:
 
 
 def _pool(found: Sequence[Reconstruction], shares: Sequence[float]) -> FixedChoices:
-    """Take the weighted median of what tiles chose."""
+    """Return the weighted median of the choices of the tiles."""
     lams = [[part.settings.lam for part in (result.channels or (result,))] for result in found]
     weights = [result.solution.weight for result in found if result.solution.weight is not None]
     steps = [max(result.solution.n_steps, 1) for result in found if result.solution.n_steps is not None]

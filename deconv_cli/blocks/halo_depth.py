@@ -234,7 +234,7 @@ def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
 
 
 def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
-    """Find a halo narrower than `depth` that leaves hardly more: a wider one may not help the pixels on an edge."""
+    """Find a narrower halo than `depth` with almost the same error: a wider one may not help the pixels on an edge."""
     goal = HARDLY_MORE * _worst(influences, depth)
     for n in range(N_PARTS):
         halo = tuple(max(least, -(-d * n // N_PARTS)) for d, least in zip(depth, at_least, strict=True))

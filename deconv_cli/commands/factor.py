@@ -125,7 +125,7 @@ def factor(
 
 
 def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> options.OptionValues:
-    """Give the options, resolved, that make the same factor again."""
+    """Return the resolved options that make the same factor again."""
     resolved = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
     return {

@@ -247,7 +247,7 @@ class SharedCores:
                 self._room.notify_all()
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no more jobs."""
         with self._room:
             self._is_closed = True
             self._room.notify_all()

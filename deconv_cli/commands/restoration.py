@@ -112,7 +112,7 @@ class Restoration:
         )
 
     def _metadata(self, image: ImageFile) -> InputMetadata:
-        """Gather what the files of an input and of the kernel record."""
+        """Collect the records in the files of an input and of the kernel."""
         from deconv_cli.workflows.resolution import InputMetadata
 
         return InputMetadata(

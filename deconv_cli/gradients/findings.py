@@ -181,7 +181,7 @@ class Fault:
 
 
 def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
-    """Gather findings of one verdict with the same lines, or the same reason where there is no line."""
+    """Group findings of one verdict by their lines, or by their reason if they have no line."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
     for finding in findings:
         lines = tuple(

@@ -133,7 +133,7 @@ _UNEVEN = 1e-6
 class FirstSteps:
     """Norms of the gradients, and of the weights, after 1, 2, ... optimizer steps, by parameter.
 
-    A head or a residual branch that starts at zero blocks the gradient of what lies behind it until the first step.
+    A head or a residual branch that starts at zero blocks the gradient of the layers behind it until the first step.
     """
 
     gradients: list[dict[str, float]]

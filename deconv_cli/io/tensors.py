@@ -105,7 +105,7 @@ class TensorCodec(Codec):
         return StoredImage(opened.read(name), record=opened.record)
 
     def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
-        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
+        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z for a stack."""
         if not request.from_picture:
             return layout, layout.axes, ()
         space = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]

@@ -115,11 +115,11 @@ class Kernel(ShownInNotebook):
         return cls(layer.taps, shared=False, is_per_channel=True)
 
     def of_channel(self, channel: int) -> Kernel:
-        """Give the kernel of one channel, where there is one for each."""
+        """Return the kernel of one channel, if each channel has its own."""
         return Kernel(self.taps[channel : channel + 1], shared=True, layer=self.layer)
 
     def with_layer(self, layer: LayerOptions) -> Kernel:
-        """Give the kernel of a layer with such a stride, dilation, groups and direction.
+        """Return the kernel of a layer with this stride, dilation, groups and direction.
 
         Raises:
             ShapeError: the groups do not divide the channels of the taps.
@@ -229,7 +229,7 @@ class Kernel(ShownInNotebook):
         )
 
     def detached(self) -> Kernel:
-        """Give a kernel of its own, which serves no graph and does not change with the caller's."""
+        """Return a copy outside of any graph, which does not change with the caller's taps."""
         taps = self.taps.detach().clone()
         if self.field is None:
             return replace(self, taps=taps)

@@ -1,4 +1,4 @@
-"""A kernel that varies over the frame: one kernel at each place of a grid, and what lies between them follows."""
+"""A kernel that varies over the frame: one kernel at each place of a grid, and interpolation between them."""
 
 from __future__ import annotations
 

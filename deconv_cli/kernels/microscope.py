@@ -36,7 +36,7 @@ LEAST_PINHOLE = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Microscope:
-    """What the image of a point depends on; wavelengths in nm, all other lengths in µm.
+    """The optics that form the image of a point; wavelengths in nm, all other lengths in µm.
 
     Attributes:
         numerical_aperture: of the objective.

@@ -1,4 +1,4 @@
-"""The nearest kernel without negative taps, for whatever counts light.
+"""The nearest kernel without negative taps, for methods that count light.
 
 Formulas with sharp edges (`kernels/sources/kernel_source.py`) and kernels that were fitted under noise have small
 negative taps. Where none may be, among kernels of the same sum the one is taken that changes the blur of pictures the

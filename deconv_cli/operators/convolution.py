@@ -206,7 +206,7 @@ class Convolution(LinearOperator):
         return self.boundary.wraps(len(self.geometry.image_size))
 
     def with_kernel(self, kernel: Tensor) -> Convolution:
-        """Give the same operator with other taps, of the shape of its own."""
+        """Return the same operator with other taps of the same shape."""
         return Convolution.of_geometry(kernel, self.geometry, self.boundary)
 
     def in_float64(self) -> Convolution:

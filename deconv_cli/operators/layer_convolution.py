@@ -156,7 +156,7 @@ class LayerConvolution(Convolution):
         return LinearOperator.adjoint_parts(self, y)
 
     def with_kernel(self, kernel: Tensor) -> LayerConvolution:
-        """Give the same layer with other taps."""
+        """Return the same layer with other taps."""
         geometry = self.geometry
         return LayerConvolution(
             kernel, geometry.image_size, self.options, padding=geometry.pads, boundary=self.boundary

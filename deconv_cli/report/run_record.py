@@ -183,7 +183,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
 
 
 def describe_found(estimate: KernelEstimate) -> str:
-    """Say what was found in a sentence without its full stop."""
+    """Describe the estimated kernel in a sentence without a full stop."""
     if estimate.slight is not None:
         return (
             f"no blur was found: the most likely one, {estimate.slight.text}, covers less than {LEAST_AREA:g} pixels, "

@@ -197,7 +197,7 @@ def _is_killed(error: Exception | None) -> bool:
 
 
 def _explained(finished: Finished[Result]) -> Finished[Result]:
-    """Say what an error of Dask means, and what helps."""
+    """Explain an error of Dask, with advice."""
     error = finished.error
     if isinstance(error, FileAccessError):
         error = FileAccessError(f"{str(error).removesuffix('.')}; all workers must see the files under the same paths.")
@@ -255,6 +255,6 @@ class _Piece:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(task: bytes) -> Callable[[int], Any]:
-    """Load a task once, with what it keeps from piece to piece."""
+    """Load a task once, with the state that it keeps between pieces."""
     loaded: Callable[[int], Any] = pickle.loads(task)  # noqa: S301  from the process that started the run
     return loaded

@@ -4,9 +4,9 @@ The matrix may be that of any operator, with any number of outputs, well-posed o
 
     [A; √μ L] = U S Vᵀ,    x = V S⁺ U_Aᵀ y,    (AᵀA + μLᵀL)⁺ = V (S⁺)² Vᵀ,
 
-where U_A are the rows of U that belong to A. Groups of channels that a layer does not mix have a matrix each, decomposed
-as one batch. With μ = 0 the result is the Moore–Penrose inverse: singular values no larger than the rounding of the largest
-one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
+where U_A are the rows of U that belong to A. Groups of channels that a layer does not mix have a matrix each,
+decomposed as one batch. With μ = 0 the result is the Moore–Penrose inverse: singular values no larger than the rounding
+of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ class _Refinement:
         return precise, found, bound
 
     def _go_on(self, found: _Estimate) -> _Estimate:
-        """Lower the goal as far as the distance requires, and iterate if rounding leaves it within reach."""
+        """Lower the goal as far as the distance requires, and iterate if the rounding error allows it."""
         bound, log = self.relative_distance(found), self.log
         assert bound is not None
         wanted = SAFETY * MAX_DISTANCE * self.equations.norm(found.gradient) / bound.clamp_min(MAX_DISTANCE)

@@ -242,9 +242,9 @@ class PhotoEstimator(Estimator):
 
 
 def first_pixel(step: int) -> tuple[int, int]:
-    """Give where a picture's first pixel lies on the grid of the denoiser, which differs from step to step.
+    """Return the place of a picture's first pixel on the grid of the denoiser, which differs from step to step.
 
-    What one place of the grid leaves behind, another removes (Coifman and Donoho, Translation-invariant de-noising,
+    Errors at one place of the grid cancel at another one (Coifman and Donoho, Translation-invariant de-noising,
     1995).
     """
     return 3 * step % 8, 5 * (step // 2) % 8

@@ -1,4 +1,4 @@
-"""Richardson–Lucy: the likeliest x ≥ 0 under Poisson noise, x ← x/(Aᴴ1) · Aᴴ(y/(Ax)), stopped before it fits noise.
+"""Richardson–Lucy: the most likely x ≥ 0 under Poisson noise, x ← x/(Aᴴ1) · Aᴴ(y/(Ax)), stopped before it fits noise.
 
 Richardson, Bayesian-based iterative method of image restoration, Journal of the Optical Society of America 62, 1972;
 Lucy, An iterative technique for the rectification of observed distributions, Astronomical Journal 79, 1974. The
@@ -46,7 +46,7 @@ N_IMAGES = 10
 
 
 class RichardsonLucy(Prior):
-    """The likeliest image without negative pixels under Poisson noise."""
+    """The most likely image without negative pixels under Poisson noise."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
         """Ask for the gain if it is to be estimated."""

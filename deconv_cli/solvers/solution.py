@@ -1,4 +1,4 @@
-"""The outcome of a solve: when an iteration stops, what it records, and its status. A bad end is no exception."""
+"""The outcome of a solve: when an iteration stops, what it records, and its status."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class VaryingSolver(Solver):
     takes_varying = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover what varies and is determined."""
+        """Cover determined problems with a kernel that varies over the frame."""
         if not problem.operator.is_varying:
             return "is for kernels that vary over the frame"
         return general_refusal(problem)
@@ -107,7 +107,7 @@ class VaryingPreconditioner(RestoringPreconditioner):
 def _problem_of(
     problem: TikhonovProblem, operator: VaryingConvolution, place: tuple[int, int], size: tuple[int, ...]
 ) -> TikhonovProblem:
-    """Give the problem of the kernel at one place for an image of the size of its box."""
+    """Return the problem with the kernel of one place, for an image of the size of its box."""
     boundary, taps = operator.boundary, operator.taps[place][None, None]
     if boundary.is_unknown:
         # The box was cut from the image together with its border, so it needs none of its own.

@@ -120,7 +120,7 @@ class KernelFit(ShownInNotebook):
         return ()
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
-        """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
+        """List other unusual properties of a kernel of `n_axes` axes, a sentence each."""
         return () if self.errors is None else describe_sharpening(self.taps, self.errors, n_axes)
 
     def _sharpens(self, n_axes: int) -> bool:

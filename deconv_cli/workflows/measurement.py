@@ -159,7 +159,7 @@ _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """A restoration examined.
+    """The diagnosis of a restoration.
 
     Attributes:
         residual: y − Ax̂, shape `(*batch, C_out, *output_size)`, in the units of the samples.

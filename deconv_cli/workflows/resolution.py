@@ -84,11 +84,11 @@ class RecordedConvolution:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputMetadata:
-    """What is known of an input besides its samples.
+    """Information on an input besides its samples.
 
     Attributes:
         record: the record that an earlier run of this program wrote into the file.
-        recorded: the convolution that made the input, if it is known from another source than `record`.
+        recorded: the convolution that made the input, if another source than `record` holds it.
         kernel_sha256: fingerprint of the kernel's file, which is compared with that of the record.
         tone_curve: how the samples encode light.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.

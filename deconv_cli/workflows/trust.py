@@ -246,7 +246,7 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
 
 
 def describe_untrusted(*, is_lambda_given: bool) -> str:
-    """Say that no pixel of an estimate is trusted, and what helps."""
+    """Write that no pixel of an estimate is trusted, with advice."""
     advice = 'lam="auto" chooses λ from the data' if is_lambda_given else "the data are too noisy for this kernel"
     return f"no pixel can be trusted, since the expected error is as large as the detail everywhere: {advice}"
 

@@ -145,7 +145,7 @@ def with_instruments(xml: str, metadata: Metadata) -> str:
 
 
 def with_record(xml: str, record: dict[str, Any]) -> str:
-    """Exchange the record in a description; it stands where `fields_to_write` put it."""
+    """Replace the record in a description, at the place that `fields_to_write` chose."""
     start, end = f'<M K="{records.KEYWORD}">', "</M>"
     before, _, after = xml.partition(start)
     return f"{before}{start}{html.escape(records.encode_record(record), quote=False)}{end}{after.partition(end)[2]}"

@@ -172,7 +172,7 @@ class FreeForm:
 
 
 def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
-    """Estimate a kernel of which nothing is known but its support.
+    """Estimate a kernel from its support only, without a formula.
 
     Args:
         light: luminance, linear in the light, shape `(H, W)`.
@@ -202,7 +202,7 @@ def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
 
 
 def _first_kernels(start: Tensor) -> list[Tensor]:
-    """Let a kernel of 3 × 3 taps lean to each side: a picture's power alone tells no kernel from its mirror image."""
+    """Make kernels of 3 × 3 taps that lean to each side: the power of a picture does not distinguish mirror images."""
     seeds = [torch.tensor(seed) for seed in (_CORNER, _DIAGONAL)]
     turned = [seed.rot90(turn, (0, 1)) / seed.sum() for seed in seeds for turn in range(4)]
     return [_LEANING * seed + (1 - _LEANING) * start for seed in turned]
@@ -236,7 +236,7 @@ def _coarser(light: Tensor, factor: float) -> Tensor:
 
 
 def _noise_of(light: Tensor) -> float:
-    """Estimate the noise from the finest diagonal detail, of which a blurred picture has little else."""
+    """Estimate the noise from the finest diagonal detail, which in a blurred picture is mostly noise."""
     detail = light.diff(dim=0).diff(dim=1) / 2
     return float(detail.abs().median()) / _MEDIAN_OF_NORMAL
 

@@ -179,7 +179,7 @@ def _along_both_axes(pool: Callable[..., Tensor], pieces: Tensor, reach: int) ->
 
 
 def hann_window(size: Sequence[int]) -> Tensor:
-    """Give 4 times the Hann window of a plane of a size, float64."""
+    """Return 4 times the Hann window for a plane of this size, float64."""
     rows, columns = (1 - (torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)).cos() for n in size)
     return torch.outer(rows, columns)
 

@@ -111,7 +111,7 @@ def _floats(texts: list[str]) -> tuple[float, ...]:
 
 
 def _distance(axis: int | None, parameter: str, spacing: tuple[float, ...] | None) -> float:
-    """Give the distance of samples in µm along the axis of a length."""
+    """Return the distance between samples in µm along the axis of a length."""
     if axis is None:
         raise UsageError(f"{parameter} is not a length and takes no unit; give a plain number.")
     if spacing is None or len(spacing) < -axis:
