@@ -33,7 +33,7 @@ class ModelOptions:
         option(
             "--model CODE",
             "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; "
-            "nothing in the file MODEL is.",
+            "no code in the file MODEL is.",
             MODEL_FILES,
         ),
     ] = None
