@@ -129,7 +129,7 @@ def test_colors_of_a_picture_are_kernels_of_channels_if_they_differ(tmp_path, rn
     found = read_kernel(tmp_path / "color.png")
     expected = color[::-1, ::-1].transpose(2, 0, 1) / color.sum(axis=(0, 1))[:, None, None]
     np.testing.assert_allclose(found.kernel.numpy(), expected, rtol=1e-6)
-    assert any("kernel for each of 3 channels" in note for note in found.notes)
+    assert any("each of the 3 channels has its own kernel" in note for note in found.notes)
     times = {"photometric": "minisblack", "metadata": {"axes": "TYX"}}
     tifffile.imwrite(tmp_path / "film.tif", np.ones((4, 3, 5), "float32"), **times)
     with pytest.raises(ShapeError, match="stack of planes along Z, but has axes TYX"):

@@ -214,7 +214,7 @@ def test_what_does_not_fit_the_memory_is_iterated(monkeypatch):
     monkeypatch.setattr("deconv_cli.solvers.choice.MEMORY_SHARE", 1e-12)
     choice = build(Case("zero", "same", (1, 1, 3, 3), (8, 9))).choice
     assert choice.method == "iterative"
-    assert "may be used" in choice.reason
+    assert "but the limit is" in choice.reason
 
 
 ZERO_MEAN = {

@@ -105,7 +105,7 @@ def test_max_memory_is_the_budget_of_the_direct_method():
     assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method == "direct"
     choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=3_000_000).choice
     assert choice.method != "direct"
-    assert "2.861 MiB may be used" in choice.reason
+    assert "the limit is 2.861 MiB" in choice.reason
     with pytest.raises(deconv_cli.UsageError, match="max_memory must be a positive whole number"):
         deconv_cli.pseudo_inverse(kernel, **settings, max_memory=0)
 

@@ -79,7 +79,7 @@ def test_full_samples_are_told_by_the_dtype():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"image": random((9,))}, ShapeError, "of shape"),
+        ({"image": random((9,))}, ShapeError, "have the shape"),
         ({"image": torch.zeros(60, 60)}, UntrustworthyResultError, "none stands out of the background"),
         ({"image": random((4, 30))}, ShapeError, "9 samples or more"),
         ({"size": (4, 5)}, UsageError, "an odd number of samples"),
