@@ -1,4 +1,4 @@
-"""Undo a convolution, under its real borders, and say how far to trust the result.
+"""Undo a convolution with its real borders, and report how far to trust the result.
 
 The library in a few names::
 

@@ -19,7 +19,7 @@ class DeconvError(Exception):
 
 
 class UsageError(DeconvError, ValueError):
-    """The arguments ask for something that cannot be."""
+    """The arguments ask for something impossible."""
 
 
 class FileAccessError(DeconvError, OSError):
@@ -27,7 +27,7 @@ class FileAccessError(DeconvError, OSError):
 
 
 class InputRefusedError(DeconvError, ValueError):
-    """The content of an input is not something to work on."""
+    """The content of an input cannot be processed."""
 
 
 class MalformedInputError(InputRefusedError):
@@ -39,7 +39,7 @@ class ShapeError(InputRefusedError):
 
 
 class TooLargeError(InputRefusedError):
-    """An input is larger than the memory, or than its header may honestly promise."""
+    """An input does not fit the memory, or its header promises an implausible size."""
 
 
 def as_too_large(error: BaseException) -> TooLargeError | None:
@@ -51,7 +51,7 @@ def as_too_large(error: BaseException) -> TooLargeError | None:
 
 
 class UnsafeInputError(InputRefusedError):
-    """Opening an input could run code that it carries."""
+    """Opening an input could run code that it contains."""
 
 
 class WorkerError(DeconvError):
@@ -59,7 +59,7 @@ class WorkerError(DeconvError):
 
 
 class GradientFaultError(DeconvError):
-    """A gradient is wrong, or does not arrive, so that the loss cannot be minimized."""
+    """A gradient is wrong or missing, so the loss cannot be minimized."""
 
 
 class UntrustworthyResultError(DeconvError):
@@ -67,7 +67,7 @@ class UntrustworthyResultError(DeconvError):
 
 
 def check_type(found: object, wanted: type, role: str) -> None:
-    """Refuse a value of another type by a `UsageError`; `role` is its name in the message."""
+    """Raise a `UsageError` for a value of another type; `role` is its name in the message."""
     if not isinstance(found, wanted):
         package = "torch.nn." if wanted.__module__.startswith("torch.nn.") else ""
         raise UsageError(f"{role} must be of type {package}{wanted.__name__}, but is of type {type(found).__name__}.")
@@ -84,7 +84,7 @@ _Action = Literal["error", "ignore"]
 
 
 class _Chosen(threading.local):
-    """The action of this thread on warnings, if it is inside."""
+    """The action of this thread on warnings, if the thread is inside `warnings_here`."""
 
     action: _Action | None = None
 
@@ -117,7 +117,7 @@ _CATEGORIES: dict[_Action, type[Warning]] = {"error": _MadeErrors, "ignore": _Ig
 def warnings_here(action: _Action) -> Iterator[None]:
     """Turn the warnings of this thread into errors, or ignore them; those of other threads do not change.
 
-    `warnings.catch_warnings` acts on all threads. Here the filters stay, and match only in the thread that is inside.
+    `warnings.catch_warnings` acts on all threads. These filters stay, and match only in a thread inside this context.
     """
     before = _CHOSEN.action
     # Put in front again each time: that also makes Python forget which warnings it has shown once already.

@@ -44,8 +44,8 @@ class LayerOptions:
             raise UsageError(f"transposed must be True or False, but is {self.transposed!r}.")
         if not self.transposed and _largest(self.output_padding) > 0:
             raise UsageError(
-                f"output_padding enlarges the output of a transposed convolution, but is {self.output_padding} of one "
-                "that is not; leave it out, or add transposed=True."
+                f"output_padding is {self.output_padding}, but it is for transposed convolutions only; leave it out, "
+                "or add transposed=True."
             )
 
     @property
@@ -62,8 +62,8 @@ class LayerOptions:
         for added, step, spread in zip(output_padding, stride, dilation, strict=True):
             if added >= max(step, spread) > 0 and added > 0:
                 raise UsageError(
-                    f"output_padding must be smaller than the stride or the dilation, as in torch, but is {added} "
-                    f"where they are {step} and {spread}."
+                    f"output_padding must be smaller than the stride or the dilation, as in torch, but is {added}, "
+                    f"while they are {step} and {spread}."
                 )
         return AxisOptions(stride, dilation, output_padding)
 

@@ -160,7 +160,7 @@ def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
         values = values[:, values.shape[1] // 2]
     found = deconv_cli.estimate_kernel(values, tone_curve=curve)
     if not found.found:
-        raise UsageError("no blur was found in the image; choose another kernel if it is blurred all the same.")
+        raise UsageError("no blur was found in the image; choose another kernel if it is blurred nevertheless.")
     return found.taps(), found.text if found.doubt is None else f"{found.text}, but {found.doubt}"
 
 
@@ -214,7 +214,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.image = create_widget(annotation=Image, label="Image", options={"tooltip": "The blurred layer."})
         self.is_photograph = CheckBox(text="Photograph", tooltip="Brightness is stored as in sRGB, not as measured.")
         self.source = ComboBox(choices=[FOUND, LAYER, FORMULA, MICROSCOPE], label="Kernel", tooltip="What blurred it.")
-        tooltip = "A picture of what became of one point of light, such as a bead or a star."
+        tooltip = "A picture of one blurred point of light, such as a bead or a star."
         self.kernel_layer = create_widget(annotation=Image, label="Layer of the kernel", options={"tooltip": tooltip})
         tooltip = f"One of {', '.join(deconv_cli.KERNEL_SOURCES)} with its numbers, as gaussian:1.5 or motion:9@30."
         self.formula = LineEdit(value="gaussian:1.5", label="Formula", tooltip=tooltip)
@@ -225,10 +225,10 @@ class RestoreWidget(Container):  # type: ignore[misc]
         self.emission = number("Emission (nm)", 520, 1, "The wavelength that is seen.")
         self.excitation = number("Excitation (nm)", 488, 1, "The wavelength that excites.")
         self.sheet = number("Light sheet (µm)", 3, 0.1, "Its thickness.")
-        self.pixel = number("Pixel (µm)", 0.1, 0.0001, "The distance of pixels in the sample.")
-        self.plane = number("Plane (µm)", 0, 0.0001, "The distance of planes; 0 restores each plane by itself.")
-        self.prior = ComboBox(choices=list(PRIORS), label="Scene", tooltip="What is known of the scene.")
-        self.strength = LineEdit(label="Strength", tooltip="Leave it empty to have it chosen from the image.")
+        self.pixel = number("Pixel (µm)", 0.1, 0.0001, "The distance between pixels in the sample.")
+        self.plane = number("Plane (µm)", 0, 0.0001, "The distance between planes; 0 restores each plane separately.")
+        self.prior = ComboBox(choices=list(PRIORS), label="Scene", tooltip="What to assume about the scene.")
+        self.strength = LineEdit(label="Strength", tooltip="Leave it empty to choose it from the image.")
         self.error = ComboBox(choices=[ERROR, TRUST, NEITHER], label="Also show")
         self.start, self.cancel = PushButton(text="Restore"), PushButton(text="Cancel", enabled=False)
         self.status = Label(value="")
@@ -346,7 +346,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         if isinstance(error, Canceled):
             self.status.value = "canceled"
         elif isinstance(error, DeconvError | MemoryError):
-            self.status.value = str(error) or "the memory does not suffice."
+            self.status.value = str(error) or "there is not enough memory."
         else:
             self.status.value = f"failed: {error}"
             raise error

@@ -42,7 +42,9 @@ class NoiseModel:
     def __post_init__(self) -> None:
         is_size = self.sigma is None or 0 <= self.sigma <= _LARGEST
         if not is_size or not all(isinstance(v, float | int) and 0 < v <= _LARGEST for v in self.spectrum):
-            raise UsageError("the size of noise must be a number that is not negative, its spectrum positive numbers.")
+            raise UsageError(
+                "the size of noise must be zero or a positive number, and its spectrum must hold positive numbers."
+            )
         if self.sigma is not None:
             object.__setattr__(self, "sigma", float(self.sigma))
         object.__setattr__(self, "spectrum", tuple(map(float, self.spectrum)))
@@ -64,7 +66,7 @@ class NoiseModel:
 
     @property
     def steepness(self) -> float:
-        """How many times the power of coarse detail is that of fine detail; 1 for white noise."""
+        """Ratio of the noise power in coarse detail to that in fine detail; 1 for white noise."""
         return 1.0 if self.is_white else self.spectrum[1] / self.spectrum[9]
 
     def as_record(self) -> dict[str, object]:
@@ -76,7 +78,7 @@ class NoiseModel:
         """Read a record of `as_record`; anything else raises a `UsageError`."""
         sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
         if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
-            raise UsageError("a record of noise has a number sigma and a list spectrum, but this one has not.")
+            raise UsageError("a record of noise must have a number sigma and a list spectrum, but this one does not.")
         return cls(sigma, tuple(spectrum), source=source, light=light)
 
 

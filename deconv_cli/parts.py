@@ -131,7 +131,7 @@ SCHEDULERS: Registry[Any] = Registry(
 
 
 def method_names() -> tuple[str, ...]:
-    """List what a method may be called: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""
+    """List the names of methods: `auto`, the solvers of quadratic problems, and `richardson-lucy`."""
     return ("auto", *SOLVERS, "richardson-lucy")
 
 

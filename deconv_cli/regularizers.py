@@ -1,4 +1,4 @@
-"""The penalty λ·σ²max·‖Lx‖²: which L, as an operator on images and as a symbol on a torus."""
+"""The penalty λ·σ²max·‖Lx‖²: the operator L on images, and its symbol on a torus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Penalty(ABC):
 
     Attributes:
         name: the name under which the penalty is registered.
-        spacing: distances of neighboring pixels along each axis, the smallest 1; `None` where all are alike.
+        spacing: distances of neighboring pixels along each axis, the smallest 1; `None` if all are equal.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Penalty(ABC):
 
     @property
     def takes_differences(self) -> bool:
-        """Whether L compares pixels with one another at all."""
+        """Whether L compares pixels with one another."""
         return any(order > 0 for order in self._total_orders)
 
     @property
@@ -123,7 +123,7 @@ class LaplacianPenalty(Penalty):
 
 
 class SpacedPenalty(Penalty):
-    """A penalty on images whose pixels have different distances along the axes: differences per distance.
+    """A penalty for images whose spacing differs between axes: it divides differences by the distances.
 
     Args:
         penalty: the penalty on differences between neighbors.
@@ -136,7 +136,7 @@ class SpacedPenalty(Penalty):
         self.spacing = self._distances
 
     def terms(self, n_axes: int) -> tuple[Difference, ...]:
-        """List the differences, divided by the distances along their axes; a missing one raises a `UsageError`."""
+        """List the differences, divided by the distances along their axes; a missing distance raises a `UsageError`."""
         if n_axes != len(self._distances):
             raise UsageError(
                 f"the spacing holds {len(self._distances)} distances, but the images have {n_axes} axes of space; "
@@ -170,15 +170,17 @@ def find_penalty(penalty: PenaltyLike) -> Penalty:
 
 
 def spaced_penalty(name: str, spacing: tuple[float, ...] | None) -> Penalty:
-    """Return the penalty of a name for pixels at such distances; one without differences raises a `UsageError`."""
+    """Return the named penalty for this spacing of pixels; one without differences raises a `UsageError`."""
     penalty = find_penalty(name)
     if spacing is None:
         return penalty
     if not penalty.takes_differences:
-        raise UsageError(f"spacing divides differences between pixels, but penalty {name} takes none; leave it out.")
+        raise UsageError(
+            f"spacing divides differences between pixels, but penalty {name} uses no differences; leave it out."
+        )
     return SpacedPenalty(penalty, spacing)
 
 
 def is_determined(lam: float, penalty: PenaltyLike, n_outputs: int, n_inputs: int) -> bool:
-    """Return whether no constant image escapes kernel and penalty together; without a penalty it never does."""
+    """Return whether kernel and penalty together determine all constant images; always true without a penalty."""
     return lam == 0 or find_penalty(penalty).penalizes_constants or n_outputs >= n_inputs

@@ -47,7 +47,7 @@ class KernelOrigin:
             path, layer, sha256 = (record[name] and str(record[name]) for name in ("path", "layer", "sha256"))
             return cls(path, layer, Convention(record["convention"]), sha256, tuple(map(str, record["notes"])))
         except (KeyError, TypeError, ValueError) as error:
-            raise MalformedInputError("its record of the kernel's file is not as it was written.") from error
+            raise MalformedInputError("its record of the kernel's file was changed.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class SavedInverse:
 
     Attributes:
         inverse: ready to be applied.
-        bias: what a layer adds to each output channel, shape `(C_out,)`; to be subtracted from the outputs first.
+        bias: what a layer adds to each output channel, shape `(C_out,)`; subtract it from the outputs first.
         origin: where the kernel came from, as `deconv factor` records it.
     """
 
@@ -105,8 +105,8 @@ def load_pseudo_inverse(
     saved = read_inverse(as_path(path), torch.device(device), max_memory)
     if saved.bias is not None:
         raise UsageError(
-            f"'{path}' holds an inverse and the bias of a layer, which has to be subtracted from its outputs first; "
-            "use deconv_cli.saved_inverses.read_inverse, which gives both."
+            f"'{path}' holds an inverse and a bias, which must be subtracted from the data first; use "
+            "deconv_cli.saved_inverses.read_inverse, which returns both."
         )
     return saved.inverse
 
@@ -129,20 +129,20 @@ def read_inverse(path: Path, device: torch.device, max_memory: int | None = None
     try:
         return _assemble(path, found, device, max_memory)
     except MalformedInputError as error:
-        raise MalformedInputError(f"'{path}' does not hold an inverse that can be used: {error}") from error
+        raise MalformedInputError(f"'{path}' holds no usable inverse: {error}") from error
     except ArithmeticError as error:
-        raise MalformedInputError(f"'{path}' is no inverse: a number of its record is out of range.") from error
+        raise MalformedInputError(f"'{path}' is not an inverse: a number of its record is out of range.") from error
 
 
 def _assemble(path: Path, found: SavedState, device: torch.device, max_memory: int | None) -> SavedInverse:
     tensors = dict(found.tensors)
     record, origin = found.record.get("inverse"), found.record.get("kernel")
     if not isinstance(record, dict) or not (origin is None or isinstance(origin, dict)):
-        raise MalformedInputError("its record is not as it was written.")
+        raise MalformedInputError("its record was changed.")
     bias = tensors.pop(BIAS, None)
     state = InverseState.of_record(record, tensors)
     if device.type == "mps" and state.taps.dtype == torch.float64:
-        raise UsageError(f"'{path}' was factored in float64, which an Apple GPU does not have; use device cpu.")
+        raise UsageError(f"'{path}' was factored in float64, which an Apple GPU does not support; use device cpu.")
     # Building takes a few images' memory at least.
     limits.check_budget(path, math.prod(state.image_size) * state.taps.element_size())
     factors = Factors({name: tensor.to(device) for name, tensor in state.factors.tensors.items()})

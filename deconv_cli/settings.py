@@ -180,7 +180,7 @@ class ReconstructionSettings(ShownInNotebook):
 
     @property
     def layer(self) -> LayerOptions:
-        """Stride, dilation, groups and direction; open ones are those of a plain convolution."""
+        """Stride, dilation, groups and direction; settings that were not given are those of a plain convolution."""
         return self.layer_over(PLAIN)
 
     def layer_over(self, known: LayerOptions) -> LayerOptions:
@@ -233,7 +233,7 @@ class ReconstructionSettings(ShownInNotebook):
         return self.objective in ("quadratic", "nonnegative")
 
     def as_options(self) -> dict[str, object]:
-        """Give the settings that differ from their defaults as options of the command line, by their names there."""
+        """Return the settings that differ from their defaults as options of the command line, by option name."""
         given = {f.name: getattr(self, f.name) for f in fields(ReconstructionSettings)}
         defaults = {f.name: f.default for f in fields(ReconstructionSettings)}
         defaults |= {f.name: f.default for f in fields(LayerOptions) if given[f.name] is not None}
@@ -308,9 +308,7 @@ class ReconstructionSettings(ShownInNotebook):
         given: object = self.noise
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
-            raise UsageError(
-                f"noise must be white, auto or a model of it, which the JSON of a run holds, but is {given!r}."
-            )
+            raise UsageError(f"noise must be white, auto or a noise model from the JSON of a run, but is {given!r}.")
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
@@ -332,33 +330,37 @@ class ReconstructionSettings(ShownInNotebook):
         objective, is_rl = self.objective, self.method == "richardson-lucy"
         if self.weight is not None and objective in ("quadratic", "nonnegative", "richardson-lucy"):
             raise UsageError(
-                'weight is that of a prior such as tv, which was not given; add prior="tv", or use lam instead.'
+                'weight is for a prior such as tv, which was not given; add prior="tv", or use lam instead.'
             )
         if self.gain is not None and objective != "richardson-lucy":
-            raise UsageError('gain is of use to method="richardson-lucy" alone; use that method, or leave it out.')
+            raise UsageError('gain is for method="richardson-lucy" only; use that method, or leave it out.')
         if self.strength is not None and objective != "photo":
-            raise UsageError('strength is that of prior="photo"; use that prior, or leave strength out.')
+            raise UsageError('strength is for prior="photo" only; use that prior, or leave strength out.')
         if self.iterations is not None and (objective not in ("richardson-lucy", "tv") or self.gain is not None):
             raise UsageError(
-                'iterations says how many there are of method="richardson-lucy", in place of gain, or of prior="tv"; '
-                "use one of them, without gain, or leave iterations out."
+                'iterations is for method="richardson-lucy" without gain, or for prior="tv"; use one of them, or '
+                "leave iterations out."
             )
         if self.rho is not None and objective != "tv":
-            raise UsageError('rho is that of the iteration of prior="tv"; use that prior, or leave rho out.')
+            raise UsageError('rho is for prior="tv" only; use that prior, or leave rho out.')
         if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic", "richardson-lucy")):
-            what = "nonnegative=True, which its estimates are anyway," if self.nonnegative else f"prior={self.prior}"
-            raise UsageError(f"method richardson-lucy takes no prior, but {what} was given too; leave it out.")
+            what = (
+                "nonnegative=True, which always holds for its estimates," if self.nonnegative else f"prior={self.prior}"
+            )
+            raise UsageError(f"method richardson-lucy takes no prior, but {what} was given; leave it out.")
         if self.nonnegative and self.prior not in ("auto", "quadratic", "nonnegative"):
             raise UsageError(f"prior={self.prior} and nonnegative=True do not go together; leave one of them out.")
         if self.noise_sigma is not None and (objective == "richardson-lucy" or isinstance(self.weight, float)):
             raise UsageError(
-                "noise_sigma has no use here, where neither a weight nor λ follows from the noise; leave it out."
+                "noise_sigma has no effect here, since neither a weight nor λ follows from the noise; leave it out."
             )
         takes_none = {"richardson-lucy": "method richardson-lucy"}.get(objective)
         if self.has_lambda and self.penalty == "identity":
             takes_none = "penalty identity"
         if self.spacing is not None and takes_none:
-            raise UsageError(f"spacing divides differences between pixels, but {takes_none} takes none; leave it out.")
+            raise UsageError(
+                f"spacing divides differences between pixels, but {takes_none} uses no differences; leave it out."
+            )
         name = self.objective_name
         if not self.is_linear and self.rcond is not None:
             raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
@@ -367,17 +369,20 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_choice_of_lambda()
         if self.predict and not self.predicts:
             raise UsageError(
-                "only the priors quadratic and photo predict an error, so an error map, a trust mask and a truth do "
-                f"not go with {name}; leave them out, or use one of these priors."
+                f"only the priors quadratic and photo predict an error, so {name} allows no error map, trust mask or "
+                "truth; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
-                "seed is that of the predicted error, but predict is not set; leave it out, or add predict=True."
+                "seed is for the predicted error, but predict is not set; leave it out, or add predict=True."
             )
 
     def _check_choice_of_lambda(self) -> None:
         if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
-            raise UsageError("rcond truncates instead of λ, so λ cannot be chosen from the data too; leave one out.")
+            raise UsageError(
+                "rcond truncates singular values instead of λ, so do not choose λ from the data too; leave one of the "
+                "two out."
+            )
         if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
             raise UsageError(
                 f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "
@@ -485,7 +490,7 @@ _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
 def with_options(sentence: str) -> str:
     """Write a sentence for a person at the prompt: `dtype="float64"` becomes `--dtype float64`, and so on.
 
-    Words of other programs, which stand in “these quotation marks”, stay as they are.
+    Words of other programs, in “these quotation marks”, stay unchanged.
     """
     words = sentence.split(" ")
     if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:

@@ -59,7 +59,7 @@ class ToneCurve:
             )
         if not (bool((light[:, 0] == 0).all()) and bool((light[:, -1] == 1).all()) and 0 < self.white < float("inf")):
             raise UsageError(
-                "light must rise from 0 to 1, and white be a positive number; divide the table by its end."
+                "light must rise from 0 to 1, and white must be a positive number; divide the table by its last value."
             )
 
     @classmethod

@@ -109,7 +109,7 @@ def check_name(names: Iterable[str], text: object, kind: str) -> str:
     names = tuple(names)
     if not isinstance(text, str) or text not in names:
         meant = nearest_name(names, str(text))
-        hint = "" if meant is None else f"; perhaps {meant} was meant"
+        hint = "" if meant is None else f"; perhaps you mean {meant}"
         raise UsageError(f"{kind} must be one of {', '.join(names)}, but is '{shortened(str(text))}'{hint}.")
     return str(text)
 
@@ -181,7 +181,7 @@ def format_padding(padding: PaddingLike) -> str:
 
 
 def parse_numbers(text: str) -> Any:  # noqa: ANN401
-    """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; a text that is none stays a text."""
+    """Read numbers as typed: `2`, `0.5`, `2,1` for several, `1:2,3:4` for pairs; any other text stays a text."""
     parts = [tuple(_number(n) for n in part.split(":")) for part in text.split(",")]
     if any(n is None for part in parts for n in part):
         return text
@@ -205,7 +205,7 @@ def format_spacing(spacing: Sequence[float]) -> str:
     return f"{' × '.join(f'{distance:.4g}' for distance in spacing)} µm"
 
 
-COUNTED = "for images and solving, beside Python and torch"
+COUNTED = "for images and solving, in addition to Python and torch"
 """What `max_memory` counts, for the sentences that refuse."""
 
 MEMORY_UNITS = {

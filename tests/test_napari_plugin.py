@@ -161,7 +161,7 @@ def test_a_canceled_run_adds_nothing(viewer, widget):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"formula": "gaussian:x"}, "this kernel is written gaussian:SIGMA"),
+        ({"formula": "gaussian:x"}, "this kernel must be written gaussian:SIGMA"),
         ({"formula": "gaussian3d:1@1"}, "the kernel has 3 axes, but the layer has 2"),
         ({"prior": "flat regions, sharp edges", "strength": "much"}, "Weight must be a number, but is 'much'"),
         ({"source": "a layer"}, "the layer of the kernel must show a single point, but looks like a photograph"),

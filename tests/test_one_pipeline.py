@@ -162,7 +162,7 @@ def test_little_memory_is_refused_both_ways(files):
     assert done.exit_code == ExitCode.INPUT_REFUSED
     assert "even the smallest block" in done.stderr
     assert (
-        "more than the 1000 bytes that --max-memory allows for images and solving, beside Python and torch; use"
+        "more than the 1000 bytes that --max-memory allows for images and solving, in addition to Python and torch; use"
         in done.stderr
     )
 
@@ -206,7 +206,7 @@ def test_the_same_refusals(files, settings):
 
 def test_a_record_and_single_settings_are_not_mixed(files):
     _, y, kernel = files
-    with pytest.raises(deconv_cli.UsageError, match="as a record and as lam too"):
+    with pytest.raises(deconv_cli.UsageError, match="both as a record and as lam"):
         deconv_cli.invert(y, kernel, settings=ReconstructionSettings(), lam=1e-3)
     with pytest.raises(
         deconv_cli.UsageError, match="no setting 'lambda_'; the settings are defaults, dimensions, padding"
@@ -239,7 +239,7 @@ def test_a_run_decodes_and_checks_once_and_notes_what_the_library_notes(tmp_path
     settings = {"defaults": "picture", "prior": "quadratic", "tone_curve": deconv_cli.ToneCurve.srgb(255.0)}
     image = torch.from_numpy(np.array(picture))[None]
     (note,) = deconv_cli.invert(image, deconv_cli.make_kernel("disk:2"), **settings).notes
-    assert note.startswith("the picture looks as if the kernel should be scaled by 0.5")
+    assert note.startswith("the picture fits the kernel better if it is scaled by 0.5")
     assert note in record["notes"]
 
 
@@ -252,7 +252,7 @@ def test_the_library_decides_by_the_metadata_of_a_file():
     assert result.settings.spacing == (3.0, 1.0, 1.0)
     assert [note[:31] for note in result.notes] == [
         "deconv forward made this file w",
-        "differences are taken per dista",
+        "differences are divided by dist",
     ]
     with pytest.raises(deconv_cli.UsageError, match="with tap=tan-sum; apply the kernel without"):
         deconv_cli.invert(y, kernel, dimensions=3, metadata=InputMetadata(record=made | {"tap": "tan-sum"}))

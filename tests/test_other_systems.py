@@ -47,7 +47,7 @@ def test_two_outputs_that_differ_by_capitals_are_one_file_where_folders_ignore_t
     if not is_refused:
         input_files.refuse_clashes(jobs, [], [])
         return
-    with pytest.raises(UsageError, match=r"photo\.npy' would be written over .*Photo\.npy', which this run writes too"):
+    with pytest.raises(UsageError, match=r"photo\.npy' would overwrite .*Photo\.npy', which this run writes too"):
         input_files.refuse_clashes(jobs, [], [])
 
 

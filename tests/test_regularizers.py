@@ -40,7 +40,7 @@ def test_a_spacing_divides_differences_by_distances(name):
 def test_a_spacing_has_one_distance_an_axis_and_something_to_divide():
     with pytest.raises(UsageError, match="holds 2 distances, but the images have 3 axes of space"):
         spaced_penalty("gradient", (2.0, 1.0)).terms(3)
-    with pytest.raises(UsageError, match="penalty identity takes none"):
+    with pytest.raises(UsageError, match="penalty identity uses no differences"):
         spaced_penalty("identity", (2.0, 1.0))
     assert spaced_penalty("identity", None) is find_penalty("identity")
 
@@ -143,8 +143,8 @@ def test_a_difference_of_an_axis_that_is_too_short_is_nothing():
 
 
 def test_operators_take_what_ends_in_their_shape():
-    with pytest.raises(ShapeError, match=r"ends in \(2, 4, 5\), but was given one of \(1, 4, 5\); reshape it"):
+    with pytest.raises(ShapeError, match=r"ends in \(2, 4, 5\), but this one has \(1, 4, 5\); reshape it"):
         Gradient((2, 4, 5))(random((1, 4, 5)))
-    with pytest.raises(ShapeError, match=r"was given one of \(5,\)"):
+    with pytest.raises(ShapeError, match=r"this one has \(5,\)"):
         Identity((4, 5))(random((5,)))
     assert Gradient((2, 4, 5))(random((3, 1, 2, 4, 5))).shape == (3, 1, 2, 2, 4, 5)

@@ -89,7 +89,7 @@ def test_what_is_no_curve_is_refused(table):
 
 
 def test_white_and_gamma_are_checked():
-    with pytest.raises(UsageError, match="white be a positive number"):
+    with pytest.raises(UsageError, match="white must be a positive number"):
         ToneCurve.srgb(0)
     for exponent in (0.0, -2.2, float("nan"), 50.0):
         with pytest.raises(UsageError, match="gamma must be a number between"):

@@ -135,7 +135,7 @@ class TrueImage:
         if _sizes_of(layout) != _sizes_of(result):
             raise UsageError(
                 f"the truth '{source.path}' of shape {source.shape} has axes {layout.axes}, but the result of shape "
-                f"{result.sizes} has {result.axes}; in blocks both have to have the same axes."
+                f"{result.sizes} has {result.axes}; in blocks both must have the same axes."
             )
         return cls(source, layout)
 

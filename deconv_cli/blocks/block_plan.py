@@ -111,18 +111,18 @@ def plan_blocks(
     problem = problem.with_settings(max_memory=options.max_memory)
     # Choosing λ takes more memory than restoring, and a solver for the whole of a tile more than for a part.
     sides = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
-    progress.begin("looking at pieces of the picture")
+    progress.begin("restoring preview tiles")
     tiles = find_tiles(problem, sides)
     choices, doubts = fix_choices(problem, tiles, sides, progress)
     choices = choose_steps(problem, choices, tiles, progress)
     settled = choices.settle(problem)
     grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
-    progress.begin("choosing the seams that are checked")
+    progress.begin("choosing the seams to check")
     seams = choose_seams(settled, grid)
-    progress.begin("measuring the time that restoring takes")
+    progress.begin("measuring the time to restore a block")
     seconds, error = time_restoring(settled, tiles[0], sides), None
     if problem.settings.predict:
-        progress.begin("predicting the error of pieces of the picture")
+        progress.begin("predicting the error of preview tiles")
         error = sample_error(settled, prediction_sides(settled, options.max_memory))
     plan = BlockPlan(
         fingerprint=fingerprint,
@@ -142,13 +142,13 @@ def plan_blocks(
 
 
 def _size_notes(grid: BlockGrid, target: RegionTarget, asked: Size | None) -> tuple[str, ...]:
-    """Note that blocks are larger than asked for, because a block writes whole pieces of its file."""
+    """Note that blocks are larger than requested, because a block writes whole pieces of its file."""
     core, unit = (grid.along_space(tuple(map(min, sizes, target.shape))) for sizes in (grid.core, target.unit))
     if asked is None or all(n <= most for n, most in zip(core, asked, strict=True)):
         return ()
     return (
-        f"blocks are of {format_size(core)} samples and not of {format_size(asked)}, as block_size asks, because "
-        f"'{target.path.name}' is written in whole pieces of {format_size(unit)}",
+        f"blocks have {format_size(core)} samples instead of the {format_size(asked)} of block_size, because "
+        f"'{target.path.name}' is written in whole tiles or chunks of {format_size(unit)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What all blocks of one picture share: how the pipeline restores any part of it, and how much memory that takes."""
+"""The common problem of all blocks of a picture: how the pipeline restores a part, and the memory that this takes."""
 
 from __future__ import annotations
 

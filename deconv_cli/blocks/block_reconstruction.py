@@ -19,8 +19,8 @@ from deconv_cli.vocabulary import format_padding
 from deconv_cli.workflows.trust import UNTRUSTED, describe_prior
 
 NOTE_ON_BOUNDS = (
-    "saturated samples are treated as lower bounds; the error at the seams is that of all other samples, since the "
-    "estimate at a saturated sample is a guess"
+    "saturated samples are treated as lower bounds; the error at the seams does not include them, since the estimate "
+    "at a saturated sample is a guess"
 )
 
 
@@ -107,7 +107,7 @@ class BlockReconstruction:
 
     @property
     def plan(self) -> BlockPlan:
-        """What was decided before the first block."""
+        """The decisions before the first block."""
         return self.task.plan
 
     @property
@@ -189,8 +189,8 @@ class BlockReconstruction:
         allowed = 2 * halo.predicted * halo.range or SEAM_TOLERANCE * (summary.highest - summary.lowest)
         if summary.seam is not None and summary.seam > allowed:
             found.append(
-                f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the "
-                f"{allowed:.2g} that was planned for; {advise_whole(self.task.problem, self.plan.max_memory)}"
+                f"with a halo of {halo} blocks differ by {summary.seam:.2g} beside a seam, more than the planned "
+                f"{allowed:.2g}; {advise_whole(self.task.problem, self.plan.max_memory)}"
             )
         is_lambda_given = self.task.problem.resolution.reasons.lam == GIVEN
         if not found and is_lambda_given and summary.predicted_error is not None and summary.trusted_share == 0:

@@ -89,7 +89,7 @@ class BlockRun:
         share: JobShare | None = None,
         conclude: Callable[[BlockReconstruction], None] = lambda _: None,
     ) -> BlockReconstruction:
-        """Restore the blocks that are not done, and put the result in its place once all are.
+        """Restore the remaining blocks, and put the result in its place once all blocks are done.
 
         `describe` makes the record that goes with the result; `progress` hears the number of blocks that are done, and
         of all. Of several jobs with a share each the last one to end puts the result in its place. `conclude` is called
@@ -122,8 +122,8 @@ class BlockRun:
         plan = self.checkpoint.write_plan(self.task.plan)
         if plan.fingerprint != self.task.plan.fingerprint:
             raise UsageError(
-                f"another run has begun with '{self.task.target.path}' meanwhile, with another input, kernel or "
-                "settings; choose another name, or end that run and give force=True."
+                f"another run, with another input, kernel or settings, is writing '{self.task.target.path}'; choose "
+                "another name, or end that run and give force=True."
             )
         # Other machines round otherwise and have other memory, so the choices of the first one hold for all.
         problem = plan.choices.settle(self.task.problem.with_settings(max_memory=plan.max_memory))

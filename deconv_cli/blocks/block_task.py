@@ -100,8 +100,8 @@ class BlockTask:
         block = self.grid.block(done.number)
         if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
             raise UsageError(
-                f"'{self.problem.source.spelled_path}' has other samples than when '{self.target.spelled_path}' was "
-                "begun; bring the earlier file back, or give force=True to start over."
+                f"'{self.problem.source.spelled_path}' has changed since the run for '{self.target.spelled_path}' "
+                "began; restore the earlier file, or give force=True to start over."
             )
 
     def holds(self, done: BlockResult) -> bool:
@@ -173,9 +173,9 @@ class BlockTask:
         return done, core
 
     def _measure_seam(self, block: Block, core: Tensor, pipeline: Pipeline) -> float | None:
-        """Return how much a block differs at most from one of the same size with this block's corner in its middle.
+        """Return the largest difference between a block and one of the same size whose middle is the block's corner.
 
-        Each is restored from its own data. They are compared where they overlap: the quarter of this block towards that
+        Each is restored from its own data. They are compared in their overlap: the quarter of this block at that
         corner, in three dimensions the eighth. Saturated samples do not count. `None` if the seams of this block are
         not measured.
         """

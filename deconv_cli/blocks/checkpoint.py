@@ -31,15 +31,15 @@ from deconv_cli.io.regions import open_regions
 class Checkpoint:
     """A folder beside the result: the plan, and one file of lines for each process that writes blocks.
 
-    A line is added by one call, after the samples of its block are in the file. A process that dies in between leaves a
-    block that is done again, and at worst half a line, which is ignored. The plan and each line end with their digests.
+    One call adds a line, after the samples of its block are in the file. If a process dies in between, the block is
+    restored again; half a line is ignored. The plan and each line end with their digests.
     """
 
     folder: Path
 
     @classmethod
     def of(cls, target: Path) -> Checkpoint:
-        """Return the checkpoint of a result; at an address lines cannot be added, so it is in the working folder."""
+        """Return the checkpoint of a result; for an address it lies in the working folder, which allows appending."""
         name = f".{target.name}.blocks"
         return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
 
@@ -58,7 +58,7 @@ class Checkpoint:
             if isinstance(error, FileNotFoundError) and not n_done:
                 return None
             raise FileAccessError(
-                f"'{path}', the plan of an earlier run of which {n_done} blocks are done, cannot be read: it is gone, "
+                f"the plan '{path}' of an earlier run with {n_done} finished blocks cannot be read: it is gone, "
                 "damaged, of another version, or not permitted; force=True starts over."
             ) from error
         return plan
@@ -95,7 +95,7 @@ class Checkpoint:
                 os.close(descriptor)
 
     def results(self) -> dict[int, BlockResult]:
-        """Return the results of the finished blocks by block number. Damaged lines are left out."""
+        """Return the results of the finished blocks by block number, without damaged lines."""
         found = {}
         for path in sorted(self.folder.glob("done-*.jsonl")):
             with contextlib.suppress(OSError):
@@ -119,12 +119,12 @@ class Checkpoint:
             return True
 
     def forget_finishing(self) -> None:
-        """Let this run finish what another run was killed at."""
+        """Let this run complete the result that a killed run began to put in its place."""
         with refusing_to_write(self.folder):
             (self.folder / "finishing").unlink(missing_ok=True)
 
     def forget(self, fingerprint: str | None) -> None:
-        """Remove the folder if its plan has this fingerprint, is damaged or gone: another job may have begun by now."""
+        """Remove the folder if its plan has this fingerprint, is damaged or gone; another plan belongs to a new run."""
         with contextlib.suppress(FileAccessError):
             plan = self.read_plan()
             if plan is None or plan.fingerprint != fingerprint:
@@ -132,7 +132,7 @@ class Checkpoint:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder, at once for all who look for it."""
+        """Remove the folder in one step, so that no other process sees a part of it."""
         aside = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}")
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(aside)
@@ -164,8 +164,8 @@ class BlocksCompleteError(UsageError):
     def __init__(self, target: RegionTarget, record: dict[str, Any]) -> None:
         self.record = record | {"output": record["output"] | {"path": target.spelled_path}}
         super().__init__(
-            f"'{target.spelled_path}' is complete already: an earlier run made it of this input, with this kernel and "
-            "these settings; give force=True in place of resume=True to have it made again."
+            f"'{target.spelled_path}' is complete already: an earlier run made it from this input, with this kernel "
+            "and these settings; give force=True instead of resume=True to make it again."
         )
 
 
@@ -180,8 +180,8 @@ def find_earlier(
 ) -> BlockPlan | None:
     """Return the plan of the run to resume, or of another run that `force` replaces; `None` if there is neither.
 
-    The targets are all files that are written, the result last; the fingerprint is that of all that decides what is
-    written. `force` permits to replace unfinished files of other runs, and other files.
+    The targets are all output files, the result last. The fingerprint covers everything that decides their content.
+    `force` allows replacing unfinished files of other runs, and other files.
 
     Raises:
         BlocksCompleteError: all files are complete.
@@ -202,7 +202,7 @@ def find_earlier(
     if known is not None and known.fingerprint != fingerprint and not force:
         raise UsageError(
             f"'{targets[-1].path}' was begun with another input, kernel or settings, so it cannot be resumed; repeat "
-            "the options of that run, or give force=True to forget what it did and start over."
+            "the options of that run, or give force=True to start over."
         )
     records = [record_of(path, fingerprint) for path in paths]
     if known is None and records[-1] is not None and None not in records:

@@ -67,7 +67,7 @@ class FixedChoices:
         if self.iterations is not None:
             settings = replace(settings, iterations=self.iterations, gain=None)
         if resolution.chooses_lambda:
-            reasons = replace(reasons, lam=f"the median of what {N_PIECES} pieces of the picture ask for")
+            reasons = replace(reasons, lam=f"the median of {N_PIECES} pieces of the picture")
         if len(self.lams) == 1:
             settings = replace(settings, lam=self.lams[0])
         lams = self.lams if len(self.lams) > 1 else ()
@@ -115,7 +115,7 @@ def _is_open(problem: BlockProblem) -> bool:
 
 
 def _pool(found: Sequence[Reconstruction], shares: Sequence[float]) -> FixedChoices:
-    """Take the weighted median of what tiles chose."""
+    """Return the weighted median of the choices of the tiles."""
     lams = [[part.settings.lam for part in (result.channels or (result,))] for result in found]
     weights = [result.solution.weight for result in found if result.solution.weight is not None]
     steps = [max(result.solution.n_steps, 1) for result in found if result.solution.n_steps is not None]

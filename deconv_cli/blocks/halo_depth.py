@@ -103,8 +103,8 @@ def choose_halo(
     shortest = min(cut.n_data for cut, is_one in zip(problem.cuts, is_cut, strict=True) if is_one)
     if shortest < LEAST_SAMPLES:
         raise UsageError(
-            f"an axis of {shortest} samples is too short to be cut into blocks: measuring the halo takes "
-            f"{LEAST_SAMPLES}; give blocks that have the whole axis."
+            f"an axis of {shortest} samples is too short to be cut into blocks: measuring the halo needs "
+            f"{LEAST_SAMPLES}; use blocks that contain the whole axis."
         )
     depths, inside = _depths(problem, is_cut, max_samples), None
     for depth in depths:
@@ -115,7 +115,9 @@ def choose_halo(
     if inside is not None:
         return inside
     if not depths:
-        raise UsageError("the memory holds no piece that is large enough to measure the halo; use a larger max_memory.")
+        raise UsageError(
+            "the memory is too small for a piece that is large enough to measure the halo; use a larger max_memory."
+        )
     raise BlocksDisagreeError(
         f"the estimate depends on data further away than a block can hold: {max(depths[-1])} pixels from a cut it is "
         f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
@@ -166,7 +168,7 @@ def _halo_within(
     # Flat tiles show nothing: a pixel is seen by data as far away as the kernel reaches, and a penalty ties neighbors.
     least = tuple(min(max(cut.n_taps // 2, 1), d) for cut, d in zip(problem.cuts, depth, strict=True))
     # The first tile shows whether this depth is enough; the others are restored only if it is.
-    what = f"how far a cut reaches, up to {max(depth)} pixels"
+    what = f"measuring the effect of a cut, up to {max(depth)} pixels"
     influences = map_tiles(measure, inside[:1], f"{what}, at first", progress)
     if (halo := smallest_halo(influences, depth, allowed, least)) is None:
         return None, False
@@ -232,7 +234,7 @@ def _worst(influences: Sequence[CutInfluence], halo: Sequence[float]) -> float:
 
 
 def _no_worse(influences: Sequence[CutInfluence], depth: Size, at_least: Size) -> Size:
-    """Find a halo narrower than `depth` that leaves hardly more: a wider one may not help the pixels on an edge."""
+    """Find a narrower halo than `depth` with almost the same error: a wider one may not help the pixels on an edge."""
     goal = HARDLY_MORE * _worst(influences, depth)
     for n in range(N_PARTS):
         halo = tuple(max(least, -(-d * n // N_PARTS)) for d, least in zip(depth, at_least, strict=True))

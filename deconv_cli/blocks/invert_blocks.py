@@ -1,4 +1,4 @@
-"""From a file into a file, block by block: the twin of `deconv invert` for pictures that memory does not hold."""
+"""Restore a file into another file, block by block: `deconv invert` from Python for pictures larger than memory."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def invert_blocks(
         FileAccessError: a file cannot be read or written.
     """
     if settings is not None and options:
-        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+        raise UsageError(f"settings were given both as a record and as {next(iter(options))}; use one or the other.")
     check_kernel(kernel)
     files, blocks_ = files or LargeFileOptions(), blocks or BlockOptions(default_memory())
     with allowing(None if blocks is None else blocks.max_memory):
@@ -131,8 +131,8 @@ def lay_out_problem(
     """
     if isinstance(kernel, KernelField):
         raise UsageError(
-            "a kernel that varies over the frame is not undone in blocks; restore a picture that fits the memory as a "
-            "whole, or a part of one with the kernel of its place, such as field.taps[0, 0]."
+            "blocks cannot undo a kernel that varies over the frame; restore a picture that fits the memory as a "
+            "whole, or a part of it with the kernel of its place, such as field.taps[0, 0]."
         )
     settings = replace(settings, dimensions=corner.dimensions)
     resolution = Pipeline(kernel, settings, bias=bias).resolve(
@@ -169,16 +169,16 @@ def _check_settings(settings: ResolvedSettings) -> None:
     """Refuse by `UsageError` what blocks cannot take."""
     if not settings.layer.is_plain:
         raise UsageError(
-            "blocks are made of plain convolutions, but this layer has a stride, a dilation or groups, or is "
+            "blocks can undo plain convolutions only, but this layer has a stride, a dilation or groups, or is "
             "transposed; restore a tensor that fits the memory."
         )
     if BOUNDARIES[settings.boundary].is_periodic:
         raise UsageError(
-            f"boundary {settings.boundary} joins opposite edges, which no block reaches; use another boundary, or more "
-            "memory."
+            f"boundary {settings.boundary} joins opposite edges, which never lie in one block; use another boundary, "
+            "or more memory."
         )
     if settings.rcond is not None:
-        raise UsageError("rcond truncates on the torus of the whole image, which blocks do not have; use lam instead.")
+        raise UsageError("rcond truncates the spectrum of the whole image, which blocks do not have; use lam instead.")
 
 
 def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> RegionTarget:

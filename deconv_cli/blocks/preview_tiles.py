@@ -62,7 +62,7 @@ class PreviewTile:
 
 
 def find_tiles(problem: BlockProblem, sides: Size) -> list[PreviewTile]:
-    """Read places that are spread over the picture; return them by contrast, the largest first."""
+    """Read tiles spread over the picture; return them by contrast, the largest first."""
     found = list[PreviewTile]()
     lengths = [*(problem.layout.sizes[axis] for axis in problem.layout.batch_axes), *problem.data_size]
     n_batch = len(problem.layout.batch_axes)
@@ -78,13 +78,13 @@ def find_tiles(problem: BlockProblem, sides: Size) -> list[PreviewTile]:
 
 
 def distinct_tiles(tiles: Sequence[PreviewTile], sides: Size, data_size: Size) -> list[PreviewTile]:
-    """Drop tiles that cover the same data as another one, as happens in a small picture."""
+    """Drop tiles that cover the same data as another tile, which happens in a small picture."""
     places = {(str(tile.batch), tile.data(sides, data_size)): tile for tile in reversed(tiles)}
     return [tile for tile in tiles if tile in places.values()]
 
 
 def covering_tiles(problem: BlockProblem, tiles: Sequence[PreviewTile], sides: Size, n_most: int) -> list[PreviewTile]:
-    """Take the first `n_most` tiles, or as few as cover a small picture once; two if possible, to compare them."""
+    """Return the first `n_most` tiles, or fewer if they cover a small picture; two if possible, to compare them."""
     n_covering = math.ceil(math.prod(problem.data_size) * problem.layout.n_batch / math.prod(sides))
     return distinct_tiles(tiles, sides, problem.data_size)[: min(n_most, max(2, n_covering))]
 
@@ -92,7 +92,7 @@ def covering_tiles(problem: BlockProblem, tiles: Sequence[PreviewTile], sides: S
 def contrast_of(values: Tensor, white: float | None) -> float:
     """Return the variance of samples; those that are nearly saturated count as the mean.
 
-    Cuts are compared at unsaturated samples only, and the edge of a white background has next to none of them.
+    Cuts are compared at unsaturated samples only, and the edge of a white background has almost none.
     """
     counted = values if white is None else values[values < NEARLY_FULL * white]
     return float((counted - counted.mean()).square().sum()) / values.numel() if counted.numel() else 0.0
@@ -108,7 +108,7 @@ def map_tiles(
 ) -> list[Found]:
     """Apply a function to tiles, `n_workers` at once, and return its results in their order.
 
-    The progress says `what` is looked for and which tile is restored, and with one worker also its iterations.
+    The progress shows `what`, and the number of the tile; with one worker also the iterations.
     """
 
     def name(number: int) -> str:
@@ -126,7 +126,7 @@ def map_tiles(
 
 
 def workers_for(problem: BlockProblem, sides: Size, *, is_tested: bool = False) -> int:
-    """Count the tiles of these sides that can be restored at once, by the cores and by the memory of a block."""
+    """Count the tiles of these sides that the cores and the memory of a block can restore at the same time."""
     most = problem.resolved.max_memory
     if problem.device != "cpu" or most is None:
         return 1

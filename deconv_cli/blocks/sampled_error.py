@@ -28,7 +28,7 @@ from deconv_cli.vocabulary import Size, counted, format_size
 
 @dataclass(frozen=True, eq=False)
 class SampledError(ExpectedError):
-    """The expected error of a whole picture, in words what it was predicted on, and the real error, if it is known."""
+    """The expected error of a whole picture, the source of the prediction in words, and the real error if known."""
 
     pieces: str
     real: float | None

@@ -92,7 +92,7 @@ class ChainInversion:
         if self.solution.status is not Status.CONVERGED or self.relative_residual <= MAX_RELATIVE_RESIDUAL:
             return self.solution.ending
         steps, left = counted(self.solution.n_iterations, "iteration"), format_percent(self.relative_residual, 3)
-        return f"stopped after {steps} at a minimum; {left} of the data are left"
+        return f"stopped after {steps} at a minimum; {left} of the data remain unexplained"
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -102,8 +102,8 @@ class ChainInversion:
             found.append(
                 Doubt(
                     DoubtReason.RESIDUAL,
-                    f"the estimate does not reproduce the data: {format_percent(self.relative_residual)} of them are "
-                    "left; check that the data are the output of these layers in evaluation mode",
+                    f"the estimate does not reproduce the data: {format_percent(self.relative_residual)} of them "
+                    "remain unexplained; check that the data are the output of these layers in evaluation mode",
                 )
             )
         if self.amplification > MAX_AMPLIFICATION and self.determined.share < FULL_SHARE:
@@ -111,7 +111,7 @@ class ChainInversion:
                 Doubt(
                     DoubtReason.AMPLIFICATION,
                     f"the estimate is {self.amplification:.2g} times as large as the data need, in directions that "
-                    "they do not determine; use λ > 0, which keeps these small",
+                    "they do not determine; use λ > 0 to keep these small",
                 )
             )
         return tuple(found)
@@ -128,7 +128,7 @@ def invert_chain(
 ) -> ChainInversion:
     """Estimate the images that a chain of layers turned into `y`, and how much of them `y` determines.
 
-    Layers act in evaluation mode, each image by itself. The arithmetic runs in float64 unless `dtype` says otherwise.
+    Layers act in evaluation mode, on each image separately. The arithmetic runs in float64 by default.
 
     Args:
         y: the output of the last layer, shape `(C, *size)` or `(B, C, *size)`.
@@ -147,7 +147,7 @@ def invert_chain(
         MalformedInputError: the data are not finite.
     """
     if settings is not None and options:
-        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+        raise UsageError(f"settings were given both as a record and as {next(iter(options))}; use one or the other.")
     settings = ReconstructionSettings.of(**options) if settings is None else settings
     lam = _checked(settings)
     if time_limit is not None and not time_limit > 0:
@@ -188,10 +188,10 @@ def chain_input_shape(y: Tensor, layers: Layers, input_size: Size | None = None)
 
 
 def _checked(settings: ReconstructionSettings) -> float:
-    """Refuse settings that have no use for chains; return λ."""
+    """Refuse settings that have no effect for chains; return λ."""
     idle = [f.name for f in fields(settings) if f.name not in TAKEN and getattr(settings, f.name) != f.default]
     if idle:
-        raise UsageError(f"{idle[0]} has no use for a chain of layers; leave it out.")
+        raise UsageError(f"{idle[0]} has no effect for a chain of layers; leave it out.")
     if isinstance(settings.lam, str | tuple):
         raise UsageError(f"lambda must be zero or a positive number for a chain of layers, but is {settings.lam!r}.")
     return settings.lam or 0.0

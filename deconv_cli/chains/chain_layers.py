@@ -59,7 +59,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
     """Copy the layers of a chain, and those of an `nn.Sequential`; `like` has the dtype and device of the arithmetic.
 
     Raises:
-        UsageError: `layers` are no modules, or are empty.
+        UsageError: `layers` is empty, or holds something else than modules.
     """
     given: list[Named]
     if isinstance(layers, nn.Module) or not isinstance(layers, Iterable):
@@ -68,7 +68,7 @@ def list_parts(layers: Layers, like: Tensor) -> list[Part]:
         given = [each if isinstance(each, tuple) else (str(n), each) for n, each in enumerate(layers)]
     wrong = next((type(module).__name__ for _, module in given if not isinstance(module, nn.Module)), None)
     if wrong is not None or not given:
-        raise UsageError(f"layers must be torch modules, one at least, but there is {wrong or 'none'}.")
+        raise UsageError(f"layers must be at least one torch module, but there is {wrong or 'none'}.")
     copies = [(name, copy.deepcopy(module).to(like).eval().requires_grad_(False)) for name, module in given]
     return [Part(name, module) for top, each in copies for name, module in _opened(top, each)]
 
@@ -101,8 +101,8 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
         if skipped is not None:
             raise UsageError(
                 f"the model runs '{skipped[0]}', a {type(skipped[1]).__name__}, between '{layers[0][0]}' and "
-                f"'{layers[-1][0]}', so that they are no chain without it; name it too, or give a range with "
-                f"'{RANGE}' between the first and the last name."
+                f"'{layers[-1][0]}', so they are no chain without it; name it too, or give a range with '{RANGE}' "
+                "between the first and the last name."
             )
         return True
     if len(layers) < 2:
@@ -119,13 +119,13 @@ def check_order(parent: nn.Module, layers: Sequence[Named]) -> bool:
         if first.is_single and second.is_single and not second.takes_from(first):
             raise UsageError(
                 f"the forward pass of {type(parent).__name__} does something between '{before}' and '{after}', so "
-                "that they are no chain; choose layers that follow one another, or write a module that runs them."
+                "they are no chain; choose layers that follow one another, or write a module that runs them."
             )
     return all(calls.is_single for calls in seen.values())
 
 
 class _Calls:
-    """Remembers inputs and outputs of a layer, as copies: the next layer may work in place."""
+    """Remembers copies of the inputs and outputs of a layer, since the next layer may work in place."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._taken: list[Tensor] = []
@@ -171,7 +171,9 @@ def choose_layers(model: nn.Module, text: str) -> tuple[nn.Module, list[tuple[st
     if RANGE in text:
         places = list(range(places[0], places[1] + 1))
     if places != sorted(set(places)) or not places:
-        raise UsageError(f"layers are named in the order in which they act, each once, but '{text}' is not in order.")
+        raise UsageError(
+            f"layers must be named once each, in the order in which they act, but '{text}' is not in order."
+        )
     listed = list(parent.named_children())
     return parent, [listed[place] for place in places]
 
@@ -198,8 +200,8 @@ def _listed(names: list[str]) -> str:
 def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None) -> Size:
     """Find the shape `(C, *size)` of the input of a chain from the shape of its output, with or without a batch axis.
 
-    `input_size` are the pixels of the input, or channels and pixels; by default the stride times the size of the output
-    if that is possible, otherwise the smallest possible size.
+    `input_size` gives the pixels of the input, or channels and pixels; by default the stride times the size of the
+    output if that is possible, otherwise the smallest possible size.
 
     Raises:
         ShapeError: no input gives such outputs.
@@ -220,13 +222,13 @@ def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None
 
 
 def n_axes_of(module: nn.Module) -> int:
-    """Return how many axes of space a module works on: as its first layer says, or two."""
+    """Return how many axes of space the first layer of a module works on, by default two."""
     names = (type(each).__name__ for each in module.modules())
     return next((int(name[-2]) for name in names if name[-2:] in ("1d", "2d", "3d")), 2)
 
 
 def channels_of(module: nn.Module) -> int | None:
-    """Return how many channels a module takes as its first layer says; `None` if no layer says it."""
+    """Return how many channels the first layer of a module takes; `None` if no layer defines it."""
     for each in module.modules():
         taken = getattr(each, "in_channels", None) or getattr(each, "num_features", None)
         if taken is not None:
@@ -235,7 +237,7 @@ def channels_of(module: nn.Module) -> int | None:
 
 
 def _channels(layers: nn.Sequential, of_output: Size) -> int:
-    """Return how many channels a chain takes: as its first layer says, or those of the output."""
+    """Return how many channels the first layer of a chain takes, by default as many as the output has."""
     into, out_of = 1, 1
     for layer in layers:
         if isinstance(layer, nn.PixelUnshuffle):
@@ -267,7 +269,7 @@ def _check_output(found: Size | None, shape: Size, y_shape: Size) -> None:
 def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: int) -> Size:
     """Find the size of the input by bisection along each axis: a larger input never gives a smaller output.
 
-    Of several sizes that give the output, take `stride` times the output if that is one, else the smallest.
+    If several sizes give the output, choose `stride` times the output if possible, else the smallest.
     """
     target = y_shape[-n_axes:]
     largest = 1
@@ -281,7 +283,7 @@ def _size_before(on_meta: nn.Sequential, channels: int, y_shape: Size, n_axes: i
             break
         largest *= 2
     else:
-        raise UsageError("the size of the input does not follow from that of the output; give input_size.")
+        raise UsageError("the size of the input does not follow from the size of the output; give input_size.")
 
     def least(axis: int, wanted: int) -> int:
         """Find the least size along an axis that gives an output of at least `wanted` pixels."""

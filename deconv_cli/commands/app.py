@@ -64,19 +64,20 @@ class ErrorBoundary(LazyGroup):
         ),
         "invert": (
             *("invert", "invert", "EXAMPLE"),
-            "Restore images from what a kernel made of them, and report how far to trust the result.",
+            "Undo the blur of images, and report how far to trust the result.",
         ),
         "factor": (
             *("factor", "factor", "EXAMPLE"),
-            "Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.",
+            "Build the inverse of a kernel for images of one size, and save it for deconv invert --factor.",
         ),
         "inspect": (
             *("inspect", "inspect", "EXAMPLE"),
-            "Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it.",
+            "Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit "
+            "it.",
         ),
         "check-grad": (
             *("check_grad", "check_grad", "EXAMPLE"),
-            "Find out why a model does not learn: does each gradient arrive, is it right, and which line is at fault.",
+            "Find out why a model does not learn: which gradients are missing or wrong, and which line is at fault.",
         ),
         "fisher": (
             *("fisher", "fisher", "EXAMPLE"),
@@ -84,7 +85,7 @@ class ErrorBoundary(LazyGroup):
         ),
         "demo": (
             *("demo", "demo", "EXAMPLE"),
-            "Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page about it.",
+            "Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page.",
         ),
     }
 
@@ -94,7 +95,9 @@ class ErrorBoundary(LazyGroup):
             # An empty path is the current folder for Python, with everything in it.
             words = list(args[1] if len(args) > 1 else options.get("args", ()))
             if "--run" not in words and any(not word or re.fullmatch("--[^=]+=", word) for word in words):
-                raise UsageError("a word of the command is empty, as where a shell variable is not set; fill it in.")
+                raise UsageError(
+                    "one argument of the command is empty, perhaps because a shell variable is not set; fill it in."
+                )
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # noqa: ANN401
@@ -115,10 +118,10 @@ class KernelGroup(LazyGroup):
             *("kernel_commands", "align", "ALIGN_EXAMPLE"),
             "Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it.",
         ),
-        "make": ("kernel_make", "make", "MAKE_EXAMPLE", "Make a kernel by a formula, of sum 1."),
+        "make": ("kernel_make", "make", "MAKE_EXAMPLE", "Make a kernel of sum 1 from a formula."),
         "extract": (
             *("kernel_make", "extract", "EXTRACT_EXAMPLE"),
-            "List the convolutions of a model, or take one out of it; nothing in the file is run.",
+            "List the convolutions of a model, or extract one, without running any code in the file.",
         ),
         "fit": (
             *("kernel_fit", "fit", "EXAMPLE"),
@@ -126,7 +129,8 @@ class KernelGroup(LazyGroup):
         ),
         "from-beads": (
             *("kernel_make", "from_beads", "BEADS_EXAMPLE"),
-            "Measure a point-spread function on a picture of beads: average those that stand alone.",
+            "Measure a point-spread function on a picture of beads: average the beads that are not close to another "
+            "one.",
         ),
         "microscope": (
             *("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
@@ -149,7 +153,7 @@ def _reported() -> Iterator[None]:
         print_error(with_options(str(found)))
         raise typer.Exit(exit_code_for(found)) from error
     except KeyboardInterrupt as error:
-        print_error("interrupted; files that are not finished were not written.")
+        print_error("interrupted; unfinished files were not written.")
         raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
@@ -160,12 +164,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Undo a convolution: restore images and feature tensors from the kernel that blurred or mixed them.",
-    epilog="Each command explains itself: deconv invert --help",
+    epilog="Help for a command: deconv invert --help",
 )
 app.add_typer(
     typer.Typer(
         cls=KernelGroup,
-        help="Make or measure a kernel, by a formula or from a layer, pictures, beads or optics; or check one.",
+        help="Make, measure or check a kernel.",
         no_args_is_help=True,
         rich_markup_mode="rich",
     ),

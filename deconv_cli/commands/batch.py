@@ -54,8 +54,8 @@ class Batch:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
         if workers.are_given and (printed.show or printed.verbose):
             raise UsageError(
-                f"{'--show' if printed.show else '--verbose'} prints the work of this process, but others do the work; "
-                "leave it out, or leave out --jobs, --cluster and --scheduler."
+                f"{'--show' if printed.show else '--verbose'} prints the work of this process, but other processes do "
+                "the work; leave it out, or leave out --jobs, --cluster and --scheduler."
             )
         self._replaces = files.force
         self._manifest: Manifest | None = None
@@ -88,7 +88,7 @@ class Batch:
             option += " instead of --force" if self._replaces and self._manifest is None else ""
             if len(jobs) > 1 and not self._printed.quiet:
                 done = f"{self._n_done} of {counted(len(jobs), 'input')} were done"
-                print_note(f"{done}; the same command with {option} goes on with the others.")
+                print_note(f"{done}; run the same command with {option} to continue with the others.")
             raise
         finally:
             self._print_told()
@@ -273,8 +273,8 @@ class Batch:
         if len(jobs) == 1:
             if self._skipped:
                 why = "has not changed since it was written" if self._options.resume else "exists already"
-                doubted = "; its result was doubted when it was written" if self._doubted_before else ""
-                yield f"{jobs[0].source}: left out, since its output '{jobs[0].target}' {why}{doubted}."
+                doubted = "; the run that wrote it did not trust the result" if self._doubted_before else ""
+                yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' {why}{doubted}."
             return
         before = f" ({len(self._doubted_before)} of them doubted before)" if self._doubted_before else ""
         counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
@@ -306,7 +306,7 @@ class BatchTask:
         return vars(self) | {"_process": None}
 
     def __call__(self, number: int) -> JobResult:
-        """Read, process and write the input of one job; the result holds no image. Whatever fails is raised."""
+        """Read, process and write the input of one job; the result holds no image. Errors are raised."""
         with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
             if self._process is None:
                 self._process = self._work.open()

@@ -225,20 +225,20 @@ class BlockRestoration:
                 )
         except KeyboardInterrupt:
             if not printed.quiet:
-                print_note("the finished blocks are kept; the same command with --resume continues from them")
+                print_note("the finished blocks are kept; run the same command with --resume to continue")
             raise
         if found.summary is None and not printed.quiet:
             n_done = len(planned.checkpoint.results())
             print_note(
-                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the job that ends last puts the "
-                "result in its place; if no job is left, run again with --resume and without --block-range"
+                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the last job to end completes "
+                "the result; if no job is left, run again with --resume and without --block-range"
             )
         return found
 
     def _start(self) -> Scheduler:
         """Start the workers; by default as many threads as cores, as far as the memory allows.
 
-        Each thread restores a block of its own: the same sums whoever restores it.
+        Each thread restores whole blocks, so the result does not depend on their number.
         """
         import torch
 
@@ -316,7 +316,7 @@ class BlockRestoration:
         )
 
     def _options(self, large: LargeInput, found: BlockReconstruction) -> options.OptionValues:
-        """Return the options that make the same samples again: what was chosen, in place of what chose it."""
+        """List the options that reproduce the same samples, with the chosen values instead of `auto`."""
         settings, choices = replace(found.task.problem.settings, max_memory=None), found.plan.choices
         again = {n: v for n, v in settings.as_options().items() if n not in ("--dimensions", "--lambda-rule")}
         if found.lam is not None:

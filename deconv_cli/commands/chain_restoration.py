@@ -42,7 +42,7 @@ TimeLimitOption = Annotated[
     float | None,
     option(
         "--time-limit SECONDS",
-        "Time to search for an input of --layers; then the best one so far is written.",
+        "With --layers: stop after this time and write the best input found.",
         MODEL_FILES,
     ),
 ]
@@ -87,7 +87,7 @@ def read_chain(
     if given:
         raise UsageError(f"--layers does not go with {given[0]}; leave one of the two out.")
     if kernel is None or len(kernel) != 1:
-        raise UsageError("--layers wants one --kernel FILE, which holds the model or its weights.")
+        raise UsageError("--layers needs one --kernel FILE, with the model or its weights.")
     return Chain(layers, kernel[0], model, time_limit)
 
 
@@ -106,8 +106,8 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
     if module is None:
         holds = "an exported program" if stored.exported is not None else "weights"
         raise UsageError(
-            f"'{chain.path}' holds {holds} but not the layers that compute with them; give the weights, and name the "
-            "class with --model file.py:Class."
+            f"'{chain.path}' holds {holds} without the layers that use them; give the weights, and name the class "
+            "with --model file.py:Class."
         )
     parent, layers = choose_layers(module, chain.layers)
     notes = stored.notes

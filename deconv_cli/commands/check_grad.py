@@ -72,19 +72,17 @@ def check_grad(
         Path | None,
         option(
             "--run SCRIPT",
-            "Run a training script instead, and check its own model, data, loss and optimizers. What follows -- goes "
+            "Run a training script instead, and check its own model, data, loss and optimizers. Arguments after -- go "
             "to the script.",
         ),
     ] = None,
-    step: Annotated[
-        int, option("--step N", "With --run: the loss.backward() from which on to check, counted from 1.", min=1)
-    ] = 1,
+    step: Annotated[int, option("--step N", "With --run: start checking at the N-th loss.backward().", min=1)] = 1,
     expect: Annotated[
         list[str] | None,
         option(
             "--expect VERDICT:NAME",
-            "Accept a finding: UNUSED:head.weight. NAME may hold *, be a line, DETACHED:train.py:26, or model for the "
-            "whole, BATCH-LEAK:model.",
+            "Accept a finding: UNUSED:head.weight. NAME may contain *. It may also be a line (DETACHED:train.py:26) "
+            "or model for the whole model (BATCH-LEAK:model).",
         ),
     ] = None,
     as_json: options.JsonOption = False,
@@ -95,15 +93,15 @@ def check_grad(
         str,
         option(
             "--batch-axis N|none|auto",
-            "Which axis counts the samples; auto is the first, unless it looks like time.",
+            "The axis of the samples; auto is the first, unless it looks like time.",
             _PANEL,
         ),
     ] = "auto",
-    wrt: Annotated[Wrt, option("--wrt", "Check the gradients by these.", _PANEL)] = Wrt.PARAMETERS,
+    wrt: Annotated[Wrt, option("--wrt", "Check the gradients with respect to these.", _PANEL)] = Wrt.PARAMETERS,
     budget: Annotated[float, option("--budget SECONDS", "Time for finite differences.", _PANEL, min=0.0)] = 60.0,
     second_order: Annotated[bool, option("--second-order", "Compare second derivatives too.", _PANEL)] = False,
 ) -> None:
-    """Find out why a model does not learn: does each gradient arrive, is it right, and which line is at fault."""
+    """Find out why a model does not learn: which gradients are missing or wrong, and which line is at fault."""
     started = time.perf_counter()
     typed = typed_options(invocation) - ({"batch_axis"} if batch_axis == "auto" else set())
     axis = _parse_axis(batch_axis)
@@ -139,9 +137,9 @@ def check_grad(
     }
     notes = [*notes, *record["notes"]]
     if record["data"]["kind"] == "synthetic":
-        notes.append("the data are synthetic: a verdict holds for them, and ZERO may be different for yours")
+        notes.append("the data are synthetic: the verdicts hold for these data, and ZERO may change with yours")
     if outcome.unmet:
-        notes.append(f"not found, though expected: {', '.join(map(str, outcome.unmet))}")
+        notes.append(f"expected, but not found: {', '.join(map(str, outcome.unmet))}")
     record["notes"] = [*notes, *describe_warnings(warned)]
     record |= {"exit_code": int(outcome.exit_code), "conclusion": outcome.conclusion}
     record["time_s"] = time.perf_counter() - started
@@ -172,14 +170,16 @@ def _refuse_idle_for_script(typed: frozenset[str], arguments: list[str]) -> None
     """Refuse, by `UsageError`, options that a script settles itself, and options that need a script."""
     if "run" not in typed:
         if arguments:
-            raise UsageError(f"there is one model file at most, but '{arguments[0]}' came too; leave it out.")
+            raise UsageError(
+                f"deconv check-grad takes one model file, but '{arguments[0]}' was given too; leave it out."
+            )
         if "step" in typed:
             raise UsageError("--step counts the backward passes of a script, but there is no --run; leave it out.")
         return
     for name in _OF_OTHER_MODELS:
         if name in typed:
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is for models that are named; with --run the script settles it; leave it out.")
+            raise UsageError(f"{flag} does not go with --run, where the script decides it; leave it out.")
 
 
 def _check_script(

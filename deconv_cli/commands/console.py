@@ -173,7 +173,7 @@ def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        print_note("--show draws on a terminal, and stderr is not a terminal, so nothing was drawn")
+        print_note("nothing was drawn: --show needs a terminal, and stderr is not a terminal")
         return
     from deconv_cli.report.page_pictures import display_range
 

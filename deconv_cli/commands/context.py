@@ -123,12 +123,12 @@ class ExtraOutputs:
         Path | None,
         option(
             "--report FILE.html",
-            "Write a page that shows what was done, with which λ and why, and where to trust the result.",
+            "Write a page with the result, the choice of λ, and a map of where to trust the result.",
         ),
     ] = None
     truth: Annotated[
         Path | None,
-        option("--truth FILE", "The true image, to compare the estimate and its predicted error with.", ERROR),
+        option("--truth FILE", "The true image; deconv compares the estimate and the predicted error with it.", ERROR),
     ] = None
     error_map: Annotated[
         Path | None, option("--error-map FILE", "Write the predicted error of every pixel.", ERROR)
@@ -137,7 +137,8 @@ class ExtraOutputs:
         Path | None,
         option(
             "--trust-mask FILE",
-            "Write where the border adds little and the error is below the contrast: 255 there, 0 elsewhere.",
+            "Write a mask: 255 where you can trust the result (the outside adds little to the error, and the error is "
+            "below the contrast), 0 elsewhere.",
             ERROR,
         ),
     ] = None
@@ -178,15 +179,16 @@ class ExtraOutputs:
         named = {"--report": self.report, **self.as_options()}
         given = [option for option, path in named.items() if path is not None]
         if given and len(jobs) != 1:
-            raise UsageError(f"{given[0]} belongs to one input, but there are {len(jobs)}; restore them one by one.")
+            raise UsageError(f"{given[0]} is for one input, but there are {len(jobs)}; restore them one at a time.")
         if self.error_map is not None and codec_of_suffix(self.error_map).holds_whole_numbers_only:
             raise UsageError(
-                f"--error-map holds fractions, which '{self.error_map.name}' cannot; choose a name that ends in "
-                ".tif, .npy, .pt or .safetensors."
+                f"--error-map writes fractions, which the format of '{self.error_map.name}' cannot hold; choose a "
+                "name that ends in .tif, .npy, .pt or .safetensors."
             )
         if self.trust_mask is not None and not codec_of_suffix(self.trust_mask).is_lossless:
             raise UsageError(
-                f"--trust-mask holds 0 and 255 alone, which '{self.trust_mask.name}' would blur; choose .png or .tif."
+                f"--trust-mask writes only 0 and 255, which the compression of '{self.trust_mask.name}' would blur; "
+                "choose .png or .tif."
             )
         if self.report is not None:
             from deconv_cli.io.atomic import check_page_path

@@ -50,7 +50,7 @@ def demo(
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page about it."""
+    """Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page."""
     from deconv_cli.io import StoredImage
     from deconv_cli.io.atomic import write_atomically
     from deconv_cli.io.codec import codec_of_suffix
@@ -82,13 +82,13 @@ def demo(
 
 
 def _placed(word: str, files: dict[str, Path]) -> str:
-    """Put the file that a word names into its folder."""
+    """Replace a file name in a word of the command by its path."""
     name, equals, value = word.rpartition("=")
     return f"{name}{equals}{files[value]}" if value in files else word
 
 
 def draw_scene() -> Tensor:
-    """Draw disks that hide one another, whose spectrum is that of photographs, and a star, which shows every scale.
+    """Draw overlapping disks, which have the spectrum of photographs, and a star, which has detail of every scale.
 
     Source: A. B. Lee, D. Mumford and J. Huang, Occlusion models for natural images, International Journal of Computer
     Vision 41, 2001, section 3.

@@ -52,7 +52,7 @@ class Outcome:
 
     Attributes:
         expected: expected names of parameters, and expected verdicts on the model as a whole.
-        unmet: expectations that nothing met.
+        unmet: expectations without a matching finding.
         exit_code: for the shell.
         conclusion: in one line.
     """
@@ -82,7 +82,7 @@ class Outcome:
             code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, report.noun)}{also}"
         elif n_undecided:
             code = ExitCode.UNTRUSTWORTHY
-            conclusion = f"no verdict on {n_undecided} of {counted(n_all, report.noun)}, no fault in the others"
+            conclusion = f"no verdict on {n_undecided} of {counted(n_all, report.noun)}, and no fault in the others"
         else:
             code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, report.noun)}"
         conclusion += f" ({len(expected)} expected)" if expected else ""

@@ -33,10 +33,12 @@ FIXED_SETTINGS = (
 TEXTS = {
     "boundary": f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: zero.",
     "padding": "How far the kernel reached outside. Default: same.",
-    "lam": "Weight of the penalty, in units of σ²max; 0 for the pseudo-inverse. Default: 1e-6.",
+    "lam": "λ, the strength of smoothing (weight of the penalty, relative to σ²max); 0 for the pseudo-inverse. "
+    "Default: 1e-6.",
     "penalty": f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: identity.",
-    "method": f"How to solve: auto, {', '.join(SOLVERS)}. Default: auto, what costs least.",
-    "tolerance": "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64.",
+    "method": f"How to solve: auto, {', '.join(SOLVERS)}. Default: auto, the cheapest.",
+    "tolerance": "Stop when the certificate (relative gradient, 0 is exact) is this small. Default: 1e-6 in float32, "
+    "1e-10 in float64.",
     "dtype": "Precision of the arithmetic: float32 or float64. Default: float64 for float64 kernels, else float32.",
 }
 """Help texts for a command without data to take defaults from."""
@@ -60,7 +62,7 @@ def factor(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Build the inverse of a kernel for images of one size, and keep it for deconv invert --factor.
+    """Build the inverse of a kernel for images of one size, and save it for deconv invert --factor.
 
     Settings that are not given take the defaults of tensors, as in deconv invert: boundary zero, penalty identity,
     λ 1e-6. (From Python, pseudo_inverse has λ 0 by default, which gives the Moore-Penrose inverse.)
@@ -68,7 +70,7 @@ def factor(
     image_size = parse_size(size)
     given = ReconstructionSettings.of(**settings)
     if given.lam == "auto":
-        raise UsageError("λ auto is chosen from the data, and a factor has none yet; give a number.")
+        raise UsageError("λ auto needs data, and a factor is built without data; give a number.")
 
     from deconv_cli.io import fingerprint
     from deconv_cli.io.codecs.safetensors_file import check_state_path
@@ -89,8 +91,8 @@ def factor(
     is_plain = loaded.kernel.shared or len(image_size) == 1
     if is_plain and len(loaded.source.shape) in (2, 3) and len(loaded.source.shape) != len(image_size):
         raise UsageError(
-            f"kernel '{kernel}' of shape {format_size(loaded.source.shape)} is for images of another number of axes "
-            f"than '{size}' has; give H,W, or D,H,W for stacks and N for signals."
+            f"kernel '{kernel}' of shape {format_size(loaded.source.shape)} does not fit the number of axes of "
+            f"'{size}'; give H,W, or D,H,W for stacks and N for signals."
         )
     precision = pick_dtype(given.dtype, taps, where)
     resolved = resolve(given, loaded.kernel, InputMetadata(recorded=loaded.recorded)).settings
@@ -123,7 +125,7 @@ def factor(
 
 
 def _options(loaded: LoadedKernel, inverse: PseudoInverse) -> options.OptionValues:
-    """Give the options, resolved, that make the same factor again."""
+    """Return the resolved options that make the same factor again."""
     resolved = inverse.settings.as_options()
     dropped = ("--dimensions", "--defaults", "--noise", "--light")
     return {

@@ -36,17 +36,17 @@ class FisherKind(StrEnum):
 
 def fisher(
     invocation: typer.Context,
-    output: Annotated[Path, option("--output -o FILE", "Where to write it (.safetensors).")],
+    output: Annotated[Path, option("--output -o FILE", "Where to write the matrix (.safetensors).")],
     case_options: CaseOptions,
     kind: Annotated[
         FisherKind,
         option(
             "--kind",
-            "Squared gradients of the given targets, of targets drawn from the model (sampled), of all classes by "
-            "their probability (exact), or the generalized Gauss-Newton matrix.",
+            "empirical: squared gradients for the given targets; sampled: for targets drawn from the model; exact: "
+            "for all classes, weighted by probability; ggn: the generalized Gauss-Newton matrix.",
         ),
     ] = FisherKind.EMPIRICAL,
-    draws: Annotated[int, option("--draws N", "Draws for each sample (sampled).", min=1)] = 1,
+    draws: Annotated[int, option("--draws N", "With --kind sampled: targets to draw for each sample.", min=1)] = 1,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
@@ -61,7 +61,7 @@ def fisher(
             f"--draws is for --kind sampled, but the kind is {kind}; leave it out, or draw targets with --kind sampled."
         )
     if output.suffix != ".safetensors":
-        raise UsageError(f"--output: '{output}' should end in .safetensors, which is what is written.")
+        raise UsageError(f"--output must end in .safetensors, but is '{output}'.")
     check_output_path(output, case_options.data or case_options.file or output.parent, force=force)
     with running_user_code(is_silent=quiet or as_json) as (show, warned):
         show("reading the model")
@@ -103,7 +103,7 @@ def _write(
             )
     except RuntimeError as error:
         raise UsageError(
-            f"'{path}' was not written: the model cannot be differentiated by samples (“{first_line(error)}”)."
+            f"'{path}' was not written: torch cannot differentiate the model sample by sample (“{first_line(error)}”)."
         ) from error
     record = {
         "schema": 1,
@@ -132,6 +132,6 @@ def _describe(record: dict[str, Any]) -> str:
     share = record["batch_mean_squared_trace"] / record["trace"] if record["trace"] else 0.0
     return (
         f"{record['kind']} Fisher diagonal, {record['n_samples']} samples, likelihood {record['likelihood']}: trace "
-        f"{record['trace']:.4g}, in {record['output']}; the mean gradient of a batch of {record['batch_size']}, "
-        f"squared, would have given {record['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
+        f"{record['trace']:.4g}, in {record['output']}; squaring the mean gradient of a batch of "
+        f"{record['batch_size']} would give {record['batch_mean_squared_trace']:.4g} ({share:.2g} times that)"
     )

@@ -41,9 +41,9 @@ TEXTS = {
     "boundary": f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. Default: "
     "what the model file says, else zero.",
     "padding": "How far the kernel reaches outside. Default: what the model file says, else same.",
-    "light": "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
-    "sRGB, and back; stored for the samples as they are. Default: auto, linear for pictures but TIFF without a "
-    "profile, and stored for tensors.",
+    "light": "What the blur acts on: linear converts samples to light and back by their ICC profile, gamma or sRGB; "
+    "stored uses the samples as they are. Default: auto, linear for pictures, except TIFF without a profile, and "
+    "stored for tensors.",
 }
 
 
@@ -62,15 +62,16 @@ def forward(
         str | None,
         option(
             "--noise gaussian:SIGMA|poisson:PEAK",
-            "Add noise of standard deviation SIGMA, or of PEAK counts at the brightest sample: to light, on the scale "
-            "of the samples, if light is linear.",
+            "Add Gaussian noise of standard deviation SIGMA, or Poisson noise with PEAK counts at the brightest "
+            "sample. If --light is linear, it is added to light on the scale of the samples.",
         ),
     ] = None,
     seed: Annotated[
         int | None,
         option(
             "--seed N",
-            "Seed of the noise; from it and its path each of several files gets a seed of its own. Default: 0.",
+            "Seed of the noise. With several files, each file's seed follows from this number and its path. Default: "
+            "0.",
             min=0,
             max=MAX_SEED,
         ),
@@ -79,8 +80,8 @@ def forward(
         str | None,
         option(
             "--tap NAME|FILE.py:FUNCTION",
-            f"What a tap computes from a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a "
-            "function of two tensors in your own file, whose code is run. Taps act on the samples as they are stored.",
+            f"The operation on a pixel and a weight, instead of their product: {', '.join(TAPS)}, or a function of "
+            "two tensors in your own file, whose code is run. It acts on the samples as stored.",
             "The convolution",
         ),
     ] = None,
@@ -91,7 +92,7 @@ def forward(
     if tap is not None and given.light == Light.LINEAR:
         raise UsageError("--tap acts on the samples as they are stored, not on light; leave --light out.")
     if noise is None and seed is not None:
-        raise UsageError("--seed draws noise, which nothing asks for; leave it out, or add --noise.")
+        raise UsageError("--seed is for --noise, which is missing; leave it out, or add --noise.")
     added = None
     if noise is not None:
         from deconv_cli.workflows.apply_kernel import Noise
@@ -238,7 +239,7 @@ class ForwardWork(Work):
             )
         if layer.groups > 1 or layer.transposed:
             raise UsageError(
-                f"custom taps take a stride and a dilation, but this layer is one with {layer.describe()}; leave "
+                f"custom taps take a stride and a dilation, but this layer has {layer.describe()}; leave "
                 f"{'groups' if layer.groups > 1 else 'transposed'} out."
             )
         with running_user_code(is_silent=True) as (_, caught):

@@ -38,41 +38,41 @@ class CaseOptions(ModelOptions):
         typer.Argument(
             metavar="[MODEL]",
             help="The model: .safetensors, a state dict or a whole module of torch.save, .pt2, TorchScript. Without a "
-            "file the weights are as --model makes them.",
+            "file, --model initializes the weights.",
         ),
     ] = None
     model: Annotated[
         str | None,
         option(
             "--model CODE",
-            "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. This "
-            "code is run; nothing in the file MODEL is.",
+            "The model's class, a function that returns a model, or a model: file.py:Name or package.module:Name. "
+            "This code is run; no code in the file MODEL is.",
         ),
     ] = None
     data: Annotated[
-        Path | None, option("--data FILE", "Tensors for forward (.safetensors, .pt, .npz), and 'target' for the loss.")
+        Path | None, option("--data FILE", "Inputs of forward (.safetensors, .pt, .npz), and 'target' for the loss.")
     ] = None
     loss: Annotated[
         str,
         option(
             "--loss NAME|CODE",
-            "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (a fixed random weight "
-            "for every number of the output; a model that returns its loss keeps it); or file.py:function, called with "
+            "cross-entropy, nll, mse, l1, smooth-l1, huber, bce, bce-with-logits; projection (the sum of the outputs "
+            "with fixed random weights, or the model's own loss if it returns one); or file.py:function, called with "
             "the output and the target, or with the output alone.",
         ),
     ] = "projection"
-    batch_size: Annotated[int, option("--batch-size N", "How many samples of --data to take at once.", min=1)] = 16
+    batch_size: Annotated[int, option("--batch-size N", "Number of samples of --data to process at once.", min=1)] = 16
     input_shape: Annotated[
         list[str] | None,
         option(
             "--input-shape SHAPE",
-            "Draw an input: 8,1,28,28, with dtype and range where they matter: 8,32:int64:0..100. Once for each input "
-            "of forward.",
+            "Make a random input, for example 8,1,28,28; add dtype and range if needed: 8,32:int64:0..100. Give it "
+            "once for each input of forward.",
             _SYNTHETIC,
         ),
     ] = None
     target_shape: Annotated[
-        str | None, option("--target-shape SHAPE", "Draw a target, written in the same way.", _SYNTHETIC)
+        str | None, option("--target-shape SHAPE", "Make a random target, written in the same way.", _SYNTHETIC)
     ] = None
     seed: Annotated[
         int, option("--seed", "Seed of the data and of random layers.", _SYNTHETIC, min=0, max=MAX_SEED)
@@ -161,8 +161,7 @@ def open_case(
     if options.target_shape is not None:
         if target is not None:
             raise UsageError(
-                f"--target-shape draws a target, but '{options.data}' holds one; leave --target-shape out, or the "
-                "target."
+                f"--target-shape makes a target, but '{options.data}' holds one already; leave one of the two out."
             )
         spec = InputSpec.parse(options.target_shape, "--target-shape")
         (target,) = draw_inputs([spec], _dtype_of(module), options.seed + 1)
@@ -186,7 +185,7 @@ def open_case(
     case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
     if examples is not None:
-        case.notes.append("an exported program keeps the mode it was exported in, and no hand-written backward")
+        case.notes.append("an exported program keeps the mode of its export, and loses hand-written backwards")
     case.notes += notes
     _bind_loss(case, options)
     return case
@@ -195,7 +194,7 @@ def open_case(
 def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Module, *, has_loss: bool = True) -> Batch:
     """Read rows of a data file in the precision of the model, up to the end by default.
 
-    Without a loss, a target goes to forward if that takes it.
+    Without a loss, forward gets the target if it has an argument for it.
 
     Raises:
         InputRefusedError: the tensors do not agree on the number of samples, or hold none.
@@ -209,7 +208,7 @@ def sorted_rows(data: TensorFile, start: int, stop: int | None, module: nn.Modul
 
 
 def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model gives
-    """Run the model once, with a graph, because forward may take gradients itself; a failure is a `UsageError`."""
+    """Run the model once; a failure is a `UsageError`. The run records a graph, because forward may need gradients."""
     from deconv_cli.gradients.findings import first_line
 
     try:
@@ -235,7 +234,7 @@ def _open_module(
         return stored.module, None
     if named is None:
         raise UsageError(
-            f"'{options.file}' holds weights but not what is computed with them; name the class with --model "
+            f"'{options.file}' holds weights without the code that uses them; name the class with --model "
             "file.py:Class."
         )
     return build_model(named, parse_init(options.init), stored), None
@@ -267,7 +266,7 @@ def _open_batch(
 
 @contextlib.contextmanager
 def _naming_options(options: str) -> Iterator[None]:
-    """Add to an error of the library the options that follow its advice."""
+    """Add the options that solve the problem to an error of the library."""
     try:
         yield
     except UsageError as error:
@@ -293,7 +292,7 @@ def _bind_loss(case: Case, options: CaseOptions) -> None:
     if has_target and not uses_target:
         if options.target_shape is not None:
             raise UsageError(
-                f"--target-shape draws a target, but --loss {options.loss} takes none; leave it out, or name a loss "
+                f"--target-shape makes a target, but --loss {options.loss} takes none; leave it out, or name a loss "
                 "that takes a target."
             )
         case.notes.append(f"the target of --data is not used: --loss {options.loss} takes none")
@@ -315,8 +314,8 @@ def _settle_target(case: Case) -> None:
         case.notes.append("the target is synthetic")
     if case.loss_name in OF_CLASSES and classes_are_last(output, subject.target):
         case.notes.append(
-            f"the output of shape {tuple(output.shape)} was read as (batch, steps, classes), as the shape "
-            f"{tuple(subject.target.shape)} of the target shows"
+            f"the output of shape {tuple(output.shape)} was read as (batch, steps, classes), because the target has "
+            f"the shape {tuple(subject.target.shape)}"
         )
 
 
@@ -329,12 +328,12 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
     """Refuse, by `UsageError`, the first typed option that has no effect; `batch_axis` counts the samples."""
     if {"input_shape", "data"} <= typed:
-        raise UsageError("--input-shape draws an input, but --data holds the inputs; leave one of the two out.")
+        raise UsageError("--input-shape makes an input, but --data holds the inputs already; leave one of the two out.")
     partners = {
         ("init", "model"): "--init gives the arguments of --model, which is missing; name the class with --model "
         "file.py:Class.",
-        ("batch_size", "data"): "--batch-size says how many samples of --data to take, but there is no --data; say how "
-        "many samples to draw with --input-shape.",
+        ("batch_size", "data"): "--batch-size is for --data, which is missing; leave it out, and name the number in "
+        "--input-shape.",
         ("trust_file", "file"): "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or "
         "leave --trust-file out.",
         ("allow_global", "file"): "--allow-global is for pickled files, but no file is named; name it, or leave "
@@ -355,17 +354,18 @@ def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -
 
     kind = stored.kind
     idle = {
-        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, of which nothing is run; leave it "
-        "out.": "trust_file" in typed and not kind.is_program,
+        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, which runs no code; leave it out.": (
+            "trust_file" in typed and not kind.is_program
+        ),
         f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
             "allow_global" in typed and kind is not ModelFormat.PICKLE
         ),
-        f"--mode cannot change an exported program such as '{path}', which keeps the mode it was exported in; leave it "
-        "out, or export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
-        f"--model names what is computed, but '{path}' is a {kind} file, which carries that itself; leave it out.": (
+        f"--mode cannot change the exported program '{path}', which keeps the mode of its export; leave it out, or "
+        "export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
+        f"--model names the code of a model, but '{path}' is a {kind} file, which contains its code; leave it out.": (
             "model" in typed and kind.is_program
         ),
-        f"--init makes a model of --model, but '{path}' holds a whole model already; leave it out.": (
+        f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.": (
             "init" in typed and stored.state is None
         ),
     }

@@ -44,7 +44,7 @@ def expand(argument: Path) -> list[FoundFile]:
             skipped.
 
     Raises:
-        UsageError: there is nothing, or nothing that can be read.
+        UsageError: no file exists there, or none is readable.
     """
     what = "is a link to a file that does not exist" if argument.is_symlink() else "does not exist"
     missing = UsageError(f"the input '{argument}' {what}; check the path.")
@@ -57,7 +57,7 @@ def expand(argument: Path) -> list[FoundFile]:
     if argument.is_dir():
         found = _readable(sorted(_files_of(argument), key=natural_order), argument)
         if not found:
-            raise UsageError(f"the folder '{argument}' holds no picture or tensor that can be read.")
+            raise UsageError(f"the folder '{argument}' holds no readable picture or tensor.")
         return found
     if argument.exists():  # no ordinary file, as reading it will say
         return [FoundFile(argument, Path(argument.name), is_named=True)]
@@ -90,9 +90,7 @@ def _matching(pattern: Path) -> list[FoundFile]:
         for file in _readable(_files_of(match), base):
             found.setdefault(file.path, file)
     if not found:
-        raise UsageError(
-            f"no picture or tensor that can be read matches '{pattern}'; check the pattern and the folder."
-        )
+        raise UsageError(f"no readable picture or tensor matches '{pattern}'; check the pattern and the folder.")
     return list(found.values())
 
 
@@ -143,8 +141,8 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(
-                f"several inputs would be written to '{path}'; give the folders one at a time, or by a pattern in "
-                "quotes, which keeps their tree."
+                f"several inputs would be written to '{path}'; give the folders one at a time, or as a pattern in "
+                "quotes, which keeps the folder tree."
             )
     return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)]
 
@@ -166,7 +164,7 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     if is_single_file and not is_folder:
         return [Job(files[0].path, Path(output))]
     if is_one_file(Path(output)) or (codec_named(Path(output)) is not None and not is_folder):
-        raise UsageError(f"several inputs need a folder to be written to, but '{output}' names a file.")
+        raise UsageError(f"several inputs need an output folder, but '{output}' names a file.")
     folder = Path(output)
     return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in _outside(files, folder)]
 
@@ -198,7 +196,7 @@ def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path 
         for own in [path] if codec is None or codec.record_inside else [path, beside(path)]:
             identity = _identity(own)
             if identity in taken:
-                raise UsageError(f"'{own}' would be written over {taken[identity]}; choose another name.")
+                raise UsageError(f"'{own}' would overwrite {taken[identity]}; choose another name.")
             taken[identity] = f"'{own}', which this run writes too"
 
 

@@ -65,22 +65,24 @@ def inspect(
         str | None,
         option(
             "--size [D,]H,W",
-            "Size of the images that a kernel is judged for; as many numbers as the kernel spans axes. Default: "
-            "128,128, and 32,64,64 for stacks.",
+            "Size of the images to judge a kernel for; one number for each axis of the kernel. Default: 128,128, and "
+            "32,64,64 for stacks.",
         ),
     ] = None,
     padding: Annotated[
         str, option("--padding same|valid|full|N|NH,NW", "How far the kernel reaches outside.")
     ] = "same",
     tensor: Annotated[
-        str | None, option("--tensor NAME", "Which tensor or layer of a file that holds several. Default: all of them.")
+        str | None, option("--tensor NAME", "Name of the tensor or layer, if the file holds several. Default: all.")
     ] = None,
-    series: Annotated[int | None, option("--series N", "Which image series of a TIFF or OME-Zarr.", min=0)] = None,
+    series: Annotated[
+        int | None, option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0)
+    ] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
     verbose: Annotated[bool, option("--verbose -v", "Do not cut long values of the metadata.", OUTPUT)] = False,
 ) -> None:
-    """Show what files hold: shape, range, metadata; of a kernel also its spectrum, and which borders suit it."""
+    """Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
@@ -271,7 +273,7 @@ def _kernel_rows(kernel: dict[str, Any]) -> list[tuple[str, str]]:
         word = "not possible" if found is None else _WORDS[found["is_well_posed"]]
         findings.setdefault(f"{word}: {border['reason']}", []).append(border["boundary"])
     said = [f"{', '.join(borders)}: {finding}" for finding, borders in findings.items()]
-    return rows + [("borders" if place == 0 else "", sentence) for place, sentence in enumerate(said)]
+    return rows + [("boundaries" if place == 0 else "", sentence) for place, sentence in enumerate(said)]
 
 
 def _print_findings(entry: dict[str, Any]) -> None:
@@ -280,12 +282,12 @@ def _print_findings(entry: dict[str, Any]) -> None:
     if n_bad:
         print_warning(
             f"{name}{n_bad} of {entry['samples']} samples are not finite ({entry['nan']} NaN, {entry['infinite']} "
-            "infinite); replace them before anything is computed"
+            "infinite); replace them first"
         )
     elif entry["kernel_refusal"] is not None:
         print_warning(f"{name}{with_options(entry['kernel_refusal'])}")
     elif entry["kind"] == "kernel" and entry["kernel"] is None:
-        print_warning(f"{name}all taps are zero, so nothing of an image would be left")
+        print_warning(f"{name}all taps are zero, so the output of every image is zero")
     for note in [] if entry["kernel"] is None else entry["kernel"]["notes"]:
         print_note(f"{name}{note}")
 
@@ -299,18 +301,19 @@ def _value(value: Any) -> str:  # noqa: ANN401
 
 
 def _check_plain(read: KernelFile) -> None:
-    """Refuse, by `ShapeError`, a layer with more than taps: they alone do not decide its spectrum and borders."""
+    """Refuse, by `ShapeError`, a layer whose taps alone do not decide its spectrum and boundaries."""
     from deconv_cli.commands.loaded_kernel import recorded_by_model
 
     if read.geometry and not (layer := recorded_by_model(read.geometry).layer).is_plain:
         raise ShapeError(
-            f"'{read.path}' holds a layer with {layer.describe()}, whose spectrum and borders are not those of its "
-            "taps; deconv invert undoes it all the same."
+            f"'{read.path}' holds a layer with {layer.describe()}, so its taps alone do not decide its spectrum and "
+            "boundaries; deconv invert can still undo it."
         )
     if read.bias is not None and len(read.bias) != len(read.kernel):
         raise ShapeError(
-            f"the bias of '{read.path}' has {len(read.bias)} numbers, but a kernel of shape {tuple(read.kernel.shape)} "
-            f"has {len(read.kernel)} outputs; the layer may be a transposed one, which its tensors do not say."
+            f"the bias of '{read.path}' has {len(read.bias)} numbers, but a kernel of shape "
+            f"{tuple(read.kernel.shape)} has {len(read.kernel)} outputs; the layer may be transposed, which its "
+            "tensors do not show."
         )
 
 
@@ -350,9 +353,9 @@ def _content_notes(found: Inspected) -> list[str]:
         if entry.whole is not None:
             name = f"{entry.name}: " if entry.name else ""
             notes.append(
-                f"{name}range, mean and the count of non-finite samples are those of {entry.samples.size} of "
-                f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; the rest was "
-                "neither read nor drawn"
+                f"{name}range, mean and the count of non-finite samples come from {entry.samples.size} of "
+                f"{math.prod(entry.whole)} samples, in {len(entry.samples)} pieces spread over the array; the rest "
+                "was not read"
             )
     return notes
 

@@ -57,9 +57,7 @@ def invert(
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
     factor: Annotated[
         Path | None,
-        option(
-            "--factor FILE", "A file of deconv factor, instead of --kernel and of the settings that the file holds."
-        ),
+        option("--factor FILE", "A file that deconv factor wrote. It replaces --kernel and the settings in the file."),
     ] = None,
     output: options.OutputOption = None,
     extra: ExtraOutputs = NO_EXTRAS,
@@ -67,15 +65,15 @@ def invert(
     time_limit: TimeLimitOption = None,
     device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
-    """Restore images from what a kernel made of them, and report how far to trust the result."""
+    """Undo the blur of images, and report how far to trust the result."""
     if factor is not None:
         _refuse_fixed(settings, kernel_options, kernel)
     elif not kernel:
         raise UsageError(
-            "deconv invert needs the kernel that blurred the input: --kernel FILE with a picture of what became of a "
-            "point of light, such as a star or a bead, or with the layer's weights; or --kernel estimate, which finds "
-            "it in a picture; or a formula that comes near, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or "
-            "--factor FILE, which deconv factor made of a kernel."
+            "deconv invert needs the kernel that blurred the input: --kernel FILE, a picture of a blurred point of "
+            "light, such as a star or a bead, or the layer's weights; --kernel estimate, which finds it in a picture; "
+            "an approximate formula, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or --factor FILE, which "
+            "deconv factor wrote."
         )
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
@@ -104,9 +102,9 @@ def invert(
             many = replace(many, resume=False)
             extra.check(jobs, force=files.force)
             if not printed.quiet and (files.force or not jobs[0].target.exists()):
-                print_note(f"there is no run for '{jobs[0].target}' to continue, and it is restored as a whole")
+                print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
     if len(jobs) == 1 and workers.are_given and not printed.quiet:
-        print_note("one file that is restored as a whole is the work of this process alone; workers are for blocks")
+        print_note("this process alone restores a single file as a whole; other workers only help with blocks")
     many.check(force=files.force)
     work = InvertWork(
         kernel or [],
@@ -130,16 +128,14 @@ def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions
     """Refuse, by `UsageError`, typed options that contradict a factor, or repeat it."""
     if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
         raise UsageError(
-            "a factor is a linear inverse, so that --factor does not go with --nonnegative, --prior, --weight or "
-            "--gain; give its kernel with --kernel instead."
+            "a factor is a linear inverse, so --factor does not go with --nonnegative, --prior, --weight or --gain; "
+            "give its kernel with --kernel instead."
         )
     given = ["--kernel"] if kernel else []
     given += [name for name, value in kernel_options.as_options().items() if value is not None]
     given += [option_name(name) for name in settings if name not in LEFT_OPEN]
     if given:
-        raise UsageError(
-            f"--factor fixes what {', '.join(given)} would say; leave that out, or make another factor with it."
-        )
+        raise UsageError(f"--factor already fixes {', '.join(given)}; leave that out, or make another factor with it.")
 
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
@@ -261,7 +257,7 @@ class InvertWork(Work):
         return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
-        """Restore an input with the kernel of the optics that its file names."""
+        """Restore an input with a kernel computed from the optics in its file."""
         dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
         is_exact = self.settings.get("method") != "richardson-lucy"
         loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
@@ -274,11 +270,11 @@ class InvertWork(Work):
         progress.begin("finding the kernel")
         found = estimate_kernel_of(source.image, light_of(source.image, self.settings.get("light") or "auto"))
         if not found.found:
-            advice = "find a kernel of free form with deconv kernel estimate --free, or give one with --kernel"
+            advice = "find a free kernel with deconv kernel estimate --free, or give one with --kernel"
             if found.slight is not None:
                 advice = f"give it with --kernel {found.slight.text}"
             raise UntrustworthyResultError(
-                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred all the same, "
+                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
                 f"{advice}."
             )
         return self._restoration(_found_kernel(found)).restore(job, source, progress)
@@ -291,7 +287,7 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
     given = [name for name, value in options.as_options().items() if value is not None]
     if len(kernels) > 1 or given:
         other = given[0] if given else f"--kernel {next((k for k in kernels if k != ESTIMATE), ESTIMATE)}"
-        raise UsageError(f"--kernel estimate finds the kernel in the picture, so {other} has no use; leave it out.")
+        raise UsageError(f"--kernel estimate finds the kernel in the picture, so {other} has no effect; leave it out.")
     return True
 
 
@@ -309,5 +305,5 @@ def _found_kernel(found: KernelEstimate) -> LoadedKernel:
         notes.append(found.doubt)
     rival = close_rival(found)
     if rival is not None:
-        notes.append(f"{rival} explains the picture about as well; compare what --kernel {rival} gives")
+        notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")
     return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})

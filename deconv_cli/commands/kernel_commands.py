@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blurred.png -o found.safetensors"
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 
-_UNIFORM = {True: "yes", False: "no", None: "not known: found in less than two parts"}
+_UNIFORM = {True: "yes", False: "no", None: "not known: found in fewer than two parts"}
 _CLOSE = 3.0
 """Log-likelihood ratio below which the runner-up is about as likely, given what the model leaves out."""
 
@@ -49,31 +49,32 @@ def estimate(
         list[str] | None,
         option(
             "--family NAME",
-            "Search only this: disk, gaussian, motion, polygon, airy, moffat or disk-motion. Repeat it for several.",
+            "Search only this family: disk, gaussian, motion, polygon, airy, moffat or disk-motion. Repeat it for "
+            "several.",
         ),
     ] = None,
     free: Annotated[
         bool,
         option(
             "--free",
-            "Find a kernel of free form, such as that of a camera shaken along a curve, starting from the best family; "
-            "it is written to --output.",
+            "Find a free kernel, tap by tap, such as the path of a shaken camera, starting from the best family. "
+            "Needs --output.",
         ),
     ] = False,
     size: Annotated[
         int | None,
         option(
             "--size N",
-            "Taps a side of a free kernel, odd, somewhat more than the blur reaches; it is written centered on its "
-            "weight, and may be a little larger or smaller. Default: from the family.",
+            "Side of a free kernel in taps, odd, a little more than the extent of the blur. The result is centered, "
+            "and may be a little larger or smaller. Default: from the family.",
         ),
     ] = None,
     map_file: Annotated[
         Path | None,
         option(
             "--map FILE.safetensors",
-            "Find the kernel of each part of the picture, print whether it is the same everywhere, and write the "
-            "kernels with their places, which --kernel takes.",
+            "Find the kernel of each part of the picture, print whether they agree, and write them to a file for "
+            "--kernel.",
         ),
     ] = None,
     light: LightOption = "auto",
@@ -83,9 +84,9 @@ def estimate(
     from deconv_cli.report.run_record import describe_estimate, describe_found, describe_free, describe_map
 
     if free and output is None:
-        raise UsageError("--free finds a kernel that no formula gives, so that it needs --output to be written to.")
+        raise UsageError("--free finds a kernel without a formula, so it needs a file; add --output.")
     if size is not None and not free:
-        raise UsageError("--size is that of a kernel of free form; add --free, or leave it out.")
+        raise UsageError("--size is the size of a free kernel; add --free, or leave it out.")
     check_kernel_output(output, photo, force=printed.force)
     if map_file is not None:
         _check_map(map_file, photo, force=printed.force)
@@ -147,8 +148,8 @@ def align(
         Path | None,
         option(
             "--sharp FILE",
-            "The same picture without the blur, of the same size. Without it neither a shift nor a turn by 180° can be "
-            "seen; the kernel is then centered on its weight.",
+            "The same picture without the blur, of the same size. Without it, deconv cannot detect a shift or a turn "
+            "by 180°, and centers the kernel.",
         ),
     ] = None,
     output: OutputFile = None,
@@ -202,8 +203,8 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
 
     if not image.is_picture:
         raise UsageError(
-            f"a blur is found in a picture, but '{image.path}' is a file of tensors; write it as a picture, such as "
-            ".tif, or give the kernel that blurred it."
+            f"deconv finds a blur only in a picture, but '{image.path}' is a file of tensors; write it as a picture, "
+            "such as .tif, or give the kernel that blurred it."
         )
     recorded = RecordedConvolution.of_record(image.record)
     wanted = check_name(("auto", *Light), light, "light")
@@ -229,8 +230,8 @@ def _picture_of(image: ImageFile) -> Tensor:
     """Return the samples of a file's only picture, shape `(C, H, W)`; several are a `UsageError`."""
     if len(image.values) > 1:
         raise UsageError(
-            f"a blur is found in one picture, but '{image.path}' holds {len(image.values)} (axes {image.axes}); write "
-            "one of them to a file of its own."
+            f"deconv finds a blur in one picture, but '{image.path}' holds {len(image.values)} (axes {image.axes}); "
+            "write one of them to a separate file."
         )
     return image.values[0]
 
@@ -239,7 +240,7 @@ def _check_map(path: Path, source: Path, *, force: bool) -> None:
     from deconv_cli.io.atomic import check_output_path
 
     if path.suffix.lower() != ".safetensors":
-        raise UsageError(f"kernels with their places are written as .safetensors, but --map is '{path}'.")
+        raise UsageError(f"--map writes .safetensors files only, but is '{path}'; change the suffix.")
     check_output_path(path, source, force=force)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "Example: deconv kernel fit sample_images/camera.png sample_images/camera_blurred.png --size 19,19 -o fitted.npy"
 )
-_CUT = "the kernel extends beyond its outermost taps, which makes the error bars too small; enlarge --size"
+_CUT = "the kernel extends beyond its outermost taps, so the error bars are too small; enlarge --size"
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class PairOptions:
         str,
         option(
             "--boundary NAME",
-            f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses the samples that do not depend "
-            "on it.",
+            f"What lay outside the sharp picture: {', '.join(BOUNDARIES)}; unknown uses only samples that do not "
+            "depend on it.",
         ),
     ] = "unknown"
     penalty: Annotated[str, option("--penalty NAME", f"What the penalty keeps small: {', '.join(PENALTIES)}.")] = (
         "gradient"
     )
-    lam: Annotated[str, option("--lambda auto|λ", "Weight of the penalty; auto takes the likeliest.")] = "auto"
-    nonnegative: Annotated[bool, option("--nonnegative", "No tap is below zero.")] = False
-    unit_sum: Annotated[bool, option("--unit-sum", "The taps of a kernel add up to one.")] = False
+    lam: Annotated[str, option("--lambda auto|λ", "Weight of the penalty; auto chooses the most likely.")] = "auto"
+    nonnegative: Annotated[bool, option("--nonnegative", "Allow no negative taps.")] = False
+    unit_sum: Annotated[bool, option("--unit-sum", "Make the taps of a kernel add up to one.")] = False
     light: LightOption = "auto"
 
     def choices(self) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def fit(
         list[Path],
         typer.Argument(
             metavar="SHARP BLURRED...",
-            help="A sharp picture or tensor and the same blurred; further pairs may follow. Two folders are matched by "
-            "the names of their files.",
+            help="A sharp and a blurred picture or tensor of one scene; more pairs may follow. Two folders are "
+            "matched by file names.",
         ),
     ],
     size: Annotated[str, option("--size H,W", "Taps along each axis; D,H,W for stacks, N for signals.")],
@@ -110,13 +110,13 @@ def fit(
     printed: AnswerOptions,
     output: OutputFile = None,
     errors: Annotated[
-        Path | None, option("--errors FILE", "Write the error bar of every tap, one standard deviation.")
+        Path | None, option("--errors FILE", "Write the error bar of every tap: one standard deviation.")
     ] = None,
     loss: Annotated[
         str,
         option(
             "--loss NAME|FILE.py:FUNCTION",
-            f"What is minimized: {', '.join(LOSSES)} (huber:2.5 turns straight at 2.5, in units of the samples), or a "
+            f"What to minimize: {', '.join(LOSSES)} (huber:2.5 is linear beyond 2.5, in units of the samples), or a "
             "function of a prediction and the data in your own file, whose code is run. Only the squared loss gives "
             "error bars.",
         ),
@@ -213,8 +213,7 @@ def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
     """Match sharp and blurred files: files by their order, and those of two folders by their names."""
     if len(paths) % 2:
         raise UsageError(
-            f"sharp and blurred pictures come in pairs, but the number of files is odd: {len(paths)}; add the missing "
-            "one."
+            f"sharp and blurred pictures must come in pairs, but there are {len(paths)} files; add the missing one."
         )
     return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
 
@@ -226,7 +225,7 @@ def _matched(sharp: Path, blurred: Path) -> list[tuple[Path, Path]]:
     alone = sorted(set(files[0]) ^ set(files[1]))
     if alone:
         raise UsageError(
-            f"the folders '{sharp}' and '{blurred}' should hold files of the same names, but '{alone[0]}' is in one of "
-            "them alone; add its partner, or take it out."
+            f"the folders '{sharp}' and '{blurred}' should hold files of the same names, but only one of them has "
+            f"'{alone[0]}'; add its partner, or remove it."
         )
     return [(path, files[1][name]) for name, path in files[0].items()]

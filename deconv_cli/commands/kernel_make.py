@@ -42,37 +42,42 @@ def make(
         str,
         typer.Argument(
             metavar="FORMULA",
-            help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or a product of several, one "
-            "blur after another, as 'disk:4*motion:9@30'; a factor shift:DOWN@RIGHT moves by parts of a pixel. Lengths "
+            help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or several blurs in a row, "
+            "as 'disk:4*motion:9@30'. The factor shift:DOWN@RIGHT moves the kernel by fractions of a pixel. Lengths "
             "are in pixels, or in nm, um or mm, as disk:0.6um.",
         ),
     ],
     printed: AnswerOptions,
     spacing: Annotated[
         str | None,
-        option("--spacing [DZ,]DY,DX", "Distance of samples along each axis in µm, for lengths in nm, um or mm."),
+        option("--spacing [DZ,]DY,DX", "Distance between samples along each axis in µm, for lengths in nm, um or mm."),
     ] = None,
     signal: Annotated[
-        bool, option("--signal", "Make the kernel of a signal, with one axis: the blur of a line across the last axis.")
+        bool,
+        option(
+            "--signal", "Make the kernel of a signal, with one axis: the blur of a line that runs across this axis."
+        ),
     ] = False,
     size: Annotated[
         str | None,
         option(
             "--size N|[D,]H,W",
-            "Taps along each axis, odd: more of them hold more of the tails of airy and moffat. Default: as many as "
-            "matter, and a part of long tails.",
+            "Taps along each axis, odd. A larger size holds more of the long tails of airy and moffat. Default: the "
+            "taps that matter, and a part of long tails.",
         ),
     ] = None,
     output: OutputFile = None,
 ) -> None:
-    """Make a kernel by a formula, of sum 1."""
+    """Make a kernel of sum 1 from a formula."""
     from deconv_cli.kernels.sources.formula import has_units, make_kernel, read_formula
     from deconv_cli.kernels.sources.kernel_source import transform_error
 
     check_kernel_output(output, Path.cwd(), force=printed.force, is_picture=not signal)
     steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
     if steps is None and has_units(words):
-        raise UsageError("lengths in nm, um or mm need the distances of the samples, as --spacing 0.2,0.1,0.1 in µm.")
+        raise UsageError(
+            "lengths in nm, um or mm need the distance between samples in µm; give it as in --spacing 0.2,0.1,0.1."
+        )
     if steps is not None and not has_units(words):
         raise UsageError("--spacing is for lengths in nm, um or mm, but the formula has none; leave it out.")
     dimensions = 1 if signal else None
@@ -96,11 +101,11 @@ def make(
     shape = format_size(taps.shape)
     rows = [
         ("taps", f"{shape}, sum {record['sum']:.6g}, largest {record['largest']:.4g}"),
-        ("transform", f"off by {error:.2g} at most, up to half of Nyquist's frequency"),
+        ("transform", f"largest error {error:.2g}, up to half of Nyquist's frequency"),
     ]
     note = (
-        f"the tails end at the edge of {shape} taps, which makes the transform wrong by {error:.2g}; a larger --size "
-        "holds more of them"
+        f"the {shape} taps cut the tails off, so the transform is wrong by {error:.2g}; a larger --size holds more of "
+        "the tails"
     )
     print_kernel(printed, words, rows, [note] if error > ACCURATE else [], taps, record, output)
 
@@ -115,16 +120,16 @@ def extract(
     ],
     options: ModelOptions,
     printed: AnswerOptions,
-    layer: Annotated[str | None, option("--layer NAME", "Which layer. Without it the layers are listed.")] = None,
+    layer: Annotated[str | None, option("--layer NAME", "Name of the layer. Without it, list the layers.")] = None,
     output: Annotated[
         Path | None,
         option(
             "--output -o FILE.safetensors",
-            "Write the layer's weight and bias, with its geometry in the record; --kernel takes the file.",
+            "Write the layer's weight and bias, with its stride, padding and so on. --kernel reads the file.",
         ),
     ] = None,
 ) -> None:
-    """List the convolutions of a model, or take one out of it; nothing in the file is run."""
+    """List the convolutions of a model, or extract one, without running any code in the file."""
     from deconv_cli.io.atomic import check_output_path
     from deconv_cli.models.layers import find_layer, list_layers
     from deconv_cli.saved_kernels import save_layer
@@ -154,8 +159,8 @@ def extract(
     notes = list(stored.notes)
     if not found.geometry:
         notes.append(
-            "the file holds weights alone: it does not say stride, padding, dilation and groups; name the class of the "
-            "model here with --model to record them, or give --stride, --padding and the others to forward and invert"
+            "the file holds only weights, without stride, padding, dilation and groups; name the class of the model "
+            "here with --model to record them, or give --stride, --padding and the others to forward and invert"
         )
     rows = [("layer", found.name), *_layer_rows(found)]
     print_kernel(printed, str(model_file), rows, notes, found.weight, record, output)
@@ -186,26 +191,28 @@ def from_beads(
         str | None,
         option(
             "--size D|[D,]H,W",
-            "Samples along each axis, odd, or planes alone. Default: those that stand out of the noise.",
+            "Samples along each axis, odd, or only the number of planes. Default: as many as rise above the noise.",
         ),
     ] = None,
     bead_diameter: Annotated[
         float,
         option(
             "--bead-diameter V",
-            "Diameter of the beads, in µm, or in samples if no spacing is known; their size is divided out.",
+            "Diameter of the beads, in µm, or in samples if no spacing is known; the size of the beads is removed "
+            "from the result.",
             min=0,
         ),
     ] = 0.0,
     spacing: Annotated[
-        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm. Default: the file's.")
+        str | None,
+        option("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm. Default: the file's."),
     ] = None,
     channel: Annotated[int | None, option("--channel N", "Which channel, from 0.", min=0)] = None,
     axes: Annotated[
         str | None, option("--axes LETTERS", "Read the file's axes as these, for example ZYX or CZYX.")
     ] = None,
 ) -> None:
-    """Measure a point-spread function on a picture of beads: average those that stand alone."""
+    """Measure a point-spread function on a picture of beads: average the beads that are not close to another one."""
     from deconv_cli.io import read_image
     from deconv_cli.kernels.bead_psf import psf_from_beads
     from deconv_cli.tone_curve import limits_of
@@ -259,24 +266,25 @@ def microscope(
         str,
         typer.Argument(
             metavar="[WORDS]",
-            help=f"What is known: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths in nm, "
-            "lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode widefield, "
-            "confocal, two-photon or light-sheet.",
+            help=f"Values of the optics: {', '.join(f'{word}=V' for word in WORDS)}, separated by commas; wavelengths "
+            "in nm, lengths in µm, the pinhole in Airy units, immersion and sample by refractive index; mode "
+            "widefield, confocal, two-photon or light-sheet.",
         ),
     ] = "",
     image: Annotated[
-        Path | None, option("--image FILE", "Take what is not given from the metadata of this file (OME, ImageJ).")
+        Path | None, option("--image FILE", "Take missing values from the metadata of this file (OME, ImageJ).")
     ] = None,
     output: OutputFile = None,
     spacing: Annotated[
-        str | None, option("--spacing [DZ,]DY,DX", "Distance of samples along each axis, in µm.")
+        str | None, option("--spacing [DZ,]DY,DX", "Distance between samples along each axis, in µm.")
     ] = None,
     size: Annotated[
         str | None,
         option(
             "--size D|[D,]H,W",
-            "Samples along each axis, odd, or planes alone. Default: in a wide field 2D − 1 planes for the D planes of "
-            "--image, or 63, as wide as the cone of light; in other modes as many as hold most of the light.",
+            "Samples along each axis, odd, or only the number of planes. Default: in a wide field 2D − 1 planes for "
+            "the D planes of --image, or 63, as wide as the cone of light; in other modes enough to hold most of the "
+            "light.",
         ),
     ] = None,
     channel: Annotated[int, option("--channel N", "Which channel of several, from 0.", min=0)] = 0,
@@ -337,7 +345,7 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
 
     left_out = list(filter(None, [describe_census(found.census)]))
     left_out += [f"{found.n_unlike} unlike the others"] if found.n_unlike else []
-    rows = [("beads", f"{found.n_used} averaged" + (f"; left out: {', '.join(left_out)}" if left_out else ""))]
+    rows = [("beads", f"{found.n_used} averaged" + (f"; not used: {', '.join(left_out)}" if left_out else ""))]
     unit = "samples" if steps is None else "µm"
     for i, name in enumerate("ZYX"[-found.psf.ndim :]):
         step = 1.0 if steps is None else steps[i]
@@ -346,6 +354,6 @@ def _bead_rows(found: BeadPsf, steps: tuple[float, ...] | None) -> list[tuple[st
     return [
         *rows,
         ("size", f"{format_size(found.psf.shape)} samples, sum 1"),
-        ("light", f"{format_percent(found.share)} of a bead's light stands out of the noise"),
+        ("light", f"{format_percent(found.share)} of a bead's light rises above the noise"),
         ("background", f"{found.background:.5g}, subtracted"),
     ]

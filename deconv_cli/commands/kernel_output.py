@@ -25,16 +25,16 @@ OutputFile = Annotated[
     Path | None,
     option(
         "--output -o FILE",
-        "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows them as "
-        "a camera does, turned by 180°, and is divided by its sum where it is read.",
+        "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows them "
+        "as a camera does, turned by 180°, and is divided by its sum on reading.",
     ),
 ]
 LightOption = Annotated[
     str,
     option(
         "--light linear|stored|auto",
-        "What the blur acts on: linear light, or the samples as stored. Default: linear light if the file says how its "
-        "samples encode it.",
+        "What the blur acts on: linear light, or the samples as stored. Default: linear light if the encoding of the "
+        "samples is known.",
         show_default=False,
     ),
 ]
@@ -70,7 +70,7 @@ def check_kernel_output(path: Path | None, source: Path, *, force: bool, is_pict
         return
     codec = codec_named(path)
     if not isinstance(codec, TensorCodec) and (codec is None or codec.name != "TIFF" or not is_picture):
-        what = "a kernel is written as .tif," if is_picture else "a kernel that is no picture is written as"
+        what = "a kernel is written as .tif," if is_picture else "a kernel that is not a picture is written as"
         raise UsageError(f"{what} .safetensors, .pt, .npy or .npz, but the output is '{path}'.")
     check_output_files(path, codec_of_suffix(path), source, force=force)
 

@@ -128,8 +128,8 @@ def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | 
         return ()
     return (
         f"the taps of the kernel lie {format_spacing(taps)} apart, but the samples of the image "
-        f"{format_spacing(samples)}; each tap was applied to one sample, so give a kernel with the distances of the "
-        "image, or correct the distances in one of the two files",
+        f"{format_spacing(samples)}; each tap was applied to one sample; give a kernel with the spacing of the image, "
+        "or correct the spacing in one of the two files",
     )
 
 
@@ -164,7 +164,7 @@ def load_kernels(
         if named in (1, 3):
             found = load_kernels(paths, options, named)
             axes, size = ", ".join("ZYX"[-found.kernel.n_axes :]), format_size(found.source.shape)
-            how = "dimensions=2 takes it for a kernel of planes for each channel"
+            how = "dimensions=2 reads it as a kernel of planes for each channel"
             note = f"the kernel of shape {size} spans the axes {axes} of the image; {how}"
             return replace(found, notes=(*found.notes, note))
     return loaded[0] if len(loaded) == 1 else _one_for_each_channel(paths, loaded, options)
@@ -178,8 +178,8 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
     for path, one in zip(paths, loaded, strict=True):
         if len(one.source.shape) != loaded[0].kernel.n_axes or not one.kernel.shared:
             raise ShapeError(
-                f"of several kernels each is that of one channel, of {loaded[0].kernel.n_axes} axes as the first, but "
-                f"'{path}' has shape {one.source.shape}; give it alone."
+                f"several kernels must each be for one channel and have {loaded[0].kernel.n_axes} axes like the "
+                f"first, but '{path}' has shape {one.source.shape}; give it alone."
             )
     taps = stack_kernels([one.source.kernel.taps[0, 0] for one in loaded])
     sha256 = [one.source.sha256 or str(path) for path, one in zip(paths, loaded, strict=True)]
@@ -204,7 +204,7 @@ def _one_for_each_channel(paths: list[Path], loaded: list[LoadedKernel], options
 
 
 def _dimension_of_signals(read_image: Callable[[], ImageFile]) -> int | None:
-    """Return 1 for signals, for which a formula is that of lines; `None` for other images."""
+    """Return 1 for signals, since a formula then gives a kernel with one axis; `None` for other images."""
     try:
         return 1 if read_image().named_dimensions == 1 else None
     except DeconvError:  # as restoring it will say
@@ -233,8 +233,8 @@ def load_kernel(
 
     if path == ESTIMATE and not path.exists():
         raise UsageError(
-            "--kernel estimate finds the kernel of a picture that deconv invert is to restore; here give a file or a "
-            "formula, such as what deconv kernel estimate PHOTO -o FILE writes."
+            "--kernel estimate works only with deconv invert; here give a formula or a file, such as one from deconv "
+            "kernel estimate PHOTO -o FILE."
         )
     file, colon, layer = str(path).rpartition(":")
     if colon and not path.exists() and Path(file).is_file():
@@ -247,7 +247,7 @@ def load_kernel(
     is_word = not path.suffix and path.name == str(path) not in names
     meant = nearest_name(names, str(path))
     if is_word and meant is not None and not path.exists():
-        raise UsageError(f"'{path}' does not exist; perhaps --kernel {meant} was meant.")
+        raise UsageError(f"'{path}' does not exist; perhaps you mean --kernel {meant}.")
     read = read_kernel(
         path,
         layer=options.layer,

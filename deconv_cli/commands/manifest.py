@@ -31,13 +31,13 @@ class BatchOptions:
     """What to do with files that are done already, and where to record what was done."""
 
     skip_existing: Annotated[
-        bool, option("--skip-existing", "Leave out inputs whose output exists already, whatever it holds.", MANY_FILES)
+        bool, option("--skip-existing", "Skip inputs whose output exists, without looking at its content.", MANY_FILES)
     ] = False
     manifest: Annotated[
         Path | None,
         option(
             "--manifest FILE.jsonl",
-            "Write a line of JSON for each file as soon as it is done: what was done, hashes, time, doubts and errors.",
+            "Write a line of JSON for each file as soon as it is done: result, hashes, time, doubts and errors.",
             MANY_FILES,
         ),
     ] = None
@@ -45,8 +45,8 @@ class BatchOptions:
         bool,
         option(
             "--resume",
-            "Continue where the manifest ends: repeat only what failed, is missing or has changed. Without a manifest: "
-            "continue a run over blocks that ended early.",
+            "Continue an earlier run: with --manifest, process only files that failed, are missing or have changed; "
+            "without it, the remaining blocks of one large file.",
             MANY_FILES,
         ),
     ] = False
@@ -60,7 +60,7 @@ class BatchOptions:
             )
         if self.skip_existing and (force or self.resume):
             other = "--force" if force else "--resume"
-            raise UsageError(f"--skip-existing leaves outputs that exist, but {other} replaces them; use one of them.")
+            raise UsageError(f"--skip-existing keeps existing outputs, but {other} replaces them; use one of the two.")
 
 
 def settings_of(invocation: typer.Context) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _read(path: Path) -> dict[str, Line]:
             lines[line["output"]] = line | {"input": line["input"], "status": line["status"]}
         except (ValueError, TypeError, KeyError) as error:
             raise MalformedInputError(
-                f"line {number} of '{path}' is not as this version of deconv writes it: it is damaged, or the file is "
-                "not a manifest; remove the line, or choose another file for the manifest."
+                f"line {number} of '{path}' is damaged, comes from another version of deconv, or the file is not a "
+                "manifest; remove the line, or choose another file for the manifest."
             ) from error
     return lines

@@ -50,8 +50,8 @@ def is_microscope(kernels: list[Path], options: KernelOptions) -> bool:
     given = [name for name, value in options.as_options().items() if value is not None]
     if len(kernels) > 1 or given:
         raise UsageError(
-            f"--kernel microscope gives every channel its kernel, so that {given[0] if given else 'another kernel'} is "
-            "of no use; leave it out."
+            f"--kernel microscope gives every channel its kernel, so {given[0] if given else 'another kernel'} has no "
+            "effect; leave it out."
         )
     return True
 
@@ -63,8 +63,8 @@ def read_words(text: str) -> Values:
         word, equals, value = (each.strip().lower() for each in part.partition("="))
         if word not in WORDS or not equals or not value:
             raise UsageError(
-                f"a microscope is described by {', '.join(WORDS)}, each followed by an equals sign and a value, but "
-                f"one word is '{shortened(word)}'."
+                f"a microscope is described by words such as na=1.4, with the names {', '.join(WORDS)}, but one word "
+                f"is '{shortened(word)}'."
             )
         found[WORDS[word]] = tuple(value.split("+"))
     return found
@@ -93,8 +93,8 @@ def describe_optics(
     steps = spacing or (None if image is None else image.spacing)
     if steps is None:
         raise UsageError(
-            "the distance of the samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX to deconv invert "
-            "or to deconv kernel microscope, which writes a file for --kernel."
+            "the distance between samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX to deconv "
+            "invert or to deconv kernel microscope, which writes a file for --kernel."
         )
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
@@ -105,7 +105,7 @@ def describe_optics(
     if "emission" not in typed:
         values["emission"] = _emissions(image, found, assumed)
     if values["numerical_aperture"] == [None]:
-        several = f", which lists {found.n_objectives} objectives and not which of them was used"
+        several = f", which lists {found.n_objectives} objectives without naming the one that was used"
         _refuse_unknown("numerical aperture", "na", image, several if found.n_objectives > 1 else "")
     if "emission" not in typed and not any(values["emission"]):
         _refuse_unknown("wavelength of the emission", "emission", image)
@@ -150,8 +150,8 @@ def _refuse_gaps(word: str, wavelengths: Sequence[Any]) -> None:
     if missing:
         known = "+".join("NM" if wavelength is None else f"{wavelength:g}" for wavelength in wavelengths)
         raise UsageError(
-            f"the file does not say the {word} of channel {' and '.join(missing)}; give that of all behind the word "
-            f"{word}, as {known}, or leave a channel out of the file if no such light formed it."
+            f"the file does not say the {word} of channel {' and '.join(missing)}; give the values of all channels "
+            f"with the word {word}, as {known}, or remove channels without such light from the file."
         )
 
 
@@ -197,7 +197,7 @@ def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str
         if word:
             taken.append(f"{length:g} nm ({word})")
     if taken:
-        assumed.append(f"emission {', '.join(taken)}, the maxima of the dyes after which channels are named")
+        assumed.append(f"emission {', '.join(taken)}, the maxima of the dyes in the channel names")
     return emissions
 
 
@@ -247,8 +247,8 @@ def load_microscope(
     ]
     if sizes != [microscope.psf_size(image_size) for microscope in microscopes]:
         notes.append(
-            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse of all its light takes very long; "
-            'method="richardson-lucy" takes all of it, and comes nearer to a stack of a wide field'
+            f"the kernel was cut to {format_size(sizes[0])}, since an exact inverse with all its light takes very "
+            'long; method="richardson-lucy" uses the whole kernel, and is more accurate for a stack of a wide field'
         )
     again = {"--kernel": text, "--dimensions": n_axes}
     return LoadedKernel(source, taps, None, tuple(notes), again, spacing=first.spacing)

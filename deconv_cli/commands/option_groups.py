@@ -50,7 +50,9 @@ ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", 
 ShowOption = Annotated[bool, option("--show", "Draw the picture in the terminal (on stderr).", OUTPUT)]
 JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
-VerboseOption = Annotated[bool, option("--verbose -v", "Print the whole table, and a line for every step.", OUTPUT)]
+VerboseOption = Annotated[
+    bool, option("--verbose -v", "Print all rows of the table, and one line for each step.", OUTPUT)
+]
 InputsArgument = Annotated[
     list[Path], typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.")
 ]
@@ -58,7 +60,7 @@ OutputOption = Annotated[
     str | None,  # not a path, which would forget the slash that marks a folder
     option(
         "--output -o FILE|DIR",
-        "Where to write; the suffix decides the format. A folder takes one file for each input. Default: beside the "
+        "Where to write. The suffix decides the format; a folder gets one file for each input. Default: beside the "
         "input, in its own format (GIF as PNG).",
     ),
 ]
@@ -71,8 +73,8 @@ def kernel_option(more: str = "") -> Any:  # noqa: ANN401
         "--kernel -k FILE|WORDS",
         "The kernel: a tensor or state dict (.pt, .safetensors, .npy, .npz), a picture or a stack of a point-spread "
         f"function, or a formula ({', '.join(KERNEL_SOURCES)}), for example gaussian:1.5 or motion:9@30{more}; or "
-        "microscope, computed from the optics that the file names (microscope:na=1.4,emission=520 says more). Given "
-        "once for all channels, or once for each.",
+        "microscope, computed from the optics in the file (add missing values as in microscope:na=1.4,emission=520). "
+        "Give it once for all channels, or once for each channel.",
     )
 
 
@@ -88,8 +90,8 @@ class KernelReading:
         Convention | None,
         option(
             "--convention",
-            "What the kernel file holds: taps as conv2d applies them (default for tensors), or a point-spread "
-            "function of a true convolution (default for pictures), which is flipped.",
+            "How to read the kernel file: as taps that conv2d applies (default for tensors), or as a point-spread "
+            "function of a true convolution, which is flipped (default for pictures).",
             KERNEL,
         ),
     ] = None
@@ -109,13 +111,17 @@ class KernelReading:
 class KernelOptions(KernelReading):
     """How to read the kernel's file."""
 
-    layer: Annotated[str | None, option("--layer NAME", "Which layer of a state dict holds the kernel.", KERNEL)] = None
+    layer: Annotated[
+        str | None,
+        option("--layer NAME", "Name of the layer that holds the kernel, if the file is a state dict.", KERNEL),
+    ] = None
     clean_kernel: Annotated[
         bool | None,
         option(
             "--clean-kernel/--no-clean-kernel",
             "Subtract the background of a measured point-spread function, crop its empty margin, and center it; or "
-            "take it as it is. Default: as it is, but a kernel that would spoil a picture is refused.",
+            "take it as it is. Default: as it is; deconv refuses a picture of a kernel with a strong background or "
+            "far off its center.",
             KERNEL,
             show_default=False,
         ),
@@ -159,11 +165,12 @@ class FileOptions:
             FILES,
         ),
     ] = None
-    tensor: Annotated[
-        str | None, option("--tensor NAME", "Which tensor of an input file that holds several.", FILES)
-    ] = None
+    tensor: Annotated[str | None, option("--tensor NAME", "Name of the tensor, if the file holds several.", FILES)] = (
+        None
+    )
     series: Annotated[
-        int | None, option("--series N", "Which image series of a TIFF or OME-Zarr that holds several.", FILES, min=0)
+        int | None,
+        option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", FILES, min=0),
     ] = None
     output_dtype: Annotated[
         OutputDType | None,
@@ -214,8 +221,8 @@ class LargeOptions:
         str | None,
         option(
             "--block-size N|D,H,W",
-            "Restore the input in blocks of N pixels along each axis of space. Default: the largest blocks that "
-            "--max-memory allows, if the whole does not fit it.",
+            "Restore the input in blocks of N pixels along each axis of space. Default: the whole input if it fits "
+            "--max-memory, otherwise the largest blocks that fit.",
             LARGE,
         ),
     ] = None
@@ -223,8 +230,8 @@ class LargeOptions:
         bool,
         option(
             "--dry-run",
-            "Print how the input would be cut, with memory, halo, the expected error at the seams and the time; write "
-            "nothing.",
+            "Print the plan of the blocks: memory, halo (the margin read around each block), expected error at the "
+            "seams, time. Write nothing.",
             LARGE,
         ),
     ] = False
@@ -247,16 +254,15 @@ class LargeOptions:
         """Refuse by `UsageError` options that need a given kernel or a single input, and a share that is not `i/N`."""
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
-                "--block-size, --block-range and --dry-run are for inputs that are restored with a given kernel, "
-                "not with --kernel estimate, --factor, --layers or --tap; leave them out, or give the kernel that "
-                "deconv kernel estimate finds."
+                "--block-size, --block-range and --dry-run need a given kernel, and do not go with --kernel estimate, "
+                "--factor, --layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."
             )
         if self.block_range is not None:
             JobShare.parse(self.block_range)
         if not is_one and (self.dry_run or self.block_range is not None):
             raise UsageError(
-                f"{'--dry-run' if self.dry_run else '--block-range'} belongs to one input without a manifest; give its "
-                "file alone."
+                f"{'--dry-run' if self.dry_run else '--block-range'} is for one input without a manifest; give one "
+                "file, and no manifest."
             )
 
 
@@ -319,9 +325,9 @@ def typed_options(invocation: typer.Context) -> frozenset[str]:
 def print_workers(scheduler: Scheduler) -> None:
     """Print where the workers can be watched, and a note if there are none yet."""
     if scheduler.address is not None:
-        print_note(f"the workers can be watched at {scheduler.address}")
+        print_note(f"watch the workers at {scheduler.address}")
     if not scheduler.n_workers:
-        print_note("the cluster has no workers yet; the work begins with the first one")
+        print_note("the cluster has no workers yet; the run waits for the first one")
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -141,7 +141,7 @@ class Work(ABC):
     @property
     @abstractmethod
     def device_type(self) -> str:
-        """Where the arithmetic is: `cpu`, `cuda`, ..."""
+        """The type of the device of the arithmetic: `cpu`, `cuda`, ..."""
 
     def memory(self) -> int:
         """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
@@ -247,7 +247,7 @@ class SharedCores:
                 self._room.notify_all()
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no more jobs."""
         with self._room:
             self._is_closed = True
             self._room.notify_all()

@@ -112,7 +112,7 @@ class Restoration:
         )
 
     def _metadata(self, image: ImageFile) -> InputMetadata:
-        """Gather what the files of an input and of the kernel record."""
+        """Collect the records in the files of an input and of the kernel."""
         from deconv_cli.workflows.resolution import InputMetadata
 
         return InputMetadata(
@@ -200,8 +200,8 @@ def choose_kind(
     noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
     if noise is None or noise < NOTABLE_NOISE * values.std():
         return InputKind.TENSOR, ()
-    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula of optics"
-    return InputKind.PICTURE, (f'the array was taken for a picture, {why}; defaults="tensor" takes it for a tensor',)
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is computed from the optics"
+    return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)
 
 
 def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:

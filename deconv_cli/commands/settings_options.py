@@ -98,7 +98,7 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
     path = Path(text)
     if text in ("white", "auto") or not path.is_file():
         if path.suffix:
-            raise UsageError(f"the file of noise '{text}' does not exist; check the name and the folder.")
+            raise UsageError(f"the noise file '{text}' does not exist; check the name and the folder.")
         return text
     from deconv_cli.io.records import open_sealed
 
@@ -112,8 +112,8 @@ def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
     records = found.get("noise_model")
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UsageError(
-            f"'{text}' has no list noise_model, as the JSON of deconv invert has, or does not fit its digest; write "
-            "one with --json, or with an output file in .npy."
+            f"'{text}' is damaged or has no list noise_model as in the JSON of deconv invert; write one with --json, "
+            "or with an output file in .npy."
         )
     light = found.get("light") if found.get("light") in tuple(Light) else None
     return tuple(NoiseModel.of_record(record, source=text, light=light) for record in records)
@@ -131,9 +131,9 @@ SETTINGS_OPTIONS = {
             names=lambda: ["auto", *BOUNDARIES],
         ),
         light=SettingOption(
-            "What the blur acts on: linear for light, to which samples are converted by their ICC profile, gamma or "
-            "sRGB, and back; stored for the samples as they are. Default: auto, what deconv forward recorded in the "
-            "file; else linear for pictures but TIFF without a profile, and stored for tensors.",
+            "What the blur acts on: linear converts samples to light and back by their ICC profile, gamma or sRGB; "
+            "stored uses the samples as they are. Default: auto, what deconv forward recorded in the file; else "
+            "linear for pictures, except TIFF without a profile, and stored for tensors.",
             names=lambda: ["auto", *Light],
             metavar="auto|linear|stored",
         ),
@@ -143,13 +143,13 @@ SETTINGS_OPTIONS = {
             read=parse_padding,
         ),
         dimensions=SettingOption(
-            "Axes of space of the images: 1 for signals, 2 for pictures, 3 for stacks. Default: what file and kernel "
-            "say. A kernel of fewer axes works on each plane by itself.",
+            "Number of axes of space: 1 for signals, 2 for pictures, 3 for stacks. Default: from the file and the "
+            "kernel. A kernel with fewer axes works on each plane separately.",
             kind=int,
             metavar="N",
         ),
         defaults=SettingOption(
-            "Use the defaults of pictures, or those of tensors. Default: by the format of the file.",
+            "Use the defaults for pictures or those for tensors. Default: by the format of the file.",
             names=lambda: list(InputKind),
             metavar="KIND",
         ),
@@ -157,34 +157,43 @@ SETTINGS_OPTIONS = {
     **_panel(
         LAYER,
         stride=SettingOption(
-            "Pixels from one output to the next, as in torch. Default, here and for the next four: what the model "
-            "file or deconv forward recorded, else 1.",
+            "Pixels from one output to the next, as in torch. Default: as recorded in the files, else 1.",
             metavar="N|NH,NW",
         ),
-        dilation=SettingOption("Pixels from one tap to the next.", metavar="N|NH,NW"),
-        groups=SettingOption("Sets of channels that the kernel does not mix.", kind=int, metavar="N"),
+        dilation=SettingOption(
+            "Pixels from one tap to the next. Default: as recorded in the files, else 1.", metavar="N|NH,NW"
+        ),
+        groups=SettingOption(
+            "Sets of channels that the kernel does not mix. Default: as recorded in the files, else 1.",
+            kind=int,
+            metavar="N",
+        ),
         transposed=SettingOption(
-            "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW).", kind=bool
+            "The layer is a transposed convolution, with taps of shape (C_in, C_out / groups, kH, kW). Default: as "
+            "recorded in the files.",
+            kind=bool,
         ),
         output_padding=SettingOption(
-            "Of a transposed layer, by how many pixels its output is larger than the smallest possible.",
+            "Pixels added to the smallest possible output of a transposed layer, as in torch. Default: as recorded in "
+            "the files, else 0.",
             metavar="N|NH,NW",
         ),
         input_size=SettingOption(
-            "Size of the images, where a stride leaves several possible. Default: stride × output, else the smallest.",
+            "Size of the restored images, if a stride allows several. Default: stride × output, else the smallest.",
             metavar="H,W",
         ),
     ),
     **_panel(
         PENALTY,
         lam=SettingOption(
-            "Weight of the penalty, in units of σ²max, or one for each channel, as 0.1,0.02,0.1; 0 for the "
-            "pseudo-inverse; auto to choose it from the data. Default: auto for pictures, 1e-6 for tensors.",
+            "λ, the strength of smoothing (weight of the penalty, relative to σ²max): one number, or one for each "
+            "channel, as 0.1,0.02,0.1; 0 for the pseudo-inverse; auto to choose it from the data. Default: auto for "
+            "pictures, 1e-6 for tensors.",
             metavar="auto|λ|λ,λ,...",
         ),
         lambda_rule=SettingOption(
-            f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv, and whiteness for photographs of 8 "
-            "bits where it asks for more than ten times as much.",
+            f"How λ is chosen from the data: {', '.join(LambdaRule)}. Default: gcv; for 8-bit photographs whiteness, "
+            "if its λ is more than ten times larger.",
             names=lambda: list(LambdaRule),
         ),
         penalty=SettingOption(
@@ -193,25 +202,25 @@ SETTINGS_OPTIONS = {
             names=lambda: list(PENALTIES),
         ),
         spacing=SettingOption(
-            "Distances of neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three times as "
-            "far apart as pixels: penalty and total variation divide differences by them. Default: all alike.",
+            "Distance between neighboring pixels along each axis of space, in any unit, as 3,1,1 for planes three "
+            "times as far apart as pixels. Penalty and total variation divide differences by it. Default: equal.",
             metavar="S,S,...",
         ),
         noise_sigma=SettingOption(
-            "Standard deviation of the noise, in units of the samples, or of light on their scale where light is "
-            "linear. Default: auto, estimated.",
+            "Standard deviation of the noise, in units of the samples, or of light on the same scale if --light is "
+            "linear. Default: auto, which estimates it.",
             metavar="auto|σ",
         ),
         noise=SettingOption(
-            "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. Full samples "
-            "then count as 'at least this bright', under white as measurements. Default: auto for pictures, white for "
-            "tensors.",
+            "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. With auto "
+            "or a file, saturated samples are lower bounds; with white they are measurements. Default: auto for "
+            "pictures, white for tensors.",
             metavar="white|auto|FILE",
             read=read_noise,
         ),
         quantization=SettingOption(
-            "Step between neighboring stored values; the noise is at least that of rounding to them. "
-            "Default: 1 for files of whole numbers, else 0.",
+            "Step between stored values. The noise estimate is at least the rounding error. Default: 1 for files of "
+            "whole numbers, else 0.",
             kind=float,
             metavar="STEP",
         ),
@@ -221,34 +230,35 @@ SETTINGS_OPTIONS = {
     ),
     **_panel(
         PRIOR,
-        nonnegative=SettingOption("Minimize among images without negative pixels.", kind=bool),
+        nonnegative=SettingOption("Allow no negative pixels.", kind=bool),
         prior=SettingOption(
-            f"What the image is like: {', '.join(prior_names())}. Default: auto, which takes photo, learned from "
-            "photographs, for 8-bit pictures with a tone curve, and else quadratic, a small penalty; tv is for flat "
-            "regions with sharp edges.",
+            f"What to assume about the image: {', '.join(prior_names())}. Default: auto: photo (learned from "
+            "photographs) for 8-bit pictures with a tone curve, otherwise quadratic. tv expects flat regions with "
+            "sharp edges.",
             names=lambda: ["auto", *prior_names()],
         ),
         weight=SettingOption(
             "Weight of the total variation, in units of the samples. Default: auto, from the noise.", metavar="auto|V"
         ),
         strength=SettingOption(
-            "For prior photo: smoother above 1, sharper below. Default: 1, the noise that was found.",
+            "For prior photo: smoother above 1, sharper below. Default: 1, the estimated noise.",
             kind=float,
             least=0.0,
         ),
         gain=SettingOption(
-            "For method richardson-lucy: units of the samples for one count of light, to stop at the noise of counts; "
-            "auto estimates it from the data. Default: stop by samples that are held out.",
+            "For method richardson-lucy: size of one count of light, in units of the samples. The iteration then "
+            "stops at the Poisson noise. auto estimates the size from the data. Default: stop where the estimate best "
+            "predicts samples that it did not use.",
             metavar="auto|V",
         ),
         iterations=SettingOption(
-            "Number of iterations of method richardson-lucy, or of prior tv. Default: until the noise or --tolerance "
-            "ends them.",
+            "Number of iterations of method richardson-lucy, or of prior tv. Default: stop at the noise or at "
+            "--tolerance.",
             kind=int,
             least=1,
         ),
         rho=SettingOption(
-            "For prior tv: the ρ of its iteration. Default: adapted to the image; in blocks the same for all.",
+            "For prior tv: the ρ of its iteration. Default: adapted to the image; the same for all blocks.",
             kind=float,
             least=0.0,
         ),
@@ -256,18 +266,19 @@ SETTINGS_OPTIONS = {
     **_panel(
         SOLVER,
         method=SettingOption(
-            f"How to solve: {', '.join(method_names())}. Default: auto, what costs least.",
+            f"How to solve: {', '.join(method_names())}. Default: auto, the cheapest.",
             names=lambda: list(method_names()),
         ),
         tolerance=SettingOption(
-            "Certificate at which an iteration stops. Default: 1e-6 in float32, 1e-10 in float64; 1e-5 for "
-            "richardson-lucy; for prior tv 2e-2, once a step changes the estimate by less than 0.2 % of its contrast.",
+            "Stop when the certificate (relative gradient, 0 is exact) is this small. Default: 1e-6 in float32, 1e-10 "
+            "in float64; 1e-5 for richardson-lucy; 2e-2 for prior tv, which also waits for steps below 0.2 % of the "
+            "contrast.",
             kind=float,
         ),
-        max_iterations=SettingOption("Iterations at most. Default: 2000.", kind=int, least=1),
+        max_iterations=SettingOption("Largest number of iterations. Default: 2000.", kind=int, least=1),
         max_memory=SettingOption(
-            "Memory for images and solving, such as 8GiB or 500MB; Python and torch take 300 to 400 MB beside it. "
-            "Default: what is free, and half of it in blocks.",
+            "Memory for images and solving, such as 8GiB or 500MB; Python and torch take another 300 to 400 MB. "
+            "Default: the free memory; half of it in blocks.",
             metavar="SIZE",
             read=parse_memory,
         ),

@@ -214,7 +214,7 @@ def _residual(result: Reconstruction, *, verbose: bool) -> str:
 
 
 def _noise(result: Reconstruction) -> str | None:
-    """Describe the size of the noise and its source; `None` if nothing looked at it."""
+    """Describe the size of the noise and its source; `None` if it was not measured."""
     choice, predicted = result.lambda_choice, result.predicted_error
     if choice is None:
         return None if predicted is None else f"σ {predicted.sigma:.3g}, used for the expected error"
@@ -227,7 +227,7 @@ def _noise(result: Reconstruction) -> str | None:
     if not all(model.is_white for model in result.noise):
         return f"σ {sigma}, estimated with its spectrum"
     if all(one.sigma == ROUNDING_NOISE for one in choices):
-        return f"σ {sigma}, that of rounding to whole numbers"
+        return f"σ {sigma}, from rounding to whole numbers"
     is_plain = result.settings.layer.is_plain
     return f"σ {sigma}, {'estimated where the kernel passes least' if is_plain else 'the likeliest'}"
 
@@ -296,8 +296,8 @@ def _influence(influence: InfluenceDepth) -> str:
     faded = [f"{part} after {counted(n, 'pixel')}" for part, n in depths.items() if n is not None]
     deeper = [part for part, n in depths.items() if n is None]
     if not faded:
-        return f"a mistake at the edge reaches deep into the image: more than {deeper[0]} of it"
-    sentence = f"a mistake at the edge fades to {', to '.join(faded)}"
+        return f"an error at the edge reaches deep into the image: more than {deeper[0]} of it"
+    sentence = f"an error at the edge fades to {', to '.join(faded)}"
     return f"{sentence}; more than {deeper[0]} of it reaches deeper" if deeper else sentence
 
 
@@ -315,7 +315,7 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     ]
     _print("deconv invert --dry-run", rows, notes=task.plan.notes)
     if is_there(target):
-        print_note(f"the output '{target}' exists already; a run has to be given --force to replace it")
+        print_note(f"the output '{target}' exists already; a run needs --force to replace it")
 
 
 def _output(target: RegionTarget) -> str:

@@ -33,7 +33,7 @@ class ModelOptions:
         option(
             "--model CODE",
             "The model's class, for a file of weights alone: file.py:Name or package.module:Name. This code is run; "
-            "nothing in the file MODEL is.",
+            "no code in the file MODEL is.",
             MODEL_FILES,
         ),
     ] = None
@@ -148,4 +148,4 @@ def _descriptor_to_stderr() -> Iterator[None]:
 def describe_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
     """Write each different warning as a sentence."""
     lines = [str(warning.message).strip().partition("\n")[0].rstrip(".") for warning in caught]
-    return [f"a warning on the way: {line[:_WARNING_LENGTH]}" for line in dict.fromkeys(filter(None, lines))]
+    return [f"warning from the code: {line[:_WARNING_LENGTH]}" for line in dict.fromkeys(filter(None, lines))]

@@ -52,7 +52,7 @@ def move_ahead(taps: Tensor, axis: int) -> Tensor:
 def edge_angles(n_lines: int, n_axes: int, like: Tensor) -> Tensor:
     """Spread angles evenly over half of the frequencies along an edge, between the zeros of symmetric kernels.
 
-    The other half is alike by symmetry. Shape `(n_lines, n_axes)`, from 0 to π along the first and to 2π along the
+    The other half follows by symmetry. Shape `(n_lines, n_axes)`, from 0 to π along the first and to 2π along the
     second axis of the edge.
     """
     steps = torch.arange(n_lines, dtype=like.dtype, device=like.device) + 0.5

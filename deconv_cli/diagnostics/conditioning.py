@@ -104,7 +104,7 @@ def measure_resolution(taps: Tensor, image_size: Size, inverse: InverseFilter) -
 
 
 def widest(widths: Widths) -> float | None:
-    """Give the largest width of all channels; `None` if one of them never falls to half."""
+    """Return the largest width of all channels; `None` if one of them never falls to half."""
     values = [width for of_channel in widths for width in of_channel]
     return None if None in values else max(width for width in values if width is not None)
 

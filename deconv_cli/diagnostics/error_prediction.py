@@ -132,7 +132,7 @@ class ErrorPredictor:
         return missing, *self._noise
 
     def _drawn(self, estimate: Tensor, model: ImageModel) -> tuple[Tensor, Tensor]:
-        """Draw images of the operator's size, around their mean; give them, and what compression leaves."""
+        """Draw images of the operator's size, around their mean; return them, before and after compression."""
         operator = self._probed.problem.operator
         _, *size = operator.input_shape
         # An image on a torus has no seam; any other is cropped from a larger one.

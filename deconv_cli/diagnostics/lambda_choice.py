@@ -82,7 +82,7 @@ class LambdaChoice:
         rounds = f" in {counted(self.n_rounds, 'round')}" if self.n_rounds else ""
         other = self.cross_check
         median = f", the median of {self.n_places} places" if self.n_places > 1 else ""
-        return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would take {other.chosen:.2g}"
+        return f"chosen by {words[self.rule]}{rounds}{median}; {other.rule} would choose {other.chosen:.2g}"
 
     @property
     def failure(self) -> str | None:
@@ -92,7 +92,7 @@ class LambdaChoice:
             return None
         return (
             f"the rule {self.rule} has no minimum between {self.curve.lams[0]:g} and {self.curve.lams[-1]:g}, so it "
-            "chose no λ; set lam to a number, or take another lambda_rule"
+            "chose no λ; set lam to a number, or use another lambda_rule"
         )
 
     @property
@@ -105,9 +105,9 @@ class LambdaChoice:
         are_alike = {self.rule, self.cross_check.rule} == {LambdaRule.UPRE, LambdaRule.DISCREPANCY}
         if not are_alike and not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
             return (
-                f"two rules differ by a factor of {max(ratio, 1 / ratio):.0f}: {self.rule} takes λ = "
-                f"{self.curve.chosen:.2g} and {self.cross_check.rule} {self.cross_check.chosen:.2g}; the kernel or "
-                "the noise may be wrong: check both"
+                f"two rules differ by a factor of {max(ratio, 1 / ratio):.0f}: {self.rule} chooses λ = "
+                f"{self.curve.chosen:.2g}, {self.cross_check.rule} chooses {self.cross_check.chosen:.2g}; check the "
+                "kernel and the noise, which may be wrong"
             )
         if not self.is_converged:
             return f"the choice of λ still changed after {counted(self.n_rounds, 'round')}; try another lambda_rule"

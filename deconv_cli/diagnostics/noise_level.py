@@ -67,7 +67,7 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
     if y.ndim < n_axes or min(y.shape[-n_axes:]) < 3:
         least = format_size((3,) * n_axes)
         raise ShapeError(
-            f"the noise is estimated from images of at least {least} pixels, but the shape is {tuple(y.shape)}."
+            f"estimating the noise needs images of at least {least} pixels, but the shape is {tuple(y.shape)}."
         )
     detail = y
     for axis in space_axes(n_axes):

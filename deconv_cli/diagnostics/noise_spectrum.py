@@ -127,8 +127,8 @@ def _mean_power(levels: Sequence[float], y: Tensor) -> float:
 def interpolated(spectrum: Sequence[float], torus: Size, like: Tensor, *, is_whole: bool = False) -> Tensor:
     """Evaluate powers that are given at `FREQUENCIES` on a torus, in the dtype and on the device of `like`.
 
-    Their logarithm is linear in between, and constant beyond. They are at the frequencies of `torch.fft.rfftn`, or at
-    all.
+    The logarithm is linear between them, and constant beyond. The result is at the frequencies of `torch.fft.rfftn`,
+    or at all frequencies.
     """
     squared = like.new_zeros(1)
     for axis, length in enumerate(torus):

@@ -204,8 +204,8 @@ def fit_probed_image_model(
 ) -> ImageModel:
     """Fit the model to the data `(C_out, *output_size)` of one image, without the bias.
 
-    The estimate `(C_in, *size)` shows the covariance of the channels. By default σ is the likeliest, in the units of
-    the samples, and at least `least_sigma`. The seed is that of the random signs.
+    The estimate `(C_in, *size)` shows the covariance of the channels. By default σ is the most likely value, in the
+    units of the samples, and at least `least_sigma`. The seed is for the random signs.
     """
     channels = common_factor(estimate, len(estimate), estimate.ndim - 1)
     mean, constant = constant_part(operator, y)

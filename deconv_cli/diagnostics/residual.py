@@ -64,7 +64,7 @@ class EdgeBands:
 
     @cached_property
     def count(self) -> Tensor:
-        """How many pixels each band has, shape `(depth,)`."""
+        """Number of pixels of each band, shape `(depth,)`."""
         return torch.tensor(band_counts(self._size, self.depth), device=self._device)
 
     def mean_square(self, values: Tensor) -> Tensor:

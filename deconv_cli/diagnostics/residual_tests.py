@@ -72,22 +72,24 @@ class ResidualFinding(StrEnum):
 
 
 _SENTENCES = {
-    ResidualFinding.FINE: "the residual is no larger than the noise: nothing contradicts kernel, boundary or smoothing",
+    ResidualFinding.FINE: (
+        "the residual is no larger than the noise: nothing contradicts the kernel, the boundary or the smoothing"
+    ),
     ResidualFinding.OVER_SMOOTHED: (
         "the residual still contains detail of the picture that the kernel passes: the estimate is over-smoothed, and "
         "a smaller λ would recover more"
     ),
     ResidualFinding.NOISE_FITTED: (
-        "the residual is smaller than the noise: the estimate has fitted noise and shows it amplified; use a larger λ. "
-        "If λ was chosen from the data, check the kernel too: a kernel that is too wide leads to a small λ"
+        "the residual is smaller than the noise: the estimate fits the noise and amplifies it; use a larger λ. If λ "
+        "was chosen from the data, check the kernel too: a kernel that is too wide leads to a small λ"
     ),
     ResidualFinding.WRONG_KERNEL: (
         "the data contain frequencies that this kernel nearly removes, so no plausible picture explains them: the "
         "kernel is probably wrong"
     ),
     ResidualFinding.WRONG_BOUNDARY: (
-        "the residual is much larger along the edges than inside: the boundary is probably not what was assumed; "
-        'try boundary="unknown"'
+        "the residual is much larger along the edges than inside: the assumed boundary is probably wrong; try "
+        'boundary="unknown"'
     ),
     ResidualFinding.INCONCLUSIVE: (
         "the residual neither confirms nor contradicts the kernel: the estimate contains most of the noise, or "

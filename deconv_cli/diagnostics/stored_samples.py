@@ -1,4 +1,4 @@
-"""What a file format did to the samples: full samples, the error of JPEG, and what a block quantizer leaves.
+"""How a file format changed the samples: saturated samples, the error of JPEG, and the effect of a block quantizer.
 
 * JPEG rounds each frequency of each block of 8 × 8 to multiples of a step. The steps show in the transform of the
   blocks (Fan and de Queiroz, Identification of bitmap compression history: JPEG detection and quantizer estimation,

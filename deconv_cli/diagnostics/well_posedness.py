@@ -26,7 +26,7 @@ ADVISED_FRACTION = 0.1
 MIN_ADVISED_LAMBDA = 1e-6
 # An influence of 1 % beyond this part of the shorter side is deep.
 DEEP = 0.25
-UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or are too many"
+UNTESTED = "the boundary was not tested: the channels of the kernel depend on one another, or there are too many"
 # Bounds on the work of one axis: frequencies along each axis of the edge, and blocks times the cost of solving with
 # one.
 MAX_LINES = 8
@@ -142,16 +142,22 @@ def _harmless(geometry: Geometry, boundary: BoundaryRule, *, is_tall: bool) -> s
     outputs, as many at every size.
     """
     if boundary.is_periodic:
-        return "on a torus there is no edge: the singular values are those of the kernel's symbol"
+        return (
+            "the image repeats without an edge: the singular values are the magnitudes of the kernel's transfer "
+            "function"
+        )
     pads = geometry.pads
     if boundary.is_unknown or not any(pads.total):
         if is_tall:
             return "nothing is assumed about the outside, so the border can lose nothing"
-        return "nothing is assumed about the outside, so no singular value is below those of the kernel's symbol"
+        return (
+            "nothing is assumed about the outside, so no singular value is below the smallest of the kernel's "
+            "transfer function"
+        )
     if all(
         pad >= k - 1 for side in (pads.before, pads.after) for pad, k in zip(side, geometry.kernel_size, strict=True)
     ):
-        return "the output contains everything that the kernel makes of every pixel, so the boundary loses nothing"
+        return "the output contains the whole response to every pixel, so the boundary loses nothing"
     return None
 
 
@@ -175,17 +181,17 @@ def _reason(n_lost: int, lam: float, *, is_square: bool) -> str:
         return "the boundary loses nothing: with unequal numbers of channels no image along an edge escapes all outputs"
     modes = f"about {counted(n_lost, 'mode')} along the edges"
     if lam > 0:
-        return f"{modes} are too weak under this boundary for the data to decide them; the penalty does"
+        return f"{modes} are too weak under this boundary for the data to determine; the penalty determines them"
     return (
-        f"{modes} nearly vanish under this boundary, though the kernel itself passes them: with them, noise and "
-        f"rounding are amplified more than {1 / LOST:.0f} times"
+        f"{modes} nearly vanish under this boundary, though the kernel itself passes them: undoing them amplifies "
+        f"noise and rounding more than {1 / LOST:.0f} times"
     )
 
 
 def _advice(lam: float | None) -> tuple[str, ...]:
     of_padding = (
-        "if the convolution can be chosen, padding full keeps them all, and padding valid has no border that loses "
-        "them, but leaves the outermost pixels to the least norm"
+        "if you can choose the convolution, padding full keeps them all; padding valid also loses none, but "
+        "determines the outermost pixels only by the least norm"
     )
     if lam is None:
         return (of_padding,)
@@ -194,7 +200,7 @@ def _advice(lam: float | None) -> tuple[str, ...]:
 
 
 def influence_depth(taps: Tensor, image_size: Size, *, weight: float, penalty: PenaltyLike) -> InfluenceDepth | None:
-    """Measure the deepest of all axes on a torus, at a sample of the frequencies along the edge.
+    """Measure the largest depth over all axes on a torus, at a sample of the frequencies along the edge.
 
     The response is (KᴴK + w|l|²)⁻¹Kᴴ with the weight w = λσ²max, or the inverse of K itself, for taps `(C_out, C_in,
     *k)`. Depths were within a factor of two of the real operator's, and mostly within a fifth, unless the boundary

@@ -117,7 +117,7 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         not_checked=(
             *evidence.not_checked,
             *(f"{found.name}: {found.detail}" for found in parameters if found.verdict == Verdict.NOT_CHECKED),
-            *([f"whether samples of the batch leak into one another: {doubt}"] if doubt else []),
+            *([f"leaks between samples of the batch: {doubt}"] if doubt else []),
         ),
         n_evaluations=double.n_evaluations,
         time_s=time.monotonic() - started,
@@ -152,8 +152,8 @@ _FUNCTIONS_SHARE = 0.4
 """Part of the time that hand-written backwards may take."""
 
 _NARROWED = (
-    f"the model is slow, so finite differences were taken on {_FEW} samples of the batch; hand-written backwards were "
-    "checked on all of it; a longer budget takes all samples"
+    f"the model is slow, so finite differences used {_FEW} samples of the batch, while hand-written backwards were "
+    "checked on all of it; a longer budget uses all samples"
 )
 
 

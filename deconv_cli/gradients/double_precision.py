@@ -1,4 +1,4 @@
-"""Compare first and second derivatives with finite differences, in float64 where the model runs in it."""
+"""Compare first and second derivatives with finite differences, in float64 if the model runs in it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class DoubleEvidence:
-    """What was measured in float64, or in the model's own precision where it does not run in float64 (`dtype`).
+    """The measurements in float64, or in the model's own precision if it does not run in float64 (`dtype`).
 
-    Without a `dtype` nothing was measured: no gradient could be taken, or nothing can be compared with it.
+    Without a `dtype` there are no measurements: there was no gradient, or nothing to compare it with.
 
     Attributes:
         results: gradients against finite differences, by parameter; None where the time was up.
@@ -81,8 +81,8 @@ def gather_double(
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
         found = _compare(subject, names, twice, budget, on_progress, dtype)
         note = (
-            f"the model does not run in float64 (“{first_line(error)}”); finite differences were taken in {dtype}, "
-            "which is less sharp"
+            f"the model does not run in float64 (“{first_line(error)}”); finite differences used {dtype}, which is "
+            "less precise"
         )
         return replace(found, notes=(note,)) if found.dtype else found
     return found
@@ -135,7 +135,7 @@ def _compare(
         minima=minima,
         n_evaluations=function.n_evaluations,
         notes=(
-            (f"a cast to a narrow type at {casts[0]} makes finite differences less sharp",)
+            (f"a cast to a narrow type at {casts[0]} makes finite differences less precise",)
             if casts and dtype == "float64"
             else ()
         ),
@@ -148,7 +148,7 @@ def _agreeing_by_hooks(
 ) -> dict[str, Comparison | None]:
     """Find gradients that agree while nothing is held constant, where a hook changes gradients.
 
-    Such a hook may supply the gradient of a detached value, as in models that find a fixed point without a graph.
+    Such a hook may replace the gradient of a detached value, as in models that find a fixed point without a graph.
     """
     generator = torch.Generator().manual_seed(seed)
     compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
@@ -182,7 +182,7 @@ def _sort(
 
 
 def _padding_rows(parameter: nn.Parameter, model: nn.Module) -> tuple[int, ...]:
-    """List the rows of an embedding that are padding: they get no gradient even where they are used."""
+    """List the padding rows of an embedding, which get no gradient even if they are used."""
     return tuple(
         module.padding_idx
         for module in model.modules()
@@ -195,7 +195,7 @@ _CANCELED = 1e-10
 
 
 def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
-    """Measure the largest gradient that arrives at the operations that read a parameter."""
+    """Measure the largest gradient at the outputs of the operations that read a parameter."""
     nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
     return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
 
@@ -216,7 +216,7 @@ def _is_constant(
 
 
 def _is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: ScalarFunction) -> bool:
-    """Return whether the loss has a minimum or a maximum here: it moves with the square of a step."""
+    """Return whether the loss has a minimum or a maximum here: it changes with the square of a step."""
     way = Direction.random(TensorGradient("", parameter, gradient), torch.Generator().manual_seed(0))
     for side in (1e-3, -1e-3):
         far, near = (function.at([way], step) - function.base for step in (side, side / 2))
@@ -228,7 +228,7 @@ def _is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: Scala
 def _canceling(
     tensors: list[TensorGradient], results: Mapping[str, Comparison | None], backward: BackwardTrace
 ) -> dict[str, Comparison]:
-    """Find gradients that cancel by chance where finite differences are as small: these agree.
+    """Find gradients that cancel by chance; they agree if the finite differences are as small.
 
     Their relative error means nothing, so both are compared with the gradient that arrives at the readers.
     """
@@ -283,5 +283,5 @@ def _compare_second_derivatives(
         is_flat = found is not None and found.autograd == 0 and not math.isfinite(found.resolution)
         is_zero = found is not None and is_flat and abs(found.numeric) <= N_ERROR_BARS * found.error_bar
         if found is None or (found.outcome is Outcome.UNSURE and not is_zero):
-            unclear.append(f"{name}: its second derivative could not be compared sharply")
+            unclear.append(f"{name}: its second derivative could not be compared precisely")
     return results, unclear

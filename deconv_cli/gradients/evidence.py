@@ -99,7 +99,7 @@ class Evidence:
 
     @cached_property
     def overwritten(self) -> dict[str, CodeLocation]:
-        """The parameters that forward resets, so that any change by an optimizer is lost, with the line."""
+        """The parameters that forward resets, which loses any change by an optimizer; each with its line."""
         trained = [name for name in sorted(self.subject.written) if self.parameters[name].requires_grad]
         writes = self.forward.parameter_writes
         return {name: writes[self.forward.bit(name)] for name in trained if loses_writes(self.subject, name)}

@@ -181,7 +181,7 @@ class Fault:
 
 
 def grouped(findings: Iterable[ParameterFinding]) -> list[Fault]:
-    """Gather findings of one verdict with the same lines, or the same reason where there is no line."""
+    """Group findings of one verdict by their lines, or by their reason if they have no line."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[ParameterFinding]] = {}
     for finding in findings:
         lines = tuple(
@@ -237,17 +237,17 @@ class GradientReport:
 _GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
 _MAX_NAMES = 6
 _OF_ALL = {
-    "NOTHING TRAINS": "nothing that could be trained is free to move",
-    "UNREGISTERED": "the loss depends on weights that no optimizer gets",
-    "OVERWRITTEN": "weights are set back after they were moved",
+    "NOTHING TRAINS": "all parameters are frozen",
+    "UNREGISTERED": "the loss depends on weights that no optimizer holds",
+    "OVERWRITTEN": "weights are set back after the optimizer changed them",
     "LOSS INPUT": "the loss gets the wrong kind of input",
-    "OPTIMIZER": "the optimizer does not move the weights as it should",
+    "OPTIMIZER": "the optimizer does not change the weights as it should",
     "ACCUMULATED": "gradients of earlier passes are used again",
     "GRADIENT LOST": "gradients are lost before the step",
     "FAILS": "the script ends with an error",
-    "IN-PLACE": "a tensor that backward needs is overwritten",
+    "IN-PLACE": "the code overwrites a tensor that backward needs",
     "BATCH-LEAK": "samples leak into one another",
-    "DETACHED": "a draw carries no gradient",
+    "DETACHED": "a random draw passes no gradient on",
     "WRONG": "a hand-written backward is wrong",
 }
 """Faults of the model as a whole, in plain words."""
@@ -292,7 +292,9 @@ def summarize(
     if sentences:
         is_slow = not without and not others and all(found.verdict in _SLOWING for found in of_all)
         trained = (
-            "Training runs, but more slowly or to a worse end" if is_slow else "Training would not work as it stands"
+            "Training runs, but more slowly or to a worse result"
+            if is_slow
+            else "Training would not work with this code"
         )
         return f"{trained if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
     unknown = [found for found in trainable if found.is_undecided]
@@ -301,12 +303,12 @@ def summarize(
     substituted = [found for found in trainable if found.verdict == "SUBSTITUTED"]
     if substituted:
         share = f"{len(substituted)} of {len(trainable)}"
-        return f"Training can work: every gradient arrives, and is right, except for {share} that the code substitutes."
+        return f"Training can work: every gradient arrives and is right, except for {share} that the code substitutes."
     if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
         return "Training can work except for the expected findings; every other gradient arrives and is right."
     if noun != "parameter":
         return f"Gradients are right: every {noun} gets one, and it agrees with finite differences."
-    return "Training can work: every trainable parameter gets a gradient, and it is right."
+    return "Training can work: every trainable parameter gets a correct gradient."
 
 
 def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:

@@ -224,9 +224,9 @@ _FINE = 3
 
 
 def compare_along(function: ScalarFunction, directions: Sequence[Direction]) -> Comparison:
-    """Compare autograd with finite differences along one direction, until they agree sharply or all steps are tried.
+    """Compare autograd with finite differences along one direction, until they agree closely or no steps remain.
 
-    The error bar is made of the measured rounding noise of the function and of the difference between two neighboring
+    The error bar combines the measured rounding noise of the function and the difference between two neighboring
     steps.
     """
     autograd = math.fsum(direction.slope for direction in directions)

@@ -75,8 +75,9 @@ def refuse_projection(output: Any) -> None:  # noqa: ANN401  whatever the model 
     """
     if own_loss(output) is None:
         raise UsageError(
-            "a Fisher matrix needs the likelihood of the targets, and the projection of the output has none; choose a "
-            f'loss with one, such as loss="cross-entropy" ({", ".join(LIKELIHOODS)}), or write a loss function.'
+            "a Fisher matrix needs the likelihood of the targets, which the projection of the output does not define; "
+            f'choose a loss with a likelihood, such as loss="cross-entropy" ({", ".join(LIKELIHOODS)}), or write a '
+            "loss function."
         )
 
 
@@ -138,7 +139,7 @@ class _Total:
         loss, result = self._loss, self.result
         if batch.target is None and loss.kind in ("empirical", "ggn") and loss.likelihood is not None:
             raise UsageError(
-                'this Fisher matrix needs targets; give them, or draw them from the model: kind="sampled".'
+                'this Fisher matrix needs targets; give them, or sample them from the model: kind="sampled".'
             )
         # With a graph, since forward may take gradients itself.
         output = self._output(batch)

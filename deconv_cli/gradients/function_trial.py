@@ -95,7 +95,7 @@ class FunctionTrial:
 
     @cached_property
     def expected(self) -> Gradients | None:
-        """The gradients of autograd through the pieces of forward; None where it cannot follow them."""
+        """The gradients of autograd through the pieces of forward; None if autograd cannot follow them."""
         with contextlib.suppress(Exception), torch.enable_grad():
             outputs = self.pieces()
             if any(output.requires_grad for output in outputs):
@@ -127,7 +127,7 @@ class FunctionTrial:
                 passed = differentiate(outputs, list(self.tensors.values()), self.weights)[index]
                 if mode.steps and given is not None and passed is not None and torch.allclose(given, passed, rtol=1e-6):
                     return f"it is the derivative of forward with {' and '.join(mode.steps)} passed straight through"
-        return "forward stays the same where this input moves a little, and changes in steps" * self._is_step(index)
+        return "forward is a step function of this input: small changes have no effect" * self._is_step(index)
 
     def _is_step(self, index: int) -> bool:
         """Return whether small changes of an input leave the outputs the same to the bit, but large ones do not."""
@@ -295,4 +295,4 @@ def _error_by_autograd(hand: torch.Tensor, expected: torch.Tensor, off: torch.Te
         ratio=float(ratios.median()) if ratios.numel() else None,
         ratio_range=(float(ratios.min()), float(ratios.max())) if ratios.numel() else None,
     )
-    return GradientError(comparison, "autograd of the same forward")
+    return GradientError(comparison, "autograd through the same forward")

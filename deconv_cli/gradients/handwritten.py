@@ -28,21 +28,21 @@ class Mistake(Enum):
     """A frequent mistake of a backward: why the gradient is wrong and what to write, with places for names."""
 
     WRITES_TO_SAVED = (
-        "{function} writes to the tensors that it reads, so a second call and all other readers go wrong.",
+        "{function} overwrites its input tensors, so a second call and all other readers get wrong values.",
         "work on a copy: tensor = tensor.clone()",
     )
     WRITES_TO_INCOMING = (
-        "{function} writes to the incoming gradient, which other operations may read after it.",
+        "{function} overwrites the incoming gradient, which other operations may still read.",
         "work on a copy: grad = grad.clone()",
     )
     NOT_LINEAR = (
-        "the gradient for {name} is not linear in the incoming gradient, which the chain rule wants; {function} "
+        "the gradient for {name} is not linear in the incoming gradient, as the chain rule requires; {function} "
         "ignores, clips or thresholds the incoming gradient, or adds to it.",
-        "let the incoming gradient only be multiplied and summed; clip with torch.nn.utils.clip_grad_norm_ afterwards",
+        "only multiply and sum the incoming gradient; clip with torch.nn.utils.clip_grad_norm_ afterwards",
     )
     MEAN_FOR_SUM = (
-        "the gradient for {name} is the mean over {n} samples, where the chain rule wants their sum.",
-        "sum over the samples; the loss holds the factor of its mean already",
+        "the gradient for {name} is the mean over {n} samples, but the chain rule requires their sum.",
+        "sum over the samples; the loss already divides by their number",
     )
 
 

@@ -44,7 +44,7 @@ class Batch:
         target = tensors[names[0]] if names else None
         inputs = {name: tensor for name, tensor in tensors.items() if name not in names}
         if not inputs:
-            raise UsageError("the data should hold an input for the model, but hold nothing besides the target.")
+            raise UsageError("the data should hold an input for the model, but hold only the target.")
         if len(inputs) == 1:
             return cls(tuple(inputs.values()), {}, target)
         with contextlib.suppress(TypeError, ValueError):
@@ -114,13 +114,13 @@ class InputSpec:
         dtype = _DTYPES[found["dtype"]] if found["dtype"] else None
         low, high = (float(found["low"]), float(found["high"])) if found["low"] is not None else (0.0, None)
         if dtype is torch.bool and high is not None:
-            raise UsageError(f"{name}: a range says nothing of bool, but '{text}' has one; leave it out.")
+            raise UsageError(f"{name}: bool takes no range, but '{text}' has one; leave it out.")
         if dtype is not None and not dtype.is_floating_point and high is not None:
             low, high = math.ceil(low), math.ceil(high)
             limits = torch.iinfo(dtype)
             if low < limits.min or high - 1 > limits.max:
                 raise UsageError(
-                    f"{name}: the range of '{text}' goes beyond its dtype, which holds {limits.min} to {limits.max}."
+                    f"{name}: the range of '{text}' exceeds its dtype, which holds {limits.min} to {limits.max}."
                 )
         if high is not None and high <= low:
             raise UsageError(f"{name}: the range of '{text}' is empty; write LOW..HIGH with LOW below HIGH.")
@@ -178,9 +178,9 @@ def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[Inp
     for spec in filter(_can_be_drawn, candidates):
         if _runs(model, spec, default, seed):
             assert first is not None
-            note = f"the input shape {spec} was read off the first layer '{first[0] or type(first[1]).__name__}'"
+            note = f"the input shape {spec} was inferred from the first layer '{first[0] or type(first[1]).__name__}'"
             return spec, note
-    why = f"forward takes {wants} inputs" if wants != 1 else "it cannot be read off the first layer"
+    why = f"forward takes {wants} inputs" if wants != 1 else "it cannot be inferred from the first layer"
     raise UsageError(f"the shape of the input is not known ({why}); give an input, or its shape.")
 
 
@@ -246,7 +246,8 @@ class InputsAsWeights(nn.Module):
                 self._leaves[n] = None
         if not self.inputs:
             raise UsageError(
-                "no input holds floating-point numbers, so there is no gradient by the inputs; check the parameters."
+                "no input holds floating-point numbers, so there is no gradient with respect to the inputs; check the "
+                "parameters."
             )
 
     def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401

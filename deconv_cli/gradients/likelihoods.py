@@ -102,7 +102,7 @@ class SampleLoss:
                 f'\'{name}\'; kind="empirical" and kind="ggn" take any loss.'
             )
         self.kind = kind
-        self.description = self.likelihood.name if self.likelihood else "the loss as it is, sample by sample"
+        self.description = self.likelihood.name if self.likelihood else "the loss itself, sample by sample"
         self._has_classes = name in OF_CLASSES
         self._are_classes_last = False
         self._function = function
@@ -168,7 +168,7 @@ class SampleLoss:
         return output.movedim(-1, 1) if self._are_classes_last else output
 
     def _slopes(self, output: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        """Differentiate the loss of every sample by its outputs."""
+        """Differentiate the loss of every sample with respect to its outputs."""
         leaf = output.clone().requires_grad_()
         with torch.enable_grad():
             if self.likelihood is not None:

@@ -100,7 +100,7 @@ def projection(output: Any, _target: Any = None) -> Any:  # noqa: ANN401  whatev
     if not tensors:
         if not leaves:
             raise UsageError(
-                f"the model gives a {type(output).__name__} without any tensor; write a loss function for it."
+                f"the model returns a {type(output).__name__} without any tensor; write a loss function for it."
             )
         tensors = [tensor.to(torch.get_default_dtype()) for tensor in leaves]
     generator = torch.Generator().manual_seed(7)
@@ -143,7 +143,7 @@ def only_tensor(output: Any, name: str) -> torch.Tensor:  # noqa: ANN401  whatev
     """
     leaves = tensors_in(output)
     if not leaves:
-        raise UsageError(f"the loss '{name}' needs a tensor, but the model gives a {type(output).__name__}.")
+        raise UsageError(f"the loss '{name}' needs a tensor, but the model returns a {type(output).__name__}.")
     return leaves[0]
 
 
@@ -157,7 +157,7 @@ def user_loss(function: Callable[..., Any], *, has_target: bool) -> Loss:
         function = function()
     n_wanted = sum(p.default is p.empty for p in positional_parameters(function)) or 1
     if n_wanted > 2:
-        raise UsageError(f"the loss should take the output and the target, but takes {n_wanted} arguments.")
+        raise UsageError(f"the loss must take the output and the target, but takes {n_wanted} arguments.")
     if n_wanted == 2 and not has_target:
         raise UsageError("the loss takes a target; give one.")
     is_given = n_wanted == 2 or (has_target and takes_target(function))

@@ -64,8 +64,8 @@ def try_batch(subject: Subject) -> BatchIndependence:
         mixer = _mixer(subject, axis)
         if mixer is None and change <= _SLIGHT:
             doubt = (
-                f"the outputs of other samples change by {change:.1g} with one of them, and no operation mixes them: a "
-                "condition on all of them, such as the end of an iteration, does"
+                f"when one sample changes, the outputs of others change by {change:.1g}, though no operation mixes "
+                "them: the cause is a condition on all samples, such as the end of an iteration"
             )
         elif not is_certain:
             doubt = _other_meaning_of_axis(subject, before, mixer, axis)

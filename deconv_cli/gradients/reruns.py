@@ -35,7 +35,7 @@ def is_same(first: float, second: float) -> bool:
 
 
 def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
-    """Find the parameters without a gradient that left torch as plain values, and on which the loss depends.
+    """Find the parameters without a gradient whose plain values, outside of torch, change the loss.
 
     A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
     """
@@ -133,7 +133,7 @@ _UNEVEN = 1e-6
 class FirstSteps:
     """Norms of the gradients, and of the weights, after 1, 2, ... optimizer steps, by parameter.
 
-    A head or a residual branch that starts at zero blocks the gradient of what lies behind it until the first step.
+    A head or a residual branch that starts at zero blocks the gradient of the layers behind it until the first step.
     """
 
     gradients: list[dict[str, float]]

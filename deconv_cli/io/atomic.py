@@ -48,8 +48,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], check: Callabl
             raise
         except Exception as error:
             raise FileAccessError(
-                f"'{path}' was not written: the file did not read back as it should ({reason_of(error)}); "
-                "check the disk and try again."
+                f"'{path}' was not written: reading the file back failed ({reason_of(error)}); check the disk and try "
+                "again."
             ) from error
         if not is_address:
             put_in_place(temporary, final)
@@ -158,9 +158,13 @@ def check_output_path(
     """
     if address := address_of(path):
         if not is_folder:
-            raise UsageError(f"output '{address}' is an address, where only Zarr is written; choose a name with .zarr.")
+            raise UsageError(
+                f"output '{address}' is an address, where deconv writes only Zarr; choose a name with .zarr."
+            )
         if force is not None and mark_of(path):
-            raise UsageError(f"output '{address}' exists already, and nothing is replaced there; choose another name.")
+            raise UsageError(
+                f"output '{address}' exists already, and deconv replaces nothing at an address; choose another name."
+            )
         return
     try:
         folder = path.parent
@@ -174,7 +178,7 @@ def check_output_path(
             raise UsageError(f"output '{path}' should be a file, but is a folder.")
         refuse_special(path)
         if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"output '{path}' is the input itself, which is never replaced; choose another name.")
+            raise UsageError(f"output '{path}' is the input itself, which deconv never replaces; choose another name.")
         if force is False and path.exists():
             raise UsageError(f"output '{path}' exists already; choose another name, or force=True to replace it.")
     except OSError as error:

@@ -69,7 +69,7 @@ def pyramid_notes(n_smaller: int) -> tuple[str, ...]:
     """Note that a file holds the same image at smaller resolutions too."""
     if not n_smaller:
         return ()
-    return (f"the file is a pyramid: its full resolution was read; smaller levels left out: {n_smaller}",)
+    return (f"the file is a pyramid: only its full resolution was read (smaller levels: {n_smaller})",)
 
 
 def zeros_of(shape: tuple[int, ...], dtype: np.dtype[Any] | str) -> Array:
@@ -210,11 +210,12 @@ class Codec(ABC):
 
         Raises:
             UsageError: no such array, or a format that is only read as a whole.
-            InputRefusedError: damaged, unsafe, or stored in a way that is not read by parts.
+            InputRefusedError: damaged, unsafe, or stored in a way that cannot be read by parts.
         """
         wanted = list_formats(codec for codec in all_codecs() if codec.opens_regions)
         raise UsageError(
-            f"'{path}' is a {self.name} file, which is read as a whole; to work on it by parts convert it to {wanted}."
+            f"'{path}' is a {self.name} file, which can only be read as a whole; to read it by parts, convert it to "
+            f"{wanted}."
         )
 
     def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
@@ -339,7 +340,9 @@ def codec_of_suffix(path: Path) -> Codec:
         known = " ".join(suffix for codec in all_codecs() if not codec.is_read_only for suffix in codec.suffixes)
         raise UsageError(f"'{path}' should end in one of {known} (or .ome.tif) so that its format is known.")
     if found.is_read_only:
-        raise UsageError(f"'{path}' cannot be written, since {found.name} files are only read; choose .png or .tif.")
+        raise UsageError(
+            f"'{path}' cannot be written, since deconv only reads {found.name} files; choose .png or .tif."
+        )
     return found
 
 
@@ -351,11 +354,11 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
     """
     if is_in_parts(path):
         raise MalformedInputError(
-            f"'{path}' is a result in the making, of which parts are missing; go on with the run that began it."
+            f"'{path}' is an unfinished result with missing parts; continue the run that began it."
         )
     if path.suffix.lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
         raise MalformedInputError(
-            f"'{path}' is a raw file of a camera, which is not developed here; develop it into a 16-bit TIFF first."
+            f"'{path}' is a raw camera file, which deconv cannot develop; develop it into a 16-bit TIFF first."
         )
     promised = codec_named(path)
     # Anything may be packed by gzip: the name decides.
@@ -364,10 +367,11 @@ def codec_of_content(path: Path, head: bytes) -> Codec:
     if not found:
         if head[4:12] in _HEIC:
             raise MalformedInputError(
-                f"'{path}' is a HEIC photograph, as phones write them, which is not read here; export it as JPEG first."
+                f"'{path}' is a HEIC photograph, as phones write them, which deconv cannot read; export it as JPEG "
+                "first."
             )
         *names, last = (codec.name for codec in all_codecs())
-        raise MalformedInputError(f"'{path}' is not one of the files understood here: {', '.join(names)} and {last}.")
+        raise MalformedInputError(f"'{path}' is not a supported file; deconv reads {', '.join(names)} and {last}.")
     return promised if promised is not None and promised in found else found[0]
 
 

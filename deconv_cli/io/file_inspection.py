@@ -128,7 +128,7 @@ def _large_source(
     if is_refused:
         raise TooLargeError(
             f"'{path}' of shape {source.shape} takes {format_memory(source.n_bytes)}, more than the "
-            f"{format_memory(MAX_WHOLE_BYTES)} of the largest kernel that is looked at; take it for an image."
+            f"{format_memory(MAX_WHOLE_BYTES)} of the largest kernel that deconv inspects; read it as an image."
         )
     return source
 

@@ -53,16 +53,15 @@ def read_head(path: Path) -> bytes:
             if mark := mark_of(path):
                 return FOLDER + mark.encode()
             raise UsageError(
-                f"'{address}' holds no Zarr, which is all that is read from an address; check it, or copy the file "
-                "here."
+                f"'{address}' holds no Zarr, the only format that deconv reads from an address; check it, or copy the "
+                "file to this machine."
             )
         if path.is_dir() and (mark := mark_of(path)):
             return FOLDER + mark.encode()
         if path.is_dir():
             marks = ", ".join(MARKS)
             raise UsageError(
-                f"'{path}' should be a file, but is a folder, and no Zarr, which would hold one of {marks}; name a "
-                "file in it."
+                f"'{path}' should be a file or a Zarr, but is a folder without {marks}; name a file in it."
             )
         if not path.exists():
             what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
@@ -212,9 +211,9 @@ def reaching(path: Path) -> Iterator[tuple[Any, str]]:
         system, place = fsspec.core.url_to_fs(address, **options_of(address))
     except ImportError as error:
         extra = "pip install 'deconv-cli[zarr]'" if getattr(error, "name", "") == "fsspec" else str(error)
-        raise UsageError(f"'{address}' is an address, for which a package is missing: {extra}.") from error
+        raise UsageError(f"'{address}' is an address, which needs a missing package: {extra}.") from error
     except ValueError as error:
-        raise UsageError(f"'{address}' is no address that is understood: {error}.") from error
+        raise UsageError(f"'{address}' is not a supported address: {error}.") from error
     try:
         yield system, str(place)
     except (DeconvError, FileNotFoundError):
@@ -268,6 +267,5 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
     except (Exception, RecursionError) as error:
         reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
         raise MalformedInputError(
-            f"'{path}' cannot be read as {format_name} ({reason}); it is damaged, cut short or of a "
-            "kind not understood here."
+            f"'{path}' cannot be read as {format_name} ({reason}); it is damaged, cut short or of an unsupported kind."
         ) from error

@@ -1,4 +1,4 @@
-"""Reading an image: any format in, images of (B, C, H, W) out, or of another number of axes of space."""
+"""Reading an image of any format as a tensor (B, C, H, W), or with another number of axes of space."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UNNAMED = "IQ"
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image as read: data, axes, metadata, and all that is needed to write a result in the same manner."""
+    """An image as read: data, axes, metadata, and everything that writing a result in the same form needs."""
 
     path: Path
     values: torch.Tensor
@@ -91,7 +91,7 @@ class ImageFile:
     def named_dimensions(self) -> int | None:
         """Number of axes of space that the letters name, or with unnamed pages of one channel; `None` if unknown.
 
-        An array of a single axis can be nothing but a signal.
+        An array with a single axis is always a signal.
         """
         if not self.are_axes_named:
             return 1 if len(self.axes) == 1 else None
@@ -103,7 +103,7 @@ class ImageFile:
     def spacing(self) -> tuple[float, ...] | None:
         """Distances of neighboring samples along the axes of space, in micrometers.
 
-        None where one is not known, and where the file has only the resolution of a print.
+        None if a distance is unknown, or if the file has only a print resolution.
         """
         known = self.metadata.resolution
         is_of_print = not self.metadata.flavor and known is not None and known.plane_distance is None
@@ -115,7 +115,7 @@ class ImageFile:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Names of the channels in the file; empty where it names none."""
+        """Names of the channels in the file; empty if it has none."""
         return self.metadata.channel_names
 
     @property
@@ -148,15 +148,15 @@ class ImageFile:
         space, axes = SPACE[-dimensions:], self.axes
         if dimensions == 1 and self.is_picture:
             raise UsageError(
-                f"the kernel has 1 axis, as those of signals have, but '{self.path}' is a picture; give one of two "
-                "axes, for instance of shape (1, k) for a blur along the rows."
+                f"the kernel has 1 axis, like the kernel of a signal, but '{self.path}' is a picture; give a kernel "
+                "with two axes, for instance of shape (1, k) for a blur along the rows."
             )
         if not self.are_axes_named:
             axes = letters_of_tensor(len(axes), n_space) or ""
         missing = [letter for letter in space if letter not in axes]
         pages = [letter for letter in axes if letter in _UNNAMED]
         if missing == ["Z"] and len(pages) == 1:
-            taken = f"the pages (axis {pages[0]}) were read as planes along Z; if they are not, choose "
+            taken = f"the pages (axis {pages[0]}) were read as planes along Z; if this is wrong, choose "
             return axes.replace(pages[0], "Z"), (f'{taken}axes="{axes.replace(pages[0], "T")}"',)
         if missing:
             spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
@@ -164,8 +164,8 @@ class ImageFile:
             letters = letters_of_tensor(n_axes, dimensions) or f"T{letters_of_tensor(5, dimensions)}"
             raise UsageError(
                 f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
-                f'{self.axes}; name them if they are others, for instance axes="{letters}", or give a kernel of fewer '
-                "axes."
+                f'{self.axes}; name the axes if this is wrong, for instance axes="{letters}", or give a kernel with '
+                "fewer axes."
             )
         return axes, ()
 
@@ -187,10 +187,10 @@ def read_image(
 
     Args:
         path: the file; its format is recognized by its content.
-        axes: letters of the stored axes, in place of those in the file: Z, Y and X are space, C and S channels,
+        axes: letters of the stored axes, instead of those in the file: Z, Y and X are space, C and S channels,
             every other letter batch.
-        tensor: name of the tensor, where a file holds several.
-        series: number of the TIFF series, where a file holds several.
+        tensor: name of the tensor, if a file holds several.
+        series: number of the TIFF series, if a file holds several.
 
     Returns:
         The image, upright, its alpha set aside, as planes, one by one; as lines where it has no planes. See
@@ -217,7 +217,7 @@ def read_image(
 
 
 def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: str | None = None) -> ImageFile:
-    """Arrange the stored samples of a file as an upright image, with its alpha channel set aside.
+    """Arrange the stored samples of a file as an upright image, with its alpha channel separated.
 
     `stored` holds the record of the file if that fits; `axes` are letters that the caller gives in place of the file's.
 
@@ -234,7 +234,7 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
     except UsageError as error:
         if axes:
             raise
-        raise MalformedInputError(f"'{path}' cannot be read as it describes itself: {error}") from error
+        raise MalformedInputError(f"'{path}' does not fit its own description: {error}") from error
     values = as_real_tensor(path, stored.samples)
     check_finite(path, values, "image")
     colors, alpha, layout = _split_alpha(values, layout, stored.alpha)
@@ -274,7 +274,9 @@ def choose_member(path: Path, codec: Codec, tensor: str | None, series: int | No
     """Choose among several arrays of a file; raises `UsageError` if the format has no such choice."""
     for kind, member in (("tensor", tensor), ("series", series)):
         if member is not None and codec.selects != kind:
-            raise UsageError(f"{kind}={member} chooses among several, but '{path}' is a {codec.name} file.")
+            raise UsageError(
+                f"'{path}' is a {codec.name} file, which has no choice of {kind}; leave out {kind}={member}."
+            )
     return series if tensor is None else tensor
 
 
@@ -303,9 +305,9 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
     if stored.dtype == "bool":
         notes.append("true and false were read as 1 and 0")
     if alpha is not None:
-        notes.append("the alpha channel was set aside")
+        notes.append("the alpha channel was separated")
     if alpha is not None and stored.alpha == "associated":
-        notes.append("the colors are premultiplied with alpha and were taken as stored")
+        notes.append("the colors are premultiplied with alpha and were used as stored")
     return tuple(notes)
 
 
@@ -318,11 +320,11 @@ def _batch_notes(image: ImageFile) -> tuple[str, ...]:
     hint = '; if they are the channels of one image, choose axes="CYX"' if letters in _UNNAMED else ""
     if "Z" in letters and layout.sizes[image.axes.index("Z")] > 1:
         hint = "; a kernel of three axes works along Z too"
-    return (f"{layout.n_batch} {what} (axes {letters}) are worked on one by one{hint}",)
+    return (f"{layout.n_batch} {what} (axes {letters}) are processed separately{hint}",)
 
 
 def _upright(values: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turn stored samples upright: `(..., H, W)`, and `(..., W, H)` for orientations 5 to 8 of 1 to 8."""
+    """Turn stored samples upright: `(..., H, W)`, or `(..., W, H)` for the orientations 5 to 8."""
     turned = values.transpose(-2, -1) if orientation in _TRANSPOSED else values
     flipped = _FLIPPED.get(orientation)
     return (turned.flip(flipped) if flipped else turned).contiguous()

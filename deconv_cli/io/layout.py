@@ -136,13 +136,13 @@ class Layout:
 
 
 def rename_batch(axes: str, allowed: str) -> str:
-    """Rename batch axes to T or Z where only certain letters are allowed, as far as these two reach."""
+    """Rename batch axes to T or Z if only certain letters are allowed, as long as these two are free."""
     free = [letter for letter in "TZ" if letter not in axes]
     return "".join(free.pop(0) if letter not in allowed and free else letter for letter in axes)
 
 
 def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
-    """Choose the letters of the axes of a tensor, as CYX; `None` for numbers of axes that are not understood.
+    """Choose the letters of the axes of a tensor, as CYX; `None` for unsupported numbers of axes.
 
     If the number of axes of space is `None`, one axis is a signal, two to four are pictures, and five are stacks.
     """
@@ -153,7 +153,7 @@ def letters_of_tensor(n_axes: int, dimensions: int | None = None) -> str | None:
 
 
 def tensor_axes(path: object, n_axes: int) -> str:
-    """Choose the letters of the axes of a tensor; raises `MalformedInputError` if their number is not understood."""
+    """Choose the letters of the axes of a tensor; raises `MalformedInputError` if their number is not supported."""
     letters = letters_of_tensor(n_axes)
     if letters is None:
         raise MalformedInputError(
@@ -195,7 +195,7 @@ def working_bytes(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
 def as_real_tensor(path: Path, samples: Samples) -> torch.Tensor:
     """Convert samples to a dense real tensor on the CPU.
 
-    uint16 and uint32 become int32 and int64, because torch computes next to nothing with them; bool becomes uint8.
+    uint16 and uint32 become int32 and int64, because torch supports few operations on them; bool becomes uint8.
 
     Raises:
         MalformedInputError: complex, quantized, sparse or otherwise not real numbers, or of size zero.
@@ -219,7 +219,7 @@ def as_real_array(path: Path, samples: Samples) -> Array:
 
 
 def _working_dtype(path: Path, samples: Samples) -> str:
-    """Name the type to which `as_real_tensor` converts samples; raises as it does."""
+    """Name the type to which `as_real_tensor` converts samples; raises the same errors."""
     name = dtype_name(samples)
     if name not in UNDERSTOOD:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {name}; convert it first.")
@@ -241,7 +241,7 @@ def check_finite(path: Path, tensor: torch.Tensor, what: str) -> None:
 
 
 def _are_finite(values: torch.Tensor) -> bool:
-    """Check the least and the largest sample: this takes a ninth of the time of checking each."""
+    """Check only the least and the largest sample, which takes a ninth of the time of checking each."""
     if not values.is_floating_point() or values.numel() == 0:
         return True
     return all(bool(end.isfinite()) for end in values.aminmax())
@@ -268,7 +268,7 @@ def convert_samples(values: torch.Tensor, dtype: str) -> ConvertedSamples:
         n_bad = int((~values.isfinite()).sum())
         raise UntrustworthyResultError(
             f"{n_bad} of {values.numel()} samples of the result are NaN or Inf, so nothing was written; the problem "
-            "is too ill-conditioned with these settings, try a larger lam."
+            "is too ill-conditioned with these settings; try a larger lam."
         )
     source = str(values.dtype).removeprefix("torch.")
     target = np.dtype(dtype)

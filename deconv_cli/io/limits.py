@@ -62,7 +62,7 @@ def check_budget(path: Path, n_bytes: int) -> None:
     budget = memory_budget()
     if n_bytes > budget:
         raise TooLargeError(
-            f"'{path}' asks for {format_memory(min(n_bytes, _MAX_BYTES))} once decoded, but at most "
+            f"'{path}' needs {format_memory(min(n_bytes, _MAX_BYTES))} after decoding, but at most "
             f"{format_memory(budget)} (half of the memory) may be used; crop or split it first."
         )
 
@@ -81,8 +81,8 @@ def check_expansion(path: Path, n_decoded: int, n_stored: int, *, n_parts: int =
     if max(n_decoded, n_parts * PART_BYTES) > most_bytes(n_stored):
         promised = f"{n_parts:.6g} parts" if n_parts * PART_BYTES > n_decoded else format_memory(n_decoded)
         raise TooLargeError(
-            f"'{path}' promises {promised} out of {format_memory(n_stored)}, as only a decompression bomb does; if it "
-            "is genuine, restore it with a larger max_memory, or save it in larger parts or less compressed."
+            f"'{path}' promises {promised} out of {format_memory(n_stored)}, like a decompression bomb; if it is "
+            "genuine, restore it with a larger max_memory, or save it in larger parts or less compressed."
         )
 
 
@@ -99,10 +99,10 @@ def check_zip(path: Path) -> list[str]:
     # The module raises BadZipFile, struct.error, ValueError, NotImplementedError, ...
     except Exception as error:
         raise MalformedInputError(
-            f"'{path}' should be a whole archive, but its directory cannot be read; the file is cut short or damaged."
+            f"'{path}' should be an archive, but its directory cannot be read; the file is cut short or damaged."
         ) from error
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
-        raise MalformedInputError(f"'{path}' holds two entries of the same name, which no honest writer makes.")
+        raise MalformedInputError(f"'{path}' holds two entries of the same name, which no normal writer makes.")
     check_expansion(path, sum(entry.file_size for entry in entries), path.stat().st_size, n_parts=len(entries))
     return names

@@ -185,7 +185,7 @@ _SHORT_ALEXA = re.compile(r"(?:ALEXAFLUOR|AF)(\d{3})")
 
 @dataclass(frozen=True)
 class OpticsMetadata:
-    """The optics of a file; `None`, or an empty tuple, for fields that it lacks, of a single channel too.
+    """The optics of a file; `None`, or an empty tuple, for fields that it lacks for any channel.
 
     Attributes:
         numerical_aperture: of the objective.
@@ -209,7 +209,7 @@ class OpticsMetadata:
 
 
 def read_optics(fields: Mapping[str, object]) -> OpticsMetadata:
-    """Read the optics among the native fields of a file, in those of OME-XML that are understood.
+    """Read the optics from the native fields of a file, as far as OME-XML defines them.
 
     Source: OME data model, schema 2016-06, `Objective`, `ObjectiveSettings` and `Channel`.
     """
@@ -240,7 +240,7 @@ def _setting(xml: str, name: str) -> str | None:
 
 
 def _elements(xml: str, name: str) -> list[ElementTree.Element]:
-    """Find elements in XML that was parsed, with its entities refused, when the file was read."""
+    """Find elements in XML; the reader of the file has parsed it before, and refused entities."""
     try:
         return list(ElementTree.fromstring(f"<all>{xml}</all>").iter(name))  # noqa: S314
     except ElementTree.ParseError:

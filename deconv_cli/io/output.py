@@ -144,7 +144,9 @@ class OutputPlan:
         images, expected = source.values, (source.values.shape[0], request.n_channels)
         is_same_size = values.shape[2:] == images.shape[2:]
         if values.ndim != images.ndim or values.shape[:2] != expected or (self._same_size and not is_same_size):
-            raise ValueError(f"planned for {expected} images and channels, but the result is {tuple(values.shape)}")
+            raise ValueError(
+                f"planned for {expected} images and channels, but the result has the shape {tuple(values.shape)}"
+            )
         converted = convert_samples(values.detach(), self.dtype)
         alpha, alpha_notes = self._alpha()
         arranged = self._codec.arrange(request, converted.samples, alpha)
@@ -186,7 +188,7 @@ class PreparedOutput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As it will be stored."""
+        """The shape that will be stored."""
         return self._image.shape
 
     @property

@@ -118,10 +118,10 @@ class RegionSource(_Array):
 
 @dataclass(frozen=True, eq=False)
 class RegionTarget(_Array):
-    """An array whose parts are written in any order, each once or again, and which is read when all parts are there.
+    """An array whose parts are written in any order, also more than once, and that can be read when it is complete.
 
     Until `finish` no program can read `path` as a whole result. A target can be sent to other processes. Two writers
-    never share a unit, as long as each writes whole units.
+    never share a unit if each writes whole units.
 
     Attributes:
         unit: samples along each axis that are written together, or not at all: the chunk or shard of the format.
@@ -189,7 +189,7 @@ class PartialFile(RegionTarget):
                 room = shutil.disk_usage(self.path.parent).free
                 if room < self.n_bytes:
                     raise FileAccessError(
-                        f"'{self.path}' takes {self.n_bytes} bytes, but its disk has room for {room}; free some, or "
+                        f"'{self.path}' needs {self.n_bytes} bytes, but its disk has {room} left; free some space, or "
                         "choose another disk."
                     )
                 atomic.name_new(own, partial)

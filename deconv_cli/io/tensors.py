@@ -49,9 +49,7 @@ class TensorFile:
             return next(iter(self.shapes))
         found = next((name for name in names if name and name in self.shapes), None)
         if found is None and list(self.shapes) == [""]:
-            raise UsageError(
-                f"'{self.path}' holds a single tensor without a name, so tensor=\"{names[0]}\" has no choice to make."
-            )
+            raise UsageError(f"'{self.path}' holds a single tensor without a name; leave out tensor=\"{names[0]}\".")
         if found is None:
             raise UsageError(f"'{self.path}' holds no tensor named '{names[0]}', only {describe_tensors(self.shapes)}.")
         return found
@@ -107,7 +105,7 @@ class TensorCodec(Codec):
         return StoredImage(opened.read(name), record=opened.record)
 
     def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
-        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z where it is a stack."""
+        """Keep the axes of a tensor; those of a picture become YX, CYX or BCYX, with a Z for a stack."""
         if not request.from_picture:
             return layout, layout.axes, ()
         space = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]

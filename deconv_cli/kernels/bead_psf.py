@@ -215,7 +215,7 @@ def psf_from_beads(
     check_image(image, "the image of beads")
     samples = image.detach().cpu().double()
     if samples.ndim not in (2, 3):
-        raise ShapeError(f"beads are found in an image of shape (H, W) or (D, H, W), but it is {tuple(image.shape)}.")
+        raise ShapeError(f"an image of beads must have the shape (H, W) or (D, H, W), but has {tuple(image.shape)}.")
     if min(samples.shape) < LEAST_SIDE:
         raise ShapeError(
             f"an image of beads should have {LEAST_SIDE} samples or more along each axis, but is {tuple(image.shape)}."
@@ -231,9 +231,8 @@ def psf_from_beads(
     census = take_census(samples, window, white)
     if not len(census.used):
         raise UntrustworthyResultError(
-            f"no bead is fit to be measured within {format_size(window)} samples: "
-            f"{describe_census(census) or 'none stands out of the background'}; "
-            "take a picture with single beads."
+            f"no bead can be measured in a window of {format_size(window)} samples: "
+            f"{describe_census(census) or 'none stands out of the background'}; take a picture with single beads."
         )
     windows = cut_windows(samples, census.used, window)
     local = windows.flatten(1).median(1).values.reshape(-1, *[1] * samples.ndim)
@@ -246,7 +245,7 @@ def psf_from_beads(
         seen = [float(width) * length for width, length in zip(full_widths(psf[None])[0], step, strict=True)]
         if SEEN_OF_A_BEAD * bead_diameter > min(seen):
             raise UsageError(
-                f"beads of diameter {bead_diameter:g} would be seen wider than these are, whose full widths at half "
+                f"beads of diameter {bead_diameter:g} would look wider than these beads, whose full widths at half "
                 f"maximum are {' × '.join(f'{width:.3g}' for width in seen)}; give bead_diameter and spacing in one "
                 "unit."
             )

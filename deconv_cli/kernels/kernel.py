@@ -72,8 +72,8 @@ class Kernel(ShownInNotebook):
         n_axes = count_axes(kernel, dimensions)
         if kernel.ndim == n_axes + 1:
             raise ShapeError(
-                f"a kernel for each channel, of shape {tuple(kernel.shape)}, is taken by invert and forward alone; "
-                f"here give the kernel of one channel, of shape ({name_taps(n_axes)})"
+                f"only invert and forward take a kernel for each channel, of shape {tuple(kernel.shape)}; here give "
+                f"the kernel of one channel, of shape ({name_taps(n_axes)})"
                 + (", or dimensions=3 with one of three axes." if dimensions is None and kernel.ndim == 3 else ".")
             )
         if kernel.numel() == 0:
@@ -84,7 +84,7 @@ class Kernel(ShownInNotebook):
             n_bad = int((~torch.isfinite(kernel)).sum())
             raise MalformedInputError(f"the kernel holds {n_bad} values that are NaN or infinite; correct it first.")
         if not kernel.any():
-            raise MalformedInputError("every tap of the kernel is zero, so nothing of the image is left to restore.")
+            raise MalformedInputError("every tap of the kernel is zero, so the data contain nothing of the image.")
         _check_range(kernel, dtype or kernel.dtype)
         kernel = kernel if dtype is None else kernel.to(dtype)
         taps = kernel if kernel.ndim == n_axes + 2 else kernel[None, None]
@@ -101,9 +101,9 @@ class Kernel(ShownInNotebook):
         """
         if isinstance(kernel, KernelField):
             if dimensions == 1:
-                raise ShapeError("a kernel that varies over the frame is for two axes, but dimensions is 1.")
+                raise ShapeError("a kernel that varies over the frame needs two axes, but dimensions is 1.")
             if kernel.taps.requires_grad and torch.is_grad_enabled():
-                raise UsageError("nothing is differentiated in a kernel that varies over the frame; detach its taps.")
+                raise UsageError("a kernel that varies over the frame has no gradient; detach its taps.")
             field = kernel if dtype is None else replace(kernel, taps=kernel.taps.to(dtype))
             return replace(cls.from_tensor(kernel.middle, dtype), field=field)
         n_axes = count_axes(kernel, dimensions)
@@ -115,11 +115,11 @@ class Kernel(ShownInNotebook):
         return cls(layer.taps, shared=False, is_per_channel=True)
 
     def of_channel(self, channel: int) -> Kernel:
-        """Give the kernel of one channel, where there is one for each."""
+        """Return the kernel of one channel, if each channel has its own."""
         return Kernel(self.taps[channel : channel + 1], shared=True, layer=self.layer)
 
     def with_layer(self, layer: LayerOptions) -> Kernel:
-        """Give the kernel of a layer with such a stride, dilation, groups and direction.
+        """Return the kernel of a layer with this stride, dilation, groups and direction.
 
         Raises:
             ShapeError: the groups do not divide the channels of the taps.
@@ -142,8 +142,8 @@ class Kernel(ShownInNotebook):
             )
         if n_first % layer.groups:
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which "
-                f"{layer.groups} groups do not divide; give another number of groups."
+                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which is not "
+                f"a multiple of the {layer.groups} groups; give another number of groups."
             )
         return replace(self, layer=layer)
 
@@ -229,7 +229,7 @@ class Kernel(ShownInNotebook):
         )
 
     def detached(self) -> Kernel:
-        """Give a kernel of its own, which serves no graph and does not change with the caller's."""
+        """Return a copy outside of any graph, which does not change with the caller's taps."""
         taps = self.taps.detach().clone()
         if self.field is None:
             return replace(self, taps=taps)
@@ -296,9 +296,9 @@ class Kernel(ShownInNotebook):
         if found != expected:
             raise ShapeError(
                 f"the kernel of shape {tuple(self.taps.shape)} {'gives' if are_outputs else 'takes'} {expected} "
-                f"channels, but the image of shape {tuple(images.shape)} has {found}; "
-                f"use a kernel that fits, one of shape ({name_taps(self.n_axes)}) for all channels, or "
-                f"(C, {name_taps(self.n_axes)}) for each its own."
+                f"channels, but the image of shape {tuple(images.shape)} has {found}; use a kernel that fits, one of "
+                f"shape ({name_taps(self.n_axes)}) for all channels, or (C, {name_taps(self.n_axes)}) for one kernel "
+                "per channel."
             )
         return images
 
@@ -308,7 +308,9 @@ class Kernel(ShownInNotebook):
             axes = ", ".join(("C", *AXIS_NAMES[-n_axes:]))
             advice = "add the missing axes, for example image[None]"
             if images.ndim > n_axes + 2:
-                advice = "a kernel of fewer axes works plane by plane where dimensions says how many axes images have"
+                advice = (
+                    "a kernel with fewer axes works plane by plane if dimensions gives the number of axes of the images"
+                )
             raise ShapeError(
                 f"an image tensor must have shape ({axes}) or (B, {axes}), but has {tuple(images.shape)}; {advice}."
             )
@@ -325,8 +327,8 @@ class Kernel(ShownInNotebook):
 def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
     """Count the axes of space that a kernel of shape `(*k)`, `(C, *k)` or `(C_out, C_in, *k)` spans.
 
-    A kernel of fewer axes than the `dimensions` of the images spans the last of them. `None` takes one axis for a
-    signal's kernel, five for a layer of three dimensions, and two to four for pictures.
+    A kernel with fewer axes than the `dimensions` of the images spans the last of them. With `None`, one axis means a
+    signal, five axes a layer of three dimensions, and two to four axes pictures.
 
     Raises:
         ShapeError: the number of axes fits no kernel.
@@ -363,7 +365,7 @@ def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:
     if not limits.tiny <= float(largest.square()) <= limits.max:
         word = "large" if largest > 1 else "small"
         raise MalformedInputError(
-            f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square is beyond the range of "
+            f"the largest tap of the kernel is {float(largest):.3g}, so {word} that its square exceeds the range of "
             f"{str(dtype).removeprefix('torch.')}; scale the kernel, for example to a sum of 1."
         )
 

@@ -1,4 +1,4 @@
-"""A kernel that varies over the frame: one kernel at each place of a grid, and what lies between them follows."""
+"""A kernel that varies over the frame: one kernel at each place of a grid, and interpolation between them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class KernelField(ShownInNotebook):
             )
         if self.taps.numel() == 0 or not self.taps.is_floating_point() or not synchronize.are_finite(self.taps):
             raise MalformedInputError(
-                f"the taps of a kernel field must be finite numbers, but those of shape {shape} and type "
-                f"{self.taps.dtype} are none, or hold others."
+                f"the taps of a kernel field must be finite numbers, but the taps of shape {shape} and type "
+                f"{self.taps.dtype} are not."
             )
         if not bool(self.taps.flatten(2).any(dim=2).all()):
             raise MalformedInputError("every kernel of a field must have taps, but those of one place are all zero.")

@@ -95,7 +95,7 @@ class KernelModel(nn.Module):
 
 
 def convolve(wide: Tensor, columns: Tensor, size: Size) -> Tensor:
-    """Convolve images that include their border, as `KernelModel` does, by taps `(G, N, C_out)`."""
+    """Convolve images that include their border with taps `(G, N, C_out)`, as `KernelModel` does."""
     weight = columns.mT.reshape(len(columns) * columns.shape[-1], -1, *size)
     return CONVOLUTIONS[len(size)](wide, weight, groups=len(columns))
 

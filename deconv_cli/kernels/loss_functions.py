@@ -44,8 +44,9 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 def poisson(prediction: Tensor, target: Tensor) -> Tensor:
     """Give p − t + t·log(t/p) for means p and counts t with a tenth of a count added to both.
 
-    That is how much less likely counts are under a mean than under themselves. Without the tenth a pixel without
-    counts would be nearly determined, and its loss would end at zero. Below zero a parabola replaces the logarithm.
+    This is the negative logarithm of the likelihood of the counts, minus its least value. Without the tenth, a pixel
+    without counts would almost fix its mean, and its loss would end at zero. Below zero a parabola replaces the
+    logarithm.
     """
     counts, means = target.clamp_min(0) + FAINT, prediction.clamp_min(0) + FAINT
     below = prediction.clamp_max(0) / FAINT
@@ -87,8 +88,8 @@ def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.shape not in (prediction.shape, ()):
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise UsageError(
-            "a loss should take a prediction and data, and give a tensor of their shape "
-            f"{tuple(prediction.shape)}, or a single number, but gives {found}."
+            f"a loss must take a prediction and data, and return a tensor of their shape {tuple(prediction.shape)} or "
+            f"a single number, but returns {found}."
         )
     return values.mean()
 

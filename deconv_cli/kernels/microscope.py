@@ -36,7 +36,7 @@ LEAST_PINHOLE = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Microscope:
-    """What the image of a point depends on; wavelengths in nm, all other lengths in µm.
+    """The optics that form the image of a point; wavelengths in nm, all other lengths in µm.
 
     Attributes:
         numerical_aperture: of the objective.
@@ -88,9 +88,9 @@ class Microscope:
             )
         self._check_spacing()
         if self.mode in ("confocal", "two-photon") and self.excitation is None:
-            raise UsageError(f"mode {self.mode} needs the wavelength of the light that excites, excitation.")
+            raise UsageError(f"mode {self.mode} needs excitation, the wavelength of the exciting light.")
         if self.mode == "light-sheet" and self.sheet is None:
-            raise UsageError("mode light-sheet needs the width of the sheet at half of its maximum, sheet.")
+            raise UsageError("mode light-sheet needs sheet, the width of the sheet at half of its maximum.")
 
     def _check_spacing(self) -> None:
         steps = self.spacing
@@ -242,7 +242,7 @@ def sampling_notes(microscopes: Sequence[Microscope], psfs: Sequence[Tensor]) ->
         if missed:
             notes.append(
                 f"{name} of {spacing[axis]:g} µm are coarser than the {', '.join(missed)} µm that the optics resolve: "
-                "finer detail is folded into what is seen, and is not restored"
+                "finer detail appears as aliasing and cannot be restored"
             )
     lights = [psf.sum((-2, -1)) for psf, each in zip(psfs, microscopes, strict=True) if each.mode == "widefield"]
     kept = [float(min(light[0], light[-1]) / light[len(light) // 2]) for light in lights if light.ndim]

@@ -1,4 +1,4 @@
-"""The nearest kernel without negative taps, for whatever counts light.
+"""The nearest kernel without negative taps, for methods that count light.
 
 Formulas with sharp edges (`kernels/sources/kernel_source.py`) and kernels that were fitted under noise have small
 negative taps. Where none may be, among kernels of the same sum the one is taken that changes the blur of pictures the
@@ -119,4 +119,4 @@ def describe_sharpening(taps: Tensor, errors: Tensor, n_axes: int) -> tuple[str,
     gain = float(torch.where((sums - 1).abs() < 0.2, raised, 0.0).max())
     if gain < LEAST_RAISED:
         return ()
-    return (f"the kernel raises detail up to {gain:.2g} times; exchange the pictures if the first is the blurred one",)
+    return (f"the kernel amplifies detail up to {gain:.2g} times; swap the pictures if the first is the blurred one",)

@@ -27,12 +27,12 @@ N_STRIPES, HELD_OUT = 25, 5
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair, ready to be gone through.
+    """One pair of a sharp and a blurred image, with the weights of its outputs.
 
     Attributes:
         wide: the sharp image with its border, shape `(C_in, *(output size + k − 1))`, float64.
-        y: what the kernel made of it, shape `(C_out, *output size)`, float64.
-        weights: of the outputs in least squares, shape `(*output size)`; `None` where all are alike.
+        y: the blurred image, shape `(C_out, *output size)`, float64.
+        weights: of the outputs in least squares, shape `(*output size)`; `None` if all are equal.
     """
 
     wide: Tensor
@@ -53,9 +53,8 @@ class Pair:
         is_larger = any(k > n for k, n in zip(size, sizes[0], strict=True))
         if is_larger and (boundary.is_unknown or sizes[0] != sizes[1]):
             raise ShapeError(
-                f"a kernel of {format_size(size)} does not fit into images of {format_size(sizes[0])}, within which "
-                "all its taps must lie where nothing is known of what is outside; use a smaller size, or say what lies "
-                "outside both images of one size."
+                f"a kernel of {format_size(size)} does not fit into images of {format_size(sizes[0])}, as boundary "
+                "unknown requires; use a smaller size, or another boundary with images of one size."
             )
         for padding in ("same", "valid", "full"):
             geometry = Geometry(sizes[0], size, Geometry.of_image(sizes[0], size, padding).pads)
@@ -63,9 +62,9 @@ class Pair:
                 break
         else:
             raise ShapeError(
-                f"a kernel of {format_size(size)} makes no image of {format_size(sizes[1])} of one of "
-                f"{format_size(sizes[0])}; both should be of one size, or the blurred one smaller or larger by the "
-                "kernel less one."
+                f"a kernel of {format_size(size)} cannot turn an image of {format_size(sizes[0])} into one of "
+                f"{format_size(sizes[1])}; both must have the same size, or differ by the size of the kernel minus "
+                "one."
             )
         y, wide = blurred.double(), sharp.double()
         if not boundary.is_unknown:
@@ -77,7 +76,7 @@ class Pair:
 
     @property
     def stripe_height(self) -> int:
-        """Rows of outputs that are held out together, or are not."""
+        """Number of output rows that are held out, or kept, together."""
         return max(1, self.y.shape[1] // N_STRIPES)
 
     def stripes(self, size: Size) -> Iterator[tuple[Pair, bool]]:
@@ -120,7 +119,7 @@ class PairEquations:
 
 
 def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquations]:
-    """Go through pairs once; gives the equations of all rows, and those of the rows that are not held out."""
+    """Build the equations of all rows, and of the rows that are not held out, in one pass over the pairs."""
     n_taps = pairs[0].wide.shape[0] * math.prod(size)
     n_outputs = pairs[0].y.shape[0]
     grams, rights = torch.zeros(2, n_taps, n_taps).double(), torch.zeros(2, n_taps, n_outputs).double()
@@ -139,16 +138,16 @@ def gather(pairs: Sequence[Pair], size: Size) -> tuple[PairEquations, PairEquati
 
 @dataclass(frozen=True)
 class Misfit:
-    """What a kernel leaves over: Xᵀ(y − Xk) and ‖y − Xk‖² of the rows that were looked at."""
+    """The misfit of a kernel: Xᵀ(y − Xk) and ‖y − Xk‖² over the selected rows."""
 
     gradient: Tensor
     square: float
 
 
 def misfit(pairs: Sequence[Pair], size: Size, taps: Tensor, held: bool | None = None) -> Misfit:
-    """Compute what taps `(N, C_out)` leave over, from the data themselves.
+    """Compute the misfit of taps `(N, C_out)` directly from the data.
 
-    The rows are those that are held out, the others, or all for `held=None`.
+    `held` selects the rows: those that are held out, the others, or all for `None`.
     """
     gradient, square = torch.zeros_like(taps), 0.0
     for pair in pairs:
@@ -196,14 +195,14 @@ def solve_ridge(
     """Solve for the taps, with an error bar for every tap.
 
     The prior of the taps is Gaussian with the precision λLᵀL/σ²; the noise is white with the standard deviation σ. λ
-    and σ are those under which the data are likeliest (MacKay, Bayesian interpolation, Neural Computation 4, 1992,
+    and σ are the values that make the data most likely (MacKay, Bayesian interpolation, Neural Computation 4, 1992,
     section 4). The error bars are the standard deviations of the taps given the data. In coordinates in which both
     quadratic forms are diagonal, all of these are sums over taps.
 
     Args:
         equations: of the data.
         penalty: LᵀL, positive definite, shape `(N, N)`.
-        look: computes what taps leave over, from the data themselves, so that no digit is lost to squaring.
+        look: computes the misfit of taps directly from the data, so that squaring loses no digits.
         lam: λ; `None` chooses it by the evidence.
     """
     root = torch.linalg.cholesky(penalty, upper=True)
@@ -217,7 +216,7 @@ def solve_ridge(
     n_data = equations.n_data * equations.right.shape[1]
 
     def explained(weight: Tensor) -> Tensor:
-        """Give the least value of ‖Xk − y‖² + μ‖Lk‖²."""
+        """Return the least value of ‖Xk − y‖² + μ‖Lk‖²."""
         return rest + (coordinates * gains * weight / (gains + weight)).sum()
 
     def evidence(weight: Tensor) -> float:
@@ -293,7 +292,7 @@ def solve_constrained(hessian: Tensor, right: Tensor, *, nonnegative: bool, tota
 
 
 def _on_face(hessian: Tensor, right: Tensor, free: Tensor, total: float | None) -> tuple[Tensor, Tensor]:
-    """Minimize over the taps that are free, the others being zero; gives the taps and the slopes at all of them."""
+    """Minimize over the free taps, with all others zero; return all taps, and the slopes at all of them."""
     factor = torch.linalg.cholesky(hessian[free][:, free])
     taps = torch.zeros_like(right)
     taps[free] = torch.cholesky_solve(right[free, None], factor)[:, 0]
@@ -306,6 +305,6 @@ def _on_face(hessian: Tensor, right: Tensor, free: Tensor, total: float | None) 
 
 
 def variance_under_sum(variance: Tensor) -> Tensor:
-    """Take out of a covariance what moves the sum of the taps, shape `(N, N)`."""
+    """Remove changes of the sum of the taps from a covariance of shape `(N, N)`."""
     of_ones = variance.sum(1)
     return variance - of_ones[:, None] * of_ones / of_ones.sum()

@@ -105,8 +105,8 @@ def read_kernel(
         field = _read_field(path, sha256, notes, held, normalize=bool(normalize))
         if field is not None and clean:
             raise UsageError(
-                f"clean_kernel=True crops each kernel alone, so that the kernels of the field '{path}' would not lie "
-                "alike; leave it out."
+                f"clean_kernel=True crops each kernel separately, so the kernels of the field '{path}' would be "
+                "misaligned; leave it out."
             )
         if field is not None:
             return field
@@ -144,7 +144,7 @@ def read_kernel(
         taps = taps.to(torch.float64) / sums
         notes += (f"the taps were divided by their sum ({_listed(sums)})",)
     if taps.ndim == n_axes + 1:
-        notes += (f"there is a kernel for each of {len(taps)} channels, and each channel has its own",)
+        notes += (f"each of the {len(taps)} channels has its own kernel",)
     notes += (*_geometry_notes(stored.geometry), *_bias_notes(stored, bias_name, is_taken=bias))
     is_layer = taps.ndim == n_axes + 2 and taps.shape[1] > 1
     of_picture = () if stored.geometry or is_layer else describe_flaws(taps, n_axes)
@@ -172,7 +172,7 @@ def read_kernel(
 def _read_field(
     path: Path, sha256: str, notes: tuple[str, ...], held: Convention, *, normalize: bool
 ) -> KernelFile | None:
-    """Read a kernel field, each kernel divided by its sum if wanted; `None` where the file holds something else."""
+    """Read a kernel field, each kernel divided by its sum on request; `None` if the file holds something else."""
     opened = open_tensors(path, SAFETENSORS)
     if set(opened.shapes) != set(FIELD_TENSORS):
         return None
@@ -220,14 +220,14 @@ def _read_psf_pictures(path: Path, dimensions: int | None) -> tuple[torch.Tensor
             image = image.spanned_by(3)
     if image.dimensions > (dimensions or 3):
         raise UsageError(
-            f"kernel '{path}' is a stack of shape {image.shape}, which spans 3 axes, but the images have {dimensions}; "
-            "say that they have three, or give a kernel of one plane."
+            f"kernel '{path}' is a stack of shape {image.shape}, which spans 3 axes, but the images have "
+            f"{dimensions}; use dimensions=3, or give a kernel of one plane."
         )
     if len(image.values) != 1:
         raise ShapeError(
-            f"kernel '{path}' should be one plane, or one stack of planes along Z, but has axes {image.axes} and shape "
-            f"{image.shape}; give one for each channel as channels of one picture, as an array (C, kH, kW), or as "
-            "files of their own."
+            f"kernel '{path}' should be one plane, or one stack of planes along Z, but has axes {image.axes} and "
+            f"shape {image.shape}; give kernels for several channels as channels of one picture, as an array (C, kH, "
+            "kW), or as separate files."
         )
     channels = image.values[0]
     taps = channels[0] if bool((channels == channels[0]).all()) else channels
@@ -262,7 +262,7 @@ def _geometry_notes(geometry: dict[str, Any]) -> tuple[str, ...]:
     texts = [f"{name} {','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in geometry.items()]
     if not texts:
         return ()
-    return (f"the layer itself says: {', '.join(texts)}; that is taken where nothing else is given",)
+    return (f"the layer has {', '.join(texts)}; these values are used unless you give others",)
 
 
 def _orientation_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
@@ -272,8 +272,8 @@ def _orientation_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
         return ()
     return (
         f"the kernel is not symmetric, and its array was read as the taps of a cross-correlation, as conv{n_axes}d "
-        'applies them; if it holds a point-spread function as a camera sees it, choose convention="convolution"; '
-        'convention="correlation" confirms this one',
+        'applies them; for a point-spread function as a camera sees it, choose convention="convolution"; '
+        'convention="correlation" turns this note off',
     )
 
 
@@ -282,8 +282,9 @@ def _sum_notes(taps: torch.Tensor, n_axes: int) -> tuple[str, ...]:
     if _is_unit_sum(taps, n_axes):
         return ()
     return (
-        f"the taps of the kernel add up to {_listed(_sums_of_taps(taps, n_axes))} and were taken as they are, so that "
-        "an estimate has the brightness of the data divided by that; normalize=True divides the taps by their sum",
+        f"the taps of the kernel add up to {_listed(_sums_of_taps(taps, n_axes))} and were not normalized, so the "
+        "brightness of the estimate is that of the data divided by this sum; normalize=True divides the taps by their "
+        "sum",
     )
 
 
@@ -291,8 +292,8 @@ def _bias_notes(layer: ModelLayer, name: str, *, is_taken: bool) -> tuple[str, .
     if layer.bias is None:
         return ()
     if not is_taken:
-        return (f"the bias '{name}' was left out",)
+        return (f"the bias '{name}' was not used",)
     return (
-        f"the bias '{name}' of {layer.bias.numel()} numbers was read too and is subtracted from outputs before they "
-        "are inverted, or added in the forward direction",
+        f"the bias '{name}' of {layer.bias.numel()} numbers was read too; invert subtracts it from the data first, "
+        "and forward adds it",
     )

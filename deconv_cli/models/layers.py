@@ -151,8 +151,8 @@ def open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | No
     kind = model_format(path, head)
     if kind.is_program:
         raise UnsafeInputError(
-            f"'{path}' is a file of the kind {kind}, which can run its own code and is not opened for a kernel; save "
-            "its state_dict() with torch.save instead."
+            f"'{path}' is a file of the kind {kind}, which can run its own code, so deconv reads no kernel from it; "
+            "save its state_dict() with torch.save instead."
         )
     found = load_weights_only(path, torch_globals())
     module = found if isinstance(found, nn.Module) else None
@@ -198,8 +198,8 @@ def _own_geometry(path: Path, module: nn.Module, name: str) -> dict[str, Any]:
             return _checked(path, _geometry_of(owner, transposed=isinstance(owner, _ConvTransposeNd)))
         described = " ".join(repr(owner).split())[:200]
     raise MalformedInputError(
-        f"'{name}' of '{path}' should belong to a convolution, but its layer is {described}; only convolutions are "
-        "undone."
+        f"'{name}' of '{path}' must belong to a convolution, but its layer is {described}; deconv undoes only "
+        "convolutions."
     )
 
 

@@ -54,21 +54,21 @@ def describe_flaws(taps: Tensor, n_axes: int = 2) -> tuple[str, ...]:
     flaws = []
     if share:
         flaws.append(
-            f"the outermost taps of the kernel show a background, which makes {100 * share:.0f} % of its sum and takes "
-            "contrast from the estimate; clean_kernel=True subtracts it"
+            f"the outermost taps of the kernel show a background, which is {100 * share:.0f} % of its sum and lowers "
+            "the contrast of the estimate; clean_kernel=True subtracts it"
         )
     size = tuple(signal.shape[1:])
     held = tuple(stop - start for start, stop in _extent(signal))
     if max(n / n_taps for n, n_taps in zip(held, size, strict=True)) <= FILLED:
         flaws.append(
-            f"the kernel has an empty margin: {format_size(held)} of its {format_size(size)} taps hold anything, and "
-            "the rest costs time and border; clean_kernel=True crops it"
+            f"the kernel has an empty margin: only {format_size(held)} of its {format_size(size)} taps matter, and "
+            "the rest costs time and widens the border; clean_kernel=True crops it"
         )
     distance = math.dist(_center(signal), _middle(size))
     if distance > OFF_CENTER:
         flaws.append(
-            f"the center of mass of the kernel lies {distance:.1f} pixels off its middle, and shifts the estimate "
-            "against the data by as much; clean_kernel=True centers it"
+            f"the center of mass of the kernel lies {distance:.1f} pixels off its middle, which shifts the estimate "
+            "by as much; clean_kernel=True centers it"
         )
     return tuple(flaws)
 
@@ -77,21 +77,21 @@ def refusal_of(taps: Tensor, n_axes: int = 2) -> str | None:
     """Explain why a measured point-spread function would spoil every estimate; `None` if it would not."""
     if looks_like_photograph(taps, n_axes):
         return (
-            "a kernel shows what became of a single point, but this one looks like a photograph, bright up to its "
-            "edges; give another kernel, or clean_kernel=False if these taps are meant."
+            "a kernel must be the picture of a single point, but this one looks like a photograph, bright up to its "
+            "edges; give another kernel, or clean_kernel=False if these taps are right."
         )
     measured = _measure(taps, n_axes)
     if measured is None:
         return None
     share, signal = measured
     distance = math.dist(_center(signal), _middle(tuple(signal.shape[1:])))
-    found = [f"background makes {100 * share:.0f} % of its sum"] if share > SPOILS else []
+    found = [f"background is {100 * share:.0f} % of its sum"] if share > SPOILS else []
     found += [f"its center lies {distance:.1f} pixels off its middle"] if distance > FAR_OFF else []
     if not found:
         return None
     return (
         f"the kernel would spoil the estimate, since {' and '.join(found)}; clean_kernel=True corrects that, and "
-        "clean_kernel=False takes the kernel as it is."
+        "clean_kernel=False uses the kernel as it is."
     )
 
 
@@ -135,9 +135,7 @@ def clean_psf(taps: Tensor, n_axes: int = 2) -> tuple[Tensor, str]:
     backgrounds = [_background(channel) for channel in channels]
     signal = _signal(channels, backgrounds)
     if not bool(signal.any()):
-        raise UsageError(
-            "nothing of the kernel stands out of its background; take another picture, or do not clean it."
-        )
+        raise UsageError("nothing in the kernel rises above its background; use another picture, or do not clean it.")
     extent, center = _extent(signal), _center(signal)
     middles = [round(place) for place in center]
     # As far to both sides as the farther side needs, so that the center is the middle tap.
@@ -228,5 +226,5 @@ def _along(channels: Tensor, axis: int) -> Tensor:
 
 
 def _middle(size: Size) -> tuple[int, ...]:
-    """Return the tap at the output pixel under padding `same`."""
+    """Return the tap that meets the output pixel under padding `same`."""
     return tuple((n - 1) // 2 for n in size)

@@ -128,23 +128,23 @@ def model_format(path: Path, head: bytes) -> ModelFormat:
         parts = {part for name in names for part in name.split("/")}
         if "extern_modules" in parts:
             raise UnsafeInputError(
-                f"'{path}' is a torch.package archive, which carries code and is not opened; save its state_dict() "
-                "instead."
+                f"'{path}' is a torch.package archive, which contains code, so deconv does not open it; save its "
+                "state_dict() instead."
             )
         if kind := program_kind(names):
             return ModelFormat(kind)
         if "data.pkl" in parts:
             return ModelFormat.PICKLE
         raise MalformedInputError(
-            f"'{path}' is a zip archive, but holds none of the models understood here; it may be another kind of file."
+            f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
         )
     if SAFETENSORS.recognizes(head):
         return ModelFormat.SAFETENSORS
     if head.startswith(b"\x80"):
         return ModelFormat.PICKLE
     raise MalformedInputError(
-        f"'{path}' is not one of the model files understood here: .safetensors, what torch.save wrote, TorchScript, "
-        ".pt2; it may be cut short or damaged."
+        f"'{path}' is not a supported model file (.safetensors, torch.save, TorchScript or .pt2); it may be cut short "
+        "or damaged."
     )
 
 
@@ -160,7 +160,7 @@ def _read_program(path: Path, kind: ModelFormat, trusted_sha256: str | None) -> 
         )
     if trusted_sha256.lower() != sha256:
         raise UnsafeInputError(
-            f"'{path}' is not the file that trusted_sha256 names: its SHA-256 is {sha256}; nothing of it was run."
+            f"'{path}' is not the file that trusted_sha256 names: its SHA-256 is {sha256}; none of its code was run."
         )
     if kind is ModelFormat.TORCHSCRIPT:
         with refusing_damage(path, "TorchScript"), _silence():
@@ -232,7 +232,7 @@ def check_module(path: Path, module: nn.Module) -> None:
             children = [child for child in members["_modules"].values() if child is not None]
             n_modules += 1 + len(children)
             if n_modules > _MAX_MODULES:
-                raise ValueError(f"a module holds itself, or more than {_MAX_MODULES} others")
+                raise ValueError(f"a module contains itself, or more than {_MAX_MODULES} others")
             for kind, place in ((nn.Parameter, "_parameters"), (torch.Tensor, "_buffers"), (nn.Module, "_modules")):
                 for name, value in members[place].items():
                     if value is not None and not isinstance(value, kind):
@@ -286,7 +286,7 @@ def _load_into(model: nn.Module, path: Path, state: StateDict) -> None:
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
         lacks = f"lacks {_listed(missing)}" if missing else ""
-        holds = f"holds {_listed(extra)}, which the model has not" if extra else ""
+        holds = f"holds {_listed(extra)}, which the model does not have" if extra else ""
         raise MalformedInputError(
             f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check the class and "
             "its arguments."

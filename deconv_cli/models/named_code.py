@@ -51,7 +51,7 @@ def load_named(text: str, what: str) -> NamedCode:
             raise UsageError(f"{what}: '{place}' holds no '{name}'; check the name after the colon.")
         value = getattr(value, part)
     if not callable(value):
-        raise UsageError(f"{what}: '{text}' should be a class, a function or a model, but is a {type(value).__name__}.")
+        raise UsageError(f"{what}: '{text}' must be a class, a function or a model, but is a {type(value).__name__}.")
     return NamedCode(text, module, name, value)
 
 

@@ -129,5 +129,5 @@ def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def accumulation_dtype(a: Tensor) -> torch.dtype:
-    """Return the widest real type in which the device can add up."""
+    """Return the widest real type in which the device can compute sums."""
     return a.dtype if a.device.type == "mps" else torch.float64

@@ -296,7 +296,7 @@ def to_float64(taps: Tensor) -> Tensor:
 def next_fast_size(n: int) -> int:
     """Find the smallest length from `n` up that is fast for the FFT: no prime factor above 7, and a multiple of 4.
 
-    On a processor transforms of odd lengths take twice as long. For short ones a few pixels more would cost more.
+    On a processor, transforms of odd lengths take twice as long. Short transforms may have any of these lengths.
     """
     while not _is_smooth(n) or (n >= MIN_LENGTH_BY_FOURS and n % 4):
         n += 1

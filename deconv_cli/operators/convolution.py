@@ -161,8 +161,8 @@ class Convolution(LinearOperator):
     ) -> None:
         if getattr(kernel, "is_varying", False):
             raise UsageError(
-                "a kernel that varies over the frame is no single convolution; build VaryingConvolution(field.taps, "
-                "field.rows, field.columns, image_size)."
+                "a kernel that varies over the frame is not a single convolution; build "
+                "VaryingConvolution(field.taps, field.rows, field.columns, image_size)."
             )
         taps = _canonical_taps(getattr(kernel, "taps", kernel), _check_size(image_size))
         self.kernel, self.dtype, self.device = taps, taps.dtype, taps.device
@@ -206,7 +206,7 @@ class Convolution(LinearOperator):
         return self.boundary.wraps(len(self.geometry.image_size))
 
     def with_kernel(self, kernel: Tensor) -> Convolution:
-        """Give the same operator with other taps, of the shape of its own."""
+        """Return the same operator with other taps of the same shape."""
         return Convolution.of_geometry(kernel, self.geometry, self.boundary)
 
     def in_float64(self) -> Convolution:
@@ -260,12 +260,12 @@ def _canonical_taps(taps: object, n_axes: int) -> Tensor:
         raise UsageError(f"a kernel must be a Kernel or a tensor of floating-point numbers, but is {kind}; convert it.")
     if taps.ndim not in (n_axes, n_axes + 2):
         raise ShapeError(
-            f"a kernel for images with {n_axes} axes of space has {n_axes} axes, or {n_axes + 2} with its channels, "
+            f"a kernel for images with {n_axes} axes of space must have {n_axes} axes, or {n_axes + 2} with channels, "
             f"but its shape is {tuple(taps.shape)}."
         )
     if taps.numel() == 0 or not synchronize.are_finite(taps):
         raise MalformedInputError(
-            f"a kernel must hold at least one tap and no NaN or infinite values, but that of shape {tuple(taps.shape)} "
-            "does not; replace them first."
+            "a kernel must hold at least one tap and no NaN or infinite values, but the kernel of shape "
+            f"{tuple(taps.shape)} does not; correct it first."
         )
     return taps if taps.ndim == n_axes + 2 else taps[None, None]

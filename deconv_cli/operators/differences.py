@@ -18,7 +18,7 @@ from deconv_cli.vocabulary import Size
 class Difference:
     """A forward difference of pixels, of some order along each axis, times a factor.
 
-    Of orders (1, 0) it is `x[i + 1, j] − x[i, j]`; of orders (0, 0) the pixel itself.
+    For orders (1, 0) it is `x[i + 1, j] − x[i, j]`; for orders (0, 0) it is the pixel itself.
     """
 
     orders: tuple[int, ...]

@@ -18,8 +18,8 @@ class Pads:
     """Pixels added around an image before the kernel slides over it.
 
     Attributes:
-        before: for each axis those ahead of the first pixel: above, and to the left.
-        after: for each axis those behind the last pixel.
+        before: for each axis, the pixels ahead of the first pixel: above, and to the left.
+        after: for each axis, the pixels behind the last pixel.
     """
 
     before: Size
@@ -27,7 +27,7 @@ class Pads:
 
     @property
     def total(self) -> Size:
-        """Pixels added along each axis altogether."""
+        """Total number of pixels added along each axis."""
         return tuple(b + a for b, a in zip(self.before, self.after, strict=True))
 
 
@@ -41,7 +41,7 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
     `same` adds `k - 1` pixels, the odd one at the end, as `torch.nn.functional.conv2d(padding="same")` does.
 
     Raises:
-        UsageError: the padding is none of torch's words, a whole number, one or a pair for each axis, or `Pads`.
+        UsageError: the padding is not a word of torch, a whole number, one or a pair for each axis, or `Pads`.
     """
     if isinstance(padding, Pads):
         return padding
@@ -66,7 +66,7 @@ def resolve_padding(padding: Padding, kernel_size: Size) -> Pads:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of one convolution: image → extended image → output, each a tuple with one number an axis.
+    """The sizes of one convolution: image → extended image → output, each a tuple with one number per axis.
 
     Attributes:
         image_size: pixels of the image x.
@@ -119,7 +119,7 @@ class Geometry:
         if min(image_size) < 1 or min(output_size) < 1:
             raise ShapeError(
                 f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} "
-                f"with padding {padding}; a larger output or a smaller padding is needed."
+                f"with padding {padding}; use a larger output or a smaller padding."
             )
         return cls.of_image(image_size, kernel_size, pads)
 
@@ -142,11 +142,11 @@ class Geometry:
 
 
 def check_image_size(image_size: Size, kernel_size: Size) -> None:
-    """Refuse an image without pixels, or of another number of axes than a kernel."""
+    """Refuse an image without pixels, or with another number of axes than a kernel."""
     if len(image_size) != len(kernel_size):
         raise ShapeError(
-            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, "
-            f"but the image is one of {format_size(image_size)}."
+            f"a kernel of {format_size(kernel_size)} needs an image with {len(kernel_size)} axes of space, but the "
+            f"image has the size {format_size(image_size)}."
         )
     if min(image_size) < 1:
         raise ShapeError(f"the image must hold at least one pixel, but its size is {format_size(image_size)}.")
@@ -202,7 +202,7 @@ class LayerGeometry(Geometry):
 
     @property
     def grid_axes(self) -> tuple[GridAxis, ...]:
-        """The relation of the two grids along each axis."""
+        """The relation between the two grids along each axis."""
         steps, sizes = self.steps, (self.image_size, self.output_size)
         fine, coarse = reversed(sizes) if self.options.transposed else sizes
         values = (fine, coarse, self.kernel_size, steps.stride, steps.dilation, self.pads.before, self.pads.after)
@@ -219,7 +219,7 @@ class LayerGeometry(Geometry):
             super().check_boundary(boundary)
         elif not boundary.is_zero:
             raise UsageError(
-                f"a transposed convolution looks at no pixel outside of its input, so its boundary is zero, but is "
+                "a transposed convolution reads no pixel outside of its input, so its boundary must be zero, but is "
                 f"{boundary.name}; leave it out."
             )
 

@@ -113,8 +113,8 @@ class LayerConvolution(Convolution):
         self.geometry.check_boundary(self.boundary)
         if kernel.shape[0] % options.groups:
             raise ShapeError(
-                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which "
-                f"{options.groups} groups do not divide; give another number of groups."
+                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which is "
+                f"not a multiple of the {options.groups} groups; give another number of groups."
             )
         self.correlation, self.extension = self._parts(kernel, self.layer_geometry)
         if options.transposed:
@@ -156,7 +156,7 @@ class LayerConvolution(Convolution):
         return LinearOperator.adjoint_parts(self, y)
 
     def with_kernel(self, kernel: Tensor) -> LayerConvolution:
-        """Give the same layer with other taps."""
+        """Return the same layer with other taps."""
         geometry = self.geometry
         return LayerConvolution(
             kernel, geometry.image_size, self.options, padding=geometry.pads, boundary=self.boundary

@@ -82,7 +82,7 @@ class LinearOperator(ABC):
         n_axes = len(self.input_shape)
         if x.ndim < n_axes or x.shape[x.ndim - n_axes :] != self.input_shape:
             raise ShapeError(
-                f"the operator takes tensors whose shape ends in {self.input_shape}, but was given one of "
+                f"the operator takes tensors whose shape ends in {self.input_shape}, but this one has "
                 f"{tuple(x.shape)}; reshape it, or build the operator for its size."
             )
         return self.forward(x)
@@ -107,8 +107,8 @@ class LinearOperator(ABC):
             return NotImplemented
         if other.output_shape != self.input_shape:
             raise ShapeError(
-                f"operators do not chain: the first gives {other.output_shape}, but the next takes "
-                f"{self.input_shape}; build one of them for the other's size."
+                f"operators do not chain: the first returns {other.output_shape}, but the next takes "
+                f"{self.input_shape}; build one of them for the size of the other."
             )
         return Composed(
             (self, other),
@@ -242,7 +242,7 @@ def check_tensor(found: object, role: str) -> None:
 
 
 Function = Callable[[Tensor], Tensor]
-"""A function of a batch: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself."""
+"""A function of a batch: maps `(B, *input_shape)` to `(B, *output_shape)`, each member independently."""
 
 
 def check_image(image: Tensor, role: str) -> None:
@@ -281,8 +281,8 @@ class Linearization(LinearOperator):
     derivative). Only backward formulas are needed, which every layer of torch has.
 
     Args:
-        function: f, on batches: takes `(B, *input_shape)` to `(B, *output_shape)`, each member by itself, such as a
-            `torch.nn.Module` in evaluation mode.
+        function: f, on batches: maps `(B, *input_shape)` to `(B, *output_shape)`, each member independently, such as
+            a `torch.nn.Module` in evaluation mode.
         at: the point, shape `input_shape`; its dtype and device are those of the arithmetic.
 
     Attributes:
@@ -329,8 +329,8 @@ class Linearization(LinearOperator):
             y = self._function(x.clone())  # a layer may work in place, which a leaf of the graph does not allow
             if not y.requires_grad:
                 raise UsageError(
-                    "the function should depend on its input in a way that torch differentiates, but its output does "
-                    "not; check that it neither detaches nor rounds it."
+                    "torch must be able to differentiate the function, but its output does not depend on its input; "
+                    "check that the function neither detaches nor rounds."
                 )
             u = torch.zeros_like(y, requires_grad=True)
             (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)

@@ -29,7 +29,7 @@ from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 
 NOTHING = -1
-"""Stands for a missing pixel or tap."""
+"""The index of a missing pixel or tap."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _of_dilation(axis: GridAxis, *, wraps: bool) -> list[AxisPart] | None:
 
 
 def _trimmed(part: AxisPart, n_taps: int) -> AxisPart:
-    """Leave out the outputs at either end that depend on zeros alone."""
+    """Drop the outputs at either end that depend only on zeros."""
     ahead, behind = (max(pad - (n_taps - 1), 0) for pad in (part.before, part.after))
     coarse = part.coarse[ahead : len(part.coarse) - behind]
     return AxisPart(part.fine, coarse, part.before - ahead, part.after - behind)

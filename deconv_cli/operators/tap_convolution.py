@@ -20,7 +20,8 @@ Tap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """φ(pixel, weight), a function of the user or of this package, element by element on tensors that broadcast."""
 
 ADVICE = (
-    "it takes tensors (pixel, weight) that broadcast, and gives a tensor of their common shape by torch's functions"
+    "it must take tensors (pixel, weight) that broadcast, and return a tensor of their common shape, with torch's "
+    "functions only"
 )
 _PROBE_PARTS = 2
 
@@ -49,11 +50,11 @@ def evaluate(tap: Tap, pixels: Tensor, weights: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.dtype != pixels.dtype:
         kind = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
         raise UsageError(
-            f"the tap '{name_of(tap)}' should give a tensor of {pixels.dtype}, but gives {kind}; {ADVICE}."
+            f"the tap '{name_of(tap)}' must return a tensor of {pixels.dtype}, but returns {kind}; {ADVICE}."
         )
     if values.shape != pixels.shape:
         raise UsageError(
-            f"the tap '{name_of(tap)}' should give the shape {tuple(pixels.shape)} of its arguments, but gives "
+            f"the tap '{name_of(tap)}' must return the shape {tuple(pixels.shape)} of its arguments, but returns "
             f"{tuple(values.shape)}; {ADVICE}."
         )
     return values
@@ -75,8 +76,8 @@ def check_elementwise(tap: Tap, pixels: Tensor, weights: Tensor) -> None:
     alone = evaluate(tap, pixels[..., :part], weights)
     if not torch.allclose(whole[..., :part], alone, equal_nan=True):
         raise UsageError(
-            f"the tap '{name_of(tap)}' should be a function of one pixel and one weight, but its value for some pixels "
-            "depends on the others, or on chance; leave out means, sorting and random numbers."
+            f"the tap '{name_of(tap)}' should be a function of one pixel and one weight, but its values depend on "
+            "other pixels, or on chance; leave out means, sorting and random numbers."
         )
 
 

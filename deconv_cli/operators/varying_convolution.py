@@ -196,8 +196,8 @@ class VaryingConvolution(Convolution):
         n_places = tuple(map(len, places))
         if taps.ndim != 4 or tuple(taps.shape[:2]) != n_places or 0 in n_places:
             raise ShapeError(
-                "kernels that vary have taps of shape (n_rows, n_columns, kH, kW) and a place for each row and column, "
-                f"but here taps of shape {tuple(taps.shape)}, {n_places[0]} rows and {n_places[1]} columns."
+                "kernels that vary need taps of shape (n_rows, n_columns, kH, kW) and a place for each row and "
+                f"column, but have taps of shape {tuple(taps.shape)}, {n_places[0]} rows and {n_places[1]} columns."
             )
         super().__init__(taps[middle_place(taps)][None, None], image_size, padding=padding, boundary=boundary)
         self.taps, self.places = taps, places

@@ -94,7 +94,7 @@ def _describe_target(task: BlockTask) -> dict[str, Any]:
 
 
 def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
-    """Write the page as HTML, as `render_page` does; the run has to have thumbnails."""
+    """Write the page as HTML, as `render_page` does; the run must have thumbnails."""
     problem, first, found = run.task.problem, previews.tiles[0], run.reconstruction
     settings, layout, source = problem.resolution.settings, problem.layout, _input_file(run)
     result = replace(first.result, settings=replace(first.result.settings, boundary=settings.boundary))
@@ -109,8 +109,8 @@ def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
     page = describe_page(
         run, source, result, previews.diagnosis, found.expected_error, shown, previews.views, found.doubts
     )
-    of_piece = [f"In the first piece that is shown: {warning}" for warning in page.warnings]
-    place = f"The numbers of kernel and residual are those of the first piece, {_place(first.data)}."
+    of_piece = [f"In the first piece shown: {warning}" for warning in page.warnings]
+    place = f"The numbers of the kernel and the residual belong to the first piece, {_place(first.data)}."
     blocks = (
         f"It was restored in {counted(run.task.grid.n_blocks, 'block')}{averaged and f'; pictures show{averaged[1:]}'}."
     )
@@ -134,7 +134,7 @@ def _block_numbers(found: BlockReconstruction) -> list[Row]:
     grid, seam = found.task.grid, found.seam
     blocks = f"{grid.n_blocks} of {format_size(grid.along_space(grid.core))}"
     measured = "not measured" if seam is None else f"{seam:.2g} of the range"
-    expected = f"largest difference of neighboring blocks; {found.plan.halo.predicted:.2g} is expected"
+    expected = f"largest difference between neighboring blocks; {found.plan.halo.predicted:.2g} is expected"
     return [
         ("Blocks", blocks, f"each restored with {found.plan.halo} pixels around it"),
         ("Seams", measured, expected),

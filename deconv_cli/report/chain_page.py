@@ -83,15 +83,15 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
     """
     result, solution = run.inversion, run.inversion.solution
     given = _shown("Input", data[0].cpu(), "The channel of the activation with the most contrast.")
-    estimate = _shown("Estimate", result.image[0].cpu(), "What the layers were shown, as found.")
-    text = "The activation minus the activation of the estimate, by size over all channels."
+    estimate = _shown("Estimate", result.image[0].cpu(), "The input of the layers, as found.")
+    text = "Size of the difference between the activation and the activation of the estimate, over all channels."
     left = _shown("Residual", result.residual[0].cpu(), text, is_error=True)
     is_signal = result.image.ndim == 3
     pair, errors = ([image for image in some if image.values.ndim > 1] for some in ((given, estimate), (left,)))
-    verdict = Verdict("good", "You can use this result: run through the layers again, it gives back the activation.")
+    verdict = Verdict("good", "You can use this result: the layers turn it into the same activation again.")
     if result.doubts:
         verdict = Verdict("bad", "Do not use this result as it is: see the warning below.")
-    done = f"{run.source.path} was taken back through the layers {run.model.layers} of {run.model.path}: "
+    done = f"{run.source.path} was inverted through the layers {run.model.layers} of {run.model.path}: "
     smoother = varied(run.rerun, "smoother", {"--lambda": f"{10 * result.lam or 0.001:.4g}"})
     n_images = len(result.image)
     page = Page(
@@ -100,7 +100,7 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
         numbers=_first_numbers(result),
         commands=[
             ("With less noise, and nearer to zero", smoother),
-            ("The same again, with every option spelled out", run.rerun),
+            ("The same command with every option", run.rerun),
         ],
         shown=ShownImages(
             scale=estimate,
@@ -123,7 +123,7 @@ def render_chain(run: ChainRun, data: Tensor) -> str:
 
 def _first_numbers(result: ChainInversion) -> list[Row]:
     found, n = result.determined.share, result.determined.n_dimensions
-    others = "" if found > 1 - 1e-6 else "; the others are those of the smallest input"
+    others = "" if found > 1 - 1e-6 else "; the others come from the smallest input"
     size = "as large as the activation needs; far above 1 is amplified noise."
     return [
         ("Determined", format_percent(found, 3), f"of the input's {n} numbers follow from the activation{others}."),

@@ -147,7 +147,7 @@ def _(thing: BeadPsf) -> View:
 @view.register
 def _(thing: ReconstructionSettings) -> View:
     rows = [(name, as_typed(name, value)) for name, value in thing.changed.items()]
-    return rows or [("", "everything is left open")], None
+    return rows or [("", "no setting was given")], None
 
 
 def _shape(values: Tensor) -> str:

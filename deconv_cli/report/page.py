@@ -64,7 +64,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     return [
         *rows,
         ("Noise gain", f"{conditioning.noise_gain:.3g}", "by how much this λ amplifies white noise"),
-        ("Degrees of freedom", decided, "how many numbers of the estimate the data decide; λ decides the others"),
+        ("Degrees of freedom", decided, "how many numbers of the estimate the data determine; λ determines the others"),
     ]
 
 
@@ -101,7 +101,7 @@ class Page:
 def fill_page(page: Page, record: Record) -> str:
     """Write a page as HTML, with every number of a record.
 
-    File names, metadata and messages are untrusted text: everything is escaped, no script but the page's own runs,
+    File names, metadata and messages are untrusted text: everything is escaped, only the page's own script runs,
     and nothing is fetched from anywhere. A missing value is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -147,7 +147,7 @@ def render_page(run: InvertRun, data: Tensor, truth: Tensor | None = None) -> st
     more = [f"It was restored {result.reasons.light}."] if source.is_picture else []
     if diagnosis.channel is not None:
         number = diagnosis.channel + 1
-        more.append(f"Channels were restored one by one. Numbers other than the residual belong to channel {number}.")
+        more.append(f"Channels were restored separately. Numbers other than the residual belong to channel {number}.")
     page = replace(page, experts=[*page.experts, *more])
     return fill_page(page, describe_run(run))
 
@@ -167,8 +167,8 @@ def describe_page(
     `views` show a detail under several λ or strengths. `doubts` are those of the whole, if the result is a part.
     """
     done = (
-        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored from what the kernel "
-        f"{run.kernel.path} ({format_size(run.kernel.shape)} taps) made of it; {as_rule(result.boundary).description}."
+        f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored with the kernel {run.kernel.path} "
+        f"({format_size(run.kernel.shape)} taps); {as_rule(result.boundary).description}."
     )
     return Page(
         title=Path(source.path).name,
@@ -205,7 +205,7 @@ def draw_kernel(source: KernelInput) -> PagePicture | None:
     if source.kernel.n_axes == 1:
         return None
     n_kernels = taps.shape[0] * taps.shape[1]
-    caption = "What becomes of a point of light, every tap a square."
+    caption = "The image of a point of light; each square is a tap."
     caption = caption if n_kernels == 1 else f"The first of {n_kernels} kernels. {caption}"
     # A cross-correlation turns its taps by half a circle.
     values = taps[0, 0].flip(tuple(range(source.kernel.n_axes)))

@@ -280,8 +280,8 @@ def draw_cuts(images: Sequence[ScaledImage], spacing: Sequence[float] | None) ->
     longest = max(shape[1:])
     side = min(longest, MAX_PLANE_SIDE, max(math.isqrt(MAX_PIXELS // (len(images) * len(planes))), MIN_PLANE_SIDE))
     sentence = (
-        f"{format_size(shape)} samples. To the right of each plane lies the cut along column {place[2] + 1}, below it "
-        f"the cut along row {place[1] + 1}, through a bright place of the estimate; the lines show where they meet."
+        f"{format_size(shape)} samples. The cut along column {place[2] + 1} is to the right of each plane, the cut "
+        f"along row {place[1] + 1} below it. They cross at a bright place of the estimate, which the lines show."
     )
     if spacing is not None:
         sentence += f" Distances are to scale: {format_spacing(spacing)} a sample along Z, Y and X."

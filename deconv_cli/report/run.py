@@ -49,7 +49,7 @@ class KernelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the taps, without axes of channels if the kernel does not mix them."""
+        """Shape of the taps, without channel axes if the kernel does not mix channels."""
         taps = self.kernel.all_taps
         if self.kernel.field is not None:
             return tuple(taps.shape)
@@ -152,5 +152,5 @@ class FactorRun(Run):
     @property
     def all_notes(self) -> tuple[str, ...]:
         """The notes, with one if nothing was precomputed."""
-        unneeded = "this method precomputes nothing: deconv invert builds it again from the taps"
+        unneeded = "this method precomputes nothing: deconv invert builds the inverse again from the taps"
         return self.notes if self.factors else (*self.notes, unneeded)

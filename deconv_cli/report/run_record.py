@@ -183,14 +183,14 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
 
 
 def describe_found(estimate: KernelEstimate) -> str:
-    """Say what was found in a sentence without its full stop."""
+    """Describe the estimated kernel in a sentence without a full stop."""
     if estimate.slight is not None:
         return (
-            f"no blur was found: the likeliest, {estimate.slight.text}, covers less than {LEAST_AREA:g} pixels, as "
-            "much as lenses and resampling leave in sharp pictures"
+            f"no blur was found: the most likely one, {estimate.slight.text}, covers less than {LEAST_AREA:g} pixels, "
+            "as in sharp pictures after a lens or resampling"
         )
     if not estimate.found:
-        return "no blur was found: the spectrum of the picture is that of a sharp one, or of a blur of no known family"
+        return "no blur was found: the spectrum is that of a sharp picture, or of a blur outside the known families"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

@@ -54,9 +54,9 @@ def images_to_show(
     if is_picture and np.issubdtype(source.dtype, np.integer):
         low, high = _within_limits(low, high, np.iinfo(source.dtype))
     of_data = (low, high) if is_picture else display_range(*(x for _, x in inputs))
-    scale = "As stored, on the scale of the estimate." if is_picture else "As stored, on a scale of its own."
+    scale = "As stored, on the scale of the estimate." if is_picture else "As stored, on its own scale."
     mask = None if result.predicted_error is None else ~result.predicted_error.trusted.detach().cpu()
-    text = "The result." if mask is None else "The result; hatched where it is not trustworthy."
+    text = "The result." if mask is None else "The result; do not trust the hatched regions."
     of_light = unit if result.tone_curve is None else f"of {result.unit}"
     shown = [
         *(ScaledImage(name, x, *of_data, scale, unit) for name, x in inputs),
@@ -64,14 +64,18 @@ def images_to_show(
         *(ScaledImage(name, x, low, high, "The true image.", unit) for name, x in truths),
     ]
     if residual is not None:
-        left = ("Residual", _first(residual, n_axes), "Input minus the result blurred again, by size.")
+        left = (
+            "Residual",
+            _first(residual, n_axes),
+            "Size of the difference between the input and the result blurred again.",
+        )
         shown += _errors([left], of_light)
     errors = [] if predicted is None else [("Predicted error", _first(predicted, n_axes), "The error to be expected.")]
     if truth is not None:
         curve, actual = result.error_curve, _first(truth, n_axes).to(estimate)
         if curve is not None:
             estimate, actual = curve.to_light(estimate), curve.to_light(actual)
-        errors.append(("Actual error", estimate - actual, "Estimate minus truth, by size."))
+        errors.append(("Actual error", estimate - actual, "Size of the difference between estimate and truth."))
     return [*shown, *_errors(errors, unit if result.error_curve is None else of_light)]
 
 

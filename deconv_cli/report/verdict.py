@@ -30,20 +30,20 @@ class Verdict:
 
 
 _WRONG_BLUR = "Do not use this result as it is: the blur in the input was probably another one."
-_WRONG_EDGE = "Do not use this result as it is: something else than assumed lies outside the frame."
+_WRONG_EDGE = "Do not use this result as it is: the assumption about the outside of the frame is wrong."
 _DOUBTED = {
-    DoubtReason.SOLVER: "Do not use this result as it is: the computation stopped before it was finished.",
+    DoubtReason.SOLVER: "Do not use this result as it is: the computation stopped too early.",
     DoubtReason.RESIDUAL: _WRONG_BLUR,
     DoubtReason.RESIDUAL_TESTS: _WRONG_BLUR,
-    DoubtReason.AMPLIFICATION: "Do not use this result as it is: it is far too large for such an input.",
+    DoubtReason.AMPLIFICATION: "Do not use this result as it is: its values are far too large for this input.",
     DoubtReason.CLIPPING: "Do not use this result as it is: much of it is darker than black or brighter than white.",
     DoubtReason.LAMBDA: "Do not use this result as it is: the input does not show how strongly to smooth.",
     DoubtReason.NOISE: "Do not use this result as it is: it shows mostly noise.",
     DoubtReason.ERROR: "Do not use this result as it is: its error is as large as its detail everywhere.",
 }
 _FINDINGS = {
-    ResidualFinding.FINE: "You can use this result: blurred again, it gives back the input up to its noise.",
-    ResidualFinding.INCONCLUSIVE: "Nothing speaks against this result, but the input cannot confirm it either.",
+    ResidualFinding.FINE: "You can use this result: blurred again, it matches the input up to the noise.",
+    ResidualFinding.INCONCLUSIVE: "Nothing contradicts this result, but the input cannot confirm it either.",
     ResidualFinding.OVER_SMOOTHED: "You can use this result, but it is smoother than the input allows.",
     ResidualFinding.NOISE_FITTED: "Use this result with care: some of its detail is noise.",
 }
@@ -89,7 +89,7 @@ def first_numbers(
         (
             "Left over",
             percent(result.residual.relative),
-            "of the input that the result does not explain: noise, or something else than this blur.",
+            "of the input that the result does not explain: noise, or an effect other than this blur.",
         ),
     ][:3]
 
@@ -165,7 +165,7 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
     tried = [("Sharper, with more noise", sharper), ("Smoother, with less noise", smoother)]
     is_noisy = bool(reasons & {DoubtReason.NOISE, DoubtReason.CLIPPING})
     found += [(label, line) for label, line in (tried[::-1] if is_noisy else tried) if line is not None]
-    return [*found[:2], ("The same again, with every option spelled out", rerun)]
+    return [*found[:2], ("The same command with every option", rerun)]
 
 
 def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str | None:

@@ -41,7 +41,9 @@ SECONDS_TO_MISS = 5
 UNDER_WAY = 2
 """Pieces that each worker has at once, so that none waits for the network."""
 SCHEDULER_ENDED = "the scheduler of the cluster ended before the work was done; resume the run with another one."
-WRITTEN_BY_DASK = "give one that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
+WRITTEN_BY_DASK = (
+    "give a file that 'dask scheduler --scheduler-file FILE' wrote, or an address such as tcp://host:8786."
+)
 _ONE_AT_A_TIME = threading.Lock()
 """Held by a worker while it works: its threads belong to torch, and its memory to one piece."""
 
@@ -66,7 +68,9 @@ class DaskCluster(Scheduler):
         try:
             import distributed
         except ModuleNotFoundError as error:
-            raise UsageError("clusters need the package distributed; pip install 'deconv-cli[cluster]'.") from error
+            raise UsageError(
+                "clusters need the missing package distributed: pip install 'deconv-cli[cluster]'."
+            ) from error
         assert settings.scheduler is not None
         return cls(_connect(distributed, settings.scheduler))
 
@@ -184,7 +188,7 @@ def _address_in(path: str) -> str:
     except FileNotFoundError as error:
         raise WorkerError(f"there is no scheduler file '{path}'; {WRITTEN_BY_DASK}") from error
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise WorkerError(f"'{path}' is no scheduler file that can be read; {WRITTEN_BY_DASK}") from error
+        raise WorkerError(f"'{path}' is not a readable scheduler file; {WRITTEN_BY_DASK}") from error
 
 
 def _is_killed(error: Exception | None) -> bool:
@@ -193,16 +197,16 @@ def _is_killed(error: Exception | None) -> bool:
 
 
 def _explained(finished: Finished[Result]) -> Finished[Result]:
-    """Say what an error of Dask means, and what helps."""
+    """Explain an error of Dask, with advice."""
     error = finished.error
     if isinstance(error, FileAccessError):
-        error = FileAccessError(f"{str(error).removesuffix('.')}; all workers have to see the files by the same paths.")
+        error = FileAccessError(f"{str(error).removesuffix('.')}; all workers must see the files under the same paths.")
     elif isinstance(error, ModuleNotFoundError):
-        error = WorkerError(f"a worker of the cluster says: {error}; install deconv-cli there as it is here.")
+        error = WorkerError(f"a worker of the cluster failed: {error}; install the same deconv-cli there as here.")
     elif _is_killed(error):
         error = WorkerError(
-            f"piece {finished.number} of the work ended every worker that did it; the system does that when memory is "
-            "short: start workers with more of it, or give a smaller max_memory."
+            f"piece {finished.number} of the work ended every worker that ran it, probably because memory was short; "
+            "start workers with more memory, or give a smaller max_memory."
         )
     return replace(finished, error=error)
 
@@ -251,6 +255,6 @@ class _Piece:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(task: bytes) -> Callable[[int], Any]:
-    """Load a task once, with what it keeps from piece to piece."""
+    """Load a task once, with the state that it keeps between pieces."""
     loaded: Callable[[int], Any] = pickle.loads(task)  # noqa: S301  from the process that started the run
     return loaded

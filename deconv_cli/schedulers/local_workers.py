@@ -222,15 +222,15 @@ class _Worker:
         code = self.process.exitcode or 0
         if 0 < code < CRASHED:
             raise WorkerError(
-                f"a process that was started to do the work ended with exit code {code}; it printed why. A script that "
-                'starts processes has to do so under if __name__ == "__main__":.'
+                f"a worker process ended with exit code {code}; it printed the reason. A script must start processes "
+                'under if __name__ == "__main__":.'
             )
         return Finished(
             self._number,
             error=WorkerError(
                 f"the process that did piece {self._number} was ended by "
-                f"{f'signal {-code}' if code < 0 else f'code {code:#x}'}, {1 + RETRIES} times; the "
-                "system does that when memory is short: give fewer jobs, or a smaller max_memory."
+                f"{f'signal {-code}' if code < 0 else f'code {code:#x}'}, {1 + RETRIES} times, probably because "
+                "memory was short; give fewer jobs, or a smaller max_memory."
             ),
         )
 

@@ -40,8 +40,8 @@ class MachineShare:
         n_gpus = torch.cuda.device_count()
         if n_workers > n_gpus:
             raise UsageError(
-                f"each process has a GPU to itself, but there are {n_workers} processes and {n_gpus} GPUs; start "
-                f'{n_gpus} at most, or compute with device="cpu".'
+                f"each process needs its own GPU, but there are {n_workers} processes and {n_gpus} GPUs; start at "
+                f'most {n_gpus}, or compute with device="cpu".'
             )
         return cls(n_threads, has_gpu=True)
 
@@ -83,7 +83,7 @@ class WorkSettings:
         given = [name for name in ("jobs", "cluster", "scheduler", "threads") if getattr(self, name) is not None]
         if len(given) > 1:
             named = " and ".join(f"{name}={getattr(self, name)}" for name in given)
-            raise UsageError(f"{named} each say who does the work; give one of them.")
+            raise UsageError(f"{named} exclude one another; give one of them.")
         for name in ("jobs", "threads"):
             n = getattr(self, name)
             if n is not None and n < 1:
@@ -237,8 +237,8 @@ class JobShare:
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip(), re.ASCII)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(
-                f"block_range must be i/N, the job i of N jobs with i from 1 to N, but is '{shortened(text)}'; number "
-                "the jobs of an array from 1."
+                f"block_range must be i/N, for job i of N with i from 1 to N, but is '{shortened(text)}'; number the "
+                "jobs of an array from 1."
             )
         return cls(int(found[1]), int(found[2]))
 

@@ -57,7 +57,7 @@ class Admm:
 
     Attributes:
         default_tolerance: the certificate at which it ends by default.
-        default_change: how far the last step may then change the estimate, relative to its contrast.
+        default_change: the largest change of the estimate by the last step in this case, relative to its contrast.
     """
 
     # Chosen on a gray photograph under two blurs and on flat shapes in noise, whose error it raises by 3 % at most.

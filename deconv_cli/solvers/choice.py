@@ -39,8 +39,8 @@ def find_solver(method: str) -> Solver:
     """
     if method == "richardson-lucy":
         raise UsageError(
-            "method richardson-lucy is no linear inverse: it cannot be built ahead, constrained or saved; "
-            "apply it to data with their kernel, or use method auto."
+            "method richardson-lucy is not a linear inverse: it cannot be built ahead, constrained or saved; apply it "
+            "to data with their kernel, or use method auto."
         )
     solver: Solver = SOLVERS[method]
     return solver
@@ -55,14 +55,14 @@ def refusal_of(method: str, problem: TikhonovProblem) -> str | None:
     if operator.is_layer and not solver.takes_layers:
         return "inverts plain convolutions, but this layer has a stride, a dilation or groups, or is transposed"
     if operator.boundary.is_mixed and not solver.takes_mixed:
-        return "inverts images that end along all axes or along none, but this one goes around a torus along some"
+        return "inverts images that repeat along all axes or along none, but this one repeats along some"
     return solver.covers(problem)
 
 
 def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: int | None = None) -> Choice:
     """Choose a method for a problem: the given one, or for `auto` the cheapest one that fits the memory.
 
-    If none fits, solvers whose memory grows with the border are left out. `max_memory` is in bytes, by default a part
+    If none fits, solvers whose memory grows with the border are excluded. `max_memory` is in bytes, by default a part
     of the free memory.
 
     Raises:
@@ -78,13 +78,13 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
     costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
     if not costs:
         name, refusal = list(refusals.items())[-1]  # the most general one
-        raise UsageError(f"method auto finds none that solves this problem: method {name} {refusal}.")
+        raise UsageError(f"method auto finds no solver for this problem: method {name} {refusal}.")
     budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
     fitting = _within(costs, budget)
     best, chosen = _cheapest(costs), _cheapest(fitting)
     if chosen == best:
         return Choice(chosen, find_solver(chosen).reason(problem))
-    need = f"method {best} would need {format_memory(costs[best].n_bytes())}, and {format_memory(budget)} may be used"
+    need = f"method {best} would need {format_memory(costs[best].n_bytes())}, but the limit is {format_memory(budget)}"
     return Choice(chosen, need)
 
 
@@ -116,11 +116,11 @@ def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, f
     try:
         return find_solver(method).build(problem, rule, factors)
     except SingularSystemError as error:
-        raise MalformedInputError(f"method {method} cannot have made it, since {error}.") from error
+        raise MalformedInputError(f"it cannot come from method {method}, since {error}.") from error
 
 
 def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:
-    """Keep the methods that fit the memory; if none does, those whose memory grows with the image alone."""
+    """Keep the methods that fit the memory; if none fits, those whose memory grows only with the image."""
     fitting = {name: cost for name, cost in costs.items() if cost.n_bytes() <= budget}
     frugal = {name: cost for name, cost in costs.items() if not find_solver(name).memory_grows_with_border}
     return fitting or frugal or costs

@@ -35,9 +35,9 @@ LINE_ACCURACY = 0.1
 """A line search ends where this part of the slope is left."""
 MAX_TRIALS = 30
 PATIENCE = 100
-"""So many steps without a smaller gradient end a round, and a round that does not halve the gradient ends the rest."""
+"""Number of steps without a smaller gradient that ends a round; a round that does not halve the gradient is last."""
 DEFAULT_TOLERANCE = 1e-5
-"""The certificate at which it ends where none was given: nearer to the solution nothing changes that one would see."""
+"""The certificate at which it ends by default; a closer solution shows no visible change."""
 CLOSE_TOLERANCE = 3e-8
 """The same for parts of a picture, which have to agree."""
 
@@ -84,7 +84,7 @@ def solve_clipped(
 
 
 class _Objective:
-    """The objective of data, and what it makes of their saturated samples.
+    """The objective for data with saturated samples.
 
     `places` are those of the saturated samples in the flattened data, and `owner` is the image of each.
     """

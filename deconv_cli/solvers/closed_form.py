@@ -4,9 +4,9 @@ The matrix may be that of any operator, with any number of outputs, well-posed o
 
     [A; √μ L] = U S Vᵀ,    x = V S⁺ U_Aᵀ y,    (AᵀA + μLᵀL)⁺ = V (S⁺)² Vᵀ,
 
-where U_A are the rows of U beside A. Groups of channels that a layer does not mix have a matrix each, decomposed as one
-batch. With μ = 0 the result is the Moore–Penrose inverse: singular values no larger than the rounding of the largest
-one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
+where U_A are the rows of U that belong to A. Groups of channels that a layer does not mix have a matrix each,
+decomposed as one batch. With μ = 0 the result is the Moore–Penrose inverse: singular values no larger than the rounding
+of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ class DenseSolver(Solver):
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover all that is determined."""
         if problem.operator.device is not None and problem.operator.device.type == "mps":
-            return "needs double precision, which this device does not have"
+            return "needs double precision, which this device does not support"
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
-        """Count the decomposition, and the arrays that it takes."""
+        """Estimate the operations of the decomposition, and the memory of its arrays."""
         n_groups, n_rows, n_columns = _matrix_size(problem)
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED

@@ -109,8 +109,8 @@ class Denoiser(nn.Module):
 
         Args:
             x: pictures of any range, shape `(B, 3, H, W)`.
-            levels: in the same unit, shape `(B, 2, H, W)`: the standard deviation of the noise, and how far the data
-                are from the last estimate nearby; zero where there is none.
+            levels: in the same unit, shape `(B, 2, H, W)`: the standard deviation of the noise, and the distance of
+                the data from the last estimate nearby; zero before the first estimate.
 
         Returns:
             The pictures without noise, as `x`.

@@ -102,7 +102,7 @@ class BoundarySystem(SymmetricOperator):
             estimate = full_rank_inverse(symbol)
             system = places.gather_tied_rows(kernel_of(estimate), places.unobserved)
             if system.shape[0] != system.shape[1]:
-                raise SingularSystemError("the border has another number of rules than of unobserved outputs")
+                raise SingularSystemError("the border has a different number of rules and of unobserved outputs")
             lu, pivots, info = torch.linalg.lu_factor_ex(system)
             if synchronize.holds_anywhere(info):
                 raise SingularSystemError("the system on the border is singular")

@@ -44,7 +44,7 @@ class DirectSolver(Solver):
     def covers(self, problem: TikhonovProblem) -> str | None:
         """Cover λ > 0 where it is determined, and for λ = 0 what has full rank by its shape."""
         if problem.operator.kernel.device.type == "mps":
-            return "needs double precision, which this device does not have"
+            return "needs double precision, which this device does not support"
         if problem.lam == 0 and not problem.has_full_rank_by_shape:
             return "needs λ > 0 here (with penalty identity, if the kernel has fewer outputs than inputs)"
         return general_refusal(problem)
@@ -75,8 +75,8 @@ class DirectSolver(Solver):
         if not n_eliminated:
             return f"the border's system of {n_left} unknowns is factored once, exactly"
         return (
-            f"the border's system of {n_eliminated + n_left} unknowns is solved exactly: {n_eliminated} of them are "
-            "eliminated by FFTs where the kernel allows it, and what is left is factored once"
+            f"the border's system of {n_eliminated + n_left} unknowns is solved exactly: FFTs eliminate "
+            f"{n_eliminated} of them, and the others are factored once"
         )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:

@@ -114,13 +114,13 @@ class Estimator(ABC):
         """Check and arrange outputs for a solver without derivatives.
 
         Raises:
-            UsageError: a derivative is wanted.
+            UsageError: `y` or the kernel requires a gradient.
             MalformedInputError: `y` holds NaN or infinite values.
         """
         if torch.is_grad_enabled() and (y.requires_grad or self.kernel.taps.requires_grad):
             raise UsageError(
-                "this estimate has no derivative in data and kernel, but one of them requires a gradient; detach them, "
-                "or use the quadratic prior."
+                "this estimate has no derivative with respect to data and kernel, but one of them requires a "
+                "gradient; detach them, or use the quadratic prior."
             )
         arranged = self.arrange(y.detach())
         check_finite(arranged)
@@ -192,7 +192,7 @@ def check_finite(y: Tensor) -> None:
     if not math.isfinite(size * size):
         raise MalformedInputError(
             "the output to invert holds values that are NaN or infinite, or whose squares are infinite; replace them "
-            "first, since one spoils all."
+            "first, since one of them spoils the whole result."
         )
 
 
@@ -205,7 +205,7 @@ class Prior(ABC):
     """An objective, with the estimator that minimizes it."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
-        """Return which number `build` needs to be estimated from the data beforehand; `None` for none."""
+        """Return which number must be estimated from the data before `build`; `None` if none is needed."""
         return None
 
     @abstractmethod

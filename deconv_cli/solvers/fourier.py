@@ -2,7 +2,7 @@
 
 For each frequency θ with the block K(θ) (`C_out × C_in`): the pseudo-inverse K⁺ for λ = 0, else (KᴴK + μ|l|²)⁻¹Kᴴ =
 Kᴴ(KKᴴ + μ|l|²)⁻¹, whichever side is smaller. KᴴK is formed only for λ > 0, where squaring does not decide the rank; λ =
-0 goes by LU or QR, and by the singular values wherever a rank is in doubt.
+0 uses LU or QR, and the singular values if the rank is in doubt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SINGULAR = 1e-15
 MAX_DEFECT = 1e-6
 # A block whose factorization leaves a larger defect is factored again.
 MAX_FACTORING_DEFECT = 1e-3
-# Up to so many channels LU inverts a Gram matrix faster than Cholesky's way.
+# Largest number of channels for which LU inverts a Gram matrix faster than Cholesky's method.
 MAX_CHANNELS_BY_LU = 4
 
 

@@ -1,4 +1,4 @@
-"""The common base of all inverses: data in, estimate out; with the factors that a saved inverse keeps."""
+"""The common base of all inverses, which turn data into an estimate, and the factors of a saved inverse."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ class BorderInverse(IteratedInverse):
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`.
 
-        With other penalties than `identity` the distance is an estimate, which takes all but constants to be penalized
-        by their own norm at least. See `_distance` for λ above 1.
+        With other penalties than `identity` the distance is an estimate. It assumes that the penalty of an image
+        without a constant part is at least its norm. See `_distance` for λ above 1.
         """
         is_begun = False
 

@@ -79,12 +79,12 @@ class InverseState:
         try:
             taps = tensors[TAPS]
             if taps.dtype not in (torch.float32, torch.float64) or record["dtype"] != _name(taps.dtype):
-                raise MalformedInputError(f"its taps are {taps.dtype}, but its record says {record['dtype']!r}.")
+                raise MalformedInputError(f"its taps are {taps.dtype}, but its record names {record['dtype']!r}.")
             factors = {name.removeprefix(_FACTOR): t for name, t in tensors.items() if name.startswith(_FACTOR)}
             if len(factors) != len(tensors) - 1:
-                raise MalformedInputError(f"it holds tensors that are no factors: {', '.join(sorted(tensors))}.")
+                raise MalformedInputError(f"it holds tensors that are not factors: {', '.join(sorted(tensors))}.")
             if record["method"] == "auto":
-                raise MalformedInputError("its record does not say which method was chosen.")
+                raise MalformedInputError("its record does not name the chosen method.")
             if not isinstance(record["is_shared"], bool):
                 raise TypeError(f"is_shared is {record['is_shared']!r}")
             image_size = tuple(_whole(n, "image_size") for n in record["image_size"])
@@ -116,7 +116,7 @@ class InverseState:
         except MalformedInputError:
             raise
         except (TypeError, ValueError, AttributeError) as error:  # a UsageError of the settings is a ValueError
-            raise MalformedInputError(f"its record is not as it was written: {str(error).rstrip('.')}.") from error
+            raise MalformedInputError(f"its record was changed: {str(error).rstrip('.')}.") from error
 
 
 def _layer(record: object) -> dict[str, Any]:

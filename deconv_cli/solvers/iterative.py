@@ -65,8 +65,8 @@ class IterativeSolver(Solver):
     def reason(self, problem: TikhonovProblem) -> str:
         """Say that it is the shortest way."""
         return (
-            f"boundary {problem.operator.boundary.name} with λ {problem.lam:g} and penalty {problem.penalty} has no "
-            f"shorter way than about {expected_iterations(problem):.0f} iterations"
+            f"boundary {problem.operator.boundary.name} with λ {problem.lam:g} and penalty {problem.penalty} needs "
+            f"about {expected_iterations(problem):.0f} iterations, and no solver is faster"
         )
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:

@@ -57,7 +57,7 @@ N_SYMBOLS, N_IMAGES = 3, 12
 class LayeredSolver(Solver):
     """Preconditioned conjugate gradients, which cover every layer that has one solution."""
 
-    why = "an iteration that is preconditioned by the layer on a torus covers all sizes and borders"
+    why = "an iteration, preconditioned by the layer with a circular boundary, covers all sizes and borders"
     takes_plain = False
     takes_layers = True
     takes_singular = True
@@ -282,7 +282,7 @@ class TorusInverse(SymmetricOperator):
     """`Eᵀ B E`: zero-pad the phases of images onto a torus, multiply by a matrix at each frequency, crop.
 
     The blocks are Hermitian, of shape `(groups, *plane, C, C)`; `shape` is that of the images of one group. `part`
-    tells how pixels are rearranged to phases, `None` if they are not.
+    defines how pixels are rearranged to phases; `None` if they are not.
     """
 
     def __init__(self, blocks: Tensor, torus: Size, shape: tuple[int, ...], part: Part | None) -> None:

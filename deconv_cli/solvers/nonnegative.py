@@ -77,14 +77,13 @@ class NonnegativeEstimator(Estimator):
     def __init__(self, inverse: PseudoInverse) -> None:
         if inverse.problem.lam == 0:
             raise UsageError(
-                "a nonnegative estimate needs λ above 0, which makes it the only one of its kind, but λ is 0; "
-                "use a small λ such as 1e-6."
+                "a nonnegative estimate is unique only for λ above 0, but λ is 0; use a small λ such as 1e-6."
             )
         if not inverse.problem.is_determined:
             raise UsageError(
-                f"penalty {inverse.problem.penalty} leaves constant images undetermined where a kernel has fewer "
-                f"outputs ({inverse.problem.n_outputs}) than inputs ({inverse.problem.n_inputs}); use penalty identity "
-                "for a nonnegative estimate."
+                f"penalty {inverse.problem.penalty} leaves constant images undetermined if a kernel has fewer outputs "
+                f"({inverse.problem.n_outputs}) than inputs ({inverse.problem.n_inputs}); use penalty identity for a "
+                "nonnegative estimate."
             )
         self.inverse = inverse
         self.kernel, self.settings, self.geometry = inverse.kernel, inverse.settings, inverse.geometry
@@ -124,7 +123,7 @@ class _Descent:
     pixel_scale: float
 
     def run(self, x: Tensor, log: IterationLog) -> tuple[Tensor, Status]:
-        """Iterate until the certificate of every image is reached, nothing is gained, or the iterations are spent."""
+        """Iterate until every image reaches the certificate, progress ends, or no iterations remain."""
         tolerance = log.rule.tolerance
         lowest, n_since = math.inf, 0
         gradient = self.gradient(x)

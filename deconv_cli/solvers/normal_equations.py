@@ -8,7 +8,7 @@ again on the remainder of its own answer, until that is small enough or no longe
 Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
 
 A small gradient g does not imply a small error ‖H⁻¹g‖, with H = AᴴA + μLᴴL. If a solver can bound the error, the
-refinement goes on until the bound is below `MAX_DISTANCE`, if need be with residuals in double precision.
+refinement continues until the bound is below `MAX_DISTANCE`, if necessary with residuals in double precision.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class _Refinement:
         return relative(self.distance(self.equations, found.gradient), self.equations.norm(found.x))
 
     def approach(self, found: _Estimate) -> tuple[_Refinement, _Estimate, Tensor]:
-        """Go on until the minimizer is near, with residuals in double precision if necessary.
+        """Continue until the minimizer is near, with residuals in double precision if necessary.
 
         Returns:
             In the precision of the last residual: the refinement, the estimate, and its distance.
@@ -298,7 +298,7 @@ class _Refinement:
         return precise, found, bound
 
     def _go_on(self, found: _Estimate) -> _Estimate:
-        """Lower the goal as far as the distance requires, and iterate if rounding leaves it within reach."""
+        """Lower the goal as far as the distance requires, and iterate if the rounding error allows it."""
         bound, log = self.relative_distance(found), self.log
         assert bound is not None
         wanted = SAFETY * MAX_DISTANCE * self.equations.norm(found.gradient) / bound.clamp_min(MAX_DISTANCE)

@@ -37,8 +37,8 @@ from deconv_cli.solvers.solution import Progress, Solution, Status
 from deconv_cli.solvers.solver import Cost
 from deconv_cli.vocabulary import Size
 
-OBJECTIVE = "a fixed number of steps between the data and a denoiser that learned from photographs"
-OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, where full samples are lower bounds"
+OBJECTIVE = "a fixed number of steps that alternate between the data and a denoiser trained on photographs"
+OBJECTIVE_WITH_BOUNDS = f"{OBJECTIVE}, with saturated samples as lower bounds"
 INNER_TOLERANCE = 1e-3
 LEAST_LIGHT = 0.5
 """Least sum of the taps of a blur, as a fraction of the sum of their sizes."""
@@ -89,11 +89,11 @@ class PhotoPrior(Prior):
 class PhotoEstimator(Estimator):
     """Estimates photographs.
 
-    There is no minimum for a certificate to tell of; theirs is the relative change of the last step.
+    There is no minimum, so the certificate is the relative change of the last step.
 
     Args:
         kernel: canonical kernel of two axes; its dtype and device are those of the arithmetic.
-        image_size: size of the images that are wanted back.
+        image_size: size of the images to restore.
         settings: padding, boundary, strength and memory.
         noise: standard deviation of the noise of every sample, of the shape of the data or one that broadcasts to it.
         load: gives the denoiser and its steps.
@@ -110,16 +110,16 @@ class PhotoEstimator(Estimator):
         super().__init__(kernel, image_size, settings)
         if kernel.n_axes != 2:
             raise UsageError(
-                f"prior photo knows pictures, which have two axes, but the kernel has {kernel.n_axes}; "
-                "use prior quadratic or tv."
+                f"prior photo works on pictures with two axes, but the kernel has {kernel.n_axes}; use prior "
+                "quadratic or tv."
             )
         if self.operator.is_layer:
-            raise UsageError("prior photo knows no layers, but a layer has a stride or groups; use prior quadratic.")
+            raise UsageError("prior photo does not work on layers with a stride or groups; use prior quadratic.")
         self.tolerance = INNER_TOLERANCE if settings.tolerance is None else settings.tolerance
         if not is_blur(kernel):
             raise UsageError(
-                "prior photo undoes blurs, which spread light, but the taps of this kernel add up to less than half of "
-                "their sizes; use prior quadratic."
+                "prior photo undoes blurs with mostly positive taps, but the taps of this kernel add up to less than "
+                "half of their sizes; use prior quadratic."
             )
         self._brightness = float(kernel.taps.detach().sum()) / kernel.taps.shape[0]  # of the data of an even image
         self._noise = noise
@@ -130,7 +130,7 @@ class PhotoEstimator(Estimator):
         )
         problem = TikhonovProblem(self.operator, float(self._steps[1, 0]))
         method = choose_method(problem, settings.method, settings.max_memory).method
-        self.choice = Choice(method, f"{self._steps.shape[1]} steps invert by it")
+        self.choice = Choice(method, f"each of {self._steps.shape[1]} steps uses it")
         cost = find_solver(method).cost(problem)
         n_bytes = max(cost.n_bytes(), self._denoiser.tile_bytes(tuple(self.operator.input_shape[1:])))
         image = kernel.taps.itemsize * math.prod(self.operator.input_shape)
@@ -179,7 +179,7 @@ class PhotoEstimator(Estimator):
         )
 
     def _corrected(self, z: Tensor, misfit: Tensor, inverse: PseudoInverse) -> Tensor:
-        """Add what the inverse makes of the misfit, image by image: the memory is that of one."""
+        """Add the inverse of the misfit, one image at a time to save memory."""
         corrected = torch.empty_like(z)
         images = (part.reshape(-1, *part.shape[-3:]) for part in (corrected, z, misfit))
         for found, image, missed in zip(*images, strict=True):
@@ -242,9 +242,9 @@ class PhotoEstimator(Estimator):
 
 
 def first_pixel(step: int) -> tuple[int, int]:
-    """Give where a picture's first pixel lies on the grid of the denoiser, which differs from step to step.
+    """Return the place of a picture's first pixel on the grid of the denoiser, which differs from step to step.
 
-    What one place of the grid leaves behind, another removes (Coifman and Donoho, Translation-invariant de-noising,
+    Errors at one place of the grid cancel at another one (Coifman and Donoho, Translation-invariant de-noising,
     1995).
     """
     return 3 * step % 8, 5 * (step // 2) % 8

@@ -249,7 +249,7 @@ def check_constants(problem: TikhonovProblem) -> None:
         return
     values = torch.linalg.svdvals(problem.operator.constant_gains)
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * problem.sigma_max:
-        raise SingularSystemError("neither the kernel nor the penalty determines constants on a torus")
+        raise SingularSystemError("neither the kernel nor the penalty determines constants under a circular boundary")
 
 
 def check_ramps(problem: TikhonovProblem) -> None:
@@ -266,8 +266,8 @@ def check_ramps(problem: TikhonovProblem) -> None:
     values = torch.linalg.svdvals(operator.constant_gains)
     if synchronize.as_number(values.min()) <= MIN_CONSTANT_GAIN * synchronize.as_number(taps.abs().sum()):
         raise UsageError(
-            f"penalty {problem.penalty} leaves images undetermined that change at a constant rate, since the taps of "
-            "this kernel sum to zero and it may annihilate them too; use penalty gradient or identity."
+            f"penalty {problem.penalty} does not determine images that change at a constant rate, and this kernel, "
+            "whose taps sum to zero, may not determine them either; use penalty gradient or identity."
         )
 
 
@@ -282,6 +282,6 @@ def check_weight(problem: TikhonovProblem) -> None:
     if problem.lam > largest:
         dtype = str(taps.dtype).removeprefix("torch.")
         raise UsageError(
-            f"λ must be at most {largest:.2g} for this kernel in {dtype}, but is {problem.lam:g}; "
-            "long before that rounding leaves nothing but the penalty."
+            f"λ must be at most {largest:.2g} for this kernel in {dtype}, but is {problem.lam:g}; even far below this "
+            "value, rounding leaves only the penalty."
         )

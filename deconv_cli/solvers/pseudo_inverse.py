@@ -126,7 +126,7 @@ class PseudoInverse(Estimator, ShownInNotebook):
             kernel = replace(Kernel.from_tensor(state.taps, dimensions=len(state.image_size)), shared=state.is_shared)
             if kernel.shared and kernel.taps.shape[:2] != (1, 1):
                 raise MalformedInputError(
-                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act on every channel alike."
+                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act in the same way on every channel."
                 )
             inverse = cls(kernel, state.image_size, state.settings, state)
         except (UsageError, ShapeError) as error:
@@ -134,7 +134,7 @@ class PseudoInverse(Estimator, ShownInNotebook):
         unknown = state.factors.tensors.keys() - inverse._inverse.factors().keys()
         if unknown:
             raise MalformedInputError(
-                f"method {inverse.choice.method} has no use here for its factors {', '.join(sorted(unknown))}."
+                f"method {inverse.choice.method} does not use its factors {', '.join(sorted(unknown))} here."
             )
         return inverse
 
@@ -176,8 +176,8 @@ class PseudoInverse(Estimator, ShownInNotebook):
         taps = self.kernel.taps
         if self.settings.rcond is not None and taps.requires_grad and torch.is_grad_enabled():
             raise UsageError(
-                "an inverse that rcond truncates has no derivative in the kernel here; use lambda instead, "
-                "or detach the kernel."
+                "an inverse that rcond truncates has no derivative with respect to the kernel here; use lambda "
+                "instead, or detach the kernel."
             )
         return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
 
@@ -239,10 +239,7 @@ class _Final(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> None:  # noqa: ANN401
-        raise UsageError(
-            "the gradient of an inverse cannot be differentiated again, but a second derivative was wanted; "
-            "use first derivatives alone."
-        )
+        raise UsageError("the gradient of an inverse cannot be differentiated again; use first derivatives only.")
 
 
 def _gradients(inverse: Inverse, spectrum: Spectrum | None, y: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

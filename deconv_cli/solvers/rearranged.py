@@ -44,10 +44,10 @@ class PhasesSolver(Solver):
             return refusal
         parts = split_layer(operator.grid_axes, operator.boundary)
         if parts is None:
-            return "does not cover this layer, whose border or size is not the same for all phases of its pixels"
+            return "does not cover this layer, since its border or size differs between the phases of its pixels"
         is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
         if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
-            return f"moves neighboring pixels apart, so that penalty {problem.penalty} no longer applies to neighbors"
+            return f"moves neighboring pixels apart, so penalty {problem.penalty} no longer applies to neighbors"
         if ITERATED in _rearrange(problem)[2]:
             return "leads to plain convolutions that only an iteration solves"
         return None
@@ -98,7 +98,7 @@ def _keeps_order(operator: LayerConvolution, part: Part) -> bool:
 
 @lru_cache(maxsize=2)
 def _rearrange(problem: TikhonovProblem) -> tuple[list[list[Part]], list[TikhonovProblem], list[str]]:
-    """Group the parts that are the same problem; give each group, its plain problem, and the cheapest method."""
+    """Group the parts that are the same problem; return each group, its plain problem, and the cheapest method."""
     layer, found = _layer(problem), defaultdict[object, list[Part]](list)
     for part in split_layer(layer.grid_axes, layer.boundary) or []:
         found[part.sizes].append(part)
@@ -219,7 +219,7 @@ def _read_methods(factors: Factors, n_classes: int) -> list[str]:
     """Read the methods of the plain inverses, and refuse invalid ones."""
     found = factors.tensors.get(_METHODS)
     if found is None or found.dtype != torch.uint8 or found.ndim != 1:
-        raise MalformedInputError("its factor 'methods' is missing or is no text.")
+        raise MalformedInputError("its factor 'methods' is missing or is not a text.")
     names = bytes(found.tolist()).decode("ascii", "replace").split(",")
     if len(names) != n_classes:
         raise MalformedInputError(f"its factor 'methods' should name {n_classes} methods, but names {len(names)}.")

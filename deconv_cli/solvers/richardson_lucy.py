@@ -1,4 +1,4 @@
-"""Richardson–Lucy: the likeliest x ≥ 0 under Poisson noise, x ← x/(Aᴴ1) · Aᴴ(y/(Ax)), stopped before it fits noise.
+"""Richardson–Lucy: the most likely x ≥ 0 under Poisson noise, x ← x/(Aᴴ1) · Aᴴ(y/(Ax)), stopped before it fits noise.
 
 Richardson, Bayesian-based iterative method of image restoration, Journal of the Optical Society of America 62, 1972;
 Lucy, An iterative technique for the rectification of observed distributions, Astronomical Journal 79, 1974. The
@@ -46,7 +46,7 @@ N_IMAGES = 10
 
 
 class RichardsonLucy(Prior):
-    """The likeliest image without negative pixels under Poisson noise."""
+    """The most likely image without negative pixels under Poisson noise."""
 
     def needs(self, settings: ResolvedSettings) -> DataEstimate | None:
         """Ask for the gain if it is to be estimated."""
@@ -111,18 +111,18 @@ class RichardsonLucyEstimator(Estimator):
     ) -> None:
         kernel, replaced = _of_light(kernel)
         if gain is not None and not 0 < gain < math.inf:
-            raise UsageError(f"the gain must be a positive number of units a count, but is {gain}.")
+            raise UsageError(f"the gain must be a positive number of units per count, but is {gain}.")
         super().__init__(kernel, image_size, settings)
         boundary = self.operator.boundary
         if boundary.has_factors:
             raise UsageError(
-                f"method richardson-lucy needs pixels outside that are not negative, but boundary {boundary.name} "
-                "multiplies its copies by factors; use another boundary or method."
+                f"method richardson-lucy needs nonnegative pixels outside, but boundary {boundary.name} multiplies "
+                "its copies by factors; use another boundary or method."
             )
         self.gain, self.sigma = gain, sigma
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.n_steps = settings.iterations
-        how = "samples that are held out" if gain is None else f"the discrepancy of {gain:.4g} units a count"
+        how = "held-out samples" if gain is None else f"the discrepancy at {gain:.4g} units per count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         ended = counted(self.n_steps, "iteration") if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}{replaced}")
@@ -184,12 +184,12 @@ def _of_light(kernel: Kernel) -> tuple[Kernel, str]:
     share = negative_share(kernel.all_taps, kernel.n_axes)
     if share > MOST_NEGATIVE:
         raise UsageError(
-            "method richardson-lucy needs a kernel without negative taps, as those of light are, but the smallest "
-            f"tap is {synchronize.as_number(kernel.all_taps.min()):.3g}; use another method."
+            "method richardson-lucy needs a kernel without negative taps, like a blur of light, but the smallest tap "
+            f"is {synchronize.as_number(kernel.all_taps.min()):.3g}; use another method."
         )
     if share <= 0:
         return kernel, ""
-    words = f"; by the nearest kernel without negative taps, which were {format_percent(share)} beside the others"
+    words = f"; with the nearest kernel without negative taps, which were {format_percent(share)} of the others"
     return kernel.with_all_taps(
         without_negative_taps(kernel.all_taps, kernel.n_axes)
     ), words if share > LEAST_NEGATIVE else ""
@@ -200,7 +200,7 @@ def _counts(y: Tensor) -> Tensor:
     lowest, highest = synchronize.as_number(y.min()), synchronize.as_number(y.max())
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UsageError(
-            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}; "
-            "subtract the background, so that black is zero, and set what is left below to zero."
+            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}; subtract "
+            "the background, so that black is zero, and set negative samples to zero."
         )
     return y.clamp_min(0)

@@ -220,7 +220,7 @@ class RichardsonLucySteps:
             yield from slabs(self._n_axes, part, *(planes_of(array, place, self._n_axes) for array in arrays))
 
     def _spread(self, numbers: Tensor) -> Tensor:
-        """Reshape one number for each image, shape `(B,)`, so that it multiplies that image; in their dtype."""
+        """Reshape one number for each image, shape `(B,)`, so that it multiplies that image; in the images' dtype."""
         return numbers.to(self.x.dtype).reshape(-1, *[1] * (self.x.ndim - 1))
 
 
@@ -243,7 +243,7 @@ def reaches_discrepancy(steps: RichardsonLucySteps, gain: float) -> Tensor:
 
 
 def reaches_noise(steps: RichardsonLucySteps, sigma: float) -> Tensor:
-    """Return whose residual is as small as noise of this standard deviation."""
+    """Return which images have a residual as small as noise of this standard deviation."""
     squares = (steps.y - steps.blurred).to(accumulation_dtype(steps.y)).square()
     return per_image(squares) <= sigma**2 * per_image(torch.ones_like(squares))
 

@@ -273,7 +273,7 @@ N_CALLS = 40
 class SlabSolver(Solver):
     """An iteration on the missing data outside the frame, in slabs."""
 
-    why = "all but what is missing outside the frame is diagonal in frequency, and an iteration settles that"
+    why = "everything is diagonal in frequency except for the missing outside of the frame, which an iteration solves"
     takes_mixed = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
@@ -291,16 +291,19 @@ class SlabSolver(Solver):
         ):
             return (
                 "is for boundary unknown, for padding valid, and for padding full with zeros outside, but boundary "
-                f"{operator.boundary.name} ties pixels to others, or to zero where outputs are missing"
+                f"{operator.boundary.name} ties pixels to other pixels, or to zero where outputs are missing"
             )
         orders = [sum(term.orders) for term in find_penalty(problem.penalty).terms(problem.n_dims - 1)]
         if problem.lam > 0 and max(orders) > (0 if layout.n_tied > 0 else 2):
             return (
-                "takes penalty identity, and gradient and laplacian where no pixels are tied, but the penalty is "
+                "takes penalty identity, and also gradient and laplacian if no pixels are tied, but the penalty is "
                 f"{problem.penalty}"
             )
         if problem.lam == 0 and not problem.has_full_rank_by_shape:
-            return "needs λ > 0 here, since neither do the outputs determine the image, nor has it room for all of them"
+            return (
+                "needs λ > 0 here, since the outputs do not determine the image, and the image does not allow all "
+                "outputs"
+            )
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:

@@ -1,4 +1,4 @@
-"""The outcome of a solve: when an iteration stops, what it records, and its status. A bad end is no exception."""
+"""The outcome of a solve: when an iteration stops, what it records, and its status."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ class Status(StrEnum):
 
     CLOSED_FORM = "solved in closed form"
     CONVERGED = "converged to the tolerance"
-    STOPPED_AT_NOISE = "stopped where a closer fit would have followed the noise"
-    ALL_ITERATIONS = "all iterations that were asked for were taken"
-    FIXED_STEPS = "a fixed number of steps was taken and no minimum is claimed; judge by the residual"
+    STOPPED_AT_NOISE = "stopped before the fit followed the noise"
+    ALL_ITERATIONS = "all requested iterations were done"
+    FIXED_STEPS = "a fixed number of steps was done, without reaching a minimum; judge the result by its residual"
     INACCURATE = (
         "the tolerance was reached, but λ is so small that the estimate may be more than 1 % away from the solution; "
         'use dtype="float64", a larger λ or a larger max_iterations'
@@ -115,20 +115,20 @@ class Status(StrEnum):
         'use dtype="float64", a larger tolerance, or a λ nearer to 1'
     )
     UNDETERMINED = (
-        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; "
-        "use a λ above 0, or padding valid or full"
+        "the residual is as small as the tolerance, but the data leave parts of the image undetermined; use a λ above "
+        "0, or padding valid or full"
     )
     MAX_ITERATIONS = "the iterations ran out before the tolerance was reached; raise max_iterations, λ or tolerance"
     TIME_LIMIT = (
-        "the time ran out before the tolerance was reached, and this is the best estimate until then; raise time_limit"
+        "the time ran out before the tolerance was reached, and this is the best estimate so far; raise time_limit"
     )
     LOCAL_MINIMUM = (
-        "the iteration ended where no small change of the estimate comes nearer to the data, which it does not meet; "
-        "take fewer layers at once, or data of more channels"
+        "the iteration ended at a local minimum that does not explain the data; use fewer layers at once, or data "
+        "with more channels"
     )
     NOISE_NOT_REACHED = (
-        "no weight leaves only the noise unexplained, so that kernel and boundary cannot be those of the data; "
-        "check them, or give a weight"
+        "no weight leaves only the noise unexplained, so the kernel or the boundary does not fit the data; check "
+        "them, or give a weight"
     )
 
     @property
@@ -160,16 +160,16 @@ class Solution(ShownInNotebook):
         value: the estimate, shape `(*batch, C_in, *size)`.
         status: how the solve ended.
         n_iterations: iterations used; 0 in closed form.
-        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed afresh from `value`; the largest of the batch. For
+        certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed again from `value`; the largest of the batch. For
             other objectives their solvers document it.
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: the objective that `value` minimizes, in words.
-        weight: of the prior, if it has one; given, or found from the noise.
+        weight: of the prior, if it has one; given, or derived from the noise.
         rho: the last ρ of an iteration by ADMM; `None` for others.
         n_steps: if the noise decides when to stop, the number of steps that led to `value`, without those spent on
             finding this number; `None` for others.
         noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
-        distance_bound: how far `value` is from the minimizer at most, relative to ‖value‖; the largest of the batch.
+        distance_bound: upper bound of ‖value − minimizer‖, relative to ‖value‖; the largest of the batch.
             With penalty `identity` it is the bound ‖gradient‖ / (λσ²max), and in closed form a bound of the rounding.
             With other penalties it is an estimate from the smallest Ritz value of the iteration, for λ below 1e-4 also
             of one for random numbers. `None` if nothing is known, as for λ = 0 of plain convolutions under other

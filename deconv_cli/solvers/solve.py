@@ -98,11 +98,11 @@ def _check(A: object, y: object, penalty: object, lam: object) -> None:
     n_dims = len(A.output_shape)
     if y.ndim < n_dims or tuple(y.shape[y.ndim - n_dims :]) != tuple(A.output_shape):
         raise ShapeError(
-            f"data of this operator have a shape that ends in {tuple(A.output_shape)}, but y is {tuple(y.shape)}."
+            f"data of this operator must have a shape that ends in {tuple(A.output_shape)}, but y has {tuple(y.shape)}."
         )
     if isinstance(penalty, LinearOperator) and tuple(penalty.input_shape) != tuple(A.input_shape):
         raise ShapeError(
-            f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator on "
+            f"the penalty acts on tensors of shape {tuple(penalty.input_shape)}, but the operator acts on "
             f"{tuple(A.input_shape)}."
         )
     if y.numel() == 0:
@@ -159,7 +159,7 @@ LARGEST_REST = 0.1
 ARMIJO = 1e-4
 MAX_HALVINGS = 40
 PATIENCE = 6
-"""So many steps in a row that do not halve the certificate end the iteration."""
+"""Number of steps without halving the certificate that ends the iteration."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _linearized_step(
     certificate: float,
     log: IterationLog,
 ) -> Tensor:
-    """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as far as it pays."""
+    """Minimize ½‖Jd − (y − F(x))‖² + ½μ‖L(x + d)‖² over d, as exactly as the step needs."""
     rest = min(LARGEST_REST, max(certificate, 0.5 * log.rule.tolerance / certificate))
     g = None if problem.penalty is None else -problem.penalty_gradient(point.x)
     equations = NormalEquations(jacobian, point.residual, problem.penalty, problem.weight, g=g)

@@ -149,14 +149,13 @@ def general_refusal(problem: TikhonovProblem) -> str | None:
     operator = problem.operator
     if problem.rcond is not None:
         return (
-            "has no place here, since rcond truncates the singular values of a circular convolution with λ = 0, but "
-            f"the boundary is {operator.boundary.name} and λ is {problem.lam:g}"
+            "does not go with rcond here, which needs boundary circular and λ = 0, but the boundary is "
+            f"{operator.boundary.name} and λ is {problem.lam:g}"
         )
     if not problem.is_determined:
         return (
-            f"has no unique answer here, since penalty {problem.penalty} leaves constant images undetermined where a "
-            f"kernel has fewer outputs ({problem.n_outputs}) than inputs ({problem.n_inputs}), and penalty identity "
-            "does not"
+            f"has no unique answer here, since penalty {problem.penalty} leaves constant images undetermined if a "
+            f"kernel has fewer outputs ({problem.n_outputs}) than inputs ({problem.n_inputs}), unlike penalty identity"
         )
     return None
 

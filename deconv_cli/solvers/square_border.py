@@ -27,7 +27,7 @@ from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size
 
-# How far the solution of a trial system may be off before the elimination is given up.
+# Largest error of a trial solution; above it the elimination is given up.
 MAX_PROBE_ERROR = 1e-3
 
 

@@ -1,8 +1,8 @@
-"""The exact answer under any boundary, at any size: an iteration on the border's unknowns alone.
+"""The exact solution for any boundary and size, by an iteration on the unknowns of the border.
 
 The system of `border_system.py` has its unknowns in a band of rows and a band of columns, and FFTs along a band solve
 it exactly. The rows are eliminated, and the iteration runs on the rest of the columns, preconditioned by the closed
-band of columns. It has to settle only the crossing of the two bands, so the number of iterations does not grow with the
+band of columns. It only has to solve the crossing of the two bands, so the number of iterations does not grow with the
 image. The system is positive definite if only outputs and differences are unknown (conjugate gradients), and indefinite
 if pixels are tied as well (GMRES).
 """
@@ -53,14 +53,14 @@ MAX_CROSSING_ITERATIONS = 100
 
 
 def krylov_basis(problem: TikhonovProblem) -> tuple[int, int] | None:
-    """Count the numbers of a vector that GMRES stores, and their bytes; `None` for conjugate gradients."""
+    """Return the length of the vectors that GMRES stores, and the bytes of a number; `None` for conjugate gradients."""
     n_numbers, taps = count_indefinite_unknowns(problem), problem.operator.kernel
     itemsize = (taps if problem.runs_in_own_precision else to_float64(taps[:0])).itemsize
     return (n_numbers, itemsize) if n_numbers else None
 
 
 class StripSystem:
-    """The border's system with its rows eliminated, and the way from there to the image.
+    """The border's system with its rows eliminated, and the image that follows from its solution.
 
     All is scaled to σmax = 1: the residual of the system then has the unit of the data, and σmax times its norm
     estimates the remaining gradient. The torus is `n_more` pixels longer than it must be, by default for fast FFTs.
@@ -182,7 +182,7 @@ class StripSystem:
 
     @property
     def _sign(self) -> float:
-        """What makes a definite system positive."""
+        """The sign that makes a definite system positive."""
         return -1.0 if self._system.is_definite and self._system.has_ties else 1.0
 
     def _apply(self, vector: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class StripSystem:
         return solved
 
     def _corners(self, part: Part, axis: int) -> Part:
-        """Take what the small image has of bands along an axis: the first and the last places of the large one."""
+        """Copy the bands of the small image along an axis to the first and the last places of the large one."""
         return [torch.cat(self._ends(values, axis), dim=axis - 2) for values in part]
 
     def _add_corners(self, part: Part, added: Part, axis: int) -> None:
@@ -257,7 +257,7 @@ def _add(a: Tensor | None, b: Tensor | None, factor: float = 1.0) -> Tensor | No
 
 
 def _enlarge(problem: TikhonovProblem) -> Size:
-    """Count the pixels that a torus needs more to have fast lengths; none where it may not change.
+    """Count the pixels to add to a torus for fast FFT lengths; zero if its size must not change.
 
     Differences between pixels that nothing determines would make the system singular.
     """
@@ -270,7 +270,7 @@ def _enlarge(problem: TikhonovProblem) -> Size:
 
 
 def _until(goal: Tensor) -> Watch:
-    """Let the small image iterate until its residual reaches a goal."""
+    """Iterate on the small image until its residual reaches a goal."""
     counter = itertools.count(1)
     return lambda left: next(counter) < MAX_CROSSING_ITERATIONS and not synchronize.holds_everywhere(left <= goal)
 
@@ -319,17 +319,17 @@ MIN_BAND_BYTES = 2**26
 class StripSolver(Solver):
     """An iteration on the unknowns along the border, in two dimensions."""
 
-    why = "all but a strip along the border is diagonal in frequency, and an iteration settles the strip"
+    why = "everything is diagonal in frequency except for a strip along the border, which an iteration solves"
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover λ > 0, except differences on an image that wraps around; for λ = 0 what is well posed by its shape.
+        """Cover λ > 0, except penalties on differences of an image that wraps around; for λ = 0 well-posed shapes.
 
         That is more outputs than pixels or more pixels than outputs, along either axis or in the channels; with fewer
         outputs no pixel may repeat another.
         """
         operator = problem.operator
         if problem.n_dims != 3 or operator.boundary.has_factors:
-            return "is for two dimensions, and boundaries that copy pixels as they are"
+            return "is for two dimensions, and boundaries that copy pixels unchanged"
         if problem.lam > 0:
             wraps = operator.boundary.is_periodic and find_penalty(problem.penalty).takes_differences
             is_covered = not wraps
@@ -340,7 +340,7 @@ class StripSolver(Solver):
                 is_square and any(n_outputs == n_pixels and k > 1 for n_outputs, n_pixels, k in sizes)
             )
         if is_covered and _band_bytes(problem) > max(MIN_BAND_BYTES, MAX_BAND_SYMBOLS * symbol_bytes(problem)):
-            return "is for borders that are narrow beside the image, and this kernel reaches too far for it"
+            return "is for borders that are narrow compared with the image, but this kernel extends too far"
         if not is_covered:
             return (
                 "does not cover this problem (λ = 0 with an output of unchanged size, a periodic penalty, or "

@@ -1,6 +1,6 @@
 """Total variation: min ½‖Ax − y‖² + w·TV(x), by ADMM (`admm.py`) with an inverse of AᴴA + ρ∇ᴴ∇ under the true border.
 
-TV(x) is isotropic and taken in each channel by itself: the sum over all pixels of |∇x|, by forward differences between
+TV(x) is isotropic, and separate for each channel: the sum over all pixels of |∇x|, by forward differences between
 pixels of the image, divided by their distances if these differ between axes (Rudin, Osher and Fatemi, Nonlinear total
 variation based noise removal algorithms, Physica D 60, 1992).
 """
@@ -29,15 +29,15 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule
 from deconv_cli.vocabulary import Size
 
-# How far an inverse is solved in one step, relative to what is left over, and with how many iterations at most.
+# Accuracy of an inverse in one step, relative to the remaining residual, and its largest number of iterations.
 INNER_RULE = StoppingRule(tolerance=0.3, max_iterations=200)
-# The search for a weight: how far intermediate estimates are solved, how near ‖Ax − y‖² must come, how often it tries.
+# The search for a weight: accuracy of intermediate estimates, relative accuracy of ‖Ax − y‖², number of trials.
 SEARCH_TOLERANCE = 1e-3
 SEARCH_ACCURACY = 0.01
 MAX_TRIALS = 20
-# An image that has lost all but this part of its differences is flat.
+# An image that keeps less than this part of its differences is flat.
 FLATNESS = 1e-3
-# Noise must be so many times the rounding of the samples.
+# Least ratio between the noise and the rounding error of the samples.
 MIN_NOISE = 10.0
 # Images with the channels of the input that the iteration keeps beside those of an inverse: as such, and for each axis
 # of space.
@@ -80,10 +80,9 @@ class TotalVariationEstimator(Estimator):
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
             the estimate by less than 2e-3 of its contrast and the certificate is at most 2e-2 (5e-4 and 1e-2 for
-            stacks). If `iterations` and
-            `rho` are given, a pixel of the estimate depends only on data near it.
-        weight: w > 0, in the unit of the samples; `None` finds one for a whole batch, under which ‖Ax − y‖² is that of
-            the noise (Morozov's discrepancy principle); it fails if the noise estimate is too small.
+            stacks). If `iterations` and `rho` are given, a pixel of the estimate depends only on data near it.
+        weight: w > 0, in the unit of the samples; `None` finds one weight for a whole batch, for which ‖Ax − y‖² equals
+            that of the noise (Morozov's discrepancy principle); this fails if the noise estimate is too small.
         noise: standard deviation of the noise in the data; needed without a weight.
 
     Raises:
@@ -105,7 +104,7 @@ class TotalVariationEstimator(Estimator):
         _check(self.operator, settings, weight, noise)
         self.weight, self.noise = weight, noise
         self._gradient = spaced_penalty("gradient", settings.spacing)
-        reason = "the alternating direction method of multipliers inverts by it"
+        reason = "the alternating direction method of multipliers uses it"
         if weight is None:
             reason += f", and the weight leaves noise of standard deviation {noise:.3g} unexplained"
         # Which solver covers it, and at what cost, does not depend on the λ of the steps, as long as that is positive.
@@ -127,7 +126,7 @@ class TotalVariationEstimator(Estimator):
         """Solve for data `y` of shape `(C_out, *output_size)`, or a batch of them; see `Estimator.solve`.
 
         Raises:
-            UsageError: no weight was given, and the data have no noise to take it from.
+            UsageError: no weight was given, and the data have no noise to derive it from.
         """
         data = self.data_of(y)
         self.check_memory(self.cost, self.n_images(data))
@@ -162,7 +161,7 @@ class TotalVariationEstimator(Estimator):
         )
 
     def inverse(self, rho: float) -> Inverse:
-        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ in the way that is cheap to build."""
+        """Build (AᴴA + ρ∇ᴴ∇)⁻¹ with the solver that is cheapest to build."""
         sigma_max = self.spectrum.sigma_max
         problem = TikhonovProblem(self.operator, rho / sigma_max**2, sigma_max, self._gradient)
         try:
@@ -172,7 +171,7 @@ class TotalVariationEstimator(Estimator):
         return find_solver("iterative").build(problem, INNER_RULE)
 
     def _search(self, admm: Admm, log: IterationLog, change: float, unit: float) -> tuple[float, bool]:
-        """Look for the weight under which the residual is as large as the noise: a secant in logarithms, bracketed.
+        """Find the weight for which the residual is as large as the noise, by a bracketed secant in logarithms.
 
         Returns:
             The weight, and whether the residual is as large as the noise there.
@@ -204,20 +203,20 @@ class TotalVariationEstimator(Estimator):
 def _check(operator: Convolution, settings: ResolvedSettings, weight: float | None, noise: float | None) -> None:
     n_outputs, n_inputs = operator.output_shape[0], operator.input_shape[0]
     if settings.method != "auto":
-        raise UsageError(f"prior tv picks its own solver, but method {settings.method} was given; leave it out.")
+        raise UsageError(f"prior tv chooses its own solver, but method {settings.method} was given; leave it out.")
     if not is_determined(1.0, "gradient", n_outputs, n_inputs):
         raise UsageError(
-            f"prior tv leaves constant images undetermined where a kernel has fewer outputs ({n_outputs}) than inputs "
+            f"prior tv leaves constant images undetermined if a kernel has fewer outputs ({n_outputs}) than inputs "
             f"({n_inputs}); use prior quadratic with penalty identity."
         )
     if weight is not None and not 0 < weight < math.inf:
         raise UsageError(f"the weight of the total variation must be a positive number, but is {weight}.")
     if weight is None and noise is None:
-        raise UsageError("prior tv needs a weight, or the noise to take it from; give one of them.")
+        raise UsageError("prior tv needs a weight, or the noise to derive it from; give one of them.")
 
 
 def check_noise(data: Tensor, noise: float) -> None:
-    """Refuse to take a weight from noise that is no more than the rounding of data."""
+    """Refuse to derive a weight from noise that is not larger than the rounding error."""
     rounding = torch.finfo(data.dtype).eps * synchronize.as_number(data.square().mean().sqrt())
     if not MIN_NOISE * rounding < noise < math.inf:
         raise UsageError(

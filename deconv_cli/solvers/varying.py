@@ -31,19 +31,19 @@ from deconv_cli.solvers.solver import Cost, Solver, general_refusal, symbol_byte
 # Shares of a pixel that the data show. A photograph under motion blur at four places, boundary unknown, λ 0.01, 1e-3:
 # 27 to 47 iterations with these, 41 to 112 with 1e-4, 0.01 and 1, and 130 to more than 400 with 1 alone.
 SHARES = (1e-3, 1e-2, 1e-1, 1.0)
-# The boxes of all places together hold about so many times the pixels of the image.
+# Ratio between the pixels in the boxes of all places and the pixels of the image, about.
 OVERLAP = 4
 
 
 class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
-    why = "the kernel varies over the frame, and no other method inverts that"
+    why = "only this method inverts a kernel that varies over the frame"
     takes_plain = False
     takes_varying = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover what varies and is determined."""
+        """Cover determined problems with a kernel that varies over the frame."""
         if not problem.operator.is_varying:
             return "is for kernels that vary over the frame"
         return general_refusal(problem)
@@ -107,7 +107,7 @@ class VaryingPreconditioner(RestoringPreconditioner):
 def _problem_of(
     problem: TikhonovProblem, operator: VaryingConvolution, place: tuple[int, int], size: tuple[int, ...]
 ) -> TikhonovProblem:
-    """Give the problem of the kernel at one place for an image of the size of its box."""
+    """Return the problem with the kernel of one place, for an image of the size of its box."""
     boundary, taps = operator.boundary, operator.taps[place][None, None]
     if boundary.is_unknown:
         # The box was cut from the image together with its border, so it needs none of its own.

@@ -46,18 +46,18 @@ def forward(
     dtype: torch.dtype | str | None = None,
     tone_curve: ToneCurve | None = None,
 ) -> Tensor:
-    """Convolve signals, images or stacks, as `torch.nn.functional.conv2d`, `conv_transpose2d` and their like do.
+    """Convolve signals, images or stacks, as `torch.nn.functional.conv2d`, `conv_transpose2d` and related functions do.
 
     Args:
         x: shape `(C_in, *size)` or `(B, C_in, *size)`, with one, two or three axes of space.
         kernel: taps of a cross-correlation, shape `(C_out, C_in, *k)`; one of shape `(*k)` or `(1, 1, *k)` is applied
-            to every channel alike, one of shape `(C, *k)` to each channel its own. Or a `KernelField`, which varies
+            to every channel, one of shape `(C, *k)` has a kernel for each channel. Or a `KernelField`, which varies
             over the frame.
-        dimensions: axes of space of `x`: 1, 2 or 3. By default the kernel's axes tell: one is a signal's, five are a
-            layer's of three dimensions, two to four a picture's. A kernel of fewer axes is applied to each plane, or
-            line, by itself.
-        padding: `same`, `valid`, `full`, a whole number, or one for each axis that the kernel spans; of a transposed
-            layer what is cut off its output.
+        dimensions: axes of space of `x`: 1, 2 or 3. By default they follow from the axes of the kernel: one means
+            signals, five a layer of three dimensions, two to four pictures. A kernel with fewer axes works on each
+            plane or line separately.
+        padding: `same`, `valid`, `full`, a whole number, or one for each axis that the kernel spans; for a
+            transposed layer, the pixels cut off its output.
         stride: pixels from one output to the next, one number or one for each axis, as in torch.
         dilation: pixels from one tap to the next.
         groups: sets of channels that the kernel does not mix; it is then of the shape `(C_out, C_in / groups, *k)`.
@@ -159,8 +159,8 @@ def forward_taps(
     n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
     if n_bad:
         raise MalformedInputError(
-            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep the pixels, and those that "
-            "the boundary adds, where the tap is defined."
+            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep all pixels, also those "
+            "that the boundary adds, in the domain of the tap."
         )
     biased = y if bias is None else y + as_bias(bias, y, weights.n_axes)
     return biased if planes is None else planes.join(biased)
@@ -171,8 +171,8 @@ def refuse_unknown(rule: BoundaryRule) -> None:
     if rule.is_unknown:
         others = [name for name in BOUNDARIES if not as_rule(name).is_unknown]
         raise UsageError(
-            f"boundary {rule.name} says nothing about the pixels outside, so there is nothing to convolve; "
-            f"choose {', '.join(others[:-1])} or {others[-1]}, or padding valid."
+            f"boundary {rule.name} does not define the pixels outside, so the convolution is not possible; choose "
+            f"{', '.join(others[:-1])} or {others[-1]}, or padding valid."
         )
 
 
@@ -287,7 +287,7 @@ class Noise:
             return kernel, ()
         nearest = without_negative_taps(taps, n_axes)
         part = f"{format_percent(share)} beside the others"
-        note = f"counts were blurred by the nearest kernel without negative taps, {part}"
+        note = f"counts were blurred with the nearest kernel without negative taps, {part}"
         return (replace(kernel, taps=nearest) if isinstance(kernel, KernelField) else nearest), (note,)
 
     def add(self, image: Tensor, seed: int) -> Tensor:

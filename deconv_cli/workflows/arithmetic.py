@@ -80,8 +80,8 @@ def check_single_kernel(kernel: Tensor | KernelField) -> Tensor:
     """Refuse a kernel that varies over the frame, by `UsageError`, and whatever `check_kernel` refuses."""
     if isinstance(kernel, KernelField):
         raise UsageError(
-            "a kernel that varies over the frame is taken by forward and invert alone; here give the kernel of one "
-            "place, such as field.taps[0, 0]."
+            "only forward and invert take a kernel that varies over the frame; here give the kernel of one place, "
+            "such as field.taps[0, 0]."
         )
     check_kernel(kernel)
     return kernel

@@ -89,9 +89,9 @@ def fill_clipped(
 
 
 def fill_tiles(y: Tensor, kernel: Kernel, is_clipped: Tensor, origin: Size = ()) -> Tensor:
-    """Replace full samples of data `(*batch, C_out, H, W)` that a quadratic estimate exceeds, tile by tile.
+    """Replace saturated samples of data `(*batch, C_out, H, W)` that a quadratic estimate exceeds, tile by tile.
 
-    Tiles without full samples cost nothing. A block at `origin` of a picture has the tiles of the picture.
+    Tiles without saturated samples cost nothing. A block at `origin` of a picture has the tiles of the picture.
     """
     data, bounds = (kernel.split(part, are_outputs=True) for part in (y, is_clipped.to(y.dtype)))
     size, margins = data.shape[-2:], [N_KERNELS * n_taps for n_taps in kernel.size]

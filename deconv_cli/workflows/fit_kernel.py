@@ -108,16 +108,19 @@ class KernelFit(ShownInNotebook):
             return () if self.certificate <= TRUSTED else (sentence,)
         if self.unexplained > UNRELATED:
             share = f"{100 * min(self.unexplained, 1):.0f} %"
-            return (f"the kernel leaves {share} of what was held out over; are the pictures of one scene?",)
-        left = f"and leaves {format_percent(self.held_out)} of what was held out over"
+            return (
+                f"the kernel leaves {share} of the held-out samples unexplained; check that the pictures show one "
+                "scene",
+            )
+        left = f"and leaves {format_percent(self.held_out)} of the held-out samples unexplained"
         if self.held_out > CUT_SHORT and self._sharpens(n_axes):
-            return (f"the kernel sharpens {left}; exchange the pictures if the first of a pair is the blurred one",)
+            return (f"the kernel sharpens {left}; swap the pictures if the first of a pair is the blurred one",)
         if self.held_out > CUT_SHORT and self.is_cut(n_axes):
             return (f"the kernel continues beyond its outermost taps {left}; choose a larger size",)
         return ()
 
     def notes(self, n_axes: int) -> tuple[str, ...]:
-        """Give other oddities of a kernel of `n_axes` axes, a sentence each."""
+        """List other unusual properties of a kernel of `n_axes` axes, a sentence each."""
         return () if self.errors is None else describe_sharpening(self.taps, self.errors, n_axes)
 
     def _sharpens(self, n_axes: int) -> bool:
@@ -163,10 +166,10 @@ def fit_kernel(
     size, chosen = _checked_size(size), find_loss(loss)
     if unit_sum and channels == "mix":
         raise UsageError(
-            "unit_sum is for kernels that do not mix channels; leave it out, or take one for each channel."
+            "unit_sum is for kernels that do not mix channels; leave it out, or use one kernel for each channel."
         )
     if lam is not None and not (math.isfinite(lam) and lam > 0):
-        raise UsageError(f"lam must be a positive number, or left out to be chosen, but is {lam}.")
+        raise UsageError(f"lam must be a positive number, or None to choose it, but is {lam}.")
     groups = _group_pairs(pairs, size, channels, as_rule(boundary))
     n_inputs = groups[0][0].wide.shape[0]
     is_squared = chosen is squared
@@ -254,8 +257,8 @@ def _listed(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor
         return [(sharp, blurred) for sharp, blurred in pairs]
     except (TypeError, ValueError) as error:
         raise UsageError(
-            "pairs must hold pairs of a sharp and a blurred image, but what was given does not come apart into two "
-            f"tensors each, as it is of type {type(pairs).__name__}."
+            f"pairs must be a list of pairs of a sharp and a blurred tensor, but is of type {type(pairs).__name__} "
+            "and does not split into pairs."
         ) from error
 
 
@@ -276,17 +279,17 @@ def _group_pairs(
     counts = {(len(sharp), len(blurred)) for sharp, blurred in images}
     if len(counts) > 1:
         raise ShapeError(
-            "all sharp images should have as many channels, and all blurred ones, but there are pairs of "
+            "all pairs must have the same numbers of channels, but there are pairs of "
             f"{' and '.join(f'{a} and {b}' for a, b in sorted(counts)[:2])}; leave one kind out."
         )
     ((n_sharp, n_blurred),) = counts
     if channels != "mix" and n_sharp != n_blurred:
         raise ShapeError(
-            f"sharp and blurred images should have as many channels, but have {n_sharp} and {n_blurred}; "
-            'channels="mix" finds a kernel between different ones.'
+            f"sharp and blurred images must have the same number of channels, but have {n_sharp} and {n_blurred}; "
+            'channels="mix" finds a kernel between different numbers.'
         )
     if not any(bool(sharp.any()) for sharp, _ in images):
-        raise MalformedInputError("the sharp images are zero everywhere, so that they tell nothing of a kernel.")
+        raise MalformedInputError("the sharp images are zero everywhere, so they do not determine a kernel.")
     if channels == "mix":
         return [[Pair.of(sharp, blurred, size, boundary) for sharp, blurred in images]]
     by_channel = [
@@ -302,8 +305,8 @@ def _one_by_one(sharp: Tensor, blurred: Tensor, n_axes: int) -> list[tuple[Tenso
         check_image(image, role)
         if image.ndim not in (n_axes + 1, n_axes + 2):
             raise ShapeError(
-                f"{role} should have its channels, and perhaps a batch, ahead of {n_axes} axes of space, but is of "
-                f"shape {tuple(image.shape)}."
+                f"{role} must have the shape (C, ...) or (B, C, ...) with {n_axes} axes of space, but has "
+                f"{tuple(image.shape)}."
             )
     if sharp.ndim != blurred.ndim or (sharp.ndim == n_axes + 2 and len(sharp) != len(blurred)):
         raise ShapeError(
@@ -338,5 +341,5 @@ def _check_memory(n_taps: int, size: Size) -> None:
     if needed > available:
         raise TooLargeError(
             f"a fit of {n_taps} taps on {format_size(size)} takes about {format_memory(needed)}, more than the "
-            f"{format_memory(available)} that are free; use a smaller size, or fit each channel by itself."
+            f"{format_memory(available)} that are free; use a smaller size, or fit each channel separately."
         )

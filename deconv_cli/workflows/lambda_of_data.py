@@ -69,8 +69,8 @@ def choose_lambda_of_data(
     Args:
         y: shape `(C_out, *size)` or `(B, C_out, *size)`, without the bias, of the kernel's precision; detached.
         kernel: what made them.
-        settings: what was resolved; their noise is a model of the noise of the data.
-        least_sigma: lower bound of an estimate of the noise, such as the noise of rounding.
+        settings: the resolved settings, with a model of the noise of the data.
+        least_sigma: lower bound of the noise estimate, such as the rounding noise.
         is_clipped: which samples are only lower bounds, of the shape of `y`; ignored for a layer.
         is_noise_even: the noise is as large in dark places as in bright ones.
 
@@ -100,7 +100,7 @@ def choose_lambda_of_data(
     if all(n_taps > max(n, LONG) for n_taps, n in zip(kernel.size, size, strict=True)):
         raise UsageError(
             f"λ cannot be chosen from {format_size(size)} samples, since the kernel of {format_size(kernel.size)} "
-            "taps is larger; give one, such as lam=1e-3."
+            "taps is larger; give λ, such as lam=1e-3."
         )
     assert isinstance(settings.noise, NoiseModel)
     extension = PeriodicExtension(
@@ -118,7 +118,7 @@ def choose_lambda_of_data(
 def _places(kernel: Kernel, geometry: Geometry) -> list[tuple[Kernel, Size, Size]]:
     """List a few places of a field, the outermost among them.
 
-    Of each: the kernel, and where the piece of data around it starts and how large it is.
+    For each place: the kernel, and the start and size of the piece of data around it.
     """
     field, places = kernel.field, []
     assert field is not None
@@ -135,7 +135,7 @@ def _places(kernel: Kernel, geometry: Geometry) -> list[tuple[Kernel, Size, Size
 
 
 def _interval(geometry: Geometry, axis: int, place: tuple[int, tuple[float, ...]]) -> tuple[int, int]:
-    """Give start and size of the output pixels around a place: a quarter of the way to the next ones or to the edge."""
+    """Return start and size of the outputs around a place: up to a quarter of the way to the next place or the edge."""
     at, centers = place
     n, length = geometry.output_size[axis], geometry.image_size[axis]
     shift = geometry.pads.before[axis] - (geometry.kernel_size[axis] - 1) / 2

@@ -56,7 +56,7 @@ def invert(
         MalformedInputError: data or kernels that are not finite.
     """
     if settings is not None and options:
-        raise UsageError(f"settings were given as a record and as {next(iter(options))} too; use one or the other.")
+        raise UsageError(f"settings were given both as a record and as {next(iter(options))}; use one or the other.")
     if settings is None:
         settings = ReconstructionSettings.of(**options)
     if truth is not None:
@@ -95,7 +95,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
     n_axes = canonical.n_axes
     if settings.dimensions not in (None, n_axes):
         raise UsageError(
-            f"a kernel of shape {tuple(kernel.shape)} spans {n_axes} of {settings.dimensions} axes; build the inverse "
-            f"for one plane, with dimensions={n_axes}, and give it the planes as a batch."
+            f"a kernel of shape {tuple(kernel.shape)} spans only {n_axes} of {settings.dimensions} axes; build the "
+            f"inverse for one plane, with dimensions={n_axes}, and apply it to the planes as a batch."
         )
     return PseudoInverse(canonical, as_size(input_size, n_axes), settings)

@@ -48,7 +48,7 @@ class ChosenLight:
 
 
 def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light: bool) -> str | None:
-    """Give a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
+    """Return a sentence if the residual of a tile of stored samples `(*batch, C, H, W)` is whiter in the other light.
 
     Frequencies that the kernel removes hold only noise, unless a tone curve came after the blur.
     """
@@ -89,15 +89,15 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     elif curve is not None and curve.is_default:
         light, why = Light.LINEAR, "optical blur acts on light"
     elif curve is None:
-        light, why = Light.STORED, "no tone curve is known of them, so they are taken to be linear in light"
+        light, why = Light.STORED, "their tone curve is not known, so they are assumed to be linear in light"
     else:
-        light, why = Light.STORED, "a file of such samples without an ICC profile is taken to be linear in light"
+        light, why = Light.STORED, "such samples without an ICC profile are assumed to be linear in light"
     if light is Light.STORED:
         return ChosenLight(light, f"in the samples as they are stored: {why}", None)
     if curve is None:
         raise UsageError(
-            "light=linear undoes the tone curve of the samples, but none is known: they are no picture of 8 or 16 bits "
-            "in gray or RGB, or lack the ICC profile that deconv forward used; use light=stored, or from Python "
+            "light=linear needs the tone curve of the samples, which is not known: they are not a picture of 8 or 16 "
+            "bits in gray or RGB, or lack the ICC profile that deconv forward used; use light=stored, or from Python "
             "give tone_curve."
         )
     origin = f" ({curve.origin})" if curve.origin else ""

@@ -87,7 +87,7 @@ def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
         )
         detail = "; ".join(found.detail for found in report.parameters if found.detail)
         raise GradientFaultError(
-            f"the gradient of the loss should arrive at the taps and be right, but is {fault.verdict}"
+            f"the gradient of the loss at the taps must be correct, but is {fault.verdict}"
             + "".join(f": {part}" for part in (detail, causes) if part)
             + "."
         )
@@ -157,8 +157,8 @@ def _as_squared(
     bend = _median([found.steepness / _weights(found, middle) for found in every])
     if not 0 < bend < math.inf:
         raise UsageError(
-            "a loss should grow with the distance of the prediction to the data, but this one does not near the least "
-            "squares; give one that does."
+            "a loss must grow with the distance between prediction and data, but this one does not do so near the "
+            "least squares; give another loss."
         )
     changed = [
         [

@@ -159,7 +159,7 @@ _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """A restoration examined.
+    """The diagnosis of a restoration.
 
     Attributes:
         residual: y − Ax̂, shape `(*batch, C_out, *output_size)`, in the units of the samples.
@@ -312,11 +312,11 @@ def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, 
         where = tuple(int(at) for at in (~in_frame).nonzero()[0])
         notes.append(
             f"no output depends on {format_percent(n_unused / n_pixels, 3)} of the pixels of the image, such as "
-            f"{where}: the data say nothing about them, and they are zero in the estimate"
+            f"{where}: the data do not determine them, and they are zero in the estimate"
         )
     n_outputs, n_numbers = count_numbers(operator)
     if n_outputs < n_numbers:
-        rest = "the penalty decides the rest" if lam > 0 else "the rest is that of the image of least norm"
+        rest = "the penalty determines the rest" if lam > 0 else "the rest follows from the image of least norm"
         notes.append(
             f"{n_outputs} outputs determine at most {format_percent(n_outputs / n_numbers, 3)} of the {n_numbers} "
             f"numbers of the image that they depend on; {rest}"

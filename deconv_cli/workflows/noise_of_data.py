@@ -46,7 +46,8 @@ def find_noise(
     if isinstance(found, tuple):
         if len(found) > 1:
             raise UsageError(
-                f"noise was given for {len(found)} channels, but these data are restored as a whole; give one model."
+                f"noise was given for {len(found)} channels, but these data are restored as a whole; give one noise "
+                "model."
             )
         found = found[0]
     if found == "auto":

@@ -2,9 +2,9 @@
 
     resolve → undo the tone curve → choose λ → build → solve → measure → predict the error → apply the tone curve
 
-The methods stand in the order in which they run: `reconstruct` splits planes off; `_reconstruct_samples` undoes the
-tone curve and tests the picture; `_restore_together` does the rest, for each channel by itself if `_restore_one_by_one`
-calls it. A pipeline keeps the inverses that it built last, so that further data of the same size cost no new factors.
+The methods have the order in which they run: `reconstruct` splits off planes; `_reconstruct_samples` undoes the tone
+curve and tests the picture; `_restore_together` does the rest, for one channel at a time if `_restore_one_by_one` calls
+it. A pipeline keeps the inverses that it built last, so more data of the same size cost no new factors.
 Several threads may use one pipeline at the same time.
 """
 
@@ -197,7 +197,7 @@ class Pipeline:
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if kernel.size != self._canonical.size:
             whole, middle = format_size(self._canonical.size), format_size(kernel.size)
-            note = f"of the kernel's {whole} taps the middle {middle} were used: the others are nearly zero"
+            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
             resolution = replace(resolution, notes=(*resolution.notes, note))
         step = math.hypot(*steps) / math.sqrt(len(steps))
         least_noise = step * ROUNDING_NOISE
@@ -538,7 +538,7 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
         raise ShapeError(
             f"the factor takes outputs of {format_size(expected)}, but the data are "
             f"{format_size(data.shape[-len(expected) :])}; use "
-            f'one that was made for them: this one was made with input_size="{",".join(map(str, size))}".'
+            f'a factor for this size: this one was made with input_size="{",".join(map(str, size))}".'
         )
 
 

@@ -161,7 +161,7 @@ class Reconstruction(ShownInNotebook):
             wrong = [
                 doubt for doubt in self.quadratic.doubts if doubt.reason in WRONG_KERNEL and doubt.reason not in known
             ]
-            found += [replace(doubt, sentence=f"under the quadratic prior, {doubt.sentence}") for doubt in wrong]
+            found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found or self._doubt_error())
 
     def _doubt_error(self) -> list[Doubt]:
@@ -229,7 +229,7 @@ class Reconstruction(ShownInNotebook):
 
     @property
     def padding(self) -> PaddingLike:
-        """How far the kernel reached outside."""
+        """How far the kernel reached outside the image."""
         return self.settings.padding
 
     @property
@@ -276,7 +276,9 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
     order = {False: 0, None: 1, True: 2}
     assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
-    lam = first.reasons.lam if first.lambda_choice is None else f"each channel by itself, the first {first.reasons.lam}"
+    lam = (
+        first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
+    )
     return replace(
         worst,
         image=torch.cat([part.image for part in parts], dim=-n_axes - 1),

@@ -35,10 +35,10 @@ SAME_SPACING = 0.01
 """Distances of samples count as equal up to this share."""
 _WHITE_OF_8_BITS = 255
 _OVERRULED = (
-    "the picture looks like a photograph, but a setting of the quadratic prior was given, so that prior is used; "
+    "the picture looks like a photograph, but a given setting belongs to the quadratic prior, so this prior is used; "
     "prior=photo restores photographs better"
 )
-_PHOTO = "the picture was restored as a photograph, whose finest detail may be invented; prior=quadratic invents none"
+_PHOTO = "the picture was restored as a photograph, so its finest detail may be invented; prior=quadratic invents none"
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class RecordedConvolution:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputMetadata:
-    """What is known of an input besides its samples.
+    """Information on an input besides its samples.
 
     Attributes:
         record: the record that an earlier run of this program wrote into the file.
-        recorded: the convolution that made the input, if it is known from another source than `record`.
+        recorded: the convolution that made the input, if another source than `record` holds it.
         kernel_sha256: fingerprint of the kernel's file, which is compared with that of the record.
         tone_curve: how the samples encode light.
         sample_type: type of the stored samples, by its NumPy name; `None` takes it from the tensor.
@@ -235,8 +235,8 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     recorded = metadata.convolution
     if kernel.field is not None and settings.predict:
         raise UsageError(
-            "the error is predicted, and compared with a truth, only for a single kernel, but this one varies over "
-            "the frame; leave that out, or take the kernel of one place."
+            "only a single kernel allows a predicted error or a truth, but this one varies over the frame; leave them "
+            "out, or use the kernel of one place."
         )
     layer = settings.layer_over(PLAIN if recorded is None else recorded.layer)
     kernel = kernel.with_layer(layer)
@@ -250,7 +250,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     if boundary == "auto" and recorded is not None:
         boundary, boundary_reason = recorded.boundary, recorded.reason
     elif boundary == "auto" and layer.transposed:
-        boundary, boundary_reason = "zero", "a transposed convolution looks at no pixel outside of its input"
+        boundary, boundary_reason = "zero", "a transposed convolution reads no pixel outside of its input"
     elif boundary == "auto":
         boundary, boundary_reason = defaults.boundary, defaults.boundary_reason
     padding = settings.padding
@@ -321,11 +321,11 @@ def check_settings_of_layer(settings: ReconstructionSettings, layer: LayerOption
     chooses = settings.lam == "auto" or settings.lambda_rule is not None
     needed = None
     if chooses and settings.lambda_rule is LambdaRule.WHITENESS:
-        needed, instead = "λ is chosen by rule whiteness", "take another rule, or give a number for λ"
+        needed, instead = "λ is chosen by rule whiteness", "use another rule, or give a number for λ"
     elif settings.noise == "auto":
         needed, instead = "the kind of the noise is found", "take white noise"
     elif chooses and isinstance(settings.noise, NoiseModel) and not settings.noise.is_white:
-        needed, instead = "λ is chosen under noise that is not white", "take white noise, or give a number for λ"
+        needed, instead = "λ is chosen for noise that is not white", "use white noise, or give a number for λ"
     if needed is not None:
         raise UsageError(f"{needed} only for plain convolutions, but this layer has {layer.describe()}; {instead}.")
 
@@ -335,8 +335,8 @@ def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, .
     if spacing is None or max(spacing) <= (1 + SAME_SPACING) * min(spacing):
         return None, ()
     note = (
-        f"differences are taken per distance, since the file says that samples lie {format_spacing(spacing)} apart; "
-        f"spacing={','.join('1' for _ in spacing)} takes all axes alike"
+        f"differences are divided by distances, since the file gives {format_spacing(spacing)} between samples; "
+        f"spacing={','.join('1' for _ in spacing)} treats all axes alike"
     )
     return tuple(distance / min(spacing) for distance in spacing), (note,)
 
@@ -351,7 +351,7 @@ def _is_photograph(kernel: Kernel, curve: ToneCurve | None) -> bool:
 def _stacked(kernel: Kernel) -> str:
     n_channels = kernel.taps.shape[0]
     return (
-        f"the kernel of shape {tuple(kernel.taps.shape)} was taken for one kernel for each of {n_channels} channels, "
+        f"the kernel of shape {tuple(kernel.taps.shape)} was read as one kernel for each of {n_channels} channels, "
         'since the input is a picture; defaults="tensor" merges the channels into one image instead'
     )
 
@@ -372,8 +372,8 @@ def _check_light_of_noise(settings: ReconstructionSettings, light: Light) -> Non
     for model in models:
         if isinstance(model, NoiseModel) and model.light not in (None, light):
             raise UsageError(
-                f"the noise in '{model.source}' was found under light={model.light}, and is another one under "
-                f"light={light}, which holds here; choose light={model.light}, or leave noise out."
+                f"the noise in '{model.source}' was found with light={model.light} and does not hold for "
+                f"light={light}, which is used here; choose light={model.light}, or leave noise out."
             )
 
 

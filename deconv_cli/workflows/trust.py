@@ -193,15 +193,14 @@ def doubt_layer(
     )
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
-    found = f"the estimate is {scale.amplification:.3g} times larger than what this kernel usually turns into such data"
+    found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
     return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {causes}, or noise was amplified, which a larger λ prevents")]
 
 
 _CAUSES = (
-    'padding and boundary may differ (try padding="valid"), '
-    "the layer may have a stride, a dilation, groups or transposed weights, which have to be given then, as in "
-    "stride=2, groups=4 or transposed=True, its bias or batch norm may not be undone, "
-    "the data may come from behind an activation such as ReLU, or hold noise"
+    'padding and boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
+    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias or batch norm may "
+    "not be undone; the data may be the output of an activation such as ReLU, or hold noise"
 )
 
 
@@ -221,7 +220,7 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
     if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
         return []
     found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
-    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably not that of the data")]
+    return [Doubt(DoubtReason.RESIDUAL, f"{found}: the kernel is probably wrong for these data")]
 
 
 def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> str | None:
@@ -246,7 +245,7 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
     found = f"the estimate shows mostly noise, {ratio:.2g} times as strong as the contrast of most of the data"
     advice = 'a larger λ; lam="auto" chooses it from the data'
     if is_lambda_chosen:
-        advice = 'a larger λ, another kernel, or for counts of light, such as stars, method="richardson-lucy"'
+        advice = 'a larger λ, another kernel, or, for counts of light, such as stars, method="richardson-lucy"'
     return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 
@@ -261,9 +260,9 @@ def doubt_clipping(clipping: Clipping) -> list[Doubt]:
     if clipping.share <= MAX_CLIPPED_SHARE:
         return []
     ends = f"{clipping.lowest:g} to {clipping.highest:g}"
-    found = f"{format_percent(clipping.share, 3)} of the samples come back far outside {ends}"
+    found = f"{format_percent(clipping.share, 3)} of the restored samples lie far outside {ends}"
     advice = (
-        "noise was amplified, or the kernel is wrong: smooth more (a larger λ, weight or strength, as the prior has "
-        "it), or check the kernel"
+        "noise was amplified, or the kernel is wrong: smooth more (with a larger λ, weight or strength), or check the "
+        "kernel"
     )
     return [Doubt(DoubtReason.CLIPPING, f"{found}: {advice}")]

@@ -168,7 +168,9 @@ def test_a_seam_above_the_plan_is_doubted(tmp_path):
     blurred(tmp_path, scene(100, 90)[None], kernel, "unknown")
     found = with_halo(planned(tmp_path, kernel), (2, 7)).finish(SerialScheduler(), describe)
     (doubt,) = found.doubts
-    assert re.match(r"with a halo of 2×7 blocks differ by .* beside a seam, .* planned for; restore it as", doubt)
+    assert re.match(
+        r"with a halo of 2×7 blocks differ by .* beside a seam, more than the planned .*; restore it as", doubt
+    )
     assert found.record["is_trusted"] is False
 
 
@@ -273,7 +275,9 @@ def test_a_picture_that_repeats_itself_is_refused(tmp_path):
     kernel = deconv_cli.make_kernel("box:3")
     blurred(tmp_path, scene(50, 40)[None], kernel, "circular")
     paths = tmp_path / "in.npy", tmp_path / "out.npy"
-    with pytest.raises(UsageError, match="boundary circular joins opposite edges, which no block reaches; use another"):
+    with pytest.raises(
+        UsageError, match="boundary circular joins opposite edges, which never lie in one block; use another"
+    ):
         invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, boundary="circular", **OPTIONS)
 
 

@@ -69,7 +69,7 @@ def assert_that_force_alone_forgets(folder, ledger, n_done):
 def test_what_is_begun_with_other_settings_is_forgotten_by_force_alone(folder):
     ledger = begin(folder, boundary="zero")
     n_done = len(ledger.results())
-    with pytest.raises(UsageError, match=r"another input, kernel or settings.*give force=True to forget what it did"):
+    with pytest.raises(UsageError, match=r"another input, kernel or settings.*give force=True to start over"):
         planned(folder, KERNEL, resume=True)
     assert_that_force_alone_forgets(folder, ledger, n_done)
 
@@ -240,7 +240,7 @@ def test_an_input_that_was_replaced_but_kept_size_and_time_is_noticed(begun):
     np.save(path, np.load(path)[:, ::-1])
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     try:
-        with pytest.raises(UsageError, match=r"in\.npy' has other samples than when '.*out\.npy' was begun"):
+        with pytest.raises(UsageError, match=r"in\.npy' has changed since the run for '.*out\.npy' began"):
             begun.go_on()
     finally:
         path.write_bytes(before)
@@ -265,7 +265,7 @@ def test_a_plan_that_was_changed_is_refused(begun, change):
     text = plan_of(begun).read_text()
     assert change[0] in text
     plan_of(begun).write_text(text.replace(*change, 1))
-    with pytest.raises(FileAccessError, match=r"plan\.json', the plan of .* 2 blocks are done, cannot be read"):
+    with pytest.raises(FileAccessError, match=r"plan\.json' of an earlier run with 2 finished blocks cannot be read"):
         begun.go_on()
 
 

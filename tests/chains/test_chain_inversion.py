@@ -155,7 +155,7 @@ def test_a_chain_that_ends_at_a_local_minimum_is_doubted_in_one_sentence():
                   Residual(16))  # fmt: skip
     result = deconv_cli.invert_chain(net(random((1, 8, 8), seed=1)[None])[0], net)
     assert result.solution.status is Status.LOCAL_MINIMUM
-    assert "take fewer layers at once" in result.doubts[0].sentence
+    assert "use fewer layers at once" in result.doubts[0].sentence
 
 
 def test_the_best_estimate_until_the_time_limit_is_given():
@@ -194,7 +194,9 @@ def test_a_minimum_that_does_not_reach_the_data_is_named():
     result = deconv_cli.invert_chain(random((2, 8, 8)), [nn.Conv2d(1, 2, 3, padding=1)], lam=1.0)
     assert result.solution.status is Status.CONVERGED
     assert result.relative_residual > 0.5
-    assert re.fullmatch(r"stopped after \d+ iterations? at a minimum; \d\d.* % of the data are left", result.ending)
+    assert re.fullmatch(
+        r"stopped after \d+ iterations? at a minimum; \d\d.* % of the data remain unexplained", result.ending
+    )
 
 
 def test_a_module_is_copied_and_acts_in_evaluation_mode():
@@ -245,13 +247,13 @@ def test_what_cannot_be_undone_is_refused_in_a_sentence():
         deconv_cli.invert_chain(random((5, 6, 6), seed=1), net)
     with pytest.raises(UsageError, match="give input_size"):
         deconv_cli.invert_chain(random((4, 1, 1), seed=1), [*net, nn.AdaptiveAvgPool2d(1)])
-    with pytest.raises(UsageError, match="boundary has no use"):
+    with pytest.raises(UsageError, match="boundary has no effect"):
         deconv_cli.invert_chain(y, net, boundary="zero")
     with pytest.raises(UsageError, match="lambda must be zero"):
         deconv_cli.invert_chain(y, net, lam="auto")
-    with pytest.raises(UsageError, match="torch modules"):
+    with pytest.raises(UsageError, match="torch module"):
         deconv_cli.invert_chain(y, [torch.relu])
-    with pytest.raises(UsageError, match="torch modules"):
+    with pytest.raises(UsageError, match="torch module"):
         deconv_cli.invert_chain(y, [])
     with pytest.raises(MalformedInputError):
         deconv_cli.invert_chain(y * math.nan, net)

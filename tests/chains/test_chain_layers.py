@@ -101,7 +101,7 @@ def test_names_and_ranges(text, parent, names):
     ("text", "says"),
     [
         ("act..stem", "in the order in which they act"),
-        ("stem,stem", "each once"),
+        ("stem,stem", "once each"),
         ("stem..features..act", "must be names of one module"),
         ("stem..", "must be names of one module"),
         ("", "must be names of one module"),

@@ -102,7 +102,7 @@ def test_layouts_that_cannot_be(refuses, gray, photograph, gentle, tmp_path):
     words = ["forward", gray, photograph, *common, gentle]
     refuses(*words, code=ExitCode.USAGE, says=["folder", "names a file"])
     words = ["forward", tmp_path / "empty", *common, tmp_path / "out"]
-    refuses(*words, code=ExitCode.USAGE, says="holds no picture")
+    refuses(*words, code=ExitCode.USAGE, says="holds no readable picture")
     words = ["forward", gray, tmp_path / "other" / "gray.png", *common, tmp_path / "out"]
     refuses(*words, code=ExitCode.USAGE, says="several inputs would be written to")
 

@@ -84,7 +84,7 @@ def test_a_factor_is_not_made_for_richardson_lucy(deconv, files):
         *("factor", "--kernel", "k.npy", "--size", "40,40", "--method", "richardson-lucy", "-o", "f.safetensors"),
         expect=ExitCode.USAGE,
     )
-    assert "is no linear inverse" in done.errors[0]
+    assert "is not a linear inverse" in done.errors[0]
 
 
 def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
@@ -100,6 +100,6 @@ def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     for text in (run.stderr, page):
         words = " ".join(text.split())
         assert f"finer than about {report['finest_measured_detail']:.1f} pixels is plausible" in words
-        assert "no minimum is claimed; judge by the residual" in words
+        assert "without reaching a minimum; judge the result by its residual" in words
     assert read_image(Path("e.tif")).values.shape == (1, 3, 80, 96)
     assert report["predicted_error"]["root_mean_square"] == report["predicted_error"]["root_mean_square_in_samples"]

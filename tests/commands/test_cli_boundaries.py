@@ -114,7 +114,7 @@ def test_a_lossy_border_is_a_warning_with_advice(deconv, data, late, tmp_path):
 def test_deep_influence_is_a_note(deconv, data, save, tmp_path, n_taps, lam, says):
     blur = save("blur", np.ones((1, n_taps)) / n_taps)
     done = deconv("invert", data, "-k", blur, "--boundary", "unknown", "--lambda", lam, "-v", "-o", tmp_path / "x.npy")
-    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: a mistake at the edge ")]
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: an error at the edge ")]
     assert note.endswith(says)
 
 
@@ -123,7 +123,7 @@ def test_harmless_borders_are_not_spoken_of(deconv, data, gentle, late, tmp_path
         words = ["invert", data, "-k", kernel, "--boundary", boundary, "-o", tmp_path / "x.npy", "--force"]
         done = deconv(*words, "--lambda", "1e-3")
         assert "edges" not in done.stderr
-        assert "mistake at the edge" not in done.stderr
+        assert "error at the edge" not in done.stderr
         assert "warning:" not in done.stderr
         report = deconv(*words, "--json").report["well_posedness"]
         assert (report["is_well_posed"], report["lost_modes"], report["advice"]) == (True, 0, [])

@@ -128,10 +128,10 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
         (["--layers", "0..1", "--time-limit", "0"], "--time-limit must be a positive number"),
         (["--layers", "0..1", "--layer", "0"], "--layers does not go with --layer"),
         (["--layers", "0..1", "--truth", "y.safetensors"], "--layers does not go with --truth"),
-        (["--layers", "0..1", "--boundary", "zero"], "boundary has no use for a chain"),
+        (["--layers", "0..1", "--boundary", "zero"], "boundary has no effect for a chain"),
         (["--layers", "0..1", "--init", "{}"], "--init gives the arguments of --model"),
         (["--layers", "0..1", "--no-bias"], "--layers does not go with --no-bias"),
-        (["--layers", "0..1", "--kernel", "net.pt"], "wants one --kernel FILE"),
+        (["--layers", "0..1", "--kernel", "net.pt"], "needs one --kernel FILE"),
     ],
 )
 def test_what_does_not_go_with_a_chain_is_refused(refuses, activation, tmp_path, monkeypatch, words, says):

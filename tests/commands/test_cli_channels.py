@@ -72,7 +72,7 @@ def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, gentle, s
     words = ["invert", photograph, "--kernel", kernel, "--lambda", "0.001", "-o", tmp_path / "out.tif"]
     run = deconv(*words)
     assert values(tmp_path / "out.tif").shape == (1, 3, 40, 48)
-    assert "taken for one kernel for each of 3 channels" in run.stderr
+    assert "read as one kernel for each of 3 channels" in run.stderr
     assert "--defaults tensor merges" in run.stderr
     # No single image explains three channels.
     deconv(*words, "--defaults", "tensor", "--force", expect=ExitCode.UNTRUSTWORTHY)
@@ -82,12 +82,18 @@ def test_views_of_one_image_are_apart_in_a_picture(deconv, photograph, gentle, s
 def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, tmp_path):
     one, several, _ = kernels
     out = ["-o", tmp_path / "out.tif"]
-    says = ["of several kernels each", "(3, 9, 9)"]
+    says = ["several kernels must each", "(3, 9, 9)"]
     refuses("invert", photograph, "--kernel", one, *several, *out, code=ExitCode.INPUT_REFUSED, says=says)
     says = ["each of 2 channels", "has 3"]
     refuses("invert", photograph, *several[:4], *out, code=ExitCode.INPUT_REFUSED, says=says)
     factor = ["factor", "--size", "8,8", "-o", tmp_path / "f.safetensors"]
-    refuses(*factor, "--kernel", one, code=ExitCode.INPUT_REFUSED, says="is taken by invert and forward alone")
+    refuses(
+        *factor,
+        "--kernel",
+        one,
+        code=ExitCode.INPUT_REFUSED,
+        says="only invert and forward take a kernel for each channel",
+    )
     says = "lambda must be auto, zero or a positive number, or one for each channel, but is 'auto,1'"
     refuses("invert", photograph, *several, *out, "--lambda", "auto,1", code=ExitCode.USAGE, says=says)
 
@@ -118,9 +124,7 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
     output = tmp_path / "out.tif"
     output.touch()
     words = ["invert", gray, "-o", output, "--lambda", "0.1", "--kernel"]
-    says = (
-        "background makes 71 % of its sum and its center lies 3.6 pixels off its middle; --clean-kernel corrects that"
-    )
+    says = "background is 71 % of its sum and its center lies 3.6 pixels off its middle; --clean-kernel corrects that"
     refuses(*words, tmp_path / "bead.tif", code=ExitCode.USAGE, says=says)
     refuses(*words, "disk:900", code=ExitCode.INPUT_REFUSED, says="more than twice as large as the picture")
     for choice in ("--clean-kernel", "--no-clean-kernel"):

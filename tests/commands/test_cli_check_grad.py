@@ -103,7 +103,7 @@ class TestVerdicts:
         report = check("--model", code("mixing", "Leak"), expect=ExitCode.FAULT_FOUND)
         (finding,) = report["general"]
         assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
-        assert "as it stands: samples leak into one another (BATCH-LEAK)." in report["summary"]
+        assert "with this code: samples leak into one another (BATCH-LEAK)." in report["summary"]
 
     def test_gradients_by_the_inputs(self, deconv):
         told = deconv("check-grad", *NETWORK, "--wrt", "inputs").stdout.splitlines()
@@ -136,7 +136,7 @@ class TestExpectations:
         done = deconv("check-grad", *UNUSED, "--expect", "unused:spare.*")
         assert "healthy: 6 parameters (2 expected)" in done.stdout
         done = deconv("check-grad", *UNUSED, "--expect", "DETACHED:spare.*", expect=ExitCode.FAULT_FOUND)
-        assert "not found, though expected: DETACHED:spare.*" in done.stderr
+        assert "expected, but not found: DETACHED:spare.*" in done.stderr
 
     def test_a_line(self, deconv):
         words = ["check-grad", "--model", code("detached", "Detach"), "-q", "--expect"]
@@ -252,7 +252,7 @@ class TestUserCode:
         path = write(net("warnings.warn('the moon is full'); return self.layer(x)"))
         done = deconv("check-grad", "--model", f"{path}:Net", "--input-shape", "3,4")
         assert done.stderr.count("the moon is full") == 1
-        assert "note: a warning on the way: the moon is full" in done.stderr
+        assert "note: warning from the code: the moon is full" in done.stderr
 
     def test_a_loss_of_the_model_itself(self, deconv):
         words = ["check-grad", "--model", code("unusual", "OwnLoss"), "--input-shape", "5,4"]
@@ -314,9 +314,9 @@ class TestRefusals:
             ),
             ([*BASE, "--data", "DATA", "--batch-axis", "1", "--batch-size", "3"], "--batch-size"),
             (["--run", "no_such.py"], "no file 'no_such.py'"),
-            (["--run", BY_HAND, "--loss", "mse"], "--loss is for models that are named"),
+            (["--run", BY_HAND, "--loss", "mse"], "--loss does not go with --run"),
             (["--step", "2", *NETWORK], "there is no --run"),
-            ([*NETWORK, "--", "a.pt", "b.pt"], "'b.pt' came too"),
+            ([*NETWORK, "--", "a.pt", "b.pt"], "'b.pt' was given too"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )
@@ -340,10 +340,10 @@ class TestRefusals:
             ([*weights, "--trust-file", digest], "--trust-file is for TorchScript"),
             ([*weights, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
             ([*whole, "--trust-file", digest], "--trust-file is for TorchScript"),
-            ([*whole, "--model", "torch.nn:Linear", "--init", "[4, 3]"], "--init makes a model"),
+            ([*whole, "--model", "torch.nn:Linear", "--init", "[4, 3]"], "--init gives arguments to --model"),
             ([*program, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
-            ([*program, "--mode", "train"], "--mode cannot change an exported program"),
-            ([*program, "--model", "torch.nn:Linear"], "--model names what is computed"),
+            ([*program, "--mode", "train"], "--mode cannot change the exported program"),
+            ([*program, "--model", "torch.nn:Linear"], "--model names the code of a model"),
         ):
             refuses(*words, code=ExitCode.USAGE, says=says)
 

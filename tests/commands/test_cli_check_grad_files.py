@@ -159,7 +159,7 @@ def test_an_existing_file_is_kept(refuses, deconv, tmp_path, data):
     words = [*NETWORK, "--data", data, "--loss", "cross-entropy", "-o", out]
     refuses(*words, code=ExitCode.USAGE, says="--force")
     told = deconv(*words, "--force").stdout
-    assert "the mean gradient of a batch of 16, squared, would have given" in told
+    assert "squaring the mean gradient of a batch of 16 would give" in told
     assert load_file(out)
 
 

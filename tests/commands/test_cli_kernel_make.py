@@ -27,15 +27,15 @@ def test_a_formula_is_written(deconv, tmp_path, words):
     done = deconv("kernel", "make", words, "-o", tmp_path / "k.npy", "--json", "--show")
     assert np.array_equal(np.load(tmp_path / "k.npy"), make_kernel(words).float().numpy())
     assert done.report["sum"] == pytest.approx(1.0)
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     record = json.loads((tmp_path / "k.npy.json").read_text())
     assert (record["command"], record["kernel"]) == ("kernel make", words)
     assert record["output"]["samples_sha256"]
 
 
 def test_refusals(refuses, tmp_path):
-    refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="is written disk:RADIUS")
-    refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps gaussian was meant")
+    refuses("kernel", "make", "disk", code=ExitCode.USAGE, says="must be written disk:RADIUS")
+    refuses("kernel", "make", "gausian:3", code=ExitCode.USAGE, says="perhaps you mean gaussian")
     (tmp_path / "k.npy.json").write_text("mine")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.npy", code=ExitCode.USAGE, says="exists already")
     refuses("kernel", "make", "disk:2", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="a kernel is written as")
@@ -48,14 +48,14 @@ def test_a_tiff_of_a_kernel_is_read_as_the_same_kernel(deconv, refuses, tmp_path
     torch.testing.assert_close(read.kernel, make_kernel("motion:4@30").float())
     assert read.spacing == (0.25, 0.25)
     words = ["kernel", "make", "box:3", "--signal", "-o", tmp_path / "s.tif"]
-    refuses(*words, code=ExitCode.USAGE, says="a kernel that is no picture is written as .safetensors")
+    refuses(*words, code=ExitCode.USAGE, says="a kernel that is not a picture is written as .safetensors")
 
 
 def test_a_kernel_with_tails_says_so_and_takes_a_size(deconv, tmp_path):
     done = deconv("kernel", "make", "airy:1", "-o", tmp_path / "k.npy")
-    assert "a larger --size holds more of them" in done.stderr
+    assert "a larger --size holds more of the tails" in done.stderr
     error = json.loads((tmp_path / "k.npy.json").read_text())["transform_error"]
-    assert f"the edge of 33×33 taps, which makes the transform wrong by {error:.2g}" in done.stderr
+    assert f"the 33×33 taps cut the tails off, so the transform is wrong by {error:.2g}" in done.stderr
     done = deconv("kernel", "make", "airy:1", "--size", "201", "-o", tmp_path / "wide.npy", "--json")
     assert np.load(tmp_path / "wide.npy").shape == (201, 201)
     assert done.report["transform_error"] < 1e-3
@@ -66,7 +66,7 @@ def test_lengths_in_units(deconv, refuses, tmp_path):
     deconv("kernel", "make", "gaussian:0.3um*shift:0.2@0", "--spacing", "0.2,0.2", "-o", tmp_path / "k.npy", "-q")
     expected = make_kernel("gaussian:1.5*shift:0.2@0").float().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "k.npy"), expected, atol=1e-7)
-    refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as --spacing 0.2")
+    refuses("kernel", "make", "gaussian:0.3um", code=ExitCode.USAGE, says="as in --spacing 0.2")
     refuses("kernel", "make", "gaussian:2", "--spacing", "1,1", code=ExitCode.USAGE, says="leave it out")
 
 
@@ -104,7 +104,7 @@ def test_a_kernel_takes_its_units_from_the_picture(deconv, refuses, tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tif"), tifffile.imread(tmp_path / "b.tif"), atol=1e-6)
     np.save(tmp_path / "x.npy", samples)
     refuses("forward", tmp_path / "x.npy", "-k", "gaussian:1um", "-o", tmp_path / "y.npy", code=ExitCode.USAGE,
-            says="the distance of the samples is not known")  # fmt: skip
+            says="the distance between samples is not known")  # fmt: skip
 
 
 def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):
@@ -173,7 +173,7 @@ def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
     assert done.report["layer"]["shape"] == [4, 1, 3, 3]
     assert "geometry" not in done.stderr
     assert "name the class of the model here with --model" in done.stderr
-    assert "draws on a terminal" in done.stderr
+    assert "needs a terminal" in done.stderr
     image = save("x", np.random.default_rng(0).random((1, 8, 8)).astype(np.float32))
     deconv("forward", image, "-k", target, "--padding", "valid", "-o", tmp_path / "y.npy")
     network = torch.load(model, weights_only=True)
@@ -189,7 +189,7 @@ def test_refusals_extract(refuses, model, tmp_path):
             says="choose among 0, 1 with --layer NAME")  # fmt: skip
     refuses("kernel", "extract", model, "--layer", "7", code=ExitCode.USAGE, says="no convolution named '7'")
     refuses("kernel", "extract", model, "--init", "{}", code=ExitCode.USAGE, says="--init gives the arguments")
-    refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not one of the model files")
+    refuses("kernel", "extract", tmp_path / "net.py", code=ExitCode.INPUT_REFUSED, says="not a supported model file")
 
 
 def test_every_tensor_of_a_whole_module_is_inspected_as_a_kernel(deconv, tmp_path):
@@ -240,8 +240,8 @@ def test_a_picture_of_beads(deconv, picture, tmp_path):
     assert report["beads"]["used"] == 16
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
-    assert "of a bead's light stands out of the noise" in done.stderr
-    assert "draws on a terminal" in done.stderr
+    assert "of a bead's light rises above the noise" in done.stderr
+    assert "needs a terminal" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)
     assert np.abs(written - library.psf.float().numpy()).max() < 1e-7
@@ -277,7 +277,7 @@ def test_refusals_beads(refuses, picture, tmp_path, save):
     refuses("kernel", "from-beads", picture, "--size", "9", code=ExitCode.USAGE, says="--size must hold 2 numbers")
     refuses("kernel", "from-beads", picture, "-o", tmp_path / "psf.png", code=ExitCode.USAGE, says="is written as .tif")
     empty = save("empty", np.random.default_rng(0).normal(size=(60, 60)))
-    refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead is fit")
+    refuses("kernel", "from-beads", empty, code=ExitCode.UNTRUSTWORTHY, says="no bead can be measured")
 
 
 @pytest.fixture
@@ -322,9 +322,9 @@ def test_inspect_describes_it_in_a_sentence(deconv, field, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["invert", "{photograph}", "--report", "page.html"], "the error is predicted.*only for a single kernel"),
+        (["invert", "{photograph}", "--report", "page.html"], "only a single kernel allows a predicted error"),
         (["invert", "{photograph}", "--method", "strip"], "varies over the frame"),
-        (["factor", "--size", "40,48"], "taken by forward and invert alone"),
+        (["factor", "--size", "40,48"], "only forward and invert take a kernel that varies"),
         (["forward", "{photograph}", "--clean-kernel"], "--clean-kernel"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_model_file_says_all_of_its_layer(layer):
     made = run("forward", folder / "x.npy", "-k", folder / "module.pt", "-o", folder / "y.npy")
     y = torch.from_numpy(np.load(folder / "y.npy"))
     assert float((y - module(x).detach()).abs().max()) < 1e-12
-    assert any(note.startswith("the layer itself says: stride") for note in made["notes"])
+    assert any(note.startswith("the layer has stride") for note in made["notes"])
     again = run("forward", folder / "x.npy", "-k", folder / "weights.pt", *OPTIONS[name], "-o", folder / "y2.npy")
     assert np.array_equal(np.load(folder / "y2.npy"), np.load(folder / "y.npy"))
     assert again["layer_options"] == made["layer_options"]
@@ -192,7 +192,7 @@ def test_the_command_is_the_library(deconv, case, values):
         (["cosine"], "tap must be one of product, tan-sum"),
         (["FOLDER/none.py:f"], "does not exist"),
         (["FOLDER/taps.py:nothing"], "holds no 'nothing'"),
-        (["FOLDER/taps.py:number"], "should be a class, a function"),
+        (["FOLDER/taps.py:number"], "must be a class, a function"),
         (["tan-sum", "--groups", "3"], "leave groups out"),
         (["tan-sum", "--transposed"], "leave transposed out"),
         (["product", "--light", "linear"], "--tap acts on the samples as they are stored"),

@@ -141,7 +141,7 @@ def test_a_profile_that_is_lost_is_asked_for(forward, refuses, invert, night, tm
     with Image.open(night) as picture:
         picture.save(night.with_name("profiled.png"), icc_profile=profile)
     forward(night.with_name("profiled.png"), to="lost.npy")
-    says = ["--light linear undoes the tone curve", "lack the ICC profile", "use --light stored"]
+    says = ["--light linear needs the tone curve", "lack the ICC profile", "use --light stored"]
     refuses("invert", tmp_path / "lost.npy", "-k", KERNEL, "-o", tmp_path / "x.npy", code=ExitCode.USAGE, says=says)
     assert invert(tmp_path / "lost.npy", "--light", "stored", "--lambda", "1e-4")[0]["light"] == "stored"
 
@@ -150,8 +150,8 @@ def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tm
     path = save("features", np.random.default_rng(0).random((3, 12, 12)))
     report, _ = invert(path, "--lambda", "1e-3")
     assert report["light"] == "stored"
-    assert "taken to be linear in light" in report["light_reason"]
-    says = "--light linear undoes the tone curve of the samples, but none is known"
+    assert "assumed to be linear in light" in report["light_reason"]
+    says = "--light linear needs the tone curve of the samples, which is not known"
     for command in ("forward", "invert"):
         words = (command, path, "-k", KERNEL, "-o", tmp_path / "x.npy", "--light", "linear")
         refuses(*words, code=ExitCode.USAGE, says=says)
@@ -164,7 +164,7 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     with Image.open(plain.path) as picture:
         Image.fromarray(np.asarray(picture)).save(night.with_name("plain.tif"))
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3")
-    reason = "a file of such samples without an ICC profile is taken to be linear in light"
+    reason = "such samples without an ICC profile are assumed to be linear in light"
     assert report["light_reason"] == f"in the samples as they are stored: {reason}"
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3", "--light", "linear")
     assert report["light_reason"].endswith("undone from sRGB (the file names no other curve): given by the user")

@@ -107,7 +107,7 @@ def test_a_doubted_result_is_doubted_again_by_a_resumed_run(deconv, frames, gent
     many, one = [frames, "-o", tmp_path / "out"], [frames / "1.npy", "-o", tmp_path / "one.npy"]
     for inputs, n_inputs, sentence in (
         (many, 3, "3 left out (3 of them doubted before)"),
-        (one, 1, "its result was doubted when it was written"),
+        (one, 1, "the run that wrote it did not trust the result"),
     ):
         first = deconv("invert", *inputs, *words, expect=ExitCode.UNTRUSTWORTHY)
         assert sentence not in first.stderr
@@ -210,7 +210,7 @@ def test_a_manifest_is_never_written_over_a_file_of_the_run(refuses, frames, gen
     for path in (*own, gentle, made, made.with_name("1.npy.json")):
         for command in ("forward", "invert"):
             words = [command, frames, "-k", gentle, "-o", tmp_path / "out", "--manifest", path, *more]
-            refuses(*words, code=ExitCode.USAGE, says=[f"'{path}' would be written over", "which this run"])
+            refuses(*words, code=ExitCode.USAGE, says=[f"'{path}' would overwrite", "which this run"])
 
 
 def test_an_output_over_an_input_is_refused_whatever_is_forced(refuses, frames, gentle, tmp_path):
@@ -281,7 +281,7 @@ def test_one_input_that_is_left_out_is_told_in_one_line(deconv, gray, gentle, tm
     manifest = ["--manifest", tmp_path / "run.jsonl", "--resume"]
     deconv(*words, *manifest)
     for more, why in ((manifest, "has not changed since it was written"), (["--skip-existing"], "exists already")):
-        told = f"note: {gray}: left out, since its output '{tmp_path / 'a.png'}' {why}.\n"
+        told = f"note: {gray}: skipped, since its output '{tmp_path / 'a.png'}' {why}.\n"
         done = deconv(*words, *more)
         assert (done.stdout, done.stderr) == ("", told)
         assert deconv(*words, *more, "--quiet").stderr == ""

@@ -84,7 +84,7 @@ def test_a_picture_of_one_pixel_is_restored(deconv, gentle, tmp_path, color):
 def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gentle, tmp_path):
     Image.fromarray(np.full((2, 9), 90, "uint8")).save(tmp_path / "thin.png")
     words = ["invert", tmp_path / "thin.png", "-k", gentle, "-o", tmp_path / "x.tif", "--prior", "tv"]
-    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["the noise is estimated", "3×3"])
+    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["estimating the noise", "3×3"])
 
 
 def test_a_file_of_noise_that_is_not_there_is_named(refuses, gray, gentle, tmp_path):

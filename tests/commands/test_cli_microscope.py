@@ -82,7 +82,7 @@ SEVERAL = (
 def test_a_channel_of_transmitted_light_is_named(tmp_path):
     channels = [(f'EmissionWavelength="{length}"', "") for length in (676, 509)]
     image = confocal(tmp_path / "a.ome.tif", [*channels, ("", "")], SEVERAL)
-    said = r"emission of channel 3; give that of all behind the word emission, as 676\+509\+NM"
+    said = r"emission of channel 3; give the values of all channels with the word emission, as 676\+509\+NM"
     with pytest.raises(UsageError, match=said):
         describe_optics(image, {})
 
@@ -106,7 +106,7 @@ def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
     assert {(m.numerical_aperture, m.immersion_index, m.mode) for m in microscopes} == {(1.3, 1.47, "confocal")}
     assert microscopes[0].spacing == pytest.approx((0.1, 0.1))
     assert assumed == (
-        "assumed: emission 668 nm (AF647-T2), 461 nm (DAPI), the maxima of the dyes after which channels are named",
+        "assumed: emission 668 nm (AF647-T2), 461 nm (DAPI), the maxima of the dyes in the channel names",
         "assumed: a sample of the same refractive index as the immersion",
         "assumed: a pinhole of one Airy unit, since the file gives its diameter, but not its magnification",
     )
@@ -126,7 +126,9 @@ def test_what_has_no_model_or_is_missing_is_named(tmp_path):
         "assumed: refractive index 1.515 of the immersion, usual for this numerical aperture",
     )
     image = confocal(tmp_path / "c.ome.tif", channels, SEVERAL, "")
-    with pytest.raises(UsageError, match="which lists 2 objectives and not which of them was used; add the word na"):
+    with pytest.raises(
+        UsageError, match="which lists 2 objectives without naming the one that was used; add the word na"
+    ):
         describe_optics(image, {})
 
 
@@ -184,10 +186,10 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance of the samples is not known")
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance between samples is not known")
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
-    refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer is of no use")
+    refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
     refused(
         "kernel", "microscope", "na=1.1", "--spacing", "0.1,0.1", says="the wavelength of the emission is not known"
     )

@@ -88,13 +88,13 @@ def test_a_place_where_no_page_can_be_is_refused_before_anything_is_computed(
 
 def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):
     words = ["invert", blurred, gray, "-k", gentle, "-o", tmp_path / "out", "--report", tmp_path / "page.html"]
-    refuses(*words, code=ExitCode.USAGE, says=["belongs to one input", "there are 2"])
+    refuses(*words, code=ExitCode.USAGE, says=["is for one input", "there are 2"])
 
 
 def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path):
     for words in (["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif"], ["forward", gray, "-k", gentle]):
         done = deconv(*words, "--show", "--json")
-        assert "note: --show draws on a terminal, and stderr is not a terminal, so nothing was drawn" in done.stderr
+        assert "note: nothing was drawn: --show needs a terminal, and stderr is not a terminal" in done.stderr
         assert json.loads(done.stdout)["command"] == words[0]
         assert "▀" not in done.stderr
 

@@ -280,4 +280,4 @@ def test_a_bug_keeps_its_traceback(gray, gentle, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [["invert", "", "-k", "disk:2"], ["kernel", "make", "disk:2", "--output="]], ids=str)
 def test_an_empty_word_is_not_the_current_folder(refuses, words):
-    refuses(*words, code=ExitCode.USAGE, says="a word of the command is empty")
+    refuses(*words, code=ExitCode.USAGE, says="one argument of the command is empty")

@@ -128,7 +128,7 @@ def test_a_tensor_of_three_axes_spans_a_stack_that_has_depth(tmp_path, deconv, r
     source = imagej(tmp_path / "s.tif", stack)
     run = deconv("forward", source, "--kernel", kernel, "--boundary", "circular", "-o", tmp_path / "o.tif", "--json")
     assert any("spans the axes Z, Y, X" in note and "--dimensions 2" in note for note in run.report["notes"])
-    assert "--dimensions 2 takes it for a kernel of planes for each channel" in run.stderr
+    assert "--dimensions 2 reads it as a kernel of planes for each channel" in run.stderr
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
     again = shlex.split(run.report["rerun"])[1:]
     assert "--dimensions=3" in again
@@ -142,7 +142,7 @@ def test_pages_without_a_letter_are_depth_for_a_tensor_of_three_axes(tmp_path, d
     words = ("--kernel", save("k", taps), "--boundary", "circular", "-o", tmp_path / "o.tif")
     run = deconv("forward", tmp_path / "s.tif", *words)
     np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), blurred(stack, taps), rtol=1e-5)
-    assert "the pages (axis I) were read as planes along Z; if they are not, choose --axes TYX" in run.stderr
+    assert "the pages (axis I) were read as planes along Z; if this is wrong, choose --axes TYX" in run.stderr
 
 
 def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
@@ -158,7 +158,7 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
     refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")
     refused("forward", stack, "--kernel", kernel, "--axes", "Z1X", says="axes 'Z1X' must be letters")
-    refused("forward", stack, "--kernel", kernel, "--axes", "", says="a word of the command is empty")
+    refused("forward", stack, "--kernel", kernel, "--axes", "", says="one argument of the command is empty")
     says = "give a file of taps with 2, or leave --dimensions out"
     refused("forward", stack, "--kernel", "gaussian3d:1@1", "--dimensions", "2", says=says)
     layer = save("layer", np.ones((4, 2, 3, 3)))
@@ -210,7 +210,7 @@ def test_differences_are_taken_per_distance_that_the_file_says(tmp_path, deconv,
     source = imagej(tmp_path / "s.tif", rng.random(SIZE).astype("float32"))
     words = (source, "--kernel", psf, "--lambda", "1e-2", "--noise", "white", "--boundary", "circular", "--json")
     told = deconv("invert", *words, "-o", tmp_path / "a.tif").report
-    assert any("samples lie 0.5 × 0.2 × 0.2 µm apart" in note for note in told["notes"])
+    assert any("the file gives 0.5 × 0.2 × 0.2 µm between samples" in note for note in told["notes"])
     assert "--spacing=2.5,1.0,1.0" in told["rerun"]
     deconv("invert", *words, "--spacing", "5,2,2", "-o", tmp_path / "b.tif")
     alike = deconv("invert", *words, "--spacing", "1,1,1", "-o", tmp_path / "c.tif").report

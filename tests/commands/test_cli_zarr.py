@@ -82,7 +82,7 @@ def test_it_is_found_at_addresses(deconv, sample, tmp_path):
     assert again.report["inputs"][0]["path"] == address
     assert again.report["rerun"].endswith(f"-- {address}")
     done = deconv("forward", sample, *BLUR, "-o", address, "--force", expect=ExitCode.USAGE)
-    assert "nothing is replaced there" in done.errors[0]
+    assert "deconv replaces nothing at an address" in done.errors[0]
 
 
 def test_damage_is_one_sentence(refuses, sample):

@@ -48,7 +48,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(scans):
 
 @pytest.mark.parametrize("argument", ["scans/*.txt", "nothing/*.tif", "scans/x.tif"])
 def test_what_matches_nothing_is_refused(scans, argument):
-    with pytest.raises(UsageError, match=r"no picture|does not exist"):
+    with pytest.raises(UsageError, match=r"no readable picture|does not exist"):
         expand(Path(argument))
 
 

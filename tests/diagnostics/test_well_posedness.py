@@ -85,10 +85,10 @@ def test_any_whole_number_of_border_pixels(boundary, padding):
 @pytest.mark.parametrize(
     ("boundary", "padding", "word"),
     [
-        ("circular", "same", "torus"),
+        ("circular", "same", "repeats without an edge"),
         ("unknown", "same", "nothing is assumed about the outside"),
         ("zero", "valid", "nothing is assumed about the outside"),
-        ("zero", "full", "everything that the kernel makes of every pixel"),
+        ("zero", "full", "the whole response to every pixel"),
     ],
 )
 def test_harmless_borders_have_no_singular_values_below_the_symbol(shape, boundary, padding, word):
@@ -160,7 +160,7 @@ def test_a_penalty_bounds_the_noise_but_what_is_lost_stays_lost():
     assert found.is_well_posed
     assert found.threshold == pytest.approx(1e-2)
     assert found.n_lost_modes == int((singular_values(kernel, geometry, "zero") < 1e-2).sum()) == 30
-    assert "the penalty does" in found.reason
+    assert "the penalty determines them" in found.reason
     assert found.advised_lambda is None
     assert found.influence.hundredth < 7
     assert not found.is_deep

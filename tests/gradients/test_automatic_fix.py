@@ -71,7 +71,7 @@ def as_array(h):
         (detached, LEAVE_OUT),
         (detached_in_place, LEAVE_OUT),
         (among_others, "h,"),
-        (as_array, "keep the tensor as it is, and compute on with torch functions"),
+        (as_array, "keep the tensor, and compute with torch functions"),
     ],
 )
 def test_suggestions(way, suggestion):

@@ -18,8 +18,8 @@ MISTAKES = {
     "WithoutIncoming": "is not linear in the incoming gradient",
     "MeanForSum": "the mean over 5 samples",
     "Clipped": "is not linear in the incoming gradient",
-    "WritesIntoSaved": "writes to the tensors that it reads",
-    "WritesIntoIncoming": "writes to the incoming gradient",
+    "WritesIntoSaved": "overwrites its input tensors",
+    "WritesIntoIncoming": "overwrites the incoming gradient",
     "FirstSampleOnly": "elements of the gradient for 'w' are wrong",
     "LostBetweenSteps": "elements of the gradient for 'w' are wrong",
     "NothingForWeight": "returns None",
@@ -72,8 +72,8 @@ def test_mistakes_of_a_backward_are_told_apart(name):
 INSTEAD = {
     "sampled": ("", "draw with .rsample()"),
     "branch_not_taken": ("torch.where may not even select", "exp(torch.where(mask, x, 0.5))"),
-    "both_factors_zero": ("other factor", "start one of the two from random values"),
-    "softmax_of_one": ("one class only", "use sigmoid"),
+    "both_factors_zero": ("other factor", "initialize one of the two with random values"),
+    "softmax_of_one": ("only one class", "use sigmoid"),
 }
 
 
@@ -89,12 +89,12 @@ OF_THE_MODEL = {
     "plain_list": ("UNREGISTERED", "self.layers is a plain Python container"),
     "plain_tensor": ("UNREGISTERED", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
     "layer_made_in_forward": ("UNREGISTERED", "forward creates in each pass"),
-    "softmax_twice": ("LOSS INPUT", "turns its input into probabilities itself"),
-    "scores_for_logarithms": ("LOSS INPUT", "wants logarithms"),
+    "softmax_twice": ("LOSS INPUT", "computes probabilities itself"),
+    "scores_for_logarithms": ("LOSS INPUT", "needs logarithms"),
     "column_against_row": ("LOSS INPUT", "shapes (6, 1) and (6,) broadcast"),
-    "one_class": ("LOSS INPUT", "one class only"),
+    "one_class": ("LOSS INPUT", "only one class"),
     "classes_by_view": ("LOSS INPUT", "scores of several places become the classes of one"),
-    "zeros_and_ones_for_signs": ("LOSS INPUT", "wants targets of -1 and 1"),
+    "zeros_and_ones_for_signs": ("LOSS INPUT", "needs targets of -1 and 1"),
 }
 
 

@@ -179,7 +179,7 @@ class Decorated(detached.Base):
 
 @pytest.mark.parametrize(
     ("model", "suggestion"),
-    [(Switched, "torch.set_grad_enabled(True) after line"), (Decorated, "take the decorator torch.no_grad() off")],
+    [(Switched, "torch.set_grad_enabled(True) after line"), (Decorated, "remove the decorator torch.no_grad()")],
 )
 def test_gradients_are_switched_on_where_they_were_switched_off(model, suggestion):
     found = checked(model(), 5, 4)

@@ -97,8 +97,8 @@ BROKEN = {
         "OPTIMIZER",
         "what their precision can hold",
     ),
-    "never": (changed("    optimizer.step()\n", ""), "OPTIMIZER", "takes no step in 3 backward passes"),
-    "not cleared": (changed("    optimizer.zero_grad()\n", ""), "ACCUMULATED", "still there"),
+    "never": (changed("    optimizer.step()\n", ""), "OPTIMIZER", "made no step in 3 backward passes"),
+    "not cleared": (changed("    optimizer.zero_grad()\n", ""), "ACCUMULATED", "of the previous step remain"),
     "cleared too late": (
         changed("    optimizer.zero_grad()\n", "").replace("    optimizer", "    optimizer.zero_grad()\n    optimizer"),
         "GRADIENT LOST",
@@ -239,7 +239,7 @@ def test_a_step_that_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr("deconv_cli.gradients.training.training_watch._MAX_WAIT_S", 0.0)
     found = run_text(ADDED_UP.format(n=4, turns=12), tmp_path)
     assert not [finding for finding in found.general if finding.is_fault]
-    assert "took no step in 1 call of backward" in found.not_checked[-1]
+    assert "made no step in 1 call of backward" in found.not_checked[-1]
 
 
 def test_a_clamp_of_a_weight_in_forward_is_sound(tmp_path):

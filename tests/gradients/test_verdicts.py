@@ -50,7 +50,7 @@ FAULTS = {
     ("catalogue", "data"): (between, "data", "body.weight", "DETACHED", [".data |", "| return h |"]),
     ("catalogue", "no_grad"): (between, "no_grad", "body.weight", "DETACHED", ["no_grad |", "torch.no_grad()"]),
     ("catalogue", "argmax"): (between, "argmax", "body.weight", "DETACHED", ["argmax(...) |", "torch.softmax"]),
-    ("catalogue", "cast_to_int"): (between, "cast_to_int", "body.weight", "DETACHED", ["to int64 |", "floating point"]),
+    ("catalogue", "cast_to_int"): (between, "cast_to_int", "body.weight", "DETACHED", ["to int64 |", "floating-point"]),
     ("catalogue", "comparison"): (between, "comparison", "body.weight", "DETACHED", ["comparison > |", PENALTY]),
     ("detached", "detach"): (small, detached.Detach, "body.weight", "DETACHED", [".detach() |", "| return h |"]),
     ("detached", "selected"): (
@@ -69,7 +69,7 @@ FAULTS = {
     ("dying", "softmax"): (small, dying.SaturatedSoftmax, "body.weight", "ZERO", ["saturated"]),
     ("dying", "sqrt"): (small, dying.SqrtAtZero, "scale", "NON-FINITE", ["enters sqrt and leaves it as NaN", "1e-12"]),
     ("dying", "log"): (small, dying.LogOfNegative, "scale", "NON-FINITE", ["first arises in log"]),
-    ("dying", "unseeded"): (small, dying.Unseeded, "body.weight", "NOISY", ["no seed reaches"]),
+    ("dying", "unseeded"): (small, dying.Unseeded, "body.weight", "NOISY", ["the seed does not control"]),
     ("mixing", "in_place"): (small, mixing.InPlace, "body.weight", "IN-PLACE", ["of shape (5, 5)", "| h = h + 1 |"]),
     ("wrong", "doubled"): (
         *(lambda scale: checked(wrong.DoubledNet(scale=scale), 4, 1000), 1e-6, "w", "WRONG"),

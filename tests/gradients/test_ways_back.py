@@ -209,13 +209,13 @@ class TestNotFinite:
         inputs[1, 2] = torch.nan
         found = checked(nn.Linear(4, 2), inputs=inputs, loss=lambda output: output.clamp(0, 1).mean())
         assert set(verdicts(found).values()) == {"NON-FINITE"}
-        assert "an input of shape (5, 4) held it before" in causes(found, "bias")[0].why
+        assert "an input of shape (5, 4) already contained it" in causes(found, "bias")[0].why
 
     def test_nan_among_the_weights(self):
         model = nn.BatchNorm1d(4).eval()
         model.weight.data[1] = model.running_var[0] = torch.nan
         why = causes(checked(model, 5, 4), "bias")[0].why
-        assert "the parameter 'weight' and the buffer 'running_var' held it before" in why
+        assert "the parameter 'weight' and the buffer 'running_var' already contained it" in why
 
 
 class Complex(nn.Module):
@@ -320,7 +320,7 @@ def test_a_parameter_that_a_function_reads_past_its_arguments_is_detached():
     assert verdicts(found) == {"w": "DETACHED", "layer.weight": "OK", "layer.bias": "OK"}
     (cause,) = causes(found, "w")
     assert "not among its arguments" in cause.why
-    assert cause.suggestion.startswith("hand the parameter to apply")
+    assert cause.suggestion.startswith("pass the parameter to apply")
 
 
 class TestByTheInputs:

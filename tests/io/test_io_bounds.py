@@ -316,7 +316,7 @@ def test_a_camera_file_of_several_pictures_is_read_as_its_first(tmp_path):
     frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
     image = read_image(tmp_path / "a.jpg")
     assert image.values[0, 0].min() > 200
-    assert any("further pictures" in note for note in image.notes)
+    assert any("more pictures" in note for note in image.notes)
 
 
 def write_under(name, suffix, planned, source):

@@ -119,7 +119,7 @@ def test_a_changed_number_in_the_record_is_found(written):
     data = written.read_bytes()
     assert data.count(b'\\"answer\\": 42') == 1
     written.write_bytes(data.replace(b'\\"answer\\": 42', b'\\"answer\\": 43'))
-    with pytest.raises(MalformedInputError, match="its record does not fit its checksum"):
+    with pytest.raises(MalformedInputError, match="its record does not match its checksum"):
         read_state(written)
 
 
@@ -136,17 +136,17 @@ def stored_record(path, change):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda record: record | {"schema": 2}, "of schema 2, but schemas up to 1 are understood"),
-        (lambda record: record | {"members": 3}, "not as it was written"),
-        (lambda record: record | {"record": None}, "not as it was written"),
-        (lambda record: [record], "does not fit its checksum"),
-        (lambda record: record | {"members": record["members"] | {"odd": 3}}, "'odd' is not as it was written"),
+        (lambda record: record | {"schema": 2}, "of schema 2, but this version reads schemas up to 1"),
+        (lambda record: record | {"members": 3}, "was changed"),
+        (lambda record: record | {"record": None}, "was changed"),
+        (lambda record: [record], "does not match its checksum"),
+        (lambda record: record | {"members": record["members"] | {"odd": 3}}, "'odd' was changed"),
         *(
             (
                 lambda record, order=order: (
                     record | {"members": record["members"] | {"rows first": record["members"]["rows first"] | order}}
                 ),
-                "'rows first' is not as it was written",
+                "'rows first' was changed",
             )
             for order in ({"order": [0]}, {"order": [0, 0]}, {"order": [0, 2]}, {"is_complex": True}, {"sum": 0})
         ),
@@ -190,7 +190,7 @@ def test_numbers_of_other_kinds_are_refused(tmp_path):
     text = json.dumps({"schema": 1, "members": {"a": {"order": [0], "is_complex": False, "sum": 0}}, "record": {}})
     metadata = {"deconv_inverse": text, "deconv_inverse_crc32": f"{zlib.crc32(text.encode()):08x}"}
     save_file({"a": torch.ones(4, dtype=torch.float16)}, path, metadata)
-    with pytest.raises(MalformedInputError, match="'a' is not as it was written"):
+    with pytest.raises(MalformedInputError, match="'a' was changed"):
         read_state(path)
 
 
@@ -206,7 +206,7 @@ def test_places_are_checked_before_anything_is_computed(written, tmp_path):
     check_state_path(written, tmp_path / "kernel.npy", force=True)
     with pytest.raises(UsageError, match="is the input itself"):
         check_state_path(written, written, force=False)
-    with pytest.raises(UsageError, match="give it that suffix"):
+    with pytest.raises(UsageError, match="change the suffix"):
         check_state_path(tmp_path / "state.npy", written, force=True)
     with pytest.raises(UsageError, match="does not exist; make it first"):
         check_state_path(tmp_path / "no" / "state.safetensors", written, force=True)
@@ -227,7 +227,7 @@ def test_a_failure_leaves_the_old_file(written, monkeypatch):
         patch.setattr(
             "deconv_cli.io.atomic.os.fsync", lambda stream: os.pwrite(stream, b"!", os.fstat(stream).st_size - 1)
         )
-        with pytest.raises(FileAccessError, match="did not read back"):
+        with pytest.raises(FileAccessError, match="reading the file back failed"):
             write_state(written, SavedState({"a": torch.ones(3)}, {}))
     assert written.read_bytes() == data
     assert [path.name for path in written.parent.iterdir()] == [written.name]

@@ -64,8 +64,8 @@ def test_stacks_come_back_in_their_own_format_with_all_that_they_say(tmp_path, r
 @pytest.mark.parametrize(
     ("missing", "spacing", "taken"),
     [
-        ("X", (0.5, 0.2, 0.2), "no PhysicalSizeX, so that pixels are taken to be square"),
-        ("Z", None, "no PhysicalSizeZ, so that stacks are taken to have equal distances along all axes"),
+        ("X", (0.5, 0.2, 0.2), "no PhysicalSizeX, so that pixels are assumed to be square"),
+        ("Z", None, "no PhysicalSizeZ, so that stacks are assumed to have equal distances along all axes"),
         ("XY", None, "no PhysicalSizeX and PhysicalSizeY, so that stacks"),
     ],
 )

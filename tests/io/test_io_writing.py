@@ -179,7 +179,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path, source, planned, suffix):
 def test_a_file_that_does_not_read_back_is_not_kept(tmp_path, source, planned, monkeypatch):
     result = planned(tmp_path / "o.npy", source).prepare(source.values.float())
     monkeypatch.setattr(np, "save", lambda stream, array, **_: stream.write(b"nonsense"))
-    with pytest.raises(FileAccessError, match="read back"):
+    with pytest.raises(FileAccessError, match="reading the file back failed"):
         result.write({})
     assert names_in(tmp_path) == ["in.png"]
 
@@ -261,5 +261,5 @@ def test_a_result_in_the_making_is_not_read(tmp_path, ending, read):
     hidden = atomic.partial_path(tmp_path / "out.npy")
     np.save(tmp_path / "whole.npy", np.zeros((4, 4)))
     (tmp_path / "whole.npy").rename(hidden.with_name(hidden.name + ending))
-    with pytest.raises(MalformedInputError, match="is a result in the making, of which parts are missing"):
+    with pytest.raises(MalformedInputError, match="is an unfinished result with missing parts"):
         read(hidden.with_name(hidden.name + ending))

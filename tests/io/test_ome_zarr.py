@@ -42,7 +42,7 @@ def test_an_image_of_another_program_is_read_as_a_whole_and_by_parts(sample):
     assert image.spacing == SPACING
     assert image.metadata.channel_names == ("DAPI", "GFP")
     assert image.metadata.native == {"OME-Zarr name": "pollen"}
-    assert "smaller levels left out: 1" in image.notes[0]
+    assert "smaller levels: 1" in image.notes[0]
     np.testing.assert_array_equal(image.values[0].numpy(), IMAGE)
     source = open_regions(sample)
     assert (source.shape, source.axes, source.chunk) == (IMAGE.shape, "CZYX", (1, 2, 20, 26))
@@ -261,10 +261,10 @@ def test_several_images_in_one_folder_are_series(tmp_path):
 def test_what_is_no_image_is_told(tmp_path, sample):
     path = tmp_path / "a.zarr"
     for attributes, told in (
-        ({}, "is a group of others"),
+        ({}, "is a group;"),
         ({"ome": {"plate": {}}}, "is a plate of many images"),
         ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "../../x"}]}]}}, "looks for its samples outside"),
-        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "0"}]}]}}, "it is not whole"),
+        ({"ome": {"multiscales": [{"axes": [], "datasets": [{"path": "0"}]}]}}, "it is incomplete"),
         ({"ome": {"multiscales": [{"axes": ["y", "x"], "datasets": []}]}}, "names no array of its samples"),
     ):
         zarr.create_group(store=path, attributes=attributes, overwrite=True)

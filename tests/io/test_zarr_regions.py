@@ -204,9 +204,9 @@ def test_a_result_is_replaced_on_a_disk_only_and_only_if_it_is_one(tmp_path):
         planned(source, tmp_path / "letters.zarr", force=True)
     remote = Path(f"memory://{tmp_path}/out.zarr")
     made(remote, STACK[0])
-    with pytest.raises(UsageError, match="nothing is replaced there"):
+    with pytest.raises(UsageError, match="deconv replaces nothing at an address"):
         planned(source, remote, force=True)
-    with pytest.raises(UsageError, match="only Zarr is written"):
+    with pytest.raises(UsageError, match="deconv writes only Zarr"):
         planned(source, remote.with_suffix(".tif"))
 
 
@@ -216,7 +216,7 @@ def test_damage_is_told_in_one_sentence(tmp_path):
     target.create()
     write_all(target, STACK[0])
     target.finish({})
-    with pytest.raises(UsageError, match="should be a file, but is a folder"):
+    with pytest.raises(UsageError, match="should be a file or a Zarr, but is a folder"):
         open_regions(tmp_path)
     with pytest.raises(UsageError, match="series=3 was chosen"):
         open_regions(path, series=3)
@@ -292,7 +292,7 @@ def test_an_array_that_promises_more_than_the_memory_is_read_by_parts_alone(tmp_
 def test_an_address_that_does_not_answer_or_is_none_is_told(tmp_path):
     with pytest.raises(UsageError, match="holds no Zarr"):
         open_regions(Path("memory://nowhere/at/all.zarr"))
-    with pytest.raises(UsageError, match="no address that is understood"):
+    with pytest.raises(UsageError, match="not a supported address"):
         open_regions(Path("nonsense://a/b.zarr"))
     with pytest.raises(UsageError, match="aiohttp"):
         open_regions(Path("http://127.0.0.1:9/a.zarr"))

@@ -178,7 +178,7 @@ def test_the_picture_moves_down_and_to_the_right():
         ("disk:2*shift:0.1@0@0", "same number of axes, but have 2 and 3"),
         ("disk:2*shift:a@b", "is written shift:DOWN@RIGHT"),
         ("disk:2*shift:0@99", "at most 64"),
-        ("disk:1000*shift:0@60", "may reach at most"),
+        ("disk:1000*shift:0@60", "may extend at most"),
     ],
 )
 def test_what_is_no_shift_is_refused(text, says):

@@ -51,7 +51,7 @@ def test_the_normal_equations_of_all_rows_and_of_those_that_are_kept(monkeypatch
 
 
 def test_an_image_of_a_size_that_no_kernel_makes():
-    with pytest.raises(ShapeError, match="a kernel of 3×2 makes no image of 7×9 of one of 10×9"):
+    with pytest.raises(ShapeError, match="a kernel of 3×2 cannot turn an image of 10×9 into one of 7×9"):
         Pair.of(random((1, 10, 9)), random((1, 7, 9)), SIZE, as_rule("zero"))
 
 

@@ -25,9 +25,7 @@ def test_taps_beyond_the_range_of_squares_are_refused(dtype, sign):
         (limits.max * 0.5, "large"),
         (limits.tiny**0.5 * 0.9, "small"),
     ):
-        with pytest.raises(
-            MalformedInputError, match=f"so {word} that its square is beyond the range of {name}; scale"
-        ):
+        with pytest.raises(MalformedInputError, match=f"so {word} that its square exceeds the range of {name}; scale"):
             Kernel.from_tensor(size * shape)
 
 
@@ -63,7 +61,9 @@ def test_kernels_of_channels_come_one_by_one():
         assert torch.equal(kernel.of_channel(channel).taps[0, 0], own)
         assert kernel.of_channel(channel).shared
     assert Kernel.of_any(taps[0]).shared
-    with pytest.raises(ShapeError, match=r"each channel, of shape \(4, 3, 5\), is taken by invert and forward alone"):
+    with pytest.raises(
+        ShapeError, match=r"only invert and forward take a kernel for each channel, of shape \(4, 3, 5\)"
+    ):
         Kernel.from_tensor(taps)
     with pytest.raises(ShapeError, match=r"each of 4 channels, but the image of shape \(3, 6, 6\) has 3"):
         kernel.check_channels(random((3, 6, 6)))

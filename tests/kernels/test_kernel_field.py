@@ -59,5 +59,5 @@ def test_derivatives_in_a_field_are_refused():
 
 @pytest.mark.parametrize("wrap", [lambda field: field, Kernel.of_any])
 def test_a_field_is_not_taken_for_one_kernel(wrap):
-    with pytest.raises(UsageError, match="no single convolution"):
+    with pytest.raises(UsageError, match="not a single convolution"):
         Convolution(wrap(KernelField(TAPS, ROWS, COLUMNS)), (9, 9))

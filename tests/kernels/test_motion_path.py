@@ -50,10 +50,10 @@ def test_a_path_is_shifted_and_follows_another_blur(tmp_path):
     ("rows", "names", "says"),
     [
         ([(0, 0)], "x,y", "2 to 100000 points"),
-        ([(0, "a"), (1, 1)], "x,y", "all of them numbers"),
-        ([(0, 0), (1, 1)], "u,v", "columns named x, y"),
-        ([(0, 0, 0), (0, 1, 1)], "t,x,y", "should grow"),
-        ([(0, 0), (5000, 1)], "x,y", "reaches at most 1024"),
+        ([(0, "a"), (1, 1)], "x,y", "with numbers in the columns"),
+        ([(0, 0), (1, 1)], "u,v", "columns x, y"),
+        ([(0, 0, 0), (0, 1, 1)], "t,x,y", "must increase"),
+        ([(0, 0), (5000, 1)], "x,y", "extends at most 1024"),
     ],
 )
 def test_what_is_no_path_is_refused(tmp_path, rows, names, says):
@@ -62,5 +62,5 @@ def test_what_is_no_path_is_refused(tmp_path, rows, names, says):
 
 
 def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="a CSV file that can be read"):
+    with pytest.raises(UsageError, match="a readable CSV file"):
         make_kernel(f"path:{tmp_path / 'none.csv'}")

@@ -129,7 +129,7 @@ def test_colors_of_a_picture_are_kernels_of_channels_if_they_differ(tmp_path, rn
     found = read_kernel(tmp_path / "color.png")
     expected = color[::-1, ::-1].transpose(2, 0, 1) / color.sum(axis=(0, 1))[:, None, None]
     np.testing.assert_allclose(found.kernel.numpy(), expected, rtol=1e-6)
-    assert any("kernel for each of 3 channels" in note for note in found.notes)
+    assert any("each of the 3 channels has its own kernel" in note for note in found.notes)
     times = {"photometric": "minisblack", "metadata": {"axes": "TYX"}}
     tifffile.imwrite(tmp_path / "film.tif", np.ones((4, 3, 5), "float32"), **times)
     with pytest.raises(ShapeError, match="stack of planes along Z, but has axes TYX"):
@@ -162,10 +162,10 @@ def test_the_bias_that_was_read_is_named(tmp_path, save, network):
     path = save({"body": network.state_dict()})
     found = read_kernel(path, layer="body.0")
     (note,) = found.notes
-    assert note.startswith("the bias 'body.0.bias' of 4 numbers was read too and is subtracted from")
+    assert note.startswith("the bias 'body.0.bias' of 4 numbers was read too; invert subtracts it from")
     bare = read_kernel(path, layer="body.0", bias=False)
     assert bare.bias is None
-    assert bare.notes == ("the bias 'body.0.bias' was left out",)
+    assert bare.notes == ("the bias 'body.0.bias' was not used",)
     assert torch.equal(bare.kernel, found.kernel)
     assert read_kernel(path, layer="body.3", bias=True).notes == ()
 
@@ -237,7 +237,7 @@ class TestTensorsThatAreNoKernels:
     def test_complex_or_repeated(self, save, refused):
         refused(MalformedInputError, read_kernel, save(torch.ones(3, 3, dtype=torch.complex64)), says="complex64")
         path = save(torch.ones(1).expand(10**5, 10**5))
-        refused(TooLargeError, read_kernel, path, says=["once decoded", "37.25 GiB"])
+        refused(TooLargeError, read_kernel, path, says=["after decoding", "37.25 GiB"])
 
     def test_containers_without_end(self, save, refused):
         endless = []

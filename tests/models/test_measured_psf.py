@@ -55,7 +55,7 @@ def test_an_uneven_filter_is_no_measurement():
     ("taps", "says"),
     [
         (spot(side=15) + 100, ["background", "subtracts"]),
-        (spot(side=41).where(spot(side=41) > 1, 0), ["empty margin: 17", "crops"]),
+        (spot(side=41).where(spot(side=41) > 1, 0), ["empty margin: only 17", "crops"]),
         (spot(side=15, row=1.5), ["1.5 pixels off", "centers"]),
     ],
 )
@@ -90,7 +90,7 @@ def test_tails_and_the_place_between_pixels_are_kept():
 
 
 def test_a_kernel_that_spoils_is_refused_and_others_are_not():
-    assert "background makes 79 %" in str(refusal_of(spot(64, 2.0) + 90))
+    assert "background is 79 %" in str(refusal_of(spot(64, 2.0) + 90))
     assert "5.0 pixels off" in str(refusal_of(spot(31, 2.0, row=5)))
     assert refusal_of(spot(15, row=1.5) + 2) is None
     assert all(refusal_of(make_kernel(formula)) is None for formula in FORMULAS)

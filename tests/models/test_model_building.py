@@ -68,7 +68,7 @@ class TestNaming:
         assert path.stem not in sys.modules
 
     def test_neither_class_nor_function(self, net, refused):
-        refused(UsageError, net, "constant", says="should be a class, a function or a model, but is a int")
+        refused(UsageError, net, "constant", says="must be a class, a function or a model, but is a int")
 
 
 class TestBuilding:
@@ -103,7 +103,7 @@ class TestWeights:
         assert not bool(build_model(net("Net"), None, read_model(save(state))).head.weight.any())
         for changed, says in (
             ({"head.weight": torch.zeros(3, 2)}, "lacks 'head.bias'"),
-            (state | {"more": torch.zeros(1)}, "holds 'more', which the model has not"),
+            (state | {"more": torch.zeros(1)}, "holds 'more', which the model does not have"),
             (state | {"head.bias": torch.zeros(4)}, "'head.bias' is of shape (4,), but the model has (3,)"),
             ({f"a{n}": torch.zeros(1) for n in range(6)}, "'a0', 'a1', 'a2', 'a3' and 2 more"),
         ):

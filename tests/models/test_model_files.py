@@ -70,7 +70,7 @@ class TestStateDicts:
 
     def test_a_view_that_repeats_one_sample(self, save, refused):
         path = save({"w": torch.zeros(1).expand(10**6, 10**6)})
-        refused(TooLargeError, read_model, path, says=["once decoded", "3.638 TiB"])
+        refused(TooLargeError, read_model, path, says=["after decoding", "3.638 TiB"])
 
 
 class TestWholeModules:
@@ -150,8 +150,8 @@ def with_member_of(group, name, value):
 
 
 MALFORMED = {
-    "holding itself": (holding_itself, "holds itself"),
-    "doubling": (doubling, "holds itself, or more than 100000 others"),
+    "holding itself": (holding_itself, "contains itself"),
+    "doubling": (doubling, "contains itself, or more than 100000 others"),
     "empty": (lambda: nn.Linear.__new__(nn.Linear), "a model as torch saves it"),
     "no dictionary": (lambda: with_members(_modules=None), "a model as torch saves it"),
     "a word for a parameter": (
@@ -228,7 +228,7 @@ class TestPrograms:
     def test_both_need_their_fingerprint(self, script, exported, digest, refused):
         for path, kind in ((script, "a TorchScript file"), (exported, "an exported program")):
             refused(UnsafeInputError, read_model, path, says=[kind, f'trusted_sha256="{digest(path)}"'])
-            says = ["not the file", digest(path), "nothing of it was run"]
+            says = ["not the file", digest(path), "none of its code was run"]
             refused(UnsafeInputError, read_model, path, trusted_sha256="0" * 64, says=says)
 
     def test_torchscript(self, script, digest):
@@ -288,10 +288,10 @@ class TestDamage:
 
     def test_no_model_at_all(self, tmp_path, refused):
         (tmp_path / "x.pt").write_bytes(b"not a model at all, but long enough")
-        refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not one of the model files")
+        refused(MalformedInputError, read_model, tmp_path / "x.pt", says="not a supported model file")
         with zipfile.ZipFile(tmp_path / "z.pt", "w") as archive:
             archive.writestr("a.txt", "text")
-        refused(MalformedInputError, read_model, tmp_path / "z.pt", says="none of the models")
+        refused(MalformedInputError, read_model, tmp_path / "z.pt", says="no supported model")
         refused(UsageError, read_model, tmp_path / "none.pt", says="does not exist")
 
     def test_a_file_larger_than_half_of_the_memory(self, save, network, refused, monkeypatch):

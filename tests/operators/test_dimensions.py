@@ -108,9 +108,9 @@ def test_a_geometry_of_any_size_takes_no_memory():
 
 
 def test_images_that_do_not_fit_a_kernel_are_refused():
-    with pytest.raises(ShapeError, match=r"has 3 axes, or 5 with its channels, but its shape is \(1, 1, 3, 3\)"):
+    with pytest.raises(ShapeError, match=r"must have 3 axes, or 5 with channels, but its shape is \(1, 1, 3, 3\)"):
         Convolution(random((1, 1, 3, 3)), (4, 4, 4))
-    with pytest.raises(ShapeError, match="3×3 needs an image with 2 axes of space, but the image is one of 4×4×4"):
+    with pytest.raises(ShapeError, match="3×3 needs an image with 2 axes of space, but the image has the size 4×4×4"):
         Geometry.of_image((4, 4, 4), (3, 3), "same")
     with pytest.raises(ShapeError, match="kernel of 3×3×9 does not fit into an image of 4×4×4"):
         Convolution(random((3, 3, 9)), (4, 4, 4), padding="valid")

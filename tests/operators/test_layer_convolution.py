@@ -147,7 +147,7 @@ class TestRefusals:
             ({"dilation": (1, 0)}, "dilation must be"),
             ({"groups": (2, 2)}, "groups must be"),
             ({"transposed": 1}, "transposed must be"),
-            ({"output_padding": 1}, "output_padding enlarges"),
+            ({"output_padding": 1}, "output_padding is"),
         ],
     )
     def test_options_that_torch_does_not_take(self, options: dict, message: str) -> None:
@@ -161,9 +161,9 @@ class TestRefusals:
             )
 
     def test_groups_that_do_not_divide(self) -> None:
-        with pytest.raises(ShapeError, match="groups do not divide"):
+        with pytest.raises(ShapeError, match="not a multiple of the"):
             deconv_cli.forward(random((4, 5, 5)), random((3, 2, 3, 3)), groups=2)
 
     def test_a_boundary_of_a_transposed_layer(self) -> None:
-        with pytest.raises(UsageError, match="looks at no pixel outside"):
+        with pytest.raises(UsageError, match="reads no pixel outside"):
             deconv_cli.forward(random((1, 5, 5)), random((1, 2, 3, 3)), transposed=True, boundary="reflect")

@@ -109,13 +109,13 @@ def test_matrices_have_the_dtype_of_the_operators_they_are_made_of():
 
 def test_wrong_chains_and_sums_name_both_shapes():
     A, G = Convolution(random((2, 1, 3, 3)), (6, 5), padding="valid"), Gradient((1, 6, 5))
-    with pytest.raises(ShapeError, match=r"first gives \(2, 4, 3\), but the next takes \(1, 6, 5\); build"):
+    with pytest.raises(ShapeError, match=r"first returns \(2, 4, 3\), but the next takes \(1, 6, 5\); build"):
         G @ A
     with pytest.raises(
         ShapeError, match=r"one takes \(1, 6, 5\) to \(2, 4, 3\), the other \(1, 6, 5\) to \(2, 1, 6, 5\)"
     ):
         A + G
-    with pytest.raises(ShapeError, match=r"ends in \(1, 6, 5\), but was given one of \(1, 5, 6\)"):
+    with pytest.raises(ShapeError, match=r"ends in \(1, 6, 5\), but this one has \(1, 5, 6\)"):
         A(random((1, 5, 6)))
 
 

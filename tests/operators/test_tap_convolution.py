@@ -68,9 +68,9 @@ def test_every_boundary_is_tried():
 
 BAD = {
     "fails": (lambda pixel, weight: pixel.numpy() * pixel.nonsense, "fails"),
-    "no tensor": (lambda pixel, weight: 1.0, "should give a tensor"),
-    "whole numbers": (lambda pixel, weight: pixel.long(), "should give a tensor"),
-    "another shape": (lambda pixel, weight: pixel.sum(-1), "should give the shape"),
+    "no tensor": (lambda pixel, weight: 1.0, "must return a tensor"),
+    "whole numbers": (lambda pixel, weight: pixel.long(), "must return a tensor"),
+    "another shape": (lambda pixel, weight: pixel.sum(-1), "must return the shape"),
 }
 
 
@@ -88,5 +88,5 @@ def test_taps_that_fail_are_refused_in_a_sentence(name):
 )
 def test_taps_of_more_than_one_pixel_are_refused(tap):
     check_elementwise(bend, random((2, 5, 6)), random((3, 2)))
-    with pytest.raises(UsageError, match="depends on the others, or on chance"):
+    with pytest.raises(UsageError, match="depend on other pixels, or on chance"):
         check_elementwise(tap, random((2, 5, 6)), random((3, 2)))

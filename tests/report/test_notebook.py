@@ -48,7 +48,7 @@ THINGS = {
     "fit": (fit, ["3×5", "residual"], (5, 3)),
     "settings": (lambda: ReconstructionSettings(lam=1e-3, boundary="zero"), ["lam", "0.001", "boundary", "zero"], None),
     "resolved": (lambda: ResolvedSettings.of(lam=1e-3), ["lam", "0.001"], None),
-    "open": (ReconstructionSettings, ["everything is left open"], None),
+    "open": (ReconstructionSettings, ["no setting was given"], None),
 }
 
 

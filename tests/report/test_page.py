@@ -68,7 +68,7 @@ def test_the_first_screen_has_a_verdict_three_numbers_and_no_jargon(page):
     assert re.search(r"Finest detail [\d.]+ pixels? Two points that are closer together merge into one", first)
     for word in ("certificate", "σ", "λ", "residual", "rms", "penalty"):
         assert word not in first.lower()
-    assert "Two rules differ by a factor of 100: gcv takes λ = 0.001 and ml 0.1;" in Reader(page).text
+    assert "Two rules differ by a factor of 100: gcv chooses λ = 0.001, ml chooses 0.1;" in Reader(page).text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_first_screen_has_a_verdict_three_numbers_and_no_jargon(page):
         (ResidualFinding.OVER_SMOOTHED, "care", "smoother than the input allows"),
         (ResidualFinding.NOISE_FITTED, "care", "some of its detail is noise"),
         (ResidualFinding.WRONG_KERNEL, "bad", "the blur in the input was probably another one"),
-        (ResidualFinding.WRONG_BOUNDARY, "bad", "something else than assumed lies outside the frame"),
+        (ResidualFinding.WRONG_BOUNDARY, "bad", "the assumption about the outside of the frame is wrong"),
     ],
 )
 def test_the_verdict_follows_what_the_residual_shows(contents, finding, level, sentence):
@@ -96,7 +96,7 @@ def test_a_solver_that_did_not_finish_is_the_verdict_and_is_given_more_time(cont
     given = contents()
     spent = dataclasses.replace(given.run.reconstruction.solution, status=Status.MAX_ITERATIONS)
     given = given.with_result(solution=spent)
-    assert "stopped before it was finished" in verdict(given).sentence
+    assert "stopped too early" in verdict(given).sentence
     text = Reader(given.render()).text
     assert "Warning: The solver did not finish: the iterations ran out" in text
     assert "Compute longer" in text

@@ -93,7 +93,7 @@ def test_errors_come_with_their_pieces_and_those_of_files_after_further_trials(c
     check_failures({one.number: one for one in cluster.run(Fail(tmp_path), range(5))})
     assert [len((tmp_path / str(n)).read_text()) for n in range(4)] == [1, 1, 3, 3]
     (one,) = cluster.run(Fail(tmp_path), [3])
-    assert str(one.error).endswith("cannot be read; all workers have to see the files by the same paths.")
+    assert str(one.error).endswith("cannot be read; all workers must see the files under the same paths.")
 
 
 def test_paths_are_told_from_the_folder_of_the_run(cluster, tmp_path, monkeypatch):
@@ -145,8 +145,10 @@ def test_a_scheduler_file_that_is_missing_or_none_is_refused(content, tmp_path):
     path = tmp_path / "scheduler.json"
     if content is not None:
         path.write_bytes(content)
-    found = f"there is no scheduler file '{path}'" if content is None else f"'{path}' is no scheduler file"
-    with pytest.raises(WorkerError, match=f"^{found}[^:]*; give one that 'dask scheduler --scheduler-file FILE' wrote"):
+    found = f"there is no scheduler file '{path}'" if content is None else f"'{path}' is not a readable scheduler file"
+    with pytest.raises(
+        WorkerError, match=f"^{found}[^:]*; give a file that 'dask scheduler --scheduler-file FILE' wrote"
+    ):
         DaskCluster.open(WorkSettings(scheduler=str(path)))
 
 
@@ -166,7 +168,7 @@ def test_a_worker_without_the_package_is_named_as_the_cause(cluster, monkeypatch
 
     (one,) = cluster.run(task, [1])
     assert isinstance(one.error, WorkerError)
-    assert "says: No module named 'only_here'; install deconv-cli there" in str(one.error)
+    assert "failed: No module named 'only_here'; install the same deconv-cli there" in str(one.error)
 
 
 def test_without_distributed_the_extra_is_named(monkeypatch):
@@ -181,7 +183,7 @@ def test_a_piece_that_ends_every_worker_costs_only_itself(cluster, tmp_path):
     found = {one.number: one for one in cluster.run(DieAt(WriteUnit(path), {1: 9}), range(4))}
     assert [found[n].result for n in (0, 2, 3)] == [0, 20, 30]
     assert isinstance(found[1].error, WorkerError)
-    assert "piece 1 of the work ended every worker that did it" in str(found[1].error)
+    assert "piece 1 of the work ended every worker that ran it" in str(found[1].error)
 
 
 @pytest.mark.exhaustive  # Dask takes its time to give a scheduler up

@@ -69,7 +69,7 @@ def test_constants_that_only_the_border_shows(penalty):
     assert is_success
     assert error <= 1e-6
     for method in ("strip", "direct"):
-        with pytest.raises(UsageError, match="constants on a torus"):
+        with pytest.raises(UsageError, match="constants under a circular boundary"):
             judged([[-1.0, 0.0, 1.0]], (16, 17), "zero", method, 1e-3, penalty)
 
 

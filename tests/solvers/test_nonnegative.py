@@ -130,5 +130,5 @@ def test_a_tolerance_out_of_reach_is_told():
 
 
 def test_lambda_zero_is_refused():
-    with pytest.raises(UsageError, match="needs λ above 0"):
+    with pytest.raises(UsageError, match="is unique only for λ above 0"):
         estimator(BLUR, "zero", lam=0.0)

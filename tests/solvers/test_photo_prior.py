@@ -125,8 +125,8 @@ def test_strength_is_smoother_above_one():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"prior": "photo", "stride": 2}, "prior photo knows no layers"),
-        ({"strength": 2.0, "prior": "tv"}, 'strength is that of prior="photo"'),
+        ({"prior": "photo", "stride": 2}, "prior photo does not work on layers"),
+        ({"strength": 2.0, "prior": "tv"}, 'strength is for prior="photo"'),
         ({"prior": "photo", "strength": 0.0}, "strength must be a positive number"),
         ({"prior": "photo", "lam": 0.1}, "prior photo has no λ"),
         ({"prior": "photo", "kernel": torch.tensor([[1.0, -1.0]])}, "prior photo undoes blurs"),
@@ -206,7 +206,7 @@ def test_what_jpeg_rounded_away_counts_as_noise():
 
 
 def test_stacks_and_signals_are_refused():
-    with pytest.raises(UsageError, match="which have two axes"):
+    with pytest.raises(UsageError, match="pictures with two axes"):
         deconv_cli.invert(torch.rand(1, 6, 8, 8), torch.ones(3, 3, 3) / 27, prior="photo", dimensions=3)
 
 
@@ -256,7 +256,7 @@ def test_a_wrong_kernel_is_doubted_and_no_minimum_is_claimed():
     y, _ = stored_picture(deconv_cli.make_kernel("motion:15@70"), noise=2.0, size=(220, 180))
     wrong = deconv_cli.make_kernel("motion:15@110")
     result = deconv_cli.invert(y, wrong, prior="photo", defaults="picture", tone_curve=CURVE)
-    found = "under the quadratic prior, channel 1: the data contain frequencies that this kernel nearly removes"
+    found = "with the quadratic prior, channel 1: the data contain frequencies that this kernel nearly removes"
     assert found in str(result.doubts)
     assert result.solution.status is Status.FIXED_STEPS
     assert 1 < result.finest < 12

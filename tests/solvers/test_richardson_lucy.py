@@ -238,8 +238,8 @@ def test_units_do_not_matter():
 
 
 def test_the_record_says_what_was_done():
-    assert "discrepancy of 2 units a count" in estimator(gain=2.0).choice.reason
-    assert "samples that are held out" in estimator().choice.reason
+    assert "discrepancy at 2 units per count" in estimator(gain=2.0).choice.reason
+    assert "held-out samples" in estimator().choice.reason
     estimate = estimator(gain=1.0)
     seen = []
     y = poisson(estimate.operator.forward(scene(estimate)))

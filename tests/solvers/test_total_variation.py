@@ -183,7 +183,7 @@ def test_a_tolerance_out_of_reach_is_told(monkeypatch):
         ({"weight": 0.0}, "must be a positive number"),
         ({"weight": math.inf}, "must be a positive number"),
         ({"weight": None}, "needs a weight, or the noise"),
-        ({"method": "direct"}, "picks its own solver"),
+        ({"method": "direct"}, "chooses its own solver"),
     ],
 )
 def test_what_cannot_be_is_refused(options, sentence):

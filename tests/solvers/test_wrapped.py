@@ -70,7 +70,7 @@ def test_differences_reach_around_the_same_axes():
 
 def test_a_method_for_images_that_end_refuses_them():
     problem = TikhonovProblem(blur("unknown", (True, False)), 0.02, None, "gradient")
-    with pytest.raises(UsageError, match="strip inverts images that end along all axes or along none"):
+    with pytest.raises(UsageError, match="strip inverts images that repeat along all axes or along none"):
         choose_method(problem, "strip")
 
 

@@ -79,7 +79,7 @@ def test_full_samples_are_told_by_the_dtype():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"image": random((9,))}, ShapeError, "of shape"),
+        ({"image": random((9,))}, ShapeError, "have the shape"),
         ({"image": torch.zeros(60, 60)}, UntrustworthyResultError, "none stands out of the background"),
         ({"image": random((4, 30))}, ShapeError, "9 samples or more"),
         ({"size": (4, 5)}, UsageError, "an odd number of samples"),
@@ -103,5 +103,5 @@ def test_the_size_of_the_beads_makes_the_psf_narrower():
 
 def test_beads_larger_than_what_is_seen_are_refused():
     shape, sigma, pitch = SCENES["2-D"]
-    with pytest.raises(UsageError, match="seen wider than these are"):
+    with pytest.raises(UsageError, match="look wider than these beads"):
         deconv_cli.psf_from_beads(scene(shape, sigma, pitch, counts=1500), bead_diameter=20)

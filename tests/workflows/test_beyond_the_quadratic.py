@@ -90,24 +90,24 @@ def test_a_bias_is_subtracted_first():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"nonnegative": True, "lam": 0.0}, "needs λ above 0"),
+        ({"nonnegative": True, "lam": 0.0}, "is unique only for λ above 0"),
         ({"nonnegative": True, "rcond": 1e-3}, "truncates no singular values"),
         ({"nonnegative": True, "prior": "tv"}, "do not go together"),
         ({"prior": "tv", "lam": 1e-3}, "has no λ, but lam=0.001 was given; leave it out"),
         ({"prior": "tv", "penalty": "gradient"}, "has no other penalty"),
         ({"prior": "tv", "rcond": 1e-3}, "truncates no singular values"),
-        ({"prior": "tv", "weight": 0.1, "method": "fft"}, "picks its own solver"),
+        ({"prior": "tv", "weight": 0.1, "method": "fft"}, "chooses its own solver"),
         ({"prior": "tv", "weight": -1.0}, "weight must be auto or a positive number, but is -1.0"),
         (
             {"nonnegative": True, "predict": True},
             "only the priors quadratic and photo predict an error",
         ),
         ({"method": "richardson-lucy", "gain": "1"}, "gain must be auto or a positive number"),
-        ({"weight": 1.0}, "is that of a prior such as tv, which was not given"),
-        ({"gain": 1.0}, 'of use to method="richardson-lucy" alone'),
+        ({"weight": 1.0}, "is for a prior such as tv, which was not given"),
+        ({"gain": 1.0}, 'is for method="richardson-lucy" only'),
         ({"method": "richardson-lucy", "prior": "tv"}, "takes no prior"),
-        ({"method": "richardson-lucy", "nonnegative": True}, "its estimates are anyway"),
-        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps nonnegative was meant"),
+        ({"method": "richardson-lucy", "nonnegative": True}, "always holds for its estimates"),
+        ({"prior": "nonneg"}, "but is 'nonneg'; perhaps you mean nonnegative"),
     ],
 )
 def test_contradictions_are_refused(options, sentence):
@@ -117,7 +117,7 @@ def test_contradictions_are_refused(options, sentence):
 
 
 def test_there_is_no_linear_inverse_by_richardson_and_lucy():
-    with pytest.raises(deconv_cli.UsageError, match="no linear inverse"):
+    with pytest.raises(deconv_cli.UsageError, match="not a linear inverse"):
         deconv_cli.pseudo_inverse(KERNEL, input_size=(8, 8), method="richardson-lucy")
 
 

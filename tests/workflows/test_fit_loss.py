@@ -123,7 +123,7 @@ def test_a_loss_of_ones_own():
 )
 def test_a_gradient_that_is_wrong_or_does_not_arrive_is_refused_with_its_line(loss, verdict, line):
     sharp, blurred, _ = pair()
-    with pytest.raises(GradientFaultError, match=f"be right, but is {verdict}") as refused:
+    with pytest.raises(GradientFaultError, match=f"be correct, but is {verdict}") as refused:
         deconv_cli.fit_kernel([(sharp, blurred)], SIZE, loss=loss)
     assert "bad_losses.py" in str(refused.value) or not line
 
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_wrong_or_does_not_arrive_is_refused_with_its_line(lo
         ({"loss": "l1:2"}, UsageError, "l1 takes no number"),
         ({"loss": "huber:-1"}, UsageError, "takes a positive number, its delta"),
         ({"loss": lambda p, t: (p - t).sum(-1)}, UsageError, "a tensor of their shape"),
-        ({"loss": lambda p, t: -(p - t).square()}, UsageError, "should grow with the distance"),
+        ({"loss": lambda p, t: -(p - t).square()}, UsageError, "must grow with the distance"),
         ({"lam": -1.0}, UsageError, "lam must be a positive number"),
         ({"channels": "mix", "unit_sum": True}, UsageError, "do not mix channels"),
         ({"size": (50, 50)}, ShapeError, "does not fit"),

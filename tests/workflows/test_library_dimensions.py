@@ -130,9 +130,9 @@ class TestPlanes:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
     def test_what_takes_no_planes_says_what_to_do(self):
-        with pytest.raises(deconv_cli.UsageError, match=r"spans 2 of 3 axes; build .* with dimensions=2"):
+        with pytest.raises(deconv_cli.UsageError, match=r"spans only 2 of 3 axes; build .* with dimensions=2"):
             deconv_cli.pseudo_inverse(BLUR, input_size=(4, 9, 8), dimensions=3)
-        with pytest.raises(deconv_cli.ShapeError, match="works plane by plane where dimensions says"):
+        with pytest.raises(deconv_cli.ShapeError, match="works plane by plane if dimensions gives"):
             deconv_cli.forward(STACK, BLUR)
         with pytest.raises(deconv_cli.ShapeError, match="of 3 dimensions must have shape"):
             deconv_cli.forward(STACK[0, 0], BLUR, dimensions=3)

@@ -90,7 +90,7 @@ def find_for_parameter(evidence: Evidence, name: str) -> Finding:
         # If autograd and finite differences differ, a finding that is no fault must say why.
         if found is not None and (found.is_fault or found.detail or not evidence.differs(name)):
             return found
-    raise LookupError(f"no rule finds anything for '{name}'")
+    raise LookupError(f"no rule applies to '{name}'")
 
 
 def find_in_training(evidence: TrainingEvidence) -> tuple[Finding, ...]:

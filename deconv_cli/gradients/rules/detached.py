@@ -113,25 +113,26 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
         names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         why = (
-            f"{names[0]}{others} reach the loss by this line too, but get gradients in other ways only; finite "
+            f"{names[0]}{others} reach the loss through this line too, but get gradients only by other ways; finite "
             "differences hold the value here constant."
         )
-        suggestion = "nothing, if that is meant, as for a target or a straight-through gradient; else take it out"
+        suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
         cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
         findings.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
     return findings
 
 
 _WITHOUT_RSAMPLE = (
-    "this draw has no .rsample(): weigh its log_prob with what it earns, or use F.gumbel_softmax for classes"
+    "this distribution has no .rsample(): multiply its log_prob by the reward of the draw, or use F.gumbel_softmax "
+    "for classes"
 )
 
 _SMOOTH = "replace it by a smooth function, such as torch.sigmoid((x - limit) / width)"
 
 
 _IN_LOSS = (
-    "replace what is counted by a penalty with a slope, such as torch.where((x > low) & (x < high), "
-    "torch.minimum(x - low, high - x), 0.0).mean(); the value of the loss changes"
+    "replace the count by a penalty with a slope, such as torch.where((x > low) & (x < high), torch.minimum(x - low, "
+    "high - x), 0.0).mean(); the value of the loss changes"
 )
 
 
@@ -143,10 +144,10 @@ def explain_detachment(found: Detachment) -> Cause:
     why = f"gradients enter {label} and do not leave it."
     suggestion = "replace it by an operation that torch can differentiate"
     if name in DETACHING:
-        why = ".detach() gives a tensor without a history, so no gradient passes this line."
+        why = ".detach() cuts the tensor off from its history, so no gradient passes this line."
         suggestion = _without_detachment(found.location)
     elif name == "data":
-        why = ".data reads the values past autograd, so no gradient passes this line."
+        why = ".data bypasses autograd, so no gradient passes this line."
         suggestion = _without_detachment(found.location)
     elif name in OUTSIDE_USES:
         why = f"{label} turns the tensor into a plain value, which carries no gradient."
@@ -156,18 +157,18 @@ def explain_detachment(found: Detachment) -> Cause:
         suggestion = "pass create_graph=True"
     elif name == "CheckpointFunction.apply":
         label = "checkpoint(...)"
-        why = "a reentrant checkpoint gives gradients only if one of its inputs requires a gradient, and none does."
+        why = "a reentrant checkpoint passes gradients on only if one of its inputs requires a gradient, and none does."
         suggestion = "pass use_reentrant=False"
     elif name in COMPARISONS:
-        why = f"{label} gives True or False, which small changes of its input do not change: no gradient."
+        why = f"{label} returns True or False; small changes of its input do not change that, so there is no gradient."
         is_loss = any(part in found.location.code for part in ("mean(", "sum(", "len(", "for ", "&"))
         suggestion = _IN_LOSS if is_loss else f"{_SMOOTH}; in a loss {_IN_LOSS}"
     elif name in INDEX_MAKERS and not found.by_mode:
-        why = f"{label} gives whole numbers, which small changes of its input do not change: no gradient."
+        why = f"{label} returns whole numbers; small changes of its input do not change them, so there is no gradient."
         suggestion = _instead_of_index(name, found.location.code)
     elif label.startswith("the cast to"):
         why = f"{label} rounds to whole numbers, which carry no gradient."
-        suggestion = "stay with floating point; cast only what serves as an index"
+        suggestion = "keep floating-point numbers; cast only indices"
     elif found.by_mode:
         why = f"{label} runs while gradients are switched off (torch.no_grad or torch.inference_mode)."
         if found.is_draw:
@@ -175,9 +176,9 @@ def explain_detachment(found: Detachment) -> Cause:
         label, suggestion = ".sample()" if found.is_draw else "no_grad", _switching_on(found)
     elif name.endswith(".apply") and found.is_hidden:
         why = f"forward of {name.removesuffix('.apply')} reads a parameter that is not among its arguments."
-        suggestion = "hand the parameter to apply, and return its gradient from backward"
+        suggestion = "pass the parameter to apply, and return its gradient from backward"
     elif name.endswith(".apply"):
-        why = f"{label.removesuffix('(...)')} gives an output that autograd cannot follow back to this input."
+        why = f"{label.removesuffix('(...)')} returns an output that autograd cannot trace back to this input."
         suggestion = "return a gradient for every input from backward"
     return Cause(label, _where(found), why, suggestion)
 
@@ -204,11 +205,11 @@ def _switching_on(found: Detachment) -> str:
     if ".sample(" in found.location.code:
         line = found.location.code.replace(".sample(", ".rsample(")
         return (
-            f"draw with .rsample(), which carries gradients: {line}; a distribution without it needs its log_prob, "
-            "weighed with what the draw earns, or F.gumbel_softmax for classes"
+            f"draw with .rsample(), which carries gradients: {line}; if the distribution has none, multiply its "
+            "log_prob by the reward of the draw, or use F.gumbel_softmax for classes"
         )
     if found.by_library:
-        return "the library that this line calls switches gradients off itself; use another function of it"
+        return "the called library switches gradients off; use another of its functions"
     if line.startswith("with ") or found.switch is None:
         what = "this line" if _where(found) is found.location else "the call"
         return f"move {what} out of the torch.no_grad() block; freeze weights that should not train instead"
@@ -216,7 +217,7 @@ def _switching_on(found: Detachment) -> str:
         return (
             f"call torch.set_grad_enabled(True) after line {found.switch.line}, which switches gradients off for good"
         )
-    return "take the decorator torch.no_grad() off the function around this line"
+    return "remove the decorator torch.no_grad() from the function around this line"
 
 
 def _wrapping(found: Detachment) -> Cause:
@@ -238,16 +239,16 @@ def _without_detachment(location: CodeLocation) -> str:
     if found is None and parts in ([".detach()"], [".data"]) and code.count(parts[0]) == 1:
         found = code.replace(parts[0], "")
     if found is None and "copy(" in code:
-        found = "use what is copied itself: a copy has weights of its own, which nothing trains"
+        found = "use the original: a copy has its own weights, which nothing trains"
     if found is None and "state_dict(" in code:
-        found = "take the weights themselves, dict(self.named_parameters()): a state_dict holds detached tensors"
+        found = "use the parameters, dict(self.named_parameters()): a state_dict holds detached tensors"
     return found or (_STAY_IN_TORCH if ".numpy()" in code else "use the tensor itself")
 
 
 LEAVE_OUT = "leave this line out"
 """The suggestion for a line that only detaches."""
 
-_STAY_IN_TORCH = "keep the tensor as it is, and compute on with torch functions"
+_STAY_IN_TORCH = "keep the tensor, and compute with torch functions"
 _DETACHING = ("detach", "detach_", "item", "tolist")
 _NUMPY = re.compile(r"\b(np|numpy|from_numpy)\b")
 _WRAPPERS = ("tensor", "as_tensor", "Variable", "Parameter")

@@ -14,7 +14,9 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of
 def find_ok(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is right."""
     if name in evidence.double.minima:
-        return Finding(Verdict.OK, detail="it is zero at a minimum: the loss moves with the square of a step")
+        return Finding(
+            Verdict.OK, detail="the gradient is zero at a minimum: the loss changes with the square of a step"
+        )
     return Finding(Verdict.OK) if evidence.outcome(name) is Outcome.AGREES else None
 
 
@@ -22,7 +24,7 @@ def find_nondifferentiable(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter at a corner of the loss."""
     if evidence.outcome(name) is not Outcome.KINK:
         return None
-    detail = "the slopes on the two sides differ, and autograd gives one between them"
+    detail = "the slopes on the two sides differ, and the value of autograd lies between them"
     return Finding(Verdict.NONDIFFERENTIABLE, detail=detail)
 
 
@@ -32,15 +34,15 @@ def find_not_checked(evidence: Evidence, name: str) -> Finding:
     if found is None:
         reason = f"the budget of {evidence.budget:g} s was spent"
     elif evidence.subject.written:
-        reason = "forward writes to a parameter, so that finite differences cannot judge this gradient"
+        reason = "forward writes to a parameter, so finite differences cannot judge this gradient"
     elif abs(found.autograd - found.numeric) > 20 * found.error_bar:
         reason = (
             f"autograd ({found.autograd:.6g}) and finite differences ({found.numeric:.6g} ± {found.error_bar:.1g}) "
-            "differ along a direction, but no single element was found to be wrong"
+            "differ along a direction, but no single element is wrong"
         )
     else:
         reason = (
-            f"finite differences are not sharp enough here (autograd {found.autograd:.4g}, numeric "
+            f"finite differences are not precise enough here (autograd {found.autograd:.4g}, numeric "
             f"{found.numeric:.4g} ± {found.error_bar:.1g})"
         )
     return Finding(Verdict.NOT_CHECKED, detail=reason)
@@ -71,16 +73,16 @@ def _cause_of_noise(evidence: Evidence) -> Cause:
     differs = f"the loss differs by {relative:.1g} from run to run"
     if relative <= _ROUNDING:
         operation, location = "a non-deterministic operation", CodeLocation()
-        why = f"{differs}: sums are taken in a changing order."
+        why = f"{differs}: the order of sums changes from run to run."
         suggestion = "torch.use_deterministic_algorithms(True)"
     elif not drawn:
-        operation, location = "state that outlives a run", CodeLocation()
-        why = f"{differs}: the model keeps something of each run for the next, or draws random numbers elsewhere."
+        operation, location = "state that is kept between runs", CodeLocation()
+        why = f"{differs}: the model keeps state from each run for the next, or draws random numbers outside of torch."
         suggestion = "give the state as an input of forward, and return it; draw with torch's own generator"
     else:
         operation, location = drawn[0].label, drawn[0].location
-        why = f"{differs}: random numbers are drawn that no seed reaches."
-        suggestion = "draw with torch's own generator, so that torch.manual_seed reaches it"
+        why = f"{differs}: the code draws random numbers that the seed does not control."
+        suggestion = "draw with torch's own generator, which torch.manual_seed controls"
     return Cause(operation, location, why, suggestion)
 
 
@@ -90,7 +92,8 @@ def find_wrong(evidence: Evidence, name: str) -> Finding | None:
     if not detail or evidence.subject.written:  # the old values are back when backward runs, so that this follows
         return None
     why = (
-        "finite differences differ, though this backward is right alone: look at what it keeps outside of its context."
+        "finite differences differ, though this backward is right in isolation: check what it keeps outside of its "
+        "context."
     )
     suggestion = "keep tensors with ctx.save_for_backward, and compute with torch functions of saved tensors"
     functions = dict.fromkeys(call.function for call in evidence.forward.calls)
@@ -136,7 +139,7 @@ def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     if not wrong or evidence.gradient(name) is None:
         return None
     detail = describe_difference(evidence, name)
-    detail = detail or "by way of the hand-written backward, which was checked on its own"
+    detail = detail or "through the hand-written backward, which was checked separately"
     return Finding(Verdict.WRONG, unique_causes(_of_input(item) for item in wrong), detail)
 
 
@@ -144,7 +147,7 @@ def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
     """Find wrong backwards with no parameter behind them, one finding for each line."""
     known = {item.location for item in evidence.wrong_inputs if item.parameters or item.is_on_purpose}
     causes = {item.location: _of_input(item) for item in reversed(evidence.wrong_inputs) if item.location not in known}
-    return [Finding(Verdict.WRONG, (cause,), "no parameter is behind this input") for cause in causes.values()]
+    return [Finding(Verdict.WRONG, (cause,), "no parameter reaches this input") for cause in causes.values()]
 
 
 def _of_input(item: WrongInput) -> Cause:
@@ -180,8 +183,8 @@ def _suggest(found: Comparison, what: str) -> str:
     return f"compare the formula of {what} with forward there: it is off {describe_factor(ratio, found.ratio_range)}"
 
 
-_MEANT = "nothing, if that is meant"
-_NO_JUDGE = "finite differences cannot tell whether the gradient is what is meant"
+_MEANT = "nothing, if it is intended"
+_NO_JUDGE = "finite differences cannot tell whether the gradient is as intended"
 
 
 def find_substituted(evidence: Evidence, name: str) -> Finding | None:
@@ -190,15 +193,12 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
     for item in evidence.wrong_inputs_before(name):
         operation = f"{item.function}.backward"
         if item.is_unchanged:
-            why = (
-                f"forward returns '{item.name}' unchanged, and {operation} changes its gradient, which is all that it "
-                "is for."
-            )
+            why = f"forward returns '{item.name}' unchanged, and {operation} changes its gradient on purpose."
         else:
             proof = item.error.surrogate if item.error else ""
             why = f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: {proof}."
         if item.is_on_purpose:
-            causes.append(Cause(operation, item.location, why, f"{_MEANT}; take the Function out to compare the rest"))
+            causes.append(Cause(operation, item.location, why, f"{_MEANT}; remove the Function to compare the rest"))
     if not causes or evidence.gradient(name) is None:
         return None
     return Finding(Verdict.SUBSTITUTED, unique_causes(causes), _NO_JUDGE)
@@ -210,7 +210,10 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
     is_limited = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     if not is_limited or not evidence.differs(name):
         return None
-    why = "max_norm scales rows back before they are read, past autograd: the gradient is that of the rows as scaled."
+    why = (
+        "max_norm scales rows down before they are read, and autograd does not see it: the gradient belongs to the "
+        "scaled rows."
+    )
     cause = Cause("max_norm", evidence.module_of(name), why, _MEANT)
     return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
 
@@ -229,18 +232,21 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     share = found.autograd / found.numeric if found.numeric else -1.0
     least, most = found.ratio_range or (share, share)
     if own and 0 <= least <= most <= 1:
-        why = "a hook on this weight takes part of its gradient away, as a mask or a limit does."
+        why = "a hook on this weight removes part of its gradient, as a mask or a limit does."
         cause = Cause("a gradient hook", location_of_function(own[0]) or CodeLocation(), why, _MEANT)
         return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
     is_same = found.n_wrong > 1 and found.ratio_range is not None and is_one_factor(share, found.ratio_range)
     if forward.hooks and forward.is_detached_on_purpose and not is_same:
-        why = "a hook changes the gradient on its way, and may supply that of a value which is detached on purpose."
+        why = (
+            "a hook changes the gradient on its way back, and may replace the gradient of an intentionally detached "
+            "value."
+        )
         causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in forward.hooks)
         return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE)
     owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
     hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
     locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or forward.hooks
-    why = "a hook on the way changes the gradient, so it is no longer the derivative of the loss."
+    why = "a hook changes the gradient on its way back, so it is no longer the derivative of the loss."
     suggestion = "remove the hook, or accept this finding"
     causes = unique_causes(Cause("a gradient hook", location, why, suggestion) for location in locations)
     return Finding(Verdict.WRONG, causes, detail) if causes else None

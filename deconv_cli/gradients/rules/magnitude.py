@@ -23,7 +23,7 @@ from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.operations import STEPS, Misuse, words
 
-_SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, where the loss holds a derivative"
+_SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
 _MAX_NODES = 200
 _REASONS = (
@@ -49,8 +49,8 @@ _REASONS = (
     ),
     (
         words("layer_norm group_norm instance_norm batch_norm"),
-        "{bare} subtracts the mean, so nothing remains of a single number or of equal ones.",
-        "normalize over more than one number: look at normalized_shape, the groups and the size of the image",
+        "{bare} subtracts the mean, so a single number, or equal numbers, become zero.",
+        "normalize over more than one number: check normalized_shape, the groups and the size of the image",
     ),
     (
         words("bernoulli poisson normal"),
@@ -60,12 +60,12 @@ _REASONS = (
     (
         words("mul __mul__ rmul multiply linear matmul addmm bmm einsum conv1d conv2d conv3d"),
         "the other factor of {bare} is zero everywhere, so that the gradient is multiplied by zero.",
-        "find what makes it zero; where both factors are weights, start one of the two from random values",
+        "find what makes it zero; if both factors are weights, initialize one of the two with random values",
     ),
     (
         frozenset[str](),
         "a gradient enters {bare} and leaves it as zero.",
-        "look at the values that enter this line: it is constant around them",
+        "check the values that enter this line: it is constant around them",
     ),
 )
 """Operations that make a gradient zero by their bare names, why they do so, and what to write; the last fits any."""
@@ -91,7 +91,7 @@ def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
     name = bare.removesuffix(".apply")
     calls = evidence.forward.loss_calls
     if str(location) in {str(call.location) for call in calls if call.misuse is Misuse.ONE_CLASS}:
-        why = "there is one class only, whose probability is 1 whatever comes in: the gradient is zero."
+        why = "there is only one class, so its probability is always 1 and the gradient is zero."
         suggestion = "use sigmoid, or F.binary_cross_entropy_with_logits for a loss; softmax is for two classes or more"
     elif any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
         return returning_none(operation, evidence)
@@ -119,9 +119,11 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
     else:
         verdict, suggestion = (
             Verdict.ZERO_BY_CONSTRUCTION,
-            "nothing, unless what is differentiated belongs in the loss as well",
+            "nothing, unless the differentiated quantity also belongs in the loss",
         )
-        why = "the loss holds only a derivative, from which this parameter drops out: it shifts what is differentiated."
+        why = (
+            "the loss contains only a derivative, and this parameter only adds a constant that the derivative removes."
+        )
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 
@@ -131,7 +133,7 @@ def find_zero_by_construction(evidence: Evidence, name: str) -> Finding | None:
     if name not in double.constants:
         return None
     follower = _normalization_behind(evidence, name, double.backward)
-    why = f"{follower} takes away whatever this parameter adds, so the loss does not depend on it."
+    why = f"{follower} removes everything that this parameter adds, so the loss does not depend on it."
     suggestion = "nothing; it does no harm, and a layer without it (bias=False) gives the same"
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause(follower, evidence.module_of(name), why, suggestion),))
 
@@ -149,11 +151,11 @@ def _normalization_behind(evidence: Evidence, name: str, backward: BackwardTrace
 
 
 _NOTHING_TARGETED = (
-    "see to it that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
+    "make sure that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
 )
 _EQUAL_VALUES = (
-    "keep eigenvalues and singular values apart, as by a small diagonal of different numbers, or let the loss depend "
-    "on the values alone (eigvalsh, svdvals)"
+    "keep eigenvalues and singular values distinct, for example by adding a small diagonal of different numbers, or "
+    "let the loss depend only on the values (eigvalsh, svdvals)"
 )
 _SINGULAR = (
     (words("sqrt"), "torch.sqrt(x + 1e-12), or torch.where around the input and not around the result"),
@@ -169,12 +171,13 @@ _SINGULAR = (
     (words("std"), "torch.sqrt(x.var() + 1e-12), with the dim of std, and of more numbers than one"),
     (
         words("softmax scaled_dot_product_attention"),
-        "let each query see a key, and leave a number of each row unmasked, or mask with -1e9 instead of -inf",
+        "let each query see at least one key, leave at least one number of each row unmasked, or mask with -1e9 "
+        "instead of -inf",
     ),
-    (words("mean"), "leave it out where there is nothing to take the mean of, or divide the sum by max(count, 1)"),
+    (words("mean"), "skip the mean of an empty tensor, or divide the sum by max(count, 1)"),
     (words("cross_entropy nll_loss"), _NOTHING_TARGETED),
     (words("eigh svd"), _EQUAL_VALUES),
-    (frozenset[str](), "keep the input away from where this line is singular"),
+    (frozenset[str](), "keep the input away from the values at which this line is singular"),
 )
 """What to write instead of operations that make NaN or infinity, by their bare names; the last fits any."""
 
@@ -202,7 +205,7 @@ def _cause_outside(evidence: Evidence) -> Cause:
     where = (
         " and ".join(find_non_finite_sources(evidence.subject)) or "what the code keeps outside of the model's tensors"
     )
-    why = f"no operation makes NaN or infinity of finite numbers: {where} held it before."
+    why = f"no operation turns finite numbers into NaN or infinity: {where} already contained it."
     return Cause("NaN or infinity", CodeLocation(), why, "find it there with torch.isfinite, and replace it")
 
 
@@ -236,7 +239,7 @@ def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     if ratio >= (COLLAPSE**2 if sound_behind else COLLAPSE) * reference:
         return None
     factor, near, far = min(_steps(evidence))
-    why = f"the gradient fades on its way back; the largest fall, by {1 / factor:.2g}, is from '{near}' to '{far}'."
+    why = f"the gradient fades on its way back; the largest drop, by {1 / factor:.2g}, is from '{near}' to '{far}'."
     suggestion = "use ReLU-like units, residual connections or normalization between the layers"
     return _finding(Verdict.VANISHING, evidence, name, far, why, suggestion)
 
@@ -290,7 +293,7 @@ def find_symmetric(evidence: Evidence, name: str) -> Finding | None:
         return None
     if not any(_are_alike(weight, axis) and _are_alike(gradient, axis) for axis in _UNIT_AXES):
         return None
-    why = "all units of this layer start with the same weights and get the same gradient: they stay one and the same."
+    why = "all units of this layer start with the same weights and get the same gradient, so they stay identical."
     suggestion = "start from random weights, as with torch.nn.init.kaiming_uniform_"
     return Finding(Verdict.SYMMETRIC, (Cause("equal weights", evidence.module_of(name), why, suggestion),))
 

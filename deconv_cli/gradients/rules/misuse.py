@@ -37,7 +37,7 @@ def find_batch_leak(evidence: Evidence) -> list[Finding]:
     if batch.mixer is not None:
         label, bare = batch.mixer.label, batch.mixer.bare_name
         why = f"{label} mixes the samples along axis {axis}: each output then depends on the whole batch."
-        suggestion = f"let {label} act on the axes of one sample only, for instance dim=-1 instead of dim={axis}"
+        suggestion = f"apply {label} only to the axes within a sample, for instance dim=-1 instead of dim={axis}"
         if bare in _SHAPES:
             suggestion = f"leave axis {axis} as it is in {label}, as x.reshape(len(x), -1) does"
         elif bare in _OVER_TIME:
@@ -49,7 +49,7 @@ def find_batch_leak(evidence: Evidence) -> list[Finding]:
 
 
 _NOT_IN_FORWARD = (
-    "write to weights before forward and not in it; what two layers share is one Parameter: b.weight = a.weight"
+    "write to weights before forward and not in it; to share a weight, use one Parameter: b.weight = a.weight"
 )
 _TO_A_COPY = "write to a copy: x = x.clone() before this line, or use torch.where"
 
@@ -146,6 +146,6 @@ def find_overwritten(evidence: Evidence, name: str) -> Finding | None:
     location = evidence.overwritten.get(name)
     if location is None:
         return None
-    why = "forward sets this parameter to the same values whatever they were, so an optimizer's step is lost."
-    suggestion = "set it once in __init__; what each pass computes is a local variable and no parameter"
+    why = "forward resets this parameter to the same values, so an optimizer's step is lost."
+    suggestion = "set it once in __init__; keep values that each pass computes in a local variable"
     return Finding(Verdict.OVERWRITTEN, (Cause("a write to a parameter", location, why, suggestion),))

@@ -20,10 +20,12 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
     if not events.held or not missing:
         return []
     if len(missing) == len(given):
-        why = "no optimizer holds any weight that gets a gradient: it was made of the parameters of another object."
-        suggestion = "make the optimizer of parameters() of this model, after the last line that replaces the model"
+        why = (
+            "no optimizer holds any weight that gets a gradient: it was created with the parameters of another object."
+        )
+        suggestion = "create the optimizer with parameters() of this model, after the last line that replaces the model"
     else:
-        why = f"no optimizer holds {_some(missing)}, so nothing ever changes them though they get gradients."
+        why = f"no optimizer holds {_some(missing)}, so they never change though they get gradients."
         suggestion = "give the optimizer these weights too, or freeze them with requires_grad_(False)"
     return [_of_optimizer(_first_location(evidence), why, suggestion)]
 
@@ -53,7 +55,7 @@ def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
     if not steps or any(step.n_changed for step in steps):
         return None
     last = steps[-1]
-    why = f"{last.name}.step() leaves all {last.n_given} weights with a gradient as they are"
+    why = f"{last.name}.step() changes none of the {last.n_given} weights with a gradient"
     if last.learning_rate == 0:
         why, suggestion = f"{why}: its learning rate is 0.", "give the optimizer a learning rate above 0"
     else:
@@ -74,7 +76,7 @@ def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     if events.failure is not None or not names:
         return None
     shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    why = f"an optimizer holds {shown}, but takes no step in {events.n_backward} backward passes."
+    why = f"an optimizer holds {shown}, but made no step in {events.n_backward} backward passes."
     suggestion = "call optimizer.step() after loss.backward()"
     return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
 
@@ -86,7 +88,7 @@ def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
         causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
     elif events.n_skipped > 1:
         why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
-        suggestion = "look for NaN or infinity in the gradients; begin with a smaller init_scale"
+        suggestion = "look for NaN or infinity in the gradients; start with a smaller init_scale"
         causes = [Cause("scaler.step()", CodeLocation(), why, suggestion)]
     else:
         causes = []
@@ -106,7 +108,7 @@ def _lost_before(step: OptimizerStep) -> Cause | None:
     return None
 
 
-_STALE = "gradients of the step before are still there and the new ones are added: steps follow old directions."
+_STALE = "the gradients of the previous step remain and the new ones are added: steps follow old directions."
 
 
 def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
@@ -125,12 +127,12 @@ def find_accumulated(evidence: TrainingEvidence) -> list[Finding]:
 
 
 _TWICE = (
-    "call backward() once on the sum of the losses, or detach what both go through in one of them: net(fake.detach()); "
-    "what one turn of the loop hands on to the next is detached too: state = state.detach()"
+    "call backward() once on the sum of the losses, or detach their common part in one of them: net(fake.detach()); "
+    "also detach what one turn of the loop passes to the next: state = state.detach()"
 )
 _WRITTEN = (
-    "run forward again after the step, since what it computed before belongs to the old weights, and detach what one "
-    "turn of the loop hands on to the next: state = state.detach()"
+    "run forward again after the step, since its earlier results belong to the old weights, and detach what one turn "
+    "of the loop passes to the next: state = state.detach()"
 )
 _SUGGESTIONS = {
     "backward through the graph a second time": _TWICE,
@@ -150,14 +152,14 @@ def find_failing_script(evidence: TrainingEvidence) -> list[Finding]:
         return []
     if failure.reads_missing_gradient:
         return [_of_missing_gradient(failure, evidence)]
-    why = f"the script ends here, in its training: {failure.kind}: {failure.message}."
+    why = f"the script fails here during training: {failure.kind}: {failure.message}."
     known = (suggestion for words, suggestion in _SUGGESTIONS.items() if words in failure.message)
     suggestion = next(known, "correct this line")
     return [Finding(Verdict.FAILS, (Cause("an error", failure.location, why, suggestion),))]
 
 
 def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
-    """Return whether the error follows from what was found in the passes."""
+    """Return whether other findings already explain the error."""
     findings = [*(found for found in evidence.report.parameters if found.is_fault), *evidence.report.general]
     verdicts, message = {found.verdict for found in findings}, failure.message
     is_without = not verdicts.isdisjoint(WITHOUT_GRADIENT)
@@ -177,8 +179,8 @@ def _of_missing_gradient(failure: Failure, evidence: TrainingEvidence) -> Findin
         return Finding(Verdict.GRADIENT_LOST, (cause,))
     frozen = [found.name for found in evidence.report.parameters if found.verdict == Verdict.FROZEN]
     why = "this line reads .grad of a weight that no backward pass reaches, so it is None"
-    suggestion = "read .grad of the model that backward() went through, and skip weights whose .grad is None"
+    suggestion = "read .grad of the model on which backward() ran, and skip weights whose .grad is None"
     if frozen:
-        why = f"this line reads .grad of a weight that gets none, so it is None: requires_grad is off for {frozen[0]}"
+        why = f"this line reads .grad of a frozen weight, so it is None: requires_grad is off for {frozen[0]}"
         suggestion = "skip frozen weights, or let them require gradients, requires_grad_()"
     return Finding(Verdict.FAILS, (Cause("an error", failure.location, f"{why}.", suggestion),))

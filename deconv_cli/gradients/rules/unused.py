@@ -26,7 +26,7 @@ def find_empty(evidence: Evidence, name: str) -> Finding | None:
     if evidence.parameters[name].numel():
         return None
     why = "it has no elements, so there is nothing to train."
-    suggestion = "nothing, if a width of 0 is meant here"
+    suggestion = "nothing, if a width of 0 is intended here"
     return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause("no elements", evidence.module_of(name), why, suggestion),))
 
 
@@ -82,15 +82,16 @@ _UNREGISTERED = {
         "make it a parameter: self.name = nn.Parameter(torch...)",
     ),
     "derived": (
-        "is what an operation made of an nn.Parameter, not the Parameter itself, so it is missing from parameters()",
+        "is the result of an operation on an nn.Parameter, not the Parameter itself, so it is missing from "
+        "parameters()",
         "keep the Parameter itself in self, made of the tensor after the operation: nn.Parameter(tensor.view(...))",
     ),
     "container": (
-        "is a plain Python container, whose content is missing from parameters()",
+        "is a plain Python container, so its content is missing from parameters()",
         "use nn.ModuleList, nn.ModuleDict, nn.ParameterList or nn.ParameterDict",
     ),
     "unknown": (
-        "are parameters that no module of the model keeps, such as those of a layer that forward creates in each pass",
+        "are parameters that no module of the model stores, such as those of a layer that forward creates in each pass",
         "create them in __init__ and keep them in self",
     ),
 }
@@ -131,8 +132,8 @@ def describe_plain_containers(model: nn.Module) -> list[str]:
     """Describe the members of modules that are plain containers of weights, a sentence each without a final stop."""
     owners = Counter(owner for owner, kind in hidden_weights(model).values() if kind == "container")
     return [
-        f"{owner} is a plain Python container of {counted(n, 'weight')}, which the model does not know, so that they "
-        f"are neither checked nor trained; {_UNREGISTERED['container'][1]}"
+        f"{owner} is a plain Python container of {counted(n, 'weight')}, which the model does not know, so they are "
+        f"neither checked nor trained; {_UNREGISTERED['container'][1]}"
         for owner, n in owners.items()
     ]
 
@@ -176,6 +177,6 @@ def find_nothing_trains(evidence: Evidence) -> list[Finding]:
     """Find that no parameter requires a gradient."""
     if any(parameter.requires_grad for parameter in evidence.parameters.values()):
         return []
-    why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so no step changes anything."
+    why = f"requires_grad is off for all {len(evidence.parameters)} parameters, so no step changes them."
     suggestion = "call requires_grad_() on the parameters to train, after freezing the others"
     return [Finding(Verdict.NOTHING_TRAINS, (Cause("requires_grad_(False)", CodeLocation(), why, suggestion),))]

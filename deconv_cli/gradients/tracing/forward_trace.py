@@ -168,7 +168,7 @@ class ForwardTrace:
 
     @property
     def is_detached_on_purpose(self) -> bool:
-        """Whether values on the way to the loss are detached on purpose, so that finite differences hold them."""
+        """Whether values on the way to the loss are detached on purpose, so finite differences keep them constant."""
         detachments = (self.detachments[index] for index in self.flow.detachments)
         is_hidden = self.detaches_again or DETACHING_INSIDE & self.made_by
         return bool(is_hidden) or any(found.is_deliberate for found in detachments)

@@ -127,7 +127,7 @@ class Misuse(Enum):
     """The wrong kind of input of a loss: why it is wrong and what to write, with places for its name and shapes."""
 
     ONE_CLASS = (
-        "there is one class only, whose probability is 1 whatever the model gives: the loss is constant.",
+        "there is only one class, so its probability is always 1 and the loss is constant.",
         "for two classes with one output use F.binary_cross_entropy_with_logits and targets of 0.0 and 1.0",
     )
     BROADCAST = (
@@ -135,25 +135,25 @@ class Misuse(Enum):
         "give both one shape, for instance with prediction.squeeze(-1); the value of the loss changes",
     )
     NOT_SIGNS = (
-        "{name} wants targets of -1 and 1, but gets 0 and 1: targets of 0 count for nothing, or as another class.",
+        "{name} needs targets of -1 and 1, but gets 0 and 1: targets of 0 have no effect, or count as another class.",
         "give it 2 * target - 1; the value of the loss changes",
     )
     MIXED = (
-        "a view makes shape {first} by reading on in memory: scores of several places become the classes of one.",
+        "a view reshapes memory to {first}, so scores of several places become the classes of one place.",
         "move the axis of classes: scores.transpose(1, 2), or scores.permute(0, 2, 3, 1).reshape(-1, C)",
     )
     OTHER_AXIS = (
-        "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the "
-        "probabilities of the classes of a sample do not add up to 1.",
+        "{name} takes classes along axis 1 of {first}, but the softmax was taken along another axis: the class "
+        "probabilities of a sample do not add up to 1.",
         "take log_softmax(..., dim=1), or give the scores themselves to F.cross_entropy",
     )
     NOT_LOG = (
-        "{name} wants logarithms of probabilities, which are never above zero, but gets something else.",
+        "{name} needs logarithms of probabilities, which are never above zero, but gets other numbers.",
         "give it F.log_softmax(scores, dim=1), or give the scores themselves to F.cross_entropy",
     )
     PROBABILITIES = (
-        "{name} turns its input into probabilities itself, but gets probabilities: taken twice, gradients are "
-        "small and the loss cannot approach zero.",
+        "{name} computes probabilities itself, but already gets probabilities: this makes gradients small, and the "
+        "loss cannot approach zero.",
         "give it the scores before softmax or sigmoid; the value of the loss changes",
     )
 

@@ -186,8 +186,8 @@ def subject_of_pass(
     recorded = RecordedPass(modules, weights, tape, loss, hidden)
     if any(map(_is_of_unknown_making, recorded.constants)):
         raise UsageError(
-            "the pass reads a tensor with a gradient whose making could not be watched, as with torch.jit and "
-            "torch.func.vmap; check the model itself, or remove these."
+            "the checker cannot see how the pass made one of its tensors, as with torch.jit and torch.func.vmap; "
+            "check the model itself, or remove these."
         )
     subject = Subject(recorded, recorded.constants, {}, None, lambda output, _: output, 0, None, is_axis_given=True)
     if not subject.parameters:
@@ -198,8 +198,8 @@ def subject_of_pass(
     again, here = subject.value(), float(loss.detach())
     if abs(again - here) > _SAME_LOSS * max(abs(here), 1e-6):
         raise UsageError(
-            f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; "
-            "something in it is not done by functions of torch, so check the model itself and not the script."
+            f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; something in "
+            "it is computed outside of torch, so check the model itself instead of the script."
         )
     return subject, [(weight, fingerprint(weight)) for weight in recorded.strays]
 

@@ -66,7 +66,7 @@ def check_script(
     return replace(report, notes=(*report.notes, *notes))
 
 
-_ENDED = "the script was ended after {}, as soon as all was seen that the verdict needs; the rest of it did not run"
+_ENDED = "the script was ended after {}, as soon as the verdict was certain; the rest of it did not run"
 
 
 def _failing(path: Path, error: Exception) -> Exception:
@@ -108,7 +108,7 @@ def _code_cells(path: Path) -> list[str]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"'{path}' should be a notebook, but holds no cells of one.") from error
+        raise UsageError(f"'{path}' should be a notebook, but holds no cells.") from error
     return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]
 
 
@@ -170,7 +170,8 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     events, n_backward = watch.events, watch.n_backward
     if not n_backward:
         raise UsageError(
-            "the code never calls backward(), so there is no gradient to check; it should train, by loss.backward()."
+            "the code never calls backward(), so there is no gradient to check; call loss.backward() in the training "
+            "loop."
         )
     if not watch.passes:
         calls = f"{'was' if n_backward == 1 else 'were'} only {counted(n_backward, 'call')}"
@@ -183,7 +184,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     if events.adds_squares:
         notes.append(_SQUARES.format(events.adds_squares))
     if events.is_cut_short:
-        not_checked.append(f"the optimizers, which took no step in {counted(events.n_backward, 'call')} of backward()")
+        not_checked.append(f"the optimizers, which made no step in {counted(events.n_backward, 'call')} of backward()")
     return replace(
         report,
         parameters=tuple(_of_another_loss(finding, evidence) for finding in report.parameters),
@@ -262,8 +263,8 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
     stepping = {step.optimizer for step in events.first_steps}
     holding = {optimizer for optimizer, held in events.held.items() if key in held}
     if key in events.reached or (finding.verdict != Verdict.ZERO and stepping and holding - stepping):
-        why = "another backward pass gives this weight its gradient, or another optimizer holds it."
-        suggestion = "nothing; check that pass by its number to be sure of it"
+        why = "this weight gets its gradient in another backward pass, or another optimizer holds it."
+        suggestion = "nothing; to be sure, check that pass by its number"
         cause = Cause("another loss", CodeLocation(), why, suggestion)
         return replace(finding, verdict=Verdict.NOT_REACHED, causes=(cause,))
     if stepping and not holding and finding.verdict != Verdict.ZERO:
@@ -276,7 +277,7 @@ def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
     is_detached = finding.verdict == Verdict.DETACHED
     if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
-    why = "no optimizer holds this weight, and gradients end here: it is not trained, as that of a target network."
-    suggestion = "nothing, if that is meant; requires_grad_(False) makes it explicit"
+    why = "no optimizer holds this weight, and gradients end here: it is not trained, as in a target network."
+    suggestion = "nothing, if it is intended; requires_grad_(False) makes it explicit"
     causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
     return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

@@ -73,7 +73,7 @@ class Fits(Codec):
                 header.extend(units[0].header, unique=True)
         kept = fits.Header([card for card in header.cards if not _OF_STORAGE.fullmatch(card.keyword)])
         others = [f"{n} {unit.name}".strip() for n, unit in enumerate(units) if n != number and (n or 0 in images)]
-        note = f"the image of HDU {number} {chosen.name} was read; other HDUs are left out: {', '.join(others)}"
+        note = f"the image of HDU {number} {chosen.name} was read, without the other HDUs: {', '.join(others)}"
         return StoredImage(
             samples.astype(samples.dtype.newbyteorder("="), copy=False),
             ("Q" * samples.ndim + "YX")[-samples.ndim :],
@@ -130,6 +130,6 @@ def _imported(path: Path) -> Any:  # noqa: ANN401 (the module)
         from astropy.io import fits
     except ImportError as error:
         raise UsageError(
-            f"'{path}' is a FITS file, for which the package astropy is missing: pip install 'deconv-cli[fits]'."
+            f"'{path}' is a FITS file, which needs the missing package astropy: pip install 'deconv-cli[fits]'."
         ) from error
     return fits

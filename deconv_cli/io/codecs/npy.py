@@ -51,9 +51,7 @@ class Npy(TensorCodec):
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
         """Read the header, and compare what it promises with the size of the file."""
         if member is not None:
-            raise UsageError(
-                f"'{path}' holds a single tensor without a name, so tensor=\"{member}\" has no choice to make."
-            )
+            raise UsageError(f"'{path}' holds a single tensor without a name; leave out tensor=\"{member}\".")
         with refusing_damage(path, f"a {self.name} file"), path.open("rb") as stream:
             shape, dtype, is_fortran = _read_header(path, stream, path.stat().st_size)
         record = records.matching_record(records.read_beside(path), shape)
@@ -119,7 +117,7 @@ def _read_header(path: Path, stream: IO[bytes], n_bytes: int) -> tuple[tuple[int
     shape, is_fortran, dtype = read(stream)
     if dtype.hasobject:
         raise UnsafeInputError(
-            f"'{path}' should hold numbers, but holds Python objects, which are not opened; save a numeric array."
+            f"'{path}' should hold numbers, but holds Python objects, which deconv does not open; save a numeric array."
         )
     if not dtype.itemsize:
         raise MalformedInputError(f"'{path}' should hold real numbers, but its samples are {dtype}; convert it first.")

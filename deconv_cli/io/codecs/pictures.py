@@ -193,7 +193,7 @@ class WebP(ExifCodec):
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Explain why the alpha channel cannot be written; None if it can."""
         is_opaque = bool((alpha == 255).all())
-        return "it is opaque everywhere, which WebP does not store" if is_opaque else None
+        return "it is opaque everywhere, and WebP does not store that" if is_opaque else None
 
 
 _CONFIGURATION, _MORE_THAN_8_BITS, _HEADER_BYTES = b"av1C", 0x40, 2**16
@@ -249,7 +249,7 @@ class Jpeg(ExifCodec):
         data = path.read_bytes()
         n_scans, end = _find_scans(data)
         if n_scans > _MAX_SCANS:
-            raise ValueError(f"it has {n_scans} scans, but an honest file has about ten")
+            raise ValueError(f"it has {n_scans} scans, but a normal file has about ten")
         with self.opened(path) as image:
             # The decoder makes up the rows that the file lacks from the bytes before its end, whatever these are.
             with type(image)(io.BytesIO(data[:end] + _FILLING + data[end:])) as other:
@@ -258,7 +258,7 @@ class Jpeg(ExifCodec):
             stored = _stored(image, *_plain_samples(path, image))
             tables: dict[int, list[int]] = getattr(image, "quantization", {})
             if "mp" in image.info:
-                stored = stored.noting("the file holds further pictures after the first, which were not read")
+                stored = stored.noting("the file holds more pictures after the first, which were not read")
             return replace(stored, jpeg_table=tuple(tables[min(tables)]) if tables else None)
 
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:

@@ -87,7 +87,7 @@ def _write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
 def write_tensors(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write named tensors with a record, completely or not at all; raises `UsageError` for names of other formats."""
     if path.suffix not in SAFETENSORS.suffixes:
-        raise UsageError(f"'{path}' should end in .safetensors, which is what is written.")
+        raise UsageError(f"'{path}' should end in .safetensors, the only format for this output.")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def check(written: Path) -> None:
@@ -111,7 +111,7 @@ class SavedState:
 def check_state_path(path: Path, source: Path, *, force: bool) -> None:
     """Refuse a path that `write_state` could not write to, as `check_output_path` does, or of another suffix."""
     if path.suffix.lower() != SUFFIX:
-        raise UsageError(f"a saved inverse is a {SUFFIX} file, but the output is '{path}'; give it that suffix.")
+        raise UsageError(f"a saved inverse must end in {SUFFIX}, but the output is '{path}'; change the suffix.")
     check_output_path(path, source, force=force)
 
 
@@ -160,16 +160,16 @@ def read_state(path: Path) -> SavedState:
         raise MalformedInputError(f"'{path}' should be a saved inverse, but holds other tensors; {_ADVICE}.")
     content = records.decode_record(metadata[KEYWORD])
     if content is None or metadata.get(_CHECKSUM) != f"{zlib.crc32(metadata[KEYWORD].encode()):08x}":
-        raise _damaged(path, "its record does not fit its checksum")
+        raise _damaged(path, "its record does not match its checksum")
     schema = content.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise MalformedInputError(
-            f"'{path}' is a saved inverse of schema {schema}, but schemas up to {SCHEMA} are understood here; "
-            "use a newer version of deconv, or factor again."
+            f"'{path}' is a saved inverse of schema {schema}, but this version reads schemas up to {SCHEMA}; use a "
+            "newer version of deconv, or factor again."
         )
     members, record = content.get("members"), content.get("record")
     if schema != SCHEMA or not isinstance(members, dict) or not isinstance(record, dict):
-        raise _damaged(path, "its record is not as it was written")
+        raise _damaged(path, "its record was changed")
     if members.keys() != stored.keys():
         raise _damaged(path, "some of its tensors are not those of its record")
     return SavedState({name: _fold(path, name, stored[name], members[name]) for name in stored}, record)
@@ -205,7 +205,7 @@ def _fold(path: Path, name: str, stored: Tensor, member: Any) -> Tensor:  # noqa
         lying, order = torch.view_as_complex(stored) if member["is_complex"] else stored, list(member["order"])
         return lying.permute([order.index(axis) for axis in range(max(lying.ndim, len(order)))])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise _damaged(path, f"its tensor '{name}' is not as it was written") from error
+        raise _damaged(path, f"its tensor '{name}' was changed") from error
 
 
 def _sum(stored: Tensor) -> int:

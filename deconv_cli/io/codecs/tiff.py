@@ -48,13 +48,13 @@ class Tiff(Codec):
             return
         if request.dtype not in tiff_ome.WRITABLE_DTYPES:
             raise UsageError(
-                f"'{request.path}' cannot hold {request.dtype} samples, since OME has no word for them; choose .tif."
+                f"'{request.path}' cannot hold {request.dtype} samples, since OME has no name for them; choose .tif."
             )
         axes = rename_batch(request.layout.with_channels(request.n_channels).squeezed().axes, tiff_ome.AXES)
         if set(axes) - set(tiff_ome.AXES):
             raise UsageError(
-                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME knows T and Z beside channels; "
-                "choose .tif."
+                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME knows only T and Z besides "
+                "channels; choose .tif."
             )
 
     def order_axes(

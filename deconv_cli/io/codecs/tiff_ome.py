@@ -39,7 +39,7 @@ def parse(xml: str) -> ElementTree.Element:
     """Parse OME-XML, without namespaces; raises `ValueError` for entities, and for text that is not XML."""
     # Entities are the bombs of XML, and OME-XML never needs one.
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        raise ValueError("its OME description declares XML entities, which are not opened")
+        raise ValueError("its OME description declares XML entities, which deconv does not open")
     try:
         root = ElementTree.fromstring(xml)  # noqa: S314  (entities are refused before)
     except ElementTree.ParseError as error:
@@ -114,9 +114,9 @@ def _size_notes(sizes: dict[str, Fraction | None], *, is_stack: bool) -> tuple[s
     missing = [letter for letter in ("XYZ" if is_stack else "XY") if sizes[letter] is None]
     if not missing or not any(sizes.values()):
         return ()
-    assumed = ["pixels are taken to be square"] if ("X" in missing) != ("Y" in missing) else []
+    assumed = ["pixels are assumed to be square"] if ("X" in missing) != ("Y" in missing) else []
     if _resolution(sizes) is None or "Z" in missing:
-        assumed.append("stacks are taken to have equal distances along all axes")
+        assumed.append("stacks are assumed to have equal distances along all axes")
     names = " and ".join(f"PhysicalSize{letter}" for letter in missing)
     return (f"the OME description has no {names}, so that {' and '.join(assumed)}",)
 
@@ -145,7 +145,7 @@ def with_instruments(xml: str, metadata: Metadata) -> str:
 
 
 def with_record(xml: str, record: dict[str, Any]) -> str:
-    """Exchange the record in a description; it stands where `fields_to_write` put it."""
+    """Replace the record in a description, at the place that `fields_to_write` chose."""
     start, end = f'<M K="{records.KEYWORD}">', "</M>"
     before, _, after = xml.partition(start)
     return f"{before}{start}{html.escape(records.encode_record(record), quote=False)}{end}{after.partition(end)[2]}"

@@ -158,7 +158,7 @@ def _check_pages(path: Path, series: Any, n_file_bytes: int, *, by_parts: bool) 
     if is_raw and n_array * min(8, series.keyframe.bitspersample) // 8 > n_readable:
         raise TooLargeError(
             f"'{path}' promises {format_memory(n_array)} of uncompressed samples, more than its "
-            f"{format_memory(n_file_bytes)} can hold; it is cut short or damaged."
+            f"{format_memory(n_file_bytes)} can hold; the file is cut short or damaged."
         )
 
 
@@ -193,7 +193,7 @@ def check_directories(path: Path) -> None:
             if (place in seen or place + n_tags.size > len(data)) and (is_inner or place == 0):
                 continue
             if place in seen or place + n_tags.size > len(data):
-                raise ValueError("its directories come in a circle or lie beyond its end")
+                raise ValueError("its directories form a loop or lie beyond its end")
             seen.add(place)
             (n,) = n_tags.unpack_from(data, place)
             end = place + n_tags.size + n * tag.size

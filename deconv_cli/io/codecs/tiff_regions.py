@@ -70,7 +70,7 @@ class TiffGrid:
         n_outer = len(series.shape) - len(page.shape)
         letters = "".join(a for a, size in zip(_LETTERS, page.shaped, strict=True) if size > 1 or a in "YX")
         if n_outer < 0 or tuple(series.shape[n_outer:]) != tuple(page.shape) or page.axes != letters:
-            raise ValueError(f"its pages of {page.axes} {page.shape} are no planes of {series.axes} {series.shape}")
+            raise ValueError(f"its pages of {page.axes} {page.shape} are not planes of {series.axes} {series.shape}")
         planes = tuple(int(size) for size in series.shape[:n_outer])
         offsets = np.array([one.dataoffsets for one in series.pages], np.int64)
         sizes = np.array([one.databytecounts for one in series.pages], np.int64)

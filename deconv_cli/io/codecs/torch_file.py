@@ -32,8 +32,8 @@ class TorchFile(TensorCodec):
         kind = program_kind(limits.check_zip(path)) if read_head(path).startswith(_ARCHIVE) else None
         if kind is not None:
             raise UnsafeInputError(
-                f"'{path}' is a file of the kind {kind}, which is not opened; save its state_dict() with torch.save "
-                "instead."
+                f"'{path}' is a file of the kind {kind}, which deconv does not open; save its state_dict() with "
+                "torch.save instead."
             )
         from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
 

@@ -51,7 +51,7 @@ def load_weights_only(
             with zipfile.ZipFile(path) as archive:
                 entry = archive.testzip()
             if entry is not None:
-                raise ValueError(f"the checksum of its entry {entry} does not fit")
+                raise ValueError(f"the checksum of its entry {entry} does not match")
         try:
             with (
                 path.open("rb") as stream,

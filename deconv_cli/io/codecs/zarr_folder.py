@@ -33,7 +33,7 @@ _MAX_UNIT_BYTES = 64 * 2**20
 
 
 class Zarr(Codec):
-    """Zarr 2 and 3 in, Zarr 3 out; OME-Zarr where the name ends in .ome.zarr, and for pictures of other formats."""
+    """Reads Zarr 2 and 3; writes Zarr 3, or OME-Zarr for names in .ome.zarr and for pictures of other formats."""
 
     name = NAME
     suffixes = (".zarr",)
@@ -53,7 +53,7 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks, where the name asks for it, and resolutions that there cannot be."""
+        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr, and impossible numbers of resolutions."""
         if is_ome(request):
             longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
             n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
@@ -65,7 +65,7 @@ class Zarr(Codec):
             return
         if _is_ome_name(request.path):
             raise UsageError(
-                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows T and Z beside "
+                f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows only T and Z besides "
                 "channels and planes; choose .zarr."
             )
         if request.n_levels > 1:
@@ -131,7 +131,7 @@ def _is_ome_name(path: Path) -> bool:
 
 
 def is_ome(request: WriteRequest) -> bool:
-    """Decide whether OME-Zarr is written: where the name asks for it, or the source is a picture, if the axes fit."""
+    """Decide whether to write OME-Zarr: if the name asks for it, or for a picture whose axes fit."""
     was_array = request.source_format == Zarr.name and request.flavor != zarr_ome.FLAVOR
     is_wanted = _is_ome_name(request.path) or (request.from_picture and not was_array)
     letters = _renamed(request.layout.axes)
@@ -139,14 +139,14 @@ def is_ome(request: WriteRequest) -> bool:
 
 
 def _renamed(axes: str) -> str:
-    """Rename colors to channels, and a batch axis that OME-Zarr has no word for to times or planes."""
+    """Rename colors to channels, and a batch axis that OME-Zarr does not have to times or planes."""
     return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
 
 
 def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """Return chunk and shard of a Zarr source with the same axes.
 
-    Both are `None` for any other source, or if they are too large to be worked on one by one.
+    Both are `None` for any other source, or if they are too large to be processed one at a time.
     """
     if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
         return None, None

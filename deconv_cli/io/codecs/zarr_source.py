@@ -66,7 +66,7 @@ def zarr_package(path: Path) -> Iterator[Any]:
         import zarr
     except ImportError as error:
         raise UsageError(
-            f"'{path}' is a Zarr, for which the package zarr is missing: pip install 'deconv-cli[zarr]'."
+            f"'{path}' is a Zarr, which needs the missing package zarr: pip install 'deconv-cli[zarr]'."
         ) from error
     with warnings_here("ignore"):
         yield zarr
@@ -110,7 +110,7 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
                 raise ValueError(f"it looks for its samples outside, in '{place}'")
             member = str(place)
             if member not in node:
-                raise ValueError(f"it is not whole: it describes an array '{place}', but holds none")
+                raise ValueError(f"it is incomplete: it describes an array '{place}', but does not hold it")
             array, axes = node[member], zarr_ome.read_axes(multiscale)
             metadata = zarr_ome.read_fields(multiscale, ome.get("omero") or {}, axes)
             notes = pyramid_notes(len(multiscale["datasets"]) - 1)
@@ -170,7 +170,10 @@ def _check_files(
     n_missing = n_files - len(sizes)
     if n_missing <= 0:
         return ()
-    return (f"{n_missing} of {n_files} files of samples are missing; their samples are the fill value of the array",)
+    return (
+        f"{n_missing} of {n_files} files of samples are missing; their samples were read as the fill value of the "
+        "array",
+    )
 
 
 def _choose_image(path: Path, node: Any, series: int | None) -> tuple[str, dict[str, Any], Any]:  # noqa: ANN401
@@ -184,10 +187,10 @@ def _choose_image(path: Path, node: Any, series: int | None) -> tuple[str, dict[
         groups = [(number, _ome_of(node[number])) for number in numbers]
     images = [(member, found, one) for member, found in groups for one in found.get("multiscales", ())]
     if any(not one.get("datasets") for *_, one in images):
-        raise ValueError("it is not whole: it describes an image, but names no array of its samples")
+        raise ValueError("it is incomplete: it describes an image, but names no array of its samples")
     if not images:
         raise MalformedInputError(
-            f"'{path}' should be an array or an OME-Zarr image, but is a group of others; name one of its members."
+            f"'{path}' should be an array or an OME-Zarr image, but is a group; name one of its members."
         )
     if series is not None and not 0 <= series < len(images):
         raise UsageError(f"'{path}' holds series 0 to {len(images) - 1}, but series={series} was chosen.")

@@ -72,7 +72,7 @@ def plan_arrays(
 
 
 def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """Choose chunks of one to eight million bytes: of planes, or of stacks where there is depth."""
+    """Choose chunks of one to eight million bytes: planes, or stacks if there is depth."""
     sizes = dict(zip(axes, shape, strict=True))
     if not {"Y", "X"} <= set(axes):
         return tuple(min(n, 2**20) if i + 1 == len(shape) else 1 for i, n in enumerate(shape))
@@ -82,7 +82,7 @@ def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
 
 
 def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
-    """Write the descriptions of arrays, and of the group around them, as texts by their names."""
+    """Return the descriptions of arrays, and of the group around them, as texts by file name."""
     with zarr_package(path) as zarr:
         made: dict[str, Any] = {}
         store = zarr.storage.MemoryStore(store_dict=made)
@@ -179,7 +179,7 @@ def halve(samples: Array, axes: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class ZarrTarget(RegionTarget):
-    """Chunks of a Zarr in the making.
+    """The chunks of an unfinished Zarr.
 
     On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie at their
     final place, without the descriptions that would make them an array.

@@ -83,8 +83,8 @@ def align_by_power(taps: Tensor, spectrum: PolarSpectrum) -> Alignment:
     choices = [(turn, scale) for turn in _turns_seen_in_power(taps) for scale in fitting]
     if ("as given", 1.0) not in choices:
         raise ShapeError(
-            f"a kernel of at most {spectrum.grid.side} × {spectrum.grid.side} taps can be compared with this picture, "
-            f"but it has {taps.shape[0]} × {taps.shape[1]}."
+            f"this picture allows kernels of at most {spectrum.grid.side} × {spectrum.grid.side} taps, but the kernel "
+            f"has {taps.shape[0]} × {taps.shape[1]}."
         )
     gains = torch.stack([spectrum.grid.gain(_unit(scaled(ORIENTATIONS[turn](taps), scale))) for turn, scale in choices])
     misfits = dict(zip(choices, fit_spectrum(spectrum, gains).tolist(), strict=True))
@@ -99,7 +99,7 @@ def align_by_pair(taps: Tensor, sharp: Tensor, blurred: Tensor) -> Alignment:
     """
     if sharp.shape != blurred.shape:
         raise ShapeError(
-            f"the sharp and the blurred picture must have one shape, but have {tuple(sharp.shape)} and "
+            f"the sharp and the blurred picture must have the same shape, but have {tuple(sharp.shape)} and "
             f"{tuple(blurred.shape)}; crop them to the same frame."
         )
     if any(k > n for k, n in zip(taps.shape, sharp.shape, strict=True)):

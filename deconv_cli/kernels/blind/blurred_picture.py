@@ -76,7 +76,7 @@ class BlurredPicture:
             image = image[0]
         if image.ndim != 3:
             raise ShapeError(
-                f"a blur is found in one picture of shape (C, H, W), but the image has shape {tuple(image.shape)}; "
+                f"finding a blur needs one picture of shape (C, H, W), but the image has shape {tuple(image.shape)}; "
                 "give one picture of a batch, or one plane of a stack with an axis of channels before it."
             )
         stored = image.detach().cpu().float()
@@ -105,7 +105,7 @@ class BlurredPicture:
         return replace(found, reliance=jpeg_reliance(stored, self.jpeg_table))
 
     def parts(self) -> Iterator[PolarSpectrum]:
-        """Measure the power spectra of a few parts of the picture; none if it is small."""
+        """Measure the power spectra of a few parts of the picture; an empty result if the picture is small."""
         rows, columns = (
             [slice(i * n // _PARTS_A_SIDE, (i + 1) * n // _PARTS_A_SIDE) for i in range(_PARTS_A_SIDE)]
             for n in self.luminance.shape
@@ -209,8 +209,8 @@ def describe_alignment(
         return ()
     changes = ", ".join(found.orientation_changes)
     return (
-        f"the picture looks as if the kernel should be {changes}, which is e^{found.evidence:.0f} times likelier; "
-        "deconv kernel align writes the corrected one",
+        f"the picture fits the kernel better if it is {changes}: e^{found.evidence:.0f} times likelier; deconv kernel "
+        "align writes the corrected kernel",
     )
 
 
@@ -246,7 +246,7 @@ def align_kernel(
     """
     check_tensor(kernel, "the kernel")
     if kernel.ndim != 2:
-        raise ShapeError(f"a kernel of shape (kH, kW) can be aligned, but this one has {tuple(kernel.shape)}.")
+        raise ShapeError(f"aligning needs a kernel of shape (kH, kW), but this one has {tuple(kernel.shape)}.")
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     if sharp is None:
         return align_by_power(kernel, picture.spectrum())

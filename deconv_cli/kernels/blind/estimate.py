@@ -118,8 +118,8 @@ class KernelEstimate(ShownInNotebook):
             return None
         return (
             f"the blur is not the same everywhere: {narrowest.text} in one part of the picture and {widest.text} in "
-            "another; what is out of focus by itself looks blurred, so that the kernel may be far too wide for the "
-            f"rest, for which {narrowest.text} is the likelier one"
+            "another; parts that are out of focus look blurred, so the kernel may be far too wide for the rest, for "
+            f"which {narrowest.text} is more likely"
         )
 
     @property
@@ -328,7 +328,7 @@ def _moved(candidate: Candidate, shift: dict[int, float]) -> Numbers:
 
 
 def _vertex(left: float, middle: float, right: float) -> float:
-    """Give where the parabola through three values is lowest, in steps from the middle, within one step."""
+    """Return the minimum of the parabola through three values, in steps from the middle, within one step."""
     curvature = left + right - 2 * middle
     slope = (right - left) / 2
     if curvature <= 0:

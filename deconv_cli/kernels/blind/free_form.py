@@ -36,7 +36,7 @@ class SharpDerivatives:
     Attributes:
         y: derivatives of the blurred picture along both axes, shape `(2, H, W)`.
         taps: the kernel, of a cross-correlation, shape `(k, k)`.
-        mean: of the posterior, on a torus that holds the `(2, H + k − 1, W + k − 1)` derivatives that are seen.
+        mean: of the posterior, on a torus that holds the `(2, H + k − 1, W + k − 1)` visible derivatives.
         gamma: prior variances, of the shape of the mean.
         noise_variance: of `y`.
     """
@@ -172,7 +172,7 @@ class FreeForm:
 
 
 def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
-    """Estimate a kernel of which nothing is known but its support.
+    """Estimate a kernel from its support only, without a formula.
 
     Args:
         light: luminance, linear in the light, shape `(H, W)`.
@@ -202,7 +202,7 @@ def free_form(light: Tensor, start: Tensor, *, size: int) -> FreeForm:
 
 
 def _first_kernels(start: Tensor) -> list[Tensor]:
-    """Let a kernel of 3 × 3 taps lean to each side: a picture's power alone tells no kernel from its mirror image."""
+    """Make kernels of 3 × 3 taps that lean to each side: the power of a picture does not distinguish mirror images."""
     seeds = [torch.tensor(seed) for seed in (_CORNER, _DIAGONAL)]
     turned = [seed.rot90(turn, (0, 1)) / seed.sum() for seed in seeds for turn in range(4)]
     return [_LEANING * seed + (1 - _LEANING) * start for seed in turned]
@@ -236,7 +236,7 @@ def _coarser(light: Tensor, factor: float) -> Tensor:
 
 
 def _noise_of(light: Tensor) -> float:
-    """Estimate the noise from the finest diagonal detail, of which a blurred picture has little else."""
+    """Estimate the noise from the finest diagonal detail, which in a blurred picture is mostly noise."""
     detail = light.diff(dim=0).diff(dim=1) / 2
     return float(detail.abs().median()) / _MEDIAN_OF_NORMAL
 
@@ -258,15 +258,15 @@ def _richest_part(light: Tensor, size: int) -> tuple[slice, slice]:
 
 def _check(light: Tensor, size: int) -> None:
     if size % 2 == 0 or not 3 <= size <= MAX_SIZE:
-        raise UsageError(f"the support of a kernel of free form must be odd, 3 to {MAX_SIZE} taps, but is {size}.")
+        raise UsageError(f"the support of a free kernel must be odd, from 3 to {MAX_SIZE} taps, but is {size}.")
     least = _N_TIMES_KERNEL * size
     if min(light.shape) < least:
         raise ShapeError(
             f"a kernel of {size} × {size} taps needs a picture of at least {least} × {least} pixels, but it has "
-            f"{light.shape[0]} × {light.shape[1]}; take a smaller support."
+            f"{light.shape[0]} × {light.shape[1]}; use a smaller support."
         )
     if float(light.max()) <= float(light.min()):
-        raise MalformedInputError("the picture is constant, so that it shows no blur.")
+        raise MalformedInputError("the picture is constant, so it shows no blur.")
 
 
 _STEP = math.sqrt(2)

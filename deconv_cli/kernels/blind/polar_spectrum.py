@@ -116,17 +116,17 @@ def side_for(size: tuple[int, int]) -> int:
         if min(size) >= side and size[0] * size[1] >= 2 * side * side:
             return side
     raise ShapeError(
-        f"a blur is found in a picture of at least {SIDES[-1]} × {2 * SIDES[-1]} pixels, but this one has "
-        f"{size[0]} × {size[1]}; give a larger part of it."
+        f"finding a blur needs a picture of at least {SIDES[-1]} × {2 * SIDES[-1]} pixels, but this one has {size[0]} "
+        f"× {size[1]}; give a larger part of it."
     )
 
 
 def measure_spectrum(light: Tensor, *, clipped: Tensor | None = None, side: int | None = None) -> PolarSpectrum:
     """Average the periodograms of a picture's overlapping pieces, each under a Hann window and without its mean.
 
-    The light has the shape `(H, W)`, as has `clipped`, which marks saturated pixels. Pieces with much of them are
-    skipped if others remain, since a blur of light does not blur what was cut off. In the others lamps at night are
-    filled in. `side` is that of the pieces, in pixels.
+    `light` and `clipped`, which marks saturated pixels, have the shape `(H, W)`. Pieces with many saturated pixels are
+    skipped if others remain, since saturated light does not follow the blur. In the others, lamps at night are filled
+    in. `side` is the side of the pieces in pixels.
 
     Raises:
         ShapeError: the picture is too small.
@@ -179,7 +179,7 @@ def _along_both_axes(pool: Callable[..., Tensor], pieces: Tensor, reach: int) ->
 
 
 def hann_window(size: Sequence[int]) -> Tensor:
-    """Give 4 times the Hann window of a plane of a size, float64."""
+    """Return 4 times the Hann window for a plane of this size, float64."""
     rows, columns = (1 - (torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)).cos() for n in size)
     return torch.outer(rows, columns)
 

@@ -99,8 +99,8 @@ class _Problem:
         used = weights > 0
         if not bool(used.any()) or float(spectrum.power.max()) < _NO_DETAIL:
             raise MalformedInputError(
-                "the picture holds no detail from which a blur could be estimated: it is flat, or compressed to "
-                "nothing; give another one, or the kernel."
+                "the picture holds no detail that shows a blur: it is flat, or compression removed its detail; give "
+                "another picture, or the kernel."
             )
         f, self.log_power = grid.frequency[used], spectrum.power[used].clamp_min(1e-300).log()
         self.used, self.weights, self.scene = used, weights[used], scene_basis(grid)[used]

@@ -79,7 +79,7 @@ def _read_factor(text: str, spacing: tuple[float, ...] | None) -> ContinuousKern
     parts = [_NUMBER.fullmatch(part.strip()) for part in rest.split("@")] if rest else []
     numbers = _floats([part[1] for part in parts if part is not None])
     if len(numbers) != len(source.parameters) or not all(map(math.isfinite, numbers)):
-        raise UsageError(f"this kernel is written {source.usage(name)}, but is '{shortened(text)}'.")
+        raise UsageError(f"this kernel must be written {source.usage(name)}, but is '{shortened(text)}'.")
     along = source.along or (None,) * len(numbers)
     units = [part[2] for part in parts if part is not None]
     samples = (
@@ -98,7 +98,7 @@ def _is_plain(unit: str | None, axis: int | None, parameter: str) -> bool:
     if unit is None or unit in MICROMETERS:
         return unit is None
     if (axis is None) if unit == "px" else (parameter != "ANGLE"):
-        raise UsageError(f"{parameter} is given in '{unit}', which is no unit of it; give a plain number.")
+        raise UsageError(f"{parameter} cannot be given in '{unit}'; give a plain number.")
     return True
 
 
@@ -111,13 +111,13 @@ def _floats(texts: list[str]) -> tuple[float, ...]:
 
 
 def _distance(axis: int | None, parameter: str, spacing: tuple[float, ...] | None) -> float:
-    """Give the distance of samples in µm along the axis of a length."""
+    """Return the distance between samples in µm along the axis of a length."""
     if axis is None:
-        raise UsageError(f"{parameter} is no length that could be given in a unit; give a plain number.")
+        raise UsageError(f"{parameter} is not a length and takes no unit; give a plain number.")
     if spacing is None or len(spacing) < -axis:
         raise UsageError(
-            f"{parameter} is a length in a unit, but the distance of the samples is not known; give the length in "
-            "pixels, or a picture whose metadata say it."
+            f"{parameter} is a length in a unit, but the distance between samples is not known; give the length in "
+            "pixels, or a picture whose metadata hold the distance."
         )
     if axis == -1 and len(spacing) > 1 and abs(spacing[-2] / spacing[-1] - 1) > _SAME:
         raise UsageError(

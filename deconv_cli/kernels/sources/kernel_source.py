@@ -71,7 +71,7 @@ class ContinuousKernel:
         reach = tuple(map(operator.add, self.reach, other.reach))
         if max(reach) > MAX_REACH:
             raise UsageError(
-                f"a product of kernels may reach at most {MAX_REACH} pixels from its center; take smaller ones."
+                f"a product of kernels may extend at most {MAX_REACH} pixels from its center; use smaller kernels."
             )
         return ContinuousKernel(reach, lambda *f: self.transform(*f) * other.transform(*f))
 
@@ -85,7 +85,8 @@ def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
     if not 0 < half_width <= MAX_REACH:
         raise UsageError(
-            f"{name} must be positive, and so small that the kernel reaches at most {MAX_REACH} pixels from its center."
+            f"{name} must be positive and small enough for a kernel that extends at most {MAX_REACH} pixels from its "
+            "center."
         )
     return half_width
 

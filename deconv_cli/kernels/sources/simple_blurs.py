@@ -211,7 +211,7 @@ def _nodes(places: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, to
     steps = places.diff(dim=0)
     n_pieces = (steps.norm(dim=1) / _PIECE).ceil().clamp_min(1).long()
     if int(n_pieces.sum()) > _MOST_PIECES:
-        raise UsageError(f"the path should be no longer than {_MOST_PIECES * _PIECE:g} pixels; take a part of it.")
+        raise UsageError(f"the path must be at most {_MOST_PIECES * _PIECE:g} pixels long; use a part of it.")
     line = torch.arange(len(steps)).repeat_interleave(n_pieces)
     first = torch.cat([n_pieces.new_zeros(1), n_pieces.cumsum(0)])[:-1]
     middles = (torch.arange(len(line)) - first[line] + 0.5) / n_pieces[line]
@@ -235,7 +235,7 @@ def read_path(name: str) -> torch.Tensor:
     try:
         rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"the path '{shortened(name)}' should be a CSV file that can be read, but is not.") from error
+        raise UsageError(f"the path '{shortened(name)}' is not a readable CSV file.") from error
     columns = ["x", "y"]
     if rows and not _numbers(rows[0]):
         columns, rows = [word.strip().lower() for word in rows[0]], rows[1:]
@@ -243,13 +243,13 @@ def read_path(name: str) -> torch.Tensor:
     is_whole = all(len(numbers) == len(columns) and all(map(math.isfinite, numbers)) for numbers in found)
     if not {"x", "y"} <= set(columns) or not is_whole or not 2 <= len(found) <= _MOST_POINTS:
         raise UsageError(
-            f"'{shortened(name)}' should hold 2 to {_MOST_POINTS} points, one a line, with columns named x, y and "
-            "maybe t, in pixels, all of them numbers."
+            f"'{shortened(name)}' should hold 2 to {_MOST_POINTS} points, one per line, with numbers in the columns "
+            "x, y and perhaps t; x and y are in pixels."
         )
     table = torch.tensor(found, dtype=torch.float64)
     times = table[:, columns.index("t")] if "t" in columns else torch.arange(len(found), dtype=torch.float64)
     if not (times.diff() > 0).all():
-        raise UsageError(f"the times of the path '{shortened(name)}' should grow from line to line.")
+        raise UsageError(f"the times of the path '{shortened(name)}' must increase from line to line.")
     return torch.stack([times, table[:, columns.index("y")], table[:, columns.index("x")]], dim=1)
 
 

@@ -1,1 +1,1 @@
-"""What may lie outside an image."""
+"""The rules for the pixels outside an image."""

@@ -33,11 +33,11 @@ class BoundaryRule:
     is_mixed = False
 
     def along(self, axis: int) -> BoundaryRule:
-        """Return the rule that holds along an axis of space, counted from the first."""
+        """Return the rule for an axis of space, counted from the first."""
         return self
 
     def wraps(self, n_axes: int) -> tuple[bool, ...]:
-        """Return for each of so many axes of space whether the image goes around a torus."""
+        """Return for each of `n_axes` axes of space whether the image repeats along it."""
         return tuple(self.along(axis).is_periodic for axis in range(n_axes))
 
     def wraps_beside_edges(self, n_axes: int) -> tuple[bool, ...]:
@@ -99,7 +99,7 @@ class ZeroBoundary(BoundaryRule):
     """All pixels outside are zero: `0 0 | a b c | 0 0`."""
 
     name = "zero"
-    description = "zeros were taken to lie outside"
+    description = "zeros were assumed outside the frame"
     is_zero = True
 
 
@@ -110,7 +110,7 @@ class CircularBoundary(BoundaryRule):
     """The image repeats itself: `b c | a b c | a b`."""
 
     name = "circular"
-    description = "the image was taken to repeat itself"
+    description = "the image was assumed to repeat"
     is_periodic = True
 
     def reach(self, length: int) -> int:
@@ -129,7 +129,7 @@ class ReflectBoundary(BoundaryRule):
     """A mirror image that does not repeat the outermost pixels: `c b | a b c | b a`."""
 
     name = "reflect"
-    description = "its mirror image was taken to lie outside"
+    description = "its mirror image was assumed outside the frame"
 
     def reach(self, length: int) -> int:
         """Reach up to the pixel at the other end."""
@@ -147,7 +147,7 @@ class SymmetricBoundary(BoundaryRule):
     """A mirror image that repeats the outermost pixels: `b a | a b c | c b`."""
 
     name = "symmetric"
-    description = "its mirror image, the edge repeated, was taken to lie outside"
+    description = "its mirror image, with the edge repeated, was assumed outside the frame"
 
     def reach(self, length: int) -> int:
         """Reach as far as the line is long."""
@@ -162,10 +162,10 @@ SYMMETRIC = SymmetricBoundary()
 
 
 class ReplicateBoundary(BoundaryRule):
-    """The outermost pixels go on outside: `a a | a b c | c c`."""
+    """The outermost pixels continue outside: `a a | a b c | c c`."""
 
     name = "replicate"
-    description = "its edge pixels were taken to go on outside"
+    description = "its edge pixels were assumed to continue outside the frame"
 
     def sources(self, position: Tensor, length: int) -> Tensor:
         """Stop at the nearest pixel inside."""
@@ -179,7 +179,7 @@ class UnknownBoundary(BoundaryRule):
     """Nothing is assumed: the pixels outside are estimated like those inside, and cropped: `? ? | a b c | ? ?`."""
 
     name = "unknown"
-    description = "nothing was assumed about what lies outside the frame"
+    description = "nothing was assumed about the outside of the frame"
     is_unknown = True
 
 
@@ -217,7 +217,7 @@ def wrap(rule: BoundaryRule, wraps: tuple[bool, ...]) -> BoundaryRule:
         UsageError: the rule is mixed already.
     """
     if rule.is_mixed:
-        raise UsageError("images go around along some axes already; give the rule that holds along the others.")
+        raise UsageError("images already repeat along some axes; give the rule for the others.")
     if all(wraps) and wraps:
         return CIRCULAR
     return WrappedBoundary(rule, wraps) if any(wraps) and not rule.is_periodic else rule
