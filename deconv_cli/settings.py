@@ -354,12 +354,9 @@ class ReconstructionSettings(ShownInNotebook):
             raise UsageError(
                 "noise_sigma has no effect here, since neither a weight nor λ follows from the noise; leave it out."
             )
-        takes_none = {"richardson-lucy": "method richardson-lucy"}.get(objective)
-        if self.has_lambda and self.penalty == "identity":
-            takes_none = "penalty identity"
-        if self.spacing is not None and takes_none:
+        if self.spacing is not None and self.has_lambda and self.penalty == "identity":
             raise UsageError(
-                f"spacing divides differences between pixels, but {takes_none} uses no differences; leave it out."
+                "spacing divides differences between pixels, but penalty identity uses no differences; leave it out."
             )
         name = self.objective_name
         if not self.is_linear and self.rcond is not None:

@@ -65,7 +65,7 @@ class Batch:
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
-        self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, list[str]]] = {}
+        self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
         self._n_done = self._n_doubted = 0
         self._doubted_before: dict[str, list[str]] = {}
 
@@ -237,16 +237,17 @@ class Batch:
     def _tell(self, name: str, sentence: str, show: Callable[[str], None], n_named: int = 1) -> None:
         """Keep a sentence for the end, with the inputs that it concerns, even if its numbers differ between them."""
         kind = NUMBER.sub(lambda n: n[0] if sentence[: n.start()].endswith("channel ") else "", sentence)
-        names = self._told.setdefault((n_named, kind), (show, sentence, []))[-1]
-        if name not in names:
-            names.append(name)
+        _, first, names = self._told.setdefault((n_named, kind), (show, sentence, {}))
+        names.setdefault(name, sentence == first)
 
     def _print_told(self) -> None:
         """Print each sentence once, as it is for the first of its inputs, and name that or several of them."""
-        for (n_named, _), (show, sentence, names) in self._told.items():
+        for (n_named, _), (show, sentence, is_same) in self._told.items():
+            names = list(is_same)
             n_more = len(names[n_named:])
             where = ", ".join(names[:n_named]) + (f" and {counted(n_more, 'more file')}" if n_more else "")
-            show(f"{where}: {with_options(sentence)}" if where else with_options(sentence))
+            whose = "" if all(is_same.values()) else " (the numbers are those of the first file)"
+            show(f"{where}: {with_options(sentence)}{whose}" if where else with_options(sentence))
 
     def _set_aside(self, job: Job, error: Exception) -> None:
         """Print why a job failed. Keep only the sentence, since the error would keep its images in memory."""

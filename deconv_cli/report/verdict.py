@@ -65,6 +65,10 @@ def judge(
         return Verdict("bad", _WRONG_EDGE if is_edge else _DOUBTED[own[0].reason])
     if is_doubted:
         return Verdict("bad", "Do not use this result as it is: see the warning below.")
+    if not result.warnings and not result.settings.is_linear and result.settings.objective != "photo":
+        return Verdict(
+            "good", "No check contradicts this result. The residual below shows how much of the input it explains."
+        )
     if not result.warnings:
         is_fine = finding is not ResidualFinding.INCONCLUSIVE  # a λ that was chosen from the data may smooth a little
         return Verdict("good", _FINDINGS[ResidualFinding.FINE if is_fine else finding])

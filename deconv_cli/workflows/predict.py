@@ -143,6 +143,12 @@ def predict_by_restoring_again(
     missing = bands.mean(squared) / bands.mean(energy).clamp_min(1e-30)
     contrast = contrast_of(samples.reshape(-1, *samples.shape[-n_axes:]), result.spectrum.sigma_max)
     by_band = synchronize.as_numbers(missing * energy.mean())
+    # What lies outside of the frame reaches about one kernel inwards. Deeper than that one sample only scatters.
+    n_near = max(kernel.size)
+    if len(by_band) > n_near:
+        deep = bands.distance >= n_near
+        inside = squared[..., deep].mean() / energy[..., deep].mean().clamp_min(1e-30) * energy.mean()
+        by_band = [*by_band[:n_near], *[synchronize.as_number(inside)] * (len(by_band) - n_near)]
     profile = ErrorProfile.of([0.0] * len(by_band), by_band, 0.0, energy, contrast)
     # One sample scatters: further inwards than its first value as small as deep inside, its excess means nothing.
     profile = replace(profile, missing=tuple(by_band[-1] + more for more in profile.outside))

@@ -38,6 +38,10 @@ _OVERRULED = (
     "the picture looks like a photograph, but a given setting belongs to the quadratic prior, so this prior is used; "
     "prior=photo restores photographs better"
 )
+_MEASURED = (
+    "a picture of 16 bits counts as a measurement, so the restoration invents no detail; prior=photo restores it as a "
+    "photograph, which may look sharper"
+)
 _PHOTO = "the picture was restored as a photograph, so its finest detail may be invented; prior=quadratic invents none"
 
 
@@ -260,6 +264,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     _check_light_of_noise(settings, light.light)
     looks_like_photograph = kind is InputKind.PICTURE and _is_photograph(kernel, light.curve)
     is_photograph = looks_like_photograph and settings.leaves_prior_open
+    is_measured = kind is InputKind.PICTURE and not looks_like_photograph and _is_photograph(kernel, light.curve, 65535)
     has_other_setting = settings.prior == "auto" and settings.is_linear and settings.lam in (None, "auto")
     n_outputs, n_inputs = kernel.n_channels
     penalty = settings.penalty or (defaults.penalty if n_outputs >= n_inputs else "identity")
@@ -307,6 +312,7 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
         notes=(
             *([_stacked(kernel)] if is_stacked and not kernel.is_per_channel else []),
             *([_PHOTO] if is_photograph else []),
+            *([_MEASURED] if is_measured and has_other_setting else []),
             *([_OVERRULED] if looks_like_photograph and not is_photograph and has_other_setting else []),
             *notes,
         ),
@@ -341,11 +347,11 @@ def _relative_spacing(spacing: tuple[float, ...] | None) -> tuple[tuple[float, .
     return tuple(distance / min(spacing) for distance in spacing), (note,)
 
 
-def _is_photograph(kernel: Kernel, curve: ToneCurve | None) -> bool:
-    """Return whether a picture is most likely a blurred photograph."""
-    has_8_bits = curve is not None and curve.white == _WHITE_OF_8_BITS
+def _is_photograph(kernel: Kernel, curve: ToneCurve | None, white: float = _WHITE_OF_8_BITS) -> bool:
+    """Return whether a picture whose samples end at `white` is most likely a blurred photograph."""
+    has_white = curve is not None and curve.white == white
     is_plain = kernel.n_axes == 2 and kernel.shared and kernel.field is None and kernel.layer.is_plain
-    return has_8_bits and is_plain and is_blur(kernel)
+    return has_white and is_plain and is_blur(kernel)
 
 
 def _stacked(kernel: Kernel) -> str:
