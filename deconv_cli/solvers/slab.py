@@ -19,13 +19,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import relative
-from deconv_cli.operators.circulant import (
-    MAX_PAIRS_AS_PLANES,
-    PartialSymbol,
-    next_fast_size,
-    to_float64,
-    torus_symbol,
-)
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.differences import Difference
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
@@ -313,16 +307,15 @@ class ObservedSystem(SlabSystem):
 
     def _convolve(self, vector: Tensor, symbol: Tensor) -> Tensor:
         torus, (_, *size) = self._filter, self._operator.output_shape
-        filtered = torus.filter(
-            self._spectrum(vector), lambda number, columns: columns.mul_(symbol[:, torus.parts[number]]), 1, size[0]
-        )
-        return torus.crop(filtered, tuple(size)).flatten(1)
+        spectrum = torus.filter(self._spectrum(vector), self._multiplying(symbol), 1, size[0])
+        return torus.crop(spectrum, tuple(size)).flatten(1)
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:
-        def adjoint(number: int, columns: Tensor) -> Tensor:
-            return columns.mul_((self._gram[:, self._filter.parts[number]] - self._weight).clamp_min_(0).sqrt_())
+        gain = (self._gram - self._weight).clamp_min_(0).sqrt_()
+        return self._filter.squares(self._spectrum(residual), self._multiplying(gain)).sqrt()
 
-        return self._filter.squares(self._spectrum(residual), adjoint).sqrt()
+    def _multiplying(self, symbol: Tensor) -> Filter:
+        return lambda number, columns: columns.mul_(symbol[:, self._filter.parts[number]])
 
     def _spectrum(self, vector: Tensor) -> Tensor:
         return self._filter.transform_box(vector.reshape(-1, *self._operator.output_shape))
