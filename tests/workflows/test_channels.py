@@ -69,6 +69,7 @@ def test_each_channel_gets_its_own_lambda(images, kernel):
     again = deconv_cli.invert(y, kernel, lam=found.lam, defaults="picture", boundary="circular")
     assert torch.equal(again.image, found.image)
 
+
 def test_each_channel_is_a_view_of_the_joined_result(images):
     settings = {"lam": "auto", "defaults": "picture", "boundary": "circular", "predict": True}
     found = deconv_cli.invert(noisy(images)[0], KERNELS[0], **settings)
