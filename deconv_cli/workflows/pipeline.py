@@ -376,6 +376,7 @@ class Pipeline:
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
         """Restore a detail of the last result under other λ too; see `vary_smoothing` and `resolve`."""
+        return_freed_memory()
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
