@@ -86,6 +86,7 @@ class Restoration:
             progress.begin("examining the result")
             diagnosis = pipeline.diagnose(result, image.values)
             views = pipeline.vary_lambda(result, image.values, image.dtype)
+        return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
         result = _measured(result, image, prepared)
         options = kernel.options | self._options(result, image)
