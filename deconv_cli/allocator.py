@@ -19,6 +19,8 @@ from typing import Any
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER = 2**31 - 1
 _TOP_PAD = 256 * 2**20
+KEPT_BYTES = 2**28
+"""Freed memory that stays with the process between two steps."""
 
 
 class _MallocInfo(ctypes.Structure):
@@ -104,7 +106,7 @@ def kept_bytes() -> int:
     return max(0, min(int(info.fordblks), memory.rss - memory.shared - int(info.uordblks)))
 
 
-def return_freed_memory(limit: int) -> None:
+def return_freed_memory(limit: int = KEPT_BYTES) -> None:
     """Return the freed memory of this process to the system if it is more than `limit` bytes.
 
     Blocks of changing sizes do not fit into the memory that earlier ones left behind, so kept memory would grow.

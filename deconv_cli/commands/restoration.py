@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deconv_cli.allocator import return_freed_memory
 from deconv_cli.commands.console import show_picture
 from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
@@ -85,6 +86,7 @@ class Restoration:
             progress.begin("examining the result")
             diagnosis = pipeline.diagnose(result, image.values)
             views = pipeline.vary_lambda(result, image.values, image.dtype)
+        return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
         result = _measured(result, image, prepared)
         options = kernel.options | self._options(result, image)
@@ -101,6 +103,7 @@ class Restoration:
         )
         record = describe_run(run)
         prepared.write(record)
+        return_freed_memory()
         planned.write(run, record, image.values)
         return JobResult(
             job,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, linalg
 
 from deconv_cli.report.page_pictures import (
     GRAY_LEVELS,
@@ -88,7 +88,7 @@ def _within_limits(low: float, high: float, limits: np.iinfo) -> tuple[float, fl
 
 def _errors(errors: Sequence[tuple[str, Tensor, str]], unit: str) -> list[ScaledImage]:
     """Show the size of errors `(C, *size)` over all channels, on one scale."""
-    sizes = [error.double().square().mean(dim=0).sqrt() for _, error, _ in errors]
+    sizes = [linalg.vector_norm(error, dim=0) / len(error) ** 0.5 for _, error, _ in errors]
     top = display_range(*sizes)[1]
     return [
         ScaledImage(name, size, 0.0, top, text, unit, false_colors=True)

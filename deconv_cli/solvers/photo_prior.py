@@ -50,8 +50,6 @@ DARK = 0.5
 """A color is dark where its noise has less than this part of the mean variance of the colors."""
 LEAST_DARK = 0.02
 """Least part of the pixels where a color is dark, for it to be denoised alone. Each block decides for itself."""
-KEPT_BYTES = 2**28
-"""Freed memory that stays with the process between two steps."""
 
 Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
 """Gives the denoiser on a device, and the levels and weights of the steps, shape `(2, n_steps)`."""
@@ -158,13 +156,13 @@ class PhotoEstimator(Estimator):
                 if is_bound is not None:
                     misfit = torch.where(is_bound, misfit.clamp_min(0), misfit)
                 last, z = z, self._corrected(z, misfit, self._inverse(weight))
-                return_freed_memory(KEPT_BYTES)
+                return_freed_memory()
                 noisy, misfit = self.kernel.join(z), self.kernel.join(misfit)
                 clean = self._denoise(noisy, times * noise, misfit, n - 1)
                 if n >= FIRST_ALONE:
                     self._denoise_dark_colors(clean, noisy, times, noise, misfit, n - 1)
                 z = clean.reshape(z.shape)
-                return_freed_memory(KEPT_BYTES)
+                return_freed_memory()
                 changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
                 if progress is not None:
                     progress(n, changes[-1])

@@ -20,6 +20,7 @@ from itertools import cycle
 
 from torch import Tensor
 
+from deconv_cli.allocator import return_freed_memory
 from deconv_cli.diagnostics.conditioning import measure_resolution, widest
 from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
@@ -165,6 +166,7 @@ class Pipeline:
             result = self._restore_one_by_one(data, kernel, resolution, steps, truth, listener)
         else:
             result = self._restore_together(data, resolution, steps, truth, listener)
+        return_freed_memory()
         # A factor has the defaults of tensors, whatever it is applied to.
         settings = self.settings if self._given is not None and kernel.layer.is_plain else result.settings
         if resolution.is_tested and settings.defaults is InputKind.PICTURE:
@@ -194,6 +196,7 @@ class Pipeline:
 
         Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
+        return_freed_memory()
         data, kernel, image_size = self._arranged(y, resolution.settings)
         if kernel.size != self._canonical.size:
             whole, middle = format_size(self._canonical.size), format_size(kernel.size)
@@ -246,6 +249,7 @@ class Pipeline:
         if not settings.predict:
             return result
         listener.begin("predicting the error")
+        return_freed_memory()
         if isinstance(estimator, PseudoInverse):
             framed = self._framed(estimator, data, resolution)
             predicted = predict_for(framed, result, unbiased.detach(), least_noise, truth, resolution.n_pieces)
@@ -301,6 +305,8 @@ class Pipeline:
             parts.append(
                 pipeline._restore_together(y.narrow(axis, c, 1), part, (steps[c % len(steps)],), known, listener)
             )
+            if parts[c].lambda_choice is not None:
+                pipeline.inverse = None  # of no other data; as large as several images
         return join_channels(parts, resolution, kernel.n_axes)
 
     def _test_kernel(self, result: Reconstruction, y: Tensor, resolution: ResolvedInput) -> Reconstruction:
@@ -354,7 +360,11 @@ class Pipeline:
             )
             return join_diagnoses([pipeline._diagnose(part, data) for pipeline, part, data in channels], n_axes)
         data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
-        if inverse is None:
+        return_freed_memory()
+        if inverse is None and result.settings.is_linear:
+            _, kernel, size = self._arranged(y, result.settings)
+            inverse = PseudoInverse(kernel, size, replace(result.settings, noise=None))
+        elif inverse is None:
             lam = LEAST_LAMBDA if quadratic is None else quadratic.settings.lam
             settings = replace(result.settings, prior="quadratic", strength=None, predict=False, seed=None, lam=lam)
             settings = settings if settings.method != "richardson-lucy" else replace(settings, method="auto")
@@ -366,6 +376,7 @@ class Pipeline:
 
     def vary_lambda(self, result: Reconstruction, y: Tensor, sample_type: str | None = None) -> tuple[LambdaView, ...]:
         """Restore a detail of the last result under other λ too; see `vary_smoothing` and `resolve`."""
+        return_freed_memory()
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -279,7 +279,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     lam = (
         first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
     )
-    return replace(
+    joined = replace(
         worst,
         image=torch.cat([part.image for part in parts], dim=-n_axes - 1),
         solution=_solution([part.solution for part in parts], n_axes),
@@ -293,8 +293,20 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts, n_axes),
         notes=(*resolution.notes, *_notes(parts)),
-        channels=tuple(parts),
     )
+    return replace(joined, channels=tuple(_views(parts, joined, n_axes)))
+
+
+def _views(parts: Sequence[Reconstruction], joined: Reconstruction, n_axes: int) -> Iterator[Reconstruction]:
+    """Give the same channels as views of the joined result, so that no image is kept twice."""
+    images, values = joined.image.split(1, -n_axes - 1), joined.solution.value.split(1, -n_axes - 2)
+    errors = None if joined.predicted_error is None else joined.predicted_error.map.split(1, -n_axes - 1)
+    for c, part in enumerate(parts):
+        predicted = part.predicted_error
+        if predicted is not None and errors is not None:
+            predicted = replace(predicted, map=errors[c])
+        solution = replace(part.solution, value=values[c])
+        yield replace(part, image=images[c], solution=solution, predicted_error=predicted)
 
 
 def _notes(parts: Sequence[Reconstruction]) -> list[str]:

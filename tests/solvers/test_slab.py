@@ -6,7 +6,7 @@ from cases import mild_kernel, random
 
 import deconv_cli
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.solvers import closed_slab, slab
+from deconv_cli.solvers import closed_slab, slab, strip
 from deconv_cli.solvers.choice import choose_method
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.slab import SLAB
@@ -199,3 +199,22 @@ def test_a_recurrence_that_rounding_has_lost_is_stopped():
     solution = inverse.solve(y)
     assert solution.certificate <= 5e-6
     assert solution.n_iterations < 400
+
+
+@pytest.mark.parametrize(("size", "taps"), [((7, 6), (7, 5)), ((4, 5, 6), (5, 6, 6))])
+def test_a_kernel_as_large_as_the_outputs_is_undone_among_them(monkeypatch, size, taps):
+    monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
+    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    problem = problem_of((1, 1, *taps), size, "same", "unknown", 1e-2)
+    assert slab.is_dual(problem)
+    check(problem)
+
+
+def test_a_kernel_as_large_as_the_picture_takes_few_iterations(monkeypatch):
+    monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
+    taps = ball((127, 127)).float()
+    scene = (random((1, 254, 254)) > 2).float()
+    y = torch.nn.functional.conv2d(scene, taps[None, None]) + 0.01 * random((1, 128, 128), seed=1).float()
+    inverse = deconv_cli.pseudo_inverse(taps, input_size=(128, 128), boundary="unknown", lam=1e-3)
+    assert inverse.choice.method == "slab"
+    assert inverse.solve(y).raise_for_status().n_iterations <= 15

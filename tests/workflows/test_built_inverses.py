@@ -70,6 +70,16 @@ def test_what_is_of_one_image_is_not_kept(built):
     assert built == [(12, 9)] * 2
 
 
+def test_inverses_of_channels_with_a_chosen_lambda_are_built_again_to_examine_them(built):
+    pipe = Pipeline(deconv_cli.make_kernel("gaussian:1"), ReconstructionSettings.of(lam="auto"))
+    data = blurred(2, (12, 9))
+    result = pipe.reconstruct(data)
+    assert [channel.inverse for channel in pipe._channels] == [None, None]
+    found = pipe.diagnose(result, data)
+    assert built == [(12, 9)] * 4
+    torch.testing.assert_close(found.residual, data - deconv_cli.forward(result.image, pipe._kernel))
+
+
 def find(kept, size, max_memory=None):
     settings = ResolvedSettings(lam=1e-3, max_memory=max_memory)
     return kept.find(Kernel.from_tensor(deconv_cli.make_kernel("gaussian:1")), (size, size), settings)

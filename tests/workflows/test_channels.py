@@ -70,6 +70,19 @@ def test_each_channel_gets_its_own_lambda(images, kernel):
     assert torch.equal(again.image, found.image)
 
 
+def test_each_channel_is_a_view_of_the_joined_result(images):
+    settings = {"lam": "auto", "defaults": "picture", "boundary": "circular", "predict": True}
+    found = deconv_cli.invert(noisy(images)[0], KERNELS[0], **settings)
+
+    def tensors(result):
+        return result.image, result.solution.value, result.predicted_error.map
+
+    for part in found.channels:
+        for own, joined in zip(tensors(part), tensors(found), strict=True):
+            assert own.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+    assert torch.equal(found.channels[1].image, found.image[[1]])
+
+
 def test_the_error_of_every_channel_is_predicted(images):
     y = noisy(images)
     found = deconv_cli.invert(y, KERNELS, lam=(1e-6, 1e-4, 1e-2), truth=images)
