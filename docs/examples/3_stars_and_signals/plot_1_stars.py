@@ -34,10 +34,9 @@ header = fits.Header({"OBJECT": "simulated field", "GAIN": 1.0})
 fits.PrimaryHDU(counts[0].numpy().astype(np.float32), header).writeto(folder / "field.fits")
 
 # %%
-# ``--gain 1`` says that one unit of the file is one count. The iteration stops where a closer fit would follow the
-# noise.
+# The iteration stops where the estimate best predicts samples that it did not use.
 
-prompt("deconv invert field.fits --kernel moffat:4@2.8 --method richardson-lucy --gain 1 -o sharp.fits")
+prompt("deconv invert field.fits --kernel moffat:4@2.8 --method richardson-lucy -o sharp.fits")
 
 # %%
 # Both pictures on the same logarithmic scale, and the double star magnified:
