@@ -268,9 +268,12 @@ class InvertWork(Work):
         from deconv_cli.report.run_record import describe_found
 
         progress.begin("finding the kernel")
-        found = estimate_kernel_of(source.image, light_of(source.image, self.settings.get("light") or "auto"))
+        light = light_of(source.image, self.settings.get("light") or "auto")
+        found = estimate_kernel_of(source.image, light)
         if not found.found:
             advice = "find a free kernel with deconv kernel estimate --free, or give one with --kernel"
+            if light.curve is None:
+                advice = f"add --light linear where the file is a developed photograph, {advice}"
             if found.slight is not None:
                 advice = f"give it with --kernel {found.slight.text}"
             raise UntrustworthyResultError(
