@@ -144,7 +144,15 @@ def open_case(
     from deconv_cli.models.named_code import load_named
 
     if options.file is None and options.model is None:
-        raise UsageError("there is no model: name a model file, or a class with --model file.py:Class.")
+        raise UsageError(
+            "there is no model: name a model file, or a class with --model file.py:Class; deconv check-grad also takes "
+            "a training script with --run train.py."
+        )
+    if options.file is not None and options.file.suffix in (".py", ".ipynb"):
+        raise UsageError(
+            f"'{options.file}' is a script, not a model file: check a training script with deconv check-grad --run "
+            f"{options.file}, or name its class with --model {options.file}:Class."
+        )
     seed_everything(options.seed)  # weights that --model makes are the same each time
     named = load_named(options.model, "--model") if options.model else None
     stored = None

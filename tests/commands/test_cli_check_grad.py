@@ -314,6 +314,8 @@ class TestRefusals:
             ),
             ([*BASE, "--data", "DATA", "--batch-axis", "1", "--batch-size", "3"], "--batch-size"),
             (["--run", "no_such.py"], "no file 'no_such.py'"),
+            ([], ["no model", "--run train.py"]),
+            ([BY_HAND], [f"--run {BY_HAND}", "not a model file"]),
             (["--run", BY_HAND, "--loss", "mse"], "--loss does not go with --run"),
             (["--step", "2", *NETWORK], "there is no --run"),
             ([*NETWORK, "--", "a.pt", "b.pt"], "'b.pt' was given too"),
