@@ -139,8 +139,8 @@ def describe_optics(
 
 def _refuse_unknown(what: str, word: str, image: ImageFile | None, more: str = "") -> None:
     raise UsageError(
-        f"the {what} is not known{'' if image is None else ' from the file'}{more}; add the word {word} with its value "
-        "to the description of the microscope, wavelengths in nm and one for each channel, joined by a plus."
+        f"the {what} is not known{'' if image is None else ' from the file'}{more}; add the word {word} with its "
+        "value, as in microscope:na=1.4,emission=520+610, with wavelengths in nm, one for each channel."
     )
 
 

@@ -99,7 +99,7 @@ def _request(
     dtype = str(output_dtype or default)
     if dtype not in codec.dtypes:
         raise UsageError(
-            f"'{path}' cannot hold {dtype} samples, since {codec.name} holds whole numbers; choose "
+            f"'{path}' cannot hold {dtype} samples, since {codec.name} holds other ones; choose "
             f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
         )
     request = WriteRequest(
