@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +19,7 @@ from deconv_cli.commands.console import (
     print_note,
     print_table,
     print_warning,
+    table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, ShowOption, option
@@ -217,14 +215,13 @@ class _Reader:
 def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
     entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
-    width = shutil.get_terminal_size((120, 24)).columns - max(map(len, metadata), default=0) - 2
-    is_cut = not verbose and ("COLUMNS" in os.environ or sys.stdout.isatty())
+    width = table_console(stderr=False).width - max(map(len, metadata), default=0) - 2
     rows = [("format", record["format"])]
     for entry in entries[:MAX_ENTRIES]:
         rows += _entry_rows(entry, is_only=len(entries) == 1)
     if len(entries) > MAX_ENTRIES:
         rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
-    rows += [(name, cut_in_middle(value, width) if is_cut else value) for name, value in metadata.items()]
+    rows += [(name, value if verbose else cut_in_middle(value, width)) for name, value in metadata.items()]
     if record["made_by"] is not None:
         rows.append(("made by", str(record["made_by"])))
     print_table(record["path"], rows, to_stdout=True)

@@ -112,10 +112,7 @@ def write_kernel(
         native = {f"{IMAGEJ}unit": "um"} | ({f"{IMAGEJ}spacing": float(steps[0])} if n_axes == 3 else {})
         resolution = PixelDensity(1 / steps[-1], 1 / steps[-2], "µm", distance)
         metadata = Metadata(resolution, native=native, flavor="imagej")
-    _write(
-        path,
-        StoredImage(samples.flip(space).numpy(), axes, metadata, kept),
-    )
+    _write(path, StoredImage(samples.flip(space).numpy(), axes, metadata, kept))
 
 
 def _write(path: Path, stored: StoredImage) -> None:
