@@ -161,7 +161,7 @@ def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
     found = deconv_cli.estimate_kernel(values, tone_curve=curve)
     if not found.found:
         raise UsageError("no blur was found in the image; choose another kernel if it is blurred nevertheless.")
-    return found.taps(), found.text if found.doubt is None else f"{found.text}, but {found.doubt}"
+    return found.taps(), found.text if found.note is None else f"{found.text}: {found.note}"
 
 
 def kernel_of_layer(psf: np.ndarray, values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:

@@ -304,8 +304,8 @@ def _found_kernel(found: KernelEstimate) -> LoadedKernel:
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
     notes = [f"the kernel was found in the picture: {describe_found(found)}"]
-    if found.doubt is not None:
-        notes.append(found.doubt)
+    if found.note is not None:
+        notes.append(found.note)
     rival = close_rival(found)
     if rival is not None:
         notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")

@@ -127,15 +127,13 @@ def estimate(
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)
     rival = close_rival(found)
-    notes = [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
+    notes = [] if found.note is None or free else [found.note]
+    notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
-    doubt = found.doubt if missing is None and not free else None
     if missing is not None:
-        doubt = f"{describe_found(found)}; '{missing}' was not written"
-    if doubt is not None:
         if not printed.quiet:
-            print_warning(doubt)
+            print_warning(f"{describe_found(found)}; '{missing}' was not written")
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 

@@ -126,7 +126,7 @@ def _(thing: KernelField) -> View:
 def _(thing: KernelEstimate) -> View:
     rows: list[tuple[str, object]] = [("blur", thing.text), *((p.name.lower(), p.text) for p in thing.parameters)]
     rows += [] if thing.runner_up is None else [("runner-up", thing.runner_up.text)]
-    rows += [] if thing.doubt is None else [("doubt", thing.doubt)]
+    rows += [] if thing.note is None else [("note", thing.note)]
     return rows, thing.taps()
 
 

@@ -172,8 +172,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
         "runner_up": None if estimate.runner_up is None else estimate.runner_up.text,
         "log_likelihood_ratio": estimate.log_likelihood_ratio,
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
-        "parts": [part.text for part in estimate.parts],
-        "doubt": estimate.doubt,
+        "whole": None if estimate.whole is None else estimate.whole.text,
         "reason": None if estimate.found else describe_found(estimate),
         "candidates": [
             {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}

@@ -1,12 +1,14 @@
 """Kernels found in one blurred picture, against those that blurred it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from blurred_pictures import CURVE, blurred_picture, sharp_picture
 
 import deconv_cli
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.kernels.blind.estimate import _Search, look_at_parts
+from deconv_cli.kernels.blind.estimate import _Search, fit_sharpest_parts
 from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
 from deconv_cli.kernels.sources.formula import make_kernel
 
@@ -43,21 +45,39 @@ def test_a_sharp_picture_is_not_accused(name):
     assert found.taps().tolist() == [[1.0]]
 
 
-def test_a_gaussian_that_differs_between_parts_is_doubted():
+def test_the_sharpest_parts_give_the_size_where_others_are_out_of_focus():
     narrow, wide = (blurred_picture("camera", make_kernel(f"gaussian:{sigma}")) for sigma in (1.3, 4))
     spectra = [measure_spectrum(CURVE.to_light(picture.double())[0]) for picture in (narrow, wide)]
     found = deconv_cli.estimate_kernel(narrow, tone_curve=CURVE)
     assert found.family == "gaussian"
-    doubted = look_at_parts(found, spectra[::-1])
-    assert [part.length for part in doubted.parts] == pytest.approx([1.3, 4], rel=0.2)
-    assert f"{doubted.parts[0].text} in one part" in doubted.doubt
-    assert look_at_parts(found, spectra[:1] * 2).doubt is None
-    assert look_at_parts(found, []).doubt is None
+    too_wide = replace(found.candidates[0], numbers=(2.5,))
+    number = replace(found.parameters[0], value=2.5)
+    estimate = replace(found, parameters=(number,), candidates=(too_wide, *found.candidates[1:]))
+    sharpest = fit_sharpest_parts(estimate, spectra[::-1])
+    assert numbers(sharpest) == pytest.approx([1.3], rel=0.2)
+    assert sharpest.whole is too_wide
+    assert sharpest.log_likelihood_ratio is None
+    assert f"gaussian:2.5 fits the whole picture, but {sharpest.text} fits its sharpest parts" in sharpest.note
+    for parts in (spectra[1:] * 2, []):
+        assert fit_sharpest_parts(estimate, parts) is estimate
+    assert estimate.note is None
+
+
+def test_sharp_parts_of_a_blurred_picture_mean_no_blur():
+    sharp = measure_spectrum(CURVE.to_light(sharp_picture("camera").double())[0])
+    found = deconv_cli.estimate_kernel(blurred_picture("camera", make_kernel("gaussian:1.3")), tone_curve=CURVE)
+    assert not fit_sharpest_parts(found, [sharp, sharp]).found
+
+
+def test_a_photograph_is_not_blurred_by_the_atmosphere():
+    picture = blurred_picture("camera", make_kernel("moffat:3@2"))
+    names = [{c.family for c in deconv_cli.estimate_kernel(picture, tone_curve=c).candidates} for c in (CURVE, None)]
+    assert ["moffat" in families for families in names] == [False, True]
 
 
 def test_a_kernel_with_zeros_in_its_spectrum_is_not_looked_for_in_parts():
     found = deconv_cli.estimate_kernel(blurred_picture("camera", make_kernel("disk:3.3")), tone_curve=CURVE)
-    assert look_at_parts(found, iter(lambda: pytest.fail("a part was looked at"), None)) is found
+    assert fit_sharpest_parts(found, iter(lambda: pytest.fail("a part was looked at"), None)) is found
 
 
 def test_lamps_do_not_outshine_a_dark_scene():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
-from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, look_at_parts
+from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, family_names, fit_sharpest_parts
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_reliance, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
@@ -26,6 +26,7 @@ _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of linear light in red, green and blue (ITU-R BT.709)."""
 _LEAST_FREE_SIZE, _ROOM = 15, 1.5
 """Least taps a side of a kernel of free form, and least multiple of those of the family."""
+_OF_STARS = "moffat"
 _TRACES = 0.01
 """Of the largest row or column."""
 _MAX_CHANNELS = 4
@@ -140,15 +141,18 @@ def estimate_kernel(
         tone_curve: how they encode light, such as `ToneCurve.srgb(255)`; without it they count as proportional to it.
             An optical blur acts on light.
         jpeg_table: divisors of the luma of a JPEG, shape `(8, 8)`: frequencies that it rounded away are not relied on.
-        families: kernel sources to choose from; by default all that can be found.
+        families: kernel sources to choose from; by default all that can be found, but `moffat` only without a tone
+            curve: it describes stars, and a soft scene in a photograph would pass for its wings.
 
     Raises:
         ShapeError: no picture, or one that is too small.
         MalformedInputError: samples that are not finite.
         UsageError: an unknown family.
     """
+    if families is None and tone_curve is not None:
+        families = [name for name in family_names() if name != _OF_STARS]
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
-    return look_at_parts(estimate_family(picture.spectrum(), families), picture.parts())
+    return fit_sharpest_parts(estimate_family(picture.spectrum(), families), picture.parts())
 
 
 def estimate_free_kernel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,10 +35,12 @@ _WITHOUT_ZEROS = ("gaussian", "moffat", "airy")
 _ERROR_SCALE, _ERROR_SCALE_WITHOUT_ZEROS = 1.1, 2.2
 """Factors on the errors that the curvature gives, so that they hold the truth in 68 % of the cases. What the model of
 the scene misses counts as a part of a kernel whose spectrum has no zeros. From 16 photographs under 7 kernels."""
-_MOST_TIMES, _RATIO_OF_STARTS = 3.0, 1.1
-"""How much larger or smaller than on the whole a kernel may be in a part of the picture."""
-_MUCH_WIDER = 2.0
-"""Of one part than of another: photographs under one Gaussian stayed below 1.8, close-ups lay at 2.5 and above."""
+_RATIOS = geometric(1 / 3, 3.0, 1.1)
+"""Sizes of a kernel in a part of the picture, as multiples of that on the whole."""
+_OUT_OF_FOCUS = 4.0
+"""Price of a wider kernel in one part of the picture, in logarithms of likelihood."""
+_WIDER = 1.15
+"""How much wider than that of the sharpest parts the kernel of the whole must be, for theirs to be taken."""
 _LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
 """Parameters that grow with the size of a kernel."""
 
@@ -94,7 +97,6 @@ class KernelEstimate(ShownInNotebook):
         parameters: its numbers, each with its standard error.
         candidates: the best of each family, the likeliest first.
         evidence: logarithm of the likelihood of the best blur over that of no blur.
-        parts: the kernel in each part of the picture that shows a blur, the narrowest first, where that was looked at.
     """
 
     found: bool
@@ -102,24 +104,28 @@ class KernelEstimate(ShownInNotebook):
     parameters: tuple[Parameter, ...]
     candidates: tuple[Candidate, ...]
     evidence: float
-    parts: tuple[Candidate, ...] = ()
 
     def __repr__(self) -> str:
         """Describe it in one line."""
         return f"KernelEstimate({self.text})"
 
     @property
-    def doubt(self) -> str | None:
-        """Why not to rely on the kernel, as a sentence without its full stop; `None` if there is no reason."""
-        if not self.parts:
+    def whole(self) -> Candidate | None:
+        """The kernel that fits the whole picture, if that of its sharpest parts was taken instead; else `None`."""
+        if not self.found:
             return None
-        narrowest, widest = self.parts[0], self.parts[-1]
-        if widest.length < _MUCH_WIDER * narrowest.length:
+        fitted = next(c for c in self.candidates if c.family == self.family)
+        own = Candidate(self.family, tuple(p.value for p in self.parameters), fitted.misfit)
+        return fitted if fitted.length > own.length else None
+
+    @property
+    def note(self) -> str | None:
+        """Why the kernel of the sharpest parts was taken, as a sentence without its full stop; else `None`."""
+        if self.whole is None:
             return None
         return (
-            f"the blur is not the same everywhere: {narrowest.text} in one part of the picture and {widest.text} in "
-            "another; parts that are out of focus look blurred, so the kernel may be far too wide for the rest, for "
-            f"which {narrowest.text} is more likely"
+            f"the blur is not the same everywhere: {self.whole.text} fits the whole picture, but {self.text} fits its "
+            f"sharpest parts; the other parts may be out of focus, so {self.text} was taken"
         )
 
     @property
@@ -140,7 +146,9 @@ class KernelEstimate(ShownInNotebook):
 
     @property
     def log_likelihood_ratio(self) -> float | None:
-        """How much likelier the estimate is than the runner-up, in logarithms."""
+        """How much likelier the estimate is than the runner-up, in logarithms; `None` if its size is that of parts."""
+        if self.whole is not None:
+            return None
         own, other = next(c for c in self.candidates if c.family == self.family), self.runner_up
         return None if other is None else other.misfit - own.misfit
 
@@ -195,27 +203,44 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
     """Find the kernel of a part of a picture near the one that was found for all of it, in the same family."""
     search = _Search(spectrum)
     none = Candidate(NO_BLUR, (), search.misfits(NO_BLUR, [()])[0])
-    ratios = geometric(1 / _MOST_TIMES, _MOST_TIMES, _RATIO_OF_STARTS)
-    lengths = [i for i, name in enumerate(KERNEL_SOURCES[candidate.family].parameters) if name in _LENGTHS]
-    starts = [_moved(candidate, dict.fromkeys(lengths, ratio - 1)) for ratio in ratios]
-    near = search.refine(search.best_of(candidate.family, starts))
+    near = search.refine(search.best_of(candidate.family, [_scaled(candidate, ratio) for ratio in _RATIOS]))
     evidence = none.misfit - near.misfit
     if evidence < LEAST_EVIDENCE:
         return KernelEstimate(False, NO_BLUR, (), (none, near), evidence)
     return KernelEstimate(True, near.family, search.parameters(near), (near, none), evidence)
 
 
-def look_at_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
-    """Find a blur again in parts of its picture, which a soft scene in focus elsewhere would betray.
+def fit_sharpest_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
+    """Take the size of a kernel from the sharpest parts of its picture, if the other parts make it much wider.
 
-    A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one without can be a soft scene.
+    Each part may be blurrier than the kernel alone makes it, for being out of focus. A kernel whose spectrum has zeros
+    leaves them in a picture, and no scene does; one without can be a soft scene.
     """
     if not found.found or found.family not in _WITHOUT_ZEROS:
         return found
     whole = next(c for c in found.candidates if c.family == found.family)
-    near = [estimate_near(part, whole) for part in parts]
-    blurred = [part.candidates[0] for part in near if part.found]
-    return replace(found, parts=tuple(sorted(blurred, key=lambda c: c.length)))
+    numbers = [_scaled(whole, ratio) for ratio in _RATIOS]
+    fits = [_Search(part).misfits(whole.family, numbers) for part in parts]
+    if not fits:
+        return found
+    misfits = torch.tensor(fits, dtype=torch.float64)
+    best_of_wider = misfits.flip(1).cummin(1).values.flip(1)
+    total = misfits.minimum(best_of_wider + _OUT_OF_FOCUS).sum(0).tolist()
+    k = min(range(1, len(total) - 1), key=total.__getitem__)
+    left, middle, right = total[k - 1 : k + 2]
+    step = math.log(_RATIOS[1] / _RATIOS[0])
+    ratio = _RATIOS[k] * math.exp(step * _vertex(left, middle, right))
+    if ratio * _WIDER > 1:
+        return found
+    best = Candidate(whole.family, _scaled(whole, ratio), whole.misfit)
+    if _area(best) < LEAST_AREA:
+        return replace(found, found=False, family=NO_BLUR, parameters=())
+    error = _ERROR_SCALE_WITHOUT_ZEROS * step / math.sqrt(max(left + right - 2 * middle, 1e-2))
+    parameters = (
+        replace(p, value=n, error=error * n if p.name in _LENGTHS else p.error)
+        for p, n in zip(found.parameters, best.numbers, strict=True)
+    )
+    return replace(found, parameters=tuple(parameters))
 
 
 class _Search:
@@ -317,6 +342,12 @@ def _gain(side: int, family: str, numbers: Numbers) -> Tensor | None:
     # Faint wings that reach beyond the pieces are cut.
     rows, columns = (max(0, n - side + 1) // 2 for n in taps.shape)
     return grid.gain(taps[rows : taps.shape[0] - rows, columns : taps.shape[1] - columns])
+
+
+def _scaled(candidate: Candidate, ratio: float) -> Numbers:
+    """Make a kernel larger or smaller."""
+    names = KERNEL_SOURCES[candidate.family].parameters
+    return _moved(candidate, {i: ratio - 1 for i, name in enumerate(names) if name in _LENGTHS})
 
 
 def _moved(candidate: Candidate, shift: dict[int, float]) -> Numbers:
