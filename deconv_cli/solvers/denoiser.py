@@ -8,8 +8,9 @@ neural networks, ICLR 2020). So D(ax, aσ) = aD(x, σ) for a > 0: the unit of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,14 @@ N_FEATURES = 9
 """Feature maps of the finest resolution that are held at once."""
 TILE = 1024
 """Pixels along each axis that are denoised at once, without those around them: a large picture takes little memory."""
+
+
+class Tile(NamedTuple):
+    """A part of a picture, for indexing it: without and with the pixels around it, and rows and columns to fill up."""
+
+    inner: tuple[Any, ...]
+    outer: tuple[Any, ...]
+    filled: tuple[int, ...]
 
 
 class Residual(nn.Module):
@@ -79,30 +88,40 @@ class Denoiser(nn.Module):
         n_pixels = math.prod(min(n, TILE + 2 * self.reach) for n in size)
         return N_FEATURES * 4 * n_pixels * self.widths[0] // SHUFFLE**2
 
-    def in_tiles(self, x: Tensor, levels: Tensor, origin: Sequence[int] = (0, 0)) -> Tensor:
-        """Remove noise tile by tile; gives what `forward` gives of the whole.
+    def tiles(self, size: Size, origin: Sequence[int] = (0, 0)) -> Iterator[Tile]:
+        """Cut a picture into tiles.
 
         Args:
-            x: as for `forward`.
-            levels: likewise.
+            size: of the picture.
             origin: the place of its first pixel in the picture that it is cut from. Places differ in what the network
                 makes of them, unless they are a multiple of `multiple` apart.
         """
-        height, width = x.shape[-2:]
-        top, left = (place % self.multiple for place in origin)
-        cleaned = torch.empty_like(x)
+        starts = [place % self.multiple for place in origin]
         step = self.multiple * math.ceil(TILE / self.multiple)
-        for row, column in product(range(-top, height, step), range(-left, width, step)):
-            rows, columns = (slice(max(at - self.reach, 0), at + step + self.reach) for at in (row, column))
+        for corner in product(*(range(-start, n, step) for start, n in zip(starts, size, strict=True))):
+            inner = tuple(slice(max(at, 0), at + step) for at in corner)
+            outer = tuple(slice(max(at - self.reach, 0), at + step + self.reach) for at in corner)
             # A tile at the edge begins in the middle of a cell of the grid: fill the cell.
-            above, before = 0 if rows.start else top, 0 if columns.start else left
-            parts = [part[..., rows, columns] for part in (x, levels)]
-            if above or before:
-                parts = [functional.pad(part, (before, 0, above, 0), mode="replicate") for part in parts]
-            target = cleaned[..., max(row, 0) : row + step, max(column, 0) : column + step]
-            first = above + max(row, 0) - rows.start, before + max(column, 0) - columns.start
-            target.copy_(crop(self(*parts), first, tuple(target.shape[-2:])))
-        return cleaned
+            filled = tuple(0 if side.start else start for side, start in zip(outer, starts, strict=True))
+            yield Tile((..., *inner), (..., *outer), filled)
+
+    def in_tile(self, x: Tensor, levels: Tensor, tile: Tile) -> Tensor:
+        """Remove the noise of one tile; gives what `forward` gives there of the whole.
+
+        Args:
+            x: as for `forward`, or gray pictures of one channel.
+            levels: as for `forward`.
+            tile: one of `tiles`.
+        """
+        target, parts = x[tile.inner], [part[tile.outer] for part in (x, levels)]
+        above, before = tile.filled
+        if above or before:
+            parts = [functional.pad(part, (before, 0, above, 0), mode="replicate") for part in parts]
+        first = tuple(
+            n + i.start - o.start for n, i, o in zip(tile.filled, tile.inner[1:], tile.outer[1:], strict=True)
+        )
+        cleaned = crop(self(parts[0].expand(-1, CHANNELS, -1, -1), parts[1]), first, tuple(target.shape[-2:]))
+        return cleaned if x.shape[1] == CHANNELS else cleaned.mean(dim=1, keepdim=True)
 
     def forward(self, x: Tensor, levels: Tensor) -> Tensor:
         """Remove noise.

@@ -17,7 +17,7 @@ and what the denoiser infers from the bright colors would drown it: there the la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -29,7 +29,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import Choice, choose_method, find_solver
-from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, local_mean
+from deconv_cli.solvers.denoiser import CHANNELS, Denoiser, Tile, local_mean
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
@@ -49,7 +49,7 @@ FIRST_ALONE = 3
 DARK = 0.5
 """A color is dark where its noise has less than this part of the mean variance of the colors."""
 LEAST_DARK = 0.02
-"""Least part of the pixels where a color is dark, for it to be denoised alone. Each block decides for itself."""
+"""Least part of the pixels of a tile where a color is dark, for it to be denoised alone."""
 
 Weights = Callable[[torch.device], tuple[Denoiser, Tensor]]
 """Gives the denoiser on a device, and the levels and weights of the steps, shape `(2, n_steps)`."""
@@ -209,18 +209,12 @@ class PhotoEstimator(Estimator):
             misfit: what the data say beyond the last images, shape `(*batch, C, *output_size)`.
             step: number of the step, from 0.
         """
-        far = self._local_level(misfit)
-        levels = torch.cat([noise.expand_as(far), far], dim=1)
-        is_color = images.shape[-3] == CHANNELS
-        stacked = images.reshape(-1, CHANNELS if is_color else 1, *images.shape[-2:]).float()
-        origin = [sum(places) for places in zip(self.settings.origin or (0, 0), first_pixel(step), strict=True)]
-        of_each = levels.float().repeat_interleave(len(stacked) // len(levels), dim=0)
-        cleaned = [
-            self._denoiser.in_tiles(image[None].expand(-1, CHANNELS, -1, -1), level[None], origin)
-            for image, level in zip(stacked, of_each, strict=True)
-        ]
-        parts = [part if is_color else part.mean(dim=1, keepdim=True) for part in cleaned]
-        return torch.cat(parts).reshape(images.shape).to(images.dtype)
+        stacked, levels = self._pictures(images, noise, misfit)
+        cleaned = torch.empty_like(stacked)
+        for image, level, target in zip(stacked.split(1), levels.split(1), cleaned.split(1), strict=True):
+            for tile in self._tiles(step):
+                target[tile.inner] = self._denoiser.in_tile(image, level, tile)
+        return cleaned.reshape(images.shape).to(images.dtype)
 
     def _denoise_dark_colors(
         self, clean: Tensor, noisy: Tensor, times: float, noise: Tensor, misfit: Tensor, step: int
@@ -232,11 +226,29 @@ class PhotoEstimator(Estimator):
             one = (..., slice(color, color + 1), slice(None), slice(None))
             own = self._strength * self._local_level(self._noise[one])
             part = (own / noise).square().nan_to_num(1.0)  # no color is dark where there is no noise
-            if synchronize.as_number((part < DARK).float().mean()) < LEAST_DARK:
-                continue
-            alone = self._denoise(noisy[one], times * own, misfit[one], step)
-            pictures = clean[one].view(-1, *part.shape[-3:])
-            pictures.lerp_(alone.view_as(pictures), (1 - part).clamp_min(0).to(clean.dtype).expand_as(pictures))
+            stacked, levels = self._pictures(noisy[one], times * own, misfit[one])
+            targets = clean[one].view(stacked.shape)
+            parts = part.expand(len(stacked), -1, -1, -1)
+            for image, level, target, share in zip(
+                *(p.split(1) for p in (stacked, levels, targets, parts)), strict=True
+            ):
+                for tile in self._tiles(step):
+                    here = share[tile.inner]
+                    if synchronize.as_number((here < DARK).float().mean()) >= LEAST_DARK:
+                        alone = self._denoiser.in_tile(image, level, tile)
+                        target[tile.inner].lerp_(alone.to(target.dtype), (1 - here).clamp_min(0).to(target.dtype))
+
+    def _pictures(self, images: Tensor, noise: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
+        """Arrange what `_denoise` takes as the denoiser takes it: pictures and their levels."""
+        far = self._local_level(misfit)
+        levels = torch.cat([noise.expand_as(far), far], dim=1).float()
+        n_channels = CHANNELS if images.shape[-3] == CHANNELS else 1
+        stacked = images.reshape(-1, n_channels, *images.shape[-2:]).float()
+        return stacked, levels.repeat_interleave(len(stacked) // len(levels), dim=0)
+
+    def _tiles(self, step: int) -> Iterator[Tile]:
+        origin = [sum(places) for places in zip(self.settings.origin or (0, 0), first_pixel(step), strict=True)]
+        return self._denoiser.tiles(tuple(self.operator.input_shape[1:]), origin)
 
 
 def first_pixel(step: int) -> tuple[int, int]:
