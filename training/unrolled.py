@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deconv_cli.solvers.denoiser import Denoiser, local_mean
-from deconv_cli.solvers.photo_prior import first_pixel
+from deconv_cli.solvers.photo_prior import DARK, FIRST_ALONE, LEAST_DARK, first_pixel
 from training.degrade import blur_gain, gaussian_gain
 
 MARGIN = 10
@@ -29,7 +29,7 @@ EVEN = 0.55
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch of blurred patches: data and truth in light, σ of the noise, the transforms of the kernels.
+    """A batch of blurred patches: data and truth in light, σ of the noise of each color, the transforms of the kernels.
 
     Saturated samples of the data are lower bounds.
     """
@@ -70,14 +70,38 @@ class Restoration(nn.Module):
             misfit = torch.where(sample.is_saturated, misfit.clamp(min=0), misfit)
             step = gain / (gain.square() + weight) * torch.fft.rfft2(misfit)
             x = z + torch.fft.irfft2(step, s=z.shape[-2:])
-            variance = local_mean(misfit.square().mean(dim=1, keepdim=True))
-            levels = torch.cat([level * sample.sigma, (variance + 1e-12).sqrt()], dim=1)
-            places = first_pixel(n)
-            x, levels = (torch.roll(part, places, dims=(-2, -1)) for part in (x, levels))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                z = self.denoiser(x, levels)
-            z = torch.roll(z, (-places[0], -places[1]), dims=(-2, -1))
+            z = self._denoise(x, level * _rms(sample.sigma), misfit, n)
+            if n + 1 >= FIRST_ALONE:
+                z = self._denoise_dark_colors(z, x, level, sample.sigma, misfit, n)
         return z
+
+    def _denoise(self, x: Tensor, noise: Tensor, misfit: Tensor, step: int) -> Tensor:
+        far = (local_mean(misfit.square().mean(dim=1, keepdim=True)) + 1e-12).sqrt()
+        places = first_pixel(step)
+        x, levels = (torch.roll(part, places, dims=(-2, -1)) for part in (x, torch.cat([noise, far], dim=1)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = self.denoiser(x, levels)
+        return torch.roll(z, (-places[0], -places[1]), dims=(-2, -1))
+
+    def _denoise_dark_colors(
+        self, z: Tensor, x: Tensor, level: Tensor, sigma: Tensor, misfit: Tensor, step: int
+    ) -> Tensor:
+        """Denoise a color alone where its noise is far below that of the others, as in use."""
+        part = (sigma / _rms(sigma)).square()
+        is_alone = (part < DARK).float().mean(dim=(-2, -1)) >= LEAST_DARK
+        if not is_alone.any():
+            return z
+        colors = [color[is_alone][:, None] for color in (x, sigma, misfit)]
+        alone = self._denoise(colors[0].expand(-1, x.shape[1], -1, -1), level * colors[1], colors[2], step)
+        share = (1 - part[is_alone]).clamp(min=0)
+        mixed = z.clone()
+        mixed[is_alone] = torch.lerp(z[is_alone], alone.mean(dim=1).to(z.dtype), share)
+        return mixed
+
+
+def _rms(sigma: Tensor) -> Tensor:
+    """Return the level of the three colors together."""
+    return sigma.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def loss_of(estimate: Tensor, sample: Sample) -> Tensor:
@@ -115,7 +139,7 @@ def _drawn(stored: Tensor, rng: np.random.Generator) -> tuple[Tensor, ...]:
     error = (data - blurred).square() * ~is_saturated
     real = (error.sum() / (~is_saturated).sum().clamp(min=1)).sqrt() + 1e-4
     told = real * math.exp(rng.uniform(-0.6, 0.3)) if is_stored else EVEN * real * math.exp(rng.uniform(-0.15, 0.15))
-    variance = local_mean(local.square().mean(dim=0, keepdim=True)[None])[0]
+    variance = local_mean(local.square()[None])[0]
     sigma = (variance / variance.mean()).sqrt() * told
     if rng.random() < 0.3:  # a kernel that was estimated, a little too wide
         gain = gain * gaussian_gain(stored.shape, rng.uniform(0.1, 0.4))
