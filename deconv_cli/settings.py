@@ -477,7 +477,6 @@ _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates",
 _LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {
     **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
-    "trusted_sha256": "--trust-file",
     "allowed_globals": "--allow-global",
 }
 """Arguments that are no English words."""

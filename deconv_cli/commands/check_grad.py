@@ -46,7 +46,7 @@ _MANY = 40
 _UNDECIDED = ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
 _OF_OTHER_MODELS = (
     *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
-    *("trust_file", "mode", "batch_axis", "second_order", "wrt"),
+    *("mode", "batch_axis", "second_order", "wrt"),
 )
 """Options that a script settles itself."""
 
@@ -118,13 +118,11 @@ def check_grad(
             case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
             from deconv_cli.gradients.checker import check_subject
             from deconv_cli.gradients.inputs import with_inputs_as_weights
-            from deconv_cli.models.model_files import ModelFormat
 
             subject = with_inputs_as_weights(case.subject) if wrt is Wrt.INPUTS else case.subject
             report = check_subject(subject, budget=budget, second_order=second_order, on_progress=show)
-            is_exported = case.model["kind"] == ModelFormat.EXPORTED
-            header = {"mode": "exported" if is_exported else mode.value, "loss_name": case.describe_loss()}
-            header, notes = header | case.describe(), case.notes
+            header = {"mode": mode.value, "loss_name": case.describe_loss()} | case.describe()
+            notes = case.notes
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 

@@ -49,10 +49,6 @@ class ModelOptions:
             MODEL_FILES,
         ),
     ] = None
-    trust_file: Annotated[
-        str | None,
-        option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES),
-    ] = None
 
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
@@ -74,7 +70,6 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
             model=options.model,
             init=parse_init(options.init),
             allowed_globals=tuple(options.allow_global or ()),
-            trusted_sha256=options.trust_file,
         )
 
 

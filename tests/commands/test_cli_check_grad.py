@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 import pytest
@@ -304,7 +303,6 @@ class TestRefusals:
             (["WEIGHTS", "--init", "{}"], "--init gives the arguments of --model"),
             (["--model", "READY:ready", "--init", "[4, 3]"], ["is a model already", "init"]),
             ([*NETWORK, "--batch-size", "3"], "--batch-size"),
-            ([*NETWORK, "--trust-file", "0" * 64], "--trust-file"),
             ([*NETWORK, "--allow-global", "math.sin"], "--allow-global"),
             ([*NETWORK, "--target-shape", "5,3"], "--loss projection takes none"),
             ([*BASE, "--data", "DATA", "--input-shape", "5,4"], ["--input-shape", "--data"]),
@@ -333,19 +331,11 @@ class TestRefusals:
         model = nn.Linear(4, 3)
         save_file(model.state_dict(), tmp_path / "weights.safetensors")
         torch.save(model, tmp_path / "whole.pt")
-        torch.export.save(torch.export.export(model, (torch.randn(5, 4),)), tmp_path / "program.pt2")
         weights = ["check-grad", tmp_path / "weights.safetensors", "--model", "torch.nn:Linear", "--init", "[4, 3]"]
-        digest = hashlib.sha256((tmp_path / "program.pt2").read_bytes()).hexdigest()
         whole = ["check-grad", tmp_path / "whole.pt"]
-        program = ["check-grad", tmp_path / "program.pt2", "--trust-file", digest]
         for words, says in (
-            ([*weights, "--trust-file", digest], "--trust-file is for TorchScript"),
             ([*weights, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
-            ([*whole, "--trust-file", digest], "--trust-file is for TorchScript"),
             ([*whole, "--model", "torch.nn:Linear", "--init", "[4, 3]"], "--init gives arguments to --model"),
-            ([*program, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
-            ([*program, "--mode", "train"], "--mode cannot change the exported program"),
-            ([*program, "--model", "torch.nn:Linear"], "--model names the code of a model"),
         ):
             refuses(*words, code=ExitCode.USAGE, says=says)
 
