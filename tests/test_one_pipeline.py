@@ -16,7 +16,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import FileOptions
 from deconv_cli.settings import ReconstructionSettings, option_name, with_options
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.resolution import InputMetadata
+from deconv_cli.workflows.resolve_settings import InputMetadata
 
 SIZE = (20, 18)
 

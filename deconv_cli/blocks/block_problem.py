@@ -31,7 +31,7 @@ from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import ResolvedInput
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.vocabulary import InputKind, OutputDType
 from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
-from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata
+from deconv_cli.workflows.resolve_settings import NO_METADATA, InputMetadata
 
 CLOSER = 0.1
 """Factor on the tolerance of linear estimates under an unknown boundary; see `_solved_closely`."""

@@ -105,7 +105,7 @@ class BlockRestoration:
 
         from deconv_cli.blocks.invert_blocks import lay_out_problem
         from deconv_cli.io.regions import read_spread
-        from deconv_cli.workflows.resolution import InputMetadata
+        from deconv_cli.workflows.resolve_settings import InputMetadata
 
         given = self.settings
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
