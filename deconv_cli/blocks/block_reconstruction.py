@@ -159,7 +159,6 @@ class BlockReconstruction:
             "penalty": settings.penalty if settings.has_lambda else None,
             "weight": self.plan.choices.weight,
             "iterations": self.plan.choices.iterations,
-            "rho": self.plan.choices.rho,
             "is_trusted": not self.doubts,
             "doubts": list(self.doubts),
             "notes": list(self.notes),

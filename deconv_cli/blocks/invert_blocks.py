@@ -177,6 +177,11 @@ def _check_settings(settings: ResolvedSettings) -> None:
             f"boundary {settings.boundary} joins opposite edges, which never lie in one block; use another boundary, "
             "or more memory."
         )
+    if settings.objective == "tv":
+        raise UsageError(
+            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior photo or "
+            "quadratic, or more memory."
+        )
     if settings.rcond is not None:
         raise UsageError("rcond truncates the spectrum of the whole image, which blocks do not have; use lam instead.")
 

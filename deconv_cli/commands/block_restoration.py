@@ -332,8 +332,6 @@ class BlockRestoration:
         if choices.iterations is not None:
             again["--iterations"] = choices.iterations
             again.pop("--gain", None)
-        if choices.rho is not None:
-            again["--rho"] = repr(choices.rho)
         return {
             **large.loaded.options,
             **again,

@@ -224,7 +224,6 @@ def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings:
         prior="quadratic",
         penalty="gradient",
         weight=None,
-        rho=None,
         iterations=None,
         tolerance=_EDGES_TOLERANCE,
         noise=noise,

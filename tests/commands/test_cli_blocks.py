@@ -218,7 +218,12 @@ def test_memory_that_the_system_does_not_give_is_said_in_a_sentence(
 
 @pytest.mark.parametrize(
     ("suffix", "settings", "is_advised"),
-    [("png", [], True), ("png", ["--boundary", "circular", "--rcond", "0.1"], False), ("tif", [], False)],
+    [
+        ("png", [], True),
+        ("png", ["--boundary", "circular", "--rcond", "0.1"], False),
+        ("png", ["--prior", "tv"], False),
+        ("tif", [], False),
+    ],
 )
 def test_a_picture_that_is_read_as_a_whole_is_told_of_formats_that_are_cut(
     refuses, gray, gentle, tmp_path, monkeypatch, suffix, settings, is_advised
