@@ -266,7 +266,7 @@ def test_what_needs_the_whole_picture_is_refused(tmp_path, options, says):
     blurred(tmp_path, scene(50, 40)[None], kernel, "circular")
     paths = tmp_path / "in.npy", tmp_path / "out.npy"
     with pytest.raises(UsageError, match=says):
-        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, **OPTIONS | options)
+        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", **options)
 
 
 def test_an_axis_that_is_too_short_to_be_cut(tmp_path):
