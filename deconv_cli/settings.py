@@ -471,7 +471,6 @@ _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates",
 _LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {
     **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
-    "allowed_globals": "--allow-global",
 }
 """Arguments that are no English words."""
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"

@@ -45,8 +45,8 @@ _MANY = 40
 """Parameters beyond which those without a fault are only counted."""
 _UNDECIDED = ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
 _OF_OTHER_MODELS = (
-    *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
-    *("mode", "batch_axis"),
+    *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "mode"),
+    "batch_axis",
 )
 """Options that a script settles itself."""
 

@@ -157,7 +157,7 @@ def open_case(
     named = load_named(options.model, "--model") if options.model else None
     stored = None
     if options.file is not None:
-        stored = read_model(options.file, named=named, allowed_globals=options.allow_global or ())
+        stored = read_model(options.file, named=named)
         refuse_idle_for_file(typed, options.file, stored)
     module = _open_module(options, named, stored)
     module.train(is_training)
@@ -328,8 +328,6 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
         "file.py:Class.",
         ("batch_size", "data"): "--batch-size is for --data, which is missing; leave it out, and name the number in "
         "--input-shape.",
-        ("allow_global", "file"): "--allow-global is for pickled files, but no file is named; name it, or leave "
-        "--allow-global out.",
     }
     for (name, partner), sentence in partners.items():
         if name in typed and partner not in typed:
@@ -341,18 +339,6 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
 
 
 def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
-    """Refuse, by `UsageError`, the first typed option that has no effect on this kind of model file."""
-    from deconv_cli.models.model_files import ModelFormat
-
-    kind = stored.kind
-    idle = {
-        f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
-            "allow_global" in typed and kind is not ModelFormat.PICKLE
-        ),
-        f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.": (
-            "init" in typed and stored.state is None
-        ),
-    }
-    for sentence, is_idle in idle.items():
-        if is_idle:
-            raise UsageError(sentence)
+    """Refuse, by `UsageError`, a typed option that has no effect on this kind of model file."""
+    if "init" in typed and stored.state is None:
+        raise UsageError(f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_wei
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
-from deconv_cli.models.named_code import NamedCode, find_global
+from deconv_cli.models.named_code import NamedCode
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 _ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
@@ -49,16 +49,15 @@ class ModelFile:
     notes: tuple[str, ...] = ()
 
 
-def read_model(path: Path, *, named: NamedCode | None = None, allowed_globals: Sequence[str] = ()) -> ModelFile:
+def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     """Read a model file.
 
     Args:
         path: the file; its kind is recognized by its content.
-        named: the class that the user named, which a pickle may then hold.
-        allowed_globals: further classes and functions that a pickle may name, as `package.module.Name`.
+        named: the class that the user named; a pickle may then hold this and other modules of the same code.
 
     Raises:
-        UsageError: no such file, or an allowed name that does not exist.
+        UsageError: no such file.
         InputRefusedError: opening the file could run code, or it is damaged, too large, or no model.
     """
     head, sha256 = open_source(path)
@@ -69,15 +68,12 @@ def read_model(path: Path, *, named: NamedCode | None = None, allowed_globals: S
         state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
         return ModelFile(path, kind, sha256, state=state)
     allowed = torch_globals()
-    allowed += [(find_global(name, named), name) for name in allowed_globals]
-    if named is not None and named.model_class is not None:
-        # The script that saved the model knew the class under another module's name, for instance `__main__`.
-        own = named.model_class
-        allowed += [(own, name) for name in globals_in(path) if name.rpartition(".")[2] == own.__name__]
-    advice = (
-        'name the model\'s class with model="file.py:Class", allow a class that you trust with '
-        'allowed_globals="NAME", or save the state_dict() alone'
-    )
+    if named is not None:
+        # The script that saved the model knew the classes under another module's name, for instance `__main__`.
+        others = set(globals_in(path)) - {name for _, name in allowed}
+        found_there = [(getattr(named.module, name.rpartition(".")[2], None), name) for name in others]
+        allowed += [(own, name) for own, name in found_there if isinstance(own, type) and issubclass(own, nn.Module)]
+    advice = 'name the model\'s class with model="file.py:Class", or save the state_dict() alone'
     found = load_weights_only(path, allowed, advice=advice)
     if isinstance(found, nn.Module):
         check_module(path, found)

@@ -295,7 +295,6 @@ class TestRefusals:
             (["WEIGHTS", "--init", "{}"], "--init gives the arguments of --model"),
             (["--model", "READY:ready", "--init", "[4, 3]"], ["is a model already", "init"]),
             ([*NETWORK, "--batch-size", "3"], "--batch-size"),
-            ([*NETWORK, "--allow-global", "math.sin"], "--allow-global"),
             ([*NETWORK, "--target-shape", "5,3"], "--loss projection takes none"),
             ([*BASE, "--data", "DATA", "--input-shape", "5,4"], ["--input-shape", "--data"]),
             (
@@ -319,17 +318,10 @@ class TestRefusals:
         words = [files.get(str(word), str(word).replace("READY", files["READY"])) for word in words]
         refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
 
-    def test_for_kinds_of_files(self, refuses, tmp_path):
-        model = nn.Linear(4, 3)
-        save_file(model.state_dict(), tmp_path / "weights.safetensors")
-        torch.save(model, tmp_path / "whole.pt")
-        weights = ["check-grad", tmp_path / "weights.safetensors", "--model", "torch.nn:Linear", "--init", "[4, 3]"]
-        whole = ["check-grad", tmp_path / "whole.pt"]
-        for words, says in (
-            ([*weights, "--allow-global", "math.sin"], "--allow-global is for pickled files"),
-            ([*whole, "--model", "torch.nn:Linear", "--init", "[4, 3]"], "--init gives arguments to --model"),
-        ):
-            refuses(*words, code=ExitCode.USAGE, says=says)
+    def test_arguments_for_a_whole_model(self, refuses, tmp_path):
+        torch.save(nn.Linear(4, 3), tmp_path / "whole.pt")
+        words = ["check-grad", tmp_path / "whole.pt", "--model", "torch.nn:Linear", "--init", "[4, 3]"]
+        refuses(*words, code=ExitCode.USAGE, says="--init gives arguments to --model")
 
 
 def test_a_script_gets_its_arguments(deconv, tmp_path):

@@ -44,10 +44,6 @@ class TestRead:
         assert report["data"]["kind"] == "synthetic"
         assert any("conv1" in note for note in report["notes"])
 
-    def test_its_class_may_be_allowed_by_name(self, deconv, whole):
-        words = ["check-grad", whole, "--model", f"{FIXTURES / 'lenet.py'}:cured_loss"]
-        deconv(*words, "--allow-global", "__main__.LeNet5", "--input-shape", "2,1,32,32")
-
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".weird"])
     def test_weights_alone(self, deconv, lenet_class, tmp_path, suffix):
         path = tmp_path / f"weights{suffix}"
@@ -70,7 +66,7 @@ class TestRefused:
 
     def test_a_hostile_pickle(self, refuses, tmp_path):
         torch.save({"weight": torch.zeros(2), "extra": MakesFolder(tmp_path / "was_run")}, tmp_path / "model.pt")
-        sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "--allow-global NAME"])
+        sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "--model file.py:Class"])
         assert "weights_only=False" not in sentence
         assert not (tmp_path / "was_run").exists()
 
