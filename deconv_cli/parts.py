@@ -127,7 +127,7 @@ SCHEDULERS: Registry[Any] = Registry(
         "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
     },
 )
-"""Who does many independent pieces of work; the first that covers the settings."""
+"""Who does many independent pieces of work; the last that covers the settings."""
 
 
 def method_names() -> tuple[str, ...]:

@@ -465,7 +465,7 @@ class ResolvedSettings(ReconstructionSettings):
 
 
 _NAMES = [field.name for field in fields(ReconstructionSettings)]
-_SETTINGS = {"lambda", *_NAMES, "jobs", "cluster", "scheduler", "block_range", "time_limit"}
+_SETTINGS = {"lambda", *_NAMES, "jobs", "scheduler", "block_range", "time_limit"}
 """Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
 _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
 _LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
