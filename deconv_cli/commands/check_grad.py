@@ -190,7 +190,7 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     """Print a table of parameters, then every fault with its line and reason, on stdout."""
     from rich.text import Text
 
-    from deconv_cli.gradients.findings import name_some
+    from deconv_cli.vocabulary import name_some
 
     console = table_console(stderr=False)
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from deconv_cli.gradients.finite_differences import Comparison
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import counted, name_some
 
 _MAX_CAUSES = 3
 
@@ -231,7 +231,6 @@ class GradientReport:
 
 
 _GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
-_MAX_NAMES = 6
 _OF_ALL = {
     "NOTHING TRAINS": "all parameters are frozen",
     "UNREGISTERED": "the loss depends on weights that no optimizer holds",
@@ -319,13 +318,6 @@ def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding
     head, _, faults = write_report(parameters, general).partition("\n\n")
     table = f"<table><tr><th>verdict</th><th>parameter</th><th>‖gradient‖</th></tr>{rows}</table>"
     return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
-
-
-def name_some(names: Iterable[str]) -> str:
-    """List the first few names, and count the others."""
-    listed = list(names)
-    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
-    return ", ".join(listed[:_MAX_NAMES]) + more
 
 
 def _explain(causes: Iterable[Cause]) -> list[str]:

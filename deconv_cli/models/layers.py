@@ -18,12 +18,11 @@ from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import counted, name_some
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "output_padding")
 _SETTINGS = (*_GEOMETRY, "transposed", "padding_mode")
 _WORDS = {"padding": ("same", "valid"), "padding_mode": ("zeros", "reflect", "replicate", "circular")}
-_MAX_LISTED = 8
 _MAX_STEP = 2**31
 """Strides and the rest are smaller than this."""
 
@@ -101,10 +100,9 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
         raise MalformedInputError(f"'{stored.path}' should hold a convolution, but holds none.")
     chosen = [layer for layer in layers if layer.name == name] if name is not None else layers
     if len(chosen) != 1:
-        listed = ", ".join(layer.name for layer in layers[:_MAX_LISTED])
-        more = f" and {len(layers) - _MAX_LISTED} more" if len(layers) > _MAX_LISTED else ""
+        listed = name_some((layer.name for layer in layers), 8)
         what = f"no convolution named '{name}'" if name is not None else counted(len(layers), "convolution")
-        raise UsageError(f"'{stored.path}' holds {what}; choose among {listed}{more} with layer=\"NAME\".")
+        raise UsageError(f"'{stored.path}' holds {what}; choose among {listed} with layer=\"NAME\".")
     check_finite(stored.path, chosen[0].weight, "kernel")
     if chosen[0].bias is not None:
         check_finite(stored.path, chosen[0].bias, "bias")

@@ -20,6 +20,7 @@ from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
 from deconv_cli.models.named_code import NamedCode
+from deconv_cli.vocabulary import name_some
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 _ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
@@ -199,8 +200,8 @@ def _load_into(model: nn.Module, path: Path, state: StateDict) -> None:
     state = state | {name: stored[_identity(wanted[name])] for name in tied}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
-        lacks = f"lacks {_listed(missing)}" if missing else ""
-        holds = f"holds {_listed(extra)}, which the model does not have" if extra else ""
+        lacks = f"lacks {name_some(map(repr, missing), 4)}" if missing else ""
+        holds = f"holds {name_some(map(repr, extra), 4)}, which the model does not have" if extra else ""
         raise MalformedInputError(
             f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check the class and "
             "its arguments."
@@ -220,8 +221,3 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     if not isinstance(tensor, torch.Tensor) or nn.parameter.is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(f"'{name}'" for name in names[:4]) + more
