@@ -25,7 +25,7 @@ from deconv_cli.io import plan_output, read_image
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
-from deconv_cli.workflows.resolution import InputMetadata
+from deconv_cli.workflows.resolve_settings import InputMetadata
 
 KERNEL = "gaussian:1.5"
 FULL_SCALE, NOISE = 20000.0, 20.0

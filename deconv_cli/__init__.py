@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.library import invert, pseudo_inverse
     from deconv_cli.workflows.progress_listener import ProgressListener
     from deconv_cli.workflows.reconstruction import Reconstruction
-    from deconv_cli.workflows.resolution import InputMetadata
+    from deconv_cli.workflows.resolve_settings import InputMetadata
 
 __version__ = "0.2.0"
 
@@ -211,7 +211,7 @@ _NAMES = {
     "workflows.library": ("invert", "pseudo_inverse"),
     "workflows.progress_listener": ("ProgressListener",),
     "workflows.reconstruction": ("Reconstruction",),
-    "workflows.resolution": ("InputMetadata",),
+    "workflows.resolve_settings": ("InputMetadata",),
 }
 """What is imported at its first use, most of it with torch, by its module."""
 _HOMES = {name: f"deconv_cli.{module}" for module, names in _NAMES.items() for name in names}

@@ -13,12 +13,12 @@ from deconv_cli.registry import Registry
 BOUNDARIES: Registry[Any] = Registry(
     "boundary",
     {
-        "zero": "deconv_cli.operators.boundaries.rule:ZERO",
-        "circular": "deconv_cli.operators.boundaries.rule:CIRCULAR",
-        "reflect": "deconv_cli.operators.boundaries.rule:REFLECT",
-        "symmetric": "deconv_cli.operators.boundaries.rule:SYMMETRIC",
-        "replicate": "deconv_cli.operators.boundaries.rule:REPLICATE",
-        "unknown": "deconv_cli.operators.boundaries.rule:UNKNOWN",
+        "zero": "deconv_cli.operators.boundary_rules:ZERO",
+        "circular": "deconv_cli.operators.boundary_rules:CIRCULAR",
+        "reflect": "deconv_cli.operators.boundary_rules:REFLECT",
+        "symmetric": "deconv_cli.operators.boundary_rules:SYMMETRIC",
+        "replicate": "deconv_cli.operators.boundary_rules:REPLICATE",
+        "unknown": "deconv_cli.operators.boundary_rules:UNKNOWN",
     },
 )
 """What lies outside the image."""
@@ -127,7 +127,7 @@ SCHEDULERS: Registry[Any] = Registry(
         "dask": "deconv_cli.schedulers.dask_cluster:DaskCluster",
     },
 )
-"""Who does many independent pieces of work; the first that covers the settings."""
+"""Who does many independent pieces of work; the last that covers the settings."""
 
 
 def method_names() -> tuple[str, ...]:

@@ -25,25 +25,21 @@ def open_model(
     *,
     model: str | None = None,
     init: Any = None,  # noqa: ANN401 (JSON)
-    allowed_globals: tuple[str, ...] = (),
-    trusted_sha256: str | None = None,
 ) -> tuple[ModelFile, nn.Module | None]:
     """Read a model file, and build the model where its class is named; nothing that the file carries is run.
 
     Args:
-        path: .safetensors, what `torch.save` wrote, TorchScript or an exported program.
+        path: .safetensors, or what `torch.save` wrote.
         model: the class of the model, `file.py:Name` or `package.module:Name`, for a file of weights alone.
         init: the arguments of that class, by name or as a list.
-        allowed_globals: further classes that a pickle may name.
-        trusted_sha256: the SHA-256 of a TorchScript file or an exported program that is trusted to run.
 
     Raises:
         UsageError: no such file or name.
         InputRefusedError: a file that is unsafe, damaged, too large or does not fit the class.
     """
     named = None if model is None else load_named(model, "model")
-    stored = read_model(as_path(path), named=named, allowed_globals=allowed_globals, trusted_sha256=trusted_sha256)
-    if named is None or stored.module is not None or stored.exported is not None:
+    stored = read_model(as_path(path), named=named)
+    if named is None or stored.module is not None:
         return stored, None
     return stored, build_model(named, init, stored)
 

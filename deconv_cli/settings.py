@@ -87,8 +87,6 @@ class ReconstructionSettings(ShownInNotebook):
         strength: for prior `photo`, a factor on the noise: smoother above 1, sharper below. `None` means 1.
         gain: for Richardson–Lucy, units of the samples a count; `auto` estimates it, `None` holds samples out instead.
         iterations: for Richardson–Lucy and the total variation, a fixed number of iterations.
-        rho: for the total variation, the ρ of its steps, which weighs the split differences; `None` adapts it to the
-            image.
         method: the solver; `auto` chooses the cheapest.
         tolerance: the certificate at which an iteration stops; `None` means the solver's own.
         max_iterations: largest number of iterations.
@@ -126,7 +124,6 @@ class ReconstructionSettings(ShownInNotebook):
     strength: float | None = None
     gain: float | Auto | None = None
     iterations: int | None = None
-    rho: float | None = None
     method: str = "auto"
     tolerance: float | None = None
     max_iterations: int = MAX_ITERATIONS
@@ -295,7 +292,6 @@ class ReconstructionSettings(ShownInNotebook):
         self._take("strength", Real, "a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
         self._take("iterations", Integral, "a positive whole number", lambda v: v >= 1)
-        self._take("rho", Real, "a positive number", lambda v: v > 0)
         self._take("tolerance", Real, "a number between 0 and 1", lambda v: 0 < v < 1)
         self._take("max_iterations", Integral, "a positive whole number", lambda v: v >= 1)
         self._take("max_memory", Integral, "a positive whole number of bytes", lambda v: v >= 1)
@@ -341,8 +337,6 @@ class ReconstructionSettings(ShownInNotebook):
                 'iterations is for method="richardson-lucy" without gain, or for prior="tv"; use one of them, or '
                 "leave iterations out."
             )
-        if self.rho is not None and objective != "tv":
-            raise UsageError('rho is for prior="tv" only; use that prior, or leave rho out.')
         if is_rl and (self.nonnegative or self.prior not in ("auto", "quadratic", "richardson-lucy")):
             what = (
                 "nonnegative=True, which always holds for its estimates," if self.nonnegative else f"prior={self.prior}"
@@ -471,14 +465,12 @@ class ResolvedSettings(ReconstructionSettings):
 
 
 _NAMES = [field.name for field in fields(ReconstructionSettings)]
-_SETTINGS = {"lambda", *_NAMES, "jobs", "cluster", "scheduler", "block_range", "time_limit"}
+_SETTINGS = {"lambda", *_NAMES, "jobs", "scheduler", "block_range", "time_limit"}
 """Settings, and options on workers, that begin a sentence about themselves; some are words of other sentences too."""
 _VERBS = ("must", "is", "has", "draws", "helps", "chooses", "says", "truncates", "divides")
 _LONG = ("output_dtype", "time_limit", "batch_axis", "batch_size", "block_size")
 _ARGUMENTS = {
     **{name: option_name(name) for name in ("lam", *_NAMES, *_LONG) if name == "lam" or "_" in name},
-    "trusted_sha256": "--trust-file",
-    "allowed_globals": "--allow-global",
 }
 """Arguments that are no English words."""
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"

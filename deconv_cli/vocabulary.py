@@ -242,6 +242,12 @@ def _number(text: str) -> float | None:
         return None
 
 
+def name_some(names: Iterable[str], most: int = 6) -> str:
+    """List the first names, and count the others."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
 def shortened(text: str, limit: int = 60) -> str:
     """Cut a text that would not fit into a sentence."""
     return text if len(text) <= limit else f"{text[:limit]}…"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.differences import Difference
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import Penalty

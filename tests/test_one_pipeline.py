@@ -16,7 +16,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import FileOptions
 from deconv_cli.settings import ReconstructionSettings, option_name, with_options
 from deconv_cli.vocabulary import format_padding
-from deconv_cli.workflows.resolution import InputMetadata
+from deconv_cli.workflows.resolve_settings import InputMetadata
 
 SIZE = (20, 18)
 
@@ -48,7 +48,7 @@ ACCEPTED = [
     {"prior": "nonnegative", "lam": 1e-2},
     {"prior": "tv", "weight": 0.05},
     {"prior": "tv", "weight": "auto", "noise_sigma": 0.1},
-    {"prior": "tv", "weight": 0.05, "iterations": 4, "rho": 0.1},
+    {"prior": "tv", "weight": 0.05, "iterations": 4},
     {"prior": "photo", "strength": 1.5, "noise_sigma": 0.1},
     {"method": "richardson-lucy", "gain": 0.1},
     {"method": "richardson-lucy", "iterations": 4},
@@ -99,7 +99,6 @@ REFUSED = [
     {"weight": 1.0},
     {"gain": 1.0},
     {"iterations": 4},
-    {"rho": 0.1},
     {"method": "nonsense"},
     {"method": "fft", "lam": 1e-2},
     {"method": "strip", "lam": 0.0},

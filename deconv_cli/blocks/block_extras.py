@@ -14,17 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.blocks.block_grid import Block, Interval
-from deconv_cli.blocks.block_problem import BlockProblem, as_images
+from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.diagnostics.residual import edge_distance
-from deconv_cli.errors import UsageError
 from deconv_cli.io.codec import from_images
 from deconv_cli.io.layout import Array, Layout
 from deconv_cli.io.output import plan_regions
 from deconv_cli.io.records import samples_digest
-from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget
-from deconv_cli.io.regions import open_regions, read_corner
+from deconv_cli.io.region_arrays import Region, RegionTarget
 from deconv_cli.operators.axes import crop
 from deconv_cli.vocabulary import OutputDType, Size
 
@@ -104,13 +102,11 @@ class ExtraFiles:
     """Files beside the estimate.
 
     Attributes:
-        truth: file of the true image, with the axes and sizes of the result.
         error_map: file for the expected error.
         trust_mask: file for the mask of trust.
         has_page: whether thumbnails of the whole are kept for a page.
     """
 
-    truth: Path | None = None
     error_map: Path | None = None
     trust_mask: Path | None = None
     has_page: bool = False
@@ -120,43 +116,11 @@ NO_FILES = ExtraFiles()
 
 
 @dataclass(frozen=True, eq=False)
-class TrueImage:
-    """The file of the true image, and its axes."""
-
-    source: RegionSource
-    layout: Layout
-
-    @classmethod
-    def open(cls, path: Path, result: Layout) -> TrueImage:
-        """Open a file; refuse one of other axes or sizes than the result by `UsageError`."""
-        source = open_regions(path)
-        corner = read_corner(source, are_axes_named=False).spanned_by(len(result.space))
-        layout = Layout(corner.axes, source.shape, len(result.space))
-        if _sizes_of(layout) != _sizes_of(result):
-            raise UsageError(
-                f"the truth '{source.path}' of shape {source.shape} has axes {layout.axes}, but the result of shape "
-                f"{result.sizes} has {result.axes}; in blocks both must have the same axes."
-            )
-        return cls(source, layout)
-
-    def read(self, batch: Sequence[slice], core: Sequence[Interval]) -> Tensor:
-        """Read a part, shape `(B, C, *size)`."""
-        region = self.layout.region(batch, [slice(*interval) for interval in core])
-        return as_images(self.source.path, self.layout, self.source.read(region))
-
-
-def _sizes_of(layout: Layout) -> tuple[object, ...]:
-    along = [layout.sizes[layout.axes.index(letter)] for letter in layout.space]
-    return [layout.sizes[axis] for axis in layout.batch_axes], layout.n_channels, along
-
-
-@dataclass(frozen=True, eq=False)
 class BlockExtras:
     """What is made beside the estimate, as `ExtraFiles` says."""
 
     error_map: RegionTarget | None = None
     trust_mask: RegionTarget | None = None
-    truth: TrueImage | None = None
     has_thumbnails: bool = False
 
     @property
@@ -168,7 +132,7 @@ class BlockExtras:
         """Describe all of it for the fingerprint of a plan."""
         files = [[str(file.path), list(file.shape), file.axes, list(file.unit)] for file in self.targets]
         asked_for = [self.error_map is not None, self.trust_mask is not None, self.has_thumbnails]
-        return [*files, *asked_for, self.truth and self.truth.source.fingerprint()]
+        return [*files, *asked_for]
 
     def with_units(self, target: RegionTarget, n_axes: int) -> RegionTarget:
         """Enlarge the units of the result so that they are whole units of all other files too."""
@@ -213,17 +177,15 @@ def plan_extras(
     """Plan the files; write nothing yet. `force` is `None` if the caller checks existing files.
 
     Raises:
-        UsageError: a file exists or cannot be written by parts, or the truth has another shape.
+        UsageError: a file exists or cannot be written by parts.
     """
 
     def planned(path: Path | None, n_channels: int, dtype: OutputDType) -> RegionTarget | None:
         return None if path is None else plan_file(problem, path, n_channels, dtype, force=force)
 
-    result = Layout(target.axes, target.shape, problem.layout.dimensions)
     return BlockExtras(
         error_map=planned(files.error_map, problem.n_channels, OutputDType.FLOAT32),
         trust_mask=planned(files.trust_mask, 1, OutputDType.UINT8),
-        truth=None if files.truth is None else TrueImage.open(files.truth, result),
         has_thumbnails=files.has_page,
     )
 
@@ -232,13 +194,12 @@ def plan_extras(
 class ExtraNumbers:
     """Numbers of a block beside its estimate.
 
-    The sums of the expected and the real squared error are `None` without a prediction or a truth. The digests are
-    those of the samples that the block wrote into each file.
+    The sum of the expected squared error is `None` without a prediction. The digests are those of the samples that the
+    block wrote into each file.
     """
 
     squared_predicted: float | None = None
     trusted_share: float = 0.0
-    squared_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
     digests: tuple[str, ...] = ()
 
@@ -252,7 +213,7 @@ class ExtraWork:
     error: ErrorSample | None
 
     def __call__(self, block: Block, values: Tensor, image: Tensor) -> ExtraNumbers:
-        """Write the extras of a block, and sum up its errors.
+        """Write the extras of a block, and sum up its expected error.
 
         Its data have shape `(B, C_out, *data)`, and the estimate from them `(B, C_in, *image)`.
         """
@@ -273,15 +234,9 @@ class ExtraWork:
             if self.extras.trust_mask is not None:
                 digests.append(self._write_mask(self.extras.trust_mask, block, is_trusted))
         core = self.problem.crop(image, block.data, block.core)
-        error = None
-        if self.extras.truth is not None:
-            pair = core, self.extras.truth.read(block.batch, block.core).to(core)
-            found, truth = pair if curve is None else (curve.to_light(one, n_axes) for one in pair)
-            error = float((found - truth).double().square().sum())
         return ExtraNumbers(
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
             trusted_share=trusted_share,
-            squared_error=error,
             thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
             digests=tuple(digests),
         )

@@ -19,7 +19,7 @@ from deconv_cli.blocks.block_problem import (
     largest_samples,
     limit_threads,
 )
-from deconv_cli.blocks.fixed_choices import FixedChoices, choose_steps, fix_choices
+from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
 from deconv_cli.blocks.halo_depth import BlocksDisagreeError, HaloChoice, choose_halo
 from deconv_cli.blocks.preview_tiles import MAX_SAMPLES, PreviewTile, contrast_of, find_tiles, prediction_sides
 from deconv_cli.blocks.sampled_error import ErrorSample, sample_error
@@ -114,7 +114,6 @@ def plan_blocks(
     progress.begin("restoring preview tiles")
     tiles = find_tiles(problem, sides)
     choices, doubts = fix_choices(problem, tiles, sides, progress)
-    choices = choose_steps(problem, choices, tiles, progress)
     settled = choices.settle(problem)
     grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
     progress.begin("choosing the seams to check")
@@ -218,7 +217,7 @@ def _advise(problem: BlockProblem, options: BlockOptions) -> str:
         return f"use a larger lam, or {whole}"
     if settings.method == "richardson-lucy":
         return f"use fewer iterations, or {whole}"
-    return f"use another weight, or {whole}" if settings.objective == "tv" else whole
+    return whole
 
 
 def _shorten(largest: list[int], grid: BlockGrid, unit: Size) -> bool:

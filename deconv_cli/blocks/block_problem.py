@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_grid import AxisCut, Interval
-from deconv_cli.io.layout import Array, Layout, as_real_tensor, check_finite
+from deconv_cli.io.layout import Layout, as_real_tensor, check_finite
 from deconv_cli.io.region_arrays import RegionSource
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import space_axes
@@ -32,7 +31,7 @@ from deconv_cli.workflows.arithmetic import pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import ResolvedInput
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +105,9 @@ class BlockProblem:
             MalformedInputError: the file is damaged there, or holds NaN or Inf.
         """
         region = self.layout.region(batch, [slice(*interval) for interval in data])
-        return as_images(self.source.path, self.layout, self.source.read(region)).to(self.device)
+        values = as_real_tensor(self.source.path, self.source.read(region))
+        check_finite(self.source.path, values, "image")
+        return replace(self.layout, sizes=tuple(values.shape)).to_images(values).to(self.device)
 
     def restore(
         self,
@@ -208,13 +209,6 @@ class BlockProblem:
         """Make a pipeline. It keeps the inverse of the last part for the next part of the same size."""
         own = replace(self.settings, dimensions=self.layout.dimensions)
         return Pipeline(self.kernel, own, bias=self.bias)
-
-
-def as_images(path: Path, layout: Layout, stored: Array) -> Tensor:
-    """Bring a region of a file, with the axes of a layout, into shape `(B, C, *size)`; refuse NaN and Inf."""
-    values = as_real_tensor(path, stored)
-    check_finite(path, values, "image")
-    return replace(layout, sizes=tuple(values.shape)).to_images(values)
 
 
 def limit_threads(n_threads: int) -> None:

@@ -38,7 +38,6 @@ class BlockSummary:
         seconds: that all blocks took together.
         predicted_error: root mean square of the expected error; `None` if it is not predicted.
         trusted_share: part of the pixels that are trusted.
-        real_error: root mean square of the real error; `None` if no truth is known.
     """
 
     n_blocks: int
@@ -56,7 +55,6 @@ class BlockSummary:
     seconds: float
     predicted_error: float | None = None
     trusted_share: float = 0.0
-    real_error: float | None = None
     thumbnails: tuple[ThumbnailPart, ...] = ()
 
     @classmethod
@@ -66,11 +64,8 @@ class BlockSummary:
         data = math.fsum(result.squared_data for result in results)
         seams = [result.seam for result in results if result.seam is not None]
         n_estimated = sum(result.n_estimated for result in results)
-
-        def root_mean(squares: Sequence[float | None]) -> float | None:
-            known = [square for square in squares if square is not None]
-            return math.sqrt(math.fsum(known) / n_estimated) if len(known) == len(results) else None
-
+        squares = [r.extra.squared_predicted for r in results if r.extra.squared_predicted is not None]
+        is_predicted = len(squares) == len(results)
         trusted = math.fsum(result.extra.trusted_share * result.n_estimated for result in results)
         return cls(
             n_blocks=len(results),
@@ -86,9 +81,8 @@ class BlockSummary:
             seam=max(seams, default=None),
             n_seams=len(seams),
             seconds=math.fsum(result.seconds for result in results),
-            predicted_error=root_mean([result.extra.squared_predicted for result in results]),
+            predicted_error=math.sqrt(math.fsum(squares) / n_estimated) if is_predicted else None,
             trusted_share=trusted / max(n_estimated, 1),
-            real_error=root_mean([result.extra.squared_error for result in results]),
             thumbnails=tuple(part for result in results for part in result.extra.thumbnails),
         )
 
@@ -145,8 +139,8 @@ class BlockReconstruction:
         summary, sample = self.summary, self.plan.error
         if sample is None or summary is None or summary.predicted_error is None:
             return None
-        mean_square, real = summary.predicted_error**2, summary.real_error
-        found = sample.of_whole(self.task.problem.image_size, mean_square, real, is_trusted=not self.doubts)
+        mean_square = summary.predicted_error**2
+        found = sample.of_whole(self.task.problem.image_size, mean_square, is_trusted=not self.doubts)
         return found if self.doubts else replace(found, share=summary.trusted_share)
 
     @property
@@ -165,7 +159,6 @@ class BlockReconstruction:
             "penalty": settings.penalty if settings.has_lambda else None,
             "weight": self.plan.choices.weight,
             "iterations": self.plan.choices.iterations,
-            "rho": self.plan.choices.rho,
             "is_trusted": not self.doubts,
             "doubts": list(self.doubts),
             "notes": list(self.notes),

@@ -11,7 +11,6 @@ from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
 from deconv_cli.io.regions import cube_sides
 from deconv_cli.noise_model import NoiseModel
-from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.progress_listener import ProgressListener
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -21,11 +20,6 @@ SMALL = 2**14
 """Samples of the one tile that is restored to see which solver runs, if nothing has to be chosen."""
 N_PIECES = 5
 """Tiles that choose: those with the most contrast."""
-N_STEPPED = 3
-MAX_STEPPED_SAMPLES = 2**15
-"""Tiles on which the steps of an iteration are counted, and their samples: the rate depends little on the size."""
-RHO_STEPS = 80
-"""Steps after which ρ is final: it was adapted four times by then and hardly changes any more."""
 OF_PIECES = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.LAMBDA, DoubtReason.NOISE)
 """Reasons that hold for a picture if they hold for its tiles; solver and samples are checked in every block."""
 
@@ -37,9 +31,8 @@ class FixedChoices:
     Attributes:
         lams: λ, or that of each channel; empty if the objective has none.
         weight: of a prior.
-        iterations: of Richardson–Lucy and the total variation.
+        iterations: of Richardson–Lucy.
         noise: a model, or one for each channel; empty if none was estimated.
-        rho: of the steps of the total variation.
         has_bounds: whether saturated samples are lower bounds.
         noise_levels: of each channel, for prior photo.
         finest: pixels that the finest measured detail spans, for prior photo.
@@ -49,7 +42,6 @@ class FixedChoices:
     weight: float | None = None
     iterations: int | None = None
     noise: tuple[NoiseModel, ...] = ()
-    rho: float | None = None
     has_bounds: bool = False
     noise_levels: tuple[float, ...] = ()
     finest: float | None = None
@@ -58,8 +50,6 @@ class FixedChoices:
         """Replace what the settings of a problem leave open."""
         resolution = problem.resolution
         settings, reasons = replace(resolution.settings, noise_levels=self.noise_levels), resolution.reasons
-        if self.rho is not None:
-            settings = replace(settings, rho=self.rho)
         if self.noise and settings.noise not in (None, "white"):  # for these saturated samples are measurements
             settings = replace(settings, noise=self.noise if len(self.noise) > 1 else self.noise[0])
         if self.weight is not None:
@@ -84,8 +74,6 @@ def fix_choices(
     how much detail is kept. Gives the choices, and why the tiles are doubted, as `doubt_pieces` says it.
     """
     is_open, size = _is_open(problem), problem.data_size
-    if problem.resolved.objective == "tv":  # its weight is known by then, and `choose_steps` counts its steps
-        problem = problem.with_settings(iterations=1)
     pipeline = problem.pipeline()
     # If nothing is chosen and no residual is tested, one small tile shows which solver runs.
     is_looked_at = is_open or problem.resolved.is_linear
@@ -131,7 +119,6 @@ def _pool(found: Sequence[Reconstruction], shares: Sequence[float]) -> FixedChoi
         weight=weighted_median(weights, shares) if len(weights) == len(found) else None,
         iterations=int(weighted_median(steps, shares)) if len(steps) == len(found) else None,
         noise=tuple(noise),
-        rho=found[0].solution.rho,
         noise_levels=tuple(weighted_median(of_one, shares) for of_one in levels),
         finest=median(finest) if finest else None,
     )
@@ -160,41 +147,3 @@ def doubt_pieces(found: Sequence[Reconstruction]) -> tuple[str, ...]:
     n = len(found)
     where = "the piece of the picture that was" if n == 1 else f"{len(doubted)} of {n} pieces of the picture that were"
     return (f"in {where} tested: {doubted[0][0]}",)
-
-
-def choose_steps(
-    problem: BlockProblem, choices: FixedChoices, tiles: Sequence[PreviewTile], progress: ProgressListener
-) -> FixedChoices:
-    """Choose ρ, and how many steps at this ρ reach the tolerance on a few tiles; do nothing for other solvers.
-
-    An iteration that ends at a tolerance ends elsewhere in each block. Blur makes the objective so flat that pixels may
-    then differ by more than seams may. A step at a given ρ is local: after a fixed number of steps two blocks agree if
-    they have the same data, however far the minimum is.
-    """
-    if choices.rho is None:
-        return choices
-    given, size = problem.settings, problem.data_size
-    sides = cube_sides(size, MAX_STEPPED_SAMPLES)
-
-    def solve_tiles(choices: FixedChoices, what: str, max_iterations: int | None = None) -> list[Solution]:
-        settled = choices.settle(problem)
-        if max_iterations is not None:
-            most = min(max_iterations, settled.resolved.max_iterations)
-            settled = settled.with_settings(iterations=None, max_iterations=most)
-        pipeline = settled.pipeline()
-
-        def solve(tile: PreviewTile, progress: ProgressListener) -> Solution:
-            data = tile.data(sides, size)
-            return settled.restore(settled.read(tile.batch, data), data, pipeline, progress).solution
-
-        chosen = covering_tiles(problem, tiles, sides, N_STEPPED)
-        return map_tiles(solve, chosen, f"{what} of all blocks", progress, workers_for(settled, sides))
-
-    if given.rho is None:
-        n_adapted = RHO_STEPS if given.iterations is None else 1  # a given number of steps adapts nothing
-        adapted = solve_tiles(replace(choices, rho=None), "ρ", n_adapted)
-        choices = replace(choices, rho=median(solution.rho for solution in adapted if solution.rho is not None))
-    if given.iterations is None:
-        solved = solve_tiles(replace(choices, iterations=None), "the steps")
-        choices = replace(choices, iterations=max(solution.n_iterations for solution in solved))
-    return choices

@@ -29,7 +29,7 @@ from deconv_cli.solvers.solution import default_tolerance
 from deconv_cli.vocabulary import InputKind, OutputDType
 from deconv_cli.workflows.arithmetic import check_kernel
 from deconv_cli.workflows.pipeline import Pipeline
-from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata
+from deconv_cli.workflows.resolve_settings import NO_METADATA, InputMetadata
 
 CLOSER = 0.1
 """Factor on the tolerance of linear estimates under an unknown boundary; see `_solved_closely`."""
@@ -176,6 +176,11 @@ def _check_settings(settings: ResolvedSettings) -> None:
         raise UsageError(
             f"boundary {settings.boundary} joins opposite edges, which never lie in one block; use another boundary, "
             "or more memory."
+        )
+    if settings.objective == "tv":
+        raise UsageError(
+            "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior photo or "
+            "quadratic, or more memory."
         )
     if settings.rcond is not None:
         raise UsageError("rcond truncates the spectrum of the whole image, which blocks do not have; use lam instead.")

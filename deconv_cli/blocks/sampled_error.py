@@ -28,21 +28,15 @@ from deconv_cli.vocabulary import Size, counted, format_size
 
 @dataclass(frozen=True, eq=False)
 class SampledError(ExpectedError):
-    """The expected error of a whole picture, the source of the prediction in words, and the real error if known."""
+    """The expected error of a whole picture, and the source of the prediction in words."""
 
     pieces: str
-    real: float | None
     share: float = 0.0
 
     @property
     def trusted_share(self) -> float:
         """The part of the pixels that is trusted."""
         return self.share
-
-    @property
-    def actual_root_mean_square(self) -> float | None:
-        """The real error of the whole image, if the truth is known."""
-        return self.real
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,8 @@ class ErrorSample:
         found = zip(self.profiles, *groups, strict=True)
         return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, *part in found]).any(dim=0)
 
-    def of_whole(self, size: Size, mean_square: float, real: float | None, *, is_trusted: bool) -> SampledError:
-        """Describe the error of the whole picture by the mean square that is expected over all blocks.
-
-        `real` is the root mean square of the real error, if the truth is known.
-        """
+    def of_whole(self, size: Size, mean_square: float, *, is_trusted: bool) -> SampledError:
+        """Describe the error of the whole picture by the mean square that is expected over all blocks."""
         bands = self.pooled.bands
         counts = band_counts(size, len(bands))
 
@@ -106,7 +97,7 @@ class ErrorSample:
             "bands": tuple(_scaled(band, n, share) for band, n in zip(bands, counts, strict=True)),
             "trusted_depth": self.trusted_depth if is_trusted else None,
         }
-        return SampledError(**vars(self.pooled) | of_whole, pieces=pieces, real=real)
+        return SampledError(**vars(self.pooled) | of_whole, pieces=pieces)
 
 
 def sample_error(problem: BlockProblem, sides: Size) -> ErrorSample:

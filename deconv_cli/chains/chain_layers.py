@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.operators import synchronize
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, name_some
 
 Named = tuple[str, nn.Module]
 Layers = nn.Module | Sequence[nn.Module] | Sequence[Named]
@@ -182,19 +182,16 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise UsageError(
-            f"the model has no module '{name}'; it has {_listed([name for name, _ in model.named_children()])}."
-        ) from error
+        known = name_some((child for child, _ in model.named_children()), 12) or "no layers"
+        raise UsageError(f"the model has no module '{name}'; it has {known}.") from error
 
 
 def _place(children: list[str], name: str, text: str) -> int:
     if name not in children:
-        raise UsageError(f"there is no layer '{name}' for layers=\"{text}\", only {_listed(children)}.")
+        raise UsageError(
+            f"there is no layer '{name}' for layers=\"{text}\", only {name_some(children, 12) or 'no layers'}."
+        )
     return children.index(name)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "no layers"
 
 
 def input_shape_of(layers: nn.Sequential, y_shape: Size, input_size: Size | None) -> Size:

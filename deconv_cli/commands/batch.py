@@ -55,7 +55,7 @@ class Batch:
         if workers.are_given and (printed.show or printed.verbose):
             raise UsageError(
                 f"{'--show' if printed.show else '--verbose'} prints the work of this process, but other processes do "
-                "the work; leave it out, or leave out --jobs, --cluster and --scheduler."
+                "the work; leave it out, or leave out --jobs and --scheduler."
             )
         self._replaces = files.force
         self._manifest: Manifest | None = None

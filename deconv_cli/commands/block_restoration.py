@@ -105,7 +105,7 @@ class BlockRestoration:
 
         from deconv_cli.blocks.invert_blocks import lay_out_problem
         from deconv_cli.io.regions import read_spread
-        from deconv_cli.workflows.resolution import InputMetadata
+        from deconv_cli.workflows.resolve_settings import InputMetadata
 
         given = self.settings
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
@@ -265,13 +265,18 @@ class BlockRestoration:
         from deconv_cli.blocks.block_run import BlockRun
         from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
 
+        if extra.truth is not None:
+            raise UsageError(
+                "--truth compares a picture that is restored as a whole, but this one is restored in blocks; leave "
+                "--truth out."
+            )
         replaces = self.files.force or job.replaces or self.large.dry_run  # a dry run writes nothing
         files = LargeFileOptions(
             output_dtype=self.files.output_dtype, force=replaces, resume=resumes, n_levels=self.files.pyramid
         )
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
-        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.report is not None)
+        asked = ExtraFiles(extra.error_map, extra.trust_mask, has_page=extra.report is not None)
         return BlockRun.prepare(
             large.problem,
             target,
@@ -327,8 +332,6 @@ class BlockRestoration:
         if choices.iterations is not None:
             again["--iterations"] = choices.iterations
             again.pop("--gain", None)
-        if choices.rho is not None:
-            again["--rho"] = repr(choices.rho)
         return {
             **large.loaded.options,
             **again,

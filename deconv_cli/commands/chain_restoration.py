@@ -104,9 +104,8 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
     stored, built = open_module(chain.path, chain.model)
     module = built or stored.module
     if module is None:
-        holds = "an exported program" if stored.exported is not None else "weights"
         raise UsageError(
-            f"'{chain.path}' holds {holds} without the layers that use them; give the weights, and name the class "
+            f"'{chain.path}' holds weights without the layers that use them; give the weights, and name the class "
             "with --model file.py:Class."
         )
     parent, layers = choose_layers(module, chain.layers)

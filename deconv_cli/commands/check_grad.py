@@ -45,17 +45,10 @@ _MANY = 40
 """Parameters beyond which those without a fault are only counted."""
 _UNDECIDED = ("NOISY", "NOT CHECKED", "NONDIFFERENTIABLE")
 _OF_OTHER_MODELS = (
-    *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "allow_global"),
-    *("trust_file", "mode", "batch_axis", "second_order", "wrt"),
+    *("model", "data", "loss", "batch_size", "input_shape", "target_shape", "seed", "init", "mode"),
+    "batch_axis",
 )
 """Options that a script settles itself."""
-
-
-class Wrt(StrEnum):
-    """What the gradients are with respect to."""
-
-    PARAMETERS = "parameters"
-    INPUTS = "inputs"
 
 
 class Mode(StrEnum):
@@ -97,9 +90,7 @@ def check_grad(
             _PANEL,
         ),
     ] = "auto",
-    wrt: Annotated[Wrt, option("--wrt", "Check the gradients with respect to these.", _PANEL)] = Wrt.PARAMETERS,
     budget: Annotated[float, option("--budget SECONDS", "Time for finite differences.", _PANEL, min=0.0)] = 60.0,
-    second_order: Annotated[bool, option("--second-order", "Compare second derivatives too.", _PANEL)] = False,
 ) -> None:
     """Find out why a model does not learn: which gradients are missing or wrong, and which line is at fault."""
     started = time.perf_counter()
@@ -117,14 +108,10 @@ def check_grad(
             show("reading the model")
             case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
             from deconv_cli.gradients.checker import check_subject
-            from deconv_cli.gradients.inputs import with_inputs_as_weights
-            from deconv_cli.models.model_files import ModelFormat
 
-            subject = with_inputs_as_weights(case.subject) if wrt is Wrt.INPUTS else case.subject
-            report = check_subject(subject, budget=budget, second_order=second_order, on_progress=show)
-            is_exported = case.model["kind"] == ModelFormat.EXPORTED
-            header = {"mode": "exported" if is_exported else mode.value, "loss_name": case.describe_loss()}
-            header, notes = header | case.describe(), case.notes
+            report = check_subject(case.subject, budget=budget, on_progress=show)
+            header = {"mode": mode.value, "loss_name": case.describe_loss()} | case.describe()
+            notes = case.notes
     outcome = Outcome.of(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 
@@ -203,7 +190,7 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     """Print a table of parameters, then every fault with its line and reason, on stdout."""
     from rich.text import Text
 
-    from deconv_cli.gradients.findings import name_some
+    from deconv_cli.vocabulary import name_some
 
     console = table_console(stderr=False)
 
@@ -217,13 +204,13 @@ def _print_findings(record: dict[str, Any], *, verbose: bool) -> None:
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.4g}"
     line(record["summary"], "bold")
     line(
-        f"{record['model']['name']}: {counted(len(parameters), record['by'])}, loss {loss} ({record['loss_name']}), "
+        f"{record['model']['name']}: {counted(len(parameters), 'parameter')}, loss {loss} ({record['loss_name']}), "
         f"{record['data']['kind']} data, {record['mode']} mode"
     )
     if shown:
-        headings = ("verdict", record["by"], "shape", "‖gradient‖", "ratio", "against finite differences")
+        headings = ("verdict", "parameter", "shape", "‖gradient‖", "ratio", "against finite differences")
         print_table("", map(_row, shown), headings, to_stdout=True)
-        line(f"ratio: ‖gradient‖ / ‖{record['by']}‖")
+        line("ratio: ‖gradient‖ / ‖parameter‖")
     if len(shown) < len(parameters):
         line(f"and {_count(p for p in parameters if p not in shown)} (--verbose lists them)")
     details = {p["name"]: p["detail"] for p in parameters if p["detail"]}

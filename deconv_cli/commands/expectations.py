@@ -79,12 +79,12 @@ class Outcome:
         n_all = len(report.parameters) - n_frozen
         if n_faults or n_general:
             also = f" and {n_general} of the model as a whole" if n_general else ""
-            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, report.noun)}{also}"
+            code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, 'parameter')}{also}"
         elif n_undecided:
             code = ExitCode.UNTRUSTWORTHY
-            conclusion = f"no verdict on {n_undecided} of {counted(n_all, report.noun)}, and no fault in the others"
+            conclusion = f"no verdict on {n_undecided} of {counted(n_all, 'parameter')}, and no fault in the others"
         else:
-            code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, report.noun)}"
+            code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, 'parameter')}"
         conclusion += f" ({len(expected)} expected)" if expected else ""
         conclusion += f", {n_frozen} more are frozen" if n_frozen else ""
         return cls(expected, [e for e in expectations if e not in met], code, conclusion)

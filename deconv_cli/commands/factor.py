@@ -82,7 +82,7 @@ def factor(
     from deconv_cli.vocabulary import format_size
     from deconv_cli.workflows.arithmetic import as_kernel, check_single_kernel, pick_dtype
     from deconv_cli.workflows.measurement import assess_well_posedness, describe_undetermined
-    from deconv_cli.workflows.resolution import InputMetadata, resolve
+    from deconv_cli.workflows.resolve_settings import InputMetadata, resolve
 
     check_state_path(output, kernel, force=force)
     started = time.perf_counter()

@@ -37,8 +37,8 @@ class CaseOptions(ModelOptions):
         Path | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="The model: .safetensors, a state dict or a whole module of torch.save, .pt2, TorchScript. Without a "
-            "file, --model initializes the weights.",
+            help="The model: .safetensors, or a state dict or a whole module of torch.save. Without a file, --model "
+            "initializes the weights.",
         ),
     ] = None
     model: Annotated[
@@ -88,7 +88,7 @@ class Case:
         loss_name: as typed.
         data: the data file; `None` for synthetic data.
         model: description of the model for the report.
-        data_kind: `given`, `stored` or `synthetic`.
+        data_kind: `given` or `synthetic`.
         notes: assumptions, a sentence each.
     """
 
@@ -157,14 +157,11 @@ def open_case(
     named = load_named(options.model, "--model") if options.model else None
     stored = None
     if options.file is not None:
-        stored = read_model(
-            options.file, named=named, allowed_globals=options.allow_global or (), trusted_sha256=options.trust_file
-        )
+        stored = read_model(options.file, named=named)
         refuse_idle_for_file(typed, options.file, stored)
-    module, examples = _open_module(options, named, stored)
-    if examples is None:
-        module.train(is_training)
-    data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
+    module = _open_module(options, named, stored)
+    module.train(is_training)
+    data, batch, kind, notes = _open_batch(options, module, batch_axis)
     target = batch.target
     if options.target_shape is not None:
         if target is not None:
@@ -192,8 +189,6 @@ def open_case(
     }
     case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
-    if examples is not None:
-        case.notes.append("an exported program keeps the mode of its export, and loses hand-written backwards")
     case.notes += notes
     _bind_loss(case, options)
     return case
@@ -228,28 +223,21 @@ def first_output(subject: Subject) -> Any:  # noqa: ANN401  whatever the model g
         ) from error
 
 
-def _open_module(
-    options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
-) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
-    """Return the module, with the example inputs of an exported program."""
-    from deconv_cli.gradients.tracing.code_location import with_locations
+def _open_module(options: CaseOptions, named: NamedCode | None, stored: ModelFile | None) -> nn.Module:
     from deconv_cli.models.model_files import build_model
 
-    if stored is not None and stored.exported is not None:
-        exported = stored.exported
-        return with_locations(exported.module), (exported.example_arguments, exported.example_keywords)
     if stored is not None and stored.module is not None:
-        return stored.module, None
+        return stored.module
     if named is None:
         raise UsageError(
             f"'{options.file}' holds weights without the code that uses them; name the class with --model "
             "file.py:Class."
         )
-    return build_model(named, parse_init(options.init), stored), None
+    return build_model(named, parse_init(options.init), stored)
 
 
 def _open_batch(
-    options: CaseOptions, module: nn.Module, examples: tuple[Any, dict[str, Any]] | None, batch_axis: int | None
+    options: CaseOptions, module: nn.Module, batch_axis: int | None
 ) -> tuple[TensorFile | None, Batch, str, list[str]]:
     """Read or draw the inputs; returns the data file, the batch to check, its origin, and notes."""
     from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
@@ -265,8 +253,6 @@ def _open_batch(
     if options.input_shape:
         specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
         return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
-    if examples is not None and examples[0] is not None:
-        return None, Batch(*examples, None), "stored", []
     with _naming_options("--data FILE or --input-shape 8,1,28,28"):
         spec, note = guess_inputs(module, dtype, options.seed)
     return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
@@ -342,10 +328,6 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
         "file.py:Class.",
         ("batch_size", "data"): "--batch-size is for --data, which is missing; leave it out, and name the number in "
         "--input-shape.",
-        ("trust_file", "file"): "--trust-file is for TorchScript and .pt2 files, but no file is named; name it, or "
-        "leave --trust-file out.",
-        ("allow_global", "file"): "--allow-global is for pickled files, but no file is named; name it, or leave "
-        "--allow-global out.",
     }
     for (name, partner), sentence in partners.items():
         if name in typed and partner not in typed:
@@ -357,26 +339,6 @@ def refuse_idle(typed: frozenset[str], *, batch_axis: int | None) -> None:
 
 
 def refuse_idle_for_file(typed: frozenset[str], path: Path, stored: ModelFile) -> None:
-    """Refuse, by `UsageError`, the first typed option that has no effect on this kind of model file."""
-    from deconv_cli.models.model_files import ModelFormat
-
-    kind = stored.kind
-    idle = {
-        f"--trust-file is for TorchScript and .pt2, but '{path}' is a {kind} file, which runs no code; leave it out.": (
-            "trust_file" in typed and not kind.is_program
-        ),
-        f"--allow-global is for pickled files, but '{path}' is a {kind} file; leave it out.": (
-            "allow_global" in typed and kind is not ModelFormat.PICKLE
-        ),
-        f"--mode cannot change the exported program '{path}', which keeps the mode of its export; leave it out, or "
-        "export the model in that mode.": "mode" in typed and kind is ModelFormat.EXPORTED,
-        f"--model names the code of a model, but '{path}' is a {kind} file, which contains its code; leave it out.": (
-            "model" in typed and kind.is_program
-        ),
-        f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.": (
-            "init" in typed and stored.state is None
-        ),
-    }
-    for sentence, is_idle in idle.items():
-        if is_idle:
-            raise UsageError(sentence)
+    """Refuse, by `UsageError`, a typed option that has no effect on this kind of model file."""
+    if "init" in typed and stored.state is None:
+        raise UsageError(f"--init gives arguments to --model, but '{path}' holds a whole model already; leave it out.")

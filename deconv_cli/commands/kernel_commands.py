@@ -197,7 +197,7 @@ def align(
 def light_of(image: ImageFile, light: str) -> ChosenLight:
     """Decide what the blur of a picture acts on: `linear`, `stored`, or `auto` by what the file says."""
     from deconv_cli.workflows.light import choose_light
-    from deconv_cli.workflows.resolution import RecordedConvolution
+    from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
     if not image.is_picture:
         raise UsageError(

@@ -115,7 +115,7 @@ def extract(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="The model: .safetensors, a state dict or a whole module of torch.save, .pt2, TorchScript.",
+            help="The model: .safetensors, or a state dict or a whole module of torch.save.",
         ),
     ],
     options: ModelOptions,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deconv_cli.kernels.kernel_field import KernelField
     from deconv_cli.report.run import FactorInput, KernelInput
     from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-    from deconv_cli.workflows.resolution import RecordedConvolution
+    from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
 ESTIMATE = Path("estimate")
 """The word for a kernel that is to be found in the picture."""
@@ -120,7 +120,7 @@ class LoadedKernel:
 
 def _spacing_notes(taps: tuple[float, ...] | None, samples: tuple[float, ...] | None) -> tuple[str, ...]:
     """Note that the taps of a kernel have another distance than the samples of the image."""
-    from deconv_cli.workflows.resolution import SAME_SPACING
+    from deconv_cli.workflows.resolve_settings import SAME_SPACING
 
     if taps is None or samples is None or len(taps) != len(samples):
         return ()
@@ -284,7 +284,7 @@ def load_kernel(
 
 def recorded_by_model(geometry: dict[str, Any]) -> RecordedConvolution:
     """Read stride, padding and the rest from the record of a layer in a model file."""
-    from deconv_cli.workflows.resolution import RecordedConvolution
+    from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
     names = {field.name for field in fields(LayerOptions)}
     options: dict[str, Any] = {name: _as_options(value) for name, value in geometry.items() if name in names}

@@ -21,7 +21,7 @@ Line = dict[str, Any]
 MANY_FILES = "Many files"
 _NOT_SETTINGS = {
     *("inputs", "output", "force", "report", "show", "as_json", "quiet", "verbose"),
-    *("skip_existing", "manifest", "resume", "jobs", "cluster", "scheduler"),
+    *("skip_existing", "manifest", "resume", "jobs", "scheduler"),
 }
 """Parameters that do not change the result for a file."""
 

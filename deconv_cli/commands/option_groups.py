@@ -280,10 +280,6 @@ class WorkOptions:
             min=1,
         ),
     ] = None
-    cluster: Annotated[
-        str | None,
-        option("--cluster local:N", "Work in N processes of this machine, as --jobs N does.", WORKERS),
-    ] = None
     scheduler: Annotated[
         str | None,
         option(
@@ -313,7 +309,7 @@ class WorkOptions:
         from deconv_cli.schedulers.scheduler import WorkSettings, start_scheduler
 
         threads = None if self.are_given else threads
-        return start_scheduler(WorkSettings(self.jobs, self.cluster, self.scheduler, threads, device))
+        return start_scheduler(WorkSettings(self.jobs, self.scheduler, threads, device))
 
 
 def typed_options(invocation: typer.Context) -> frozenset[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deconv_cli.workflows.lambda_series import LambdaView
     from deconv_cli.workflows.pipeline import Pipeline
     from deconv_cli.workflows.reconstruction import Reconstruction
-    from deconv_cli.workflows.resolution import InputMetadata
+    from deconv_cli.workflows.resolve_settings import InputMetadata
 
 N_ALIGNED = 3
 """The alignment of the kernel is tested on this many first inputs of a run: a test takes longer than restoring."""
@@ -116,7 +116,7 @@ class Restoration:
 
     def _metadata(self, image: ImageFile) -> InputMetadata:
         """Collect the records in the files of an input and of the kernel."""
-        from deconv_cli.workflows.resolution import InputMetadata
+        from deconv_cli.workflows.resolve_settings import InputMetadata
 
         return InputMetadata(
             record=image.record,
@@ -130,7 +130,7 @@ class Restoration:
 
     def _options(self, result: Reconstruction, image: ImageFile) -> OptionValues:
         """Return the options that make the same estimate again, with the resolved settings."""
-        from deconv_cli.workflows.resolution import default_noise
+        from deconv_cli.workflows.resolve_settings import default_noise
 
         settings = result.settings
         options = settings.as_options()
@@ -213,6 +213,7 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
     is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None
+    is_cuttable = is_cuttable and settings.prior != "tv"
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 

@@ -257,11 +257,6 @@ SETTINGS_OPTIONS = {
             kind=int,
             least=1,
         ),
-        rho=SettingOption(
-            "For prior tv: the ρ of its iteration. Default: adapted to the image; the same for all blocks.",
-            kind=float,
-            least=0.0,
-        ),
     ),
     **_panel(
         SOLVER,

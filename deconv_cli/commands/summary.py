@@ -360,7 +360,6 @@ def _objective_row(found: BlockReconstruction, *, verbose: bool) -> tuple[str, s
         return "prior", _prior(found.prior_sentence, verbose=verbose)
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
     more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
-    more += "" if choices.rho is None else f" at ρ {choices.rho:.3g}"
     return "minimized", f"{settings.objective}{more}"
 
 

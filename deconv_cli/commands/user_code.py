@@ -41,18 +41,6 @@ class ModelOptions:
         str | None,
         option("--init JSON", 'Arguments of the class that --model names: {"hidden": 64}, or a list.', MODEL_FILES),
     ] = None
-    allow_global: Annotated[
-        list[str] | None,
-        option(
-            "--allow-global NAME",
-            "Let a pickle use this class besides those of torch.nn and --model: package.module.Name.",
-            MODEL_FILES,
-        ),
-    ] = None
-    trust_file: Annotated[
-        str | None,
-        option("--trust-file SHA256", "Run the TorchScript or .pt2 file with this fingerprint.", MODEL_FILES),
-    ] = None
 
 
 def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module | None]:
@@ -69,13 +57,7 @@ def open_module(path: Path, options: ModelOptions) -> tuple[ModelFile, nn.Module
             "--init gives the arguments of --model, which is missing; name the class with --model file.py:Class."
         )
     with running_user_code(is_silent=True):
-        return open_model(
-            path,
-            model=options.model,
-            init=parse_init(options.init),
-            allowed_globals=tuple(options.allow_global or ()),
-            trusted_sha256=options.trust_file,
-        )
+        return open_model(path, model=options.model, init=parse_init(options.init))
 
 
 def parse_init(text: str | None) -> dict[str, Any] | list[Any] | None:

@@ -8,7 +8,7 @@
 * `estimate_gain` finds how many units of the samples one count of light is, if the noise is that of counts.
 
 The noise for the predicted error is fitted together with the power of the image (`image_model.py`).
-Noise that is not white is fitted in `noise_spectrum.py`; `workflows/noise_of_data.py` decides which of these is used.
+Noise that is not white is fitted in `noise_spectrum.py`; `workflows/noise_of_data.py` decides between them.
 """
 
 from __future__ import annotations

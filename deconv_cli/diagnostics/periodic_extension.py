@@ -15,7 +15,7 @@ from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, space_axes, squared_gradient
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, torus_symbol
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.geometry import Geometry

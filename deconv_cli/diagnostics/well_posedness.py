@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.boundary_modes import count_lost_modes, edge_angles, edge_waves, move_ahead
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, single_threaded

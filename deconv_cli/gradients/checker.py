@@ -16,7 +16,6 @@ from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
 from deconv_cli.gradients.evidence import Evidence
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
-from deconv_cli.gradients.inputs import InputsAsWeights, with_inputs_as_weights
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
@@ -41,8 +40,6 @@ def check_gradients(
     seed: int = 0,
     batch_axis: int | Literal["auto"] | None = "auto",
     budget: float = DEFAULT_BUDGET,
-    second_order: bool = False,
-    wrt: Literal["parameters", "inputs"] = "parameters",
     **keywords: Any,  # noqa: ANN401  whatever the model takes
 ) -> GradientReport:
     """Find for every parameter of a model whether its gradient arrives and is right, and which line is at fault if not.
@@ -57,8 +54,6 @@ def check_gradients(
         batch_axis: which axis of inputs and outputs counts the samples, None for no such axis; `auto` is the first,
             unless it looks like time.
         budget: seconds for finite differences; the report lists what they did not reach.
-        second_order: also compare second derivatives.
-        wrt: check the gradients by the parameters, or by the inputs `inputs.0`, `inputs.1`, ... or `inputs.name`.
         **keywords: inputs of forward by name.
 
     Returns:
@@ -71,16 +66,13 @@ def check_gradients(
     value = projection if loss is None else user_loss(loss, has_target=target is not None)
     axis = 0 if batch_axis == "auto" else batch_axis
     subject = Subject(model, inputs, keywords, target, value, seed, axis, is_axis_given=batch_axis != "auto")
-    if wrt == "inputs":
-        subject = with_inputs_as_weights(subject)
-    return check_subject(subject, budget=budget, second_order=second_order)
+    return check_subject(subject, budget=budget)
 
 
 def check_subject(
     subject: Subject,
     *,
     budget: float = DEFAULT_BUDGET,
-    second_order: bool = False,
     on_progress: Callable[[str], None] = lambda _sentence: None,
 ) -> GradientReport:
     """Check a model that is bound to its inputs and its loss, and is left as it was; see `check_gradients`.
@@ -99,7 +91,7 @@ def check_subject(
     started = time.monotonic()
     try:
         with subject.without_gradients(), contextlib.ExitStack() as stack:
-            evidence = collect_evidence(subject, stack, budget, second_order=second_order, on_progress=on_progress)
+            evidence = collect_evidence(subject, stack, budget, on_progress)
             return _report(evidence, started)
     except torch.OutOfMemoryError as error:
         raise UsageError("the model does not fit into memory; take smaller inputs.") from error
@@ -121,7 +113,6 @@ def _report(evidence: Evidence, started: float) -> GradientReport:
         ),
         n_evaluations=double.n_evaluations,
         time_s=time.monotonic() - started,
-        noun="input" if isinstance(evidence.model, InputsAsWeights) else "parameter",
     )
 
 
@@ -138,7 +129,6 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
         gradient_norm=norm_of(gradient) if gradient is not None else None,
         weight_norm=evidence.weight_norms[name],
         comparison=evidence.comparison(name),
-        second_order=evidence.double.second.get(name),
     )
 
 
@@ -158,12 +148,7 @@ _NARROWED = (
 
 
 def collect_evidence(
-    subject: Subject,
-    stack: contextlib.ExitStack,
-    budget: float,
-    *,
-    second_order: bool,
-    on_progress: Callable[[str], None],
+    subject: Subject, stack: contextlib.ExitStack, budget: float, on_progress: Callable[[str], None]
 ) -> Evidence:
     """Watch a forward and a backward pass, and compare gradients with finite differences, in `budget` seconds.
 
@@ -187,13 +172,11 @@ def collect_evidence(
         wrong, unchecked = check_functions(subject, _FUNCTIONS_SHARE * budget)
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
     names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
-    blamed = {name for item in wrong for name in item.parameters}
-    twice = names - blamed if second_order else frozenset()
     left = budget - (time.monotonic() - started)
     double = DoubleEvidence(forward, backward)
     with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
         if is_checkable:
-            double = gather_double(subject, names, twice, left, on_progress)
+            double = gather_double(subject, names, left, on_progress)
         batch = _try_batch(subject, on_progress)
     return Evidence(
         subject=subject,
@@ -206,7 +189,7 @@ def collect_evidence(
         batch=batch,
         budget=budget,
         notes=(*describe_plain_containers(subject.model), *([_NARROWED] if is_narrowed else []), *double.notes),
-        not_checked=(*unchecked, *double.not_checked),
+        not_checked=tuple(unchecked),
     )
 
 

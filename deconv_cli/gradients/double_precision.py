@@ -1,4 +1,4 @@
-"""Compare first and second derivatives with finite differences, in float64 if the model runs in it."""
+"""Compare gradients with finite differences, in float64 if the model runs in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deconv_cli.gradients.finite_differences import (
     TensorGradient,
     compare_along,
 )
-from deconv_cli.gradients.subject import Subject, as_scalar
+from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
@@ -41,7 +41,6 @@ class DoubleEvidence:
 
     Attributes:
         results: gradients against finite differences, by parameter; None where the time was up.
-        second: the same for second derivatives.
         constants: parameters without an effect on the loss, since the gradients that arrive at them cancel.
         minima: parameters at a minimum or maximum, where the gradient is zero.
     """
@@ -50,36 +49,30 @@ class DoubleEvidence:
     backward: BackwardTrace
     dtype: str | None = None
     results: Mapping[str, Comparison | None] = field(default_factory=dict)
-    second: Mapping[str, Comparison | None] = field(default_factory=dict)
     constants: frozenset[str] = frozenset()
     minima: frozenset[str] = frozenset()
     n_evaluations: int = 0
     notes: tuple[str, ...] = ()
-    not_checked: tuple[str, ...] = ()
 
 
 def gather_double(
-    subject: Subject,
-    names: frozenset[str],
-    twice: frozenset[str],
-    budget: float,
-    on_progress: Callable[[str], None],
+    subject: Subject, names: frozenset[str], budget: float, on_progress: Callable[[str], None]
 ) -> DoubleEvidence:
     """Compare gradients with finite differences, in `budget` seconds.
 
-    The parameters `names` have a finite gradient other than zero; those of them in `twice` are differentiated twice.
+    The parameters `names` have a finite gradient other than zero.
     """
     on_progress("comparing with finite differences")
     try:
         with subject.in_double():
-            found = _compare(subject, names, twice, budget, on_progress, "float64")
+            found = _compare(subject, names, budget, on_progress, "float64")
     except DeconvError:
         raise
     except RuntimeError as error:
         if as_too_large(error) is not None:
             raise
         dtype = str(next(iter(subject.parameters.values())).dtype).removeprefix("torch.")
-        found = _compare(subject, names, twice, budget, on_progress, dtype)
+        found = _compare(subject, names, budget, on_progress, dtype)
         note = (
             f"the model does not run in float64 (“{first_line(error)}”); finite differences used {dtype}, which is "
             "less precise"
@@ -89,12 +82,7 @@ def gather_double(
 
 
 def _compare(
-    subject: Subject,
-    names: frozenset[str],
-    twice: frozenset[str],
-    budget: float,
-    on_progress: Callable[[str], None],
-    dtype: str,
+    subject: Subject, names: frozenset[str], budget: float, on_progress: Callable[[str], None], dtype: str
 ) -> DoubleEvidence:
     deadline = time.monotonic() + budget
     forward = trace_forward(subject)
@@ -121,16 +109,11 @@ def _compare(
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
-        agreeing = [name for name, found in results.items() if found is not None and found.outcome is Outcome.AGREES]
-        second, unclear = _compare_second_derivatives(
-            subject, [name for name in agreeing if name in twice], epsilon, budget / 2
-        )
     return DoubleEvidence(
         forward,
         backward,
         dtype,
         results=results | _canceling(tensors, results, backward),
-        second=second,
         constants=constants,
         minima=minima,
         n_evaluations=function.n_evaluations,
@@ -139,7 +122,6 @@ def _compare(
             if casts and dtype == "float64"
             else ()
         ),
-        not_checked=tuple(unclear),
     )
 
 
@@ -242,46 +224,3 @@ def _canceling(
         if resolution <= TOLERANCE:
             agreeing[moved.name] = replace(found, outcome=Outcome.AGREES, resolution=resolution)
     return agreeing
-
-
-def _compare_second_derivatives(
-    subject: Subject, names: list[str], epsilon: float, budget: float
-) -> tuple[dict[str, Comparison | None], list[str]]:
-    """Compare Hessian-vector products with finite differences of the gradient, for one random vector.
-
-    The loss has the relative precision `epsilon`, and there are `budget` seconds. Returns the comparisons by name, and
-    sentences on what could not be compared.
-    """
-    if not names:
-        return {}, []
-    parameters = [subject.parameters[name] for name in names]
-    generator = torch.Generator().manual_seed(subject.seed + 2)
-    along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-
-    def slope(*, keep_graph: bool) -> torch.Tensor:
-        loss = as_scalar(subject.run()[1])
-        gradients = torch.autograd.grad(loss, parameters, create_graph=keep_graph, allow_unused=True)
-        terms = [(g * v).sum() for g, v in zip(gradients, along, strict=True) if g is not None]
-        return torch.stack(terms).sum()
-
-    try:
-        value = slope(keep_graph=True)
-        second = (
-            torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(names)
-        )
-    except RuntimeError as error:
-        return {}, [f"second derivatives: autograd cannot differentiate twice here (“{first_line(error)}”)"]
-    tensors = [
-        TensorGradient(name, parameter, torch.zeros_like(parameter) if gradient is None else gradient)
-        for name, parameter, gradient in zip(names, parameters, second, strict=True)
-    ]
-    function = ScalarFunction(lambda: float(slope(keep_graph=False)), epsilon, time.monotonic() + budget)
-    results = compare_tensors(function, tensors, seed=subject.seed + 3)
-    unclear = []
-    for name, found in results.items():
-        # Zero on both sides has no relative error, but is clear.
-        is_flat = found is not None and found.autograd == 0 and not math.isfinite(found.resolution)
-        is_zero = found is not None and is_flat and abs(found.numeric) <= N_ERROR_BARS * found.error_bar
-        if found is None or (found.outcome is Outcome.UNSURE and not is_zero):
-            unclear.append(f"{name}: its second derivative could not be compared precisely")
-    return results, unclear

@@ -192,7 +192,4 @@ class Evidence:
         return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
 
     def _is_sound(self, name: str) -> bool:
-        second = self.double.second.get(name)
-        is_wrong = self.differs(name) or (second is not None and second.outcome is Outcome.DIFFERS)
-        is_compared = name in self.double.results
-        return is_compared and not is_wrong and not self.wrong_inputs_before(name)
+        return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)

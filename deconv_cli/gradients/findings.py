@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from deconv_cli.gradients.finite_differences import Comparison
 from deconv_cli.gradients.tracing.code_location import CodeLocation
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import counted, name_some
 
 _MAX_CAUSES = 3
 
@@ -155,7 +155,6 @@ class ParameterFinding(Finding):
         gradient_norm: ‖gradient‖, None where no finite gradient arrives.
         weight_norm: ‖parameter‖.
         comparison: with finite differences, None where there was no comparison.
-        second_order: the same for second derivatives.
     """
 
     name: str = ""
@@ -163,7 +162,6 @@ class ParameterFinding(Finding):
     gradient_norm: float | None = None
     weight_norm: float = 0.0
     comparison: Comparison | None = None
-    second_order: Comparison | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -205,7 +203,6 @@ class GradientReport:
         not_checked: unchecked things with the reason, a sentence each.
         n_evaluations: forward passes spent on finite differences.
         time_s: seconds in all.
-        noun: `parameter` or `input`: the gradients by these were checked.
     """
 
     parameters: tuple[ParameterFinding, ...]
@@ -216,14 +213,13 @@ class GradientReport:
     not_checked: tuple[str, ...]
     n_evaluations: int
     time_s: float
-    noun: str = "parameter"
 
     def __str__(self) -> str:
         """Write the report as text."""
-        return write_report(self.parameters, self.general, self.noun)
+        return write_report(self.parameters, self.general)
 
     def _repr_html_(self) -> str:
-        return write_html(self.parameters, self.general, self.noun)
+        return write_html(self.parameters, self.general)
 
     def faults(self) -> list[Fault]:
         """Gather the parameters of each fault by source line."""
@@ -235,7 +231,6 @@ class GradientReport:
 
 
 _GETS_NOTHING = ("UNUSED", "NOT-LOSS", "DETACHED", "ZERO", "OVERWRITTEN")
-_MAX_NAMES = 6
 _OF_ALL = {
     "NOTHING TRAINS": "all parameters are frozen",
     "UNREGISTERED": "the loss depends on weights that no optimizer holds",
@@ -256,10 +251,7 @@ _SLOWING = ("LOSS INPUT", "ACCUMULATED")
 
 
 def summarize(
-    parameters: Sequence[ParameterFinding],
-    general: Sequence[Finding],
-    expected: frozenset[str] = frozenset(),
-    noun: str = "parameter",
+    parameters: Sequence[ParameterFinding], general: Sequence[Finding], expected: frozenset[str] = frozenset()
 ) -> str:
     """Say in one line whether training would work.
 
@@ -267,24 +259,21 @@ def summarize(
         parameters: the findings for each parameter.
         general: the findings for the model as a whole.
         expected: names of parameters, and verdicts on the model as a whole, that the user accepts.
-        noun: `parameter` or `input`.
     """
     trainable = [found for found in parameters if found.verdict != "FROZEN"]
     rest = [found for found in trainable if found.name not in expected]
     without = [found for found in rest if found.verdict in _GETS_NOTHING]
     others = [found for found in rest if found.is_fault and found not in without]
     of_all = [found for found in general if found.is_fault and found.verdict not in expected]
-    trains = noun == "parameter"
     if not trainable or len(without) == len(trainable):
         whole = "its whole" if any(found.gradient_norm for found in without) else "a"  # cut on one of its ways
-        return f"{'Training would not work: no' if trains else 'No'} {noun} gets {whole} gradient."
-    sentences, of_trainable = [], f"of {counted(len(trainable), noun)}"
+        return f"Training would not work: no parameter gets {whole} gradient."
+    sentences, of_trainable = [], f"of {counted(len(trainable), 'parameter')}"
     if without:
-        sentences.append(f"{len(without)} {of_trainable} {'would not train' if trains else 'get no gradient'}")
+        sentences.append(f"{len(without)} {of_trainable} would not train")
     if others:
-        badly = "would train badly" if trains else "get a wrong one"
         verdicts = ", ".join(dict.fromkeys(str(found.verdict) for found in others))
-        sentences.append(f"{len(others)} {of_trainable} {badly} ({verdicts})")
+        sentences.append(f"{len(others)} {of_trainable} would train badly ({verdicts})")
     if of_all:
         sentences += dict.fromkeys(
             f"{_OF_ALL.get(found.verdict, 'there is a fault')} ({found.verdict})" for found in of_all
@@ -296,7 +285,7 @@ def summarize(
             if is_slow
             else "Training would not work with this code"
         )
-        return f"{trained if trains else 'Gradients are at fault'}: {'; '.join(sentences)}."
+        return f"{trained}: {'; '.join(sentences)}."
     unknown = [found for found in trainable if found.is_undecided]
     if unknown:
         return f"Gradients arrive, but {len(unknown)} of {len(trainable)} could not be checked."
@@ -306,14 +295,12 @@ def summarize(
         return f"Training can work: every gradient arrives and is right, except for {share} that the code substitutes."
     if len(rest) < len(trainable) or any(found.verdict in expected for found in general):
         return "Training can work except for the expected findings; every other gradient arrives and is right."
-    if noun != "parameter":
-        return f"Gradients are right: every {noun} gets one, and it agrees with finite differences."
     return "Training can work: every trainable parameter gets a correct gradient."
 
 
-def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
     """Write the report as text: the summary, then each fault with its line, its reason and what to write instead."""
-    blocks = [summarize(parameters, general, noun=noun)]
+    blocks = [summarize(parameters, general)]
     for fault in grouped(found for found in parameters if found.is_fault):
         blocks.append("\n".join([f"{fault.verdict}: {name_some(fault.parameters)}", *_explain(fault.causes)]))
     for found in general:
@@ -321,23 +308,16 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     return "\n\n".join(blocks)
 
 
-def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding], noun: str = "parameter") -> str:
+def write_html(parameters: Sequence[ParameterFinding], general: Sequence[Finding]) -> str:
     """Write the report for a notebook: the summary, a table of the parameters, and the faults."""
     rows = "".join(
         f"<tr><td>{html.escape(found.verdict)}</td><td>{html.escape(found.name)}</td>"
         f"<td>{'' if found.gradient_norm is None else format(found.gradient_norm, '.3g')}</td></tr>"
         for found in parameters
     )
-    head, _, faults = write_report(parameters, general, noun).partition("\n\n")
-    table = f"<table><tr><th>verdict</th><th>{noun}</th><th>‖gradient‖</th></tr>{rows}</table>"
+    head, _, faults = write_report(parameters, general).partition("\n\n")
+    table = f"<table><tr><th>verdict</th><th>parameter</th><th>‖gradient‖</th></tr>{rows}</table>"
     return f"<p><b>{html.escape(head)}</b></p>{table}<pre>{html.escape(faults)}</pre>"
-
-
-def name_some(names: Iterable[str]) -> str:
-    """List the first few names, and count the others."""
-    listed = list(names)
-    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
-    return ", ".join(listed[:_MAX_NAMES]) + more
 
 
 def _explain(causes: Iterable[Cause]) -> list[str]:

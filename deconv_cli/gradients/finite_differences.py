@@ -238,7 +238,7 @@ def compare_along(function: ScalarFunction, directions: Sequence[Direction]) -> 
         ends[step] = (function.at(directions, step), function.at(directions, -step))
         if n == 0:
             continue
-        numeric, bar = _best_pair(ends, function.noise)
+        numeric, bar = _derivative_of_best_steps(ends, function.noise)
         allowed, gap = N_ERROR_BARS * bar + TOLERANCE * scale, abs(numeric - autograd)
         # Many kinks need finer steps than the first three, which are less sharp.
         is_sharp = allowed <= (1e-4 if n < _FINE else 1e-3) * scale
@@ -261,7 +261,7 @@ _Ends = dict[float, tuple[float, float]]
 """For each step h the values of a function at +h and −h."""
 
 
-def _best_pair(ends: _Ends, noise: float) -> tuple[float, float]:
+def _derivative_of_best_steps(ends: _Ends, noise: float) -> tuple[float, float]:
     """Choose the neighboring steps that agree best: the derivative at the finer one, and its error bar.
 
     Two coarse steps may agree by chance where there are many kinks, so finer steps that differ by more than their noise

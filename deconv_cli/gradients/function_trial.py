@@ -54,7 +54,7 @@ class FunctionTrial:
         moved = [n for n in needed if leaves[n].is_floating_point()]
         return cls(call.function, leaves, spec, _moving(leaves, moved))
 
-    def _with(self, changed: dict[int, torch.Tensor]) -> FunctionTrial:
+    def _with_leaves(self, changed: dict[int, torch.Tensor]) -> FunctionTrial:
         """Change some of the leaves."""
         leaves = [changed.get(k, leaf) for k, leaf in enumerate(self.leaves)]
         return FunctionTrial(self.function, leaves, self.spec, _moving(leaves, self.tensors))
@@ -136,7 +136,9 @@ class FunctionTrial:
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * tensor.detach().abs().mean()
         with torch.no_grad():
             before = self.outputs()
-            moved = {size: self._with({position: tensor.detach() + size * noise}).outputs() for size in (1e-7, 1.0)}
+            moved = {
+                size: self._with_leaves({position: tensor.detach() + size * noise}).outputs() for size in (1e-7, 1.0)
+            }
         is_same = {size: all(map(torch.equal, before, outputs)) for size, outputs in moved.items()}
         return is_same[1e-7] and not is_same[1.0]
 

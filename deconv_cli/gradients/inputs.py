@@ -1,4 +1,4 @@
-"""Inputs of a model: batches from a file, synthetic inputs, and inputs that are checked like weights."""
+"""Inputs of a model: batches from a file, and synthetic inputs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.losses import positional_parameters
@@ -221,53 +219,3 @@ def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) ->
         subject.output()
         return True
     return False
-
-
-class InputsAsWeights(nn.Module):
-    """Runs a model on inputs that are parameters of this module, named `inputs.0`, `inputs.name` and so on.
-
-    The parameters of the model itself are not listed, so they are not checked.
-
-    Raises:
-        UsageError: no input holds floating-point numbers.
-    """
-
-    def __init__(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.inputs = nn.ParameterDict()
-        paths, self._spec = pytree.tree_flatten_with_path((arguments, keywords))
-        self._leaves: list[Any] = [leaf for _, leaf in paths]
-        self._names: dict[int, str] = {}
-        for n, (path, leaf) in enumerate(paths):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                self._names[n] = "_".join(str(getattr(key, "idx", getattr(key, "key", key))) for key in path[1:])
-                self.inputs[self._names[n]] = nn.Parameter(leaf.detach().clone())
-                self._leaves[n] = None
-        if not self.inputs:
-            raise UsageError(
-                "no input holds floating-point numbers, so there is no gradient with respect to the inputs; check the "
-                "parameters."
-            )
-
-    def named_parameters(self, *_options: Any, **_keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
-        """List the inputs."""
-        return self.inputs.named_parameters(prefix="inputs")
-
-    def forward(self) -> Any:  # noqa: ANN401  whatever the model gives
-        """Run the model."""
-        leaves = list(self._leaves)
-        for n, name in self._names.items():
-            leaves[n] = self.inputs[name]
-        arguments, keywords = pytree.tree_unflatten(leaves, self._spec)
-        return self.model(*arguments, **keywords)
-
-
-def with_inputs_as_weights(subject: Subject) -> Subject:
-    """Turn a subject into one whose parameters are its inputs.
-
-    Raises:
-        UsageError: no input holds floating-point numbers.
-    """
-    model = InputsAsWeights(subject.model, subject.arguments, subject.keywords)
-    return Subject(model, (), {}, subject.target, subject.loss, subject.seed, None, is_axis_given=True)

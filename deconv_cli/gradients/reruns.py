@@ -9,15 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
+from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.subject import Subject, as_scalar
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.forward_trace import Detachment, ForwardTrace
 
 _CHANGES = (1e-3, 0.1, 1.0, 10.0)
 """Changes of a parameter in units of its size."""
-
-_MAX_SOURCES = 3
 
 
 def repeat(subject: Subject, forward: ForwardTrace) -> tuple[float, float]:
@@ -84,19 +82,6 @@ def loss_changes_with(subject: Subject, name: str) -> bool:
 def _noise_like(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw normal noise of the size of a parameter."""
     return torch.randn(values.shape, generator=generator).to(values) * values.abs().mean().clamp_min(0.1)
-
-
-def find_non_finite_sources(subject: Subject) -> tuple[str, ...]:
-    """Describe the parameters, buffers, inputs and targets that are not finite, a few words each."""
-    given = tensors_in((subject.arguments, subject.keywords))
-    named: list[tuple[str, torch.Tensor]] = [
-        *((f"the parameter '{name}'", parameter) for name, parameter in subject.parameters.items()),
-        *((f"the buffer '{name}'", buffer) for name, buffer in subject.model.named_buffers()),
-        *((f"an input of shape {tuple(tensor.shape)}", tensor) for tensor in given),
-        *(("the target", tensor) for tensor in tensors_in(subject.target)),
-    ]
-    found = [words for words, tensor in named if not bool(tensor.detach().isfinite().all())]
-    return tuple(dict.fromkeys(found))[:_MAX_SOURCES]
 
 
 def loses_writes(subject: Subject, name: str) -> bool:

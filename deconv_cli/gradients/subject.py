@@ -110,7 +110,7 @@ class Subject:
                         buffer.data.copy_(values)
 
     @contextlib.contextmanager
-    def _with(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
+    def _with_fields(self, **changed: Any) -> Iterator[None]:  # noqa: ANN401  the types of the fields
         """Change fields for a while."""
         kept = {name: getattr(self, name) for name in changed}
         vars(self).update(changed)
@@ -121,11 +121,11 @@ class Subject:
 
     def starting(self) -> AbstractContextManager[None]:
         """Keep for a while all that forward writes, as in the first passes of a training."""
-        return self._with(_is_starting=True)
+        return self._with_fields(_is_starting=True)
 
     def keeping_writes_to(self, name: str) -> AbstractContextManager[None]:
         """Keep for a while what forward writes to one parameter."""
-        return self._with(written=self.written - {name})
+        return self._with_fields(written=self.written - {name})
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
@@ -142,7 +142,7 @@ class Subject:
     @contextlib.contextmanager
     def holding_detached(self) -> Iterator[None]:
         """Hold detached values constant for a while, at their values for the current parameters."""
-        with self._with(_held=DetachedConstants()):
+        with self._with_fields(_held=DetachedConstants()):
             self.run()
             yield
 
@@ -169,7 +169,7 @@ class Subject:
         """Change every tensor among the inputs, and by default the target, for a while."""
         arguments, keywords = pytree.tree_map(change, (self.arguments, self.keywords))
         target = pytree.tree_map(change, self.target) if target_too else self.target
-        return self._with(arguments=arguments, keywords=keywords, target=target)
+        return self._with_fields(arguments=arguments, keywords=keywords, target=target)
 
     @contextlib.contextmanager
     def narrowed(self, n_samples: int) -> Iterator[bool]:

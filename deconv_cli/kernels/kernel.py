@@ -12,7 +12,7 @@ from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick_input_size
 from deconv_cli.operators.layer_convolution import LayerConvolution

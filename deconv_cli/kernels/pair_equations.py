@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deconv_cli.errors import ShapeError
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.vocabulary import Size, format_size

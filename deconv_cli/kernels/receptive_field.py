@@ -157,15 +157,16 @@ class ReceptiveFieldConv2d(nn.Module):
     def _in_pieces(self, padded: torch.Tensor) -> torch.Tensor:
         pieces = list(self.pieces(self.patches(padded)))
 
-        def piece(padded: torch.Tensor, weight: torch.Tensor, rows: slice, channels: slice) -> torch.Tensor:
+        def reduce_piece(padded: torch.Tensor, weight: torch.Tensor, rows: slice, channels: slice) -> torch.Tensor:
             taps = self.taps(self.patches(padded)[:, rows], weight[channels])
             return taps.sum(-1) if self.reduction == "sum" else taps.prod(-1)
 
         if len(pieces) == 1:
-            return piece(padded, self.weight, *pieces[0])
+            return reduce_piece(padded, self.weight, *pieces[0])
         # Each piece is computed again in the backward pass, so that only one has to be held at a time.
         done = [
-            checkpoint(piece, padded, self.weight, rows, channels, use_reentrant=False) for rows, channels in pieces
+            checkpoint(reduce_piece, padded, self.weight, rows, channels, use_reentrant=False)
+            for rows, channels in pieces
         ]
         return _joined(done, pieces)
 

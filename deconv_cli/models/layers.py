@@ -11,20 +11,18 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from deconv_cli.errors import MalformedInputError, ShapeError, UnsafeInputError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.io.codecs.torch_file import TorchFile
 from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
 from deconv_cli.io.files import refusing_damage
 from deconv_cli.io.layout import as_real_tensor, check_finite
 from deconv_cli.io.tensors import TensorCodec, TensorFile, describe_tensors, open_tensors
 from deconv_cli.models.model_files import ModelFile, check_module, model_format, torch_globals
-from deconv_cli.vocabulary import counted
+from deconv_cli.vocabulary import counted, name_some
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "output_padding")
 _SETTINGS = (*_GEOMETRY, "transposed", "padding_mode")
 _WORDS = {"padding": ("same", "valid"), "padding_mode": ("zeros", "reflect", "replicate", "circular")}
-_KINDS = {f"{name}{n}d" for name in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
-_MAX_LISTED = 8
 _MAX_STEP = 2**31
 """Strides and the rest are smaller than this."""
 
@@ -61,9 +59,6 @@ def list_layers(stored: ModelFile, module: nn.Module | None = None) -> list[Mode
     `MalformedInputError`.
     """
     found = module if module is not None else stored.module
-    if found is None and stored.exported is not None:
-        state = {name: value for name, value in stored.exported.module.state_dict().items() if torch.is_tensor(value)}
-        return list(_of_state(state))
     if found is None:
         return list(_of_state(stored.state or {}))
     with refusing_damage(stored.path, "a model as torch saves it"):
@@ -72,14 +67,9 @@ def list_layers(stored: ModelFile, module: nn.Module | None = None) -> list[Mode
 
 def _of_module(module: nn.Module) -> Iterator[ModelLayer]:
     for name, each in module.named_modules():
-        kind = getattr(each, "original_name", type(each).__name__)  # TorchScript keeps the class by its name alone
-        is_script = isinstance(each, torch.jit.ScriptModule) and kind in _KINDS
-        if not is_script and not isinstance(each, _ConvNd):
-            continue
-        transposed = kind.startswith("ConvTranspose") if is_script else isinstance(each, _ConvTransposeNd)
-        bias = getattr(each, "bias", None)
-        bias = None if bias is None else bias.detach()
-        yield ModelLayer(name or kind, each.weight.detach(), bias, kind, _geometry_of(each, transposed=transposed))
+        if isinstance(each, _ConvNd):
+            kind, bias = type(each).__name__, None if each.bias is None else each.bias.detach()
+            yield ModelLayer(name or kind, each.weight.detach(), bias, kind, _geometry_of(each))
 
 
 def _of_state(state: dict[str, torch.Tensor]) -> Iterator[ModelLayer]:
@@ -92,7 +82,8 @@ def _of_state(state: dict[str, torch.Tensor]) -> Iterator[ModelLayer]:
         yield ModelLayer(owner, tensor, bias if bias is not None and bias.ndim == 1 else None)
 
 
-def _geometry_of(layer: nn.Module, *, transposed: bool) -> dict[str, Any]:
+def _geometry_of(layer: _ConvNd) -> dict[str, Any]:
+    transposed = isinstance(layer, _ConvTransposeNd)
     values = {key: getattr(layer, key, None) for key in _GEOMETRY if transposed or key != "output_padding"}
     geometry: dict[str, Any] = {k: list(v) if isinstance(v, tuple | list) else v for k, v in values.items()}
     return geometry | {"transposed": transposed, "padding_mode": str(getattr(layer, "padding_mode", "zeros"))}
@@ -109,10 +100,9 @@ def find_layer(stored: ModelFile, layers: list[ModelLayer], name: str | None) ->
         raise MalformedInputError(f"'{stored.path}' should hold a convolution, but holds none.")
     chosen = [layer for layer in layers if layer.name == name] if name is not None else layers
     if len(chosen) != 1:
-        listed = ", ".join(layer.name for layer in layers[:_MAX_LISTED])
-        more = f" and {len(layers) - _MAX_LISTED} more" if len(layers) > _MAX_LISTED else ""
+        listed = name_some((layer.name for layer in layers), 8)
         what = f"no convolution named '{name}'" if name is not None else counted(len(layers), "convolution")
-        raise UsageError(f"'{stored.path}' holds {what}; choose among {listed}{more} with layer=\"NAME\".")
+        raise UsageError(f"'{stored.path}' holds {what}; choose among {listed} with layer=\"NAME\".")
     check_finite(stored.path, chosen[0].weight, "kernel")
     if chosen[0].bias is not None:
         check_finite(stored.path, chosen[0].bias, "bias")
@@ -148,12 +138,7 @@ def read_layer(path: Path, codec: TensorCodec, head: bytes, layer: str | None) -
 
 def open_torch_file(path: Path, head: bytes) -> tuple[TensorFile, nn.Module | None]:
     """List the tensors of a file of `torch.save`; return its module, too, if it is a whole one."""
-    kind = model_format(path, head)
-    if kind.is_program:
-        raise UnsafeInputError(
-            f"'{path}' is a file of the kind {kind}, which can run its own code, so deconv reads no kernel from it; "
-            "save its state_dict() with torch.save instead."
-        )
+    model_format(path, head)  # refuses programs
     found = load_weights_only(path, torch_globals())
     module = found if isinstance(found, nn.Module) else None
     if module is not None:
@@ -195,7 +180,7 @@ def _own_geometry(path: Path, module: nn.Module, name: str) -> dict[str, Any]:
     with refusing_damage(path, "a model as torch saves it"):
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, _ConvNd):
-            return _checked(path, _geometry_of(owner, transposed=isinstance(owner, _ConvTransposeNd)))
+            return _checked(path, _geometry_of(owner))
         described = " ".join(repr(owner).split())[:200]
     raise MalformedInputError(
         f"'{name}' of '{path}' must belong to a convolution, but its layer is {described}; deconv undoes only "

@@ -1,16 +1,8 @@
-"""Reading a model from a file without running what the file carries, and loading weights into a model of the user.
-
-TorchScript and exported programs can run code when opened; only files whose fingerprint the user passed are opened.
-"""
+"""Reading a model from a file without running what the file carries, and loading weights into a model of the user."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deconv_cli.errors import MalformedInputError, UnsafeInputError, UsageError
+from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io.codecs.safetensors_file import SAFETENSORS
-from deconv_cli.io.codecs.torch_file import program_kind
+from deconv_cli.io.codecs.torch_file import refuse_program
 from deconv_cli.io.codecs.torch_weights import check_dense, globals_in, load_weights_only
 from deconv_cli.io.files import open_source, reason_of, refusing_damage
 from deconv_cli.io.limits import check_budget, check_zip
 from deconv_cli.io.tensors import open_tensors
-from deconv_cli.models.named_code import NamedCode, find_global
+from deconv_cli.models.named_code import NamedCode
+from deconv_cli.vocabulary import name_some
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 _ACTIVATIONS = ("relu", "gelu", "elu", "selu", "silu", "softplus", "tanh", "sigmoid", "leaky_relu", "mish")
@@ -43,55 +36,29 @@ class ModelFormat(StrEnum):
     """A state dict."""
     PICKLE = "PyTorch"
     """A state dict or a whole module by `torch.save`."""
-    TORCHSCRIPT = "TorchScript"
-    EXPORTED = "exported program"
-    """By `torch.export.save`."""
-
-    @property
-    def is_program(self) -> bool:
-        """True for files that can only be opened by running the code they carry."""
-        return self in (ModelFormat.TORCHSCRIPT, ModelFormat.EXPORTED)
-
-
-@dataclass(frozen=True, eq=False)
-class ExportedModel:
-    """An exported program as a module of nodes, and the inputs it was exported with."""
-
-    module: torch.fx.GraphModule
-    example_arguments: tuple[Any, ...] | None
-    example_keywords: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class ModelFile:
-    """The content of a model file: a whole module, a state dict or an exported program, one of the three."""
+    """The content of a model file: a whole module or a state dict."""
 
     path: Path
     kind: ModelFormat
     sha256: str
     module: nn.Module | None = None
     state: StateDict | None = None
-    exported: ExportedModel | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_model(
-    path: Path,
-    *,
-    named: NamedCode | None = None,
-    allowed_globals: Sequence[str] = (),
-    trusted_sha256: str | None = None,
-) -> ModelFile:
+def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     """Read a model file.
 
     Args:
         path: the file; its kind is recognized by its content.
-        named: the class that the user named, which a pickle may then hold.
-        allowed_globals: further classes and functions that a pickle may name, as `package.module.Name`.
-        trusted_sha256: the SHA-256 of a TorchScript file or an exported program that the user trusts to run.
+        named: the class that the user named; a pickle may then hold this and other modules of the same code.
 
     Raises:
-        UsageError: no such file, or an allowed name that does not exist.
+        UsageError: no such file.
         InputRefusedError: opening the file could run code, or it is damaged, too large, or no model.
     """
     head, sha256 = open_source(path)
@@ -101,18 +68,13 @@ def read_model(
         opened = open_tensors(path, SAFETENSORS)
         state = {name: torch.as_tensor(opened.read(name)) for name in opened.shapes}
         return ModelFile(path, kind, sha256, state=state)
-    if kind.is_program:
-        return _read_program(path, kind, trusted_sha256)
     allowed = torch_globals()
-    allowed += [(find_global(name, named), name) for name in allowed_globals]
-    if named is not None and named.model_class is not None:
-        # The script that saved the model knew the class under another module's name, for instance `__main__`.
-        own = named.model_class
-        allowed += [(own, name) for name in globals_in(path) if name.rpartition(".")[2] == own.__name__]
-    advice = (
-        'name the model\'s class with model="file.py:Class", allow a class that you trust with '
-        'allowed_globals="NAME", or save the state_dict() alone'
-    )
+    if named is not None:
+        # The script that saved the model knew the classes under another module's name, for instance `__main__`.
+        others = set(globals_in(path)) - {name for _, name in allowed}
+        found_there = [(getattr(named.module, name.rpartition(".")[2], None), name) for name in others]
+        allowed += [(own, name) for own, name in found_there if isinstance(own, type) and issubclass(own, nn.Module)]
+    advice = 'name the model\'s class with model="file.py:Class", or save the state_dict() alone'
     found = load_weights_only(path, allowed, advice=advice)
     if isinstance(found, nn.Module):
         check_module(path, found)
@@ -122,18 +84,11 @@ def read_model(
 
 
 def model_format(path: Path, head: bytes) -> ModelFormat:
-    """Recognize the kind of a model file by its first bytes and its directory; refuse other files."""
+    """Recognize the kind of a model file by its first bytes; refuse others, and those that hold a program."""
     if head.startswith(b"PK"):
         names = check_zip(path)
-        parts = {part for name in names for part in name.split("/")}
-        if "extern_modules" in parts:
-            raise UnsafeInputError(
-                f"'{path}' is a torch.package archive, which contains code, so deconv does not open it; save its "
-                "state_dict() instead."
-            )
-        if kind := program_kind(names):
-            return ModelFormat(kind)
-        if "data.pkl" in parts:
+        refuse_program(path, names)
+        if any(name.endswith("data.pkl") for name in names):
             return ModelFormat.PICKLE
         raise MalformedInputError(
             f"'{path}' is a zip archive, but holds no supported model; it may be another kind of file."
@@ -143,48 +98,8 @@ def model_format(path: Path, head: bytes) -> ModelFormat:
     if head.startswith(b"\x80"):
         return ModelFormat.PICKLE
     raise MalformedInputError(
-        f"'{path}' is not a supported model file (.safetensors, torch.save, TorchScript or .pt2); it may be cut short "
-        "or damaged."
+        f"'{path}' is not a supported model file (.safetensors or torch.save); it may be cut short or damaged."
     )
-
-
-def _read_program(path: Path, kind: ModelFormat, trusted_sha256: str | None) -> ModelFile:
-    """Open a program on the CPU, once: the bytes that are opened are those whose fingerprint was compared."""
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    if trusted_sha256 is None:
-        what = "a TorchScript file" if kind is ModelFormat.TORCHSCRIPT else "an exported program"
-        raise UnsafeInputError(
-            f"'{path}' is {what}, which can run its own code when opened; if you trust it, pass its fingerprint: "
-            f'trusted_sha256="{sha256}".'
-        )
-    if trusted_sha256.lower() != sha256:
-        raise UnsafeInputError(
-            f"'{path}' is not the file that trusted_sha256 names: its SHA-256 is {sha256}; none of its code was run."
-        )
-    if kind is ModelFormat.TORCHSCRIPT:
-        with refusing_damage(path, "TorchScript"), _silence():
-            return ModelFile(path, kind, sha256, torch.jit.load(io.BytesIO(content), map_location="cpu"))
-    with refusing_damage(path, f"an exported program of torch {torch.__version__}"), _silence():
-        program = torch.export.load(io.BytesIO(content))
-        # The forward pass itself refuses inputs that do not fit.
-        module = program.module(check_guards=False)
-    arguments, keywords = program.example_inputs or (None, {})
-    return ModelFile(path, kind, sha256, exported=ExportedModel(module, arguments, keywords))
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress torch's warnings and logs: one sentence describes a failure."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _find_state_dict(path: Path, found: object) -> tuple[StateDict, tuple[str, ...]]:
@@ -285,8 +200,8 @@ def _load_into(model: nn.Module, path: Path, state: StateDict) -> None:
     state = state | {name: stored[_identity(wanted[name])] for name in tied}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
-        lacks = f"lacks {_listed(missing)}" if missing else ""
-        holds = f"holds {_listed(extra)}, which the model does not have" if extra else ""
+        lacks = f"lacks {name_some(map(repr, missing), 4)}" if missing else ""
+        holds = f"holds {name_some(map(repr, extra), 4)}, which the model does not have" if extra else ""
         raise MalformedInputError(
             f"'{path}' does not fit the model: it {' and '.join(filter(None, (lacks, holds)))}; check the class and "
             "its arguments."
@@ -306,8 +221,3 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     if not isinstance(tensor, torch.Tensor) or nn.parameter.is_lazy(tensor) or not tensor.numel() or tensor.is_meta:
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(f"'{name}'" for name in names[:4]) + more

@@ -12,27 +12,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.io.files import reason_of
 
 
 @dataclass(frozen=True, eq=False)
 class NamedCode:
-    """A class, a function or a model (`value`) that the user named by a text: its module, and its name there."""
+    """A class, a function or a model (`value`) that the user named by a text, and the module that holds it."""
 
     text: str
     module: ModuleType
-    name: str
     value: Any
-
-    @property
-    def model_class(self) -> type | None:
-        """The class that was named, or that of the model that was named."""
-        if isinstance(self.value, nn.Module):
-            return type(self.value)
-        return self.value if isinstance(self.value, type) else None
 
 
 def load_named(text: str, what: str) -> NamedCode:
@@ -52,27 +42,7 @@ def load_named(text: str, what: str) -> NamedCode:
         value = getattr(value, part)
     if not callable(value):
         raise UsageError(f"{what}: '{text}' must be a class, a function or a model, but is a {type(value).__name__}.")
-    return NamedCode(text, module, name, value)
-
-
-def find_global(name: str, named: NamedCode | None) -> Any:  # noqa: ANN401
-    """Find a class or function that a pickle names `package.module.Name`; an unknown one raises a `UsageError`.
-
-    `__main__`, and the module of the class that the user named, mean that module.
-    """
-    place, _, attribute = name.rpartition(".")
-    if not place or not attribute.isidentifier():
-        raise UsageError(f"allowed_globals must be like package.module.Name, but one is '{name}'.")
-    if named is not None and hasattr(named.module, attribute) and place in ("__main__", named.module.__name__):
-        return getattr(named.module, attribute)
-    if place == "__main__":
-        raise UsageError(
-            f"allowed_globals: '{name}' was defined in a script; name the model's class with model=\"file.py:Class\"."
-        )
-    module = _import_module(place, "allowed_globals")
-    if not hasattr(module, attribute):
-        raise UsageError(f"allowed_globals: '{place}' holds no '{attribute}'.")
-    return getattr(module, attribute)
+    return NamedCode(text, module, value)
 
 
 def _import_file(path: Path, what: str) -> ModuleType:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, masked, space_axes
-from deconv_cli.operators.boundaries.rule import CIRCULAR, BoundaryRule, WrappedBoundary, as_rule
+from deconv_cli.operators.boundary_rules import CIRCULAR, BoundaryRule, WrappedBoundary, as_rule
 from deconv_cli.operators.circulant import BlockCirculant, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry, Padding, Pads

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconv_cli.operators.axes import crop, space_axes
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.vocabulary import Size

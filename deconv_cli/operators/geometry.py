@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, AxisOptions, LayerOptions
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.parts import BOUNDARIES
 from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding, format_size
 
@@ -269,7 +269,7 @@ def input_sizes(output_size: Size, kernel_size: Size, padding: Padding, options:
     if min(output_size) < 1 or not all(found):
         raise ShapeError(
             f"no image gives an output of {format_size(output_size)} under a kernel of {format_size(kernel_size)} with "
-            f"padding {padding}{_with(options)}; check them, or give data of another size."
+            f"padding {padding}{_and_layer(options)}; check them, or give data of another size."
         )
     return tuple(found)
 
@@ -294,10 +294,11 @@ def pick_input_size(
     more = f" and {len(listed) - 9} more" if len(listed) > 9 else ""
     raise ShapeError(
         f"an image of {format_size(tuple(wanted))} does not give an output of {format_size(output_size)} under a "
-        f"kernel of {format_size(kernel_size)} with padding {padding}{_with(options)}; its size may be "
+        f"kernel of {format_size(kernel_size)} with padding {padding}{_and_layer(options)}; its size may be "
         f"{', '.join(listed[:9])}{more}."
     )
 
 
-def _with(options: LayerOptions) -> str:
+def _and_layer(options: LayerOptions) -> str:
+    """Write stride, dilation and the rest behind a padding; nothing for a plain convolution."""
     return "" if options.is_plain else f" and {options.describe()}"

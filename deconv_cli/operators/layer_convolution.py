@@ -14,7 +14,7 @@ from torch.nn import functional
 from deconv_cli.errors import ShapeError
 from deconv_cli.layer_options import AxisOptions, LayerOptions
 from deconv_cli.operators.axes import crop, space_axes
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.circulant import to_float64, torus_symbol
 from deconv_cli.operators.convolution import CONVOLUTIONS, Convolution, full_precision_convolutions
 from deconv_cli.operators.extension import Extension

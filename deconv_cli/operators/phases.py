@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.geometry import GridAxis, Pads
 from deconv_cli.vocabulary import Size
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Padding
 from deconv_cli.vocabulary import Size

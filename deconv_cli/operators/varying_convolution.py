@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import ShapeError, UsageError, check_type
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.extension import outside_positions

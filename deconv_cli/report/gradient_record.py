@@ -18,8 +18,7 @@ Record = dict[str, Any]
 def describe_gradients(report: GradientReport, expected: frozenset[str]) -> Record:
     """Describe what was found; the user expects some parameters, and verdicts on the model as a whole, by name."""
     return {
-        "summary": summarize(report.parameters, report.general, expected, report.noun),
-        "by": report.noun,
+        "summary": summarize(report.parameters, report.general, expected),
         "loss": _plain(report.loss),
         "finite_difference_dtype": report.dtype,
         "parameters": [_plain(finding) | {"expected": finding.name in expected} for finding in report.parameters],

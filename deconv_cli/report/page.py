@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deconv_cli.diagnostics.predicted_error import ExpectedError
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.report.page_pictures import PagePicture, ScaledImage, draw_picture
 from deconv_cli.report.reconstruction_record import Record
 from deconv_cli.report.run import InputFile, InvertRun, KernelInput, Run

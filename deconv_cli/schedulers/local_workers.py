@@ -54,8 +54,7 @@ class SerialScheduler(Scheduler):
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
         """Cover settings that name no other workers."""
-        is_local = settings.cluster is None and settings.scheduler is None
-        return is_local and settings.jobs in (None, 1) and settings.threads in (None, 1)
+        return settings.scheduler is None and settings.jobs in (None, 1) and settings.threads in (None, 1)
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
@@ -124,14 +123,14 @@ class ProcessPool(Scheduler):
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
-        """Cover several jobs, and `local:N`."""
-        return settings.n_processes is not None and settings.jobs != 1
+        """Cover several jobs."""
+        return settings.jobs is not None and settings.jobs > 1
 
     @classmethod
     def open(cls, settings: WorkSettings) -> Self:
         """Make a pool of as many processes as the settings say."""
-        assert settings.n_processes is not None
-        return cls(settings.n_processes, settings.device)
+        assert settings.jobs is not None
+        return cls(settings.jobs, settings.device)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
         """Give each process one number at a time."""

@@ -64,23 +64,21 @@ class WorkSettings:
 
     Attributes:
         jobs: processes of this machine; 1 is this process.
-        cluster: `local:N` for N processes of this machine.
         scheduler: address of a running cluster, such as `tcp://host:8786`, or the file with its address.
         threads: of this process, each with pieces of its own; 1 is this process as it is.
         device: type of the device of the arithmetic; each process of this machine has a GPU to itself.
 
     Raises:
-        UsageError: more than one of the first four is given.
+        UsageError: more than one of the first three is given.
     """
 
     jobs: int | None = None
-    cluster: str | None = None
     scheduler: str | None = None
     threads: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("jobs", "cluster", "scheduler", "threads") if getattr(self, name) is not None]
+        given = [name for name in ("jobs", "scheduler", "threads") if getattr(self, name) is not None]
         if len(given) > 1:
             named = " and ".join(f"{name}={getattr(self, name)}" for name in given)
             raise UsageError(f"{named} exclude one another; give one of them.")
@@ -88,12 +86,6 @@ class WorkSettings:
             n = getattr(self, name)
             if n is not None and n < 1:
                 raise UsageError(f"{name} must be a positive whole number, but is {n}.")
-
-    @property
-    def n_processes(self) -> int | None:
-        """The number of processes of this machine, if one is given."""
-        found = re.fullmatch(r"local:([1-9]\d{0,3})", self.cluster or "", re.ASCII)
-        return self.jobs if found is None else int(found[1])
 
 
 Result = TypeVar("Result")
@@ -211,17 +203,14 @@ def attempt_away(task: Callable[[int], Result], number: int) -> Finished[Result]
 
 
 def start_scheduler(settings: WorkSettings) -> Scheduler:
-    """Start the first registered scheduler that covers the settings.
+    """Start the scheduler that covers the settings; of several, the one that was registered last.
 
     Raises:
-        UsageError: none does, or a package is missing.
+        UsageError: the machine has not what the settings ask for, or a package is missing.
         WorkerError: there is no cluster at the address.
     """
-    for name in SCHEDULERS:
-        kind: type[Scheduler] = SCHEDULERS[name]
-        if kind.covers(settings):
-            return kind.open(settings)
-    raise UsageError(f"cluster must be local:N with N processes of this machine, but is '{settings.cluster}'.")
+    kinds: Iterator[type[Scheduler]] = (SCHEDULERS[name] for name in reversed(SCHEDULERS.names))
+    return next(kind for kind in kinds if kind.covers(settings)).open(settings)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,6 @@ class Admm:
         build: builds (AᴴA + ρ∇ᴴ∇)⁻¹ for a ρ.
         y: data, shape `(*batch, C_out, *output_size)`.
         sigma_max: largest singular value of the kernel's symbol.
-        rho: the ρ of all steps; `None` adapts it to the image.
 
     Attributes:
         default_tolerance: the certificate at which it ends by default.
@@ -64,10 +63,8 @@ class Admm:
     # Judged on another photograph under three blurs, which gains 0.02 dB.
     default_tolerance, default_change = 2e-2, 2e-3
 
-    def __init__(
-        self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
-    ) -> None:
-        self._build, self._given_rho = build, rho
+    def __init__(self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float) -> None:
+        self._build = build
         start = build(START_LAMBDA * sigma_max**2)
         self._problem = start.problem
         self._operator, self._gradient = self._problem.operator, self._problem.penalty_operator
@@ -79,8 +76,8 @@ class Admm:
         x = start.approximate_normal(back)
         self._set_estimate(x, y - self._operator.forward(x))
         self._z = self._edges
-        self._change: Tensor | None = None
         self._p = torch.zeros_like(self._z)
+        self._change = self._p
         self.rho = 0.0
         self._inverse: Inverse | None = None
 
@@ -103,8 +100,7 @@ class Admm:
         # Differences as small as rounding are no edges.
         self._p = weight * self._z / length.clamp_min(max(MIN_EDGE * size, SMALLEST))
         spread = max(synchronize.as_number(self._z.square().mean().sqrt()), MIN_EDGE * size)
-        adapted = weight / spread if spread > 0 else self._sigma_max**2
-        self._set_rho(adapted if self._given_rho is None else self._given_rho)
+        self._set_rho(weight / spread if spread > 0 else self._sigma_max**2)
 
     def step(self, weight: float) -> float:
         """Take one step; returns the change of the estimate relative to its contrast."""
@@ -117,8 +113,7 @@ class Admm:
         whole = torch.lerp(self._z, self._edges, RELAXATION).mul_(self.rho).add_(self._p)
         self._p = self._within(whole, weight)
         shrunk = whole.sub_(self._p).div_(self.rho)
-        if self._given_rho is None:
-            self._change = shrunk - self._z
+        self._change = shrunk - self._z
         self._z = shrunk
         return synchronize.as_number(moved.max())
 
@@ -151,9 +146,7 @@ class Admm:
         return Status.MAX_ITERATIONS
 
     def balance(self) -> None:
-        """Change ρ if one of the two relative residuals is much larger than the other, unless ρ was given."""
-        if self._change is None:
-            return
+        """Change ρ if one of the two relative residuals is much larger than the other."""
         edges = self._edges
         split = _size(edges - self._z) / max(_size(edges), _size(self._z), TINY)
         change = self.rho * _size(self._gradient.adjoint(self._change))
@@ -231,10 +224,8 @@ class MaskedAdmm(Admm):
     # Its steps are smaller, and so must the last one be.
     default_tolerance, default_change = 1e-2, 5e-4
 
-    def __init__(
-        self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float, rho: float | None = None
-    ) -> None:
-        super().__init__(build, y, sigma_max, rho)
+    def __init__(self, build: Callable[[float], Inverse], y: Tensor, sigma_max: float) -> None:
+        super().__init__(build, y, sigma_max)
         operator, penalty = self._problem.operator, find_penalty(self._problem.penalty)
         kernel = to_float64(operator.kernel)
         self._torus = tuple(next_fast_size(n) for n in operator.geometry.extended_size)

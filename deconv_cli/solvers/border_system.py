@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import FrequencyBlocks
 from deconv_cli.regularizers import PenaltyLike, find_penalty
 from deconv_cli.solvers.bands import Band, BandGroup, coupling, invert_lines, outside, solve_lines

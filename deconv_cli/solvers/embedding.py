@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators.axes import crop, masked, space_axes
-from deconv_cli.operators.boundaries.rule import BoundaryRule
+from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.operators.circulant import channels_first, channels_last, phases, sum_taps, torus_symbol
 from deconv_cli.operators.extension import outside_positions
 from deconv_cli.operators.geometry import Geometry

@@ -17,7 +17,7 @@ from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, Us
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import image_axes
-from deconv_cli.operators.boundaries.rule import as_rule, wrap
+from deconv_cli.operators.boundary_rules import as_rule, wrap
 from deconv_cli.operators.linear_operator import check_tensor
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.settings import ResolvedSettings

@@ -160,13 +160,13 @@ class PhasesInverse(Inverse):
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
         solutions: list[Solution] = []
 
-        def solve(inverse: Inverse, data: Tensor) -> Tensor:
+        def solve_group(inverse: Inverse, data: Tensor) -> Tensor:
             n_done = sum(found.n_iterations for found in solutions)
             counted = None if progress is None else lambda n, certificate: progress(n_done + n, certificate)
             solutions.append(inverse.solve(data, counted))
             return solutions[-1].value
 
-        x = self._apply(solve, y, self._zeros(y, self.problem.operator.input_shape), from_outputs=True)
+        x = self._apply(solve_group, y, self._zeros(y, self.problem.operator.input_shape), from_outputs=True)
         certificate = synchronize.as_number(self.problem.certificate(x, y).max())
         return _joined(solutions, x, certificate)
 
@@ -188,7 +188,7 @@ class PhasesInverse(Inverse):
 
     def _apply(
         self,
-        solve: Callable[[Inverse, Tensor], Tensor],
+        undo: Callable[[Inverse, Tensor], Tensor],
         images: Tensor,
         result: Tensor,
         *,
@@ -201,7 +201,7 @@ class PhasesInverse(Inverse):
         for parts, inverses in zip(self._classes, self._inverses, strict=True):
             from_coarse, to_coarse = from_outputs != self._transposed, to_outputs != self._transposed
             pieces = torch.stack([p.take_coarse(divided) if from_coarse else p.take_fine(divided) for p in parts])
-            solved = [solve(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
+            solved = [undo(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
             for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
                 (part.put_coarse if to_coarse else part.put_fine)(result, values)
         return self._grouped.unite(result)

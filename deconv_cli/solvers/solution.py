@@ -165,7 +165,6 @@ class Solution(ShownInNotebook):
         residual_norms: the certificate after every iteration, as the iteration itself computed it.
         objective: the objective that `value` minimizes, in words.
         weight: of the prior, if it has one; given, or derived from the noise.
-        rho: the last ρ of an iteration by ADMM; `None` for others.
         n_steps: if the noise decides when to stop, the number of steps that led to `value`, without those spent on
             finding this number; `None` for others.
         noise_levels: of a block that prior photo restored, the noise of each channel in stored values; else empty.
@@ -186,7 +185,6 @@ class Solution(ShownInNotebook):
     weight: float | None = None
     distance_bound: float | None = None
     n_steps: int | None = None
-    rho: float | None = None
     noise_levels: tuple[float, ...] = ()
     left_over: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 

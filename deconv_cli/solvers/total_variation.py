@@ -80,7 +80,7 @@ class TotalVariationEstimator(Estimator):
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
             the estimate by less than 2e-3 of its contrast and the certificate is at most 2e-2 (5e-4 and 1e-2 for
-            stacks). If `iterations` and `rho` are given, a pixel of the estimate depends only on data near it.
+            stacks).
         weight: w > 0, in the unit of the samples; `None` finds one weight for a whole batch, for which ‖Ax − y‖² equals
             that of the noise (Morozov's discrepancy principle); this fails if the noise estimate is too small.
         noise: standard deviation of the noise in the data; needed without a weight.
@@ -133,7 +133,7 @@ class TotalVariationEstimator(Estimator):
         unit = common_unit(data)
         if self.noise is not None and self.weight is None:
             check_noise(data, self.noise)
-        admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max, self.settings.rho)
+        admm = self._admm(self.inverse, data / unit, self.spectrum.sigma_max)
         log = IterationLog(StoppingRule(self.tolerance, self.settings.max_iterations), progress)
         change = admm.default_change if self.settings.tolerance is None else math.inf
         explains_noise, n_steps = True, self.settings.iterations
@@ -157,7 +157,6 @@ class TotalVariationEstimator(Estimator):
             tuple(log.history),
             f"½‖Ax − y‖² + {weight:.4g}·TV(x)",
             weight,
-            rho=admm.rho,
         )
 
     def inverse(self, rho: float) -> Inverse:

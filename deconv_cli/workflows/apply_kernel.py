@@ -17,7 +17,7 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.kernels.nonnegative_taps import LEAST_NEGATIVE, MOST_NEGATIVE, negative_share, without_negative_taps
 from deconv_cli.layer_options import LayerOptions, PerAxis
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.linear_operator import check_image, check_tensor
 from deconv_cli.operators.tap_convolution import Tap, check_elementwise, convolve_taps

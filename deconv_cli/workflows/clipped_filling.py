@@ -24,7 +24,7 @@ from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.tone_curve import ToneCurve, white_of
 from deconv_cli.vocabulary import Size
-from deconv_cli.workflows.resolution import ResolvedInput
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 TILE = 256
 """Samples along each axis that are filled at once."""

@@ -1,4 +1,4 @@
-"""Build estimators that are not linear, with their noise, and keep the linear inverses that were built last."""
+"""Build estimators that are not linear, keep the linear inverses that were built last, and apply either to data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.parts import PRIORS
 from deconv_cli.settings import ResolvedSettings
+from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import DataEstimate, Estimator, Prior
+from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.solution import Solution, StoppingRule
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.lambda_of_data import find_variation_weight
 from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
+from deconv_cli.workflows.progress_listener import ProgressListener
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 EVEN, CURVED = 0.45, 0.65
 """Factors on the noise for prior photo: of even noise, and after a tone curve was undone. Best on
@@ -51,6 +56,36 @@ def build_estimator(
         settings, noise = _settled_noise(y.detach(), kernel, settings, curve)
         return prior.build(kernel, image_size, settings, noise)
     return prior.build(kernel, image_size, settings, _estimate(needed, kernel, image_size, settings, y))
+
+
+def solve(
+    estimator: Estimator,
+    data: Tensor,
+    filled: Tensor,
+    is_clipped: Tensor | None,
+    resolution: ResolvedInput,
+    listener: ProgressListener,
+) -> tuple[Solution, float, Tensor | None]:
+    """Apply an estimator to data without the bias; saturated samples are lower bounds where it can use bounds.
+
+    `filled` are the data with saturated samples filled in. Gives the solution, the certificate that it had to reach,
+    and which samples were bounds, arranged for the estimator; `None` for none.
+    """
+    settings, tolerance = resolution.settings, estimator.tolerance
+    if isinstance(estimator, PseudoInverse) and estimator.problem.lam == 0:
+        is_clipped = None
+    if is_clipped is not None and isinstance(estimator, PseudoInverse):
+        tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
+    bounds = None if is_clipped is None else estimator.arrange(is_clipped.to(data.dtype)) > 0
+    if isinstance(estimator, PhotoEstimator):  # which takes a fixed number of steps
+        listener.begin("restoring")
+        return estimator.solve(data if bounds is None else filled, listener, bounds), tolerance, bounds
+    listener.begin("restoring", goal=tolerance, limit=settings.max_iterations)
+    if bounds is None:
+        return estimator.solve(data, listener), tolerance, None
+    assert isinstance(estimator, PseudoInverse)
+    rule = StoppingRule(tolerance, settings.max_iterations)
+    return solve_clipped(estimator.problem, estimator.arrange(data), bounds, rule, listener), tolerance, bounds
 
 
 def _settled_noise(

@@ -27,7 +27,7 @@ from deconv_cli.kernels.pair_equations import (
     variance_under_sum,
 )
 from deconv_cli.operators.axes import crop
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import find_penalty

@@ -12,7 +12,7 @@ from deconv_cli.errors import ShapeError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import space_axes
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import Spectrum, kernel_spectrum

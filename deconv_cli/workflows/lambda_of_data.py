@@ -42,6 +42,7 @@ from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.total_variation import check_noise
 from deconv_cli.vocabulary import LONG, LambdaRule, Size, format_size
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 MAX_PLACES = 3
 """Places at most along each axis of a field."""
@@ -53,6 +54,21 @@ ROUGH_LAMBDA, ROUGH_RULE = 1e-3, StoppingRule(tolerance=1e-2, max_iterations=30)
 """Of an estimate that shows the covariance of the channels."""
 _EDGES_TOLERANCE = 1e-3
 """Of the quadratic estimate whose edges give the weight of the total variation."""
+EIGHT_BITS = 255
+"""White of samples whose rounding and compression are a large part of the noise, and vary with the light."""
+
+
+def settle_lambda(
+    data: Tensor, kernel: Kernel, resolution: ResolvedInput, least_sigma: float, is_clipped: Tensor | None
+) -> tuple[LambdaChoice | None, ResolvedInput]:
+    """Choose λ from data without the bias if the resolution leaves it open; give the choice, and the resolution."""
+    if not resolution.chooses_lambda:
+        return None, resolution
+    is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
+    settings = resolution.settings
+    choice = choose_lambda_of_data(data.detach(), kernel, settings, least_sigma, is_clipped, is_noise_even=is_even)
+    settings, reasons = replace(settings, lam=choice.lam), replace(resolution.reasons, lam=choice.reason)
+    return choice, replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
 
 
 def choose_lambda_of_data(
@@ -208,7 +224,6 @@ def find_variation_weight(y: Tensor, kernel: Kernel, image_size: Size, settings:
         prior="quadratic",
         penalty="gradient",
         weight=None,
-        rho=None,
         iterations=None,
         tolerance=_EDGES_TOLERANCE,
         noise=noise,

@@ -18,7 +18,7 @@ from deconv_cli.vocabulary import Size
 from deconv_cli.workflows.arithmetic import as_kernel, as_size, check_kernel, check_single_kernel, pick_dtype
 from deconv_cli.workflows.pipeline import Pipeline
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, RecordedConvolution
+from deconv_cli.workflows.resolve_settings import NO_METADATA, InputMetadata, RecordedConvolution
 
 
 def invert(

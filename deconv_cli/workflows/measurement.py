@@ -22,6 +22,8 @@ from deconv_cli.diagnostics.residual_tests import ResidualTests, check_residual,
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
 from deconv_cli.diagnostics.well_posedness import WellPosedness, assess
+from deconv_cli.kernels.blind.blurred_picture import describe_alignment
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
@@ -33,13 +35,15 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution
+from deconv_cli.tone_curve import limits_of
 from deconv_cli.vocabulary import InputKind, format_percent
 from deconv_cli.workflows.apply_kernel import subtract_bias
 from deconv_cli.workflows.lambda_of_data import count_numbers
+from deconv_cli.workflows.light import caution_light
 from deconv_cli.workflows.noise_of_data import find_noise, model_of
 from deconv_cli.workflows.reconstruction import Reconstruction
-from deconv_cli.workflows.resolution import ResolvedInput
-from deconv_cli.workflows.trust import measure_scale
+from deconv_cli.workflows.resolve_settings import ResolvedInput
+from deconv_cli.workflows.trust import measure_clipping, measure_scale
 
 _ASSESSED: WeakKeyDictionary[PseudoInverse, WellPosedness] = WeakKeyDictionary()
 
@@ -152,6 +156,24 @@ def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
             spectrum=inverse.spectrum,
         )
     return found
+
+
+def examine_picture(
+    result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: ResolvedInput
+) -> Reconstruction:
+    """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
+    curve = resolution.tone_curve
+    if resolution.chooses_lambda and resolution.known_curve is not None:
+        found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
+        result = replace(result, light_caution=found)
+    limits = limits_of(stored, resolution.sample_type)
+    if limits is not None:
+        result = replace(result, clipping=measure_clipping(result.image.detach(), data, *limits))
+    if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
+        taps = kernel.taps[0, 0].detach().cpu()
+        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
+        result = replace(result, notes=(*result.notes, *sentences))
+    return result
 
 
 _BANDS: WeakKeyDictionary[PseudoInverse, ModeBands] = WeakKeyDictionary()

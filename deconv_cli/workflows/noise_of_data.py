@@ -1,10 +1,14 @@
-"""The noise of data: given by the settings, or estimated with the kernel, for a picture, a layer, or each channel."""
+"""The noise of data: given by the settings, or estimated with the kernel, for a picture, a layer, or each channel.
+
+Saturated samples that would hide the noise are filled in first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -16,13 +20,59 @@ from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
+from deconv_cli.workflows.clipped_filling import fill_clipped, fill_tiles, find_bounds
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 LEAST_SIDE = 3
 """Pixels along each axis from which noise can be estimated."""
 _BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
+
+Steps = tuple[float, ...]
+"""Distance of neighboring values that a sample can have, one for all channels or for each; 0 for any value."""
+
+
+def steps_of(y: Tensor, resolution: ResolvedInput, n_axes: int) -> Steps:
+    """Return the distance of neighboring values that a stored sample of each channel can have."""
+    given, curve = resolution.settings.quantization, resolution.tone_curve
+    step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
+    return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y, n_axes))
+
+
+def settle_noise(
+    data: Tensor, kernel: Kernel, resolution: ResolvedInput, is_clipped: Tensor | None
+) -> tuple[Tensor, ResolvedInput]:
+    """Find the noise of data without the bias, if λ or the prior needs it before the residual is tested.
+
+    Gives the data, saturated samples filled in if they hid the noise, and the resolution with a model of the noise.
+    """
+    settings, is_photo = resolution.settings, resolution.settings.objective == "photo"
+    if settings.is_linear and settings.noise == "auto" and not resolution.chooses_lambda:
+        return data, resolution
+    if is_clipped is not None and is_photo:
+        filled = fill_tiles(data, kernel, is_clipped, settings.origin)
+        share = synchronize.as_number((filled == data).double().mean())
+    else:
+        filled, share = fill_clipped(data, kernel, settings, is_clipped if settings.noise == "auto" else None)
+    if is_photo and isinstance(settings.noise, tuple):
+        return filled, resolution  # the prior takes them channel by channel
+    found = find_noise(filled, kernel, settings, observed_share=share)
+    return filled, replace(resolution, settings=replace(settings, noise=found))
+
+
+def find_noise_of_picture(y: Tensor, kernels: Sequence[Kernel], resolution: ResolvedInput) -> tuple[NoiseModel, ...]:
+    """Find the noise of each channel of a picture `(*batch, C, *size)`, with one kernel for all or for each."""
+    filled, shares = zip(
+        *(
+            fill_clipped(channel, single, resolution.settings, find_bounds(channel, single, resolution))
+            for channel, single in zip(y.split(1, kernels[0].channel_axis), cycle(kernels), strict=False)
+        ),
+        strict=True,
+    )
+    return find_noise_of_channels(filled, kernels, shares)
 
 
 def find_noise(

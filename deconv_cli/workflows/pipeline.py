@@ -10,13 +10,11 @@ Several threads may use one pipeline at the same time.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from itertools import cycle
 
 from torch import Tensor
 
@@ -24,36 +22,35 @@ from deconv_cli.allocator import return_freed_memory
 from deconv_cli.diagnostics.conditioning import measure_resolution, widest
 from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
-from deconv_cli.kernels.blind.blurred_picture import describe_alignment
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.kernel_field import KernelField
-from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, crop
+from deconv_cli.operators.axes import crop
 from deconv_cli.operators.linear_operator import check_image
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ReconstructionSettings, ResolvedSettings
-from deconv_cli.solvers.clipped import CLOSE_TOLERANCE, DEFAULT_TOLERANCE, solve_clipped
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
-from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution, StoppingRule
-from deconv_cli.tone_curve import ToneCurve, limits_of
+from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
-from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling
-from deconv_cli.workflows.estimators import BuiltInverses, build_estimator
-from deconv_cli.workflows.lambda_of_data import choose_lambda_of_data
+from deconv_cli.workflows.clipped_filling import ceiling_of, find_bounds, with_ceiling
+from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
+from deconv_cli.workflows.lambda_of_data import settle_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
-from deconv_cli.workflows.light import caution_light
-from deconv_cli.workflows.measurement import Diagnosis, diagnose, join_diagnoses, measure
-from deconv_cli.workflows.noise_of_data import LEAST_SIDE, find_noise, find_noise_of_channels
-from deconv_cli.workflows.predict import predict_by_restoring_again, predict_for
+from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, join_diagnoses, measure
+from deconv_cli.workflows.noise_of_data import LEAST_SIDE, Steps, find_noise_of_picture, settle_noise, steps_of
+from deconv_cli.workflows.predict import error_in_samples, predict
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction, join_channels
-from deconv_cli.workflows.resolution import NO_METADATA, InputMetadata, ResolvedInput, resolve, resolve_for_inverse
-from deconv_cli.workflows.trust import EXPLAINED, PLAUSIBLE, WRONG_LAYER, measure_clipping
+from deconv_cli.workflows.resolve_settings import (
+    NO_METADATA,
+    InputMetadata,
+    ResolvedInput,
+    resolve,
+    resolve_for_inverse,
+)
 
 TESTED_SIDE = 256
 """Samples along each axis of the part of a photograph that tests the kernel. For twelve wrong kernels on three
@@ -62,13 +59,6 @@ TESTED_WIDTHS = 4
 """The part that tests a large kernel is this many times as wide as the kernel, if the photograph is."""
 LEAST_LAMBDA = 1e-3
 """λ of the inverse that diagnoses an estimate which is not linear in the data, if no λ was chosen from them."""
-EIGHT_BITS = 255
-"""White of samples whose rounding and compression are a large part of the noise, and vary with the light."""
-MAX_COLUMNS = 256
-"""Columns of a picture whose error in samples is added up at a time."""
-
-Steps = tuple[float, ...]
-"""Distance of neighboring values that a sample can have, one for all channels or for each; 0 for any value."""
 
 
 class Pipeline:
@@ -160,7 +150,7 @@ class Pipeline:
         if curve is not None and y.ndim > n_axes:
             n_channels = y.shape[axis]
             curve.check_channels(n_channels if resolution.is_per_channel else kernel.n_inputs(n_channels))
-        steps, resolution = _steps(y, resolution, n_axes), with_ceiling(resolution, y, n_axes)
+        steps, resolution = steps_of(y, resolution, n_axes), with_ceiling(resolution, y, n_axes)
         data, truth = self._in_light(y, curve), None if truth is None else self._in_light(truth, curve)
         if self._is_one_by_one(data, resolution):
             result = self._restore_one_by_one(data, kernel, resolution, steps, truth, listener)
@@ -173,20 +163,12 @@ class Pipeline:
             if result.settings.objective == "photo" and kernel.field is None:
                 listener.begin("testing the kernel")
                 result = self._test_kernel(result, y, resolution)
-            result = _test_picture(result, y, data, kernel, resolution)
+            result = examine_picture(result, y, data, kernel, resolution)
         if curve is None:
             return result
         predicted, image = result.predicted_error, result.image
         if predicted is not None and result.settings.is_linear:
-            # A file holds nothing below black, where the curve is steepest, or above white. By parts, to save memory.
-            squares, parts = 0.0, (field.split(MAX_COLUMNS, -1) for field in (image.detach(), predicted.map))
-            for part, spread in zip(*parts, strict=True):
-                low, high = (
-                    curve.to_stored(end, n_axes).clamp(0, curve.white) for end in (part - spread, part + spread)
-                )
-                squares += synchronize.as_number((high - low).square().sum(dtype=accumulation_dtype(part)))
-            size = math.sqrt(squares / image.numel()) / 2
-            predicted = replace(predicted, in_samples=size)
+            predicted = replace(predicted, in_samples=error_in_samples(image.detach(), predicted.map, curve, n_axes))
         return replace(result, image=curve.to_stored(image, n_axes), predicted_error=predicted, tone_curve=curve)
 
     def _restore_together(
@@ -197,67 +179,32 @@ class Pipeline:
         Data and truth have the shape `(*batch, C, *size)`, and are light if the blur acted there.
         """
         return_freed_memory()
-        data, kernel, image_size = self._arranged(y, resolution.settings)
-        if kernel.size != self._canonical.size:
-            whole, middle = format_size(self._canonical.size), format_size(kernel.size)
-            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
-            resolution = replace(resolution, notes=(*resolution.notes, note))
+        data, kernel, image_size, resolution = self._arrange(y, resolution)
         step = math.hypot(*steps) / math.sqrt(len(steps))
-        least_noise = step * ROUNDING_NOISE
         if truth is not None:
-            axis = kernel.channel_axis
-            _check_truth(truth, (*data.shape[:axis], kernel.n_inputs(data.shape[axis])), image_size)
-        is_clipped, choice = find_bounds(data, kernel, resolution), None
-        filled = unbiased = subtract_bias(data, self._bias, kernel.n_axes)
-        if resolution.chooses_lambda or not resolution.settings.is_linear or resolution.settings.noise != "auto":
-            # Else only the tests of the residual need the noise.
-            filled, found = _find_noise(resolution.settings, unbiased, kernel, is_clipped)
-            resolution = replace(resolution, settings=found)
+            _check_truth(truth, kernel, data, image_size)
+        is_clipped = find_bounds(data, kernel, resolution)
+        unbiased = subtract_bias(data, self._bias, kernel.n_axes)
+
+        filled, resolution = settle_noise(unbiased, kernel, resolution, is_clipped)
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-            is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
-            choice = choose_lambda_of_data(
-                unbiased.detach(), kernel, resolution.settings, least_noise, is_clipped, is_noise_even=is_even
-            )
-            settings = replace(resolution.settings, lam=choice.lam)
-            reasons = replace(resolution.reasons, lam=choice.reason)
-            resolution = replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)
-        settings = resolution.settings
+        choice, resolution = settle_lambda(unbiased, kernel, resolution, step * ROUNDING_NOISE, is_clipped)
+
         listener.begin("building the inverse")
-        estimator: Estimator
-        if settings.is_linear:
-            estimator = self._linear(kernel, image_size, settings, is_kept=choice is None)
-        else:
-            self.inverse = None
-            estimator = build_estimator(kernel, image_size, settings, filled, resolution.tone_curve)
-        tolerance = estimator.tolerance
-        if isinstance(estimator, PseudoInverse) and estimator.problem.lam == 0:
-            is_clipped = None
-        if is_clipped is not None and isinstance(estimator, PseudoInverse):
-            tolerance = settings.tolerance or (CLOSE_TOLERANCE if resolution.has_bounds else DEFAULT_TOLERANCE)
-        has_goal = not isinstance(estimator, PhotoEstimator)  # which takes a fixed number of steps
-        limit = settings.max_iterations if has_goal else 0
-        listener.begin("restoring", goal=tolerance if has_goal else None, limit=limit)
-        bounds = None if is_clipped is None else estimator.arrange(is_clipped.to(data.dtype)) > 0
-        solution = _solve(
-            estimator, unbiased, filled, bounds, StoppingRule(tolerance, settings.max_iterations), listener
-        )
+        estimator = self._build(kernel, image_size, resolution, filled, is_kept=choice is None)
+        solution, tolerance, bounds = solve(estimator, unbiased, filled, is_clipped, resolution, listener)
+
         listener.begin("measuring the residual")
         result = measure(estimator, unbiased, resolution, solution, tolerance, choice, step, bounds)
-        if any(doubt.reason in WRONG_LAYER for doubt in result.doubts):
-            result = replace(result, explained_by=self._explanation(estimator, unbiased, resolution))
-        if not settings.predict:
+        if not resolution.settings.predict:
             return result
+
         listener.begin("predicting the error")
         return_freed_memory()
         if isinstance(estimator, PseudoInverse):
-            framed = self._framed(estimator, data, resolution)
-            predicted = predict_for(framed, result, unbiased.detach(), least_noise, truth, resolution.n_pieces)
-        else:
-            predicted = predict_by_restoring_again(
-                estimator, result, unbiased, resolution.tone_curve, least_noise, truth
-            )
-        return replace(result, predicted_error=predicted)
+            estimator = self._framed(estimator, data, resolution)
+        return replace(result, predicted_error=predict(estimator, result, unbiased, resolution, step, truth))
 
     def _restore_one_by_one(
         self,
@@ -287,14 +234,7 @@ class Pipeline:
         if noises == "auto":
             dtype = pick_dtype(settings.dtype, y, y.device)
             own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
-            filled, shares = zip(
-                *(
-                    fill_clipped(channel, single, settings, find_bounds(channel, single, resolution))
-                    for channel, single in zip(y.to(dtype).split(1, axis), cycle(own_kernels), strict=False)
-                ),
-                strict=True,
-            )
-            noises = find_noise_of_channels(filled, own_kernels, shares)
+            noises = find_noise_of_picture(y.to(dtype), own_kernels, resolution)
         parts = []
         for c, pipeline in enumerate(self._channels[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam
@@ -403,6 +343,18 @@ class Pipeline:
             return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
         return curve.to_light(stored.to(pick_dtype(self.settings.dtype, stored, stored.device)), n_axes)
 
+    def _arrange(self, y: Tensor, resolution: ResolvedInput) -> tuple[Tensor, Kernel, Size, ResolvedInput]:
+        """Convert data and kernel to the precision of the arithmetic; note taps that are left out.
+
+        Gives the data, the kernel, the size of the images, and the resolution with its notes.
+        """
+        data, kernel, image_size = self._arranged(y, resolution.settings)
+        if kernel.size != self._canonical.size:
+            whole, middle = format_size(self._canonical.size), format_size(kernel.size)
+            note = f"only the middle {middle} of the kernel's {whole} taps were used: the others are nearly zero"
+            resolution = replace(resolution, notes=(*resolution.notes, note))
+        return data, kernel, image_size, resolution
+
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
         if self._given is not None:
@@ -420,8 +372,14 @@ class Pipeline:
             kernel = kernel.cropped_to(image_size)
         return y.to(dtype), kernel, image_size
 
-    def _linear(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, *, is_kept: bool) -> PseudoInverse:
-        """Build an inverse, or take one that was built before; one whose λ is of these data is not kept."""
+    def _build(
+        self, kernel: Kernel, image_size: Size, resolution: ResolvedInput, filled: Tensor, *, is_kept: bool
+    ) -> Estimator:
+        """Build the estimator, or take the inverse that was built before; one whose λ is of these data is not kept."""
+        settings = resolution.settings
+        if not settings.is_linear:
+            self.inverse = None
+            return build_estimator(kernel, image_size, settings, filled, resolution.tone_curve)
         if self._given is not None:
             return self._given
         self.inverse = None  # frees its memory first
@@ -439,23 +397,6 @@ class Pipeline:
         kernel, settings = inverse.kernel, replace(resolution.settings, boundary=boundary, padding=padding)
         size = tuple(data.shape[-kernel.n_axes :])
         return self._built.find(kernel, kernel.geometry_of_output(size, padding, None).image_size, settings)
-
-    def _explanation(self, estimator: Estimator, unbiased: Tensor, resolution: ResolvedInput) -> str | None:
-        """Return the padding that explains the data of a layer if the given one does not; else `None`."""
-        kernel, settings = estimator.kernel, replace(resolution.settings, padding="valid", predict=False)
-        is_other = settings.lam > 0 and resolution.settings.padding != "valid"
-        is_plain = kernel.field is None and not estimator.operator.is_layer
-        if not (is_other and is_plain) or settings.defaults is not InputKind.TENSOR:
-            return None
-        geometry = kernel.geometry_of_output(tuple(unbiased.shape[-kernel.n_axes :]), "valid", None)
-        with contextlib.suppress(DeconvError):
-            inverse = self._built.find(kernel, geometry.image_size, settings)
-            other = replace(resolution, settings=settings, is_tested=False)
-            solution = inverse.solve(unbiased, as_listener(None))
-            scale = measure(inverse, unbiased, other, solution, inverse.tolerance, None, 0.0, None).scale
-            if scale.missing < EXPLAINED and scale.amplification < PLAUSIBLE:
-                return 'padding="valid"'
-        return None
 
     def _is_one_by_one(self, y: Tensor, resolution: ResolvedInput) -> bool:
         """Return whether each channel has its own kernel or λ."""
@@ -483,63 +424,7 @@ class Pipeline:
         if truth is not None:
             size, settings = tuple(y.shape[-kernel.n_axes :]), resolution.settings
             geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
-            _check_truth(truth, tuple(y.shape[: -kernel.n_axes]), geometry.image_size)
-
-
-def _test_picture(
-    result: Reconstruction, stored: Tensor, data: Tensor, kernel: Kernel, resolution: ResolvedInput
-) -> Reconstruction:
-    """Test the light, the range and the alignment of a picture; `data` are in light if the blur acted there."""
-    curve = resolution.tone_curve
-    if resolution.chooses_lambda and resolution.known_curve is not None:
-        found = caution_light(stored, kernel, resolution.known_curve, is_light=curve is not None)
-        result = replace(result, light_caution=found)
-    limits = limits_of(stored, resolution.sample_type)
-    if limits is not None:
-        result = replace(result, clipping=measure_clipping(result.image.detach(), data, *limits))
-    if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
-        taps = kernel.taps[0, 0].detach().cpu()
-        sentences = describe_alignment(taps, stored, tone_curve=curve, jpeg_table=resolution.jpeg_table)
-        result = replace(result, notes=(*result.notes, *sentences))
-    return result
-
-
-def _find_noise(
-    settings: ResolvedSettings, data: Tensor, kernel: Kernel, is_clipped: Tensor | None
-) -> tuple[Tensor, ResolvedSettings]:
-    """Find the noise of data without the bias; return them, full samples filled in if they hid it, and the settings."""
-    if is_clipped is not None and settings.objective == "photo":
-        filled = fill_tiles(data, kernel, is_clipped, settings.origin)
-        share = synchronize.as_number((filled == data).double().mean())
-    else:
-        filled, share = fill_clipped(data, kernel, settings, is_clipped if settings.noise == "auto" else None)
-    if settings.objective == "photo" and isinstance(settings.noise, tuple):
-        return filled, settings  # which the prior takes channel by channel
-    return filled, replace(settings, noise=find_noise(filled, kernel, settings, observed_share=share))
-
-
-def _solve(
-    estimator: Estimator,
-    data: Tensor,
-    filled: Tensor,
-    bounds: Tensor | None,
-    rule: StoppingRule,
-    listener: ProgressListener,
-) -> Solution:
-    """Apply an estimator to data without the bias; `filled` has full samples filled in, `bounds` marks them."""
-    if isinstance(estimator, PhotoEstimator):
-        return estimator.solve(data if bounds is None else filled, listener, bounds)
-    if bounds is None:
-        return estimator.solve(data, listener)
-    assert isinstance(estimator, PseudoInverse)
-    return solve_clipped(estimator.problem, estimator.arrange(data), bounds, rule, listener)
-
-
-def _steps(y: Tensor, resolution: ResolvedInput, n_axes: int) -> Steps:
-    """Return the distance of neighboring values that a sample of each channel can have."""
-    given, curve = resolution.settings.quantization, resolution.tone_curve
-    step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
-    return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y, n_axes))
+            _check_truth(truth, kernel, y, geometry.image_size)
 
 
 def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
@@ -553,9 +438,11 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
         )
 
 
-def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
-    """Refuse a truth of another shape than the estimate: batch and channels, and the size of the image."""
-    expected = (*channels, *image_size)
+def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, image_size: Size) -> None:
+    """Refuse a truth of another shape than the estimate from these data."""
+    axis = kernel.channel_axis
+    n_channels = data.shape[axis] if kernel.is_per_channel else kernel.n_inputs(data.shape[axis])
+    expected = (*data.shape[:axis], n_channels, *image_size)
     if tuple(truth.shape) != expected:
         raise ShapeError(
             f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "

@@ -20,15 +20,17 @@ from deconv_cli.diagnostics.probing import fit_probed_image_model
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.noise_model import NoiseModel
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import crop, squared_gradient
+from deconv_cli.operators.axes import accumulation_dtype, crop, squared_gradient
 from deconv_cli.operators.geometry import resolve_padding
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.solvers.estimator import Estimator, common_unit
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
+from deconv_cli.vocabulary import ROUNDING_NOISE
 from deconv_cli.workflows.noise_of_data import measure_noise_of_channels
 from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 UNSEEN, UNSEEN_OF_LOST, UNSEEN_OF_SMOOTHED = 1.9, 0.55, 0.3
 """The real error is 1.9 times e^(0.55·the share of frequencies that the kernel nearly removes) times the 0.3th power of
@@ -38,6 +40,41 @@ and linear files under the kernels of `benchmarks/photographs.py`, which tests i
 ALL_BUT_REMOVED = 0.01
 """The kernel nearly removes a frequency below this part of the largest singular value."""
 SMOOTHED_LIMITS = 0.3, 2.0
+
+
+MAX_COLUMNS = 256
+"""Columns of a picture whose error in samples is added up at a time."""
+
+
+def predict(
+    estimator: Estimator,
+    result: Reconstruction,
+    data: Tensor,
+    resolution: ResolvedInput,
+    step: float,
+    truth: Tensor | None,
+) -> PredictedError:
+    """Predict the error of a reconstruction from data without the bias, and compare it with the truth if there is one.
+
+    `step` is the distance of neighboring values that a sample can have.
+    """
+    least_sigma = step * ROUNDING_NOISE
+    if isinstance(estimator, PseudoInverse):
+        return predict_for(estimator, result, data.detach(), least_sigma, truth, resolution.n_pieces)
+    return predict_by_restoring_again(estimator, result, data, resolution.tone_curve, least_sigma, truth)
+
+
+def error_in_samples(image: Tensor, error: Tensor, curve: ToneCurve, n_axes: int) -> float:
+    """Convert the error of an image in light to stored values: the root mean square over the image.
+
+    A file holds nothing below black, where the curve is steepest, or above white. Columns are taken by parts, to save
+    memory.
+    """
+    squares = 0.0
+    for part, spread in zip(image.split(MAX_COLUMNS, -1), error.split(MAX_COLUMNS, -1), strict=True):
+        low, high = (curve.to_stored(end, n_axes).clamp(0, curve.white) for end in (part - spread, part + spread))
+        squares += synchronize.as_number((high - low).square().sum(dtype=accumulation_dtype(part)))
+    return math.sqrt(squares / image.numel()) / 2
 
 
 def predict_for(

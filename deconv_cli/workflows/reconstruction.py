@@ -25,7 +25,7 @@ from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
-from deconv_cli.workflows.resolution import Reasons, ResolvedInput
+from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     ROUNDING,
     UNTRUSTED,
@@ -71,7 +71,6 @@ class Reconstruction(ShownInNotebook):
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
-        explained_by: a padding that explains the data if the given one does not, as in `padding="valid"`.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
@@ -99,7 +98,6 @@ class Reconstruction(ShownInNotebook):
     noise_ratio: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
-    explained_by: str | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
     light_caution: str | None = None
@@ -147,7 +145,6 @@ class Reconstruction(ShownInNotebook):
                 self.border,
                 self.settings.noise_sigma or 0.0,
                 penalty=self.settings.penalty,
-                explained_by=self.explained_by,
             )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None

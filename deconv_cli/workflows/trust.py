@@ -37,8 +37,6 @@ MAX_MISSING = 1.25
 """Size of the missing part of an estimate, relative to white images. Layers of the face detector MTCNN and random ones
 lack at most 0.8 under the right padding, if λ is at most 0.1 and noise at most 1 %, and at least 4.8 under a wrong one
 if they have as many outputs as inputs."""
-EXPLAINED, PLAUSIBLE = 0.1, 1.3
-"""Another padding explains the data if less than this is missing and the estimate is no larger."""
 EDGES_STAND_OUT = 5.0
 """Residual on the edge of a layer's output over that inside: at most 3 under the right padding, at least 12 under a
 wrong one."""
@@ -72,8 +70,6 @@ UNTRUSTED = (
 )
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
-WRONG_LAYER = (DoubtReason.RESIDUAL, DoubtReason.AMPLIFICATION)
-"""Reasons that show a wrong layer."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +156,7 @@ def doubt_solver(solution: Solution) -> list[Doubt]:
 
 
 def doubt_layer(
-    residual: ResidualSummary,
-    scale: Scale,
-    border: Sequence[BorderBand],
-    noise: float,
-    *,
-    penalty: str,
-    explained_by: str | None = None,
+    residual: ResidualSummary, scale: Scale, border: Sequence[BorderBand], noise: float, *, penalty: str
 ) -> list[Doubt]:
     """Doubt that a layer is the right one.
 
@@ -176,16 +166,14 @@ def doubt_layer(
         border: the residual by distance from the edge, if it was measured.
         noise: standard deviation of the noise if it was given, in units of the samples; else 0.
         penalty: one on differences fills in pixels that no output depends on, with larger values than usual.
-        explained_by: a setting that explains the same data.
     """
     allowed = MAX_SHRINKAGE * scale.shrinkage
     is_at_edges = bool(border) and border[0].residual_rms > EDGES_STAND_OUT * border[-1].residual_rms
     is_missing = penalty == "identity" and scale.missing > MAX_MISSING and (is_at_edges or not scale.has_more_data)
     allowed = max(allowed, COARSE_ROUNDING if is_missing else MAX_RELATIVE_RESIDUAL)
-    causes = _CAUSES if explained_by is None else f"try {explained_by}, which explains the data"
     if residual.relative > allowed and residual.root_mean_square > EXCESS * noise:
         part = f"{format_percent(residual.relative)} of the data"
-        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {causes}")]
+        return [Doubt(DoubtReason.RESIDUAL, f"no image explains {part} under this kernel: {_CAUSES}")]
     is_large = (
         penalty == "identity"
         and scale.amplification > SUSPICIOUS_AMPLIFICATION
@@ -194,7 +182,7 @@ def doubt_layer(
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {causes}, or noise was amplified, which a larger λ prevents")]
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}, or noise was amplified, which a larger λ prevents")]
 
 
 _CAUSES = (

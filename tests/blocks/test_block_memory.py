@@ -54,11 +54,9 @@ print(block_bytes(problem, size) / (peak() - before))
     [
         ("gaussian:1.5", (900, 900), {"lam": 0.01}, False),
         ("gaussian:1.5", (900, 900), {"lam": 0.01, "max_iterations": 20}, True),
-        ("gaussian:1.5", (900, 900), {"prior": "tv", "weight": 0.1, "rho": 0.1, "iterations": 2}, False),
         ("gaussian:1.5", (900, 900), {"method": "richardson-lucy", "iterations": 3}, False),
         ("gaussian3d:1@1", (64, 100, 100), {"lam": 0.01}, False),
         ("gaussian3d:1@1", (64, 100, 100), {"lam": 0.01, "max_iterations": 20}, True),
-        ("gaussian3d:1@1", (64, 100, 100), {"prior": "tv", "weight": 0.1, "rho": 0.1, "iterations": 2}, False),
     ],
 )
 def test_blocks_take_no_more_than_is_estimated(tmp_path, kernel, size, options, is_full):

@@ -115,23 +115,6 @@ def photograph(folder, size, kernel):
     return blurred(folder, sharp[:, 100 : 100 + size, 100 : 100 + size], kernel, "unknown")
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("weight", [0.3, 1.0])  # the benchmark has a larger picture
-def test_total_variation_in_blocks_is_that_of_the_whole(tmp_path, weight):
-    kernel = deconv_cli.make_kernel("gaussian:1")
-    options = {"defaults": "picture", "prior": "tv", "weight": weight}
-    y = photograph(tmp_path, 256, kernel)
-    cut = BlockOptions(2**30, (96, 96))
-    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", blocks=cut, **options)
-    choices = found.plan.choices
-    whole = deconv_cli.invert(y, kernel, iterations=choices.iterations, rho=choices.rho, **options)
-    off = np.abs(np.load(tmp_path / "out.npy") - whole.image.numpy())[0] / float(y.max() - y.min())
-    assert off[2:-2, 2:-2].max() <= found.plan.halo.predicted <= 1e-3
-    assert off.max() < 2e-3  # few data determine the outermost pixels, and each step solves its equation roughly
-    assert found.seam <= 2 * found.plan.halo.predicted
-    assert not found.doubts
-
-
 @pytest.mark.parametrize("assumed", ["motion:5@0", "motion:5@90"])
 def test_a_kernel_that_pieces_contradict_is_doubted(tmp_path, monkeypatch, assumed):
     monkeypatch.setattr(block_plan, "MAX_SAMPLES", 128**2)
@@ -271,14 +254,19 @@ def test_pieces_may_reach_beyond_the_frame(tmp_path):
     assert difference(np.load(tmp_path / "out.npy"), whole, y) <= found.plan.halo.predicted <= 1e-3
 
 
-def test_a_picture_that_repeats_itself_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"boundary": "circular"}, "boundary circular joins opposite edges, which never lie in one block; use another"),
+        ({"prior": "tv"}, "prior tv needs the whole image, because its iteration ends elsewhere in each block; use"),
+    ],
+)
+def test_what_needs_the_whole_picture_is_refused(tmp_path, options, says):
     kernel = deconv_cli.make_kernel("box:3")
     blurred(tmp_path, scene(50, 40)[None], kernel, "circular")
     paths = tmp_path / "in.npy", tmp_path / "out.npy"
-    with pytest.raises(
-        UsageError, match="boundary circular joins opposite edges, which never lie in one block; use another"
-    ):
-        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, boundary="circular", **OPTIONS)
+    with pytest.raises(UsageError, match=says):
+        invert_blocks(paths[0], kernel, paths[1], blocks=BLOCKS, defaults="picture", **options)
 
 
 def test_an_axis_that_is_too_short_to_be_cut(tmp_path):

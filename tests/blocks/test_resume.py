@@ -197,10 +197,8 @@ DAMAGES = {
     "emptied": (lambda path, aside: path.write_bytes(b""), 4),
     "replaced": (lambda path, aside: path.write_bytes(path.read_bytes()[:128].ljust(36128, b"\0")), 4),
     "one bit of a block": (lambda path, aside: flipped(path, -1), 3),
-    "one bit of the header": (lambda path, aside: flipped(path, 8 * 100), 4),
     "gone": (lambda path, aside: path.unlink(), 4),
     "symbolic link": (in_place_of(Path.symlink_to), 4),
-    "hard link": (in_place_of(Path.hardlink_to), 4),
     "dangling link": (lambda path, aside: path.unlink() or path.symlink_to(aside), 4),
     "pipe": (lambda path, aside: path.unlink() or os.mkfifo(path), 4),
 }

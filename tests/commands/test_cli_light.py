@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.workflows.resolution import RecordedConvolution
+from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
 KERNEL = "gaussian:1.2"
 TRUSTED_OR_NOT = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)

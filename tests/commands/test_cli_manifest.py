@@ -16,7 +16,7 @@ from deconv_cli.commands import restoration
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import PreparedOutput, fingerprint, read_image
 from deconv_cli.io.records import samples_digest, seal_record
-from deconv_cli.workflows import pipeline
+from deconv_cli.workflows import measurement
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_options_that_contradict_one_another(refuses, frames, gentle, tmp_path, 
 
 def test_the_kernel_is_held_against_the_first_pictures_alone(deconv, gray, gentle, tmp_path, monkeypatch):
     looked_at = []
-    monkeypatch.setattr(pipeline, "describe_alignment", lambda *given, **options: looked_at.append(1) or ())
+    monkeypatch.setattr(measurement, "describe_alignment", lambda *given, **options: looked_at.append(1) or ())
     (tmp_path / "many").mkdir()
     for number in range(5):
         shutil.copy(gray, tmp_path / "many" / f"{number}.png")

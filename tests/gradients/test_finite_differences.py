@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gradient_cases import load_fixture
 
 from deconv_cli.gradients import finite_difference_search as search
 from deconv_cli.gradients import finite_differences as scalar_function
-from deconv_cli.gradients.checker import check_gradients
 from deconv_cli.gradients.finite_difference_search import compare_tensors
 from deconv_cli.gradients.finite_differences import Direction, Outcome, ScalarFunction, TensorGradient, compare_along
 from deconv_cli.gradients.inputs import InputSpec
@@ -123,29 +121,6 @@ def test_everything_is_put_back():
     evaluated, moved = probe_of(lambda x: x.sin().sum(), x, 2 * x.cos())
     compare_tensors(evaluated, [moved])
     assert torch.equal(x, before)
-
-
-class Cubed(torch.nn.Linear):
-    def forward(self, x):
-        return load_fixture("wrong").Cubed.apply(super().forward(x)).sum()
-
-
-def test_a_wrong_second_derivative():
-    torch.manual_seed(0)
-    model, x = Cubed(3, 2), torch.randn(4, 3)
-    assert {f.verdict for f in check_gradients(model, x).parameters} == {"OK"}
-    found = check_gradients(model, x, second_order=True)
-    assert {f.verdict for f in found.parameters} == {"WRONG"}
-    assert "second derivative" in found.parameters[0].causes[0].why
-
-
-def test_a_right_second_derivative():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    found = check_gradients(model, torch.randn(4, 3), second_order=True)
-    assert {f.verdict for f in found.parameters} == {"OK"}
-    assert found.parameters[0].second_order.numeric == pytest.approx(
-        found.parameters[0].second_order.autograd, rel=1e-4
-    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ detached, dying = load_fixture("detached"), load_fixture("dying")
 def evidence_of(model, *shape, loss=projection):
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     subject = Subject(model, (inputs,), {}, None, loss)
-    return collect_evidence(subject, ExitStack(), 60.0, second_order=False, on_progress=lambda _: None)
+    return collect_evidence(subject, ExitStack(), 60.0, lambda _: None)
 
 
 @pytest.fixture

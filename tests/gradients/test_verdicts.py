@@ -40,13 +40,7 @@ FAULTS = {
         ["nn.Parameter", "return loss"],
     ),
     ("range_loss", "counted"): (ranged, "counted_loss", "hidden.weight", "DETACHED", ["comparison", PENALTY]),
-    ("range_loss", "listed"): (
-        ranged,
-        "listed_loss",
-        "hidden.weight",
-        "DETACHED",
-        [PENALTY, "value of the loss changes"],
-    ),
+    ("range_loss", "listed"): (ranged, "listed_loss", "hidden.weight", "DETACHED", [PENALTY, "value of the loss"]),
     ("catalogue", "data"): (between, "data", "body.weight", "DETACHED", [".data |", "| return h |"]),
     ("catalogue", "no_grad"): (between, "no_grad", "body.weight", "DETACHED", ["no_grad |", "torch.no_grad()"]),
     ("catalogue", "argmax"): (between, "argmax", "body.weight", "DETACHED", ["argmax(...) |", "torch.softmax"]),
@@ -63,7 +57,6 @@ FAULTS = {
     ("detached", "item"): (small, detached.Item, "scale", "DETACHED", [".item() |", "| factor = self.scale |"]),
     ("detached", "part"): (small, detached.PartDetach, "body.weight", "DETACHED", ["one of several paths"]),
     ("detached", "aside"): (small, detached.NotInLoss, "side.weight", "NOT-LOSS", ["does not reach the loss"]),
-    ("detached", "none"): (small, detached.NoneForBias, "bias", "DETACHED", ["returns None"]),
     ("dying", "round"): (small, dying.Round, "body.weight", "ZERO", ["constant between its steps"]),
     ("dying", "dead"): (small, dying.DeadRelu, "body.weight", "ZERO", ["dead"]),
     ("dying", "softmax"): (small, dying.SaturatedSoftmax, "body.weight", "ZERO", ["saturated"]),
@@ -100,13 +93,7 @@ def test_the_line_the_reason_and_what_to_write(file, mark):
         assert part in told
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        lambda: digits("cured_loss"),
-        lambda: ranged("piecewise_loss"),
-    ],
-)
+@pytest.mark.parametrize("report", [lambda: digits("cured_loss"), lambda: ranged("piecewise_loss")])
 def test_the_corrected_losses(report):
     assert set(verdicts(report()).values()) == {"OK"}
 

@@ -10,7 +10,6 @@ from gradient_cases import blamed_line, causes, check_case, checked, load_fixtur
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import deconv_cli
 from deconv_cli.errors import UsageError
 
 catalogue, wrong = load_fixture("catalogue"), load_fixture("wrong")
@@ -321,27 +320,6 @@ def test_a_parameter_that_a_function_reads_past_its_arguments_is_detached():
     (cause,) = causes(found, "w")
     assert "not among its arguments" in cause.why
     assert cause.suggestion.startswith("pass the parameter to apply")
-
-
-class TestByTheInputs:
-    def test_gradients_by_the_inputs(self):
-        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
-        found = deconv_cli.check_gradients(model, torch.randn(5, 4), wrt="inputs")
-        assert verdicts(found) == {"inputs.0": "OK"}
-        assert found.parameters[0].shape == (5, 4)
-        assert found.general == ()
-
-    def test_an_input_that_is_cut_off(self):
-        class Net(nn.Linear):
-            def forward(self, x, *, scale):
-                return super().forward(x.detach()) * scale
-
-        found = deconv_cli.check_gradients(Net(4, 2), torch.randn(5, 4), wrt="inputs", scale=torch.ones(2))
-        assert verdicts(found) == {"inputs.0": "DETACHED", "inputs.scale": "OK"}
-
-    def test_words_have_no_gradient(self):
-        with pytest.raises(UsageError, match="no input holds floating-point numbers"):
-            deconv_cli.check_gradients(nn.Embedding(5, 2), torch.tensor([1, 2]), wrt="inputs")
 
 
 def test_a_model_spread_over_devices_is_refused():

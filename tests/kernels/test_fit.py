@@ -18,7 +18,7 @@ from deconv_cli.kernels.pair_equations import (
     solve_ridge,
     variance_under_sum,
 )
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 
 SIZE = (3, 2)
 

@@ -10,7 +10,7 @@ from custom_rules import CUSTOM_RULES, Antisymmetric, Fading, registered
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect
 
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.operators.boundaries.rule import BoundaryRule, as_rule
+from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.extension import Extension
 from deconv_cli.operators.geometry import Geometry, Pads

@@ -6,7 +6,7 @@ from cases import ALL_CASES, Case, named, random
 from properties import adjoint_defect, backward_defect, linearity_defect, matrix_defect, reference_convolution
 
 from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.geometry import Geometry
 

@@ -8,7 +8,7 @@ from cases import random
 from devices import DOUBLE, ForeignTensorError, check_on_cuda, check_without_numbers, needs_cuda, replay
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.circulant import BlockCirculant, torus_symbol
 from deconv_cli.operators.convolution import Convolution, ValidCorrelation
 from deconv_cli.operators.differences import Differences, first_differences, second_differences

@@ -10,7 +10,7 @@ import torch
 from cases import random
 
 from deconv_cli import Convolution, UsageError
-from deconv_cli.operators.boundaries.rule import as_rule
+from deconv_cli.operators.boundary_rules import as_rule
 from deconv_cli.operators.tap_convolution import check_elementwise, convolve_taps, evaluate
 from deconv_cli.parts import BOUNDARIES
 

@@ -16,25 +16,21 @@ def test_this_process_works_alone_unless_told_otherwise():
     assert pool.n_workers == 3
     assert [pool.memory_of_piece(given, 81) for given in (64, None)] == [21, 27]
     assert SerialScheduler().memory_of_piece(64, 81) == 64
-    assert start_scheduler(WorkSettings(cluster="local:3")).n_workers == 3
 
 
 @pytest.mark.parametrize(
     "given",
-    [{"jobs": 2, "cluster": "local:2"}, {"jobs": 1, "scheduler": "a"}, {"cluster": "local:2", "scheduler": "a"}],
+    [{"jobs": 1, "scheduler": "a"}, {"jobs": 2, "threads": 2}],
 )
 def test_two_that_would_do_the_work_are_refused(given):
     with pytest.raises(UsageError, match=" and ".join(f"{name}={value}" for name, value in given.items())):
         WorkSettings(**given)
 
 
-def test_what_no_scheduler_covers_is_refused():
-    for name in ("jobs", "threads"):
-        with pytest.raises(UsageError, match=f"{name} must be a positive whole number"):
-            WorkSettings(**{name: 0})
-    for words in ("slurm:4", "local", "local:0", "local:two", "local:-1", "local:1.5"):
-        with pytest.raises(UsageError, match=f"local:N with N processes of this machine, but is '{words}'"):
-            start_scheduler(WorkSettings(cluster=words))
+@pytest.mark.parametrize("name", ["jobs", "threads"])
+def test_no_workers_are_refused(name):
+    with pytest.raises(UsageError, match=f"{name} must be a positive whole number"):
+        WorkSettings(**{name: 0})
 
 
 def test_a_scheduler_of_the_callers_is_taken():
@@ -43,14 +39,14 @@ def test_a_scheduler_of_the_callers_is_taken():
 
         @classmethod
         def covers(cls, settings):
-            return settings.cluster == "backwards"
+            return settings.scheduler == "backwards"
 
         def run(self, task, numbers):
             return super().run(task, reversed(numbers))
 
     deconv_cli.SCHEDULERS.register("backwards", Backwards)
     try:
-        with start_scheduler(WorkSettings(cluster="backwards")) as scheduler:
+        with start_scheduler(WorkSettings(scheduler="backwards")) as scheduler:
             assert [one.result for one in scheduler.run(abs, range(3))] == [2, 1, 0]
     finally:
         deconv_cli.SCHEDULERS.unregister("backwards")

@@ -7,7 +7,7 @@ from custom_rules import CUSTOM_RULES, Antisymmetric, ThirdDifferences, register
 
 from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.operators.boundaries.rule import BoundaryRule, SymmetricBoundary
+from deconv_cli.operators.boundary_rules import BoundaryRule, SymmetricBoundary
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse

@@ -158,19 +158,6 @@ def test_black_and_flat_data_stay_what_they_are():
     assert not black.value.any()
 
 
-def test_so_many_steps_at_one_rho_depend_on_data_nearby_alone():
-    options = {"prior": "tv", "size": (42, 42), "padding": "valid", "iterations": 20, "rho": 0.2}
-    whole = estimator(BLUR, **options)
-    y = blocks(whole)[1]
-    solution = whole.solve(y)
-    assert solution.status is Status.ALL_ITERATIONS
-    assert (solution.n_iterations, solution.rho) == (20, 0.2)
-    part = estimator(BLUR, **options | {"size": (36, 36)}).solve(y[..., 3:-3, 3:-3])
-    difference = (solution.value[..., 3:-3, 3:-3] - part.value).abs()
-    assert difference.max() > 0.1
-    assert difference[..., 15:-15, 15:-15].max() < 3e-4
-
-
 def test_a_tolerance_out_of_reach_is_told(monkeypatch):
     estimate = estimator(BLUR.float(), tolerance=1e-12)
     monkeypatch.setattr(admm, "MAX_STEPS_WITHOUT_GAIN", 50)

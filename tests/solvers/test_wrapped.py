@@ -5,7 +5,7 @@ import torch
 from cases import random
 
 from deconv_cli.errors import UsageError
-from deconv_cli.operators.boundaries.rule import CIRCULAR, as_rule, wrap
+from deconv_cli.operators.boundary_rules import CIRCULAR, as_rule, wrap
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.choice import build_inverse, choose_method
 from deconv_cli.solvers.problem import TikhonovProblem

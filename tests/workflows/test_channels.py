@@ -109,7 +109,7 @@ def test_views_of_one_image_are_merged_in_tensors_and_apart_in_pictures(images):
     (note,) = apart.notes
     assert "one kernel for each of 3 channels" in note
     assert 'defaults="tensor"' in note
-    from deconv_cli.workflows.resolution import RecordedConvolution
+    from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
     made = deconv_cli.invert(y, stacked, lam=1e-3, defaults="picture", recorded=RecordedConvolution("zero", "same"))
     assert made.image.shape == (2, 1, 40, 36)

@@ -22,7 +22,7 @@ from deconv_cli.workflows.clipped_filling import fill_clipped
 from deconv_cli.workflows.lambda_series import RATIOS, STRENGTHS, find_detail
 from deconv_cli.workflows.library import invert
 from deconv_cli.workflows.pipeline import Pipeline
-from deconv_cli.workflows.resolution import InputMetadata
+from deconv_cli.workflows.resolve_settings import InputMetadata
 
 KERNEL = torch.tensor([[0.0, 1.0, 0.0], [1.0, 4.0, 2.0], [0.0, 1.0, 1.0]], dtype=torch.float64) / 10
 

@@ -15,7 +15,7 @@ import deconv_cli
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.geometry import Geometry
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.workflows.resolution import resolve
+from deconv_cli.workflows.resolve_settings import resolve
 
 N_COMBINATIONS = 40
 N_MANY = 400

@@ -52,9 +52,7 @@ def test_a_layer_of_another_kind_is_doubted(kind, channels):
         (doubt,) = result.doubts
         assert doubt.reason is DoubtReason.RESIDUAL
         causes = ("stride", "dilation", "groups", "transposed", "ReLU", "bias", "noise")
-        assert kind == "valid" or all(word in doubt.sentence for word in causes)
-        assert 'padding="valid"' in doubt.sentence
-        assert ("explains the data" in doubt.sentence) == (kind == "valid")
+        assert all(word in doubt.sentence for word in (*causes, 'padding="valid"'))
     with pytest.raises(deconv_cli.UntrustworthyResultError):
         result.raise_for_status()
 
@@ -79,7 +77,7 @@ def test_a_padding_that_leaves_little_over_is_doubted_too(weight):
     assert result.residual.relative < 0.05
     (doubt,) = result.doubts
     assert doubt.reason is DoubtReason.RESIDUAL
-    assert 'try padding="valid", which explains the data' in doubt.sentence
+    assert 'try padding="valid"' in doubt.sentence
     assert deconv_cli.invert(y, weight, padding="valid").is_trusted
 
 

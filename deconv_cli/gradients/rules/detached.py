@@ -14,6 +14,7 @@ from deconv_cli.gradients.rules.finite_difference_verdict import describe_differ
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Detachment, Operation
 from deconv_cli.gradients.tracing.operations import COMPARISONS, DETACHING, INDEX_MAKERS, OUTSIDE_USES, WRAPPING
+from deconv_cli.vocabulary import name_some
 
 _DELIBERATE = WRAPPING | {"data"}
 
@@ -111,9 +112,8 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
     findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
     for found in list(plain.values())[:_MAX_LINES]:
         names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         why = (
-            f"{names[0]}{others} reach the loss through this line too, but get gradients only by other ways; finite "
+            f"{name_some(names, 1)} reach the loss through this line too, but get gradients only by other ways; finite "
             "differences hold the value here constant."
         )
         suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"

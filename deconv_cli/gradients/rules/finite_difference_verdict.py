@@ -120,19 +120,6 @@ def describe_difference(evidence: Evidence, name: str) -> str:
     return text
 
 
-def find_wrong_second_derivative(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter whose first derivative is right and whose second is not."""
-    found = evidence.double.second.get(name)
-    if found is None or found.outcome is not Outcome.DIFFERS:
-        return None
-    why = (
-        f"the second derivative at {list(found.element or ())} is {found.autograd:.6g} by autograd and "
-        f"{found.numeric:.6g} ± {found.error_bar:.1g} by finite differences of the gradient."
-    )
-    suggestion = "write backward with torch functions of saved tensors, so that it can be differentiated itself"
-    return Finding(Verdict.WRONG, (Cause("second derivative", CodeLocation(), why, suggestion),))
-
-
 def find_wrong_function(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter whose gradient passes a wrong backward."""
     wrong = [item for item in evidence.wrong_inputs_before(name) if not item.is_on_purpose]

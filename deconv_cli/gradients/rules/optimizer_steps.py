@@ -5,8 +5,8 @@ from __future__ import annotations
 from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerStep, TrainingEvidence
+from deconv_cli.vocabulary import name_some
 
-_FEW = 4
 _FEW_PASSES = 2
 _NEXT_TO_NOTHING = 1e-6
 """A smaller share of a gradient is lost."""
@@ -25,21 +25,14 @@ def find_weights_not_held(evidence: TrainingEvidence) -> list[Finding]:
         )
         suggestion = "create the optimizer with parameters() of this model, after the last line that replaces the model"
     else:
-        why = f"no optimizer holds {_some(missing)}, so they never change though they get gradients."
+        why = f"no optimizer holds {name_some(missing, 4)}, so they never change though they get gradients."
         suggestion = "give the optimizer these weights too, or freeze them with requires_grad_(False)"
-    return [_of_optimizer(_first_location(evidence), why, suggestion)]
+    steps = evidence.events.first_steps
+    return [_of_optimizer(steps[0].location if steps else CodeLocation(), why, suggestion)]
 
 
 def _of_optimizer(location: CodeLocation, why: str, suggestion: str, operation: str = "optimizer.step()") -> Finding:
     return Finding(Verdict.OPTIMIZER, (Cause(operation, location, why, suggestion),))
-
-
-def _first_location(evidence: TrainingEvidence) -> CodeLocation:
-    return evidence.events.first_steps[0].location if evidence.events.first_steps else CodeLocation()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def find_step_without_effect(evidence: TrainingEvidence) -> list[Finding]:
@@ -75,8 +68,7 @@ def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     names = [name for name, weight in evidence.with_gradient.items() if id(weight) in held]
     if events.failure is not None or not names:
         return None
-    shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    why = f"an optimizer holds {shown}, but made no step in {events.n_backward} backward passes."
+    why = f"an optimizer holds {name_some(names, 1)}, but made no step in {events.n_backward} backward passes."
     suggestion = "call optimizer.step() after loss.backward()"
     return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
 

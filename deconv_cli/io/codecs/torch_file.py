@@ -29,12 +29,8 @@ class TorchFile(TensorCodec):
 
     def list_tensors(self, path: Path) -> TensorFile:
         """Read every tensor; names of nested dictionaries are joined by dots, a bare tensor has the empty name."""
-        kind = program_kind(limits.check_zip(path)) if read_head(path).startswith(_ARCHIVE) else None
-        if kind is not None:
-            raise UnsafeInputError(
-                f"'{path}' is a file of the kind {kind}, which deconv does not open; save its state_dict() with "
-                "torch.save instead."
-            )
+        if read_head(path).startswith(_ARCHIVE):
+            refuse_program(path, limits.check_zip(path))
         from deconv_cli.io.codecs.torch_weights import check_dense, load_weights_only, named_tensors
 
         tensors = named_tensors(path, load_weights_only(path))
@@ -61,11 +57,20 @@ class TorchFile(TensorCodec):
 TORCH = TorchFile()
 
 
-def program_kind(names: Iterable[str]) -> str | None:
-    """Name the kind of program that an archive with these entries holds; None for tensors, or a plain module."""
+_PROGRAMS = (
+    ({"extern_modules"}, "a torch.package archive", "torch.package.PackageImporter"),
+    ({"constants.pkl", "code"}, "a TorchScript file", "torch.jit.load"),
+    ({"archive_format", "archive_version", "serialized_exported_program.json"}, "an exported program", "torch.export"),
+)
+"""Archives that hold code: entries of theirs, what they are, and what opens them."""
+
+
+def refuse_program(path: Path, names: Iterable[str]) -> None:
+    """Refuse, by `UnsafeInputError`, an archive with these entries if opening it can run its code."""
     parts = {part for name in names for part in name.split("/")}
-    # A file that could be either is treated as the kind that torch.load would run.
-    if parts & {"constants.pkl", "code"}:
-        return "TorchScript"
-    is_exported = parts & {"archive_format", "archive_version", "serialized_exported_program.json"}
-    return "exported program" if is_exported else None
+    for entries, kind, opener in _PROGRAMS:
+        if parts & entries:
+            raise UnsafeInputError(
+                f"'{path}' is {kind}, which can run its own code when opened, so deconv does not open it; open it with "
+                f"{opener} and save its state_dict() with torch.save."
+            )

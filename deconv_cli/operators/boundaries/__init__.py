@@ -1,1 +1,0 @@
-"""The rules for the pixels outside an image."""
