@@ -76,10 +76,8 @@ class Batch:
             DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
-        from deconv_cli.io.files import is_there
-
         started = time.monotonic()
-        is_skipped = {job.number: self._options.skip_existing and is_there(job.target) for job in jobs}
+        is_skipped = {job.number: self._options.skip_existing and job.target.exists() for job in jobs}
         self._skipped = [job.source for job in jobs if is_skipped[job.number]]
         try:
             self._work_off([job for job in jobs if not is_skipped[job.number]], work)

@@ -308,7 +308,7 @@ class BlockRestoration:
             rerun=Context("invert", self.files, self.device).rerun(
                 job.source,
                 {**self._options(large, found), **extra.as_options()},
-                found.task.target.spelled_path,
+                str(found.task.target.path),
                 found.task.target.dtype,
             ),
             reconstruction=found,

@@ -118,7 +118,6 @@ class _Reader:
     def describe(self, path: Path) -> dict[str, Any]:
         """Describe one file."""
         from deconv_cli.io.file_inspection import inspect_file
-        from deconv_cli.io.files import spelled
 
         started = time.perf_counter()
         found = inspect_file(
@@ -130,7 +129,7 @@ class _Reader:
         )
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
-            "path": spelled(path),
+            "path": str(path),
             "format": found.codec.name,
             "sha256": found.sha256,
             "entries": entries,

@@ -170,11 +170,9 @@ class Work(ABC):
 
 
 def is_large(path: Path) -> bool:
-    """Return whether an input is large: by its size, or by its header if it is a folder or at an address."""
-    from deconv_cli.io.files import address_of
-
+    """Return whether an input is large: by its size, or by its header if it is a folder."""
     try:
-        if address_of(path) is not None or path.is_dir():
+        if path.is_dir():
             return _bytes_of_samples(path) >= LARGE_FILE_BYTES
         return path.stat().st_size >= LARGE_FILE_BYTES
     except OSError:

@@ -106,7 +106,7 @@ def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
     named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
     lam = _in_unit(f"{result.lam:g}", verbose=verbose)
     rows = [
-        ("input", f"{shown_name(source.path)}  {format_size(source.shape)} {source.axes} {source.dtype}"),
+        ("input", f"{shown_name(str(source.path))}  {format_size(source.shape)} {source.axes} {source.dtype}"),
         ("layers", f"{run.model.layers} of {shown_name(run.model.path)}"),
         *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
         ("method", result.method.value),
@@ -153,7 +153,7 @@ def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PL
     spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
     size = format_size(source.shape)
     return [
-        ("input", f"{shown_name(source.path)}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("input", f"{shown_name(str(source.path))}  {size} {source.axes} {source.dtype}{spacing}"),
         ("kernel", _kernel(kernel, layer)),
     ]
 
@@ -174,7 +174,7 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
-    return f"{shown_name(source.path)}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
+    return f"{shown_name(str(source.path))}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
@@ -303,8 +303,6 @@ def _influence(influence: InfluenceDepth) -> str:
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     """Print what would be done on stderr, and how many seconds it would take."""
-    from deconv_cli.io.files import is_there
-
     task = run.task
     rows = [
         ("input", _large_input(task)),
@@ -314,13 +312,13 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
         *(("", _output(extra)) for extra in task.extras.targets),
     ]
     _print("deconv invert --dry-run", rows, notes=task.plan.notes)
-    if is_there(target):
+    if target.exists():
         print_note(f"the output '{target}' exists already; a run needs --force to replace it")
 
 
 def _output(target: RegionTarget) -> str:
     size = format_size(target.shape)
-    return f"{shown_name(target.spelled_path)}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
+    return f"{shown_name(str(target.path))}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
 
 
 def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
@@ -345,7 +343,7 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
             ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
             ("threads", f"{found.plan.n_threads} a block"),
         ]
-    output = f"{shown_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}"
+    output = f"{shown_name(str(target.path))}  {format_size(target.shape)} {target.dtype}"
     rows += [("output", output), ("cost", _cost(run.environment))]
     _print("deconv invert", rows, found.doubts, run.notes)
 
@@ -384,7 +382,7 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
 
 def _large_input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{shown_name(source.spelled_path)}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return f"{shown_name(str(source.path))}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
 
 
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ import numpy as np
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.files import reason_of, spelled
+from deconv_cli.io.files import reason_of
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 
@@ -52,7 +52,7 @@ class _Array(ABC):
     """An array in a file.
 
     Attributes:
-        path: of the file or folder, or its address.
+        path: of the file or folder.
         shape: as stored.
         dtype: NumPy name of the sample type.
         axes: a letter for each axis; empty where the file names none.
@@ -67,11 +67,6 @@ class _Array(ABC):
     def n_bytes(self) -> int:
         """Bytes of all samples, in memory."""
         return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
-
-    @property
-    def spelled_path(self) -> str:
-        """The path as it was typed: an address with both of its slashes."""
-        return spelled(self.path)
 
 
 @dataclass(frozen=True, eq=False)

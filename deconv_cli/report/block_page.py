@@ -79,7 +79,7 @@ def _describe_source(task: BlockTask) -> dict[str, Any]:
     """Describe the input, without a hash of all its bytes."""
     source = task.problem.source
     return {
-        "path": source.spelled_path,
+        "path": str(source.path),
         "shape": list(source.shape),
         "axes": task.problem.layout.axes,
         "dtype": source.dtype,
@@ -90,7 +90,7 @@ def _describe_source(task: BlockTask) -> dict[str, Any]:
 
 def _describe_target(task: BlockTask) -> dict[str, Any]:
     target = task.target
-    return {"path": target.spelled_path, "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
+    return {"path": str(target.path), "shape": list(target.shape), "axes": target.axes, "dtype": target.dtype}
 
 
 def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
@@ -126,7 +126,7 @@ def render_block_page(run: BlockInvertRun, previews: Previews) -> str:
 def _input_file(run: BlockInvertRun) -> InputFile:
     source, problem = run.task.problem.source, run.task.problem
     is_picture = problem.resolution.settings.defaults is InputKind.PICTURE
-    return InputFile(source.spelled_path, source.shape, problem.layout.axes, source.dtype, "", is_picture, run.spacing)
+    return InputFile(str(source.path), source.shape, problem.layout.axes, source.dtype, "", is_picture, run.spacing)
 
 
 def _block_numbers(found: BlockReconstruction) -> list[Row]:

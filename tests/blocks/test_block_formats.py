@@ -1,7 +1,5 @@
 """A picture is restored block by block from and into tiles and chunks, as it is as a whole up to the predicted seam."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tifffile
@@ -33,7 +31,6 @@ KINDS = [
         pytest.param(make, size, name, 1, marks=pytest.mark.exhaustive)
         for make, size, name in (
             (as_zarr, SMALL, "out.zarr"),
-            (as_zarr, SMALL, "file://"),
             (as_zarr, LARGE, "out.tif"),
             (as_tiff, LARGE, "out.zarr"),
         )
@@ -47,7 +44,7 @@ def test_blocks_are_the_whole_in_every_format(tmp_path, monkeypatch, make, size,
     samples = np.random.default_rng(3).random(size).astype("float32")
     make(tmp_path / "in", samples)
     kernel = deconv_cli.make_kernel("gaussian:0.5")
-    target = Path(f"file://{tmp_path}/there.ome.zarr") if name == "file://" else tmp_path / name
+    target = tmp_path / name
     blocks, files = BlockOptions(10**8, (64, 64)), LargeFileOptions(axes="YX", n_levels=n_levels)
     found = invert_blocks(tmp_path / "in", kernel, target, files=files, blocks=blocks, **OPTIONS)
     assert found.summary.n_blocks > 1

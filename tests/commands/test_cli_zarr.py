@@ -72,17 +72,12 @@ def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):
     assert read_image(tmp_path / "out" / "pollen.ome.zarr").shape == (2, 3, 20, 26)
 
 
-def test_it_is_found_at_addresses(deconv, sample, tmp_path):
-    address = f"memory://{tmp_path.as_posix().lstrip('/')}/out.ome.zarr"
-    done = deconv("forward", sample, *BLUR, "-o", address, "--json")
-    assert done.report["output"]["path"] == address
-    again = deconv(
-        "invert", address, "--kernel", "gaussian:0.6", "--lambda", "1e-3", "-o", tmp_path / "a.tif", "--json"
-    )
-    assert again.report["inputs"][0]["path"] == address
-    assert again.report["rerun"].endswith(f"-- {address}")
-    done = deconv("forward", sample, *BLUR, "-o", address, "--force", expect=ExitCode.USAGE)
-    assert "deconv replaces nothing at an address" in done.errors[0]
+def test_an_address_is_one_sentence(deconv, sample):
+    for words in (("s3://bucket/a.zarr", "-o", "b.tif"), (sample, "-o", "s3://bucket/a.zarr")):
+        refused = deconv("forward", *words, *BLUR, expect=ExitCode.USAGE)
+        (sentence,) = refused.errors
+        assert "'s3://bucket/a.zarr' is an address" in sentence
+        assert "copy it here, or mount it as a folder" in sentence
 
 
 def test_damage_is_one_sentence(refuses, sample):

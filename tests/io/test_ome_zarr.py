@@ -12,7 +12,6 @@ from region_cases import planned, write_all
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
 from deconv_cli.io.codecs.zarr_writer import halve
-from deconv_cli.io.files import address_of
 from deconv_cli.io.regions import open_regions
 
 zarr = pytest.importorskip("zarr")
@@ -25,7 +24,7 @@ def check_valid(path):
     """Let the independent package read an image and all of its arrays."""
     models = pytest.importorskip("ome_zarr_models.v05.image")
     omero = pytest.importorskip("ome_zarr_models.common.omero")
-    described = models.Image.from_zarr(zarr.open_group(address_of(path) or path, mode="r"))
+    described = models.Image.from_zarr(zarr.open_group(path, mode="r"))
     shown = getattr(described.ome_attributes, "omero", None)
     return [] if shown is None else omero.Omero.model_validate(shown).channels
 
@@ -121,36 +120,6 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
     target.finish({})
     np.testing.assert_array_equal(read_image(path).values, read_image(sample).values)
     check_valid(path)
-
-
-@pytest.mark.parametrize("n_written", range(3))
-def test_nothing_is_an_image_before_its_last_description_is_there(tmp_path, monkeypatch, n_written):
-    """As when a process is killed between any two of them, at an address where nothing can be renamed."""
-    from deconv_cli.io.codecs import zarr_writer
-
-    path = Path(f"memory://{tmp_path}/out.ome.zarr")
-    target = planned(open_regions(SAMPLES / "v05.ome.zarr"), path, n_levels=2)
-    target.create()
-    write_all(target, IMAGE.astype("float32"))
-    write, left = zarr_writer.write_member, [n_written]
-
-    def write_some(place, content):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        write(place, content)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(zarr_writer, "write_member", write_some)
-        with pytest.raises(KeyboardInterrupt):
-            target.finish({})
-    with pytest.raises(UsageError, match="holds no Zarr"):
-        open_regions(path)
-    with pytest.raises(FileNotFoundError):
-        zarr.open_group(address_of(path), mode="r")
-    target.create()
-    target.finish({})
-    np.testing.assert_array_equal(read_image(path).values, IMAGE.reshape(2, 3, 20, 26).swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 7), (1, 3), (1, 1)])

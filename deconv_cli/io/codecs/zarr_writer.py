@@ -16,17 +16,8 @@ from deconv_cli.io import records
 from deconv_cli.io.atomic import partial_path
 from deconv_cli.io.codec import StoredImage, zeros_of
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.codecs.zarr_source import HALF_WRITTEN, NAME, count_missing, open_store, zarr_package
-from deconv_cli.io.files import (
-    address_of,
-    is_member,
-    list_members,
-    read_member,
-    refuse_special,
-    refusing_damage,
-    remove,
-    write_member,
-)
+from deconv_cli.io.codecs.zarr_source import HALF_WRITTEN, NAME, count_missing, zarr_package
+from deconv_cli.io.files import list_members, read_member, refuse_special, refusing_damage, remove, write_member
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import Region, RegionTarget, put_in_place, refusing_to_write
@@ -113,7 +104,7 @@ def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  
         content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}
         memory = zarr.storage.MemoryStore(store_dict=content, read_only=True)
         described = zarr.open_array(store=memory, path=member, mode="r")
-        place = zarr.storage.StorePath(open_store(zarr, path, read_only=False), member)
+        place = zarr.storage.StorePath(zarr.storage.LocalStore(path), member)
         # Chunks of zeros are written too, so that every missing chunk is one that was forgotten.
         return zarr.Array(
             zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
@@ -179,11 +170,7 @@ def halve(samples: Array, axes: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class ZarrTarget(RegionTarget):
-    """The chunks of an unfinished Zarr.
-
-    On a disk they lie in a folder of a hidden name. At an address, where nothing can be renamed, they lie at their
-    final place, without the descriptions that would make them an array.
-    """
+    """The chunks of an unfinished Zarr, in a folder of a hidden name."""
 
     specs: tuple[ArraySpec, ...] = ()
     """The array at each resolution."""
@@ -194,7 +181,7 @@ class ZarrTarget(RegionTarget):
     @property
     def folder(self) -> Path:
         """The folder of the chunks."""
-        return self.path if address_of(self.path) else partial_path(self.path)
+        return partial_path(self.path)
 
     def create(self) -> bool:
         """Write the plan; chunks of an earlier run stay if its plan was the same."""
@@ -208,7 +195,7 @@ class ZarrTarget(RegionTarget):
                 return True
             # Another plan is that of another run; data without a plan are a finished result. Both are removed: another
             # process of this run would have written this plan.
-            if before is not None or is_member(self.folder / FORMAT_FILE):
+            if before is not None or (self.folder / FORMAT_FILE).is_file():
                 remove(self.folder)
             write_member(self.folder / _PLAN, plan)
             return False
@@ -222,8 +209,7 @@ class ZarrTarget(RegionTarget):
 
     def is_begun(self) -> bool:
         """Look for the plan."""
-        with refusing_to_write(self.path):
-            return is_member(self.folder / _PLAN)
+        return (self.folder / _PLAN).is_file()
 
     def write(self, region: Region, samples: Array) -> None:
         """Write whole chunks or shards."""
@@ -246,8 +232,7 @@ class ZarrTarget(RegionTarget):
             write_descriptions(self.folder, dict(self.documents), self.specs, image)
             for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
                 remove(self.folder / name)
-            if self.folder != self.path:
-                put_in_place(self.path)
+            put_in_place(self.path)
             remove(self.path / _PLAN)  # the last step: as long as the plan is there, a resumed run does all this again
 
     def discard(self) -> None:
