@@ -52,10 +52,10 @@ class Batch:
         invocation: typer.Context,
     ) -> None:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
-        if workers.are_given and (printed.show or printed.verbose):
+        if workers.are_given and printed.verbose:
             raise UsageError(
-                f"{'--show' if printed.show else '--verbose'} prints the work of this process, but other processes do "
-                "the work; leave it out, or leave out --jobs, --cluster and --scheduler."
+                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
+                "out --jobs, --cluster and --scheduler."
             )
         self._replaces = files.force
         self._manifest: Manifest | None = None
@@ -124,7 +124,7 @@ class Batch:
         with contextlib.ExitStack() as open_, pieces.shown():
             if self._workers.are_given:
                 all_done = self._done_by_workers(open_, work, jobs)
-            elif work.is_alone or self._printed.show or self._printed.verbose:
+            elif work.is_alone or self._printed.verbose:
                 all_done = one_by_one(jobs, read, process, partial(self._progress_of, pieces=pieces))
             else:
                 cores = SharedCores(len(jobs), work.memory(), work.device_type)
@@ -223,8 +223,6 @@ class Batch:
                 notes.insert(0, f"{verb} {record['light_reason']}")
             for note in () if printed.quiet else notes:
                 self._tell(name, note, print_note)
-        if printed.show:
-            done.show()
         if printed.as_json:
             self._records[job.number] = record
         else:

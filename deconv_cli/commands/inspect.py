@@ -22,7 +22,7 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, ShowOption, option
+from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
@@ -76,7 +76,6 @@ def inspect(
     series: Annotated[
         int | None, option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0)
     ] = None,
-    show: ShowOption = False,
     as_json: JsonOption = False,
     verbose: Annotated[bool, option("--verbose -v", "Do not cut long values of the metadata.", OUTPUT)] = False,
 ) -> None:
@@ -84,7 +83,7 @@ def inspect(
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
-    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show)
+    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading)
     for path in inputs:
         try:
             records.append(reader.describe(path))
@@ -113,7 +112,6 @@ class _Reader:
     tensor: str | None
     series: int | None
     reading: KernelReading
-    show: bool
 
     def describe(self, path: Path) -> dict[str, Any]:
         """Describe one file."""
@@ -154,8 +152,6 @@ class _Reader:
                 if self.taken_for is Kind.KERNEL or len(found.entries) == 1:
                     raise
                 refusal = str(error)
-        if self.show:
-            self._draw(found, entry)
         is_image = found.codec.is_picture or entry.axes is not None
         return {
             "name": entry.name or None,
@@ -196,19 +192,6 @@ class _Reader:
             "padding": format_padding(self.padding),
             "notes": list(read.notes),
         }
-
-    def _draw(self, found: Inspected, entry: Entry) -> None:
-        """Draw the first plane, or the colors of a picture."""
-        if len(entry.shape) < 2 or 0 in entry.shape or entry.whole is not None:
-            return
-        import torch
-
-        from deconv_cli.commands.console import show_picture
-
-        samples = torch.from_numpy(entry.samples)
-        is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
-        planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
-        show_picture(planes, is_color=is_color)
 
 
 def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
@@ -362,10 +345,3 @@ def _made_by(record: dict[str, Any]) -> str | None:
         return record["rerun"].replace(" --force", "") if "rerun" in record else None
     choices = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
     return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in choices.items())])
-
-
-def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401
-    """Arrange samples as planes `(n, H, W)`; without named axes, the last two are rows and columns."""
-    if axes is not None and "Y" in axes and "X" in axes:
-        samples = samples.movedim((axes.index("Y"), axes.index("X")), (-2, -1))
-    return samples.reshape(-1, *samples.shape[-2:])

@@ -47,7 +47,6 @@ def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:
 
 
 ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", FILES)]
-ShowOption = Annotated[bool, option("--show", "Draw the picture in the terminal (on stderr).", OUTPUT)]
 JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
 VerboseOption = Annotated[
@@ -207,7 +206,6 @@ class FileOptions:
 class PrintOptions:
     """What is printed about a run."""
 
-    show: ShowOption = False
     as_json: JsonOption = False
     quiet: QuietOption = False
     verbose: VerboseOption = False

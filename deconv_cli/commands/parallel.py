@@ -97,7 +97,6 @@ class JobResult:
         job: the job.
         record: the report.
         print_summary: prints it as a table for people.
-        show: draws the result in the terminal.
         doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
         warnings: other warnings, a sentence each.
         error: the reason why there is no result.
@@ -107,7 +106,6 @@ class JobResult:
     job: Job
     record: dict[str, Any] | None = None
     print_summary: Callable[[], None] = _nothing
-    show: Callable[[], None] = _nothing
     doubts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
@@ -308,8 +306,8 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
 
 
 def without_images(done: JobResult) -> JobResult:
-    """Drop what could print and show a result: it holds the images."""
-    return replace(done, print_summary=_nothing, show=_nothing)
+    """Drop what could print a result: it holds the images."""
+    return replace(done, print_summary=_nothing)
 
 
 def _done_lightly(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> JobResult:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.allocator import return_freed_memory
-from deconv_cli.commands.console import show_picture
 from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
@@ -109,7 +108,6 @@ class Restoration:
             job,
             record,
             partial(print_invert_summary, run, verbose=self._printed.verbose),
-            partial(show_picture, result.image, n_axes=kernel.kernel.n_axes, is_color=image.is_picture),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
             warnings=result.cautions,
         )

@@ -150,7 +150,7 @@ def test_a_large_file_is_alone_in_memory(tmp_path, monkeypatch):
 
 def test_results_that_wait_hold_no_image():
     done = list(run(side_by_side, make_jobs(2), process=lambda job, source, progress: outcome(job)))
-    assert done[0].print_summary is done[1].show
+    assert done[0].print_summary is done[1].print_summary
 
 
 @pytest.mark.usefixtures("two_cores")
