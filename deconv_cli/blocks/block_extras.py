@@ -192,7 +192,6 @@ def plan_file(
     output_dtype: OutputDType | None,
     *,
     force: bool | None,
-    n_levels: int = 1,
 ) -> RegionTarget:
     """Plan a file of the size of the estimate; nothing is written yet."""
     return plan_regions(
@@ -203,7 +202,6 @@ def plan_file(
         size=problem.image_size,
         output_dtype=output_dtype,
         force=force,
-        n_levels=n_levels,
     )
 
 

@@ -266,9 +266,7 @@ class BlockRestoration:
         from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
 
         replaces = self.files.force or job.replaces or self.large.dry_run  # a dry run writes nothing
-        files = LargeFileOptions(
-            output_dtype=self.files.output_dtype, force=replaces, resume=resumes, n_levels=self.files.pyramid
-        )
+        files = LargeFileOptions(output_dtype=self.files.output_dtype, force=replaces, resume=resumes)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
         asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.report is not None)

@@ -49,7 +49,6 @@ class Context:
             force=self.files.force or job.replaces,
             same_size=same_size,
             make_folder=job.make_folder,
-            n_levels=self.files.pyramid,
         )
 
     def describe(

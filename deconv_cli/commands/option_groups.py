@@ -179,15 +179,6 @@ class FileOptions:
             FILES,
         ),
     ] = None
-    pyramid: Annotated[
-        int,
-        option(
-            "--pyramid N",
-            "Store N resolutions in an OME-Zarr, each the mean of 2×2 pixels of the one before.",
-            FILES,
-            min=1,
-        ),
-    ] = 1
     force: ForceOption = False
 
     def read(self, path: Path) -> ImageFile:
@@ -198,8 +189,7 @@ class FileOptions:
 
     def as_options(self) -> OptionValues:
         """List the options that would be typed again, without the sample type and `--force`."""
-        pyramid = self.pyramid if self.pyramid > 1 else None
-        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series, "--pyramid": pyramid}
+        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series}
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,6 @@ class StoredImage:
     """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
     """On changes to the samples, a sentence each."""
-    n_levels: int = 1
-    """Number of pyramid levels to be written, each half the one before."""
     jpeg_table: tuple[int, ...] | None = None
     """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
 
@@ -92,8 +90,6 @@ class WriteRequest:
     from_picture: bool
     flavor: str
     """`Metadata.flavor` of that image."""
-    n_levels: int = 1
-    """Number of pyramid levels to be stored, each half the one before."""
 
     @property
     def same_channels(self) -> bool:
@@ -124,8 +120,6 @@ class Codec(ABC):
     """True for files that a viewer shows, False for files of named tensors."""
     dtypes: tuple[str, ...] = tuple(OutputDType)
     """Sample types that can be written."""
-    has_levels: bool = False
-    """True where a file can hold the same image at several resolutions."""
     is_folder: bool = False
     """True where one of its files is a folder to the system."""
     is_lossless: bool = True
@@ -167,7 +161,7 @@ class Codec(ABC):
         """Order the samples of a result, shape (B, C, *space), as the file stores them, alpha last."""
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout, axes, notes = self.order_axes(request, layout)
-        return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
+        return StoredImage(from_images(layout, samples), axes, notes=notes)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Explain why the alpha channel of the source cannot be written; None if it can."""
@@ -193,7 +187,7 @@ class Codec(ABC):
     def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
         """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
         layout, axes, notes = self.order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata, n_levels=request.n_levels)
+        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata)
         kept, lost = self.choose_metadata(request, image)
         return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
 

@@ -37,27 +37,22 @@ def test_an_image_is_inspected(deconv, sample):
 
 def test_an_image_is_blurred_and_restored_as_an_image(deconv, sample, tmp_path):
     blurred, restored = tmp_path / "blurred.ome.zarr", tmp_path / "restored.ome.zarr"
-    report = deconv("forward", sample, *BLUR, "-o", blurred, "--pyramid", 2, "--json").report
-    assert "--pyramid=2" in report["rerun"]
-    assert (blurred / "1").is_dir()
+    deconv("forward", sample, *BLUR, "-o", blurred)
     done = deconv("invert", blurred, "--kernel", "gaussian:0.6", "--lambda", "1e-8", "-o", restored)
     assert "recorded in the file by deconv forward" in done.stderr
     assert done.stdout == f"{restored}\n"
     np.testing.assert_allclose(read_image(restored).values, read_image(sample).values, atol=1)
     assert read_image(restored).metadata.channel_names == ("DAPI", "GFP")
-    assert not (restored / "1").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blurred.ome.zarr", "in", "restored.ome.zarr"]
 
 
 def test_a_result_is_replaced_as_a_whole(deconv, refuses, sample, tmp_path):
     out = tmp_path / "out.ome.zarr"
-    deconv("forward", sample, *BLUR, "-o", out, "--pyramid", 3)
+    deconv("forward", sample, *BLUR, "-o", out)
     refuses("forward", sample, *BLUR, "-o", out, code=ExitCode.USAGE, says=("exists already", "--force"))
     deconv("forward", sample, *BLUR, "-o", out, "--force")
     assert sorted(path.name for path in out.iterdir()) == ["0", "zarr.json"]
     deconv("forward", sample, *BLUR, "-o", out, "--skip-existing")
-    refuses("forward", sample, *BLUR, "-o", tmp_path / "out.tif", "--pyramid", 2, code=ExitCode.USAGE, says="holds one")
-    refuses("forward", sample, *BLUR, "-o", tmp_path / "a.zarr", "--pyramid", 9, code=ExitCode.USAGE, says="has 6")
 
 
 def test_in_a_tree_it_is_one_file_among_others(deconv, sample, tmp_path):

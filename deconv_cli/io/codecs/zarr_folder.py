@@ -15,11 +15,11 @@ from deconv_cli.io.codecs import zarr_ome
 from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, open_stored
 from deconv_cli.io.codecs.zarr_writer import (
     ZarrTarget,
-    build_levels,
-    describe_arrays,
+    default_chunk,
+    describe_array,
     each_unit,
+    member_of,
     open_described,
-    plan_arrays,
     write_descriptions,
 )
 from deconv_cli.io.files import FOLDER, refusing_damage
@@ -38,7 +38,6 @@ class Zarr(Codec):
     name = NAME
     suffixes = (".zarr",)
     magic = (FOLDER,)
-    has_levels = True
     is_folder = True
     record_inside = True
     carries = frozenset({"resolution", "channel_names"})
@@ -53,24 +52,11 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr, and impossible numbers of resolutions."""
-        if is_ome(request):
-            longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
-            n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
-            if request.n_levels > n_most:
-                raise UsageError(
-                    f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a "
-                    f"side has {n_most}."
-                )
-            return
-        if _is_ome_name(request.path):
+        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr."""
+        if _is_ome_name(request.path) and not is_ome(request):
             raise UsageError(
                 f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows only T and Z besides "
                 "channels and planes; choose .zarr."
-            )
-        if request.n_levels > 1:
-            raise UsageError(
-                f"'{request.path}' cannot hold several resolutions, since it would be a bare array; choose .ome.zarr."
             )
 
     def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
@@ -95,14 +81,12 @@ class Zarr(Codec):
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write all chunks, and then their descriptions."""
-        specs = plan_arrays(image)
-        documents = describe_arrays(path, specs)
+        documents = describe_array(path, image, default_chunk(image.shape, image.axes))
         samples = np.asarray(image.samples)
-        array = open_described(path, documents, specs[0].member)
+        array = open_described(path, documents, member_of(image.metadata))
         for region in each_unit(array):
             array[region] = samples[region]
-        build_levels(lambda level: open_described(path, documents, specs[level].member), len(specs), image.axes)
-        write_descriptions(path, documents, specs, image)
+        write_descriptions(path, documents, image)
 
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
         """Open an array, or the full resolution of an image."""
@@ -112,13 +96,12 @@ class Zarr(Codec):
         return source
 
     def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide on the axes, the chunks, the resolutions and the metadata; keep the chunks and shards of a Zarr."""
+        """Decide on the axes, the chunks and the metadata; keep the chunks and shards of a Zarr."""
         image = self.describe_result(request, layout, source.metadata)
-        specs = plan_arrays(image, *_units_of(source, image.axes, request.dtype))
+        chunk, shard = _units_of(source, image, request.dtype)
         return ZarrTarget(
-            *(request.path, image.shape, request.dtype, image.axes, specs[0].shard or specs[0].chunk, image.notes),
-            specs=specs,
-            documents=tuple(describe_arrays(request.path, specs).items()),
+            *(request.path, image.shape, request.dtype, image.axes, shard or chunk, image.notes),
+            documents=tuple(describe_array(request.path, image, chunk, shard).items()),
             metadata=image.metadata,
         )
 
@@ -143,12 +126,12 @@ def _renamed(axes: str) -> str:
     return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
 
 
-def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Return chunk and shard of a Zarr source with the same axes.
-
-    Both are `None` for any other source, or if they are too large to be processed one at a time.
-    """
-    if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
-        return None, None
+def _units_of(source: RegionSource, image: StoredImage, dtype: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Choose chunk and shard: those of a Zarr source with the same axes, unless they are too large to be processed."""
+    usual = default_chunk(image.shape, image.axes)
+    if not isinstance(source, ZarrSource) or source.axes not in ("", image.axes):
+        return usual, None
+    if len(source.chunk) != len(image.axes):
+        return usual, None
     n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
-    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (None, None)
+    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (usual, None)

@@ -104,12 +104,11 @@ def _in_unit(name: str, unit: str) -> Fraction:
 
 
 def group_attributes(
-    members: Sequence[str], axes: str, metadata: Metadata, windows: Sequence[tuple[float, float]]
+    member: str, axes: str, metadata: Metadata, windows: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """Describe an image as the attribute `ome` of its group.
 
-    `members` names its arrays, the full resolution first, each half the size of the one before. `windows` holds the
-    least and the largest value of each channel.
+    `member` names its array. `windows` holds the least and the largest value of each channel.
     """
     known, time = metadata.resolution, _members(metadata.native, _TIME)
     scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})
@@ -118,18 +117,13 @@ def group_attributes(
         scale |= {"X": float(1 / known.x), "Y": float(1 / known.y), "Z": float(known.plane_distance or 1)}
         with_length = "YX" if known.plane_distance is None else "ZYX"
         units |= dict.fromkeys(with_length, _UNIT_NAMES[known.unit] if known.unit else "")
-    origin, datasets = _members(metadata.native, _TRANSLATION), []
-    for level, member in enumerate(members):
-        factor = {letter: 2.0**level if letter in "YX" else 1.0 for letter in axes}
-        # The mean of two pixels lies between them.
-        moved = [origin.get(a, 0.0) + (factor[a] - 1) / 2 * scale[a] for a in axes]
-        transformations = [{"type": "scale", "scale": [scale[a] * factor[a] for a in axes]}]
-        if any(moved):
-            transformations.append({"type": "translation", "translation": moved})
-        datasets.append({"path": member, "coordinateTransformations": transformations})
+    transformations = [{"type": "scale", "scale": [scale[a] for a in axes]}]
+    moved = _members(metadata.native, _TRANSLATION)
+    if any(moved.values()):
+        transformations.append({"type": "translation", "translation": [moved.get(a, 0.0) for a in axes]})
+    datasets = [{"path": member, "coordinateTransformations": transformations}]
     multiscale: dict[str, Any] = {"axes": [_axis(a, units.get(a, "")) for a in axes], "datasets": datasets}
     multiscale |= {"name": metadata.native[_NAME]} if _NAME in metadata.native else {}
-    multiscale |= {"type": "mean"} if len(members) > 1 else {}
     attributes: dict[str, Any] = {"version": _VERSION, "multiscales": [multiscale]}
     omero = _omero(metadata, windows)
     return {"ome": attributes | ({"omero": omero} if omero else {})}

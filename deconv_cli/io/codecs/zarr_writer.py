@@ -1,10 +1,10 @@
-"""Writing a Zarr: its arrays at each resolution, their chunks and their descriptions, whole or by parts."""
+"""Writing a Zarr: its chunks and its descriptions, whole or by parts."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,38 +31,12 @@ _PLAN = "plan.json"
 """Marks a folder of chunks of an unfinished result, and describes that result."""
 
 
-@dataclass(frozen=True)
-class ArraySpec:
-    """An array to be made, at the path `member` in the folder, which is empty for the folder itself.
-
-    The samples of a chunk are compressed together, those of a shard lie in one file; without shards each chunk has its
-    own file.
-    """
-
-    member: str
-    shape: tuple[int, ...]
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...] | None
-    dtype: str
-    axes: str
+def member_of(metadata: Metadata) -> str:
+    """Name the array of an image in its group; a bare array has no name."""
+    return "0" if metadata.flavor == zarr_ome.FLAVOR else ""
 
 
-def plan_arrays(
-    image: StoredImage, chunk: tuple[int, ...] | None = None, shard: tuple[int, ...] | None = None
-) -> tuple[ArraySpec, ...]:
-    """Plan the array of each resolution of an image; a bare array has one, without a name."""
-    chunk = chunk or _default_chunk(image.shape, image.axes)
-    if image.metadata.flavor != zarr_ome.FLAVOR:
-        return (ArraySpec("", image.shape, chunk, shard, image.dtype, image.axes),)
-    shapes = [image.shape]
-    for _ in range(1, image.n_levels):
-        # An odd side keeps its last pixel.
-        halves = [(n + 1) // 2 if a in "YX" else n for n, a in zip(shapes[-1], image.axes, strict=True)]
-        shapes.append(tuple(halves))
-    return tuple(ArraySpec(str(n), shape, chunk, shard, image.dtype, image.axes) for n, shape in enumerate(shapes))
-
-
-def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+def default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     """Choose chunks of one to eight million bytes: planes, or stacks if there is depth."""
     sizes = dict(zip(axes, shape, strict=True))
     if not {"Y", "X"} <= set(axes):
@@ -72,26 +46,32 @@ def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
     return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
 
 
-def describe_arrays(path: Path, specs: Sequence[ArraySpec]) -> dict[str, str]:
-    """Return the descriptions of arrays, and of the group around them, as texts by file name."""
+def describe_array(
+    path: Path, image: StoredImage, chunk: tuple[int, ...], shard: tuple[int, ...] | None = None
+) -> dict[str, str]:
+    """Return the description of an array, and of the group around it, as texts by file name.
+
+    The samples of a chunk are compressed together, and those of a shard lie in one file; without shards each chunk has
+    its own file.
+    """
     with zarr_package(path) as zarr:
         made: dict[str, Any] = {}
         store = zarr.storage.MemoryStore(store_dict=made)
-        if specs[0].member:
+        member = member_of(image.metadata)
+        if member:
             zarr.create_group(store=store)
-        for spec in specs:
-            zarr.create_array(
-                store=store,
-                name=spec.member or None,
-                shape=spec.shape,
-                chunks=spec.chunk,
-                shards=spec.shard,
-                dtype=spec.dtype,
-                fill_value=0,
-                # Of the whole chunk, so that a damaged one is noticed.
-                compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
-                dimension_names=[letter.lower() for letter in spec.axes],
-            )
+        zarr.create_array(
+            store=store,
+            name=member or None,
+            shape=image.shape,
+            chunks=chunk,
+            shards=shard,
+            dtype=image.dtype,
+            fill_value=0,
+            # Of the whole chunk, so that a damaged one is noticed.
+            compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
+            dimension_names=[letter.lower() for letter in image.axes],
+        )
         return {name: bytes(content.to_bytes()).decode() for name, content in made.items()}
 
 
@@ -111,12 +91,12 @@ def open_described(path: Path, documents: dict[str, str], member: str) -> Any:  
         )
 
 
-def write_descriptions(path: Path, documents: dict[str, str], specs: tuple[ArraySpec, ...], image: StoredImage) -> None:
+def write_descriptions(path: Path, documents: dict[str, str], image: StoredImage) -> None:
     """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
     attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
-    if specs[0].member:
-        members, windows = [spec.member for spec in specs], _windows(open_described(path, documents, "0"), image.axes)
-        attributes |= zarr_ome.group_attributes(members, image.axes, image.metadata, windows)
+    if member := member_of(image.metadata):
+        windows = _windows(open_described(path, documents, member), image.axes)
+        attributes |= zarr_ome.group_attributes(member, image.axes, image.metadata, windows)
     root = json.loads(documents[FORMAT_FILE])
     root["attributes"] = root.get("attributes", {}) | attributes
     complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
@@ -136,46 +116,18 @@ def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN40
     return found
 
 
-def build_levels(open_level: Callable[[int], Any], n_levels: int, axes: str) -> None:
-    """Compute all resolutions but the first; `open_level` opens one by its number, 0 the full one."""
-    factors = [2 if letter in "YX" else 1 for letter in axes]
-    for level in range(1, n_levels):
-        larger, smaller = open_level(level - 1), open_level(level)
-        for region in each_unit(smaller):
-            doubled = tuple(slice(part.start * n, part.stop * n) for part, n in zip(region, factors, strict=True))
-            smaller[region] = halve(larger[doubled], axes)
-
-
 def each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
     """List the regions of an array that lie in one file each; written one at a time, a failure leaves none pending."""
     axes = zip(array.shape, array.shards or array.chunks, strict=True)
     return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
 
 
-def halve(samples: Array, axes: str) -> Array:
-    """Average two by two pixels along Y and X; the last one of an odd side is averaged along the other axis alone.
-
-    Whole numbers are rounded, half to even.
-    """
-    values = samples.astype(np.float64)
-    for place in (i for i, letter in enumerate(axes) if letter in "YX"):
-        odd = values.shape[place] % 2
-        padded = np.pad(values, [(0, odd if i == place else 0) for i in range(values.ndim)], mode="edge")
-        pairs = padded.reshape(*padded.shape[:place], -1, 2, *padded.shape[place + 1 :])
-        values = pairs.mean(axis=place + 1)
-    rounded = np.rint(values) if samples.dtype.kind in "ui" else values
-    found: Array = rounded.astype(samples.dtype)
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class ZarrTarget(RegionTarget):
     """The chunks of an unfinished Zarr, in a folder of a hidden name."""
 
-    specs: tuple[ArraySpec, ...] = ()
-    """The array at each resolution."""
     documents: tuple[tuple[str, str], ...] = ()
-    """The descriptions of the arrays, by their names."""
+    """The descriptions of the array and its group, by their names."""
     metadata: Metadata = field(default_factory=Metadata)
 
     @property
@@ -203,8 +155,7 @@ class ZarrTarget(RegionTarget):
     def read(self, region: Region) -> Array:
         """Read chunks that were written."""
         with refusing_damage(self.path, f"a {NAME}"):
-            folder = self.folder if self.is_begun() else self.path
-            found: Array = np.asarray(open_described(folder, dict(self.documents), self.specs[0].member)[region])
+            found: Array = np.asarray(self._open(self.folder if self.is_begun() else self.path)[region])
             return found
 
     def is_begun(self) -> bool:
@@ -215,21 +166,20 @@ class ZarrTarget(RegionTarget):
         """Write whole chunks or shards."""
         self.check_units(region)
         with refusing_to_write(self.path):
-            self._open(0)[region] = samples
+            self._open(self.folder)[region] = samples
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Compute the smaller resolutions, and write the descriptions."""
+        """Write the descriptions, and rename the folder."""
         complete = records.without_folders(records.complete_record(record, self.shape, self.dtype, None))
         image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
         with refusing_to_write(self.path):
-            n_missing, n_files = count_missing(self.folder / self.specs[0].member, self.shape, self.unit)
+            n_missing, n_files = count_missing(self.folder / member_of(self.metadata), self.shape, self.unit)
             if n_missing:  # they would be read as zeros
                 raise FileAccessError(
                     f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
                     f"'{self.folder}'; run again to write them."
                 )
-            build_levels(self._open, len(self.specs), self.axes)
-            write_descriptions(self.folder, dict(self.documents), self.specs, image)
+            write_descriptions(self.folder, dict(self.documents), image)
             for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
                 remove(self.folder / name)
             put_in_place(self.path)
@@ -240,5 +190,5 @@ class ZarrTarget(RegionTarget):
         with refusing_to_write(self.path):
             remove(self.folder)
 
-    def _open(self, level: int) -> Any:  # noqa: ANN401 (a zarr.Array)
-        return open_described(self.folder, dict(self.documents), self.specs[level].member)
+    def _open(self, folder: Path) -> Any:  # noqa: ANN401 (a zarr.Array)
+        return open_described(folder, dict(self.documents), member_of(self.metadata))
