@@ -193,7 +193,10 @@ def open_case(
     case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
     if examples is not None:
-        case.notes.append("an exported program keeps the mode of its export, and loses hand-written backwards")
+        case.notes.append(
+            "an exported program keeps the mode of its export, and loses hand-written backwards and the lines of its "
+            "code"
+        )
     case.notes += notes
     _bind_loss(case, options)
     return case
@@ -232,12 +235,11 @@ def _open_module(
     options: CaseOptions, named: NamedCode | None, stored: ModelFile | None
 ) -> tuple[nn.Module, tuple[Any, dict[str, Any]] | None]:
     """Return the module, with the example inputs of an exported program."""
-    from deconv_cli.gradients.tracing.code_location import with_locations
     from deconv_cli.models.model_files import build_model
 
     if stored is not None and stored.exported is not None:
         exported = stored.exported
-        return with_locations(exported.module), (exported.example_arguments, exported.example_keywords)
+        return exported.module, (exported.example_arguments, exported.example_keywords)
     if stored is not None and stored.module is not None:
         return stored.module, None
     if named is None:

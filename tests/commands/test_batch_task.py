@@ -33,9 +33,7 @@ class Numbering(Work):
     def open(self):
         opened = Path("opened")
         opened.write_text((opened.read_text(encoding="utf-8") if opened.exists() else "") + "x", encoding="utf-8")
-        return lambda job, source, progress: JobResult(
-            job, {"number": source.image}, lambda: source, lambda: source, doubts=("doubt",)
-        )
+        return lambda job, source, progress: JobResult(job, {"number": source.image}, lambda: source, doubts=("doubt",))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Lines of source code of operations, functions, errors and nodes of exported programs."""
+"""Lines of source code of operations, functions and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import io
 import linecache
 import os
-import re
 import sys
 import sysconfig
 import tokenize
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +25,6 @@ _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _STANDARD_LIBRARY = f"{sysconfig.get_path('stdlib')}{os.sep}"
 _INSTALLED = ("site-packages", "dist-packages")
 _PACKAGE = f"{Path(__file__).parents[2]}{os.sep}"
-_FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)\n\s*([^\n]*)')
 
 
 @dataclass(frozen=True)
@@ -38,20 +35,16 @@ class CodeLocation:
         file: path of the source file, None where it is unknown.
         function: name of the function around the line.
         module: dotted name of the innermost module, empty for the model itself or outside of it.
-        text: the source line, if the model file itself holds it.
     """
 
     file: str | None = None
     line: int | None = None
     function: str | None = None
     module: str = ""
-    text: str | None = None
 
     @property
     def source(self) -> str:
         """The source line, stripped; empty where it is unknown."""
-        if self.text is not None:
-            return self.text.strip()
         return linecache.getline(self.file, self.line).strip() if self.file and self.line else ""
 
     @property
@@ -109,14 +102,6 @@ def location_of_error(error: Exception) -> CodeLocation | None:
     return None
 
 
-def location_in_stack(stack: str | None, module: str) -> CodeLocation | None:
-    """Find the innermost line of the user's code in the stack trace of a node of an exported program."""
-    for file, line, function, text in reversed(_FRAME.findall(stack or "")):
-        if "/torch/nn/" not in file and "/torch/_" not in file and not file.startswith(_TORCH):
-            return CodeLocation(file, int(line), function, module, text)
-    return None
-
-
 def location_of_backward(function: type[torch.autograd.Function]) -> CodeLocation:
     """Find the first line of the backward of a hand-written Function."""
     name = f"{function.__name__}.backward"
@@ -140,8 +125,8 @@ class Locator:
     """Finds the running line and the running module.
 
     Args:
-        model: the model that runs. An exported program and a recorded pass have a `running_location`, which counts for
-            operations that no line of the user's code calls.
+        model: the model that runs. A recorded pass has a `running_location`, which counts for operations that no line
+            of the user's code calls.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -203,8 +188,8 @@ class Locator:
                     return found
                 inside = found
             frame = frame.f_back
-        exported: CodeLocation | None = getattr(self._model, "running_location", None)
-        return inside or exported or CodeLocation(module=self.module)
+        recorded: CodeLocation | None = getattr(self._model, "running_location", None)
+        return inside or recorded or CodeLocation(module=self.module)
 
 
 def _calls_the_model(code: CodeType) -> bool:
@@ -215,30 +200,3 @@ def _calls_the_model(code: CodeType) -> bool:
 def running_line() -> CodeLocation:
     """Find the running line of the user's code."""
     return Locator(nn.Module()).here()
-
-
-def with_locations(program: torch.fx.GraphModule) -> nn.Module:
-    """Let a program run node by node; its `running_location` is the source line of the running node."""
-
-    def forward(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the program takes and gives
-        leaves, _ = torch.utils._pytree.tree_flatten((arguments, keywords))
-        output = _Walker(program).run(*leaves, enable_io_processing=False)
-        vars(program)["running_location"] = None
-        codegen: Any = program.graph._codegen
-        spec = codegen.pytree_info.out_spec
-        return output if spec is None else torch.utils._pytree.tree_unflatten(output, spec)
-
-    vars(program).update(running_location=None, forward=forward)
-    return program
-
-
-class _Walker(torch.fx.Interpreter):
-    def run_node(self, n: torch.fx.Node) -> Any:  # noqa: ANN401  whatever the node gives
-        """Run one node, and note its source line."""
-        if n.op == "call_module" and n.target == "_guards_fn":
-            return None  # it would refuse inputs of other sizes
-        stack = n.meta.get("nn_module_stack") or {}
-        module = list(stack.values())[-1][0] if stack else ""
-        found = location_in_stack(n.meta.get("stack_trace"), module)
-        vars(self.module)["running_location"] = found or CodeLocation(module=module)
-        return super().run_node(n)
