@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,7 +162,7 @@ def open_case(
     module, examples = _open_module(options, named, stored)
     if examples is None:
         module.train(is_training)
-    data, batch, kind, notes = _open_batch(options, module, examples, batch_axis)
+    data, batch, kind = _open_batch(options, module, examples, batch_axis)
     target = batch.target
     if options.target_shape is not None:
         if target is not None:
@@ -197,7 +195,6 @@ def open_case(
             "an exported program keeps the mode of its export, and loses hand-written backwards and the lines of its "
             "code"
         )
-    case.notes += notes
     _bind_loss(case, options)
     return case
 
@@ -252,9 +249,9 @@ def _open_module(
 
 def _open_batch(
     options: CaseOptions, module: nn.Module, examples: tuple[Any, dict[str, Any]] | None, batch_axis: int | None
-) -> tuple[TensorFile | None, Batch, str, list[str]]:
-    """Read or draw the inputs; returns the data file, the batch to check, its origin, and notes."""
-    from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
+) -> tuple[TensorFile | None, Batch, str]:
+    """Read or draw the inputs; returns the data file, the batch to check, and its origin."""
+    from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs
 
     dtype = _dtype_of(module)
     if options.data is not None:
@@ -263,24 +260,13 @@ def _open_batch(
         data = open_data(options.data)
         n_rows = options.batch_size if batch_axis == 0 else None
         has_loss = options.loss != "projection"
-        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given", []
+        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given"
     if options.input_shape:
         specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
-        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
+        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic"
     if examples is not None and examples[0] is not None:
-        return None, Batch(*examples, None), "stored", []
-    with _naming_options("--data FILE or --input-shape 8,1,28,28"):
-        spec, note = guess_inputs(module, dtype, options.seed)
-    return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
-
-
-@contextlib.contextmanager
-def _naming_options(options: str) -> Iterator[None]:
-    """Add the options that solve the problem to an error of the library."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{str(error).rstrip('.')}: {options}.") from error
+        return None, Batch(*examples, None), "stored"
+    raise UsageError("there is no input for the model; add --data FILE, or its shape, as --input-shape 8,1,28,28.")
 
 
 def _bind_loss(case: Case, options: CaseOptions) -> None:
@@ -291,8 +277,10 @@ def _bind_loss(case: Case, options: CaseOptions) -> None:
     subject, has_target = case.subject, case.subject.target is not None
     if ":" in options.loss:
         function = load_named(options.loss, "--loss").value
-        with _naming_options("--data or --target-shape"):
+        try:
             subject.loss = user_loss(function, has_target=has_target)
+        except UsageError as error:
+            raise UsageError(f"{str(error).rstrip('.')}: --data or --target-shape.") from error
         uses_target = takes_target(function)
     else:
         subject.loss = named_loss(options.loss)
