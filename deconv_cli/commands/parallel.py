@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deconv_cli.errors import DeconvError, as_too_large
+from deconv_cli.errors import as_too_large
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_problem import BlockProblem
@@ -168,23 +168,11 @@ class Work(ABC):
 
 
 def is_large(path: Path) -> bool:
-    """Return whether an input is large: by its size, or by its header if it is a folder."""
+    """Return whether an input is large: a file by its size; a folder of chunks counts as large."""
     try:
-        if path.is_dir():
-            return _bytes_of_samples(path) >= LARGE_FILE_BYTES
-        return path.stat().st_size >= LARGE_FILE_BYTES
+        return path.is_dir() or path.stat().st_size >= LARGE_FILE_BYTES
     except OSError:
         return False
-
-
-@lru_cache(maxsize=16)
-def _bytes_of_samples(path: Path) -> int:
-    from deconv_cli.io.regions import open_regions
-
-    try:
-        return open_regions(path).n_bytes
-    except DeconvError:  # reading it raises it again
-        return 0
 
 
 class SharedCores:

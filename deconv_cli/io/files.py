@@ -122,12 +122,6 @@ def read_member(path: Path) -> bytes | None:
         return None
 
 
-def write_member(path: Path, content: bytes) -> None:
-    """Write a file of a marked folder, and the folders around it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 def remove(path: Path) -> None:
     """Remove a marked folder or a file, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -84,7 +84,7 @@ def test_parts_become_an_image(sample, tmp_path):
 
 
 def test_a_run_that_ends_before_the_descriptions_goes_on(sample, tmp_path, monkeypatch):
-    from deconv_cli.io.codecs import zarr_writer
+    from deconv_cli.io.codecs import zarr_folder
 
     path = tmp_path / "out.ome.zarr"
     target = planned(open_regions(sample), path)
@@ -95,7 +95,7 @@ def test_a_run_that_ends_before_the_descriptions_goes_on(sample, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr_writer, "write_descriptions", killed)
+        patched.setattr(zarr_folder, "write_descriptions", killed)
         with pytest.raises(KeyboardInterrupt):
             target.finish({})
     assert not path.exists()
