@@ -180,7 +180,7 @@ def test_a_run_that_is_interrupted_writes_what_was_computed_and_ends_what_goes_o
             time.sleep(0.001)  # so that the others have the processor
         if job.number == 3:
             writes.set()
-        time.sleep(0.02 * job.number)
+        time.sleep(0.5)  # all files are handed out before the first is done
         written.append(job.number)
         return outcome(job)
 
