@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deconv_cli.blocks.block_extras import ThumbnailPart
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import advise_whole
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
@@ -57,7 +56,6 @@ class BlockSummary:
     predicted_error: float | None = None
     trusted_share: float = 0.0
     real_error: float | None = None
-    thumbnails: tuple[ThumbnailPart, ...] = ()
 
     @classmethod
     def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
@@ -89,7 +87,6 @@ class BlockSummary:
             predicted_error=root_mean([result.extra.squared_predicted for result in results]),
             trusted_share=trusted / max(n_estimated, 1),
             real_error=root_mean([result.extra.squared_error for result in results]),
-            thumbnails=tuple(part for result in results for part in result.extra.thumbnails),
         )
 
 
@@ -153,7 +150,6 @@ class BlockReconstruction:
     def record(self) -> dict[str, Any]:
         """What was done, as JSON can hold it; it goes with the result."""
         settings, resolution, lam = self.settings, self.task.problem.resolution, self.lam
-        summary = self.summary and {name: value for name, value in vars(self.summary).items() if name != "thumbnails"}
         return {
             "command": "invert",
             "boundary": settings.boundary,
@@ -170,7 +166,7 @@ class BlockReconstruction:
             "doubts": list(self.doubts),
             "notes": list(self.notes),
             "plan": self.task.as_record(),
-            "blocks": summary,
+            "blocks": self.summary and dict(vars(self.summary)),
             "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},
         }
 

@@ -166,7 +166,7 @@ class BlockTask:
             lowest=lowest,
             highest=highest,
             n_estimated=core.numel(),
-            extra=self.extra_work(block, values, result.image),
+            extra=self.extra_work(block, result.image),
             result_digest=digest,
             data_digest=_digest_of(values),
         )

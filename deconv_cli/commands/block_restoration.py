@@ -269,7 +269,7 @@ class BlockRestoration:
         files = LargeFileOptions(output_dtype=self.files.output_dtype, force=replaces, resume=resumes)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
-        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask, has_page=extra.report is not None)
+        asked = ExtraFiles(extra.truth, extra.error_map, extra.trust_mask)
         return BlockRun.prepare(
             large.problem,
             target,
@@ -340,12 +340,12 @@ class BlockRestoration:
 def _write_page(path: Path | None, run: BlockInvertRun) -> None:
     if path is None:
         return
-    from deconv_cli.blocks.preview_tiles import restore_previews
+    from deconv_cli.blocks.preview_tiles import restore_preview
     from deconv_cli.io.atomic import write_page
     from deconv_cli.report.block_page import render_block_page
 
     plan = run.task.plan
-    write_page(path, render_block_page(run, restore_previews(run.task.problem, plan.max_memory, plan.n_threads)))
+    write_page(path, render_block_page(run, restore_preview(run.task.problem, plan.max_memory, plan.n_threads)))
 
 
 def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:
