@@ -6,7 +6,6 @@ Nothing here imports torch: a model is a setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deconv_cli.errors import UsageError
@@ -57,7 +56,15 @@ class NoiseModel:
     @property
     def sentence(self) -> str:
         """A description for a person."""
-        return describe_noise([self])
+        size = "" if self.sigma is None else f", σ {self.sigma:.3g}"
+        if self.is_white:
+            return f"white{size}"
+        if self.steepness < 1:
+            times = f"{1 / self.steepness:.2g} times the power in fine detail, as sharpening leaves it"
+        else:
+            less = f"{self.steepness:.2g} times less power in fine detail than in coarse"
+            times = f"{less}, as compression, smoothing or demosaicing leave it"
+        return f"colored{size}: {times}"
 
     @property
     def steepness(self) -> float:
@@ -71,28 +78,3 @@ class NoiseModel:
 
 WHITE = NoiseModel()
 """White noise of unknown size."""
-
-
-def describe_noise(models: Sequence[NoiseModel]) -> str:
-    """Describe the noise of channels, those of one kind together."""
-    kinds = {
-        "white": [model for model in models if model.is_white],
-        "less": [model for model in models if not model.is_white and model.steepness >= 1],
-        "more": [model for model in models if not model.is_white and model.steepness < 1],
-    }
-    return "; ".join(_describe_kind(kind, alike) for kind, alike in kinds.items() if alike)
-
-
-def _describe_kind(kind: str, models: Sequence[NoiseModel]) -> str:
-    sigmas = dict.fromkeys(f"{model.sigma:.3g}" for model in models if model.sigma is not None)
-    size = f", σ {', '.join(sigmas)}" if sigmas else ""
-    if kind == "white":
-        return f"white{size}"
-    ratios = sorted(model.steepness if kind == "less" else 1 / model.steepness for model in models)
-    times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
-    if kind == "more":
-        return f"colored{size}: {times} times the power in fine detail, as sharpening leaves it"
-    return (
-        f"colored{size}: {times} times less power in fine detail than in coarse, as compression, smoothing or "
-        "demosaicing leave it"
-    )

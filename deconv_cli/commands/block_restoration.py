@@ -171,7 +171,7 @@ class BlockRestoration:
             return
         done = describe(found)
         if not printed.quiet:
-            print_block_summary(done, verbose=printed.verbose)
+            print_block_summary(done)
         _print_answer(describe_block_run(done), found.doubts, printed)
 
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:

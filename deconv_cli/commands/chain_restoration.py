@@ -168,7 +168,7 @@ class ChainRestoration:
         return JobResult(
             job,
             record,
-            partial(print_chain_summary, run, verbose=self._printed.verbose),
+            partial(print_chain_summary, run),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
         )
 

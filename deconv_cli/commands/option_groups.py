@@ -49,9 +49,7 @@ def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:
 ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", FILES)]
 JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
-VerboseOption = Annotated[
-    bool, option("--verbose -v", "Print all rows of the table, and one line for each step.", OUTPUT)
-]
+VerboseOption = Annotated[bool, option("--verbose -v", "Print a line for each step, and all tables and rows.", OUTPUT)]
 InputsArgument = Annotated[
     list[Path], typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.")
 ]

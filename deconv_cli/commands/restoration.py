@@ -107,7 +107,7 @@ class Restoration:
         return JobResult(
             job,
             record,
-            partial(print_invert_summary, run, verbose=self._printed.verbose),
+            partial(print_invert_summary, run),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
             warnings=result.cautions,
         )

@@ -295,9 +295,8 @@ def test_a_picture_is_blurred_and_restored(deconv, photograph, field, tmp_path, 
     assert made.report["kernel"]["field"]["columns"] == pytest.approx([0.2, 0.5, 0.8])
     assert made.report["kernel"]["dc_gain"][0] == pytest.approx([1, 1, 1], abs=1e-5)
     words = ["invert", blurred, "--kernel", field, "-o", restored, "--lambda", "1e-4"]
-    run = deconv(*words, "-v")
+    run = deconv(*words)
     assert "varies over 1×3 places of the frame, sums 1 to 1" in run.stderr
-    assert "varying, converged" in run.stderr
     x, y = values(photograph), values(blurred)
     assert float((values(restored) - x).norm()) < 0.6 * float((y - x).norm())
     report = deconv(*words, "--json", "--force").report

@@ -1,11 +1,10 @@
-"""The table of a run at the prompt: one screen, what was done and how good it is first, and the rest when verbose."""
+"""The table of a run at the prompt: one screen, what was done and how good it is first."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields
 
-import numpy as np
 import pytest
 
 from deconv_cli.commands.exit_codes import ExitCode
@@ -49,14 +48,6 @@ def test_a_long_name_is_cut_in_the_middle_and_each_note_stands_once(deconv, word
     assert len(notes) == len(set(notes))
 
 
-def test_verbose_adds_what_an_expert_wants(deconv, words):
-    words = [*words, "--prior", "quadratic"]
-    usual, whole = names(deconv(*words).stderr), names(deconv(*words, "--verbose").stderr)
-    assert [name for name in whole if name in usual] == usual
-    expert = {"minimized", "solver", "padding", "method", "tolerance", "conditioning", "at the edge"}
-    assert expert <= set(whole) - set(usual)
-
-
 def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
     spent = ["--boundary", "zero", "--method", "iterative", "--lambda", "1e-6", "--max-iterations", "1"]
     lines = deconv(*words, *spent, expect=ExitCode.UNTRUSTWORTHY).stderr.splitlines()
@@ -66,27 +57,6 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
     assert "max_iterations" not in said[0]
     kinds = [line.partition(":")[0] for line in said]
     assert kinds == sorted(kinds, reverse=True)
-
-
-def test_verbose_shows_the_certificate_and_the_distance_to_the_solution(deconv, save, gentle, tmp_path):
-    data = save("y", np.random.default_rng(0).random((20, 20)))
-    words = ["invert", data, "-k", gentle, "--lambda", "1e-2", "--method", "iterative", "-o", tmp_path / "x.npy"]
-    assert "certificate" not in deconv(*words).stderr
-    done = deconv(*words, "--json", "--verbose", "--force")
-    bound = done.report["solver"]["distance_bound"]
-    assert 0 < bound < 1e-2
-    assert f", within {100 * bound:.2g} % of the solution" in " ".join(done.stderr.split())
-
-
-def test_channels_that_are_solved_in_several_ways_have_all_of_them_named(deconv, tmp_path):
-    np.save(tmp_path / "y.npy", np.random.default_rng(0).random((3, 5, 5)))
-    more = ["--defaults", "picture", "--lambda", "1e-3,1e3,0.4", "-v", "-o", tmp_path / "x.npy"]
-    (row,) = (
-        line
-        for line in deconv("invert", tmp_path / "y.npy", "-k", "disk:3", *more).stderr.splitlines()
-        if line.startswith("solver")
-    )
-    assert "direct and strip" in row
 
 
 @pytest.mark.parametrize(
