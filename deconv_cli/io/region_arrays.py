@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import math
@@ -178,7 +177,7 @@ class PartialFile(RegionTarget):
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
+                if _is_own_file(partial) and _is_like(partial, own, self._without_samples(own)):
                     return True
                 partial.unlink(missing_ok=True)
                 room = shutil.disk_usage(self.path.parent).free
@@ -230,16 +229,9 @@ def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
         )
 
 
-def _has_no_other_name(partial: Path) -> bool:
-    """Check whether the hidden file is ordinary, and has no name but its own and that under which it is made."""
-    if not os.path.lexists(partial):
-        return False
-    inodes = []
-    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
-        with contextlib.suppress(FileNotFoundError):
-            inodes.append(name.lstat().st_ino)
-    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
-    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
+def _is_own_file(partial: Path) -> bool:
+    """Check whether the hidden file is there, and ordinary."""
+    return os.path.lexists(partial) and stat.S_ISREG(partial.lstat().st_mode)
 
 
 def _remove_partial(path: Path) -> None:
