@@ -96,8 +96,8 @@ def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
     omission = describe_omission(layout.n_batch, layout.n_channels, is_color=source.is_picture)
     shown = show_images(images, omission, run.spacing, layout.dimensions, is_picture=source.is_picture)
     place = _place(preview.data)
-    comparisons = [replace(one, caption=f"Pixel by pixel: {place}.") for one in shown.comparisons]
-    shown = replace(shown, comparisons=tuple(comparisons))
+    if shown.comparison is not None:
+        shown = replace(shown, comparison=replace(shown.comparison, caption=f"Pixel by pixel: {place}."))
     page = describe_page(
         run, source, result, preview.diagnosis, found.expected_error, shown, preview.views, found.doubts
     )
