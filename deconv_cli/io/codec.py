@@ -20,7 +20,7 @@ from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
 
-_SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
+_SHARED = {"density": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
@@ -128,7 +128,7 @@ class Codec(ABC):
     """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json`."""
     holds_alpha: bool = False
     carries: frozenset[str] = frozenset()
-    """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""
+    """Which of `density`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
     """`tensor` or `series` where a file may hold several arrays, which are chosen by name or number."""
 
@@ -281,8 +281,8 @@ class PictureCodec(Codec):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; only TIFF holds a resolution without a unit and premultiplied colors."""
         kept, lost = super().choose_metadata(request, image)
-        if kept.resolution and not kept.resolution.unit:
-            kept, lost = replace(kept, resolution=None), [*lost, "resolution"]
+        if kept.density and not kept.density.unit:
+            kept, lost = replace(kept, density=None), [*lost, "resolution"]
         if image.alpha == "associated":
             lost.append("premultiplied alpha (it is now read as unassociated)")
         return kept, lost

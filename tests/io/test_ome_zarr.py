@@ -56,7 +56,7 @@ def test_an_image_comes_back_whole_with_all_that_was_said_of_it(sample, tmp_path
     prepared, written = rewrite(sample, tmp_path / "out.zarr", output_dtype="uint16")
     before = read_image(sample)
     assert prepared.notes == ("rounded to uint16, no sample clipped",)
-    assert written.metadata.resolution == before.metadata.resolution
+    assert written.metadata.density == before.metadata.density
     assert written.metadata.channel_names == before.metadata.channel_names
     assert written.metadata.native == before.metadata.native
     assert written.record["command"] == "invert"

@@ -54,7 +54,7 @@ class Zarr(Codec):
     magic = (FOLDER,)
     is_folder = True
     record_inside = True
-    carries = frozenset({"resolution", "channel_names"})
+    carries = frozenset({"density", "channel_names"})
     selects = "series"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -89,7 +89,7 @@ class Zarr(Codec):
         kept, lost = super().choose_metadata(request, image)
         if _is_ome(request):
             return replace(kept, flavor=zarr_ome.FLAVOR), lost
-        shared = {"resolution": kept.resolution, "channel names": kept.channel_names}
+        shared = {"resolution": kept.density, "channel names": kept.channel_names}
         lost += [name for name, value in shared.items() if value]
         return Metadata(), [*lost, *kept.native, *kept.native_of_channels]
 

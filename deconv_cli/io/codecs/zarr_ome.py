@@ -42,9 +42,9 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
     """Read the metadata of an image; damaged and unknown fields become `unsupported`."""
     units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, _axes_of(multiscale), strict=True)}
     scale, translation = _transformation(multiscale, axes)
-    resolution, unsupported = _resolution(scale, units)
-    if resolution and resolution.unit:
-        translation |= {a: translation[a] * float(_in_unit(units[a], resolution.unit)) for a in "ZYX" if a in axes}
+    density, unsupported = _density(scale, units)
+    if density and density.unit:
+        translation |= {a: translation[a] * float(_in_unit(units[a], density.unit)) for a in "ZYX" if a in axes}
     native: dict[str, Any] = {_NAME: str(multiscale["name"])} if multiscale.get("name") else {}
     if "T" in scale and (scale["T"] != 1 or units["T"]):
         native[_TIME] = {"scale": scale["T"], "unit": units["T"]}
@@ -53,7 +53,7 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
     channels = omero.get("channels")
     labels = tuple(str(channel.get("label", "")) for channel in channels) if isinstance(channels, list) else ()
     return Metadata(
-        resolution=resolution,
+        density=density,
         channel_names=labels if all(labels) else (),
         native=native,
         native_of_channels={_OMERO: omero} if omero else {},
@@ -83,7 +83,7 @@ def _transformation(multiscale: dict[str, Any], axes: str) -> tuple[dict[str, fl
     return scale, translation
 
 
-def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
+def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
     """Convert the scales of space to a resolution; return the names of units that are not understood, too."""
     space = [letter for letter in "ZYX" if letter in scale]
     if not {"Y", "X"} <= set(space) or not all(1e-30 < scale[letter] < 1e30 for letter in space):
@@ -110,7 +110,7 @@ def group_attributes(
 
     `member` names its array. `windows` holds the least and the largest value of each channel.
     """
-    known, time = metadata.resolution, _members(metadata.native, _TIME)
+    known, time = metadata.density, _members(metadata.native, _TIME)
     scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})
     units = {"T": time.get("unit", "")}
     if known:
