@@ -40,7 +40,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 TEXTS = {
     "boundary": f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. Default: "
     "what the model file says, else zero.",
-    "padding": "How far the kernel reaches outside. Default: what the model file says, else same.",
+    "padding": "Reach of the kernel outside the image. Default: what the model file says, else same.",
     "light": "What the blur acts on: linear converts samples to light and back by their ICC profile, gamma or sRGB; "
     "stored uses the samples as they are. Default: auto, linear for pictures, except TIFF without a profile, and "
     "stored for tensors.",

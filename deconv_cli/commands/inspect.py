@@ -68,7 +68,7 @@ def inspect(
         ),
     ] = None,
     padding: Annotated[
-        str, option("--padding same|valid|full|N|NH,NW", "How far the kernel reaches outside.")
+        str, option("--padding same|valid|full|N|NH,NW", "Reach of the kernel outside the image.")
     ] = "same",
     tensor: Annotated[
         str | None, option("--tensor NAME", "Name of the tensor or layer, if the file holds several. Default: all.")

@@ -97,7 +97,7 @@ SETTINGS_OPTIONS = {
             metavar="auto|linear|stored",
         ),
         padding=SettingOption(
-            "How far the kernel reached outside. Default: what deconv forward recorded, else same.",
+            "Reach of the kernel outside the image. Default: what deconv forward recorded, else same.",
             metavar="same|valid|full|N|NH,NW",
             read=parse_padding,
         ),
