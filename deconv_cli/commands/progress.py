@@ -1,4 +1,4 @@
-"""The progress of a long run: its step and iteration, or how many pieces are done, how fast, and the time left."""
+"""The progress of a long run: its step and iteration, or how many pieces are done, and the time left."""
 
 from __future__ import annotations
 
@@ -182,9 +182,7 @@ class PieceProgress(_ProgressLine):
         n_pieces, elapsed = len(self._ends) - 1, self._ends[-1] - self._ends[0]
         if n_pieces < 1 or elapsed <= 0:
             return line
-        rate = n_pieces / elapsed
-        left = (self._n_pieces - self._n_done) / rate
-        return f"{line}, {_format_rate(rate, self._name)}, about {format_duration(left)} left"
+        return f"{line}, about {format_duration((self._n_pieces - self._n_done) * elapsed / n_pieces)} left"
 
     @contextmanager
     def shown(self) -> Iterator[PieceProgress]:
@@ -208,10 +206,3 @@ class PieceProgress(_ProgressLine):
     def _show_line(self) -> None:
         line = self.line()
         self._update(f"{line}: {self._step}" if self._step else line, line)
-
-
-def _format_rate(per_second: float, name: str) -> str:
-    for unit, seconds in (("second", 1), ("minute", 60)):
-        if per_second * seconds >= 1:
-            return f"{counted(f'{per_second * seconds:.3g}', name)} a {unit}"
-    return f"{counted(f'{per_second * 3600:.3g}', name)} an hour"
