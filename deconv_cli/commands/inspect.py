@@ -22,7 +22,7 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, option
+from deconv_cli.commands.option_groups import JsonOption, KernelReading, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
@@ -77,7 +77,6 @@ def inspect(
         int | None, option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0)
     ] = None,
     as_json: JsonOption = False,
-    verbose: Annotated[bool, option("--verbose -v", "Do not cut long values of the metadata.", OUTPUT)] = False,
 ) -> None:
     """Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
@@ -94,7 +93,7 @@ def inspect(
             print_error(about(path, with_options(str(error))))
             continue
         if not as_json:
-            _print_inspection(records[-1], verbose=verbose)
+            _print_inspection(records[-1])
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
         print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
@@ -194,7 +193,7 @@ class _Reader:
         }
 
 
-def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
+def _print_inspection(record: dict[str, Any]) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
     entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
     width = table_console(stderr=False).width - max(map(len, metadata), default=0) - 2
@@ -203,7 +202,7 @@ def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
         rows += _entry_rows(entry, is_only=len(entries) == 1)
     if len(entries) > MAX_ENTRIES:
         rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
-    rows += [(name, value if verbose else cut_in_middle(value, width)) for name, value in metadata.items()]
+    rows += [(name, cut_in_middle(value, width)) for name, value in metadata.items()]
     if record["made_by"] is not None:
         rows.append(("made by", str(record["made_by"])))
     print_table(record["path"], rows, to_stdout=True)

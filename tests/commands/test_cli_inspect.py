@@ -272,15 +272,15 @@ def test_four_gigabytes_are_inspected_in_little_memory(tmp_path, suffix):
     assert int(done.stdout.rpartition("peak")[2]) < 300 * 1024
 
 
-def test_long_values_are_cut_to_the_width_and_whole_with_verbose(deconv, monkeypatch, tmp_path):
+def test_long_values_are_cut_to_the_width_and_whole_in_the_report(deconv, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "70")
     words, info = "begin " + "word " * 20 + "end", PngInfo()
     info.add_text("Comment", words)
     Image.new("L", (4, 4)).save(tmp_path / "x.png", pnginfo=info)
     lines = deconv("inspect", tmp_path / "x.png").stdout.splitlines()
-    (line,) = [line for line in lines if "…" in line]
+    assert any("…" in line for line in lines)
     assert max(map(len, lines[1:])) <= 70
-    assert len(line.split()) < len(deconv("inspect", tmp_path / "x.png", "-v").stdout.split()) / 1.5
+    assert words in deconv("inspect", tmp_path / "x.png", "--json").stdout
 
 
 def test_a_missing_file_is_named_once(deconv, gray, tmp_path):
