@@ -76,19 +76,6 @@ def test_other_paddings_come_back(deconv, gray, gentle, tmp_path, values, distan
     assert distance(values(restored), values(gray)) < ACCURACY
 
 
-def test_without_a_border_only_the_data_come_back(deconv, gray, gentle, tmp_path, values, distance, blur):
-    """`valid` loses the rim: many images give the same data, so the estimate is held against those."""
-    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
-    deconv("forward", gray, "--kernel", gentle, "-o", blurred, "--padding", "valid", *WIDE, *STORED)
-    report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
-    assert report["padding"] == "valid"
-    assert values(restored).shape == values(gray).shape
-    again = blur(values(restored), torch.from_numpy(np.load(gentle)), padding="valid")
-    assert distance(again, values(blurred)) < 1e-8
-    inner = (..., slice(10, -10), slice(10, -10))
-    assert distance(values(restored)[inner], values(gray)[inner]) < 1e-3
-
-
 def test_real_blur_is_undone_to_what_rounding_leaves(deconv, samples_folder, tmp_path, values, distance):
     """The shipped pictures, with the defaults: ill-conditioned kernels, noise, 8 bits; better everywhere."""
     for name, kernel in (("camera", "motion.npy"), ("astronaut", "gaussian_psf.png")):
