@@ -1,21 +1,17 @@
 """Models of noise: its size and its spectrum.
 
-Nothing here imports torch: a model is a setting, and is read from a file at the prompt.
+Nothing here imports torch: a model is a setting.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass, field
 
 from deconv_cli.errors import UsageError
 
 FREQUENCIES = tuple(round(0.05 * k, 2) for k in range(1, 15))
 """Frequencies |θ| in cycles a pixel at which a spectrum is given: the diagonal ends at 0.707."""
-
-_LARGEST = sys.float_info.max
-"""Whole numbers of JSON can be larger, and are then no `float`."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,7 @@ class NoiseModel:
         sigma: root mean square over all samples, in their units; `None` if it is still to be estimated.
         spectrum: power at `FREQUENCIES`, relative to that of white noise of the same size; empty for white noise.
         is_sigma_given: whether the user knows its size; else it is an estimate.
-        source: its source as typed: `white`, `auto` or a file.
-        light: `linear` or `stored`, if known: the light in which it was found.
+        source: its source as typed: `white` or `auto`.
 
     Raises:
         UsageError: numbers that are not positive, or too few of them.
@@ -37,11 +32,10 @@ class NoiseModel:
     spectrum: tuple[float, ...] = ()
     is_sigma_given: bool = field(default=False, compare=False)
     source: str = field(default="white", compare=False)
-    light: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        is_size = self.sigma is None or 0 <= self.sigma <= _LARGEST
-        if not is_size or not all(isinstance(v, float | int) and 0 < v <= _LARGEST for v in self.spectrum):
+        is_size = self.sigma is None or 0 <= self.sigma < math.inf
+        if not is_size or not all(0 < power < math.inf for power in self.spectrum):
             raise UsageError(
                 "the size of noise must be zero or a positive number, and its spectrum must hold positive numbers."
             )
@@ -62,7 +56,15 @@ class NoiseModel:
     @property
     def sentence(self) -> str:
         """A description for a person."""
-        return describe_noise([self])
+        size = "" if self.sigma is None else f", σ {self.sigma:.3g}"
+        if self.is_white:
+            return f"white{size}"
+        if self.steepness < 1:
+            times = f"{1 / self.steepness:.2g} times the power in fine detail, as sharpening leaves it"
+        else:
+            less = f"{self.steepness:.2g} times less power in fine detail than in coarse"
+            times = f"{less}, as compression, smoothing or demosaicing leave it"
+        return f"colored{size}: {times}"
 
     @property
     def steepness(self) -> float:
@@ -73,39 +75,6 @@ class NoiseModel:
         """Return the numbers for JSON, with the sentence."""
         return {"sigma": self.sigma, "spectrum": list(self.spectrum), "sentence": self.sentence}
 
-    @classmethod
-    def of_record(cls, record: Mapping[str, object], source: str, light: str | None = None) -> NoiseModel:
-        """Read a record of `as_record`; anything else raises a `UsageError`."""
-        sigma, spectrum = record.get("sigma"), record.get("spectrum", [])
-        if not isinstance(sigma, float | int | None) or not isinstance(spectrum, list):
-            raise UsageError("a record of noise must have a number sigma and a list spectrum, but this one does not.")
-        return cls(sigma, tuple(spectrum), source=source, light=light)
-
 
 WHITE = NoiseModel()
 """White noise of unknown size."""
-
-
-def describe_noise(models: Sequence[NoiseModel]) -> str:
-    """Describe the noise of channels, those of one kind together."""
-    kinds = {
-        "white": [model for model in models if model.is_white],
-        "less": [model for model in models if not model.is_white and model.steepness >= 1],
-        "more": [model for model in models if not model.is_white and model.steepness < 1],
-    }
-    return "; ".join(_describe_kind(kind, alike) for kind, alike in kinds.items() if alike)
-
-
-def _describe_kind(kind: str, models: Sequence[NoiseModel]) -> str:
-    sigmas = dict.fromkeys(f"{model.sigma:.3g}" for model in models if model.sigma is not None)
-    size = f", σ {', '.join(sigmas)}" if sigmas else ""
-    if kind == "white":
-        return f"white{size}"
-    ratios = sorted(model.steepness if kind == "less" else 1 / model.steepness for model in models)
-    times = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
-    if kind == "more":
-        return f"colored{size}: {times} times the power in fine detail, as sharpening leaves it"
-    return (
-        f"colored{size}: {times} times less power in fine detail than in coarse, as compression, smoothing or "
-        "demosaicing leave it"
-    )

@@ -304,7 +304,7 @@ class ReconstructionSettings(ShownInNotebook):
         given: object = self.noise
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
-            raise UsageError(f"noise must be white, auto or a noise model from the JSON of a run, but is {given!r}.")
+            raise UsageError(f"noise must be white, auto or a NoiseModel, but is {given!r}.")
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""

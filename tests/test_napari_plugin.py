@@ -99,7 +99,7 @@ def test_a_photograph_stays_in_color_and_its_opacity_is_kept(viewer, widget):
     assert distance(restored.data[..., :3], sharp) < 0.75 * distance(blurred, sharp)
     assert (restored.data[..., 3] == 200).all()
     assert set(np.unique(viewer.layers["photo trusted"].data)) <= {0, 1}
-    assert "learned from photographs" in widget.status.value
+    assert "plausible, not measured" in widget.status.value
 
 
 def test_a_stack_is_restored_by_the_optics_and_by_a_layer_that_shows_a_point(viewer, widget):

@@ -1,19 +1,15 @@
-"""What is made of every block beside its estimate: the expected error, the mask of trust, and thumbnails."""
+"""What is made of every block beside its estimate: the expected error and the mask of trust."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from deconv_cli.blocks.block_grid import Block, Interval
+from deconv_cli.blocks.block_grid import Block
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
@@ -24,74 +20,7 @@ from deconv_cli.io.output import plan_regions
 from deconv_cli.io.records import samples_digest
 from deconv_cli.io.region_arrays import Region, RegionTarget
 from deconv_cli.operators.axes import crop
-from deconv_cli.vocabulary import OutputDType, Size
-
-MAX_SIDES = {1: 2048, 2: 512, 3: 128}
-"""Sides of a thumbnail in pixels, by the axes of space."""
-MAX_PLANES = 48
-N_CHANNELS = 3
-"""Channels that are kept: the colors, or the first ones."""
-
-
-@dataclass(frozen=True)
-class ThumbnailPart:
-    """The pixels that one block adds to a thumbnail: float32 in base64, of shape `(C, *size)`, from `start` on."""
-
-    name: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    samples: str
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """The layout of a thumbnail: the size of the whole, and the pixels of the whole that make one, along each axis."""
-
-    size: Size
-    steps: Size
-
-    @classmethod
-    def of(cls, size: Size) -> Thumbnail:
-        """Choose the steps: the same along rows and columns, smaller ones along planes."""
-        step = -(-max(size[-2:]) // MAX_SIDES[len(size)])
-        return cls(size, (*(-(-n // MAX_PLANES) for n in size[:-2]), *[step] * len(size[-2:])))
-
-    @property
-    def n_pixels(self) -> Size:
-        """Its own size."""
-        return tuple(-(-n // step) for n, step in zip(self.size, self.steps, strict=True))
-
-    @property
-    def distance(self) -> Tensor:
-        """Pixels of the whole between the middle of each of its own and the nearest edge."""
-        middles = [torch.arange(n) * step + step // 2 for n, step in zip(self.n_pixels, self.steps, strict=True)]
-        to_end = [
-            torch.minimum(middle, n - 1 - middle).clamp_min(0) for middle, n in zip(middles, self.size, strict=True)
-        ]
-        return torch.stack(torch.meshgrid(*to_end, indexing="ij")).amin(0)
-
-    def part(self, name: str, values: Tensor, at: Sequence[Interval]) -> ThumbnailPart | None:
-        """Average a part of the whole, shape `(C, *size)`; return `None` if no pixel of the thumbnail begins in it."""
-        begins = tuple(-(-start // step) for (start, _), step in zip(at, self.steps, strict=True))
-        firsts = tuple(begin * step for begin, step in zip(begins, self.steps, strict=True))
-        sizes = tuple(stop - first for (_, stop), first in zip(at, firsts, strict=True))
-        if min(sizes) <= 0:
-            return None
-        kept = crop(values, tuple(first - start for first, (start, _) in zip(firsts, at, strict=True)), sizes)
-        pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(sizes) - 1]
-        means = pool(kept[None].float(), self.steps, ceil_mode=True)[0].cpu().numpy().astype("<f4")
-        return ThumbnailPart(name, begins, means.shape, base64.b64encode(means.tobytes()).decode("ascii"))
-
-    def assemble(self, name: str, parts: Iterable[ThumbnailPart]) -> Tensor | None:
-        """Join the parts of this name, shape `(C, *n_pixels)`; `None` if there are none."""
-        whole: Tensor | None = None
-        for part in parts:
-            if part.name == name:
-                whole = torch.zeros(part.shape[0], *self.n_pixels) if whole is None else whole
-                values = np.frombuffer(base64.b64decode(part.samples), "<f4").reshape(part.shape)
-                crop(whole, part.start, part.shape[1:]).copy_(torch.from_numpy(values.copy()))
-        return whole
-
+from deconv_cli.vocabulary import OutputDType
 
 TRUSTED = 255
 """Sample of a mask where the estimate can be trusted; 0 elsewhere."""
@@ -104,12 +33,10 @@ class ExtraFiles:
     Attributes:
         error_map: file for the expected error.
         trust_mask: file for the mask of trust.
-        has_page: whether thumbnails of the whole are kept for a page.
     """
 
     error_map: Path | None = None
     trust_mask: Path | None = None
-    has_page: bool = False
 
 
 NO_FILES = ExtraFiles()
@@ -121,7 +48,6 @@ class BlockExtras:
 
     error_map: RegionTarget | None = None
     trust_mask: RegionTarget | None = None
-    has_thumbnails: bool = False
 
     @property
     def targets(self) -> tuple[RegionTarget, ...]:
@@ -131,7 +57,7 @@ class BlockExtras:
     def describe(self) -> list[object]:
         """Describe all of it for the fingerprint of a plan."""
         files = [[str(file.path), list(file.shape), file.axes, list(file.unit)] for file in self.targets]
-        asked_for = [self.error_map is not None, self.trust_mask is not None, self.has_thumbnails]
+        asked_for = [self.error_map is not None, self.trust_mask is not None]
         return [*files, *asked_for]
 
     def with_units(self, target: RegionTarget, n_axes: int) -> RegionTarget:
@@ -156,7 +82,6 @@ def plan_file(
     output_dtype: OutputDType | None,
     *,
     force: bool | None,
-    n_levels: int = 1,
 ) -> RegionTarget:
     """Plan a file of the size of the estimate; nothing is written yet."""
     return plan_regions(
@@ -167,7 +92,6 @@ def plan_file(
         size=problem.image_size,
         output_dtype=output_dtype,
         force=force,
-        n_levels=n_levels,
     )
 
 
@@ -186,7 +110,6 @@ def plan_extras(
     return BlockExtras(
         error_map=planned(files.error_map, problem.n_channels, OutputDType.FLOAT32),
         trust_mask=planned(files.trust_mask, 1, OutputDType.UINT8),
-        has_thumbnails=files.has_page,
     )
 
 
@@ -200,7 +123,6 @@ class ExtraNumbers:
 
     squared_predicted: float | None = None
     trusted_share: float = 0.0
-    thumbnails: tuple[ThumbnailPart, ...] = ()
     digests: tuple[str, ...] = ()
 
 
@@ -212,11 +134,8 @@ class ExtraWork:
     extras: BlockExtras
     error: ErrorSample | None
 
-    def __call__(self, block: Block, values: Tensor, image: Tensor) -> ExtraNumbers:
-        """Write the extras of a block, and sum up its expected error.
-
-        Its data have shape `(B, C_out, *data)`, and the estimate from them `(B, C_in, *image)`.
-        """
+    def __call__(self, block: Block, image: Tensor) -> ExtraNumbers:
+        """Write the extras of a block, and sum up its expected error; the estimate is `(B, C_in, *image)`."""
         n_axes = len(block.core)
         curve = self.problem.resolution.tone_curve
         if not self.problem.resolved.is_linear:
@@ -233,11 +152,9 @@ class ExtraWork:
                 digests.append(write_block(self.extras.error_map, block, root))
             if self.extras.trust_mask is not None:
                 digests.append(self._write_mask(self.extras.trust_mask, block, is_trusted))
-        core = self.problem.crop(image, block.data, block.core)
         return ExtraNumbers(
             squared_predicted=None if predicted is None else float(predicted.double().sum()),
             trusted_share=trusted_share,
-            thumbnails=self._thumbnails(block, values, core, predicted) if self.extras.has_thumbnails else (),
             digests=tuple(digests),
         )
 
@@ -268,33 +185,6 @@ class ExtraWork:
     def _write_mask(self, target: RegionTarget, block: Block, is_trusted: Tensor) -> str:
         whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
         return write_block(target, block, whole.cpu().numpy())
-
-    def _thumbnails(
-        self, block: Block, values: Tensor, core: Tensor, predicted: Tensor | None
-    ) -> tuple[ThumbnailPart, ...]:
-        """Average the first image of a series: its data, the estimate, and the error."""
-        if any(part.start for part in block.batch):
-            return ()
-        of_image, of_data = Thumbnail.of(self.problem.image_size), Thumbnail.of(self.problem.data_size)
-        at = self._own_data(block)
-        own = tuple(slice(a - data[0], b - data[0]) for (a, b), data in zip(at, block.data, strict=True))
-        parts = [
-            of_data.part("input", values[0][(slice(0, N_CHANNELS), *own)], at),
-            of_image.part("estimate", core[0, :N_CHANNELS], block.core),
-        ]
-        if predicted is not None:
-            parts.append(of_image.part("squared error", predicted[0].mean(dim=0, keepdim=True), block.core))
-        return tuple(part for part in parts if part is not None)
-
-    def _own_data(self, block: Block) -> list[Interval]:
-        """Return the data that lie under the pixels that a block writes."""
-        found = []
-        for cut, (start, stop), data in zip(self.problem.cuts, block.core, block.data, strict=True):
-            first = 0 if start == 0 else start + cut.shift
-            last = cut.n_data if stop == cut.n_image else stop + cut.shift
-            low, high = max(first, data[0], 0), min(last, data[1], cut.n_data)
-            found.append((low, max(low, high)))
-        return found
 
 
 def region_of(target: RegionTarget, block: Block) -> Region:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deconv_cli.blocks.block_extras import ThumbnailPart
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import advise_whole
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
@@ -55,7 +54,6 @@ class BlockSummary:
     seconds: float
     predicted_error: float | None = None
     trusted_share: float = 0.0
-    thumbnails: tuple[ThumbnailPart, ...] = ()
 
     @classmethod
     def of(cls, results: Sequence[BlockResult], n_redone: int) -> BlockSummary:
@@ -83,7 +81,6 @@ class BlockSummary:
             seconds=math.fsum(result.seconds for result in results),
             predicted_error=math.sqrt(math.fsum(squares) / n_estimated) if is_predicted else None,
             trusted_share=trusted / max(n_estimated, 1),
-            thumbnails=tuple(part for result in results for part in result.extra.thumbnails),
         )
 
 
@@ -147,7 +144,6 @@ class BlockReconstruction:
     def record(self) -> dict[str, Any]:
         """What was done, as JSON can hold it; it goes with the result."""
         settings, resolution, lam = self.settings, self.task.problem.resolution, self.lam
-        summary = self.summary and {name: value for name, value in vars(self.summary).items() if name != "thumbnails"}
         return {
             "command": "invert",
             "boundary": settings.boundary,
@@ -163,7 +159,7 @@ class BlockReconstruction:
             "doubts": list(self.doubts),
             "notes": list(self.notes),
             "plan": self.task.as_record(),
-            "blocks": summary,
+            "blocks": self.summary and dict(vars(self.summary)),
             "seam": {"predicted": self.plan.halo.predicted, "measured": self.seam},
         }
 

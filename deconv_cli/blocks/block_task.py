@@ -100,7 +100,7 @@ class BlockTask:
         block = self.grid.block(done.number)
         if _digest_of(self.problem.read(block.batch, block.data)) != done.data_digest:
             raise UsageError(
-                f"'{self.problem.source.spelled_path}' has changed since the run for '{self.target.spelled_path}' "
+                f"'{self.problem.source.path}' has changed since the run for '{self.target.path}' "
                 "began; restore the earlier file, or give force=True to start over."
             )
 
@@ -166,7 +166,7 @@ class BlockTask:
             lowest=lowest,
             highest=highest,
             n_estimated=core.numel(),
-            extra=self.extra_work(block, values, result.image),
+            extra=self.extra_work(block, result.image),
             result_digest=digest,
             data_digest=_digest_of(values),
         )

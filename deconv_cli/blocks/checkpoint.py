@@ -21,7 +21,7 @@ from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_task import BlockResult
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.atomic import check_output_path, name_new, partial_path, process_name
-from deconv_cli.io.files import address_of, read_lines, remove
+from deconv_cli.io.files import read_lines, remove
 from deconv_cli.io.records import open_sealed, seal_record
 from deconv_cli.io.region_arrays import RegionTarget, refusing_to_write
 from deconv_cli.io.regions import open_regions
@@ -39,9 +39,8 @@ class Checkpoint:
 
     @classmethod
     def of(cls, target: Path) -> Checkpoint:
-        """Return the checkpoint of a result; for an address it lies in the working folder, which allows appending."""
-        name = f".{target.name}.blocks"
-        return cls(Path(name).absolute() if address_of(target) else target.with_name(name))
+        """Return the checkpoint of a result."""
+        return cls(target.with_name(f".{target.name}.blocks"))
 
     def read_plan(self) -> BlockPlan | None:
         """Read the plan of an earlier run, if any.
@@ -162,9 +161,9 @@ class BlocksCompleteError(UsageError):
     """
 
     def __init__(self, target: RegionTarget, record: dict[str, Any]) -> None:
-        self.record = record | {"output": record["output"] | {"path": target.spelled_path}}
+        self.record = record | {"output": record["output"] | {"path": str(target.path)}}
         super().__init__(
-            f"'{target.spelled_path}' is complete already: an earlier run made it from this input, with this kernel "
+            f"'{target.path}' is complete already: an earlier run made it from this input, with this kernel "
             "and these settings; give force=True instead of resume=True to make it again."
         )
 

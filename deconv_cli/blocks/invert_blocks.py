@@ -48,7 +48,6 @@ class LargeFileOptions:
         force: whether an existing result may be replaced.
         resume: whether to resume an earlier run.
         series: number of the image, if the file holds several, or `tensor` its name.
-        n_levels: resolutions of the result that are stored, each half the one before.
         extra: what is made beside the result; all of it needs the prediction of the error.
     """
 
@@ -58,7 +57,6 @@ class LargeFileOptions:
     resume: bool = False
     series: int | None = None
     tensor: str | None = None
-    n_levels: int = 1
     extra: ExtraFiles = NO_FILES
 
 
@@ -189,4 +187,4 @@ def _check_settings(settings: ResolvedSettings) -> None:
 def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> RegionTarget:
     """Plan the file of the result; nothing is written yet."""
     force = None if files.resume else files.force
-    return plan_file(problem, path, problem.n_channels, files.output_dtype, force=force, n_levels=files.n_levels)
+    return plan_file(problem, path, problem.n_channels, files.output_dtype, force=force)

@@ -29,8 +29,6 @@ MAX_SAMPLES = 2**18
 """Samples of a tile, at most."""
 MAX_SAMPLES_OF_SIGNALS = 2**13
 """The same of a signal whose error is predicted, which draws hundreds of probes."""
-N_SHOWN = 2
-"""Tiles on the page: those with the most contrast."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +75,12 @@ def find_tiles(problem: BlockProblem, sides: Size) -> list[PreviewTile]:
     return sorted(found, key=lambda tile: -tile.contrast)
 
 
-def distinct_tiles(tiles: Sequence[PreviewTile], sides: Size, data_size: Size) -> list[PreviewTile]:
-    """Drop tiles that cover the same data as another tile, which happens in a small picture."""
-    places = {(str(tile.batch), tile.data(sides, data_size)): tile for tile in reversed(tiles)}
-    return [tile for tile in tiles if tile in places.values()]
-
-
 def covering_tiles(problem: BlockProblem, tiles: Sequence[PreviewTile], sides: Size, n_most: int) -> list[PreviewTile]:
     """Return the first `n_most` tiles, or fewer if they cover a small picture; two if possible, to compare them."""
     n_covering = math.ceil(math.prod(problem.data_size) * problem.layout.n_batch / math.prod(sides))
-    return distinct_tiles(tiles, sides, problem.data_size)[: min(n_most, max(2, n_covering))]
+    places = {(str(tile.batch), tile.data(sides, problem.data_size)): tile for tile in reversed(tiles)}
+    distinct = [tile for tile in tiles if tile in places.values()]  # tiles of a small picture may cover the same data
+    return distinct[: min(n_most, max(2, n_covering))]
 
 
 def contrast_of(values: Tensor, white: float | None) -> float:
@@ -143,37 +137,36 @@ def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
 
 
 @dataclass(frozen=True, eq=False)
-class RestoredTile:
-    """A tile of the page: its place, its data, shape `(1, C_out, *size)`, and the estimate of the pixels under them."""
+class Preview:
+    """The piece of a picture that its page shows, restored as the blocks were.
+
+    Attributes:
+        data: its place in the data.
+        values: its data, shape `(1, C_out, *size)`.
+        result: the estimate of the pixels under the data.
+        diagnosis: what the residual and the kernel say.
+        views: a detail under other λ or strengths.
+    """
 
     data: tuple[Interval, ...]
     values: Tensor
     result: Reconstruction
-
-
-@dataclass(frozen=True, eq=False)
-class Previews:
-    """The tiles of the page, those with the most contrast first, with the diagnosis and other λ of the first one."""
-
-    tiles: tuple[RestoredTile, ...]
     diagnosis: Diagnosis
     views: tuple[LambdaView, ...]
 
 
-def restore_previews(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Previews:
-    """Restore the tiles with the most contrast as the blocks were restored, and diagnose the first one."""
+def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) -> Preview:
+    """Restore the piece with the most contrast."""
     limit_threads(n_threads)
     sides, pipeline = prediction_sides(problem, max_memory), problem.pipeline()
-    found, diagnosed = list[RestoredTile](), list[tuple[Diagnosis, tuple[LambdaView, ...]]]()
-    for tile in distinct_tiles(find_tiles(problem, sides), sides, problem.data_size)[:N_SHOWN]:
-        data = tile.data(sides, problem.data_size)
-        values = problem.read(tile.batch, data)
-        result = problem.restore(values, data, pipeline, is_tested=True)
-        if not diagnosed:
-            diagnosis = pipeline.diagnose(result, values)
-            diagnosed.append((diagnosis, pipeline.vary_lambda(result, values, problem.source.dtype)))
-        found.append(RestoredTile(data, values.cpu(), replace(result, image=_under_data(problem, result.image, data))))
-    return Previews(tuple(found), *diagnosed[0])
+    tile = find_tiles(problem, sides)[0]
+    data = tile.data(sides, problem.data_size)
+    values = problem.read(tile.batch, data)
+    result = problem.restore(values, data, pipeline, is_tested=True)
+    diagnosis = pipeline.diagnose(result, values)
+    views = pipeline.vary_lambda(result, values, problem.source.dtype)
+    result = replace(result, image=_under_data(problem, result.image, data))
+    return Preview(data, values.cpu(), result, diagnosis, views)
 
 
 def _under_data(problem: BlockProblem, image: Tensor, data: tuple[Interval, ...]) -> Tensor:

@@ -52,10 +52,10 @@ class Batch:
         invocation: typer.Context,
     ) -> None:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
-        if workers.are_given and (printed.show or printed.verbose):
+        if workers.are_given and printed.verbose:
             raise UsageError(
-                f"{'--show' if printed.show else '--verbose'} prints the work of this process, but other processes do "
-                "the work; leave it out, or leave out --jobs and --scheduler."
+                "--verbose prints the work of this process, but other processes do the work; leave it out, or leave "
+                "out --jobs and --scheduler."
             )
         self._replaces = files.force
         self._manifest: Manifest | None = None
@@ -76,10 +76,8 @@ class Batch:
             DeconvError: the only job failed, or the kernel cannot be read.
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
-        from deconv_cli.io.files import is_there
-
         started = time.monotonic()
-        is_skipped = {job.number: self._options.skip_existing and is_there(job.target) for job in jobs}
+        is_skipped = {job.number: self._options.skip_existing and job.target.exists() for job in jobs}
         self._skipped = [job.source for job in jobs if is_skipped[job.number]]
         try:
             self._work_off([job for job in jobs if not is_skipped[job.number]], work)
@@ -126,7 +124,7 @@ class Batch:
         with contextlib.ExitStack() as open_, pieces.shown():
             if self._workers.are_given:
                 all_done = self._done_by_workers(open_, work, jobs)
-            elif work.is_alone or self._printed.show or self._printed.verbose:
+            elif work.is_alone or self._printed.verbose:
                 all_done = one_by_one(jobs, read, process, partial(self._progress_of, pieces=pieces))
             else:
                 cores = SharedCores(len(jobs), work.memory(), work.device_type)
@@ -225,8 +223,6 @@ class Batch:
                 notes.insert(0, f"{verb} {record['light_reason']}")
             for note in () if printed.quiet else notes:
                 self._tell(name, note, print_note)
-        if printed.show:
-            done.show()
         if printed.as_json:
             self._records[job.number] = record
         else:

@@ -171,7 +171,7 @@ class BlockRestoration:
             return
         done = describe(found)
         if not printed.quiet:
-            print_block_summary(done, verbose=printed.verbose)
+            print_block_summary(done)
         _print_answer(describe_block_run(done), found.doubts, printed)
 
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
@@ -271,12 +271,10 @@ class BlockRestoration:
                 "--truth out."
             )
         replaces = self.files.force or job.replaces or self.large.dry_run  # a dry run writes nothing
-        files = LargeFileOptions(
-            output_dtype=self.files.output_dtype, force=replaces, resume=resumes, n_levels=self.files.pyramid
-        )
+        files = LargeFileOptions(output_dtype=self.files.output_dtype, force=replaces, resume=resumes)
         target = plan_target(large.problem, job.target, files)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
-        asked = ExtraFiles(extra.error_map, extra.trust_mask, has_page=extra.report is not None)
+        asked = ExtraFiles(extra.error_map, extra.trust_mask)
         return BlockRun.prepare(
             large.problem,
             target,
@@ -313,7 +311,7 @@ class BlockRestoration:
             rerun=Context("invert", self.files, self.device).rerun(
                 job.source,
                 {**self._options(large, found), **extra.as_options()},
-                found.task.target.spelled_path,
+                str(found.task.target.path),
                 found.task.target.dtype,
             ),
             reconstruction=found,
@@ -345,12 +343,12 @@ class BlockRestoration:
 def _write_page(path: Path | None, run: BlockInvertRun) -> None:
     if path is None:
         return
-    from deconv_cli.blocks.preview_tiles import restore_previews
+    from deconv_cli.blocks.preview_tiles import restore_preview
     from deconv_cli.io.atomic import write_page
     from deconv_cli.report.block_page import render_block_page
 
     plan = run.task.plan
-    write_page(path, render_block_page(run, restore_previews(run.task.problem, plan.max_memory, plan.n_threads)))
+    write_page(path, render_block_page(run, restore_preview(run.task.problem, plan.max_memory, plan.n_threads)))
 
 
 def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.console import show_picture
 from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions, option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
@@ -168,8 +167,7 @@ class ChainRestoration:
         return JobResult(
             job,
             record,
-            partial(print_chain_summary, run, verbose=self._printed.verbose),
-            partial(show_picture, result.image, is_color=True),
+            partial(print_chain_summary, run),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
         )
 

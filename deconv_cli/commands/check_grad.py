@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,6 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.expectations import Expectation, Outcome
 from deconv_cli.commands.gradient_case import CaseOptions, open_case, refuse_idle
 from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
@@ -32,7 +33,7 @@ from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import counted, package_version
 
 if TYPE_CHECKING:
-    from deconv_cli.gradients.findings import GradientReport
+    from deconv_cli.gradients.findings import Finding, GradientReport
 
 CONTEXT_SETTINGS = {"allow_extra_args": True}
 EXAMPLE = (
@@ -112,7 +113,7 @@ def check_grad(
             report = check_subject(case.subject, budget=budget, on_progress=show)
             header = {"mode": mode.value, "loss_name": case.describe_loss()} | case.describe()
             notes = case.notes
-    outcome = Outcome.of(report, expectations)
+    expected, unmet, code, conclusion = conclude(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
 
     record: dict[str, Any] = {
@@ -120,15 +121,15 @@ def check_grad(
         "command": "check-grad",
         "versions": {"deconv": package_version("deconv-cli"), "torch": package_version("torch")},
         **header,
-        **describe_gradients(report, outcome.expected),
+        **describe_gradients(report, expected),
     }
     notes = [*notes, *record["notes"]]
     if record["data"]["kind"] == "synthetic":
         notes.append("the data are synthetic: the verdicts hold for these data, and ZERO may change with yours")
-    if outcome.unmet:
-        notes.append(f"expected, but not found: {', '.join(map(str, outcome.unmet))}")
+    if unmet:
+        notes.append(f"expected, but not found: {', '.join(map(str, unmet))}")
     record["notes"] = [*notes, *describe_warnings(warned)]
-    record |= {"exit_code": int(outcome.exit_code), "conclusion": outcome.conclusion}
+    record |= {"exit_code": int(code), "conclusion": conclusion}
     record["time_s"] = time.perf_counter() - started
     if as_json:
         print_document(record)
@@ -141,8 +142,73 @@ def check_grad(
             print_note(note)
         for sentence in record["not_checked"]:
             print_warning(f"not checked: {with_options(sentence)}.")
-    if outcome.exit_code is not ExitCode.SUCCESS:
-        raise typer.Exit(outcome.exit_code)
+    if code is not ExitCode.SUCCESS:
+        raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A verdict on a parameter (`*` is a wildcard), on the `model` as a whole, or on a line, `train.py:26`."""
+
+    verdict: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Expectation:
+        """Read `UNUSED:head.weight`; another form or no such verdict is a `UsageError`."""
+        from deconv_cli.gradients.findings import Verdict
+
+        word, colon, name = text.partition(":")
+        known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
+        verdict = known.get(word.upper().replace(" ", "-"))
+        if not colon or not name or verdict is None:
+            raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
+        return cls(verdict, name)
+
+    def meets(self, finding: Finding, name: str) -> bool:
+        """Return whether a finding for a parameter, or for the model as a whole, is the expected one."""
+        lines = [Path(str(cause.location)).resolve() for cause in finding.causes if cause.location.file]
+        wanted = Path(self.name)
+        is_there = any(line == wanted.resolve() or line.match(str(wanted)) for line in lines)
+        return finding.verdict == self.verdict and (is_there or fnmatch.fnmatchcase(name, self.name))
+
+    def __str__(self) -> str:
+        """Write it as it is typed."""
+        return f"{self.verdict}:{self.name}"
+
+
+def conclude(
+    report: GradientReport, expectations: list[Expectation]
+) -> tuple[frozenset[str], list[Expectation], ExitCode, str]:
+    """Leave out the expected findings, and count the rest; frozen parameters are counted separately.
+
+    Returns:
+        Expected names of parameters and expected verdicts on the model as a whole, the expectations without a matching
+        finding, the exit code, and a conclusion in one line.
+    """
+    from deconv_cli.gradients.findings import Verdict
+
+    found: list[tuple[Finding, str, str]] = [(finding, finding.name, finding.name) for finding in report.parameters]
+    found += [(finding, "model", str(finding.verdict)) for finding in report.general]
+    met = {e for e in expectations for finding, name, _ in found if e.meets(finding, name)}
+    expected = frozenset(key for finding, name, key in found if any(e.meets(finding, name) for e in expectations))
+    rest = [finding for finding in report.parameters if finding.name not in expected]
+    n_faults = sum(finding.is_fault for finding in rest)
+    n_undecided = sum(finding.is_undecided for finding in rest)
+    n_general = sum(finding.is_fault and finding.verdict not in expected for finding in report.general)
+    n_frozen = sum(finding.verdict == Verdict.FROZEN for finding in report.parameters)
+    n_all = len(report.parameters) - n_frozen
+    if n_faults or n_general:
+        also = f" and {n_general} of the model as a whole" if n_general else ""
+        code, conclusion = ExitCode.FAULT_FOUND, f"faults: {n_faults} of {counted(n_all, 'parameter')}{also}"
+    elif n_undecided:
+        code = ExitCode.UNTRUSTWORTHY
+        conclusion = f"no verdict on {n_undecided} of {counted(n_all, 'parameter')}, and no fault in the others"
+    else:
+        code, conclusion = ExitCode.SUCCESS, f"healthy: {counted(n_all, 'parameter')}"
+    conclusion += f" ({len(expected)} expected)" if expected else ""
+    conclusion += f", {n_frozen} more are frozen" if n_frozen else ""
+    return expected, [e for e in expectations if e not in met], code, conclusion
 
 
 def _parse_axis(text: str) -> int | None:

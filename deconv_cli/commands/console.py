@@ -1,4 +1,4 @@
-"""Streams, sentences, tables and pictures: the answer goes to stdout, everything else to stderr."""
+"""Streams, sentences and tables: the answer goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ from deconv_cli.errors import FileAccessError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from rich.console import Console
-    from rich.text import Text
-    from torch import Tensor
 
 
 _UNWRAPPED = 100_000
 """Columns of a table in a pipe or a file."""
 LONGEST_NAME = 48
 """Letters of the name of a file that a table on a screen shows."""
-HALF_BLOCK = "▀"
-SHADES = " ░▒▓█"
-"""For terminals without colors."""
-MAX_COLUMNS = 160
 
 
 class _StandardStream(io.FileIO):
@@ -158,66 +152,3 @@ def print_table(
         # Text, not markup: file names may hold brackets.
         table.add_row(*(Text(printable(cell)) for cell in row))
     table_console(stderr=not to_stdout).print(table)
-
-
-def show_picture(image: Tensor, *, is_color: bool, n_axes: int = 2) -> None:
-    """Draw an image on the terminal behind stderr, no larger than that; without a terminal, print a note.
-
-    Args:
-        image: shape `(C, *size)` or `(B, C, *size)`; draws the first image, the middle plane of a stack, and a signal
-            as a line of shades.
-        is_color: three channels are red, green and blue; else the first channel is drawn in gray.
-        n_axes: axes of space.
-    """
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        print_note("nothing was drawn: --show needs a terminal, and stderr is not a terminal")
-        return
-    from deconv_cli.report.page_pictures import display_range
-
-    first = image.detach().cpu()
-    first = first if first.ndim == n_axes + 1 else first[0]
-    if n_axes != 2:
-        first = first[:, first.shape[1] // 2] if n_axes == 3 else first[:, None]
-    shown = first if is_color and first.shape[0] == 3 else first[:1]
-    low, high = display_range(shown)
-    lines, rows, columns = _lines(console, (shown.double() - low) / (high - low))
-    for line in lines:
-        console.print(line, no_wrap=True, crop=True)
-    what = "" if shown.shape[0] == first.shape[0] else f"channel 1 of {first.shape[0]}, "
-    print_note(
-        f"drawn: {what}{first.shape[-2]}×{first.shape[-1]} pixels as {rows}×{columns}; "
-        f"black is {low:.4g}, white is {high:.4g}"
-    )
-
-
-def _lines(console: Console, levels: Tensor) -> tuple[list[Text], int, int]:
-    """Draw levels from 0 to 1, shape `(1 or 3, H, W)`; returns the lines, and the rows and columns of pixels."""
-    from rich.color import Color
-    from rich.style import Style
-    from rich.text import Text
-    from torch.nn import functional
-
-    height, width = levels.shape[-2:]
-    # A letter is about twice as high as it is wide: with colors it holds two square pixels.
-    has_colors = console.color_system is not None and not console.no_color
-    rows_a_line = 2 if has_colors else 1
-    scale = min(min(console.width, MAX_COLUMNS) / width, max(console.height - 4, 8) * 2 / height, 1.0)
-    columns = max(int(width * scale), 1)
-    rows = max(round(height * scale * rows_a_line / 2), 1)
-    rows += rows % rows_a_line
-    reduced = functional.adaptive_avg_pool2d(levels.nan_to_num()[None], (rows, columns))[0].clamp(0, 1)
-    if not has_colors:
-        shades = (reduced.mean(0) * (len(SHADES) - 1)).round().int().tolist()
-        return [Text("".join(SHADES[level] for level in line)) for line in shades], rows, columns
-    pixels = (reduced * 255).round().int().expand(3, -1, -1).permute(1, 2, 0).tolist()
-    lines = []
-    for above, below in zip(pixels[::2], pixels[1::2], strict=True):
-        styles = (
-            Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))
-            for upper, lower in zip(above, below, strict=True)
-        )
-        lines.append(Text.assemble(*((HALF_BLOCK, style) for style in styles)))
-    return lines, rows, columns

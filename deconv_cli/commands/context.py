@@ -49,22 +49,20 @@ class Context:
             force=self.files.force or job.replaces,
             same_size=same_size,
             make_folder=job.make_folder,
-            n_levels=self.files.pyramid,
         )
 
     def describe(
         self, job: Job, image: ImageFile, prepared: PreparedOutput, dtype: torch.dtype, started: float
     ) -> dict[str, Any]:
         """Describe the input, the output, and what a result was computed with, up to now."""
-        from deconv_cli.io.files import spelled
         from deconv_cli.report.run import InputFile, OutputFile
 
         written = (tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
         return {
             "source": InputFile(
-                spelled(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
+                str(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
             ),
-            "output": OutputFile(spelled(job.target), *written),
+            "output": OutputFile(str(job.target), *written),
             "environment": environment_of(self.device, dtype, started),
         }
 
@@ -79,14 +77,12 @@ class Context:
             output: where the result is written.
             output_dtype: sample type of the output.
         """
-        from deconv_cli.io.files import spelled
-
         values: OptionValues = {
             **options,
             **self.files.as_options(),
             "--device": self.device.type,
             "--output-dtype": output_dtype,
-            "--output": spelled(Path(output)),
+            "--output": str(output),
             "--force": True,
         }
         words = ["deconv", self.command]
@@ -96,7 +92,7 @@ class Context:
             # One word, because a value may begin with a dash as options do.
             for one in value if isinstance(value, list) else [value]:
                 words.append(name if one is True else f"{name}={one}")
-        return shlex.join(words if source is None else [*words, "--", spelled(source)])
+        return shlex.join(words if source is None else [*words, "--", str(source)])
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:

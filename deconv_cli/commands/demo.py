@@ -46,7 +46,6 @@ def demo(
     output: Annotated[Path, option("--output -o FOLDER", "Where to write the pictures and the page.")] = Path(
         "deconv-demo"
     ),
-    opens: Annotated[bool, option("--open", "Open the page in the browser at the end.")] = False,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -77,8 +76,6 @@ def demo(
     if not quiet:
         typer.echo("\nThe page opens by a double click:", err=True)
     print_answer(str(files[PAGE]))
-    if opens:
-        typer.launch(str(files[PAGE]))
 
 
 def _placed(word: str, files: dict[str, Path]) -> str:

@@ -32,7 +32,7 @@ FIXED_SETTINGS = (
 """The settings that define an inverse."""
 TEXTS = {
     "boundary": f"What lay outside the image: {', '.join(BOUNDARIES)}. Default: zero.",
-    "padding": "How far the kernel reached outside. Default: same.",
+    "padding": "Reach of the kernel outside the image. Default: same.",
     "lam": "λ, the strength of smoothing (weight of the penalty, relative to σ²max); 0 for the pseudo-inverse. "
     "Default: 1e-6.",
     "penalty": f"What the penalty keeps small: {', '.join(PENALTIES)}. Default: identity.",

@@ -12,7 +12,7 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.console import print_note, show_picture
+from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import Context, pick
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
@@ -40,7 +40,7 @@ EXAMPLE = "Example: deconv forward sample_images/camera.png --kernel sample_imag
 TEXTS = {
     "boundary": f"What lies outside the image: {', '.join(name for name in BOUNDARIES if name != 'unknown')}. Default: "
     "what the model file says, else zero.",
-    "padding": "How far the kernel reaches outside. Default: what the model file says, else same.",
+    "padding": "Reach of the kernel outside the image. Default: what the model file says, else same.",
     "light": "What the blur acts on: linear converts samples to light and back by their ICC profile, gamma or sRGB; "
     "stored uses the samples as they are. Default: auto, linear for pictures, except TIFF without a profile, and "
     "stored for tensors.",
@@ -215,8 +215,7 @@ class ForwardWork(Work):
         )
         record = describe_run(run)
         prepared.write(record)
-        show = partial(show_picture, result, n_axes=kernel.kernel.n_axes, is_color=image.is_picture)
-        return JobResult(job, record, partial(print_forward_summary, run), show)
+        return JobResult(job, record, partial(print_forward_summary, run))
 
     def _convolve(
         self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,7 +159,7 @@ def open_case(
         refuse_idle_for_file(typed, options.file, stored)
     module = _open_module(options, named, stored)
     module.train(is_training)
-    data, batch, kind, notes = _open_batch(options, module, batch_axis)
+    data, batch, kind = _open_batch(options, module, batch_axis)
     target = batch.target
     if options.target_shape is not None:
         if target is not None:
@@ -189,7 +187,6 @@ def open_case(
     }
     case = Case(subject, options.loss, data, model, kind)
     case.notes += stored.notes if stored is not None else ()
-    case.notes += notes
     _bind_loss(case, options)
     return case
 
@@ -238,9 +235,9 @@ def _open_module(options: CaseOptions, named: NamedCode | None, stored: ModelFil
 
 def _open_batch(
     options: CaseOptions, module: nn.Module, batch_axis: int | None
-) -> tuple[TensorFile | None, Batch, str, list[str]]:
-    """Read or draw the inputs; returns the data file, the batch to check, its origin, and notes."""
-    from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs, guess_inputs
+) -> tuple[TensorFile | None, Batch, str]:
+    """Read or draw the inputs; returns the data file, the batch to check, and its origin."""
+    from deconv_cli.gradients.inputs import Batch, InputSpec, draw_inputs
 
     dtype = _dtype_of(module)
     if options.data is not None:
@@ -249,22 +246,11 @@ def _open_batch(
         data = open_data(options.data)
         n_rows = options.batch_size if batch_axis == 0 else None
         has_loss = options.loss != "projection"
-        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given", []
+        return data, sorted_rows(data, 0, n_rows, module, has_loss=has_loss), "given"
     if options.input_shape:
         specs = [InputSpec.parse(text, "--input-shape") for text in options.input_shape]
-        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic", []
-    with _naming_options("--data FILE or --input-shape 8,1,28,28"):
-        spec, note = guess_inputs(module, dtype, options.seed)
-    return None, Batch(draw_inputs([spec], dtype, options.seed), {}, None), "synthetic", [note]
-
-
-@contextlib.contextmanager
-def _naming_options(options: str) -> Iterator[None]:
-    """Add the options that solve the problem to an error of the library."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{str(error).rstrip('.')}: {options}.") from error
+        return None, Batch(draw_inputs(specs, dtype, options.seed), {}, None), "synthetic"
+    raise UsageError("there is no input for the model; add --data FILE, or its shape, as --input-shape 8,1,28,28.")
 
 
 def _bind_loss(case: Case, options: CaseOptions) -> None:
@@ -275,8 +261,10 @@ def _bind_loss(case: Case, options: CaseOptions) -> None:
     subject, has_target = case.subject, case.subject.target is not None
     if ":" in options.loss:
         function = load_named(options.loss, "--loss").value
-        with _naming_options("--data or --target-shape"):
+        try:
             subject.loss = user_loss(function, has_target=has_target)
+        except UsageError as error:
+            raise UsageError(f"{str(error).rstrip('.')}: --data or --target-shape.") from error
         uses_target = takes_target(function)
     else:
         subject.loss = named_loss(options.loss)

@@ -39,7 +39,7 @@ def expand(argument: Path) -> list[FoundFile]:
     """List the files that an argument names, in natural order: `frame_9` before `frame_10`.
 
     Args:
-        argument: a file, an address, or a folder that is one file, as a Zarr is; any other folder, for every readable
+        argument: a file, or a folder that is one file, as a Zarr is; any other folder, for every readable
             file below it; or a pattern with `*`, `?`, `[...]` or `**` that the shell did not expand. Hidden files are
             skipped.
 
@@ -49,8 +49,10 @@ def expand(argument: Path) -> list[FoundFile]:
     what = "is a link to a file that does not exist" if argument.is_symlink() else "does not exist"
     missing = UsageError(f"the input '{argument}' {what}; check the path.")
     if not argument.exists() and not is_pattern(argument) and ":" not in str(argument):
-        raise missing  # neither a file nor an address; said before torch is loaded, which takes seconds
-    from deconv_cli.io.files import is_one_file
+        raise missing  # before torch is loaded, which takes seconds
+    from deconv_cli.io.files import is_one_file, refuse_address
+
+    refuse_address(argument)
 
     if is_one_file(argument):
         return [FoundFile(argument, Path(argument.name), is_named=True)]

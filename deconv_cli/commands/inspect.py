@@ -22,7 +22,7 @@ from deconv_cli.commands.console import (
     table_console,
 )
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.option_groups import OUTPUT, JsonOption, KernelReading, ShowOption, option
+from deconv_cli.commands.option_groups import JsonOption, KernelReading, option
 from deconv_cli.errors import DeconvError, ShapeError, UnsafeInputError, UsageError
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import PaddingLike, Size, format_padding, format_size, parse_padding, parse_size
@@ -68,7 +68,7 @@ def inspect(
         ),
     ] = None,
     padding: Annotated[
-        str, option("--padding same|valid|full|N|NH,NW", "How far the kernel reaches outside.")
+        str, option("--padding same|valid|full|N|NH,NW", "Reach of the kernel outside the image.")
     ] = "same",
     tensor: Annotated[
         str | None, option("--tensor NAME", "Name of the tensor or layer, if the file holds several. Default: all.")
@@ -76,15 +76,13 @@ def inspect(
     series: Annotated[
         int | None, option("--series N", "Number of the image, from 0, if a TIFF or OME-Zarr holds several.", min=0)
     ] = None,
-    show: ShowOption = False,
     as_json: JsonOption = False,
-    verbose: Annotated[bool, option("--verbose -v", "Do not cut long values of the metadata.", OUTPUT)] = False,
 ) -> None:
     """Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit it."""
     image_size, padding_value = None if size is None else parse_size(size), parse_padding(padding)
     records: list[dict[str, Any]] = []
     failures: list[tuple[Path, DeconvError]] = []
-    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading, show)
+    reader = _Reader(taken_for, image_size, padding_value, tensor, series, reading)
     for path in inputs:
         try:
             records.append(reader.describe(path))
@@ -95,7 +93,7 @@ def inspect(
             print_error(about(path, with_options(str(error))))
             continue
         if not as_json:
-            _print_inspection(records[-1], verbose=verbose)
+            _print_inspection(records[-1])
     if as_json:
         failed = [{"path": str(path), "error": str(error)} for path, error in failures]
         print_document({"schema": 1, "command": "inspect", "files": records, "failed": failed})
@@ -113,12 +111,10 @@ class _Reader:
     tensor: str | None
     series: int | None
     reading: KernelReading
-    show: bool
 
     def describe(self, path: Path) -> dict[str, Any]:
         """Describe one file."""
         from deconv_cli.io.file_inspection import inspect_file
-        from deconv_cli.io.files import spelled
 
         started = time.perf_counter()
         found = inspect_file(
@@ -130,7 +126,7 @@ class _Reader:
         )
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
-            "path": spelled(path),
+            "path": str(path),
             "format": found.codec.name,
             "sha256": found.sha256,
             "entries": entries,
@@ -155,8 +151,6 @@ class _Reader:
                 if self.taken_for is Kind.KERNEL or len(found.entries) == 1:
                     raise
                 refusal = str(error)
-        if self.show:
-            self._draw(found, entry)
         is_image = found.codec.is_picture or entry.axes is not None
         return {
             "name": entry.name or None,
@@ -198,21 +192,8 @@ class _Reader:
             "notes": list(read.notes),
         }
 
-    def _draw(self, found: Inspected, entry: Entry) -> None:
-        """Draw the first plane, or the colors of a picture."""
-        if len(entry.shape) < 2 or 0 in entry.shape or entry.whole is not None:
-            return
-        import torch
 
-        from deconv_cli.commands.console import show_picture
-
-        samples = torch.from_numpy(entry.samples)
-        is_color = found.codec.is_picture and entry.axes == "YXS" and samples.shape[-1] >= 3
-        planes = samples.movedim(-1, 0)[:3] if is_color else _planes(samples, entry.axes)
-        show_picture(planes, is_color=is_color)
-
-
-def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
+def _print_inspection(record: dict[str, Any]) -> None:
     """Print the content of a file on stdout, then notes and warnings on stderr."""
     entries, metadata = record["entries"], {name.replace("_", " "): _value(v) for name, v in record["metadata"].items()}
     width = table_console(stderr=False).width - max(map(len, metadata), default=0) - 2
@@ -221,7 +202,7 @@ def _print_inspection(record: dict[str, Any], *, verbose: bool) -> None:
         rows += _entry_rows(entry, is_only=len(entries) == 1)
     if len(entries) > MAX_ENTRIES:
         rows.append(("", f"and {len(entries) - MAX_ENTRIES} more; --json lists all of them"))
-    rows += [(name, value if verbose else cut_in_middle(value, width)) for name, value in metadata.items()]
+    rows += [(name, cut_in_middle(value, width)) for name, value in metadata.items()]
     if record["made_by"] is not None:
         rows.append(("made by", str(record["made_by"])))
     print_table(record["path"], rows, to_stdout=True)
@@ -363,10 +344,3 @@ def _made_by(record: dict[str, Any]) -> str | None:
         return record["rerun"].replace(" --force", "") if "rerun" in record else None
     choices = {name: record[name] for name in ("boundary", "padding", "method", "lambda", "noise") if name in record}
     return ", ".join([f"deconv {record['command']}", *(f"{name} {value}" for name, value in choices.items())])
-
-
-def _planes(samples: Any, axes: str | None) -> Any:  # noqa: ANN401
-    """Arrange samples as planes `(n, H, W)`; without named axes, the last two are rows and columns."""
-    if axes is not None and "Y" in axes and "X" in axes:
-        samples = samples.movedim((axes.index("Y"), axes.index("X")), (-2, -1))
-    return samples.reshape(-1, *samples.shape[-2:])

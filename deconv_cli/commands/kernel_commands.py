@@ -129,7 +129,7 @@ def estimate(
     rival = close_rival(found)
     notes = [] if found.note is None or free else [found.note]
     notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
-    print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
+    print_kernel(printed, str(photo), rows, notes, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
     if missing is not None:
         if not printed.quiet:
@@ -191,7 +191,7 @@ def align(
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
         ("light", chosen.reason),
     ]
-    print_kernel(printed, str(photo), rows, loaded.notes, found.taps, record, output or sentence)
+    print_kernel(printed, str(photo), rows, loaded.notes, record, output or sentence)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:

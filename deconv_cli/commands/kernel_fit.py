@@ -157,7 +157,7 @@ def fit(
         if values is not None:
             write_kernel(path, values, record | {"loss": Path(loss).name}, n_axes)
     rows, lines = _rows(found, light, loss), describe_warnings(caught)
-    print_kernel(printed, str(named[0][1]), rows, lines, found.taps, record, output)
+    print_kernel(printed, str(named[0][1]), rows, lines, record, output)
     for doubt in doubts or [_CUT] * is_cut:
         print_warning(doubt)
     for note in notes:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ACCURATE = 1e-3
 """Largest error of the transform that gets no note."""
 
-MAKE_EXAMPLE = "Example: deconv kernel make 'disk:4*motion:9@30' -o blur.npy --show"
+MAKE_EXAMPLE = "Example: deconv kernel make 'disk:4*motion:9@30' -o blur.npy"
 EXTRACT_EXAMPLE = "Example: deconv kernel extract sample_images/pnet.pt --layer conv1 -o conv1.safetensors"
 
 
@@ -107,7 +107,7 @@ def make(
         f"the {shape} taps cut the tails off, so the transform is wrong by {error:.2g}; a larger --size holds more of "
         "the tails"
     )
-    print_kernel(printed, words, rows, [note] if error > ACCURATE else [], taps, record, output)
+    print_kernel(printed, words, rows, [note] if error > ACCURATE else [], record, output)
 
 
 def extract(
@@ -163,7 +163,7 @@ def extract(
             "here with --model to record them, or give --stride, --padding and the others to forward and invert"
         )
     rows = [("layer", found.name), *_layer_rows(found)]
-    print_kernel(printed, str(model_file), rows, notes, found.weight, record, output)
+    print_kernel(printed, str(model_file), rows, notes, record, output)
 
 
 def _layer_rows(layer: ModelLayer) -> list[tuple[str, str]]:
@@ -257,7 +257,7 @@ def from_beads(
         "output": None if output is None else str(output),
     }
     write_kernel(output, found.psf.flip(tuple(range(found.psf.ndim))), record, found.psf.ndim, steps)
-    print_kernel(printed, str(beads), _bead_rows(found, steps), image.notes, found.psf, record, output)
+    print_kernel(printed, str(beads), _bead_rows(found, steps), image.notes, record, output)
 
 
 def microscope(
@@ -326,7 +326,7 @@ def microscope(
         ("samples", f"{format_size(psf.shape)} at {' × '.join(f'{step:g}' for step in chosen.spacing)} µm, sum 1"),
         ("Nyquist", f"{' × '.join(f'{step:.3g}' for step in chosen.finest)} µm"),
     ]
-    print_kernel(printed, "microscope", rows, notes, psf, record, output)
+    print_kernel(printed, "microscope", rows, notes, record, output)
 
 
 def _checked_channel(channel: int, n_channels: int) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deconv_cli.commands.console import print_answer, print_document, print_note, print_table
-from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, ShowOption, option
+from deconv_cli.commands.option_groups import ForceOption, JsonOption, QuietOption, option
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import parse_numbers, shortened
 
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io.codec import StoredImage
-
-MAX_TILES = 64
-"""Kernels of a layer that are drawn."""
 
 OutputFile = Annotated[
     Path | None,
@@ -45,7 +41,6 @@ class AnswerOptions:
     """The output of a command that makes a kernel, and whether it may overwrite files."""
 
     force: ForceOption = False
-    show: ShowOption = False
     as_json: JsonOption = False
     quiet: QuietOption = False
 
@@ -143,18 +138,16 @@ def print_kernel(
     title: str,
     rows: list[tuple[str, str]],
     notes: Iterable[str],
-    taps: Tensor,
     record: dict[str, Any],
     answer: Path | str | None,
 ) -> None:
-    """Print a table and notes, draw the kernel with `--show`, and print the record or the answer.
+    """Print a table and notes, and then the record or the answer.
 
     Args:
         printed: what to print.
         title: of the table.
         rows: of the table.
         notes: sentences below it.
-        taps: shape `(*k)`, or `(C_out, C_in, *k)` of a layer.
         record: the JSON document.
         answer: the file that was written, or what was found.
     """
@@ -162,29 +155,7 @@ def print_kernel(
         print_table(title, rows)
         for note in notes:
             print_note(note)
-    if printed.show:
-        _show_taps(taps)
     if printed.as_json:
         print_document(record)
     elif answer is not None:
         print_answer(str(answer))
-
-
-def _show_taps(taps: Tensor) -> None:
-    """Draw the kernels of a layer side by side, and the middle plane of a volume."""
-    from torch.nn import functional
-
-    from deconv_cli.commands.console import show_picture
-
-    planes = taps.double()
-    planes = planes.flatten(0, 1) if planes.ndim > 3 else planes[None] if planes.ndim < 3 else planes
-    if planes.ndim == 4:
-        planes = planes[:, planes.shape[1] // 2]
-    if planes.ndim == 2:
-        planes = planes[:, None]
-    planes = planes[:MAX_TILES]
-    across = math.ceil(math.sqrt(len(planes)))
-    missing = across * math.ceil(len(planes) / across) - len(planes)
-    tiles = functional.pad(planes, (0, 1, 0, 1, 0, missing), value=float(planes.min()))
-    mosaic = tiles.unflatten(0, (-1, across)).movedim(1, 2).flatten(2, 3).flatten(0, 1)
-    show_picture(mosaic[None, :-1, :-1], is_color=False)

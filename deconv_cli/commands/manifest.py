@@ -20,7 +20,7 @@ from deconv_cli.settings import with_options
 Line = dict[str, Any]
 MANY_FILES = "Many files"
 _NOT_SETTINGS = {
-    *("inputs", "output", "force", "report", "show", "as_json", "quiet", "verbose"),
+    *("inputs", "output", "force", "report", "as_json", "quiet", "verbose"),
     *("skip_existing", "manifest", "resume", "jobs", "scheduler"),
 }
 """Parameters that do not change the result for a file."""

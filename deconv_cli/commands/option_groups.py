@@ -47,12 +47,9 @@ def option(usage: str, text: str, panel: str | None = None, **more: Any) -> Any:
 
 
 ForceOption = Annotated[bool, option("--force -f", "Overwrite existing files.", FILES)]
-ShowOption = Annotated[bool, option("--show", "Draw the picture in the terminal (on stderr).", OUTPUT)]
 JsonOption = Annotated[bool, option("--json", "Print the report as one JSON document on stdout.", OUTPUT)]
 QuietOption = Annotated[bool, option("--quiet -q", "Print no table and no notes.", OUTPUT)]
-VerboseOption = Annotated[
-    bool, option("--verbose -v", "Print all rows of the table, and one line for each step.", OUTPUT)
-]
+VerboseOption = Annotated[bool, option("--verbose -v", "Print a line for each step, and all tables and rows.", OUTPUT)]
 InputsArgument = Annotated[
     list[Path], typer.Argument(metavar="INPUT...", help="Pictures, tensors, Zarr, or folders of them.")
 ]
@@ -180,15 +177,6 @@ class FileOptions:
             FILES,
         ),
     ] = None
-    pyramid: Annotated[
-        int,
-        option(
-            "--pyramid N",
-            "Store N resolutions in an OME-Zarr, each the mean of 2×2 pixels of the one before.",
-            FILES,
-            min=1,
-        ),
-    ] = 1
     force: ForceOption = False
 
     def read(self, path: Path) -> ImageFile:
@@ -199,15 +187,13 @@ class FileOptions:
 
     def as_options(self) -> OptionValues:
         """List the options that would be typed again, without the sample type and `--force`."""
-        pyramid = self.pyramid if self.pyramid > 1 else None
-        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series, "--pyramid": pyramid}
+        return {"--axes": self.axes, "--tensor": self.tensor, "--series": self.series}
 
 
 @dataclass(frozen=True)
 class PrintOptions:
     """What is printed about a run."""
 
-    show: ShowOption = False
     as_json: JsonOption = False
     quiet: QuietOption = False
     verbose: VerboseOption = False

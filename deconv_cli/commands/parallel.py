@@ -11,11 +11,11 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deconv_cli.errors import DeconvError, as_too_large
+from deconv_cli.errors import as_too_large
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_problem import BlockProblem
@@ -97,7 +97,6 @@ class JobResult:
         job: the job.
         record: the report.
         print_summary: prints it as a table for people.
-        show: draws the result in the terminal.
         doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
         warnings: other warnings, a sentence each.
         error: the reason why there is no result.
@@ -107,7 +106,6 @@ class JobResult:
     job: Job
     record: dict[str, Any] | None = None
     print_summary: Callable[[], None] = _nothing
-    show: Callable[[], None] = _nothing
     doubts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
@@ -170,25 +168,11 @@ class Work(ABC):
 
 
 def is_large(path: Path) -> bool:
-    """Return whether an input is large: by its size, or by its header if it is a folder or at an address."""
-    from deconv_cli.io.files import address_of
-
+    """Return whether an input is large: a file by its size; a folder of chunks counts as large."""
     try:
-        if address_of(path) is not None or path.is_dir():
-            return _bytes_of_samples(path) >= LARGE_FILE_BYTES
-        return path.stat().st_size >= LARGE_FILE_BYTES
+        return path.is_dir() or path.stat().st_size >= LARGE_FILE_BYTES
     except OSError:
         return False
-
-
-@lru_cache(maxsize=16)
-def _bytes_of_samples(path: Path) -> int:
-    from deconv_cli.io.regions import open_regions
-
-    try:
-        return open_regions(path).n_bytes
-    except DeconvError:  # reading it raises it again
-        return 0
 
 
 class SharedCores:
@@ -310,8 +294,8 @@ def side_by_side(jobs: list[Job], read: Read, process: Process, progress_of: Pro
 
 
 def without_images(done: JobResult) -> JobResult:
-    """Drop what could print and show a result: it holds the images."""
-    return replace(done, print_summary=_nothing, show=_nothing)
+    """Drop what could print a result: it holds the images."""
+    return replace(done, print_summary=_nothing)
 
 
 def _done_lightly(job: Job, read: Read, process: Process, progress_of: ProgressOf, lend: _Lend) -> JobResult:

@@ -1,8 +1,7 @@
-"""The progress of a long run: its step and iteration, or how many pieces are done, how fast, and the time left."""
+"""The progress of a long run: its step and iteration, or how many pieces are done, and the time left."""
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import deque
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 LOG_INTERVAL_S = 60.0
 """Seconds between lines in a log, without a terminal."""
-REMEMBERED = 12
-"""Latest iterations from which the speed is measured."""
 _REMEMBERED_PIECES = 64
 """Pieces that the rate is computed from: earlier ones may have been larger."""
 
@@ -87,7 +84,6 @@ class WorkProgress(_ProgressLine, ProgressListener):
         self._step = ""
         self._goal: float | None = None
         self._most = 0
-        self._seen: deque[tuple[int, float, float]] = deque(maxlen=REMEMBERED)
 
     def begin(self, step: str, *, goal: float | None = None, limit: int = 0) -> None:
         """Begin a step.
@@ -98,36 +94,14 @@ class WorkProgress(_ProgressLine, ProgressListener):
             limit: the largest number of iterations.
         """
         self._step, self._goal, self._most = step, goal, limit
-        self._seen.clear()
         self._print(step)
 
     def __call__(self, iteration: int, certificate: float) -> None:
         """Show an iteration."""
-        if self._seen and iteration <= self._seen[-1][0]:
-            self._seen.clear()  # another iteration has begun
-        self._seen.append((iteration, certificate, self._clock()))
         is_counted = self._goal is None and not self._most  # a fixed number of steps claims no minimum
         line = f"step {iteration}: change" if is_counted else f"iteration {iteration}: certificate"
         line = f"{line} {certificate:.2e}" + ("" if self._goal is None else f", goal {self._goal:.0e}")
-        left = self.seconds_left()
-        if left is not None:
-            line += f", about {format_duration(left)} left"
         self._print(line)
-
-    def seconds_left(self) -> float | None:
-        """Predict the end from the fall of the certificate and from the largest number of iterations.
-
-        Returns:
-            `None` before the third iteration, or if neither predicts an end.
-        """
-        if len(self._seen) < 3:
-            return None
-        (first, before, began), (last, now, at) = self._seen[0], self._seen[-1]
-        pace = (at - began) / (last - first)
-        ends = [(self._most - last) * pace] if self._most else []
-        if self._goal is not None and 0 < now < before:
-            ends.append(math.log(now / self._goal) / math.log(before / now) * (at - began))
-        return max(0.0, min(ends)) if ends else None
 
     @contextmanager
     def shown(self) -> Iterator[WorkProgress]:
@@ -208,9 +182,7 @@ class PieceProgress(_ProgressLine):
         n_pieces, elapsed = len(self._ends) - 1, self._ends[-1] - self._ends[0]
         if n_pieces < 1 or elapsed <= 0:
             return line
-        rate = n_pieces / elapsed
-        left = (self._n_pieces - self._n_done) / rate
-        return f"{line}, {_format_rate(rate, self._name)}, about {format_duration(left)} left"
+        return f"{line}, about {format_duration((self._n_pieces - self._n_done) * elapsed / n_pieces)} left"
 
     @contextmanager
     def shown(self) -> Iterator[PieceProgress]:
@@ -234,10 +206,3 @@ class PieceProgress(_ProgressLine):
     def _show_line(self) -> None:
         line = self.line()
         self._update(f"{line}: {self._step}" if self._step else line, line)
-
-
-def _format_rate(per_second: float, name: str) -> str:
-    for unit, seconds in (("second", 1), ("minute", 60)):
-        if per_second * seconds >= 1:
-            return f"{counted(f'{per_second * seconds:.3g}', name)} a {unit}"
-    return f"{counted(f'{per_second * 3600:.3g}', name)} an hour"

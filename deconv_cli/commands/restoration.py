@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.allocator import return_freed_memory
-from deconv_cli.commands.console import show_picture
 from deconv_cli.commands.context import Context, ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
@@ -108,8 +107,7 @@ class Restoration:
         return JobResult(
             job,
             record,
-            partial(print_invert_summary, run, verbose=self._printed.verbose),
-            partial(show_picture, result.image, n_axes=kernel.kernel.n_axes, is_color=image.is_picture),
+            partial(print_invert_summary, run),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
             warnings=result.cautions,
         )

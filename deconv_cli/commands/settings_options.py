@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from deconv_cli.errors import FileAccessError, UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.noise_model import NoiseModel
 from deconv_cli.parts import BOUNDARIES, PENALTIES, method_names, prior_names
 from deconv_cli.settings import ReconstructionSettings, as_typed, option_name
 from deconv_cli.vocabulary import (
@@ -27,7 +24,6 @@ from deconv_cli.vocabulary import (
     parse_padding,
 )
 
-_MAX_NOISE_BYTES = 64 * 2**20
 SettingValues = dict[str, Any]
 """Settings that were typed, by their names."""
 
@@ -82,43 +78,6 @@ def _panel(panel: str, **options: SettingOption) -> dict[str, SettingOption]:
     return {name: replace(option, name=name, panel=panel) for name, option in options.items()}
 
 
-def read_noise(text: str) -> str | tuple[NoiseModel, ...]:
-    """Read `white`, `auto`, or the noise from the JSON document of a run of `deconv invert`.
-
-    A document of one's own is an object with the member `noise_model`, a list with one record for all channels or one
-    for each: `{"noise_model": [{"sigma": 2.5, "spectrum": [...]}]}`.
-
-    Returns:
-        The models; the text itself where it names no file.
-
-    Raises:
-        UsageError: the file does not exist, or says nothing of noise.
-        FileAccessError: it cannot be read.
-    """
-    path = Path(text)
-    if text in ("white", "auto") or not path.is_file():
-        if path.suffix:
-            raise UsageError(f"the noise file '{text}' does not exist; check the name and the folder.")
-        return text
-    from deconv_cli.io.records import open_sealed
-
-    try:
-        content = path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_NOISE_BYTES else ""
-        found = open_sealed(content, needs_digest=False)
-    except OSError as error:
-        raise FileAccessError(f"'{text}' cannot be read: {error.strerror}.") from error
-    except ValueError:
-        found = {}
-    records = found.get("noise_model")
-    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise UsageError(
-            f"'{text}' is damaged or has no list noise_model as in the JSON of deconv invert; write one with --json, "
-            "or with an output file in .npy."
-        )
-    light = found.get("light") if found.get("light") in tuple(Light) else None
-    return tuple(NoiseModel.of_record(record, source=text, light=light) for record in records)
-
-
 LAYER_SETTINGS = ("stride", "dilation", "groups", "transposed", "output_padding")
 """The settings that make a convolution another layer than a plain one."""
 
@@ -138,7 +97,7 @@ SETTINGS_OPTIONS = {
             metavar="auto|linear|stored",
         ),
         padding=SettingOption(
-            "How far the kernel reached outside. Default: what deconv forward recorded, else same.",
+            "Reach of the kernel outside the image. Default: what deconv forward recorded, else same.",
             metavar="same|valid|full|N|NH,NW",
             read=parse_padding,
         ),
@@ -212,11 +171,10 @@ SETTINGS_OPTIONS = {
             metavar="auto|σ",
         ),
         noise=SettingOption(
-            "Spectrum of the noise: white; auto to estimate it; or the JSON of a run with the same noise. With auto "
-            "or a file, saturated samples are lower bounds; with white they are measurements. Default: auto for "
-            "pictures, white for tensors.",
-            metavar="white|auto|FILE",
-            read=read_noise,
+            "Spectrum of the noise: white, or auto to estimate it. With auto, saturated samples are lower bounds; with "
+            "white they are measurements. Default: auto for pictures, white for tensors.",
+            names=lambda: ["white", "auto"],
+            metavar="white|auto",
         ),
         quantization=SettingOption(
             "Step between stored values. The noise estimate is at least the rounding error. Default: 1 for files of "

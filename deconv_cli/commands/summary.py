@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deconv_cli.commands.console import print_note, print_table, print_warning, shown_name
 from deconv_cli.commands.progress import format_duration
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.noise_model import describe_noise
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import (
-    ROUNDING_NOISE,
-    LambdaRule,
     counted,
     format_lambda,
     format_memory,
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
     from deconv_cli.diagnostics.predicted_error import ExpectedError
-    from deconv_cli.diagnostics.well_posedness import InfluenceDepth, WellPosedness
+    from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
@@ -56,8 +52,8 @@ def print_forward_summary(run: ForwardRun) -> None:
     _print(f"deconv {run.command}", rows, notes=run.notes)
 
 
-def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert` did on stderr: ten lines for a photograph; `verbose` adds rows for experts."""
+def print_invert_summary(run: InvertRun) -> None:
+    """Print what `deconv invert` did on stderr: ten lines for a photograph. The report has every number."""
     result, source = run.reconstruction, run.source
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
@@ -65,53 +61,35 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
         rows.insert(1, ("factor", shown_name(run.factor.path)))
     rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
     if source.is_picture or result.tone_curve is not None:
-        rows.append(("light", reasons.light if verbose else reasons.light.partition(": ")[0].partition(" (")[0]))
+        rows.append(("light", reasons.light))
     if result.lam is not None:
-        why = reasons.lam if verbose else reasons.lam.partition("; ")[0]
-        rows.append(("λ", f"{_in_unit(format_lambda(result.lam), verbose=verbose)}, penalty {result.penalty}: {why}"))
+        rows.append(("λ", f"{format_lambda(result.lam)}, penalty {result.penalty}: {reasons.lam}"))
     elif result.prior_sentence is not None:
-        rows.append(("prior", _prior(result.prior_sentence, verbose=verbose)))
+        rows.append(("prior", result.prior_sentence))
     else:
         rows.append(("minimized", result.solution.objective))
-    if verbose:
-        colored = [model for model in result.noise if not model.is_white]
-        rows += [("noise", describe_noise(colored))] if colored else []
-        methods = " and ".join(dict.fromkeys(part.choice.method for part in result.channels or (result,)))
-        rows.append(("solver", f"{methods}, {_ending(result.solution, verbose=True)}"))
-    rows.append(("residual", _residual(result, verbose=verbose)))
+    rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
         rows.append(error_row(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted))
-    rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
-    _, advice = _border_findings(result.well_posedness, verbose=verbose)
+    _, advice = _border_findings(result.well_posedness)
     _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
 
 
-def _in_unit(lam: str, *, verbose: bool) -> str:
-    """Add the unit of λ for an expert."""
-    return f"{lam} × σ²max" if verbose else lam
-
-
-def _prior(sentence: str, *, verbose: bool) -> str:
-    return f"photo: {sentence if verbose else sentence.rpartition('; ')[2]}"
-
-
-def print_chain_summary(run: ChainRun, *, verbose: bool = False) -> None:
-    """Print what `deconv invert --layers` did on stderr; `verbose` names the layers in torch's words."""
+def print_chain_summary(run: ChainRun) -> None:
+    """Print what `deconv invert --layers` did on stderr."""
     result, source = run.inversion, run.source
     is_reached = result.ending == result.solution.ending
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
-    named = [(layer, layer.description if verbose else layer.description.partition("(")[0]) for layer in result.layers]
-    lam = _in_unit(f"{result.lam:g}", verbose=verbose)
     rows = [
-        ("input", f"{shown_name(source.path)}  {format_size(source.shape)} {source.axes} {source.dtype}"),
+        ("input", f"{shown_name(str(source.path))}  {format_size(source.shape)} {source.axes} {source.dtype}"),
         ("layers", f"{run.model.layers} of {shown_name(run.model.path)}"),
-        *((f"  {layer.name}", f"{words}: {layer.treatment}") for layer, words in named),
+        *((f"  {layer.name}", f"{layer.description}: {layer.treatment}") for layer in result.layers),
         ("method", result.method.value),
-        *([] if result.lam == 0 else [("λ", f"{lam}, penalty {result.penalty}")]),
-        ("solver", _ending(result.solution, verbose=verbose) if is_reached else result.ending),
+        *([] if result.lam == 0 else [("λ", f"{result.lam:g}, penalty {result.penalty}")]),
+        ("solver", _ending(result.solution) if is_reached else result.ending),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),
@@ -136,7 +114,7 @@ def print_factor_summary(run: FactorRun) -> None:
         ("output", f"{shown_name(run.path)}  {format_memory(run.n_bytes)}"),
         ("cost", _cost(run.environment)),
     ]
-    warnings, advice = _border_findings(run.well_posedness, verbose=True)
+    warnings, advice = _border_findings(run.well_posedness)
     _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
@@ -153,7 +131,7 @@ def _input_rows(source: InputFile, kernel: KernelInput, layer: LayerOptions = PL
     spacing = "" if source.spacing is None else f", {format_spacing(source.spacing)}"
     size = format_size(source.shape)
     return [
-        ("input", f"{shown_name(source.path)}  {size} {source.axes} {source.dtype}{spacing}"),
+        ("input", f"{shown_name(str(source.path))}  {size} {source.axes} {source.dtype}{spacing}"),
         ("kernel", _kernel(kernel, layer)),
     ]
 
@@ -174,7 +152,7 @@ def _kernel(source: KernelInput, options: LayerOptions) -> str:
         total = f"sum {gain[0][0]:.4g}" if source.kernel.shared else f"{n_inputs} → {n_outputs} channels"
     layer = "" if source.layer is None else f" layer {source.layer}"
     bias = ", with its bias" if source.has_bias else ""
-    return f"{shown_name(source.path)}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
+    return f"{shown_name(str(source.path))}{layer}  {format_size(source.shape)} {source.convention}, {total}{bias}"
 
 
 def _output_rows(output: OutputFile, environment: Environment) -> Rows:
@@ -189,47 +167,27 @@ def _cost(environment: Environment) -> str:
     return f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"
 
 
-def _ending(solution: Solution, *, verbose: bool) -> str:
-    """Describe the end of a solve, with its distance from the exact solution if it failed or if `verbose`."""
+def _ending(solution: Solution) -> str:
+    """Describe the end of a solve, with its distance from the exact solution if it failed."""
     status, n = solution.status, solution.n_iterations
     if not status.has_certificate:
         return f"{counted(n, 'step')}: {solution.ending}"
     sentence = status.value if status.is_success else status.name.lower().replace("_", " ")
     sentence += f" after {counted(n, 'iteration')}" if n else ""
-    if status.is_success and not verbose:
+    if status.is_success:
         return sentence
     bound = solution.distance_bound
     distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
     return f"{sentence}, certificate {solution.certificate:.2g} (0 is solved exactly){distance}"
 
 
-def _residual(result: Reconstruction, *, verbose: bool) -> str:
-    residual, noise = result.residual, _noise(result)
-    if not verbose:
-        known = "" if noise is None else f"; noise {noise.rpartition(', ')[0]}"
-        return f"{format_percent(residual.relative, 3)} of the data{known}"
-    of_light = "" if result.tone_curve is None else " of light"
-    size = f"{residual.root_mean_square:.3g} rms{of_light}, {format_percent(residual.relative, 3)} of the data"
-    return size if noise is None else f"{size}; noise {noise}"
-
-
-def _noise(result: Reconstruction) -> str | None:
-    """Describe the size of the noise and its source; `None` if it was not measured."""
-    choice, predicted = result.lambda_choice, result.predicted_error
-    if choice is None:
-        return None if predicted is None else f"σ {predicted.sigma:.3g}, used for the expected error"
-    choices = [part.lambda_choice for part in result.channels if part.lambda_choice is not None] or [choice]
-    sigmas = [f"{one.sigma:.3g}" for one in choices]
-    sigma = ", ".join(sigmas if len(set(sigmas)) > 1 else sigmas[:1])
-    if choice.is_sigma_given:
-        is_used = choice.rule in (LambdaRule.UPRE, LambdaRule.DISCREPANCY)
-        return f"σ {sigma}, given by the user" + ("" if is_used else f", but not used by rule {choice.rule}")
-    if not all(model.is_white for model in result.noise):
-        return f"σ {sigma}, estimated with its spectrum"
-    if all(one.sigma == ROUNDING_NOISE for one in choices):
-        return f"σ {sigma}, from rounding to whole numbers"
-    is_plain = result.settings.layer.is_plain
-    return f"σ {sigma}, {'estimated where the kernel passes least' if is_plain else 'the likeliest'}"
+def _noise(result: Reconstruction) -> str:
+    """Name the size of the noise after a semicolon, if it was measured or given."""
+    choices = [part.lambda_choice for part in result.channels or (result,) if part.lambda_choice is not None]
+    sigmas = [choice.sigma for choice in choices]
+    if not sigmas and result.predicted_error is not None:
+        sigmas = [result.predicted_error.sigma]
+    return f"; noise σ {', '.join(dict.fromkeys(f'{sigma:.3g}' for sigma in sigmas))}" if sigmas else ""
 
 
 def _sample_unit(source: InputFile) -> str:
@@ -253,58 +211,17 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
     return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"
 
 
-def _details(result: Reconstruction) -> Rows:
-    """List the rows for an expert."""
-    spectrum, border, predicted = result.spectrum, result.border, result.predicted_error
-    condition = f"{spectrum.condition:.4g}" if math.isfinite(spectrum.condition) else "infinite"
-    condition = f"σmin {spectrum.sigma_min:.4g}, condition {condition}"
-    if not result.is_condition_known:
-        condition = f"the condition of a layer under boundary {result.boundary} is not computed"
-    told = ", ".join(f"{level:.3g}" for level in result.solution.noise_levels)
-    return [
-        *([] if result.lam is None else [("minimized", result.solution.objective)]),
-        ("padding", format_padding(result.padding)),
-        ("method", f"{result.choice.method}: {result.choice.reason}"),
-        *([] if result.rcond is None else [("rcond", f"{result.rcond:g}")]),
-        ("tolerance", f"{result.tolerance:.2g}"),
-        *([("prior noise", f"σ {told} in stored values")] if told else []),
-        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, {condition}"),
-        ("at the edge", _inwards("residual", [(band.distance, band.residual_rms) for band in border])),
-        *([] if predicted is None else [("", _inwards("error", [(b.distance, b.predicted) for b in predicted.bands]))]),
-    ]
-
-
-def _inwards(name: str, rms: list[tuple[int, float]]) -> str:
-    (_, edge), (depth, inside) = rms[0], rms[-1]
-    return f"{name} {edge:.3g} rms on the edge, {inside:.3g} from {counted(depth, 'pixel')} inwards"
-
-
-def _border_findings(finding: WellPosedness | None, *, verbose: bool) -> tuple[list[str], list[str]]:
-    """Describe what the boundary loses, and for an expert how deep its influence reaches: warnings, and advice."""
+def _border_findings(finding: WellPosedness | None) -> tuple[list[str], list[str]]:
+    """Describe what the boundary loses: warnings, and advice."""
     if finding is None:
         return [], []
     if finding.is_well_posed is False:
         return [finding.reason], list(finding.advice)
-    notes = [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
-    if verbose and finding.is_deep and finding.influence is not None:
-        notes.append(_influence(finding.influence))
-    return [], notes
-
-
-def _influence(influence: InfluenceDepth) -> str:
-    depths = {"10 %": influence.tenth, "1 %": influence.hundredth, "0.1 %": influence.thousandth}
-    faded = [f"{part} after {counted(n, 'pixel')}" for part, n in depths.items() if n is not None]
-    deeper = [part for part, n in depths.items() if n is None]
-    if not faded:
-        return f"an error at the edge reaches deep into the image: more than {deeper[0]} of it"
-    sentence = f"an error at the edge fades to {', to '.join(faded)}"
-    return f"{sentence}; more than {deeper[0]} of it reaches deeper" if deeper else sentence
+    return [], [finding.reason] if finding.is_well_posed is None or finding.n_lost_modes else []
 
 
 def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
     """Print what would be done on stderr, and how many seconds it would take."""
-    from deconv_cli.io.files import is_there
-
     task = run.task
     rows = [
         ("input", _large_input(task)),
@@ -314,16 +231,16 @@ def print_block_plan(run: BlockRun, target: Path, expected_s: float) -> None:
         *(("", _output(extra)) for extra in task.extras.targets),
     ]
     _print("deconv invert --dry-run", rows, notes=task.plan.notes)
-    if is_there(target):
+    if target.exists():
         print_note(f"the output '{target}' exists already; a run needs --force to replace it")
 
 
 def _output(target: RegionTarget) -> str:
     size = format_size(target.shape)
-    return f"{shown_name(target.spelled_path)}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
+    return f"{shown_name(str(target.path))}  {size} {target.dtype}, {format_memory(target.n_bytes)}"
 
 
-def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
+def print_block_summary(run: BlockInvertRun) -> None:
     """Print what was done on stderr: a table, warnings and notes."""
     found, target = run.reconstruction, run.task.target
     summary, settings, resolution = found.summary, found.settings, found.task.problem.resolution
@@ -333,31 +250,25 @@ def print_block_summary(run: BlockInvertRun, *, verbose: bool = False) -> None:
         ("kernel", f"{shown_name(run.kernel.path)}  {format_size(run.kernel.shape)} {run.kernel.convention}"),
         ("boundary", f"{settings.boundary}: {resolution.reasons.boundary}"),
         *([("light", resolution.reasons.light)] if found.task.problem.source.is_picture else []),
-        _objective_row(found, verbose=verbose),
+        _objective_row(found),
         *_plan_rows(found.task),
         *_seam_rows(found),
         ("residual", f"{summary.residual_rms:.3g} rms, {format_percent(summary.residual, 3)} of the data"),
         *_error_rows(found),
     ]
-    if verbose:
-        rows += [
-            ("solver", f"{counted(summary.n_iterations, 'iteration')} at most, certificate {summary.certificate:.2g}"),
-            ("values", f"{summary.lowest:.4g} to {summary.highest:.4g}"),
-            ("threads", f"{found.plan.n_threads} a block"),
-        ]
-    output = f"{shown_name(target.spelled_path)}  {format_size(target.shape)} {target.dtype}"
+    output = f"{shown_name(str(target.path))}  {format_size(target.shape)} {target.dtype}"
     rows += [("output", output), ("cost", _cost(run.environment))]
     _print("deconv invert", rows, found.doubts, run.notes)
 
 
-def _objective_row(found: BlockReconstruction, *, verbose: bool) -> tuple[str, str]:
+def _objective_row(found: BlockReconstruction) -> tuple[str, str]:
     """Name the objective, with what was chosen for all blocks."""
     settings, choices = found.settings, found.plan.choices
     if found.lam is not None:
         reason = found.task.problem.resolution.reasons.lam
         return "λ", f"{format_lambda(found.lam)}, penalty {settings.penalty}: {reason}"
     if found.prior_sentence is not None:
-        return "prior", _prior(found.prior_sentence, verbose=verbose)
+        return "prior", found.prior_sentence
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
     more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
     return "minimized", f"{settings.objective}{more}"
@@ -383,7 +294,7 @@ def _error_rows(found: BlockReconstruction) -> list[tuple[str, str]]:
 
 def _large_input(task: BlockTask) -> str:
     source = task.problem.source
-    return f"{shown_name(source.spelled_path)}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
+    return f"{shown_name(str(source.path))}  {format_size(source.shape)} {task.problem.layout.axes} {source.dtype}"
 
 
 def _plan_rows(task: BlockTask) -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ class ErrorPredictor:
         seed: int = 0,
     ) -> None:
         self.seed = seed
-        self._bands, device = bands_of(inverse), inverse.kernel.taps.device
+        self._bands, device = edge_bands_of(inverse), inverse.kernel.taps.device
         self._probed = _with_smaller_frame(inverse, self._bands.depth)
         size, n_channels = self._probed.geometry.image_size, n_images * inverse.operator.input_shape[0]
         self._probed_bands = self._bands if self._probed is inverse else EdgeBands(size, self._bands.depth, device)
@@ -177,7 +177,7 @@ def _with_smaller_frame(inverse: PseudoInverse, depth: int) -> PseudoInverse:
     return PseudoInverse(inverse.kernel, frame, replace(inverse.settings, lam=lam))
 
 
-def bands_of(estimator: Estimator) -> EdgeBands:
+def edge_bands_of(estimator: Estimator) -> EdgeBands:
     """Group the pixels of an estimator's images by their distance from the edge."""
     depth = max(_MIN_DEPTH, _KERNEL_WIDTHS * max(estimator.kernel.size))
     return EdgeBands(estimator.geometry.image_size, depth, estimator.kernel.taps.device)

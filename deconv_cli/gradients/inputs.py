@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.losses import positional_parameters
-from deconv_cli.gradients.subject import Subject
 
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 """Names of tensors in a file that are the target of the loss."""
@@ -151,71 +149,3 @@ def draw_inputs(specs: list[InputSpec], default: torch.dtype, seed: int) -> tupl
     """Draw one tensor for each specification."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.draw(default, generator) for spec in specs)
-
-
-_BATCH = 4
-_TIME = 12
-_MAX_GUESSED = 2**24
-_SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 16, 8)
-
-
-def guess_inputs(model: nn.Module, default: torch.dtype, seed: int) -> tuple[InputSpec, str]:
-    """Read the shape of the input off the first layer; of several usual sizes take the first one that runs.
-
-    Returns:
-        The shape, and a note on where it came from.
-
-    Raises:
-        UsageError: the shape is not certain.
-    """
-    wants = sum(parameter.default is parameter.empty for parameter in positional_parameters(model)) or 1
-    first = next(
-        ((name, m) for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())), None
-    )
-    candidates = _candidates(first[1]) if first is not None and wants == 1 else []
-    for spec in filter(_can_be_drawn, candidates):
-        if _runs(model, spec, default, seed):
-            assert first is not None
-            note = f"the input shape {spec} was inferred from the first layer '{first[0] or type(first[1]).__name__}'"
-            return spec, note
-    why = f"forward takes {wants} inputs" if wants != 1 else "it cannot be inferred from the first layer"
-    raise UsageError(f"the shape of the input is not known ({why}); give an input, or its shape.")
-
-
-def _candidates(layer: nn.Module) -> list[InputSpec]:
-    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-        return [InputSpec((_BATCH, _TIME), torch.int64, 0, layer.num_embeddings)]
-    if isinstance(layer, nn.Linear):
-        return [InputSpec((_BATCH, layer.in_features)), InputSpec((_BATCH, _TIME, layer.in_features))]
-    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
-        sizes = (_BATCH, _TIME) if layer.batch_first else (_TIME, _BATCH)
-        return [InputSpec((*sizes, layer.input_size if isinstance(layer, nn.RNNBase) else layer.embed_dim))]
-    if isinstance(layer, nn.RNNCellBase):
-        return [InputSpec((_BATCH, _TIME, layer.input_size))]
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        n_axes = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[type(layer)]
-        sides = (16, 32, 8) if n_axes == 3 else _SIDES
-        return [InputSpec((_BATCH, layer.in_channels, *[side] * n_axes)) for side in sides]
-    if isinstance(layer, nn.BatchNorm1d):
-        return [InputSpec((_BATCH, layer.num_features))]
-    if isinstance(layer, nn.LayerNorm) and isinstance(layer.normalized_shape, tuple):
-        return [InputSpec((_BATCH, *layer.normalized_shape)), InputSpec((_BATCH, _TIME, *layer.normalized_shape))]
-    return []
-
-
-def _can_be_drawn(spec: InputSpec) -> bool:
-    """Return whether the sizes of a layer are possible sizes of a tensor: a file may hold any number there."""
-    sizes = (*spec.shape, spec.high if spec.high is not None else 1)
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        return False
-    return torch.Size(spec.shape).numel() <= _MAX_GUESSED
-
-
-def _runs(model: nn.Module, spec: InputSpec, default: torch.dtype, seed: int) -> bool:
-    generator = torch.Generator().manual_seed(seed)
-    subject = Subject(model, (spec.draw(default, generator),), {}, None, lambda output, _: output, seed)
-    # With a graph, since forward may take gradients itself.
-    with contextlib.suppress(Exception):
-        subject.output()
-        return True
-    return False

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconv_cli.errors import DeconvError, FileAccessError, UsageError
-from deconv_cli.io.files import address_of, mark_of, reason_of, refuse_special, remove
+from deconv_cli.io.files import mark_of, reason_of, refuse_address, refuse_special, remove
 
 PARTIAL, REPLACED = "partial", "replaced"
 """Endings of a file that is being written, and of a folder that another one replaces."""
@@ -30,18 +30,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], check: Callabl
         UsageError: the path is a pipe or a device.
         FileAccessError: disk full, no permission, or the file does not read back.
     """
-    is_address = address_of(path) is not None
-    # The target of a link is replaced, in its own folder. At an address nothing can be renamed: there an unfinished
-    # file lacks its description.
-    final = path.resolve() if path.is_symlink() and not is_address else path
-    temporary = final if is_address else hidden_name(final, PARTIAL)
-    is_done = False
+    final = path.resolve() if path.is_symlink() else path  # the target of a link is replaced, in its own folder
+    temporary = hidden_name(final, PARTIAL)
     try:
-        if not is_address:
-            refuse_special(final)
+        refuse_special(final)
         write(temporary)
-        if not is_address:
-            synchronize(temporary)
+        synchronize(temporary)
         try:
             check(temporary)
         except FileAccessError:
@@ -51,17 +45,14 @@ def write_atomically(path: Path, write: Callable[[Path], object], check: Callabl
                 f"'{path}' was not written: reading the file back failed ({reason_of(error)}); check the disk and try "
                 "again."
             ) from error
-        if not is_address:
-            put_in_place(temporary, final)
-        is_done = True
+        put_in_place(temporary, final)
     except DeconvError:
         raise
     except Exception as error:
         raise FileAccessError(f"'{path}' cannot be written: {reason_of(error)}.") from error
     finally:
-        if not (is_address and is_done):
-            with contextlib.suppress(OSError, DeconvError):
-                remove(temporary)
+        with contextlib.suppress(OSError, DeconvError):
+            remove(temporary)
 
 
 def write_line_beside(path: Path, line: str, write_file: Callable[[], None]) -> None:
@@ -156,16 +147,7 @@ def check_output_path(
         UsageError: no such folder, an existing file without `force`, the input itself, a pipe or a device.
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
-    if address := address_of(path):
-        if not is_folder:
-            raise UsageError(
-                f"output '{address}' is an address, where deconv writes only Zarr; choose a name with .zarr."
-            )
-        if force is not None and mark_of(path):
-            raise UsageError(
-                f"output '{address}' exists already, and deconv replaces nothing at an address; choose another name."
-            )
-        return
+    refuse_address(path)
     try:
         folder = path.parent
         if make_folder:

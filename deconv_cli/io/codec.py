@@ -20,7 +20,7 @@ from deconv_cli.io.region_arrays import RegionSource, RegionTarget
 from deconv_cli.parts import CODECS
 from deconv_cli.vocabulary import OutputDType
 
-_SHARED = {"resolution": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
+_SHARED = {"density": "resolution", "icc_profile": "ICC profile", "exif": "EXIF", "channel_names": "channel names"}
 """Fields of `Metadata` that several formats can hold, with their names in notes."""
 _RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
 """Of files that cameras write; most begin as TIFF does, and the rest is known to few."""
@@ -45,8 +45,6 @@ class StoredImage:
     """EXIF orientation, 1 to 8."""
     notes: tuple[str, ...] = ()
     """On changes to the samples, a sentence each."""
-    n_levels: int = 1
-    """Number of pyramid levels to be written, each half the one before."""
     jpeg_table: tuple[int, ...] | None = None
     """The 64 divisors of a JPEG's luma coefficients, row by row from the lowest frequency."""
 
@@ -92,8 +90,6 @@ class WriteRequest:
     from_picture: bool
     flavor: str
     """`Metadata.flavor` of that image."""
-    n_levels: int = 1
-    """Number of pyramid levels to be stored, each half the one before."""
 
     @property
     def same_channels(self) -> bool:
@@ -124,8 +120,6 @@ class Codec(ABC):
     """True for files that a viewer shows, False for files of named tensors."""
     dtypes: tuple[str, ...] = tuple(OutputDType)
     """Sample types that can be written."""
-    has_levels: bool = False
-    """True where a file can hold the same image at several resolutions."""
     is_folder: bool = False
     """True where one of its files is a folder to the system."""
     is_lossless: bool = True
@@ -134,7 +128,7 @@ class Codec(ABC):
     """True where `write` puts the record of the run into the file; else it goes into `NAME.npy.json`."""
     holds_alpha: bool = False
     carries: frozenset[str] = frozenset()
-    """Which of `resolution`, `icc_profile`, `exif` and `channel_names` it can hold."""
+    """Which of `density`, `icc_profile`, `exif` and `channel_names` it can hold."""
     selects: str | None = None
     """`tensor` or `series` where a file may hold several arrays, which are chosen by name or number."""
 
@@ -167,7 +161,7 @@ class Codec(ABC):
         """Order the samples of a result, shape (B, C, *space), as the file stores them, alpha last."""
         layout = request.layout_of_result(samples.shape[1], samples.shape[2:])
         layout, axes, notes = self.order_axes(request, layout)
-        return StoredImage(from_images(layout, samples), axes, notes=notes, n_levels=request.n_levels)
+        return StoredImage(from_images(layout, samples), axes, notes=notes)
 
     def alpha_refusal(self, request: WriteRequest, alpha: Array) -> str | None:
         """Explain why the alpha channel of the source cannot be written; None if it can."""
@@ -193,7 +187,7 @@ class Codec(ABC):
     def describe_result(self, request: WriteRequest, layout: Layout, metadata: Metadata) -> StoredImage:
         """Describe a result before it is computed: its axes, its metadata, and notes on both; its samples are zeros."""
         layout, axes, notes = self.order_axes(request, layout)
-        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata, n_levels=request.n_levels)
+        image = StoredImage(zeros_of(layout.sizes, request.dtype), axes, metadata)
         kept, lost = self.choose_metadata(request, image)
         return replace(image, metadata=kept, notes=(*notes, *not_carried(lost)))
 
@@ -287,8 +281,8 @@ class PictureCodec(Codec):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; only TIFF holds a resolution without a unit and premultiplied colors."""
         kept, lost = super().choose_metadata(request, image)
-        if kept.resolution and not kept.resolution.unit:
-            kept, lost = replace(kept, resolution=None), [*lost, "resolution"]
+        if kept.density and not kept.density.unit:
+            kept, lost = replace(kept, density=None), [*lost, "resolution"]
         if image.alpha == "associated":
             lost.append("premultiplied alpha (it is now read as unassociated)")
         return kept, lost

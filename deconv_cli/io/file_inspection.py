@@ -195,14 +195,13 @@ def measure_samples(samples: Array) -> dict[str, Any]:
 
 def _described(stored: StoredImage) -> dict[str, Any]:
     """Write the metadata of a picture as JSON; blocks of bytes only by their size."""
-    metadata, resolution = stored.metadata, stored.metadata.resolution
+    metadata, density = stored.metadata, stored.metadata.density
     described: dict[str, Any] = {
         "orientation": None if stored.orientation == 1 else stored.orientation,
         "alpha": stored.alpha,
         "flavor": metadata.flavor,
-        "resolution": resolution
-        and {"x": float(resolution.x), "y": float(resolution.y), "pixels_per": resolution.unit or None},
-        "plane_distance": resolution and resolution.plane_distance and float(resolution.plane_distance),
+        "resolution": density and {"x": float(density.x), "y": float(density.y), "pixels_per": density.unit or None},
+        "plane_distance": density and density.plane_distance and float(density.plane_distance),
         "icc_profile_bytes": metadata.icc_profile and len(metadata.icc_profile),
         "exif_bytes": metadata.exif and len(metadata.exif),
         "channel_names": list(metadata.channel_names),

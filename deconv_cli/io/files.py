@@ -1,7 +1,4 @@
-"""Input files: ordinary ones, folders that are one file to their users, as in Zarr, and addresses of Zarr folders.
-
-An address such as s3://bucket/name.zarr goes through the program as a path, which loses one of its two slashes.
-"""
+"""Input files: ordinary ones, and folders that are one file to their users, as in Zarr."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from deconv_cli.errors import (
     DeconvError,
@@ -29,10 +25,8 @@ MARKS = ("zarr.json", ".zgroup", ".zarray")
 FOLDER = b"folder: "
 """The head of a folder that is one file; the name of the file that marks it follows."""
 
-_TIMES = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
-"""Names of the time of a file in the file systems of fsspec."""
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
-"""A scheme has two letters at least: one alone is a drive."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/.+", re.DOTALL)
+"""Matches a URL after `Path` has removed one slash. A scheme has at least two letters: one alone is a drive."""
 
 
 def open_source(path: Path) -> tuple[bytes, str]:
@@ -48,14 +42,8 @@ def read_head(path: Path) -> bytes:
         FileAccessError: the file cannot be opened or read.
         MalformedInputError: the file is empty.
     """
+    refuse_address(path)
     try:
-        if address := address_of(path):
-            if mark := mark_of(path):
-                return FOLDER + mark.encode()
-            raise UsageError(
-                f"'{address}' holds no Zarr, the only format that deconv reads from an address; check it, or copy the "
-                "file to this machine."
-            )
         if path.is_dir() and (mark := mark_of(path)):
             return FOLDER + mark.encode()
         if path.is_dir():
@@ -80,7 +68,7 @@ def read_head(path: Path) -> bytes:
 def fingerprint(path: Path) -> str:
     """Compute the SHA-256 of all bytes of a file, as 64 hexadecimal digits; of a folder, of all files in it."""
     try:
-        if address_of(path) or path.is_dir():
+        if path.is_dir():
             found = hashlib.sha256()
             for name, *_ in sorted(list_members(path)):
                 content = read_member(path / name) or b""
@@ -100,32 +88,24 @@ def read_lines(path: Path) -> str:
     return path.read_text(encoding="ascii", errors="replace")
 
 
-def address_of(path: Path) -> str | None:
-    """Return the address that was typed for a path; `None` for a path on the disk."""
-    found = _ADDRESS.fullmatch(path.as_posix())
-    if found is None or Path(f"{found[1]}:").exists():
-        return None
-    return f"{found[1]}://{'/' if found[1] in ('file', 'local') else ''}{found[2]}"
-
-
-def spelled(path: Path) -> str:
-    """Write a path as it was typed: an address with both of its slashes."""
-    return address_of(path) or str(path)
+def refuse_address(path: Path) -> None:
+    """Refuse a URL such as s3://bucket/name.zarr by `UsageError`."""
+    if _ADDRESS.fullmatch(path.as_posix()) and not path.exists():
+        address = path.as_posix().replace(":/", "://", 1)
+        raise UsageError(
+            f"'{address}' is an address, and deconv works on files of this machine; copy it here, or mount it as a "
+            "folder."
+        )
 
 
 def mark_of(path: Path) -> str | None:
-    """Name the file that marks a folder as one file; raises `FileAccessError` if an address does not answer."""
-    return next((mark for mark in MARKS if is_member(path / mark)), None)
+    """Name the file that marks a folder as one file; `None` for other paths."""
+    return next((mark for mark in MARKS if (path / mark).is_file()), None)
 
 
 def is_one_file(path: Path) -> bool:
-    """Check whether a path is one file to its users: an ordinary one, a marked folder, or an address."""
-    return address_of(path) is not None or path.is_file() or (path.is_dir() and mark_of(path) is not None)
-
-
-def is_there(path: Path) -> bool:
-    """Check whether there is anything at a path."""
-    return path.exists() if address_of(path) is None else mark_of(path) is not None
+    """Check whether a path is one file to its users: an ordinary one or a marked folder."""
+    return path.is_file() or mark_of(path) is not None
 
 
 def refuse_special(path: Path) -> None:
@@ -134,98 +114,30 @@ def refuse_special(path: Path) -> None:
         raise UsageError(f"'{path}' is a pipe or a device, and no file replaces it; choose another name.")
 
 
-def is_member(path: Path) -> bool:
-    """Check whether a file is there, at an address too."""
-    if address_of(path) is None:
-        return path.is_file()
-    with reaching(path) as (system, place):
-        return bool(system.isfile(place))
-
-
 def read_member(path: Path) -> bytes | None:
     """Read a file of a marked folder; `None` if it is missing."""
     try:
-        if address_of(path) is None:
-            return path.read_bytes() if path.is_file() else None  # reading a pipe would wait
-        with reaching(path) as (system, place):
-            content: bytes = system.cat_file(place)
-            return content
+        return path.read_bytes() if path.is_file() else None  # reading a pipe would wait
     except FileNotFoundError:
         return None
 
 
-def write_member(path: Path, content: bytes) -> None:
-    """Write a file of a marked folder, and the folders around it."""
-    if address_of(path) is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return
-    with reaching(path) as (system, place):
-        system.pipe_file(place, content)
-
-
 def remove(path: Path) -> None:
     """Remove a marked folder or a file, if it is there."""
-    if address_of(path) is not None:
-        with reaching(path) as (system, place):
-            if system.exists(place):
-                system.rm(place, recursive=True)
-    elif path.is_dir() and not path.is_symlink():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def list_members(path: Path) -> Iterator[tuple[str, int, str]]:
-    """List all files below a folder with sizes and times; of an address that lists nothing, those that mark it."""
-    if address_of(path) is None:
-        for file in path.rglob("*"):
-            if not file.is_file() and not file.is_dir():
-                raise FileAccessError(f"'{file}' should be a file, but is a pipe, a device or a link to nothing.")
-            if file.is_file():
-                found = file.stat()
-                yield file.relative_to(path).as_posix(), found.st_size, str(found.st_mtime_ns)
-        return
-    with reaching(path) as (system, place):
-        listed = system.find(place, detail=True)
-    for name, info in listed.items():
-        within = str(name).rpartition(place.strip("/"))[2].lstrip("/")
-        yield within, int(info.get("size") or 0), str([info.get(time) for time in _TIMES])
-    if not listed:
-        yield from ((mark, 0, "") for mark in MARKS if is_member(path / mark))
-
-
-@contextmanager
-def reaching(path: Path) -> Iterator[tuple[Any, str]]:
-    """Open the file system of an address; yield it with the place in it.
-
-    Raises:
-        UsageError: a package is missing, or the scheme is unknown.
-        FileNotFoundError: nothing is there.
-        FileAccessError: it does not answer, or refuses.
-    """
-    address = address_of(path) or str(path)
-    try:
-        import fsspec
-
-        system, place = fsspec.core.url_to_fs(address, **options_of(address))
-    except ImportError as error:
-        extra = "pip install 'deconv-cli[zarr]'" if getattr(error, "name", "") == "fsspec" else str(error)
-        raise UsageError(f"'{address}' is an address, which needs a missing package: {extra}.") from error
-    except ValueError as error:
-        raise UsageError(f"'{address}' is not a supported address: {error}.") from error
-    try:
-        yield system, str(place)
-    except (DeconvError, FileNotFoundError):
-        raise
-    except Exception as error:  # each scheme has a library of its own, with its own errors
-        reason = str(error).strip().splitlines()
-        raise FileAccessError(f"'{address}' does not answer: {(reason or [type(error).__name__])[0]}.") from error
-
-
-def options_of(address: str) -> dict[str, Any]:
-    """Choose the options by which fsspec makes missing folders, as places without folders do."""
-    return {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
+def list_members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """List all files below a folder with their sizes and their times in nanoseconds."""
+    for file in path.rglob("*"):
+        if not file.is_file() and not file.is_dir():
+            raise FileAccessError(f"'{file}' should be a file, but is a pipe, a device or a link to nothing.")
+        if file.is_file():
+            found = file.stat()
+            yield file.relative_to(path).as_posix(), found.st_size, found.st_mtime_ns
 
 
 _NO_SPACE = re.compile(r"\d+ requested and \d+ written")

@@ -105,7 +105,7 @@ class ImageFile:
 
         None if a distance is unknown, or if the file has only a print resolution.
         """
-        known = self.metadata.resolution
+        known = self.metadata.density
         is_of_print = not self.metadata.flavor and known is not None and known.plane_distance is None
         if known is None or not known.unit or is_of_print:
             return None
@@ -243,8 +243,8 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
     if stored.jpeg_table is not None:
         jpeg_table = torch.tensor(stored.jpeg_table).reshape(8, 8)
     if stored.orientation in _TRANSPOSED:
-        resolution = metadata.resolution and metadata.resolution.transposed()
-        metadata, jpeg_table = replace(metadata, resolution=resolution), None if jpeg_table is None else jpeg_table.T
+        density = metadata.density and metadata.density.transposed()
+        metadata, jpeg_table = replace(metadata, density=density), None if jpeg_table is None else jpeg_table.T
     return ImageFile(
         path=path,
         values=turned,

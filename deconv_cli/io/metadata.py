@@ -57,7 +57,7 @@ class PixelDensity:
 class Metadata:
     """Everything that a file stores about its image besides the samples. Every field may be empty."""
 
-    resolution: PixelDensity | None = None
+    density: PixelDensity | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """A whole EXIF block with the leading marker, as Pillow reads and writes it."""

@@ -33,7 +33,6 @@ def plan_output(
     force: bool,
     same_size: bool,
     make_folder: bool = False,
-    n_levels: int = 1,
 ) -> OutputPlan:
     """Decide where a result goes and as what.
 
@@ -45,7 +44,6 @@ def plan_output(
         force: whether an existing file may be replaced.
         same_size: whether the result has the size of the source.
         make_folder: whether a missing folder is made when the file is written.
-        n_levels: number of pyramid levels that are stored, each half the one before.
 
     Raises:
         UsageError: no such folder, an existing file without `force`, or a format that cannot hold the result.
@@ -54,7 +52,7 @@ def plan_output(
     path = Path(path)
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force, make_folder=make_folder)
-    request = _request(path, codec, source, source.layout, n_channels, output_dtype, n_levels)
+    request = _request(path, codec, source, source.layout, n_channels, output_dtype)
     return OutputPlan(path, request.dtype, codec, request, source, same_size, make_folder)
 
 
@@ -67,7 +65,6 @@ def plan_regions(
     size: Sequence[int],
     output_dtype: OutputDType | None = None,
     force: bool | None = False,
-    n_levels: int = 1,
 ) -> RegionTarget:
     """Decide where a result that is written by parts goes, and as what; nothing is written yet.
 
@@ -77,7 +74,7 @@ def plan_regions(
     """
     codec = codec_of_suffix(path)
     check_output_files(path, codec, source.path, force=force)
-    request = _request(path, codec, source, layout, n_channels, output_dtype, n_levels)
+    request = _request(path, codec, source, layout, n_channels, output_dtype)
     return codec.plan_regions(request, request.layout_of_result(n_channels, size), source)
 
 
@@ -88,13 +85,8 @@ def _request(
     layout: Layout,
     n_channels: int,
     output_dtype: OutputDType | None,
-    n_levels: int,
 ) -> WriteRequest:
     """Describe a file to be written; raises `UsageError` if its format cannot hold the result."""
-    if n_levels < 1 or (n_levels > 1 and not codec.has_levels):
-        raise UsageError(
-            f"'{path}' should hold {n_levels} resolutions, but {codec.name} holds one; choose a name with .ome.zarr."
-        )
     default = source.dtype if codec.holds_whole_numbers_only else OutputDType.FLOAT32
     dtype = str(output_dtype or default)
     if dtype not in codec.dtypes:
@@ -103,7 +95,7 @@ def _request(
             f"output_dtype={'|'.join(codec.dtypes)} (values are rounded and clipped, not rescaled) or a .tif file."
         )
     request = WriteRequest(
-        path, dtype, n_channels, layout, source.format_name, source.is_picture, source.metadata.flavor, n_levels
+        path, dtype, n_channels, layout, source.format_name, source.is_picture, source.metadata.flavor
     )
     codec.check(request)
     return request

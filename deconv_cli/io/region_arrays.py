@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import math
@@ -22,7 +21,7 @@ import numpy as np
 from deconv_cli.errors import DeconvError, FileAccessError
 from deconv_cli.io import atomic
 from deconv_cli.io.atomic import partial_path
-from deconv_cli.io.files import reason_of, spelled
+from deconv_cli.io.files import reason_of
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 
@@ -52,7 +51,7 @@ class _Array(ABC):
     """An array in a file.
 
     Attributes:
-        path: of the file or folder, or its address.
+        path: of the file or folder.
         shape: as stored.
         dtype: NumPy name of the sample type.
         axes: a letter for each axis; empty where the file names none.
@@ -67,11 +66,6 @@ class _Array(ABC):
     def n_bytes(self) -> int:
         """Bytes of all samples, in memory."""
         return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
-
-    @property
-    def spelled_path(self) -> str:
-        """The path as it was typed: an address with both of its slashes."""
-        return spelled(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +177,7 @@ class PartialFile(RegionTarget):
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
+                if _is_own_file(partial) and _is_like(partial, own, self._without_samples(own)):
                     return True
                 partial.unlink(missing_ok=True)
                 room = shutil.disk_usage(self.path.parent).free
@@ -235,16 +229,9 @@ def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
         )
 
 
-def _has_no_other_name(partial: Path) -> bool:
-    """Check whether the hidden file is ordinary, and has no name but its own and that under which it is made."""
-    if not os.path.lexists(partial):
-        return False
-    inodes = []
-    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
-        with contextlib.suppress(FileNotFoundError):
-            inodes.append(name.lstat().st_ino)
-    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
-    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
+def _is_own_file(partial: Path) -> bool:
+    """Check whether the hidden file is there, and ordinary."""
+    return os.path.lexists(partial) and stat.S_ISREG(partial.lstat().st_mode)
 
 
 def _remove_partial(path: Path) -> None:

@@ -15,7 +15,6 @@ from deconv_cli.kernels.kernel_field import KernelField
 from deconv_cli.report.page_pictures import ScaledImage, data_uri, display_range, encode_shades
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import Solution
 from deconv_cli.vocabulary import InputKind, counted, format_lambda, format_padding, format_percent, format_size
 from deconv_cli.workflows.fit_kernel import KernelFit
 from deconv_cli.workflows.reconstruction import Reconstruction
@@ -91,13 +90,6 @@ def _(thing: Reconstruction) -> View:
 
 
 @view.register
-def _(thing: Solution) -> View:
-    rows: list[tuple[str, object]] = [("value", _shape(thing.value)), ("ending", thing.ending)]
-    rows += [("iterations", thing.n_iterations), ("certificate", f"{thing.certificate:.2g}")]
-    return [*rows, ("minimized", thing.objective)], None
-
-
-@view.register
 def _(thing: PseudoInverse) -> View:
     geometry, kernel = thing.geometry, thing.kernel
     sizes = f"{format_size(geometry.output_size)} → {format_size(geometry.image_size)}"
@@ -130,18 +122,11 @@ def _(thing: KernelEstimate) -> View:
     return rows, thing.taps()
 
 
-@view.register
-def _(thing: KernelFit) -> View:
-    n_axes = 2 if thing.taps.ndim > 1 else 1
-    rows = [("taps", _shape(thing.taps)), ("residual", format_percent(thing.residual)), ("outputs", thing.n_data)]
-    return rows, plane_of(thing.taps, n_axes)
-
-
-@view.register
-def _(thing: BeadPsf) -> View:
-    widths = " × ".join(f"{width:.3g}" for width in thing.widths)
-    rows = [("size", format_size(thing.psf.shape)), ("widths", f"{widths} samples"), ("beads", thing.n_used)]
-    return rows, plane_of(thing.psf, thing.psf.ndim)
+@view.register(KernelFit)
+@view.register(BeadPsf)
+def _(thing: KernelFit | BeadPsf) -> View:
+    taps, most = (thing.psf, 3) if isinstance(thing, BeadPsf) else (thing.taps, 2)
+    return [("", repr(thing))], plane_of(taps, min(taps.ndim, most))
 
 
 @view.register

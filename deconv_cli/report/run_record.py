@@ -116,17 +116,12 @@ def describe_environment(environment: Environment) -> Record:
     """Describe what a result was computed with."""
     return {
         **vars(environment),
-        "versions": describe_versions(),
-    }
-
-
-def describe_versions() -> Record:
-    """Name the versions of what computed a result."""
-    return {
-        "deconv": package_version("deconv-cli"),
-        "torch": torch.__version__,
-        "numpy": package_version("numpy"),
-        "python": platform.python_version(),
+        "versions": {
+            "deconv": package_version("deconv-cli"),
+            "torch": torch.__version__,
+            "numpy": package_version("numpy"),
+            "python": platform.python_version(),
+        },
     }
 
 

@@ -158,7 +158,7 @@ class ShownImages:
 
     Attributes:
         scale: the first picture of the estimate, for the values of black and white.
-        comparisons: data and estimate of one size and scale; the page begins with the first pair.
+        comparison: data and estimate of one size and scale.
         pair: data and estimate beside each other, where they cannot be compared.
         lines: the same for signals.
         cuts: stacks.
@@ -167,7 +167,7 @@ class ShownImages:
     """
 
     scale: ScaledImage
-    comparisons: tuple[Comparison, ...] = ()
+    comparison: Comparison | None = None
     pair: tuple[PagePicture, ...] = ()
     lines: Lines | None = None
     cuts: Cuts | None = None
@@ -200,7 +200,7 @@ def show_images(
         taken = [image for image in planes if image.name in ("Input", "Estimate")]
     return ShownImages(
         scale=estimate,
-        comparisons=() if comparison is None else (comparison,),
+        comparison=comparison,
         pair=tuple(map(draw_picture, taken)) if comparison is None else (),
         cuts=cuts,
         pictures=tuple(draw_picture(image) for image in planes if image not in taken) if cuts is None else (),

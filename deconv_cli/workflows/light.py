@@ -89,9 +89,9 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     elif curve is not None and curve.is_default:
         light, why = Light.LINEAR, "optical blur acts on light"
     elif curve is None:
-        light, why = Light.STORED, "their tone curve is not known, so they are assumed to be linear in light"
+        light, why = Light.STORED, "no tone curve is known, so they count as light"
     else:
-        light, why = Light.STORED, "such samples without an ICC profile are assumed to be linear in light"
+        light, why = Light.STORED, "without an ICC profile they count as light"
     if light is Light.STORED:
         return ChosenLight(light, f"in the samples as they are stored: {why}", None)
     if curve is None:

@@ -119,7 +119,7 @@ def measure(
         tests = check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least)
         result = replace(result, residual_tests=tests)
     model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
-    ratio = measure_noise_ratio(unexplained, faded, bands_of(estimator), solution.value.detach(), model)
+    ratio = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
     return replace(result, noise_ratio=ratio)
 
 
@@ -296,7 +296,7 @@ def check_residual_of(
     return check_residual(
         residual,
         data,
-        bands_of(inverse),
+        mode_bands_of(inverse),
         kernel_size=inverse.kernel.size,
         border=border,
         noise=noise,
@@ -305,7 +305,7 @@ def check_residual_of(
     )
 
 
-def bands_of(inverse: PseudoInverse) -> ModeBands:
+def mode_bands_of(inverse: PseudoInverse) -> ModeBands:
     """Compute the modes of the kernel on the torus of the data, once for each inverse."""
     found = _BANDS.get(inverse)
     if found is None:

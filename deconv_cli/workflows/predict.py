@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.conditioning import removed_share
-from deconv_cli.diagnostics.error_prediction import ErrorPredictor, bands_of, contrast_of, describe_bands
+from deconv_cli.diagnostics.error_prediction import ErrorPredictor, contrast_of, describe_bands, edge_bands_of
 from deconv_cli.diagnostics.image_model import ImageModel, fit_image_model
 from deconv_cli.diagnostics.noise_spectrum import draw_noise
 from deconv_cli.diagnostics.periodic_extension import PeriodicExtension
@@ -171,7 +171,7 @@ def predict_by_restoring_again(
     noised = (seen + sizes * torch.cat(drawn, dim=axis)).clamp(*samples.aminmax())
     again = estimator.solve(noised if curve is None else curve.to_light(noised, n_axes)).value
     image, other = (stored(estimator.frame(found)) for found in (value, again))
-    bands, energy = bands_of(estimator), smoothed_energy(image, n_axes)
+    bands, energy = edge_bands_of(estimator), smoothed_energy(image, n_axes)
     squared = (_unseen(estimator, image, other) * (other - image)).square()
     squares = {"predicted": squared, "estimate": image.square()}
     if truth is not None:

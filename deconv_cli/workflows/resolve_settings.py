@@ -261,7 +261,6 @@ def resolve(settings: ReconstructionSettings, kernel: Kernel, metadata: InputMet
     if padding is None:
         padding = "same" if recorded is None else recorded.padding
     light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
-    _check_light_of_noise(settings, light.light)
     looks_like_photograph = kind is InputKind.PICTURE and _is_photograph(kernel, light.curve)
     is_photograph = looks_like_photograph and settings.leaves_prior_open
     is_measured = kind is InputKind.PICTURE and not looks_like_photograph and _is_photograph(kernel, light.curve, 65535)
@@ -372,17 +371,6 @@ def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[floa
     return defaults.lam, defaults.lambda_reason
 
 
-def _check_light_of_noise(settings: ReconstructionSettings, light: Light) -> None:
-    """Refuse noise that was found in light for stored samples, or in stored samples for light."""
-    models = settings.noise if isinstance(settings.noise, tuple) else (settings.noise,)
-    for model in models:
-        if isinstance(model, NoiseModel) and model.light not in (None, light):
-            raise UsageError(
-                f"the noise in '{model.source}' was found with light={model.light} and does not hold for "
-                f"light={light}, which is used here; choose light={model.light}, or leave noise out."
-            )
-
-
 def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
     """Refuse, by `UsageError`, a size of the noise that is not used; `what` says why it chooses no λ."""
     if settings.noise_sigma is not None and not settings.predict:
@@ -418,7 +406,6 @@ def resolve_for_inverse(
     merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
     merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
     light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
-    _check_light_of_noise(settings, light.light)
     return ResolvedInput(
         ResolvedSettings(**merged | {"light": light.light}),
         Reasons(reason, reason, light.reason),

@@ -240,7 +240,7 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
 def describe_prior(finest: float | None) -> str:
     """Say what the prior for photographs fills in; `finest` is the width in pixels of the finest measured detail."""
     detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
-    return f"a denoiser that learned from photographs; detail {detail} is plausible, not measured"
+    return f"photo: detail {detail} is plausible, not measured"
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

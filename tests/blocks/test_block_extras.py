@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import preview_tiles as planning
-from deconv_cli.blocks.block_extras import ExtraFiles, Thumbnail
+from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
-from deconv_cli.blocks.preview_tiles import restore_previews
+from deconv_cli.blocks.preview_tiles import restore_preview
 from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError
 from deconv_cli.errors import UsageError
@@ -20,7 +19,7 @@ KERNEL = "gaussian:1"
 
 
 def extra_files(folder):
-    return ExtraFiles(folder / "map.npy", folder / "mask.npy", has_page=True)
+    return ExtraFiles(folder / "map.npy", folder / "mask.npy")
 
 
 def in_blocks(folder, **options):
@@ -61,24 +60,6 @@ def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch,
     assert expected.bands[0].predicted == pytest.approx(whole.bands[0].predicted, rel=0.25)
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
-
-
-def test_thumbnails_are_averages_however_the_picture_is_cut():
-    picture = torch.rand(2, 37, 50, generator=torch.Generator().manual_seed(0))
-    thumbnail = Thumbnail((37, 50), (5, 5))
-    cuts = [[(0, 20), (20, 22), (22, 37)], [(0, 35), (35, 50)]]
-    parts = [
-        thumbnail.part("x", picture[:, slice(*rows), slice(*columns)], (rows, columns))
-        for rows in cuts[0]
-        for columns in cuts[1]
-    ]
-    found = thumbnail.assemble("x", [part for part in parts if part is not None])
-    assert found.shape == (2, 8, 10)
-    means = torch.nn.functional.avg_pool2d(picture, 5, ceil_mode=True)
-    same = [row for row in range(8) if row != 4]  # of the fifth row, three of five rows are another block's
-    torch.testing.assert_close(found[:, same], means[:, same])
-    torch.testing.assert_close(found[:, 4], picture[:, 20:22].unflatten(2, (10, 5)).mean(dim=(1, 3)))
-    assert Thumbnail.of((1000, 32768, 20000)).steps == (21, 256, 256)
 
 
 @pytest.mark.exhaustive
@@ -126,20 +107,18 @@ def test_what_is_doubted_is_trusted_nowhere(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_pieces_are_parts_of_the_result(tmp_path, monkeypatch):
+def test_the_piece_of_the_page_is_a_part_of_the_result(tmp_path, monkeypatch):
     truth, kernel = scene(200, 180)[None], deconv_cli.make_kernel(KERNEL)
     blurred(tmp_path, truth, kernel, "unknown")
     monkeypatch.setattr(planning, "MAX_SAMPLES", 80**2)
     found = in_blocks(tmp_path)
-    previews = restore_previews(found.task.problem, found.plan.max_memory)
+    piece = restore_preview(found.task.problem, found.plan.max_memory)
     written, data = np.load(tmp_path / "out.npy"), np.load(tmp_path / "in.npy")
-    assert len(previews.tiles) == 2
-    for piece in previews.tiles:
-        part = (slice(None), *(slice(*interval) for interval in piece.data))
-        assert np.array_equal(piece.values[0], data[part])
-        inner = (slice(None), *[slice(24, -24)] * 2)
-        difference = np.abs(piece.result.image[0].numpy() - written[part])[inner]
-        assert difference.max() < 1e-3 * np.ptp(data)
+    part = (slice(None), *(slice(*interval) for interval in piece.data))
+    assert np.array_equal(piece.values[0], data[part])
+    inner = (slice(None), *[slice(24, -24)] * 2)
+    difference = np.abs(piece.result.image[0].numpy() - written[part])[inner]
+    assert difference.max() < 1e-3 * np.ptp(data)
 
 
 def test_the_error_of_an_estimate_without_parts_is_that_of_its_pieces_times_the_detail_of_the_whole():

@@ -92,7 +92,7 @@ def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     sample = Path(__file__).parents[2] / "sample_images/astronaut_blurred.png"
     Image.open(sample).crop((60, 20, 156, 100)).save("y.png")
     options = ["--prior", "photo", "-o", "x.png", "--report", "x.html", "--error-map", "e.tif", "--json"]
-    run = deconv("invert", "y.png", "--kernel", "gaussian:1.5", "--verbose", *options, expect=FINISHED)
+    run = deconv("invert", "y.png", "--kernel", "gaussian:1.5", *options, expect=FINISHED)
     report, page = run.report, Path("x.html").read_text(encoding="utf-8")
     assert report["prior"] == "photo"
     assert report["solver"]["certificate"] is None
@@ -100,6 +100,6 @@ def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     for text in (run.stderr, page):
         words = " ".join(text.split())
         assert f"finer than about {report['finest_measured_detail']:.1f} pixels is plausible" in words
-        assert "without reaching a minimum; judge the result by its residual" in words
+    assert "without reaching a minimum; judge the result by its residual" in page
     assert read_image(Path("e.tif")).values.shape == (1, 3, 80, 96)
     assert report["predicted_error"]["root_mean_square"] == report["predicted_error"]["root_mean_square_in_samples"]

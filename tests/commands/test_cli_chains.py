@@ -64,7 +64,7 @@ def test_an_activation_of_a_whole_module_goes_back_to_its_input(deconv, activati
     assert report["relative_residual"] < 1e-6
     assert report["determined"] == {"share": 1.0, "n_dimensions": 72, "is_exact": True}
     assert report["is_trusted"]
-    assert "ReLU: not affine" in done.stderr
+    assert "ReLU(): not affine" in done.stderr
     assert "all of the input's 72 numbers, by the rank of the derivative" in done.stderr
     before = values(tmp_path / "x.safetensors")
     deconv(*report["rerun"].split()[1:])
@@ -78,7 +78,7 @@ def test_weights_alone_need_the_class_whose_code_is_run(deconv, refuses, activat
     words = ("invert", y, "-k", tmp_path / "state.pt", "--layers", "conv,act", "-o", tmp_path / "x.npy")
     refuses(*words, code=ExitCode.USAGE, says="name the class with --model")
     model = f"{tmp_path / 'code.py'}:Net"
-    done = deconv(*words, "--model", model, "--init", '{"width": 16}', "--verbose")
+    done = deconv(*words, "--model", model, "--init", '{"width": 16}')
     assert distance(values(tmp_path / "x.npy"), x[None]) < 1e-5
     assert "made" in done.stderr
     assert done.stdout.strip() == str(tmp_path / "x.npy")

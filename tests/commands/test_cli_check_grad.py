@@ -21,6 +21,8 @@ def code(fixture: str, name: str) -> str:
 BASE = ("--model", code("detached", "Base"))
 NETWORK = (*BASE, "--input-shape", "5,4")
 LSTM = ("--model", "torch.nn:LSTM", "--init", "[3, 4]")
+DETACH = ("--model", code("detached", "Detach"), "--input-shape", "5,4")
+LEAK = ("--model", code("mixing", "Leak"), "--input-shape", "4,4")
 UNUSED = ("--model", code("detached", "Unused"), "--input-shape", "5,4")
 BY_HAND = FIXTURES / "scripts" / "by_hand.py"
 
@@ -72,14 +74,21 @@ class TestVerdicts:
             assert comparison["autograd"] == pytest.approx(comparison["numeric"], rel=1e-3, abs=1e-8)
 
     def test_a_fault_has_its_line(self, deconv, check):
-        done = deconv("check-grad", "--model", code("detached", "Detach"), expect=ExitCode.FAULT_FOUND)
+        done = deconv("check-grad", *DETACH, expect=ExitCode.FAULT_FOUND)
         line = f"detached.py:{blamed_line('detached', 'detach')}"
         told = done.stdout.splitlines()
         assert "DETACHED: body.weight, body.bias" in told
         assert [row for row in told if row.startswith("  at ") and line in row and "return h.detach()" in row]
         assert "  instead  return h" in told
         assert told[-1] == "faults: 2 of 4 parameters"
-        words = ["--model", code("lenet", "LeNet5"), "--loss", code("lenet", "wrapped_loss")]
+        words = [
+            "--model",
+            code("lenet", "LeNet5"),
+            "--loss",
+            code("lenet", "wrapped_loss"),
+            "--input-shape",
+            "4,1,32,32",
+        ]
         (fault,) = check(*words, "--target-shape", "4:int64:0..10", expect=ExitCode.FAULT_FOUND)["faults"]
         (cause,) = fault["causes"]
         assert (cause["file"], cause["line"]) == (str(FIXTURES / "lenet.py"), blamed_line("lenet", "wrapped"))
@@ -89,7 +98,7 @@ class TestVerdicts:
         ("words", "counts", "general"),
         [
             ([*NETWORK, "--budget", "0"], {"NOT CHECKED": 4}, []),
-            (["--model", code("dying", "Unseeded")], {"NOISY": 2}, ["NOISY"]),
+            (["--model", code("dying", "Unseeded"), "--input-shape", "4,4"], {"NOISY": 2}, ["NOISY"]),
         ],
     )
     def test_no_verdict(self, check, words, counts, general):
@@ -98,7 +107,7 @@ class TestVerdicts:
         assert [finding["verdict"] for finding in report["general"]] == general
 
     def test_a_fault_of_the_model_as_a_whole(self, check):
-        report = check("--model", code("mixing", "Leak"), expect=ExitCode.FAULT_FOUND)
+        report = check(*LEAK, expect=ExitCode.FAULT_FOUND)
         (finding,) = report["general"]
         assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
         assert "with this code: samples leak into one another (BATCH-LEAK)." in report["summary"]
@@ -130,7 +139,7 @@ class TestExpectations:
         assert "expected, but not found: DETACHED:spare.*" in done.stderr
 
     def test_a_line(self, deconv):
-        words = ["check-grad", "--model", code("detached", "Detach"), "-q", "--expect"]
+        words = ["check-grad", *DETACH, "-q", "--expect"]
         line = blamed_line("detached", "detach")
         for path in ("detached.py", "fixtures/./detached.py", FIXTURES / "detached.py"):
             deconv(*words, f"DETACHED:{path}:{line}")
@@ -138,7 +147,7 @@ class TestExpectations:
         deconv(*words, f"DETACHED:ached.py:{line}", expect=ExitCode.FAULT_FOUND)
 
     def test_the_model_as_a_whole(self, deconv):
-        deconv("check-grad", "--model", code("mixing", "Leak"), "--expect", "BATCH-LEAK:model", "-q")
+        deconv("check-grad", *LEAK, "--expect", "BATCH-LEAK:model", "-q")
 
     @pytest.mark.parametrize("text", ["UNUSED", "UNUSED:", "BROKEN:x", ":x"])
     def test_what_is_no_expectation(self, refuses, text):
@@ -160,16 +169,9 @@ class TestData:
         torch.save({"ape": torch.randn(5, 7), "zebra": torch.randn(5, 4)}, tmp_path / "data.pt")
         deconv("check-grad", "--model", f"{path}:Net", "--data", tmp_path / "data.pt", "-q")
 
-    @pytest.mark.parametrize(
-        ("name", "words", "inputs"),
-        [
-            ("healthy:Gru", [], ["[4, 12] int64"]),
-            ("healthy:Lstm", [], ["[4, 12, 5] float32"]),
-            ("healthy:Gru", ["--input-shape", "2,7:int64:3..5"], ["[2, 7] int64"]),
-        ],
-    )
-    def test_shapes_are_read_off_the_first_layer_or_given(self, check, name, words, inputs):
-        assert check("--model", code(*name.split(":")), *words)["data"]["inputs"] == inputs
+    def test_a_shape_with_its_type_and_range(self, check):
+        report = check("--model", code("healthy", "Gru"), "--input-shape", "2,7:int64:3..5")
+        assert report["data"]["inputs"] == ["[2, 7] int64"]
 
     def test_a_target_that_nothing_uses_is_noted(self, check, data, write):
         path = write("def of_output(output):\n    return output.square().sum()\n")
@@ -233,7 +235,7 @@ class TestUserCode:
         assert done.report["counts"] == {"OK": 3}
         assert "called" in done.stderr
         path = write("print('imported')\nmodel = nn.Linear(4, 3)\n")
-        assert "imported" in deconv("check-grad", "--model", f"{path}:model", "--json").stderr
+        assert "imported" in deconv("check-grad", "--model", f"{path}:model", "--input-shape", "5,4", "--json").stderr
         with running_user_code(is_silent=True):
             os.write(1, b"raw")
         os.write(1, b"after")
@@ -255,7 +257,7 @@ class TestUserCode:
             "def make(width, *, depth=1):\n"
             "    return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))\n"
         )
-        report = check("--model", f"{path}:make", "--init", '{"width": 3, "depth": 2}')
+        report = check("--model", f"{path}:make", "--init", '{"width": 3, "depth": 2}', "--input-shape", "5,3")
         assert report["counts"] == {"OK": 4}
         words = ["--model", f"{path}:model", "--input-shape", "5,4"]
         assert check(*words)["counts"] == {"OK": 2}
@@ -268,7 +270,7 @@ class TestUserCode:
             "model = nn.Linear(4, 2)\n"
             "model.register_parameter('evil\\x1b[31m', nn.Parameter(model.weight.detach().clone()))\n"
         )
-        done = deconv("check-grad", "--model", f"{path}:model", expect=ExitCode.FAULT_FOUND)
+        done = deconv("check-grad", "--model", f"{path}:model", "--input-shape", "5,4", expect=ExitCode.FAULT_FOUND)
         assert "\x1b" not in done.stdout
 
 
@@ -290,7 +292,7 @@ class TestRefusals:
             ([*BASE, "--input-shape", "5,4:int64:3..3"], "is empty"),
             ([*NETWORK, "--batch-axis", "first"], "--batch-axis"),
             ([*BASE, "--data", "missing.safetensors"], "does not exist"),
-            (["--model", "torch.nn:Bilinear", "--init", "[2, 3, 4]"], "forward takes 2 inputs"),
+            (["--model", "torch.nn:Linear", "--init", "[4, 3]"], "--input-shape 8,1,28,28"),
             (["WEIGHTS"], "--model"),
             (["WEIGHTS", "--init", "{}"], "--init gives the arguments of --model"),
             (["--model", "READY:ready", "--init", "[4, 3]"], ["is a model already", "init"]),

@@ -248,7 +248,7 @@ def test_of_a_large_array_pieces_are_read(deconv, refuses, tmp_path, monkeypatch
     assert entry["mean"] == pytest.approx(samples.mean(), rel=0.1)
     assert samples.min() <= entry["minimum"] < entry["maximum"] <= samples.max()
     assert "come from 4096 of 300000 samples, in 64 pieces" in file["notes"][-1]
-    assert "range of pieces" in deconv("inspect", path, "--show").stdout
+    assert "range of pieces" in deconv("inspect", path).stdout
     refuses("inspect", path, "--as", "kernel", code=ExitCode.INPUT_REFUSED, says="more than the 1 MiB of the largest")
 
 
@@ -272,15 +272,15 @@ def test_four_gigabytes_are_inspected_in_little_memory(tmp_path, suffix):
     assert int(done.stdout.rpartition("peak")[2]) < 300 * 1024
 
 
-def test_long_values_are_cut_to_the_width_and_whole_with_verbose(deconv, monkeypatch, tmp_path):
+def test_long_values_are_cut_to_the_width_and_whole_in_the_report(deconv, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "70")
     words, info = "begin " + "word " * 20 + "end", PngInfo()
     info.add_text("Comment", words)
     Image.new("L", (4, 4)).save(tmp_path / "x.png", pnginfo=info)
     lines = deconv("inspect", tmp_path / "x.png").stdout.splitlines()
-    (line,) = [line for line in lines if "…" in line]
+    assert any("…" in line for line in lines)
     assert max(map(len, lines[1:])) <= 70
-    assert len(line.split()) < len(deconv("inspect", tmp_path / "x.png", "-v").stdout.split()) / 1.5
+    assert words in deconv("inspect", tmp_path / "x.png", "--json").stdout
 
 
 def test_a_missing_file_is_named_once(deconv, gray, tmp_path):

@@ -24,10 +24,9 @@ from deconv_cli.models.kernel_files import read_kernel
 
 @pytest.mark.parametrize("words", ["disk:2.2", "gaussian:1*motion:5@30", "gaussian3d:1@1.5"])
 def test_a_formula_is_written(deconv, tmp_path, words):
-    done = deconv("kernel", "make", words, "-o", tmp_path / "k.npy", "--json", "--show")
+    done = deconv("kernel", "make", words, "-o", tmp_path / "k.npy", "--json")
     assert np.array_equal(np.load(tmp_path / "k.npy"), make_kernel(words).float().numpy())
     assert done.report["sum"] == pytest.approx(1.0)
-    assert "needs a terminal" in done.stderr
     record = json.loads((tmp_path / "k.npy.json").read_text())
     assert (record["command"], record["kernel"]) == ("kernel make", words)
     assert record["output"]["samples_sha256"]
@@ -169,11 +168,10 @@ def test_layers_are_listed_where_no_name_is_given(deconv, model):
 
 def test_a_layer_is_a_kernel(deconv, model, tmp_path, save, values):
     target = tmp_path / "layer.safetensors"
-    done = deconv("kernel", "extract", model, "--layer", "0", "-o", target, "--json", "--show")
+    done = deconv("kernel", "extract", model, "--layer", "0", "-o", target, "--json")
     assert done.report["layer"]["shape"] == [4, 1, 3, 3]
     assert "geometry" not in done.stderr
     assert "name the class of the model here with --model" in done.stderr
-    assert "needs a terminal" in done.stderr
     image = save("x", np.random.default_rng(0).random((1, 8, 8)).astype(np.float32))
     deconv("forward", image, "-k", target, "--padding", "valid", "-o", tmp_path / "y.npy")
     network = torch.load(model, weights_only=True)
@@ -235,13 +233,12 @@ def stack(tmp_path_factory):
 
 def test_a_picture_of_beads(deconv, picture, tmp_path):
     target = tmp_path / "psf.tif"
-    done = deconv("kernel", "from-beads", picture, "-o", target, "--json", "--show")
+    done = deconv("kernel", "from-beads", picture, "-o", target, "--json")
     report = done.report
     assert report["beads"]["used"] == 16
     assert report["spacing"] == pytest.approx([0.1, 0.1])
     assert "µm" in done.stderr
     assert "of a bead's light rises above the noise" in done.stderr
-    assert "needs a terminal" in done.stderr
     library = deconv_cli.psf_from_beads(read_image(picture).values[0, 0], white=65535.0, spacing=(0.1, 0.1))
     written = tifffile.imread(target)
     assert np.abs(written - library.psf.float().numpy()).max() < 1e-7
@@ -298,9 +295,8 @@ def test_a_picture_is_blurred_and_restored(deconv, photograph, field, tmp_path, 
     assert made.report["kernel"]["field"]["columns"] == pytest.approx([0.2, 0.5, 0.8])
     assert made.report["kernel"]["dc_gain"][0] == pytest.approx([1, 1, 1], abs=1e-5)
     words = ["invert", blurred, "--kernel", field, "-o", restored, "--lambda", "1e-4"]
-    run = deconv(*words, "-v")
+    run = deconv(*words)
     assert "varies over 1×3 places of the frame, sums 1 to 1" in run.stderr
-    assert "varying, converged" in run.stderr
     x, y = values(photograph), values(blurred)
     assert float((values(restored) - x).norm()) < 0.6 * float((y - x).norm())
     report = deconv(*words, "--json", "--force").report

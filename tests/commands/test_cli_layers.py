@@ -121,14 +121,7 @@ def test_lambda_error_and_page_of_a_layer(layer):
     _, module, x, folder = layer
     y = module(x).detach()
     np.save(folder / "y.npy", (y + 0.02 * torch.randn(y.shape, dtype=y.dtype)).numpy())
-    outputs = [
-        "--error-map",
-        folder / "error.npy",
-        "--trust-mask",
-        folder / "trust.npy",
-        "--report",
-        folder / "page.html",
-    ]
+    outputs = ["--error-map", folder / "error.npy", "--report", folder / "page.html"]
     words = ["invert", folder / "y.npy", "-k", folder / "module.pt", "--lambda=auto", "-o", folder / "restored.npy"]
     found = run(*words, "--truth", folder / "x.npy", *outputs)
     assert found["lambda_choice"]["rule"] == "gcv"

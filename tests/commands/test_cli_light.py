@@ -16,7 +16,7 @@ from deconv_cli.workflows.resolve_settings import RecordedConvolution
 KERNEL = "gaussian:1.2"
 TRUSTED_OR_NOT = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
 SRGB = deconv_cli.ToneCurve.srgb(255)
-SENTENCE = "in linear light, undone from sRGB (the file names no other curve): optical blur acts on light"
+SENTENCE = "in linear light, undone from sRGB (the file names none): optical blur acts on light"
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_floats_and_tensors_are_taken_as_stored(invert, refuses, save, night, tm
     path = save("features", np.random.default_rng(0).random((3, 12, 12)))
     report, _ = invert(path, "--lambda", "1e-3")
     assert report["light"] == "stored"
-    assert "assumed to be linear in light" in report["light_reason"]
+    assert "no tone curve is known" in report["light_reason"]
     says = "--light linear needs the tone curve of the samples, which is not known"
     for command in ("forward", "invert"):
         words = (command, path, "-k", KERNEL, "-o", tmp_path / "x.npy", "--light", "linear")
@@ -164,10 +164,10 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     with Image.open(plain.path) as picture:
         Image.fromarray(np.asarray(picture)).save(night.with_name("plain.tif"))
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3")
-    reason = "such samples without an ICC profile are assumed to be linear in light"
+    reason = "without an ICC profile they count as light"
     assert report["light_reason"] == f"in the samples as they are stored: {reason}"
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3", "--light", "linear")
-    assert report["light_reason"].endswith("undone from sRGB (the file names no other curve): given by the user")
+    assert report["light_reason"].endswith("undone from sRGB (the file names none): given by the user")
 
 
 def test_a_factor_leaves_the_light_open(deconv, invert, night, tmp_path):

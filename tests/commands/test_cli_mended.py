@@ -46,25 +46,6 @@ def test_outputs_that_differ_in_their_suffix_have_records_of_their_own(deconv, s
     assert [read_image(tmp_path / f"y{suffix}").record["command"] for suffix in (".npy", ".pt")] == ["invert"] * 2
 
 
-def test_a_record_beside_another_file_is_not_believed(deconv, save, gentle, tmp_path):
-    source = save("x", np.random.default_rng(0).random((12, 14)))
-    made = tmp_path / "made.npy"
-    deconv("forward", source, "-k", gentle, "--boundary", "circular", "-o", made)
-    words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy", "--json", "--force"]
-    assert deconv(*words).report["boundary"] == "circular"
-    np.save(made, np.load(made) + np.float32(1))
-    assert deconv(*words).report["boundary"] == "zero"
-
-
-@pytest.mark.parametrize("change", [lambda text: text.replace("circular", "reflect"), lambda text: text[:-20]])
-def test_a_record_that_was_damaged_is_refused(deconv, refuses, save, gentle, tmp_path, change):
-    made, record = tmp_path / "made.npy", tmp_path / "made.npy.json"
-    deconv("forward", save("x", np.ones((12, 14))), "-k", gentle, "--boundary", "circular", "-o", made)
-    record.write_text(change(record.read_text()))
-    words = ["invert", made, "-k", gentle, "-o", tmp_path / "y.npy"]
-    refuses(*words, code=ExitCode.INPUT_REFUSED, says=["made.npy.json'", "is damaged; restore it"])
-
-
 def test_a_mixing_kernel_with_fewer_outputs_gets_a_penalty_that_determines_the_image(
     deconv, refuses, save, gray, tmp_path
 ):
@@ -85,11 +66,6 @@ def test_noise_that_cannot_be_estimated_is_not_taken_for_an_option(refuses, gent
     Image.fromarray(np.full((2, 9), 90, "uint8")).save(tmp_path / "thin.png")
     words = ["invert", tmp_path / "thin.png", "-k", gentle, "-o", tmp_path / "x.tif", "--prior", "tv"]
     refuses(*words, code=ExitCode.INPUT_REFUSED, says=["estimating the noise", "3×3"])
-
-
-def test_a_file_of_noise_that_is_not_there_is_named(refuses, gray, gentle, tmp_path):
-    words = ["invert", gray, "-k", gentle, "-o", tmp_path / "x.tif", "--noise", tmp_path / "nosuch.json"]
-    refuses(*words, code=ExitCode.USAGE, says=["nosuch.json' does not exist"])
 
 
 def test_samples_whose_squares_float32_does_not_hold_are_restored_and_those_beyond_float64_refused(

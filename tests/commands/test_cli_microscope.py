@@ -154,7 +154,7 @@ def test_every_channel_gets_its_kernel_and_what_was_assumed_is_listed(deconv, st
 def test_the_command_writes_a_kernel(deconv, stack, tmp_path):
     words = "na=1.1,emission=520,immersion=1.333"
     done = deconv("kernel", "microscope", words, "--spacing", "0.25,0.1,0.1", "--size", "7,9,9", "-o",
-                  tmp_path / "psf.tif", "--json", "--show")  # fmt: skip
+                  tmp_path / "psf.tif", "--json")  # fmt: skip
     assert done.report["shape"] == [7, 9, 9]
     psf = tifffile.imread(tmp_path / "psf.tif")
     assert psf.sum() == pytest.approx(1.0, abs=1e-5)

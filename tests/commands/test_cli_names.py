@@ -41,16 +41,6 @@ def test_a_name_that_is_no_text_is_escaped_in_json(run_strictly):
     assert os.fsencode(json.loads(done.stdout.decode("utf-8"))["files"][0]["path"]) == b"caf\xe9.png"
 
 
-@pytest.mark.parametrize("long", ["source", "target", "kernel"])
-def test_a_name_that_the_file_system_refuses(run_strictly, long):
-    names = {"source": os.fsdecode(b"caf\xe9.png"), "target": "o.tif", "kernel": "k.npy"} | {long: "x" * 300 + ".npy"}
-    done = run_strictly("invert", names["source"], "-k", names["kernel"], "-o", names["target"])
-    assert done.returncode == 1
-    assert done.stdout == b""
-    assert b"File name too long." in done.stderr.splitlines()[-1]
-    assert b"Traceback" not in done.stderr
-
-
 def test_a_reader_of_stdout_that_leaves_does_not_fail_the_run(run_strictly, tmp_path):
     theirs, ours = os.pipe()
     os.close(theirs)
@@ -58,13 +48,6 @@ def test_a_reader_of_stdout_that_leaves_does_not_fail_the_run(run_strictly, tmp_
     os.close(ours)
     assert done.returncode == ExitCode.SUCCESS, done.stderr
     assert (tmp_path / "o.tif").exists()
-
-
-def test_a_name_whose_record_has_none_is_refused_before_anything_is_computed(refuses, gray, gentle, tmp_path):
-    """The name has 255 bytes, that of its record five more; the folder is made later."""
-    source = gray.rename(gray.with_name("x" * 251 + ".npy"))
-    words = ["invert", source, "-k", gentle, "-o", f"{tmp_path / 'new'}/"]
-    refuses(*words, code=ExitCode.FAILURE, says=".npy.json' cannot be written: File name too long")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")

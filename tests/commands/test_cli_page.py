@@ -91,14 +91,6 @@ def test_a_page_is_of_one_input(refuses, blurred, gray, gentle, tmp_path):
     refuses(*words, code=ExitCode.USAGE, says=["is for one input", "there are 2"])
 
 
-def test_show_without_a_terminal_says_so(deconv, blurred, gray, gentle, tmp_path):
-    for words in (["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif"], ["forward", gray, "-k", gentle]):
-        done = deconv(*words, "--show", "--json")
-        assert "note: nothing was drawn: --show needs a terminal, and stderr is not a terminal" in done.stderr
-        assert json.loads(done.stdout)["command"] == words[0]
-        assert "▀" not in done.stderr
-
-
 def test_a_name_that_is_no_text_does_not_keep_the_page_from_being_written(tmp_path):
     """Linux lets a name hold any bytes; Python keeps those that are no letters as lone surrogates."""
     write_page(tmp_path / "page.html", "name \udcff λ")

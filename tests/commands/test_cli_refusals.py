@@ -1,7 +1,6 @@
 """What cannot be done is said in one sentence, with the exit code that stands for it, and nothing is written."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,36 +76,6 @@ class TestInputs:
         missing = tmp_path / "no.npy"
         refuses(command, gray, "-k", missing, "-o", tmp_path / "x.tif", code=ExitCode.USAGE, says=str(missing))
 
-    def test_unreadable_input(self, gray, gentle, tmp_path, monkeypatch, command):
-        opened = Path.open
-
-        def locked(path, *args, **kwargs):
-            if path == gray:
-                raise PermissionError(13, "Permission denied")
-            return opened(path, *args, **kwargs)
-
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif"]
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", locked)
-            done = deconv_quietly(*words)
-        assert done.exit_code == ExitCode.FAILURE
-        assert done.stderr == f"error: '{gray}' cannot be read: Permission denied.\n"
-        assert not (tmp_path / "x.tif").exists()
-
-    def test_not_finite(self, refuses, save, gentle, tmp_path, command):
-        x = np.ones((2, 8, 9), np.float32)
-        x[1, 3, 4], x[1, 3, 5], x[0, 7, 8] = np.nan, np.inf, -np.inf
-        says = ["3 of 144", "NaN or Inf", "(0, 7, 8)"]
-        words = [command, save("x", x), "-k", gentle, "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=says)
-
-    @pytest.mark.parametrize("content", [b"", b"hello, this is no picture at all", b"\x89PNG\r\n\x1a\n rubbish"])
-    def test_not_a_picture(self, refuses, gentle, tmp_path, command, content):
-        bad = tmp_path / "bad.png"
-        bad.write_bytes(content)
-        words = [command, bad, "-k", gentle, "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=str(bad))
-
     @pytest.mark.parametrize("as_kernel", [False, True])
     def test_evil_pickle(self, refuses, gray, gentle, tmp_path, command, as_kernel):
         mark, evil = tmp_path / "it ran", tmp_path / "evil.pt"
@@ -138,16 +107,6 @@ class TestKernels:
         words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif", "--no-clean-kernel"]
         refuses(*words, code=ExitCode.INPUT_REFUSED, says="one for each of 3 channels, but the image of shape")
 
-    def test_several_layers_need_a_choice(self, refuses, gray, tmp_path, command):
-        torch.save({"a.weight": torch.ones(1, 1, 3, 3), "b.weight": torch.ones(1, 1, 3, 3)}, tmp_path / "net.pt")
-        words = [command, gray, "-k", tmp_path / "net.pt", "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.USAGE, says=["a.weight", "b.weight", "--layer"])
-        refuses(*words, "--layer", "c", code=ExitCode.USAGE, says=["'c'", "a.weight", "b.weight"])
-
-    def test_layer_of_a_bare_tensor(self, refuses, gray, gentle, tmp_path, command):
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--layer", "conv"]
-        refuses(*words, code=ExitCode.USAGE, says="--layer")
-
 
 @pytest.mark.parametrize("command", COMMANDS)
 class TestOutputs:
@@ -160,11 +119,6 @@ class TestOutputs:
         deconv(*words, "--force")
         assert output.read_bytes() != b"precious"
 
-    def test_existing_record_needs_force(self, refuses, gray, gentle, tmp_path, command):
-        (tmp_path / "x.npy.json").write_text("precious")
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.npy"]
-        refuses(*words, code=ExitCode.USAGE, says=["x.npy.json", "--force"])
-
     def test_a_format_that_cannot_hold_the_result(self, refuses, save, gentle, tmp_path, command):
         words = [command, save("y", np.ones((8, 8))), "-k", gentle, "-o", tmp_path / "y.png"]
         refuses(*words, code=ExitCode.USAGE, says=["float64", "--output-dtype"])
@@ -172,11 +126,6 @@ class TestOutputs:
 
 @pytest.mark.parametrize("command", COMMANDS)
 class TestOptions:
-    @pytest.mark.parametrize("padding", ["sameish", "-1", "1,2,3", "1.5", "1;2", ",", "1,"])
-    def test_padding(self, refuses, gray, gentle, tmp_path, command, padding):
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", f"--padding={padding}"]
-        refuses(*words, code=ExitCode.USAGE, says=["padding must be same, valid, full", "but is"])
-
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
     def test_device_that_is_not_there(self, refuses, gray, gentle, tmp_path, command):
         words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--device", "cuda"]
@@ -207,16 +156,6 @@ class TestOptions:
     def test_no_kernel_and_no_input(self, deconv, gray, command):
         assert "--kernel" in deconv(command, gray, expect=ExitCode.USAGE).stderr
         assert "INPUT" in deconv(command, "-k", gray, expect=ExitCode.USAGE).stderr
-
-    def test_axes_that_do_not_fit(self, refuses, gray, gentle, tmp_path, command):
-        words = [command, gray, "-k", gentle, "-o", tmp_path / "x.tif", "--axes", "CYX"]
-        refuses(*words, code=ExitCode.USAGE, says="CYX")
-
-    def test_tensor_that_is_not_there(self, refuses, gentle, tmp_path, command):
-        np.savez(tmp_path / "x.npz", first=np.ones((8, 8)), second=np.ones((9, 9)))
-        words = [command, tmp_path / "x.npz", "-k", gentle, "-o", tmp_path / "x.tif"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says=["first", "second", "--tensor"])
-        refuses(*words, "--tensor", "third", code=ExitCode.USAGE, says=["'third'", "first", "second"])
 
 
 @pytest.mark.parametrize(

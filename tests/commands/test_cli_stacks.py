@@ -84,7 +84,7 @@ def test_a_stack_goes_through_forward_and_invert_and_keeps_what_its_file_says(tm
     np.testing.assert_allclose(again.spanned_by(3).values[0, 0], stack, atol=2e-2)
     if name.endswith(".tif"):
         stored = read_image(source)
-        assert again.metadata.resolution == stored.metadata.resolution
+        assert again.metadata.density == stored.metadata.density
         assert again.metadata.flavor == stored.metadata.flavor
         assert done.report["inputs"][0]["spacing"] == pytest.approx([0.5, 0.2, 0.2])
         assert "6×10×12 ZYX float32, 0.5 × 0.2 × 0.2 µm" in done.stderr

@@ -59,11 +59,3 @@ def test_a_folder_that_cannot_be_made_and_a_step_that_fails_end_the_demonstratio
     failed = run("demo", "-q")
     assert failed.exit_code == ExitCode.USAGE
     assert failed.stdout == ""
-
-
-def test_the_page_is_opened_where_that_is_wanted(folder, monkeypatch):
-    opened = []
-    monkeypatch.setattr(demo, "STEPS", ())
-    monkeypatch.setattr(demo.typer, "launch", opened.append)
-    assert run("demo", "--quiet", "--open").exit_code == ExitCode.SUCCESS
-    assert opened == [str(demo.Path("deconv-demo") / "restored.html")]

@@ -13,8 +13,8 @@ import torch
 from gradient_cases import load_fixture, run_text
 
 import deconv_cli
+from deconv_cli.commands.check_grad import conclude
 from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.expectations import Outcome
 from deconv_cli.errors import UsageError
 
 catalogue = load_fixture("script_catalogue")
@@ -68,7 +68,7 @@ def test_few_mistakes_are_found_on_another_line():
 def test_a_sound_script_is_not_accused(name, mode, tmp_path):
     report = check(catalogue.SOUND[name], mode, catalogue.CASES[name], tmp_path)
     assert found_in(report) == (set(), [])
-    assert Outcome.of(report, []).exit_code is ExitCode.SUCCESS
+    assert conclude(report, [])[2] is ExitCode.SUCCESS
     squares = [note for note in report.notes if "`deconv fisher`" in note]
     assert len(squares) == (name == "fisher_information" and mode == RUN)
 
@@ -97,7 +97,7 @@ def test_a_mistake_is_found_on_its_line(name, mode, tmp_path):
         return
     report = check(fault.text, mode, fault.case, tmp_path)
     verdicts, causes = found_in(report)
-    assert Outcome.of(report, []).exit_code is ExitCode.FAULT_FOUND
+    assert conclude(report, [])[2] is ExitCode.FAULT_FOUND
     assert fault.verdict in verdicts
     assert any(fault.words in cause.why for cause in causes)
     assert any(fault.remedy in cause.suggestion for cause in causes)

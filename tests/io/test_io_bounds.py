@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import signal
 import struct
 import warnings
@@ -317,26 +316,6 @@ def test_a_camera_file_of_several_pictures_is_read_as_its_first(tmp_path):
     image = read_image(tmp_path / "a.jpg")
     assert image.values[0, 0].min() > 200
     assert any("more pictures" in note for note in image.notes)
-
-
-def write_under(name, suffix, planned, source):
-    path = source.path.with_name(name + suffix)
-    planned(path, source).prepare(source.values.float()).write({"output": {"path": str(path)}})
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg", ".webp", ".pt", ".npy", ".npz"])
-def test_names_that_are_no_text(tmp_path, rng, planned, suffix):
-    Image.fromarray(rng.integers(0, 255, (16, 20, 3)).astype("uint8")).save(tmp_path / "in.png")
-    path = write_under(os.fsdecode(b"caf\xe9"), suffix, planned, read_image(tmp_path / "in.png"))
-    found = read_image(path)
-    assert found.values.shape == (1, 3, 16, 20)
-    assert found.record["output"].get("path", path.name) == (
-        str(path) if path.with_name(f"{path.name}.json").exists() else path.name
-    )
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DeconvError, match="caf"):
-        read_image(path)
 
 
 def test_names_that_the_file_system_refuses(tmp_path, planned):

@@ -230,13 +230,6 @@ def test_too_large_for_webp(tmp_path, planned):
         planned(tmp_path / "o.webp", source).prepare(source.values.float())
 
 
-@pytest.mark.parametrize("name", ["with space.tif", "ünïcode-λ.npy", "-leading.png", "two.dots.pt"])
-def test_odd_names(tmp_path, source, planned, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    planned(Path(name), source).prepare(source.values.float()).write({})
-    assert torch.equal(read_image(Path(name)).values.float(), source.values.float())
-
-
 def test_a_folder_without_permission(tmp_path, source, planned, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(FileAccessError, match="no permission"):

@@ -1,6 +1,5 @@
 """OME-Zarr: what the package ome-zarr wrote is read, and what is written is valid by the package ome-zarr-models."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from region_cases import planned, write_all
 
 from deconv_cli.errors import MalformedInputError, UsageError
 from deconv_cli.io import read_image
-from deconv_cli.io.codecs.zarr_writer import halve
-from deconv_cli.io.files import address_of
 from deconv_cli.io.regions import open_regions
 
 zarr = pytest.importorskip("zarr")
@@ -25,7 +22,7 @@ def check_valid(path):
     """Let the independent package read an image and all of its arrays."""
     models = pytest.importorskip("ome_zarr_models.v05.image")
     omero = pytest.importorskip("ome_zarr_models.common.omero")
-    described = models.Image.from_zarr(zarr.open_group(address_of(path) or path, mode="r"))
+    described = models.Image.from_zarr(zarr.open_group(path, mode="r"))
     shown = getattr(described.ome_attributes, "omero", None)
     return [] if shown is None else omero.Omero.model_validate(shown).channels
 
@@ -56,56 +53,41 @@ def test_an_image_of_another_program_is_read_as_a_whole_and_by_parts(sample):
 
 
 def test_an_image_comes_back_whole_with_all_that_was_said_of_it(sample, tmp_path, rewrite):
-    prepared, written = rewrite(sample, tmp_path / "out.zarr", output_dtype="uint16", n_levels=2)
+    prepared, written = rewrite(sample, tmp_path / "out.zarr", output_dtype="uint16")
     before = read_image(sample)
     assert prepared.notes == ("rounded to uint16, no sample clipped",)
-    assert written.metadata.resolution == before.metadata.resolution
+    assert written.metadata.density == before.metadata.density
     assert written.metadata.channel_names == before.metadata.channel_names
     assert written.metadata.native == before.metadata.native
     assert written.record["command"] == "invert"
     np.testing.assert_array_equal(written.values, before.values)
     check_valid(tmp_path / "out.zarr")
-    # The other program rounds its mean down.
-    ours, theirs = (np.asarray(zarr.open_array(path)[...]) for path in (tmp_path / "out.zarr" / "1", sample / "s1"))
-    assert ours.shape == theirs.shape == (2, 3, 10, 13)
-    transformations = written_multiscale(tmp_path / "out.zarr")["datasets"][1]["coordinateTransformations"]
-    assert (
-        transformations
-        == json.loads((SAMPLES / "v05.ome.zarr" / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0][
-            "datasets"
-        ][1]["coordinateTransformations"]
-    )
-    np.testing.assert_array_equal(ours, np.rint(IMAGE.reshape(2, 3, 10, 2, 13, 2).mean(axis=(3, 5))).astype("uint16"))
 
 
 def written_multiscale(path):
     return json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
 
 
-def test_parts_become_an_image_with_its_pyramid(sample, tmp_path):
+def test_parts_become_an_image(sample, tmp_path):
     path = tmp_path / "out.ome.zarr"
-    target = planned(open_regions(sample), path, dimensions=3, output_dtype="float32", n_levels=3)
+    target = planned(open_regions(sample), path, dimensions=3, output_dtype="float32")
     assert (target.axes, target.shape, target.unit) == ("CZYX", IMAGE.shape, (1, 2, 20, 26))
     target.create()
     write_all(target, IMAGE.astype("float32"))
     target.finish({"command": "invert"})
     windows = [(channel.window.start, channel.window.end) for channel in check_valid(path)]
     assert windows == [(channel[:2].min(), channel[:2].max()) for channel in IMAGE]
-    levels = [zarr.open_array(path / str(level), mode="r") for level in range(3)]
-    assert [level.shape[2:] for level in levels] == [(20, 26), (10, 13), (5, 7)]
-    for larger, smaller in itertools.pairwise(levels):
-        np.testing.assert_array_equal(smaller[...], halve(larger[...], "CZYX"))
-    assert levels[1].metadata.dimension_names == ("c", "z", "y", "x")
+    assert zarr.open_array(path / "0", mode="r").metadata.dimension_names == ("c", "z", "y", "x")
     image = read_image(path).spanned_by(3)
     assert image.spacing == SPACING
     assert image.record["output"]["shape"] == list(IMAGE.shape)
 
 
-def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatch):
-    from deconv_cli.io.codecs import zarr_writer
+def test_a_run_that_ends_before_the_descriptions_goes_on(sample, tmp_path, monkeypatch):
+    from deconv_cli.io.codecs import zarr_folder
 
     path = tmp_path / "out.ome.zarr"
-    target = planned(open_regions(sample), path, n_levels=2)
+    target = planned(open_regions(sample), path)
     target.create()
     write_all(target, IMAGE.astype("float32"))
 
@@ -113,7 +95,7 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr_writer, "write_descriptions", killed)
+        patched.setattr(zarr_folder, "write_descriptions", killed)
         with pytest.raises(KeyboardInterrupt):
             target.finish({})
     assert not path.exists()
@@ -121,46 +103,6 @@ def test_a_run_that_ends_within_the_pyramid_goes_on(sample, tmp_path, monkeypatc
     target.finish({})
     np.testing.assert_array_equal(read_image(path).values, read_image(sample).values)
     check_valid(path)
-
-
-@pytest.mark.parametrize("n_written", range(3))
-def test_nothing_is_an_image_before_its_last_description_is_there(tmp_path, monkeypatch, n_written):
-    """As when a process is killed between any two of them, at an address where nothing can be renamed."""
-    from deconv_cli.io.codecs import zarr_writer
-
-    path = Path(f"memory://{tmp_path}/out.ome.zarr")
-    target = planned(open_regions(SAMPLES / "v05.ome.zarr"), path, n_levels=2)
-    target.create()
-    write_all(target, IMAGE.astype("float32"))
-    write, left = zarr_writer.write_member, [n_written]
-
-    def write_some(place, content):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        write(place, content)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(zarr_writer, "write_member", write_some)
-        with pytest.raises(KeyboardInterrupt):
-            target.finish({})
-    with pytest.raises(UsageError, match="holds no Zarr"):
-        open_regions(path)
-    with pytest.raises(FileNotFoundError):
-        zarr.open_group(address_of(path), mode="r")
-    target.create()
-    target.finish({})
-    np.testing.assert_array_equal(read_image(path).values, IMAGE.reshape(2, 3, 20, 26).swapaxes(0, 1))
-
-
-@pytest.mark.parametrize("size", [(6, 4), (5, 7), (1, 3), (1, 1)])
-def test_a_level_is_the_mean_of_two_by_two(size):
-    samples = np.random.default_rng(0).random((2, *size))
-    rows = [slice(a, a + 2) for a in range(0, size[0], 2)]
-    columns = [slice(a, a + 2) for a in range(0, size[1], 2)]
-    expected = [[[plane[r, c].mean() for c in columns] for r in rows] for plane in samples]
-    np.testing.assert_allclose(halve(samples, "ZYX"), expected, rtol=1e-14)
-    np.testing.assert_allclose(halve(np.moveaxis(samples, 0, -1), "YXC"), np.moveaxis(expected, 0, -1), rtol=1e-14)
 
 
 def test_a_microscope_file_keeps_distances_and_names(tmp_path, ome_file, rewrite):
@@ -199,10 +141,6 @@ def test_a_tensor_becomes_a_bare_array_unless_the_name_asks_for_an_image(tmp_pat
     _, written = rewrite(tmp_path / "a.npy", tmp_path / "a.ome.zarr")
     assert written.axes == "TCYX"
     check_valid(tmp_path / "a.ome.zarr")
-    with pytest.raises(UsageError, match=r"choose \.ome\.zarr"):
-        rewrite(tmp_path / "a.npy", tmp_path / "b.zarr", n_levels=2)
-    with pytest.raises(UsageError, match="holds one"):
-        rewrite(tmp_path / "a.npy", tmp_path / "b.npy", n_levels=2)
 
 
 def test_time_steps_and_units_come_along(tmp_path, rewrite):

@@ -39,7 +39,7 @@ THINGS = {
     ),
     "color": (lambda: reconstruct(defaults="picture", predict=True), ["expected error", "trusted"], (32, 24)),
     "stack": (lambda: deconv_cli.invert(Y[None], TAPS, lam=1e-2, dimensions=3), ["1×3×24×32"], (32, 24)),
-    "solution": (lambda: reconstruct().solution, ["value", "converged", "certificate", "½λσ²max"], None),
+    "solution": (lambda: reconstruct().solution, ["value", "converged"], None),
     "inverse": (lambda: deconv_cli.pseudo_inverse(TAPS, input_size=(8, 9)), ["8×9 → 8×9", "method"], (5, 3)),
     "kernel": (lambda: Kernel.from_tensor(TAPS), ["1×1×3×5", "1 over 15 taps", "all channels alike"], (5, 3)),
     "signal": (lambda: Kernel.from_tensor(TAPS[0], dimensions=1), ["5 taps"], (5, 1)),

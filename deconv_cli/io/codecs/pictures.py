@@ -116,7 +116,7 @@ def _stored(
         samples=samples,
         axes="YX" if samples.ndim == 2 else "YXS",
         metadata=Metadata(
-            resolution=_resolution(image.info.get("dpi")),
+            density=_density(image.info.get("dpi")),
             icc_profile=image.info.get("icc_profile") or None,
             exif=block,
             native=native or {},
@@ -129,7 +129,7 @@ def _stored(
     )
 
 
-def _resolution(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
+def _density(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e9 for value in dpi):
         return None
     x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
@@ -139,8 +139,8 @@ def _resolution(dpi: Any) -> PixelDensity | None:  # noqa: ANN401
 def _save_options(known: Metadata) -> dict[str, Any]:
     """List Pillow's arguments for the metadata that all these formats share."""
     options: dict[str, Any] = {"icc_profile": known.icc_profile, "exif": known.exif}
-    if known.resolution:
-        per_inch = known.resolution.per("inch")
+    if known.density:
+        per_inch = known.density.per("inch")
         options["dpi"] = (float(per_inch.x), float(per_inch.y))
     return {name: value for name, value in options.items() if value}
 
@@ -151,7 +151,7 @@ class Bmp(PillowCodec):
     name = "BMP"
     suffixes = (".bmp",)
     magic = (b"BM",)
-    carries = frozenset({"resolution"})
+    carries = frozenset({"density"})
     plugin = "BmpImagePlugin", "BmpImageFile"
 
 
@@ -239,7 +239,7 @@ class Jpeg(ExifCodec):
     is_lossless = False
     holds_alpha = False
     holds_gray = True
-    carries = frozenset({"resolution", "icc_profile", "exif"})
+    carries = frozenset({"density", "icc_profile", "exif"})
     max_side = 65_500
     plugin = "JpegImagePlugin", "JpegImageFile"
     save_arguments: ClassVar = {"quality": 95, "subsampling": 0}
@@ -266,9 +266,9 @@ class Jpeg(ExifCodec):
         kept, lost = super().choose_metadata(request, image)
         if kept.exif and len(kept.exif) > _MAX_EXIF:
             kept, lost = replace(kept, exif=None), [*lost, "EXIF (too large for JPEG)"]
-        per_inch = kept.resolution.per("inch") if kept.resolution else None
+        per_inch = kept.density.per("inch") if kept.density else None
         if per_inch and not 1 <= min(per_inch.x, per_inch.y) <= max(per_inch.x, per_inch.y) < _MAX_DPI:
-            kept, lost = replace(kept, resolution=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
+            kept, lost = replace(kept, density=None), [*lost, "resolution (JPEG has 1 to 65535 dots per inch)"]
         return kept, lost
 
 
@@ -306,7 +306,7 @@ class Png(PillowCodec):
     dtypes = ("uint8", "uint16")
     record_inside = True
     holds_alpha = True
-    carries = frozenset({"resolution", "icc_profile", "exif"})
+    carries = frozenset({"density", "icc_profile", "exif"})
     plugin = "PngImagePlugin", "PngImageFile"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:

@@ -33,7 +33,7 @@ class Tiff(Codec):
     magic = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
     record_inside = True
     holds_alpha = True
-    carries = frozenset({"resolution", "icc_profile", "exif", "channel_names"})
+    carries = frozenset({"density", "icc_profile", "exif", "channel_names"})
     selects = "series"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -87,7 +87,7 @@ class Tiff(Codec):
         kept, lost = super().choose_metadata(request, image)
         kind = "ome" if _is_ome_name(request.path) else _kind_like_source(image)
         prefix = {"ome": tiff_ome.PREFIX, "imagej": IMAGEJ, "": DESCRIPTION}[kind]
-        of_resolution = _AS_RESOLUTION if kept.resolution else set()
+        of_resolution = _AS_RESOLUTION if kept.density else set()
         room_for = {WHITE_IS_ZERO, *(n for n in (*kept.native, *kept.native_of_channels) if n.startswith(prefix))}
         bits = str(kept.native.get(tiff_ome.SIGNIFICANT_BITS, ""))
         if bits and not (bits.isdecimal() and int(bits) <= 8 * np.dtype(image.dtype).itemsize):

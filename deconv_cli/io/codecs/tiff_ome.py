@@ -77,8 +77,8 @@ def read_fields(
     fields = dict.fromkeys(name for channel in channels for name in channel if name not in _WRITTEN_ANEW)
     names = tuple(channel["Name"] for channel in channels if "Name" in channel)
     sizes = {letter: _size(pixels, letter) for letter in "XYZ"}
-    resolution = _resolution(sizes)
-    if resolution is None and sizes["Z"]:  # planes have a distance even where the pixel size is missing
+    density = _density(sizes)
+    if density is None and sizes["Z"]:  # planes have a distance even where the pixel size is missing
         texts |= {PREFIX + name: pixels.get(name) for name in ("PhysicalSizeZ", "PhysicalSizeZUnit")}
     inside = {element for kept in _CARRIED for parent in root.iter(kept) for element in parent.iter()}
     unknown = {element.tag for element in root.iter() if element not in inside} - _STRUCTURE - _ANNOTATION
@@ -88,7 +88,7 @@ def read_fields(
     unsupported = [*(f"OME element {name}" for name in sorted(unknown)), *(PREFIX + name for name in bad_sizes)]
     complete = replace(
         metadata,
-        resolution=resolution or metadata.resolution,
+        density=density or metadata.density,
         channel_names=names if len(names) == len(channels) else (),
         native={**metadata.native, **{name: text for name, text in texts.items() if text}},
         native_of_channels={_CHANNEL_PREFIX + name: [channel.get(name) for channel in channels] for name in fields},
@@ -115,7 +115,7 @@ def _size_notes(sizes: dict[str, Fraction | None], *, is_stack: bool) -> tuple[s
     if not missing or not any(sizes.values()):
         return ()
     assumed = ["pixels are assumed to be square"] if ("X" in missing) != ("Y" in missing) else []
-    if _resolution(sizes) is None or "Z" in missing:
+    if _density(sizes) is None or "Z" in missing:
         assumed.append("stacks are assumed to have equal distances along all axes")
     names = " and ".join(f"PhysicalSize{letter}" for letter in missing)
     return (f"the OME description has no {names}, so that {' and '.join(assumed)}",)
@@ -123,7 +123,7 @@ def _size_notes(sizes: dict[str, Fraction | None], *, is_stack: bool) -> tuple[s
 
 def fields_to_write(metadata: Metadata, record: str) -> dict[str, Any]:
     """List the fields of a file by tifffile's names, the record as a map annotation."""
-    fields: dict[str, Any] = size_fields(metadata.resolution)
+    fields: dict[str, Any] = size_fields(metadata.density)
     own = {name: value for name, value in metadata.native.items() if name not in (_INSTRUMENTS, _SETTINGS)}
     fields |= {name.removeprefix(PREFIX): value for name, value in own.items() if name.startswith(PREFIX)}
     columns: dict[str, Any] = {"Name": list(metadata.channel_names)} if metadata.channel_names else {}
@@ -160,11 +160,11 @@ def _as_text(elements: list[ElementTree.Element]) -> str:
     return "".join(ElementTree.tostring(element, encoding="unicode").strip() for element in elements)
 
 
-def size_fields(resolution: PixelDensity | None) -> dict[str, Any]:
+def size_fields(density: PixelDensity | None) -> dict[str, Any]:
     """List the sizes of a pixel, in micrometers, under OME's names; empty where the unit is not known."""
-    if resolution is None or not resolution.unit:
+    if density is None or not density.unit:
         return {}
-    per_unit = resolution.per(_UNIT)
+    per_unit = density.per(_UNIT)
     sizes = {"X": 1 / per_unit.x, "Y": 1 / per_unit.y, "Z": per_unit.plane_distance}
     known = {letter: float(size) for letter, size in sizes.items() if size}
     return {f"PhysicalSize{letter}": size for letter, size in known.items()} | {
@@ -172,7 +172,7 @@ def size_fields(resolution: PixelDensity | None) -> dict[str, Any]:
     }
 
 
-def _resolution(sizes: dict[str, Fraction | None]) -> PixelDensity | None:
+def _density(sizes: dict[str, Fraction | None]) -> PixelDensity | None:
     """Assume square pixels if one side is missing; `None` if both are."""
     x, y = sizes["X"] or sizes["Y"], sizes["Y"] or sizes["X"]
     return PixelDensity(1 / x, 1 / y, _UNIT, sizes["Z"]) if x and y else None

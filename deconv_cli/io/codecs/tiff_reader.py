@@ -308,7 +308,7 @@ def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: 
     icc_profile = tags.valueof(_ICC_PROFILE)
     unsupported = sorted({tag.name for tag in tags if tag.code not in _UNDERSTOOD})
     return Metadata(
-        resolution=_resolution(tags, has_unit_elsewhere=has_unit_elsewhere),
+        density=_density(tags, has_unit_elsewhere=has_unit_elsewhere),
         icc_profile=bytes(icc_profile) if icc_profile else None,
         exif=exif_of_texts(texts) if texts else None,
         native={WHITE_IS_ZERO: True} if tags.valueof(_PHOTOMETRIC, default=1) == _MIN_IS_WHITE else {},
@@ -316,7 +316,7 @@ def _tag_metadata(page: Any, *, has_unit_elsewhere: bool) -> Metadata:  # noqa: 
     )
 
 
-def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> PixelDensity | None:  # noqa: ANN401
+def _density(tags: Any, *, has_unit_elsewhere: bool) -> PixelDensity | None:  # noqa: ANN401
     x, y = tags.valueof(_X_RESOLUTION), tags.valueof(_Y_RESOLUTION)
     unit = {2: "inch", 3: "centimeter"}.get(tags.valueof(_RESOLUTION_UNIT, default=2), "")
     # Writers that know no resolution put 1/1 without a unit.
@@ -329,15 +329,15 @@ def _resolution(tags: Any, *, has_unit_elsewhere: bool) -> PixelDensity | None: 
 
 def _with_description(description: str, shaped: dict[str, Any], metadata: Metadata) -> Metadata:
     """Add the description of a plain file, a text or JSON."""
-    native, resolution = dict(metadata.native), metadata.resolution
+    native, density = dict(metadata.native), metadata.density
     if description and not (shaped and description.startswith(_SHAPED_STARTS)):
         native[DESCRIPTION] = description
     distance = shaped.get(PLANE_DISTANCE)
-    if resolution and resolution.unit and isinstance(distance, float) and 0 < distance < 1e30:
-        resolution = replace(resolution.per("µm"), plane_distance=Fraction(str(distance))).per(resolution.unit)
+    if density and density.unit and isinstance(distance, float) and 0 < distance < 1e30:
+        density = replace(density.per("µm"), plane_distance=Fraction(str(distance))).per(density.unit)
     names = shaped.get(CHANNEL_NAMES)
     channel_names = tuple(str(name) for name in names) if isinstance(names, list) else ()
-    return replace(metadata, resolution=resolution, channel_names=channel_names, native=native)
+    return replace(metadata, density=density, channel_names=channel_names, native=native)
 
 
 def _with_imagej(fields: dict[str, Any], metadata: Metadata) -> Metadata:
@@ -345,15 +345,15 @@ def _with_imagej(fields: dict[str, Any], metadata: Metadata) -> Metadata:
     native = {IMAGEJ + name: fields[name] for name in fields if name not in (*_IMAGEJ_COUNTS, *_IMAGEJ_CHANNELS)}
     if records.take_line(fields.get("Info")) is not None:
         native[IMAGEJ + "Info"] = records.drop_line(fields["Info"])
-    resolution, unit = metadata.resolution, _IMAGEJ_UNITS.get(str(fields.get("unit", "")), "")
-    if resolution and unit:
+    density, unit = metadata.density, _IMAGEJ_UNITS.get(str(fields.get("unit", "")), "")
+    if density and unit:
         spacing = fields.get("spacing")
         is_known = isinstance(spacing, int | float) and 0 < spacing < float("inf")
         distance = Fraction(str(float(spacing))) if is_known and spacing else None
-        resolution = replace(resolution, unit=unit, plane_distance=distance)
+        density = replace(density, unit=unit, plane_distance=distance)
     return replace(
         metadata,
-        resolution=resolution,
+        density=density,
         native={**metadata.native, **native},
         native_of_channels={IMAGEJ + name: fields[name] for name in _IMAGEJ_CHANNELS if name in fields},
         flavor="imagej",

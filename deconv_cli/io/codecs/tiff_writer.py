@@ -101,13 +101,13 @@ def _options(image: StoredImage) -> dict[str, Any]:
     elif metadata.flavor == "ome":
         fields = tiff_ome.fields_to_write(metadata, records.encode_record(record))
     else:
-        distance = tiff_ome.size_fields(metadata.resolution).get(PLANE_DISTANCE)
+        distance = tiff_ome.size_fields(metadata.density).get(PLANE_DISTANCE)
         known = {CHANNEL_NAMES: list(metadata.channel_names), PLANE_DISTANCE: distance}
         fields = {name: value for name, value in known.items() if value} | {records.KEYWORD: record}
         options["description"] = str(metadata.native.get(DESCRIPTION, "")).encode() or None
     return options | {
         **_sample_options(image),
-        **_resolution_options(metadata),
+        **_density_options(metadata),
         "metadata": {"axes": image.axes, **fields},
         "iccprofile": metadata.icc_profile,
         "extratags": [(code, _ASCII, 0, text.encode(), True) for code, text in exif_texts(metadata.exif).items()],
@@ -133,8 +133,8 @@ def _sample_options(image: StoredImage) -> dict[str, Any]:
     return options
 
 
-def _resolution_options(metadata: Metadata) -> dict[str, Any]:
-    known = metadata.resolution
+def _density_options(metadata: Metadata) -> dict[str, Any]:
+    known = metadata.density
     if known is None:
         return {}
     # ImageJ's tags count pixels per unit of its description; all others know inches and centimeters.

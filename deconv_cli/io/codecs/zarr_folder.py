@@ -1,35 +1,49 @@
-"""Zarr: one array in a folder of chunks, or OME-Zarr, an image with its axes, distances, channels and resolutions."""
+"""Zarr: one array in a folder of chunks, or OME-Zarr, an image with its axes, distances and channels.
+
+The reading is in `zarr_source.py`, the metadata of OME-Zarr in `zarr_ome.py`.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from deconv_cli.errors import UsageError
-from deconv_cli.io import limits
-from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
+from deconv_cli.errors import FileAccessError, UsageError
+from deconv_cli.io import limits, records
+from deconv_cli.io.atomic import partial_path
+from deconv_cli.io.codec import Codec, StoredImage, WriteRequest, zeros_of
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, open_stored
-from deconv_cli.io.codecs.zarr_writer import (
-    ZarrTarget,
-    build_levels,
-    describe_arrays,
-    each_unit,
-    open_described,
-    plan_arrays,
-    write_descriptions,
+from deconv_cli.io.codecs.zarr_source import (
+    HALF_WRITTEN,
+    NAME,
+    ZarrSource,
+    count_missing,
+    describe_zarr,
+    open_stored,
+    zarr_package,
 )
-from deconv_cli.io.files import FOLDER, refusing_damage
-from deconv_cli.io.layout import Layout, rename_batch, working_bytes
+from deconv_cli.io.files import FOLDER, list_members, read_member, refuse_special, refusing_damage, remove
+from deconv_cli.io.layout import Array, Layout, rename_batch, working_bytes
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.io.region_arrays import RegionSource, RegionTarget
+from deconv_cli.io.region_arrays import Region, RegionSource, RegionTarget, put_in_place, refusing_to_write
 
 OME_SUFFIX = ".ome.zarr"
+FORMAT_FILE = "zarr.json"
+"""The description of an array or a group, in the folder of each."""
 _MAX_UNIT_BYTES = 64 * 2**20
 """Of a chunk or shard that is kept from the source."""
+_CHUNKS = {"YX": 512, "ZYX": 256}
+"""Rows and columns of a chunk of planes and of stacks, which are cut along Z too."""
+_DEPTH = 32
+_PLAN = "plan.json"
+"""Marks a folder of chunks of an unfinished result, and describes that result."""
 
 
 class Zarr(Codec):
@@ -38,10 +52,9 @@ class Zarr(Codec):
     name = NAME
     suffixes = (".zarr",)
     magic = (FOLDER,)
-    has_levels = True
     is_folder = True
     record_inside = True
-    carries = frozenset({"resolution", "channel_names"})
+    carries = frozenset({"density", "channel_names"})
     selects = "series"
 
     def read(self, path: Path, member: str | int | None = None) -> StoredImage:
@@ -53,29 +66,16 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr, and impossible numbers of resolutions."""
-        if is_ome(request):
-            longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
-            n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
-            if request.n_levels > n_most:
-                raise UsageError(
-                    f"'{request.path}' should hold {request.n_levels} resolutions, but an image of {longest} pixels a "
-                    f"side has {n_most}."
-                )
-            return
-        if _is_ome_name(request.path):
+        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr."""
+        if _is_ome_name(request.path) and not _is_ome(request):
             raise UsageError(
                 f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows only T and Z besides "
                 "channels and planes; choose .zarr."
             )
-        if request.n_levels > 1:
-            raise UsageError(
-                f"'{request.path}' cannot hold several resolutions, since it would be a bare array; choose .ome.zarr."
-            )
 
     def order_axes(self, request: WriteRequest, layout: Layout) -> tuple[Layout, str, tuple[str, ...]]:
         """Keep the axes of an array, and order those of an image as OME-Zarr wants them."""
-        if not is_ome(request):
+        if not _is_ome(request):
             return layout, layout.axes, ()
         renamed = _renamed(layout.axes)
         order = sorted(range(len(renamed)), key=lambda place: zarr_ome.AXES.index(renamed[place]))
@@ -87,22 +87,20 @@ class Zarr(Codec):
     def choose_metadata(self, request: WriteRequest, image: StoredImage) -> tuple[Metadata, list[str]]:
         """Choose the metadata; a bare array has none."""
         kept, lost = super().choose_metadata(request, image)
-        if is_ome(request):
+        if _is_ome(request):
             return replace(kept, flavor=zarr_ome.FLAVOR), lost
-        shared = {"resolution": kept.resolution, "channel names": kept.channel_names}
+        shared = {"resolution": kept.density, "channel names": kept.channel_names}
         lost += [name for name, value in shared.items() if value]
         return Metadata(), [*lost, *kept.native, *kept.native_of_channels]
 
     def write(self, path: Path, image: StoredImage) -> None:
         """Write all chunks, and then their descriptions."""
-        specs = plan_arrays(image)
-        documents = describe_arrays(path, specs)
+        documents = _describe_array(path, image, _default_chunk(image.shape, image.axes))
         samples = np.asarray(image.samples)
-        array = open_described(path, documents, specs[0].member)
-        for region in each_unit(array):
+        array = _open_described(path, documents, _member_of(image.metadata))
+        for region in _each_unit(array):
             array[region] = samples[region]
-        build_levels(lambda level: open_described(path, documents, specs[level].member), len(specs), image.axes)
-        write_descriptions(path, documents, specs, image)
+        write_descriptions(path, documents, image)
 
     def open_regions(self, path: Path, member: str | int | None) -> RegionSource:
         """Open an array, or the full resolution of an image."""
@@ -112,13 +110,12 @@ class Zarr(Codec):
         return source
 
     def plan_regions(self, request: WriteRequest, layout: Layout, source: RegionSource) -> RegionTarget:
-        """Decide on the axes, the chunks, the resolutions and the metadata; keep the chunks and shards of a Zarr."""
+        """Decide on the axes, the chunks and the metadata; keep the chunks and shards of a Zarr."""
         image = self.describe_result(request, layout, source.metadata)
-        specs = plan_arrays(image, *_units_of(source, image.axes, request.dtype))
+        chunk, shard = _units_of(source, image, request.dtype)
         return ZarrTarget(
-            *(request.path, image.shape, request.dtype, image.axes, specs[0].shard or specs[0].chunk, image.notes),
-            specs=specs,
-            documents=tuple(describe_arrays(request.path, specs).items()),
+            *(request.path, image.shape, request.dtype, image.axes, shard or chunk, image.notes),
+            documents=tuple(_describe_array(request.path, image, chunk, shard).items()),
             metadata=image.metadata,
         )
 
@@ -130,7 +127,7 @@ def _is_ome_name(path: Path) -> bool:
     return path.name.lower().endswith(OME_SUFFIX)
 
 
-def is_ome(request: WriteRequest) -> bool:
+def _is_ome(request: WriteRequest) -> bool:
     """Decide whether to write OME-Zarr: if the name asks for it, or for a picture whose axes fit."""
     was_array = request.source_format == Zarr.name and request.flavor != zarr_ome.FLAVOR
     is_wanted = _is_ome_name(request.path) or (request.from_picture and not was_array)
@@ -143,12 +140,176 @@ def _renamed(axes: str) -> str:
     return rename_batch(axes if "C" in axes else axes.replace("S", "C"), zarr_ome.AXES)
 
 
-def _units_of(source: RegionSource, axes: str, dtype: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Return chunk and shard of a Zarr source with the same axes.
-
-    Both are `None` for any other source, or if they are too large to be processed one at a time.
-    """
-    if not isinstance(source, ZarrSource) or source.axes not in ("", axes) or len(source.chunk) != len(axes):
-        return None, None
+def _units_of(source: RegionSource, image: StoredImage, dtype: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Choose chunk and shard: those of a Zarr source with the same axes, unless they are too large to be processed."""
+    usual = _default_chunk(image.shape, image.axes)
+    if not isinstance(source, ZarrSource) or source.axes not in ("", image.axes):
+        return usual, None
+    if len(source.chunk) != len(image.axes):
+        return usual, None
     n_bytes = math.prod(source.shard or source.chunk) * np.dtype(dtype).itemsize
-    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (None, None)
+    return (source.chunk, source.shard) if n_bytes <= _MAX_UNIT_BYTES else (usual, None)
+
+
+def _member_of(metadata: Metadata) -> str:
+    """Name the array of an image in its group; a bare array has no name."""
+    return "0" if metadata.flavor == zarr_ome.FLAVOR else ""
+
+
+def _default_chunk(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Choose chunks of one to eight million bytes: planes, or stacks if there is depth."""
+    sizes = dict(zip(axes, shape, strict=True))
+    if not {"Y", "X"} <= set(axes):
+        return tuple(min(n, 2**20) if i + 1 == len(shape) else 1 for i, n in enumerate(shape))
+    side = _CHUNKS["ZYX" if sizes.get("Z", 1) > 1 else "YX"]
+    largest = {"Z": _DEPTH, "Y": side, "X": side}
+    return tuple(min(n, largest.get(letter, 1)) for letter, n in zip(axes, shape, strict=True))
+
+
+def _describe_array(
+    path: Path, image: StoredImage, chunk: tuple[int, ...], shard: tuple[int, ...] | None = None
+) -> dict[str, str]:
+    """Return the description of an array, and of the group around it, as texts by file name.
+
+    The samples of a chunk are compressed together, and those of a shard lie in one file; without shards each chunk has
+    its own file.
+    """
+    with zarr_package(path) as zarr:
+        made: dict[str, Any] = {}
+        store = zarr.storage.MemoryStore(store_dict=made)
+        member = _member_of(image.metadata)
+        if member:
+            zarr.create_group(store=store)
+        zarr.create_array(
+            store=store,
+            name=member or None,
+            shape=image.shape,
+            chunks=chunk,
+            shards=shard,
+            dtype=image.dtype,
+            fill_value=0,
+            # Of the whole chunk, so that a damaged one is noticed.
+            compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
+            dimension_names=[letter.lower() for letter in image.axes],
+        )
+        return {name: bytes(content.to_bytes()).decode() for name, content in made.items()}
+
+
+def _open_described(path: Path, documents: dict[str, str], member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
+    """Open an array for writing that has no description of its own yet, only chunks.
+
+    As long as a folder lacks its description, no program reads it as an array.
+    """
+    with zarr_package(path) as zarr:
+        content = {name: zarr.core.buffer.cpu.Buffer.from_bytes(text.encode()) for name, text in documents.items()}
+        memory = zarr.storage.MemoryStore(store_dict=content, read_only=True)
+        described = zarr.open_array(store=memory, path=member, mode="r")
+        place = zarr.storage.StorePath(zarr.storage.LocalStore(path), member)
+        # Chunks of zeros are written too, so that every missing chunk is one that was forgotten.
+        return zarr.Array(
+            zarr.AsyncArray(metadata=described.metadata, store_path=place, config={"write_empty_chunks": True})
+        )
+
+
+def write_descriptions(path: Path, documents: dict[str, str], image: StoredImage) -> None:
+    """Write the descriptions that turn a folder of chunks into an array or an image; that of the folder comes last."""
+    attributes: dict[str, Any] = {records.KEYWORD: image.record or {}}
+    if member := _member_of(image.metadata):
+        windows = _windows(_open_described(path, documents, member), image.axes)
+        attributes |= zarr_ome.group_attributes(member, image.axes, image.metadata, windows)
+    root = json.loads(documents[FORMAT_FILE])
+    root["attributes"] = root.get("attributes", {}) | attributes
+    complete = documents | {FORMAT_FILE: json.dumps(root, allow_nan=False, indent=2)}
+    for name in sorted(complete, key=lambda name: -name.count("/")):
+        (path / name).write_bytes(complete[name].encode())
+
+
+def _windows(array: Any, axes: str) -> list[tuple[float, float]]:  # noqa: ANN401 (a zarr.Array)
+    """Estimate the least and the largest value of each channel from the file of samples in the middle."""
+    units = zip(array.shape, array.shards or array.chunks, strict=True)
+    middle = [slice(n // 2 // unit * unit, n // 2 // unit * unit + unit) for n, unit in units]
+    place, found = axes.find("C"), []
+    for channel in range(array.shape[place] if place >= 0 else 1):
+        region = [slice(channel, channel + 1) if i == place else part for i, part in enumerate(middle)]
+        samples = array[tuple(region)]
+        found.append((float(samples.min()), float(samples.max())))
+    return found
+
+
+def _each_unit(array: Any) -> Iterator[tuple[slice, ...]]:  # noqa: ANN401 (a zarr.Array)
+    """List the regions of an array that lie in one file each; written one at a time, a failure leaves none pending."""
+    axes = zip(array.shape, array.shards or array.chunks, strict=True)
+    return itertools.product(*([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in axes))
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrTarget(RegionTarget):
+    """The chunks of an unfinished Zarr, in a folder of a hidden name."""
+
+    documents: tuple[tuple[str, str], ...] = ()
+    """The descriptions of the array and its group, by their names."""
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the chunks."""
+        return partial_path(self.path)
+
+    def create(self) -> bool:
+        """Write the plan; chunks of an earlier run stay if its plan was the same."""
+        plan = json.dumps(self.documents).encode()
+        with refusing_to_write(self.path):
+            if self.folder.is_symlink():
+                remove(self.folder)
+            refuse_special(self.folder / _PLAN)
+            before = read_member(self.folder / _PLAN) if self.is_begun() else None
+            if before == plan:
+                return True
+            # Another plan is that of another run; data without a plan are a finished result. Both are removed: another
+            # process of this run would have written this plan.
+            if before is not None or (self.folder / FORMAT_FILE).is_file():
+                remove(self.folder)
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / _PLAN).write_bytes(plan)
+            return False
+
+    def read(self, region: Region) -> Array:
+        """Read chunks that were written."""
+        with refusing_damage(self.path, f"a {NAME}"):
+            found: Array = np.asarray(self._open(self.folder if self.is_begun() else self.path)[region])
+            return found
+
+    def is_begun(self) -> bool:
+        """Look for the plan."""
+        return (self.folder / _PLAN).is_file()
+
+    def write(self, region: Region, samples: Array) -> None:
+        """Write whole chunks or shards."""
+        self.check_units(region)
+        with refusing_to_write(self.path):
+            self._open(self.folder)[region] = samples
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write the descriptions, and rename the folder."""
+        complete = records.without_folders(records.complete_record(record, self.shape, self.dtype, None))
+        image = StoredImage(zeros_of(self.shape, self.dtype), self.axes, self.metadata, record=complete)
+        with refusing_to_write(self.path):
+            n_missing, n_files = count_missing(self.folder / _member_of(self.metadata), self.shape, self.unit)
+            if n_missing:  # they would be read as zeros
+                raise FileAccessError(
+                    f"'{self.path}' should have {n_files} files of samples, but {n_missing} are missing in "
+                    f"'{self.folder}'; run again to write them."
+                )
+            write_descriptions(self.folder, dict(self.documents), image)
+            for name in [name for name, *_ in list_members(self.folder) if name.endswith(HALF_WRITTEN)]:
+                remove(self.folder / name)
+            put_in_place(self.path)
+            remove(self.path / _PLAN)  # the last step: as long as the plan is there, a resumed run does all this again
+
+    def discard(self) -> None:
+        """Remove the chunks."""
+        with refusing_to_write(self.path):
+            remove(self.folder)
+
+    def _open(self, folder: Path) -> Any:  # noqa: ANN401 (a zarr.Array)
+        return _open_described(folder, dict(self.documents), _member_of(self.metadata))

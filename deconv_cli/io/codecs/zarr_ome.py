@@ -42,9 +42,9 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
     """Read the metadata of an image; damaged and unknown fields become `unsupported`."""
     units = {letter: str(axis.get("unit", "")) for letter, axis in zip(axes, _axes_of(multiscale), strict=True)}
     scale, translation = _transformation(multiscale, axes)
-    resolution, unsupported = _resolution(scale, units)
-    if resolution and resolution.unit:
-        translation |= {a: translation[a] * float(_in_unit(units[a], resolution.unit)) for a in "ZYX" if a in axes}
+    density, unsupported = _density(scale, units)
+    if density and density.unit:
+        translation |= {a: translation[a] * float(_in_unit(units[a], density.unit)) for a in "ZYX" if a in axes}
     native: dict[str, Any] = {_NAME: str(multiscale["name"])} if multiscale.get("name") else {}
     if "T" in scale and (scale["T"] != 1 or units["T"]):
         native[_TIME] = {"scale": scale["T"], "unit": units["T"]}
@@ -53,7 +53,7 @@ def read_fields(multiscale: dict[str, Any], omero: dict[str, Any], axes: str) ->
     channels = omero.get("channels")
     labels = tuple(str(channel.get("label", "")) for channel in channels) if isinstance(channels, list) else ()
     return Metadata(
-        resolution=resolution,
+        density=density,
         channel_names=labels if all(labels) else (),
         native=native,
         native_of_channels={_OMERO: omero} if omero else {},
@@ -83,7 +83,7 @@ def _transformation(multiscale: dict[str, Any], axes: str) -> tuple[dict[str, fl
     return scale, translation
 
 
-def _resolution(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
+def _density(scale: dict[str, float], units: dict[str, str]) -> tuple[PixelDensity | None, tuple[str, ...]]:
     """Convert the scales of space to a resolution; return the names of units that are not understood, too."""
     space = [letter for letter in "ZYX" if letter in scale]
     if not {"Y", "X"} <= set(space) or not all(1e-30 < scale[letter] < 1e30 for letter in space):
@@ -104,32 +104,26 @@ def _in_unit(name: str, unit: str) -> Fraction:
 
 
 def group_attributes(
-    members: Sequence[str], axes: str, metadata: Metadata, windows: Sequence[tuple[float, float]]
+    member: str, axes: str, metadata: Metadata, windows: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """Describe an image as the attribute `ome` of its group.
 
-    `members` names its arrays, the full resolution first, each half the size of the one before. `windows` holds the
-    least and the largest value of each channel.
+    `member` names its array. `windows` holds the least and the largest value of each channel.
     """
-    known, time = metadata.resolution, _members(metadata.native, _TIME)
+    known, time = metadata.density, _members(metadata.native, _TIME)
     scale = dict.fromkeys(axes, 1.0) | ({"T": time["scale"]} if time else {})
     units = {"T": time.get("unit", "")}
     if known:
         scale |= {"X": float(1 / known.x), "Y": float(1 / known.y), "Z": float(known.plane_distance or 1)}
         with_length = "YX" if known.plane_distance is None else "ZYX"
         units |= dict.fromkeys(with_length, _UNIT_NAMES[known.unit] if known.unit else "")
-    origin, datasets = _members(metadata.native, _TRANSLATION), []
-    for level, member in enumerate(members):
-        factor = {letter: 2.0**level if letter in "YX" else 1.0 for letter in axes}
-        # The mean of two pixels lies between them.
-        moved = [origin.get(a, 0.0) + (factor[a] - 1) / 2 * scale[a] for a in axes]
-        transformations = [{"type": "scale", "scale": [scale[a] * factor[a] for a in axes]}]
-        if any(moved):
-            transformations.append({"type": "translation", "translation": moved})
-        datasets.append({"path": member, "coordinateTransformations": transformations})
+    transformations = [{"type": "scale", "scale": [scale[a] for a in axes]}]
+    moved = _members(metadata.native, _TRANSLATION)
+    if any(moved.values()):
+        transformations.append({"type": "translation", "translation": [moved.get(a, 0.0) for a in axes]})
+    datasets = [{"path": member, "coordinateTransformations": transformations}]
     multiscale: dict[str, Any] = {"axes": [_axis(a, units.get(a, "")) for a in axes], "datasets": datasets}
     multiscale |= {"name": metadata.native[_NAME]} if _NAME in metadata.native else {}
-    multiscale |= {"type": "mean"} if len(members) > 1 else {}
     attributes: dict[str, Any] = {"version": _VERSION, "multiscales": [multiscale]}
     omero = _omero(metadata, windows)
     return {"ome": attributes | ({"omero": omero} if omero else {})}

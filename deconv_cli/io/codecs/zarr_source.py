@@ -17,7 +17,7 @@ from deconv_cli.errors import MalformedInputError, UsageError, warnings_here
 from deconv_cli.io import limits, records
 from deconv_cli.io.codec import pyramid_notes
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.files import MARKS, address_of, list_members, options_of, reaching, read_member, refusing_damage
+from deconv_cli.io.files import MARKS, list_members, read_member, refusing_damage
 from deconv_cli.io.layout import Array
 from deconv_cli.io.metadata import Metadata
 from deconv_cli.io.region_arrays import Region, RegionSource
@@ -50,7 +50,7 @@ class ZarrSource(RegionSource):
             return native
 
     def fingerprint(self) -> str:
-        """Hash the descriptions, with the names, sizes and times of all chunks as far as they are listed."""
+        """Hash the descriptions, and the names, sizes and times of all chunks."""
         found = hashlib.sha256(repr((self.shape, self.dtype, self.axes, self.member)).encode())
         for name in sorted(f"{self.member}/{mark}".lstrip("/") for mark in (*MARKS, ".zattrs")):
             found.update(read_member(self.path / name) or b"")
@@ -72,32 +72,21 @@ def zarr_package(path: Path) -> Iterator[Any]:
         yield zarr
 
 
-def open_store(zarr: Any, path: Path, *, read_only: bool) -> Any:  # noqa: ANN401
-    """Open a folder, or an address, as a store of the package."""
-    address = address_of(path)
-    if address is None:
-        return zarr.storage.LocalStore(path, read_only=read_only)
-    with reaching(path):
-        return zarr.storage.FsspecStore.from_url(address, read_only=read_only, storage_options=options_of(address))
-
-
 def open_stored(path: Path, member: str) -> Any:  # noqa: ANN401 (a zarr.Array)
     """Open an array for reading."""
     with zarr_package(path) as zarr:
-        return zarr.open_array(store=open_store(zarr, path, read_only=True), path=member, mode="r")
+        return zarr.open_array(store=zarr.storage.LocalStore(path, read_only=True), path=member, mode="r")
 
 
 def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
     """Describe the array, or the image, that was chosen, and count the bytes of its samples on the disk.
-
-    At an address, which may not list its files, the bytes are those of the decoded samples.
 
     Raises:
         UsageError: no image of this number.
         MalformedInputError: damaged, several images and no number, or a group without an image.
     """
     with zarr_package(path) as zarr:
-        node = zarr.open(store=open_store(zarr, path, read_only=True), mode="r")
+        node = zarr.open(store=zarr.storage.LocalStore(path, read_only=True), mode="r")
         record, member, metadata, notes = node.attrs.get(records.KEYWORD), "", Metadata(), tuple[str, ...]()
         if isinstance(node, zarr.Array):
             if series not in (None, 0):
@@ -121,11 +110,9 @@ def describe_zarr(path: Path, series: int | None) -> tuple[ZarrSource, int]:
         raise ValueError(f"it names {len(axes)} axes of an array of shape {shape}")
     chunk, shard, itemsize = array.chunks, array.shards, max(dtype.itemsize, 1)
     limits.check_budget(path, limits.array_bytes(chunk, itemsize))
-    n_stored = limits.array_bytes(shape, itemsize)
-    if not address_of(path):
-        sizes = _sizes_of_files(path / member)
-        notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
-        n_stored = sum(sizes)
+    sizes = _sizes_of_files(path / member)
+    notes += _check_files(path / member, shape, shard or chunk, itemsize, sizes)
+    n_stored = sum(sizes)
     # Each codec of a chain costs time for each chunk, and when the array is opened; most arrays have one to five.
     described = array.metadata.to_dict()
     n_codecs = str(described.get("codecs", described.get("filters"))).count("{")
