@@ -84,16 +84,16 @@ def of_jpeg(name: str, number: int, size: tuple[int, int]) -> Figures:
         light, truth = _blurred(name, taps, size)
         generator = torch.Generator().manual_seed(number)
         stored = curve.to_stored(light) + noise * torch.randn(light.shape, generator=generator)
-        y = _compressed(stored, quality)
+        y, table = _compressed(stored, quality)
         figures[f"{formula}: blurred"] = _psnr(y, truth)
         figures |= _restored(formula, y, taps, truth, {"tone_curve": curve})
         if (number + column) % 3 == 0:
             figures |= _expected(formula, y, taps, truth, {"tone_curve": curve})
         if (number + column) % 2:
             continue
-        estimate = deconv_cli.estimate_kernel(y, tone_curve=curve)
+        estimate = deconv_cli.estimate_kernel(y, tone_curve=curve, jpeg_table=table)
         if estimate.found:
-            taps = deconv_cli.make_kernel(estimate.candidates[0].text)
+            taps = deconv_cli.make_kernel(estimate.text)
             found = f"{formula}{ESTIMATED}"
             figures[f"{found}: blurred"] = figures[f"{formula}: blurred"]
             figures |= _restored(found, y, taps, truth, {"tone_curve": curve})
@@ -216,8 +216,11 @@ def _blurred(name: str, taps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Te
     return blurred, scene[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
-def _compressed(stored: Tensor, quality: int) -> Tensor:
+def _compressed(stored: Tensor, quality: int) -> tuple[Tensor, Tensor]:
+    """Store a picture as JPEG; returns the samples of the file, and the divisors of its luma."""
     file = io.BytesIO()
     values = stored.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(values).save(file, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).contiguous()
+    with Image.open(file) as image:
+        table = torch.tensor(image.quantization[0]).reshape(8, 8)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), table
