@@ -211,7 +211,7 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
 
     is_given = loaded.inverse is None and loaded.source.estimate is None
     is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None
-    is_cuttable = is_cuttable and settings.prior != "tv"
+    is_cuttable = is_cuttable and settings.prior != "tv" and settings.boundary != "circular"
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 

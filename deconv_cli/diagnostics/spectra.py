@@ -133,7 +133,7 @@ def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBi
     sector, n_sectors = _sectors(units)
     index = (ring * n_sectors + sector).flatten()
     last = waves[..., -1]
-    weight = (torch.where((last == 0) | (last > 0.5 - 1e-9), 0.5, 1.0) * (radius >= LOWEST)).to(dtype).flatten()
+    weight = (torch.where((last == 0) | (last > 0.5 - 1e-4), 0.5, 1.0) * (radius >= LOWEST)).to(dtype).flatten()
     counts = _summed(index, weight, _N_RADIAL * n_sectors)
     kept = synchronize.places(counts > 0)
     place = torch.zeros_like(counts, dtype=torch.int64).index_copy_(0, kept, torch.arange(len(kept), device=device))

@@ -72,15 +72,25 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     if named is not None:
         # The script that saved the model knew the classes under another module's name, for instance `__main__`.
         others = set(globals_in(path)) - {name for _, name in allowed}
-        found_there = [(getattr(named.module, name.rpartition(".")[2], None), name) for name in others]
-        allowed += [(own, name) for own, name in found_there if isinstance(own, type) and issubclass(own, nn.Module)]
-    advice = 'name the model\'s class with model="file.py:Class", or save the state_dict() alone'
+        own = _own_modules(named)
+        allowed += [(own[name.rpartition(".")[2]], name) for name in others if name.rpartition(".")[2] in own]
+    advice = "save the state_dict() alone"
+    if named is None:
+        advice = f'name the model\'s class with model="file.py:Class", or {advice}'
     found = load_weights_only(path, allowed, advice=advice)
     if isinstance(found, nn.Module):
         check_module(path, found)
         return ModelFile(path, kind, sha256, module=found)
     state, notes = _find_state_dict(path, found)
     return ModelFile(path, kind, sha256, state=state, notes=notes)
+
+
+def _own_modules(named: NamedCode) -> dict[str, type[nn.Module]]:
+    """List the named class and the other modules that its code defines; not those that it imports."""
+    classes = [value for value in vars(named.module).values() if isinstance(value, type)]
+    own = [value for value in classes if value.__module__ == named.module.__name__]
+    own.append(named.value if isinstance(named.value, type) else type(named.value))
+    return {value.__name__: value for value in own if issubclass(value, nn.Module)}
 
 
 def model_format(path: Path, head: bytes) -> ModelFormat:

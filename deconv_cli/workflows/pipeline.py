@@ -234,7 +234,7 @@ class Pipeline:
         if noises == "auto":
             dtype = pick_dtype(settings.dtype, y, y.device)
             own_kernels = [as_any_kernel(taps, y.device, dtype, kernel.n_axes) for taps in kernels]
-            noises = find_noise_of_picture(y.to(dtype), own_kernels, resolution)
+            noises = find_noise_of_picture(y.to(dtype), own_kernels, replace(resolution, settings=settings))
         parts = []
         for c, pipeline in enumerate(self._channels[:n_channels]):
             lam = resolution.lams[c] if resolution.lams else settings.lam

@@ -150,8 +150,7 @@ def test_targets_drawn_for_classes_on_the_last_axis():
     assert sampled.trace == pytest.approx(exact.trace, rel=0.1)
 
 
-def test_the_mistake_is_shown_beside():
-    """The square of the mean gradient says nothing of the Fisher matrix."""
+def test_the_square_of_the_mean_gradient_is_shown_beside():
     model = network()
     batch = batch_of(model, 64)
     mean = functional.cross_entropy(model(batch.arguments[0]), batch.target)

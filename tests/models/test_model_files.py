@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from deconv_cli.errors import MalformedInputError, TooLargeError, UnsafeInputError, UsageError
 from deconv_cli.io import limits
-from deconv_cli.models.model_files import ModelFormat, read_model
+from deconv_cli.models.model_files import ModelFormat, _own_modules, read_model
 from deconv_cli.models.named_code import load_named
 
 OWN_CLASS = (
@@ -113,10 +113,12 @@ class TestWholeModules:
 
     def test_another_class_of_the_code_that_the_user_named(self, own, save, hostile, refused):
         path, source = own
-        source.write_text(f"{source.read_text()}from os import mkdir\n")
+        source.write_text(f"{source.read_text()}from os import mkdir\nfrom torch.nn import Linear as Foreign\n")
         named = load_named(f"{source}:nn.Linear", "model")
         assert type(read_model(path, named=named).module).__name__ == "Own"
         refused(UnsafeInputError, read_model, save(hostile), named=named, says="mkdir")
+        assert set(_own_modules(named)) == {"Own", "Linear"}
+        assert set(_own_modules(load_named(f"{source}:Own", "model"))) == {"Own"}
 
 
 def holding_itself():

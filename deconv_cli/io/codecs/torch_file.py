@@ -60,7 +60,11 @@ TORCH = TorchFile()
 _PROGRAMS = (
     ({"extern_modules"}, "a torch.package archive", "torch.package.PackageImporter"),
     ({"constants.pkl", "code"}, "a TorchScript file", "torch.jit.load"),
-    ({"archive_format", "archive_version", "serialized_exported_program.json"}, "an exported program", "torch.export"),
+    (
+        {"archive_format", "archive_version", "serialized_exported_program.json"},
+        "an exported program",
+        "torch.export.load",
+    ),
 )
 """Archives that hold code: entries of theirs, what they are, and what opens them."""
 
