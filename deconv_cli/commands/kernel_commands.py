@@ -127,7 +127,8 @@ def estimate(
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)
     rival = close_rival(found)
-    notes = [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
+    notes = light_notes(image, chosen)
+    notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
     doubt = found.doubt if missing is None and not free else None
@@ -193,7 +194,8 @@ def align(
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
         ("light", chosen.reason),
     ]
-    print_kernel(printed, str(photo), rows, loaded.notes, found.taps, record, output or sentence)
+    notes = [*loaded.notes, *light_notes(image, chosen)]
+    print_kernel(printed, str(photo), rows, notes, found.taps, record, output or sentence)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
@@ -209,6 +211,16 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
     recorded = RecordedConvolution.of_record(image.record)
     wanted = check_name(("auto", *Light), light, "light")
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
+
+
+def light_notes(image: ImageFile, light: ChosenLight) -> list[str]:
+    """Note that colors without a profile are taken as linear in light; instruments rarely write three colors."""
+    if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
+        return []
+    return [
+        "the colors have no ICC profile and are taken as linear in light; if a photo editor or a camera wrote this "
+        "file, add --light linear, which undoes its tone curve"
+    ]
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:

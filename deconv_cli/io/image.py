@@ -266,7 +266,8 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
 
 def read_stored(path: Path, codec: Codec, member: str | int | None = None) -> StoredImage:
     """Read one array by a codec; turn every error into an `InputRefusedError`."""
-    with refusing_damage(path, f"a {codec.name} file"):
+    article = "an" if codec.name[0] in "AEIO" else "a"
+    with refusing_damage(path, f"{article} {codec.name} file"):
         return codec.read(path, member)
 
 

@@ -30,11 +30,13 @@ class ChosenLight:
         light: light, or the samples as they are stored.
         reason: the reason, a sentence without its full stop.
         curve: the tone curve to undo; `None` for stored samples.
+        is_assumed: whether samples that may have a tone curve are taken as linear in light.
     """
 
     light: Light
     reason: str
     curve: ToneCurve | None
+    is_assumed: bool = False
 
     def to_light(self, stored: Tensor, dtype: ArithmeticDType | str | None = None) -> Tensor:
         """Undo the curve, if there is one, in the precision of the arithmetic; shape `(*, C, H, W)`."""
@@ -93,7 +95,8 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     else:
         light, why = Light.STORED, "such samples without an ICC profile are assumed to be linear in light"
     if light is Light.STORED:
-        return ChosenLight(light, f"in the samples as they are stored: {why}", None)
+        is_assumed = wanted == "auto" and recorded is None and curve is not None
+        return ChosenLight(light, f"in the samples as they are stored: {why}", None, is_assumed)
     if curve is None:
         raise UsageError(
             "light=linear needs the tone curve of the samples, which is not known: they are not a picture of 8 or 16 "

@@ -1,7 +1,10 @@
 """`deconv kernel estimate` and `align`, and `deconv invert --kernel estimate`."""
 
+import re
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
@@ -83,6 +86,19 @@ def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
     blurred = torch.from_numpy(np.asarray(Image.open(photo)).copy()).double()
     restored = torch.from_numpy(np.asarray(Image.open(target)).copy()).double()
     assert float((restored - truth).square().mean()) < 0.5 * float((blurred - truth).square().mean())
+
+
+def test_colors_of_a_tiff_file_without_a_profile_may_be_a_developed_photograph(deconv, photo, tmp_path):
+    gray = np.asarray(Image.open(photo)).astype(np.uint16) * 257
+    color, plain = tmp_path / "color.tif", tmp_path / "gray.tif"
+    tifffile.imwrite(color, np.stack([gray] * 3, axis=-1), photometric="rgb")
+    tifffile.imwrite(plain, gray)
+    words = ["--family", "disk"]
+    assert "add --light linear" in deconv("kernel", "estimate", color, *words).stderr
+    for path, light in ((plain, "auto"), (color, "linear"), (color, "stored")):
+        assert "--light" not in deconv("kernel", "estimate", path, *words, "--light", light).stderr
+    found = deconv("invert", color, "-k", "estimate", "-o", tmp_path / "x.tif", "--prior", "quadratic")
+    assert len(re.findall("add --light linear", found.stderr)) == 1
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
