@@ -15,7 +15,7 @@ from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding
 from deconv_cli.io import read_image
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, ROUNDING, DoubtReason, measure_clipping
+from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, ROUNDING, DoubtReason, doubt_clipping, measure_clipping
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -309,6 +309,18 @@ def test_what_was_clipped_before_is_not_counted():
     inside = torch.tensor([[[50, 60, 100, 200]]], dtype=torch.uint8)
     for estimate, share in ((image, 0.5), (image.clamp_max(200), 0.25), (image.clamp_min(0), 0.25)):
         assert measure_clipping(estimate, inside, 0, 255).share == share
+
+
+def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():
+    data = torch.tensor([[[0, 10, 40, 50]]], dtype=torch.int32)
+    image = torch.tensor([[[0.0, -4.0, 30.0, 60.0]]])
+    found = measure_clipping(image, data, 0, 65535)
+    assert (found.side, found.share) == ("below", pytest.approx(1 / 3))
+    (doubt,) = doubt_clipping(found)
+    assert "lie far below 0:" in doubt.sentence
+    assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
+    assert "far outside 0 to 20:" in doubt_clipping(measure_clipping(image, data[..., :3], 0, 20))[0].sentence
+    assert "far above 20:" in doubt_clipping(measure_clipping(image.abs(), data[..., :3], 0, 20))[0].sentence
 
 
 def test_the_expected_error_of_light_is_given_in_stored_values():

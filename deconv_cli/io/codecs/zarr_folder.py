@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError
 from deconv_cli.io import limits
 from deconv_cli.io.codec import Codec, StoredImage, WriteRequest
 from deconv_cli.io.codecs import zarr_ome
-from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, open_stored
+from deconv_cli.io.codecs.zarr_source import NAME, ZarrSource, describe_zarr, open_stored, zarr_package
 from deconv_cli.io.codecs.zarr_writer import (
     ZarrTarget,
     build_levels,
@@ -53,7 +53,13 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr, and impossible numbers of resolutions."""
+        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr, and impossible numbers of resolutions.
+
+        Raises:
+            UsageError: they are asked for, or the package is missing.
+        """
+        with zarr_package(request.path):
+            pass
         if is_ome(request):
             longest = max(n for a, n in zip(request.layout.axes, request.layout.sizes, strict=True) if a in "YX")
             n_most = 1 + (longest - 1).bit_length()  # down to a single pixel
