@@ -68,7 +68,7 @@ def invert(
     """Undo the blur of images, and report how far to trust the result."""
     if factor is not None:
         _refuse_fixed(settings, kernel_options, kernel)
-    elif not kernel:
+    elif not kernel and layers is None:
         raise UsageError(
             "deconv invert needs the kernel that blurred the input: --kernel FILE, a picture of a blurred point of "
             "light, such as a star or a bead, or the layer's weights; --kernel estimate, which finds it in a picture; "

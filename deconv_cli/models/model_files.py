@@ -109,11 +109,9 @@ def read_model(
         # The script that saved the model knew the class under another module's name, for instance `__main__`.
         own = named.model_class
         allowed += [(own, name) for name in globals_in(path) if name.rpartition(".")[2] == own.__name__]
-    advice = (
-        'name the model\'s class with model="file.py:Class", allow a class that you trust with '
-        'allowed_globals="NAME", or save the state_dict() alone'
-    )
-    found = load_weights_only(path, allowed, advice=advice)
+    advice = 'allow a class that you trust with allowed_globals="NAME", or save the state_dict() alone'
+    by_name = "name the model's class with model={place}"
+    found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
     if isinstance(found, nn.Module):
         check_module(path, found)
         return ModelFile(path, kind, sha256, module=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,15 @@ from deconv_cli.commands.exit_codes import ExitCode
 
 LENET = f"{FIXTURES / 'lenet.py'}:LeNet5"
 
+
+OWN = """from torch import nn
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x)
+"""
 
 Net = load_fixture("detached").Base
 
@@ -92,6 +102,29 @@ class TestRead:
         path = tmp_path / "script.pt"
         torch.jit.save(torch.jit.script(Net()), path)
         deconv("check-grad", path, "--trust-file", sha256(path), "--input-shape", "3,4", "-q")
+
+
+def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, refuses, tmp_path, monkeypatch):
+    """Followed word by word, they lead to a restored file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own.py").write_text(OWN, encoding="utf-8")
+    torch.save(importlib.import_module("own").Own(), "model.pt")
+    torch.save(torch.rand(1, 2, 9, 9), "x.pt")
+    words, kernel = ["invert", "x.pt", "-o", "y.pt"], ["--kernel", "model.pt"]
+    refused = {"code": ExitCode.INPUT_REFUSED}
+    extract = "deconv kernel extract model.pt --model own.py:Own --layer NAME --output layer.safetensors"
+    refuses(*words, *kernel, "--layer", "conv", **refused, says=extract)
+    says = extract.replace("NAME", "conv")
+    refuses(*words, *kernel, "--layer", "conv", "--model", "own.py:Own", code=ExitCode.USAGE, says=says)
+    for command in (("kernel", "extract"), ("check-grad",)):
+        sentence = refuses(*command, "model.pt", **refused, says="name the model's class with --model own.py:Own.")
+        assert "--allow-global" not in sentence
+    deconv(*says.split()[1:])
+    answer = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+    deconv(*words, "--kernel", "layer.safetensors", "--lambda", "1e-2", "-q", expect=answer)
+    deconv("check-grad", "model.pt", "--model", "own.py:Own", "-q")
+    refuses("invert", "x.pt", "--layers", "conv", code=ExitCode.USAGE, says="--layers needs one --kernel FILE")
 
 
 class TestRefused:
