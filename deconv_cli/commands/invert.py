@@ -18,7 +18,7 @@ from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, Layer
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
-from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_notes, light_of
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
@@ -280,7 +280,7 @@ class InvertWork(Work):
                 f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
                 f"{advice}."
             )
-        return self._restoration(_found_kernel(found, light_notes(source.image, light))).restore(job, source, progress)
+        return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
 
 
 def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:

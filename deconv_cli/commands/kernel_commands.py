@@ -127,7 +127,7 @@ def estimate(
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)
     rival = close_rival(found)
-    notes = light_notes(image, chosen)
+    notes = search_notes(image, chosen)
     notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, taps, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
@@ -194,7 +194,7 @@ def align(
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
         ("light", chosen.reason),
     ]
-    notes = [*loaded.notes, *light_notes(image, chosen)]
+    notes = [*loaded.notes, *search_notes(image, chosen)]
     print_kernel(printed, str(photo), rows, notes, found.taps, record, output or sentence)
 
 
@@ -213,8 +213,19 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
 
 
-def light_notes(image: ImageFile, light: ChosenLight) -> list[str]:
-    """Note that colors without a profile are taken as linear in light; instruments rarely write three colors."""
+def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
+    """Note what a search for the blur cannot know.
+
+    Colors without a profile are taken as linear in light, since instruments rarely write three colors; the power
+    spectrum of stars or beads is not that of a scene.
+    """
+    from deconv_cli.kernels.bead_psf import holds_points
+
+    if holds_points(light.to_light(_picture_of(image)).float().mean(0)):
+        return [
+            "most of the light lies in isolated points; if they are stars or beads, measure the kernel on them with "
+            f"deconv kernel from-beads {image.path} --output psf.safetensors"
+        ]
     if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
         return []
     return [

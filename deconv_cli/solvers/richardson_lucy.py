@@ -200,7 +200,7 @@ def _counts(y: Tensor) -> Tensor:
     lowest, highest = synchronize.as_number(y.min()), synchronize.as_number(y.max())
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UsageError(
-            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}; subtract "
-            "the background, so that black is zero, and set negative samples to zero."
+            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}, as after "
+            f"subtracting a background; add at least {-lowest:.4g} to all samples, best the whole background."
         )
     return y.clamp_min(0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from bead_scenes import scene
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
 from safetensors.torch import load_file
@@ -99,6 +100,15 @@ def test_colors_of_a_tiff_file_without_a_profile_may_be_a_developed_photograph(d
         assert "--light" not in deconv("kernel", "estimate", path, *words, "--light", light).stderr
     found = deconv("invert", color, "-k", "estimate", "-o", tmp_path / "x.tif", "--prior", "quadratic")
     assert len(re.findall("add --light linear", found.stderr)) == 1
+
+
+def test_a_field_of_stars_is_told_how_to_measure_its_kernel(deconv, photo, tmp_path):
+    stars = scene((192, 192), (1.6, 1.6), 24, counts=3000.0)
+    tifffile.imwrite(tmp_path / "stars.tif", stars.numpy().astype("float32"))
+    words = ["kernel", "estimate", "--family", "gaussian"]
+    run = deconv(*words, tmp_path / "stars.tif", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert f"deconv kernel from-beads {tmp_path / 'stars.tif'}" in run.stderr
+    assert "from-beads" not in deconv(*words, photo).stderr
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
