@@ -22,6 +22,10 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError, UsageError, as_too_large
 
 
+WRONG_WORDS: Any = typer.BadParameter.__base__
+"""The base of all errors of a command line; which package it comes from depends on Typer."""
+
+
 class LazyGroup(TyperGroup):
     """A command group that imports the module of a command with its first use, so that each command starts soon."""
 
@@ -152,9 +156,23 @@ def _reported() -> Iterator[None]:
 
         print_error(with_options(str(found)))
         raise typer.Exit(exit_code_for(found)) from error
+    except WRONG_WORDS as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        print_error(_sentence_of(error))
+        raise typer.Exit(ExitCode.USAGE) from error
     except KeyboardInterrupt as error:
         print_error("interrupted; unfinished files were not written.")
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+def _sentence_of(error: Any) -> str:  # noqa: ANN401
+    """Write an error of the command line as one sentence, with the nearest option and the place of the help."""
+    meant = list(getattr(error, "possibilities", None) or ())
+    text = " ".join((error.message if meant else error.format_message()).split()).rstrip(".")
+    hint = f"; perhaps you mean {meant[0]}" if meant else ""
+    command = "" if error.ctx is None else f"; see {error.ctx.command_path} --help"
+    return f"{text[:1].lower()}{text[1:]}{hint}{command}."
 
 
 app = typer.Typer(

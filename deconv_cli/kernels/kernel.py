@@ -271,10 +271,11 @@ class Kernel(ShownInNotebook):
         self._check_axes(images)
         expected, found = self.taps.shape[0], images.shape[self.channel_axis]
         if found != expected:
+            may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1
             raise ShapeError(
-                f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
-                f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape "
-                f"({name_taps(self.n_axes)}) for all{_STACK_HINT if self.n_axes == 2 else ''}."
+                f"the kernel of shape {(expected, *self.size)} is for {expected} channels, but the image of shape "
+                f"{tuple(images.shape)} has {found}; give one of shape ({name_taps(self.n_axes)}) for all channels"
+                f"{', or choose dimensions=3 for stacks' if may_be_stacks else ''}."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
@@ -344,12 +345,6 @@ def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
 def name_taps(n_axes: int) -> str:
     """Name the axes of a kernel in a message: `kH, kW` for two."""
     return ", ".join(f"k{axis}" for axis in AXIS_NAMES[-n_axes:])
-
-
-_STACK_HINT = (
-    ", or choose dimensions=3 if the three axes of the kernel are those of a stack, dimensions=1 if it is a layer of "
-    "signals"
-)
 
 
 def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:

@@ -39,7 +39,7 @@ from deconv_cli.solvers.photo_prior import PhotoEstimator
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Solution, StoppingRule
 from deconv_cli.tone_curve import ToneCurve, limits_of
-from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.clipped_filling import ceiling_of, fill_clipped, fill_tiles, find_bounds, with_ceiling
@@ -556,7 +556,12 @@ def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
 
 def _check_truth(truth: Tensor, channels: Size, image_size: Size) -> None:
     """Refuse a truth of another shape than the estimate: batch and channels, and the size of the image."""
-    expected = (*channels, *image_size)
+    expected, axis = (*channels, *image_size), -len(image_size) - 1
+    if truth.ndim == len(expected) and truth.shape[axis] != expected[axis]:
+        raise ShapeError(
+            f"the truth should have {counted(expected[axis], 'channel')}, as the estimate has, but has "
+            f"{truth.shape[axis]}."
+        )
     if tuple(truth.shape) != expected:
         raise ShapeError(
             f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "

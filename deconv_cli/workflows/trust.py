@@ -208,9 +208,9 @@ def doubt_layer(
 
 
 _CAUSES = (
-    'padding and boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
-    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias or batch norm may "
-    "not be undone; the data may be the output of an activation such as ReLU, or hold noise"
+    'padding or boundary may differ (try padding="valid"), the layer may have a stride, a dilation, groups, transposed '
+    "weights, a bias, noise or an activation such as ReLU, or the data are a picture (try "
+    'defaults="picture")'
 )
 
 

@@ -84,7 +84,7 @@ def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, t
     out = ["-o", tmp_path / "out.tif"]
     says = ["several kernels must each", "(3, 9, 9)"]
     refuses("invert", photograph, "--kernel", one, *several, *out, code=ExitCode.INPUT_REFUSED, says=says)
-    says = ["each of 2 channels", "has 3"]
+    says = ["is for 2 channels", "has 3"]
     refuses("invert", photograph, *several[:4], *out, code=ExitCode.INPUT_REFUSED, says=says)
     factor = ["factor", "--size", "8,8", "-o", tmp_path / "f.safetensors"]
     refuses(
