@@ -70,10 +70,8 @@ def invert(
         _refuse_fixed(settings, kernel_options, kernel)
     elif not kernel and layers is None:
         raise UsageError(
-            "deconv invert needs the kernel that blurred the input: --kernel FILE, a picture of a blurred point of "
-            "light, such as a star or a bead, or the layer's weights; --kernel estimate, which finds it in a picture; "
-            "an approximate formula, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or --factor FILE, which "
-            "deconv factor wrote."
+            "deconv invert needs the kernel that blurred the input: --kernel FILE, a formula such as --kernel "
+            "gaussian:1.5, --kernel estimate, which finds it in a picture, or --factor FILE."
         )
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)

@@ -64,8 +64,8 @@ class BeadCensus:
 
 OF_POINTS, OF_ALL_LIGHT, WIDEST_POINT = 20.0, 0.4, 512
 """Kurtosis of light in isolated points, the most of it that the brightest point holds, and pixels that are looked at.
-Fields of 8 to 800 stars had 20 to 870 and at most 0.38; the moon and a cell have as large a kurtosis, but one spot holds
-at least 0.5 of their light. Of 25 pictures of other things one passed, a launch at night."""
+Fields of 8 to 800 stars had 20 to 870 and at most 0.38; the moon and a cell have as large a kurtosis, but one spot
+holds at least 0.5 of their light. Of 25 pictures of other things one passed, a launch at night."""
 
 
 def clipped_mean(values: Tensor) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.registry import ShownInNotebook
-from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_percent, format_size
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, counted, format_percent, format_size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
@@ -142,8 +142,8 @@ class Kernel(ShownInNotebook):
             )
         if n_first % layer.groups:
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which is not "
-                f"a multiple of the {layer.groups} groups; give another number of groups."
+                f"the kernel of shape {tuple(self.taps.shape)} has {counted(n_first, 'channel')} on its first axis, which "
+                f"is not a multiple of the {layer.groups} groups; give another number of groups."
             )
         return replace(self, layer=layer)
 

@@ -47,8 +47,8 @@ MAX_CLIPPED_SHARE = 0.05
 OVERSHOOT, OF_NOISE = 0.05, 2.0
 """A sample leaves the range if it is beyond it by this part of the contrast of the data, as edges overshoot slightly,
 and by this multiple of the noise, which is a large part of the contrast of small counts. On five stacks of 50 to 500
-counts and one with Gaussian noise of known size, at most 2.7 % (7.5 % without the second rule) of a stack of pollen left
-the range under the right kernel, and at least 15 % under one twice as wide."""
+counts and one with Gaussian noise of known size, at most 2.7 % (7.5 % without the second rule) of a stack of pollen
+left the range under the right kernel, and at least 15 % under one twice as wide."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
@@ -135,9 +135,7 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
     )
 
 
-def measure_clipping(
-    image: Tensor, data: Tensor, lowest: float, highest: float, *, noise: float = 0.0
-) -> Clipping:
+def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float, *, noise: float = 0.0) -> Clipping:
     """Measure how much of an estimate lies far beyond a range, for noise of this standard deviation in the data.
 
     If the data have the shape of the estimate, samples at the ends of the range do not count.

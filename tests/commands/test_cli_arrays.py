@@ -185,5 +185,5 @@ def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, refuses, save
     assert len(warning) < 290
     psf, words = save("psf", np.ones((3, 5, 5)) / 75), ["-o", tmp_path / "y.npy"]
     refuses("invert", picture, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="shape (kH, kW) for all channels.")
-    stack = save("stack", np.ones((7, 40, 44)))
-    refuses("invert", stack, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="or choose --dimensions 3 for stacks.")
+    stack, says = save("stack", np.ones((7, 40, 44))), "or choose --dimensions 3 for stacks."
+    refuses("invert", stack, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says=says)

@@ -284,3 +284,30 @@ def test_a_bug_keeps_its_traceback(gray, gentle, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", [["invert", "", "-k", "disk:2"], ["kernel", "make", "disk:2", "--output="]], ids=str)
 def test_an_empty_word_is_not_the_current_folder(refuses, words):
     refuses(*words, code=ExitCode.USAGE, says="one argument of the command is empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--stride", "2,3,4"], "each of the 2 axes of space, but is 2,3,4."),
+        (["--padding", "1:2:3"], "one for each axis, but is 1:2:3."),
+        (["--input-size", "0,5"], "each axis of space, but is 0,5."),
+        (["--axes", "Y"], "axes 'Y' name 1 axis, but"),
+        (["--groups", "3"], "has 1 channel on its first axis"),
+        (["-k", "disk:0"], "RADIUS must be a positive number."),
+        (["-k", "disk:5000"], "RADIUS is too large, since a kernel extends at most 1024"),
+        (["--max-iterations", "0"], "invalid value for '--max-iterations': input should be greater"),
+        (["--na", "1"], "no such option: --na; see deconv invert --help."),
+    ],
+)
+def test_values_are_shown_as_they_are_typed(deconv, gray, monkeypatch, words, says):
+    monkeypatch.chdir(gray.parent)
+    kernel = [] if "RADIUS" in says else ["-k", "disk:2"]
+    done = deconv("invert", gray.name, *kernel, *words, "-o", "x.png", "--lambda", "1", expect=tuple(ExitCode))
+    assert says in done.stderr
+    assert len(done.errors) == 1
+
+
+def test_an_invert_without_a_kernel_names_the_four_ways_shortly(refuses, gray):
+    sentence = refuses("invert", gray, code=ExitCode.USAGE, says=["--kernel FILE", "gaussian:1.5", "--factor FILE"])
+    assert len(sentence) < 220

@@ -86,7 +86,7 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
     assert "TELESCOP" in image.native_fields["FITS header"]
     assert "FILTER" in image.native_fields["FITS header"]
     assert read_image(tmp_path / "a.fits", series=2).dtype == "int16"
-    with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in \[1, 2\]"):
+    with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in 1, 2"):
         read_image(tmp_path / "a.fits", series=3)
 
 
