@@ -142,8 +142,8 @@ class Kernel(ShownInNotebook):
             )
         if n_first % layer.groups:
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {counted(n_first, 'channel')} on its first axis, which "
-                f"is not a multiple of the {layer.groups} groups; give another number of groups."
+                f"the kernel of shape {tuple(self.taps.shape)} has {counted(n_first, 'channel')} on its first axis, "
+                f"which is not a multiple of the {layer.groups} groups; give another number of groups."
             )
         return replace(self, layer=layer)
 
