@@ -170,6 +170,7 @@ def _sentence_of(error: Any) -> str:  # noqa: ANN401
     """Write an error of the command line as one sentence, with the nearest option and the place of the help."""
     names = {name.strip("-"): name for name in getattr(error, "possibilities", None) or ()}
     text = " ".join((error.message if names else error.format_message()).split()).rstrip(".")
+    text = re.sub("(?i)value error, |, unable to parse string as an? \\w+", "", text)
     text = re.sub("': [A-Z]", lambda found: found[0].lower(), text)
     meant = nearest_name(names, text.rpartition(" ")[2].strip("-"))
     hint = f"; perhaps you mean {names[meant]}" if meant else ""

@@ -265,6 +265,8 @@ class InvertWork(Work):
         """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
+        context = Context("invert", self.files, pick(self.device))
+        context.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
         progress.begin("finding the kernel")
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)

@@ -122,7 +122,7 @@ class RichardsonLucyEstimator(Estimator):
         self.gain, self.sigma = gain, sigma
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.n_steps = settings.iterations
-        how = "held-out samples" if gain is None else f"the discrepancy at {gain:.4g} units per count"
+        how = "held-out samples" if gain is None else f"the discrepancy at {counted(f'{gain:.4g}', 'unit')} per count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         ended = counted(self.n_steps, "iteration") if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}{replaced}")

@@ -1,6 +1,7 @@
 """`deconv kernel estimate` and `align`, and `deconv invert --kernel estimate`."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blur
 from PIL import Image
 from safetensors.torch import load_file
 
-from deconv_cli.commands import kernel_commands
+from deconv_cli.commands import invert, kernel_commands
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -108,6 +109,15 @@ def test_a_field_of_stars_is_told_how_to_measure_its_kernel(deconv, photo, tmp_p
     run = deconv(*words, tmp_path / "stars.tif", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
     assert f"deconv kernel from-beads {tmp_path / 'stars.tif'}" in run.stderr
     assert "from-beads" not in deconv(*words, photo).stderr
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_kernel_is_looked_for(deconv, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(invert, "estimate_kernel_of", lambda *_: pytest.fail("the kernel was looked for"))
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    (tmp_path / "there.png").touch()
+    for name, says in (("there.png", "exists already"), ("x.zarr", "needs the missing package zarr")):
+        run = deconv("invert", photo, "-k", "estimate", "-o", tmp_path / name, expect=ExitCode.USAGE)
+        assert says in run.stderr
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):

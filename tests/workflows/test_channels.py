@@ -121,7 +121,7 @@ def test_what_is_not_there_for_each_channel_is_refused(images):
         deconv_cli.forward(y, KERNELS[:2])
     with pytest.raises(ShapeError, match="a bias must have one number for each output channel"):
         deconv_cli.invert(y, KERNELS, lam=1e-3, bias=torch.ones(2))
-    with pytest.raises(ShapeError, match="truth should have the shape"):
+    with pytest.raises(ShapeError, match="truth should have 3 channels"):
         deconv_cli.invert(y, KERNELS, lam=1e-3, truth=images[:, :2])
     with pytest.raises(UsageError, match="λ was given for 2 channels, but the image"):
         deconv_cli.invert(y, KERNELS, lam=(1e-3, 1e-4))
