@@ -136,7 +136,7 @@ def _block_numbers(found: BlockReconstruction) -> list[Row]:
     measured = "not measured" if seam is None else f"{seam:.2g} of the range"
     expected = f"largest difference between neighboring blocks; {found.plan.halo.predicted:.2g} is expected"
     return [
-        ("Blocks", blocks, f"each restored with {counted(found.plan.halo, 'pixel')} around it"),
+        ("Blocks", blocks, f"each restored with {found.plan.halo} pixels around it"),
         ("Seams", measured, expected),
     ]
 
