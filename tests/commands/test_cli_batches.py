@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,8 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
-RECORDS = ["a.png", "b.jpg", "c.tif", "d.ome.tif", "e.npy", "f.safetensors", "g.zarr", "h.fits", "i.webp", "j.bmp"]
+RECORDS = ["a.png", "b.jpg", "c.tif", "d.ome.tif", "e.npy", "f.safetensors", "i.webp", "j.bmp"]
+RECORDS += [name for name, package in (("g.zarr", "zarr"), ("h.fits", "astropy")) if find_spec(package)]
 
 
 def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, gentle, tmp_path):
