@@ -136,7 +136,7 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
 
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
     says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
-    refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)
+    assert len(refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)) < 240
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def product(kernels: list[ContinuousKernel]) -> ContinuousKernel:
 def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
     if not half_width > 0:
-        raise UsageError(f"{name} must be a positive number.")
+        raise UsageError(f"{name} must be positive.")
     if half_width > MAX_REACH:
         raise UsageError(f"{name} is too large, since a kernel extends at most {MAX_REACH} pixels from its center.")
     return half_width
