@@ -70,8 +70,9 @@ def invert(
         _refuse_fixed(settings, kernel_options, kernel)
     elif not kernel and layers is None:
         raise UsageError(
-            "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of light, "
-            "a formula such as --kernel gaussian:1.5, --kernel estimate, which finds it in a picture, or --factor FILE."
+            "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of "
+            "light, a formula such as --kernel gaussian:1.5, --kernel estimate, which finds it in a picture, or "
+            "--factor FILE."
         )
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
