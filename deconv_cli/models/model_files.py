@@ -110,7 +110,7 @@ def read_model(
         own = named.model_class
         allowed += [(own, name) for name in globals_in(path) if name.rpartition(".")[2] == own.__name__]
     advice = 'allow a class that you trust with allowed_globals="NAME", or save the state_dict() alone'
-    by_name = "name the model's class with model={place}"
+    by_name = 'name the model\'s class with model="{place}"'
     found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
     if isinstance(found, nn.Module):
         check_module(path, found)

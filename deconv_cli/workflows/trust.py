@@ -206,9 +206,9 @@ def doubt_layer(
 
 
 _CAUSES = (
-    'padding or boundary may differ (try padding="valid"), the layer may have a stride, a dilation, groups, transposed '
-    "weights, a bias, noise or an activation such as ReLU, or the data are a picture (try "
-    'defaults="picture")'
+    'padding or boundary may differ (try padding="valid"), the layer may have a stride, a dilation, groups or '
+    "transposed weights (give stride=2, groups=4 or transposed=True), a bias, noise or an activation such as ReLU, or "
+    'the data are a picture (try defaults="picture")'
 )
 
 
