@@ -20,6 +20,10 @@ from deconv_cli.allocator import import_torch_uncollected, keep_freed_memory
 from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError, UsageError, as_too_large
+from deconv_cli.vocabulary import nearest_name
+
+WRONG_WORDS: Any = typer.BadParameter.__base__
+"""The base of all errors of a command line; which package it comes from depends on Typer."""
 
 
 class LazyGroup(TyperGroup):
@@ -152,9 +156,26 @@ def _reported() -> Iterator[None]:
 
         print_error(with_options(str(found)))
         raise typer.Exit(exit_code_for(found)) from error
+    except WRONG_WORDS as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        print_error(_sentence_of(error))
+        raise typer.Exit(ExitCode.USAGE) from error
     except KeyboardInterrupt as error:
         print_error("interrupted; unfinished files were not written.")
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+def _sentence_of(error: Any) -> str:  # noqa: ANN401
+    """Write an error of the command line as one sentence, with the nearest option and the place of the help."""
+    names = {name.strip("-"): name for name in getattr(error, "possibilities", None) or ()}
+    text = " ".join((error.message if names else error.format_message()).split()).rstrip(".")
+    text = re.sub("(?i)value error, |, unable to parse string as an? \\w+", "", text)
+    text = re.sub("': [A-Z]", lambda found: found[0].lower(), text)
+    meant = nearest_name(names, text.rpartition(" ")[2].strip("-"))
+    hint = f"; perhaps you mean {names[meant]}" if meant else ""
+    command = "" if error.ctx is None else f"; see {error.ctx.command_path} --help"
+    return f"{text[:1].lower()}{text[1:]}{hint}{command}."
 
 
 app = typer.Typer(

@@ -78,6 +78,12 @@ def read_chain(
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
         idle = [name for name, value in options.items() if value is not None]
+        one, layer = kernel[0] if kernel else None, others.get("--layer")
+        if idle and layer is not None and one is not None and model.model is not None:
+            raise UsageError(
+                f"{idle[0]} is for --layers; to undo one layer, write it to a file with deconv kernel extract {one} "
+                f"--model {model.model} --layer {layer} --output layer.safetensors and give that as --kernel."
+            )
         if idle:
             raise UsageError(f"{idle[0]} is for --layers, which is missing; add it, or leave {idle[0]} out.")
         return None

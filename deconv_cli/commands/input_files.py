@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deconv_cli.commands.console import print_note
 from deconv_cli.commands.parallel import Job
 from deconv_cli.errors import FileAccessError, UsageError
 
@@ -122,24 +123,31 @@ def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
     return [FoundFile(path, Path(os.path.relpath(path, base))) for path in paths if codec_named(path) is not None]
 
 
-def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]:
-    """Decide where each input's output goes.
+def lay_out(
+    inputs: list[Path], output: str | None, *, ending: str, command: str = "invert", is_quiet: bool = False
+) -> list[Job]:
+    """Decide where each input's output goes, and note how many files are left out.
 
     Args:
-        inputs: files, folders and patterns; a folder means every readable file below it, without the outputs of
-            an earlier run.
+        inputs: files, folders and patterns; a folder means every readable file below it. Of several files, those
+            that an earlier run of the command wrote are left out, unless there are no others.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.
+        command: the command that runs.
+        is_quiet: whether to print no note.
 
     Raises:
         UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
         FileAccessError: the file system does not take a name.
     """
     try:
-        jobs = _jobs(inputs, output, ending)
+        jobs, n_left_out = _jobs(inputs, output, ending, command)
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
+    if n_left_out and not is_quiet:
+        were = "file that deconv {} wrote was" if n_left_out == 1 else "files that deconv {} wrote were"
+        print_note(f"{n_left_out} {were.format(command)} left out; to take one again, give it alone")
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(
@@ -149,7 +157,8 @@ def lay_out(inputs: list[Path], output: str | None, *, ending: str) -> list[Job]
     return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)]
 
 
-def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
+def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> tuple[list[Job], int]:
+    """Pair the inputs with their outputs, and count the files that are left out."""
     found: dict[Path, FoundFile] = {}
     for file in (file for path in inputs for file in expand(path)):
         if file.is_named or file.path not in found:
@@ -157,25 +166,35 @@ def _jobs(inputs: list[Path], output: str | None, ending: str) -> list[Job]:
     from deconv_cli.io.codec import codec_named
     from deconv_cli.io.files import is_one_file
 
-    files = list(found.values())
-    is_single_file = len(inputs) == 1 and files[0].is_named
+    is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
+    files = _without_results(list(found.values()), output, ending, command)
+    n_left_out = len(found) - len(files)
     if output is None:
-        made = {_beside(file.path, ending) for file in files}
-        return [Job(file.path, _beside(file.path, ending)) for file in files if file.is_named or file.path not in made]
+        return [Job(file.path, _beside(file.path, ending)) for file in files], n_left_out
     is_folder = output.endswith(("/", os.sep)) or (Path(output).is_dir() and not is_one_file(Path(output)))
     if is_single_file and not is_folder:
-        return [Job(files[0].path, Path(output))]
+        return [Job(files[0].path, Path(output))], 0
     if is_one_file(Path(output)) or (codec_named(Path(output)) is not None and not is_folder):
         raise UsageError(f"several inputs need an output folder, but '{output}' names a file.")
     folder = Path(output)
-    return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in _outside(files, folder)]
+    return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in files], n_left_out
 
 
-def _outside(files: list[FoundFile], folder: Path) -> list[FoundFile]:
-    """Leave out files in the output folder, unless there are no others."""
-    inside = folder.resolve()
-    kept = [file for file in files if file.is_named or inside not in file.path.resolve().parents]
-    return kept or files
+def _without_results(files: list[FoundFile], output: str | None, ending: str, command: str) -> list[FoundFile]:
+    """Leave out results of earlier runs, by name, place or record; they stay if there is nothing else.
+
+    A file that an argument names is left out only beside its input, as a shell lists both for one pattern.
+    """
+    from deconv_cli.io.records import is_result_of
+
+    made = {_beside(file.path, ending) for file in files}
+    inside = None if output is None else Path(output).resolve()
+
+    def is_kept(file: FoundFile) -> bool:
+        is_outside = file.is_named or inside not in file.path.resolve().parents
+        return file.path not in made and is_outside and (file.is_named or not is_result_of(command, file.path))
+
+    return list(filter(is_kept, files)) or files
 
 
 def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:

@@ -18,7 +18,7 @@ from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, Layer
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
-from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of
+from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
@@ -68,12 +68,11 @@ def invert(
     """Undo the blur of images, and report how far to trust the result."""
     if factor is not None:
         _refuse_fixed(settings, kernel_options, kernel)
-    elif not kernel:
+    elif not kernel and layers is None:
         raise UsageError(
-            "deconv invert needs the kernel that blurred the input: --kernel FILE, a picture of a blurred point of "
-            "light, such as a star or a bead, or the layer's weights; --kernel estimate, which finds it in a picture; "
-            "an approximate formula, such as --kernel gaussian:1.5, disk:3 or motion:9@30; or --factor FILE, which "
-            "deconv factor wrote."
+            "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of "
+            "light, a formula such as --kernel gaussian:1.5, --kernel estimate, which finds it in a picture, or "
+            "--factor FILE."
         )
     idle = {"--factor": factor, **kernel_options.as_options()}
     chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
@@ -83,7 +82,7 @@ def invert(
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
-    jobs = lay_out(inputs, output, ending="_restored")
+    jobs = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
@@ -267,6 +266,8 @@ class InvertWork(Work):
         """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
+        context = Context("invert", self.files, pick(self.device))
+        context.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
         progress.begin("finding the kernel")
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)
@@ -280,7 +281,7 @@ class InvertWork(Work):
                 f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
                 f"{advice}."
             )
-        return self._restoration(_found_kernel(found)).restore(job, source, progress)
+        return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
 
 
 def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
@@ -294,7 +295,7 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
     return True
 
 
-def _found_kernel(found: KernelEstimate) -> LoadedKernel:
+def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.run import KernelInput
     from deconv_cli.report.run_record import describe_found
@@ -303,7 +304,7 @@ def _found_kernel(found: KernelEstimate) -> LoadedKernel:
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    notes = [f"the kernel was found in the picture: {describe_found(found)}"]
+    notes = [f"the kernel was found in the picture: {describe_found(found)}", *more_notes]
     if found.note is not None:
         notes.append(found.note)
     rival = close_rival(found)

@@ -127,7 +127,8 @@ def estimate(
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)
     rival = close_rival(found)
-    notes = [] if found.note is None or free else [found.note]
+    notes = search_notes(image, chosen)
+    notes += [] if found.note is None or free else [found.note]
     notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
@@ -191,7 +192,8 @@ def align(
         ("against as given", f"{found.evidence:+.1f} in log-likelihood"),
         ("light", chosen.reason),
     ]
-    print_kernel(printed, str(photo), rows, loaded.notes, record, output or sentence)
+    notes = [*loaded.notes, *search_notes(image, chosen)]
+    print_kernel(printed, str(photo), rows, notes, record, output or sentence)
 
 
 def light_of(image: ImageFile, light: str) -> ChosenLight:
@@ -207,6 +209,27 @@ def light_of(image: ImageFile, light: str) -> ChosenLight:
     recorded = RecordedConvolution.of_record(image.record)
     wanted = check_name(("auto", *Light), light, "light")
     return choose_light(wanted, image.tone_curve, None if recorded is None else recorded.light)
+
+
+def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
+    """Note what a search for the blur cannot know.
+
+    Colors without a profile are taken as linear in light, since instruments rarely write three colors; the power
+    spectrum of stars or beads is not that of a scene.
+    """
+    from deconv_cli.kernels.bead_psf import holds_points
+
+    if holds_points(light.to_light(_picture_of(image)).float().mean(0)):
+        return [
+            "most of the light lies in isolated points; if they are stars or beads, measure the kernel on them with "
+            f"deconv kernel from-beads {image.path} --output psf.safetensors"
+        ]
+    if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
+        return []
+    return [
+        "the colors have no ICC profile and are taken as linear in light; if a photo editor or a camera wrote this "
+        "file, add --light linear, which undoes its tone curve"
+    ]
 
 
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:

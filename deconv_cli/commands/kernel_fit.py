@@ -213,7 +213,7 @@ def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
     """Match sharp and blurred files: files by their order, and those of two folders by their names."""
     if len(paths) % 2:
         raise UsageError(
-            f"sharp and blurred pictures must come in pairs, but there are {len(paths)} files; add the missing one."
+            f"sharp and blurred pictures must come in pairs, but there are {len(paths)} of them; add the missing one."
         )
     return [pair for both in zip(paths[::2], paths[1::2], strict=True) for pair in _matched(*both)]
 

@@ -228,4 +228,5 @@ def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput)
     if curve is not None:  # in the dark a little light too few is many stored values
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
     limits = np.iinfo(prepared.dtype)
-    return replace(result, clipping=measure_clipping(image, data, float(limits.min), float(limits.max)))
+    ends = float(limits.min), float(limits.max)
+    return replace(result, clipping=measure_clipping(image, data, *ends, noise=result.noise_sigma))

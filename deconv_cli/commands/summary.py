@@ -205,7 +205,7 @@ def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple
         to_trust = "not to be trusted: see below"
     else:
         to_trust = f"trust {format_percent(share)} of the pixels" + (
-            f", from {depth} pixels inside the edge" if depth else ""
+            f", from {counted(depth, 'pixel')} inside the edge" if depth else ""
         )
     real = "" if actual is None else f" (truly {actual:.3g})"
     return "expected error", f"{size:.3g}{unit}{real}; {to_trust}"

@@ -145,6 +145,8 @@ _NO_SPACE = re.compile(r"\d+ requested and \d+ written")
 _OBJECT = re.compile(r"<[A-Za-z_][\w.]*(?: [^<>]*)?>:?\s*")
 _SLIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 """Errors of a codec that trusts a damaged file; their messages are about its code."""
+_CODE = re.compile(r"\w_\w|\bb'|[=<>{}\[\]\\]|\('|\w+Error\b|\b(?:argument|buffer|dtype|object|reshape|unpack)\b")
+"""Marks of a message about the code of a codec, which a person who reads it cannot act on."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -178,6 +180,8 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
         raise TooLargeError(f"'{path}' needs more memory than there is; crop or split it first.") from error
     except (Exception, RecursionError) as error:
         reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
+        why = re.sub(r"\s*\([^()]*\)", "", reason) if _CODE.search(reason) else reason
+        why = "" if _CODE.search(why) or why == type(error).__name__ else f" ({why})"
         raise MalformedInputError(
-            f"'{path}' cannot be read as {format_name} ({reason}); it is damaged, cut short or of an unsupported kind."
+            f"'{path}' cannot be read as {format_name}{why}; it is damaged, cut short or of an unsupported kind."
         ) from error

@@ -21,7 +21,7 @@ from deconv_cli.io.layout import (
     tensor_axes,
 )
 from deconv_cli.io.metadata import Metadata
-from deconv_cli.vocabulary import Light
+from deconv_cli.vocabulary import Light, counted
 
 if TYPE_CHECKING:
     import torch
@@ -162,10 +162,12 @@ class ImageFile:
             spans = "1 axis" if dimensions == 1 else f"{dimensions} axes"
             n_axes = max(len(self.axes), dimensions)
             letters = letters_of_tensor(n_axes, dimensions) or f"T{letters_of_tensor(5, dimensions)}"
+            advice, n_named = f'choose axes="{letters}" if this is wrong', len(self.axes.replace("S", ""))
+            if n_named < dimensions:
+                advice = f"give a kernel with {counted(n_named, 'axis', 'axes')}"
             raise UsageError(
                 f"the kernel spans {spans} ({space}), but the image '{self.path}' of shape {self.shape} has axes "
-                f'{self.axes}; name the axes if this is wrong, for instance axes="{letters}", or give a kernel with '
-                "fewer axes."
+                f"{self.axes}; {advice}."
             )
         return axes, ()
 
@@ -266,7 +268,8 @@ def image_of(path: Path, codec: Codec, stored: StoredImage, sha256: str, axes: s
 
 def read_stored(path: Path, codec: Codec, member: str | int | None = None) -> StoredImage:
     """Read one array by a codec; turn every error into an `InputRefusedError`."""
-    with refusing_damage(path, f"a {codec.name} file"):
+    article = "an" if codec.name[0] in "AEIO" else "a"
+    with refusing_damage(path, f"{article} {codec.name} file"):
         return codec.read(path, member)
 
 

@@ -37,7 +37,8 @@ class Layout:
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.sizes):
             raise UsageError(
-                f"axes '{self.axes}' name {len(self.axes)} axes, but the shape {self.sizes} has {len(self.sizes)}."
+                f"axes '{self.axes}' name {counted(len(self.axes), 'axis', 'axes')}, but the shape "
+                f"{self.sizes} has {len(self.sizes)}."
             )
         if not self.axes.isalpha():
             raise UsageError(f"axes '{self.axes}' must be letters, one for each axis, for instance CYX.")

@@ -62,6 +62,12 @@ class BeadCensus:
     is_background: Tensor
 
 
+OF_POINTS, OF_ALL_LIGHT, WIDEST_POINT = 20.0, 0.4, 512
+"""Kurtosis of light in isolated points, the most of it that the brightest point holds, and pixels that are looked at.
+Fields of 8 to 800 stars had 20 to 870 and at most 0.38; the moon and a cell have as large a kurtosis, but one spot
+holds at least 0.5 of their light. Of 25 pictures of other things one passed, a launch at night."""
+
+
 def clipped_mean(values: Tensor) -> tuple[float, float]:
     """Give mean and standard deviation of values less those that stand out, iteratively."""
     kept = values.flatten()
@@ -72,6 +78,19 @@ def clipped_mean(values: Tensor) -> tuple[float, float]:
             break
         kept = kept[inside]
     return float(kept.mean()), float(kept.std()) if len(kept) > 1 else 0.0
+
+
+def holds_points(light: Tensor) -> bool:
+    """Return whether most of the light of a picture, shape `(H, W)`, lies in isolated points, as stars and beads do."""
+    squares = (light.double() - light.double().mean()).square()
+    if bool(squares.square().mean() <= OF_POINTS * squares.mean().square()):
+        return False
+    level, noise = clipped_mean(light)
+    above = (light - level - CLIP * noise).clamp_min(0)
+    row, column = divmod(int(above.argmax()), above.shape[1])
+    height, width = (min(n, WIDEST_POINT) for n in above.shape)
+    centered = above.roll((height // 2 - row, width // 2 - column), (0, 1))[:height, :width]
+    return bool(connected(centered).sum() < OF_ALL_LIGHT * above.sum())
 
 
 def find_maxima(image: Tensor) -> tuple[Tensor, Tensor]:

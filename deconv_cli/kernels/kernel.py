@@ -18,7 +18,7 @@ from deconv_cli.operators.geometry import Geometry, LayerGeometry, Padding, pick
 from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.varying_convolution import VaryingConvolution
 from deconv_cli.registry import ShownInNotebook
-from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, format_percent, format_size
+from deconv_cli.vocabulary import AXES_BY_SHAPE, Size, counted, format_percent, format_size
 
 AXIS_NAMES = ("D", "H", "W")
 """What the axes of space are called in messages, the last ones first needed."""
@@ -142,8 +142,8 @@ class Kernel(ShownInNotebook):
             )
         if n_first % layer.groups:
             raise ShapeError(
-                f"the kernel of shape {tuple(self.taps.shape)} has {n_first} channels on its first axis, which is not "
-                f"a multiple of the {layer.groups} groups; give another number of groups."
+                f"the kernel of shape {tuple(self.taps.shape)} has {counted(n_first, 'channel')} on its first axis, "
+                f"which is not a multiple of the {layer.groups} groups; give another number of groups."
             )
         return replace(self, layer=layer)
 
@@ -271,10 +271,11 @@ class Kernel(ShownInNotebook):
         self._check_axes(images)
         expected, found = self.taps.shape[0], images.shape[self.channel_axis]
         if found != expected:
+            may_be_stacks = self.n_axes == 2 and max(images.shape[:-2]) > 1
             raise ShapeError(
-                f"the kernel of shape {(expected, *self.size)} is one for each of {expected} channels, but the image "
-                f"of shape {tuple(images.shape)} has {found}; give one for each, or one of shape "
-                f"({name_taps(self.n_axes)}) for all{_STACK_HINT if self.n_axes == 2 else ''}."
+                f"the kernel of shape {(expected, *self.size)} is for {expected} channels, but the image of shape "
+                f"{tuple(images.shape)} has {found}; give one of shape ({name_taps(self.n_axes)}) for all channels"
+                f"{', or choose dimensions=3 for stacks' if may_be_stacks else ''}."
             )
 
     def split(self, images: Tensor, *, are_outputs: bool = False) -> Tensor:
@@ -344,12 +345,6 @@ def count_axes(kernel: Tensor, dimensions: int | None = None) -> int:
 def name_taps(n_axes: int) -> str:
     """Name the axes of a kernel in a message: `kH, kW` for two."""
     return ", ".join(f"k{axis}" for axis in AXIS_NAMES[-n_axes:])
-
-
-_STACK_HINT = (
-    ", or choose dimensions=3 if the three axes of the kernel are those of a stack, dimensions=1 if it is a layer of "
-    "signals"
-)
 
 
 def _check_range(kernel: Tensor, dtype: torch.dtype) -> None:

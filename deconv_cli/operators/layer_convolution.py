@@ -28,7 +28,7 @@ from deconv_cli.operators.spectrum import (
     kernel_spectrum,
     singular_values,
 )
-from deconv_cli.vocabulary import Size
+from deconv_cli.vocabulary import Size, counted
 
 TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 """torch's own transposed convolutions, by the number of axes."""
@@ -113,8 +113,8 @@ class LayerConvolution(Convolution):
         self.geometry.check_boundary(self.boundary)
         if kernel.shape[0] % options.groups:
             raise ShapeError(
-                f"a kernel of shape {tuple(kernel.shape)} has {kernel.shape[0]} channels on its first axis, which is "
-                f"not a multiple of the {options.groups} groups; give another number of groups."
+                f"a kernel of shape {tuple(kernel.shape)} has {counted(kernel.shape[0], 'channel')} on its first axis, "
+                f"which is not a multiple of the {options.groups} groups; give another number of groups."
             )
         self.correlation, self.extension = self._parts(kernel, self.layer_geometry)
         if options.transposed:

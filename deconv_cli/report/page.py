@@ -46,7 +46,14 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     certificate = ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")
     shares = (diagnosis.null_share_of_data, diagnosis.null_share_of_estimate)
     of_data, of_estimate = (format_percent(share) if share > 1e-9 else "0 %" for share in shares)
-    source = "given by the user" if tests.is_noise_given else "at most: estimated from the quietest frequencies"
+    sigmas = {model.sigma for model in result.noise if model.sigma is not None}
+    noise, source = tests.noise, "estimated from the quietest frequencies"
+    if tests.is_noise_given:
+        source = "given by the user"
+    elif len(sigmas) == 1:
+        noise, source = sigmas.pop(), "estimated from the data"
+    elif noise is None:
+        source = "no frequency shows the noise alone"
     rows = [
         certificate if solution.status.has_certificate else ("Steps", str(solution.n_iterations), solution.ending),
         (
@@ -54,7 +61,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{result.residual.root_mean_square:.3g} rms",
             f"{format_percent(result.residual.relative, 3)} of the data",
         ),
-        ("Noise of the data", "unknown" if tests.noise is None else f"{tests.noise:.3g}", source),
+        ("Noise of the data", "unknown" if noise is None else f"{noise:.3g}", source),
         ("Condition", f"{result.spectrum.condition:.3g}", "by how much the exact inverse amplifies noise"),
         ("Null space", f"{of_data}, {of_estimate}", "energy of data and estimate that the kernel removes"),
     ]

@@ -122,7 +122,7 @@ class RichardsonLucyEstimator(Estimator):
         self.gain, self.sigma = gain, sigma
         self.tolerance = DEFAULT_TOLERANCE if settings.tolerance is None else settings.tolerance
         self.n_steps = settings.iterations
-        how = "held-out samples" if gain is None else f"the discrepancy at {gain:.4g} units per count"
+        how = "held-out samples" if gain is None else f"the discrepancy at {counted(f'{gain:.4g}', 'unit')} per count"
         how = how if sigma is None else f"a residual as large as the noise, σ {sigma:.3g}"
         ended = counted(self.n_steps, "iteration") if self.n_steps else f"stopped by {how}{origin and f', {origin}'}"
         self.choice = Choice("richardson-lucy", f"{GIVEN}; {ended}{replaced}")
@@ -200,7 +200,7 @@ def _counts(y: Tensor) -> Tensor:
     lowest, highest = synchronize.as_number(y.min()), synchronize.as_number(y.max())
     if lowest < -ROUNDING * max(highest, 0.0):
         raise UsageError(
-            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}; subtract "
-            "the background, so that black is zero, and set negative samples to zero."
+            f"method richardson-lucy counts light, from zero upwards, but the lowest sample is {lowest:.4g}, as after "
+            f"subtracting a background; add at least {-lowest:.4g} to all samples, best the whole background."
         )
     return y.clamp_min(0)

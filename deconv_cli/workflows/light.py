@@ -12,7 +12,7 @@ from deconv_cli.errors import UsageError, check_type
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.axes import crop
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ArithmeticDType, LambdaRule, Light
+from deconv_cli.vocabulary import ROUNDING_NOISE, ArithmeticDType, LambdaRule, Light
 from deconv_cli.workflows.arithmetic import pick_dtype
 
 RECORDED = "recorded in the file by deconv forward"
@@ -20,6 +20,8 @@ _CLEARLY = 2.5
 """Factor between the whiteness of two residuals at which one light is called better. The wrong light was whiter by at
 most 1.6 on 6 photographs, under three kernels, and on 16 others, under two kernels and two sizes of noise, as JPEG."""
 _TILE, _LARGEST_KERNEL = 256, 64
+_FLAT = 4.0
+"""Times the noise of rounding: a tile without more contrast says nothing about its light."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +32,13 @@ class ChosenLight:
         light: light, or the samples as they are stored.
         reason: the reason, a sentence without its full stop.
         curve: the tone curve to undo; `None` for stored samples.
+        is_assumed: whether samples that may have a tone curve are taken as linear in light.
     """
 
     light: Light
     reason: str
     curve: ToneCurve | None
+    is_assumed: bool = False
 
     def to_light(self, stored: Tensor, dtype: ArithmeticDType | str | None = None) -> Tensor:
         """Undo the curve, if there is one, in the precision of the arithmetic; shape `(*, C, H, W)`."""
@@ -63,6 +67,8 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     window = tuple(min(n, _TILE) for n in size)
     start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
     images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0], start, window).float()
+    if float(images.std()) < _FLAT * ROUNDING_NOISE:
+        return None
     middle, found = images.shape[0] // 2, {}
     kernel = replace(kernel, taps=kernel.taps.detach().to(images))
     extension = PeriodicExtension(kernel, window, boundary="unknown", penalty="gradient")
@@ -93,7 +99,8 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     else:
         light, why = Light.STORED, "without an ICC profile they count as light"
     if light is Light.STORED:
-        return ChosenLight(light, f"in the samples as they are stored: {why}", None)
+        is_assumed = wanted == "auto" and recorded is None and curve is not None
+        return ChosenLight(light, f"in the samples as they are stored: {why}", None, is_assumed)
     if curve is None:
         raise UsageError(
             "light=linear needs the tone curve of the samples, which is not known: they are not a picture of 8 or 16 "

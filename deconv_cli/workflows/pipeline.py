@@ -32,7 +32,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, format_size
+from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.clipped_filling import ceiling_of, find_bounds, with_ceiling
@@ -443,6 +443,10 @@ def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, image_size: Size) 
     axis = kernel.channel_axis
     n_channels = data.shape[axis] if kernel.is_per_channel else kernel.n_inputs(data.shape[axis])
     expected = (*data.shape[:axis], n_channels, *image_size)
+    if truth.ndim == len(expected) and truth.shape[axis] != n_channels:
+        raise ShapeError(
+            f"the truth should have {counted(n_channels, 'channel')}, as the estimate has, but has {truth.shape[axis]}."
+        )
     if tuple(truth.shape) != expected:
         raise ShapeError(
             f"the truth should have the shape of the estimate, {format_size(image_size)} pixels or {expected} in all, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -125,11 +125,14 @@ class Reconstruction(ShownInNotebook):
     def doubts(self) -> tuple[Doubt, ...]:
         """Reasons not to trust the result as it is; empty if there are none."""
         if self.channels:
-            found = [
-                replace(doubt, sentence=f"channel {number}: {doubt.sentence}")
-                for number, channel in enumerate(self.channels, start=1)
-                for doubt in channel.doubts
-                if doubt.reason is not DoubtReason.ERROR  # other channels may be right
+            doubts = [(n, doubt) for n, channel in enumerate(self.channels, start=1) for doubt in channel.doubts]
+            reasons = dict.fromkeys(doubt.reason for _, doubt in doubts if doubt.reason is not DoubtReason.ERROR)
+            found = [  # as to the error, other channels may be right
+                Doubt(reason, sentence)
+                for reason in reasons
+                for sentence in _of_channels(
+                    [(n, doubt.sentence) for n, doubt in doubts if doubt.reason is reason], len(self.channels)
+                )
             ]
             # What is written may have another range than the data of a channel had.
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
@@ -189,13 +192,14 @@ class Reconstruction(ShownInNotebook):
     @property
     def cautions(self) -> tuple[str, ...]:
         """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
-        found = []
+        of_channels: list[tuple[int, str]] = []
         for number, part in enumerate(self.channels or (self,), start=1):
             choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             for warning in (choice and choice.warning, of_residual):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
-                    found.append(f"channel {number}: {warning}" if self.channels else warning)
+                    of_channels.append((number, warning))
+        found = _of_channels(of_channels, len(self.channels))
         found += [] if self.light_caution is None else [self.light_caution]
         if self.well_posedness is not None and self.well_posedness.is_well_posed is False:
             found.append(self.well_posedness.reason)
@@ -213,6 +217,12 @@ class Reconstruction(ShownInNotebook):
             return ()
         choice = self.lambda_choice
         return (model if choice is None else replace(model, sigma=choice.sigma),)
+
+    @property
+    def noise_sigma(self) -> float:
+        """The largest known standard deviation of the noise of the data; 0 if none is known."""
+        of_error = [] if self.predicted_error is None else [self.predicted_error.sigma]
+        return max([0.0, *of_error, *(model.sigma or 0.0 for model in self.noise)])
 
     @property
     def is_condition_known(self) -> bool:
@@ -272,6 +282,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
     worst = next((part for part in parts if not part.is_trusted), first)
     doubtful = next((part for part in parts if part.lambda_choice and part.lambda_choice.warning), first)
     order = {False: 0, None: 1, True: 2}
+    of_channels = [(number, note) for number, part in enumerate(parts, start=1) for note in part.notes]
     assessed = [part.well_posedness for part in parts if part.well_posedness is not None]
     lam = (
         first.reasons.lam if first.lambda_choice is None else f"each channel separately, the first {first.reasons.lam}"
@@ -289,7 +300,7 @@ def join_channels(parts: Sequence[Reconstruction], resolution: ResolvedInput, n_
         well_posedness=min(assessed, key=lambda found: order[found.is_well_posed]) if assessed else None,
         lambda_choice=doubtful.lambda_choice,
         predicted_error=_predicted(parts, n_axes),
-        notes=(*resolution.notes, *_notes(parts)),
+        notes=(*resolution.notes, *_of_channels(of_channels, len(parts))),
     )
     return replace(joined, channels=tuple(_views(parts, joined, n_axes)))
 
@@ -306,21 +317,24 @@ def _views(parts: Sequence[Reconstruction], joined: Reconstruction, n_axes: int)
         yield replace(part, image=images[c], solution=solution, predicted_error=predicted)
 
 
-def _notes(parts: Sequence[Reconstruction]) -> list[str]:
-    """Name the channels of each note; notes that differ only in numbers become one that lists the numbers."""
+def _of_channels(sentences: Iterable[tuple[int, str]], n_channels: int) -> list[str]:
+    """Name the channels of each sentence, unless it is the same for all of several; an image as a whole has 0.
+
+    Sentences that differ only in numbers become one that lists the numbers.
+    """
     found: dict[tuple[str, ...], list[list[str]]] = {}
-    for number, part in enumerate(parts, start=1):
-        for note in part.notes:
-            words, numbers = NUMBER.split(note), NUMBER.findall(note)
-            found.setdefault(tuple(words), []).append([str(number), *numbers])
-    notes = []
+    for number, sentence in sentences:
+        words, numbers = NUMBER.split(sentence), NUMBER.findall(sentence)
+        found.setdefault(tuple(words), []).append([str(number), *numbers])
+    named = []
     for (first, *words), rows in found.items():
-        channels, *numbers = (
-            ", ".join(column if len(set(column)) > 1 else column[:1]) for column in zip(*rows, strict=True)
-        )
-        note = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
-        notes.append(f"channel{'s' if ',' in channels else ''} {channels}: {note}")
-    return notes
+        columns = list(zip(*rows, strict=True))
+        channels, *numbers = (", ".join(column if len(set(column)) > 1 else column[:1]) for column in columns)
+        sentence = first + "".join(number + word for number, word in zip(numbers, words, strict=True))
+        is_same = len(rows) == n_channels > 1 and all(len(set(column)) == 1 for column in columns[1:])
+        which = "" if is_same or not n_channels else f"channel{'s' if ',' in channels else ''} {channels}: "
+        named.append(f"{which}{sentence}")
+    return named
 
 
 def _solution(parts: Sequence[Solution], n_axes: int) -> Solution:

@@ -175,3 +175,15 @@ def test_only_samples_at_the_white_of_their_file_are_full(deconv, tmp_path, dtyp
     options = ["--lambda", "1e-3", "--light", "stored", "--json", "-o", tmp_path / "x.npy"]
     report = deconv("invert", tmp_path / "a.tif", "-k", "gaussian:1", *options, expect=tuple(ExitCode)).report
     assert any("samples are saturated" in note for note in report["notes"]) == is_full
+
+
+def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, refuses, save, tmp_path):
+    picture = save("cells", 200 * np.random.default_rng(0).random((40, 44)))
+    run = deconv("invert", picture, "-k", "gaussian:1", "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
+    (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
+    assert warning.endswith("or the data are a picture (try --defaults picture)")
+    assert len(warning) < 350
+    psf, words = save("psf", np.ones((3, 5, 5)) / 75), ["-o", tmp_path / "y.npy"]
+    refuses("invert", picture, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="shape (kH, kW) for all channels.")
+    stack, says = save("stack", np.ones((7, 40, 44))), "or choose --dimensions 3 for stacks."
+    refuses("invert", stack, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says=says)

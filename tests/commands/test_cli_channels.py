@@ -84,7 +84,7 @@ def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, t
     out = ["-o", tmp_path / "out.tif"]
     says = ["several kernels must each", "(3, 9, 9)"]
     refuses("invert", photograph, "--kernel", one, *several, *out, code=ExitCode.INPUT_REFUSED, says=says)
-    says = ["each of 2 channels", "has 3"]
+    says = ["is for 2 channels", "has 3"]
     refuses("invert", photograph, *several[:4], *out, code=ExitCode.INPUT_REFUSED, says=says)
     factor = ["factor", "--size", "8,8", "-o", tmp_path / "f.safetensors"]
     refuses(
@@ -136,7 +136,7 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
 
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
     says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
-    refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)
+    assert len(refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)) < 240
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,15 @@ from deconv_cli.commands.exit_codes import ExitCode
 LENET = f"{FIXTURES / 'lenet.py'}:LeNet5"
 SHAPED = ("--model", LENET, "--input-shape", "4,1,32,32")
 
+
+OWN = """from torch import nn
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x)
+"""
 
 Net = load_fixture("detached").Base
 
@@ -58,6 +69,29 @@ class TestRead:
         torch.save({"epoch": 3, "state_dict": state}, tmp_path / "checkpoint.pt")
         report = deconv("check-grad", tmp_path / "checkpoint.pt", *SHAPED, "--json").report
         assert any("'state_dict'" in note for note in report["notes"])
+
+
+def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, refuses, tmp_path, monkeypatch):
+    """Followed word by word, they lead to a restored file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own.py").write_text(OWN, encoding="utf-8")
+    torch.save(importlib.import_module("own").Own(), "model.pt")
+    torch.save(torch.rand(1, 2, 9, 9), "x.pt")
+    words, kernel = ["invert", "x.pt", "-o", "y.pt"], ["--kernel", "model.pt"]
+    refused = {"code": ExitCode.INPUT_REFUSED}
+    extract = "deconv kernel extract model.pt --model own.py:Own --layer NAME --output layer.safetensors"
+    refuses(*words, *kernel, "--layer", "conv", **refused, says=extract)
+    says = extract.replace("NAME", "conv")
+    refuses(*words, *kernel, "--layer", "conv", "--model", "own.py:Own", code=ExitCode.USAGE, says=says)
+    for command in (("kernel", "extract"), ("check-grad",)):
+        sentence = refuses(*command, "model.pt", **refused, says="name the model's class with --model own.py:Own.")
+        assert "--allow-global" not in sentence
+    deconv(*says.split()[1:])
+    answer = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
+    deconv(*words, "--kernel", "layer.safetensors", "--lambda", "1e-2", "-q", expect=answer)
+    deconv("check-grad", "model.pt", "--model", "own.py:Own", "--input-shape", "1,2,9,9", "-q")
+    refuses("invert", "x.pt", "--layers", "conv", code=ExitCode.USAGE, says="--layers needs one --kernel FILE")
 
 
 class TestRefused:

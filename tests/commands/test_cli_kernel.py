@@ -1,13 +1,18 @@
 """`deconv kernel estimate` and `align`, and `deconv invert --kernel estimate`."""
 
+import re
+import sys
+
 import numpy as np
 import pytest
+import tifffile
 import torch
+from bead_scenes import scene
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
 from safetensors.torch import load_file
 
-from deconv_cli.commands import kernel_commands
+from deconv_cli.commands import invert, kernel_commands
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -75,14 +80,44 @@ def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
     assert report["kernel"]["estimate"]["family"] == "disk"
     assert report["kernel"]["path"].startswith("disk:3.")
     (note,) = [note for note in report["notes"] if "was found in the picture" in note]
-    assert note.endswith(" times less likely")
-    assert "e^" not in note
+    assert re.search(r"next comes \S+, -\d+\.\d in log-likelihood$", note)
     assert "--kernel=disk:3." in report["rerun"]
     reach = make_kernel("disk:3.3").shape[0] // 2
     truth = sharp_picture("camera")[0, reach:-reach, reach:-reach].double()
     blurred = torch.from_numpy(np.asarray(Image.open(photo)).copy()).double()
     restored = torch.from_numpy(np.asarray(Image.open(target)).copy()).double()
     assert float((restored - truth).square().mean()) < 0.5 * float((blurred - truth).square().mean())
+
+
+def test_colors_of_a_tiff_file_without_a_profile_may_be_a_developed_photograph(deconv, photo, tmp_path):
+    gray = np.asarray(Image.open(photo)).astype(np.uint16) * 257
+    color, plain = tmp_path / "color.tif", tmp_path / "gray.tif"
+    tifffile.imwrite(color, np.stack([gray] * 3, axis=-1), photometric="rgb")
+    tifffile.imwrite(plain, gray)
+    words = ["--family", "disk"]
+    assert "add --light linear" in deconv("kernel", "estimate", color, *words).stderr
+    for path, light in ((plain, "auto"), (color, "linear"), (color, "stored")):
+        assert "--light" not in deconv("kernel", "estimate", path, *words, "--light", light).stderr
+    found = deconv("invert", color, "-k", "estimate", "-o", tmp_path / "x.tif", "--prior", "quadratic")
+    assert len(re.findall("add --light linear", found.stderr)) == 1
+
+
+def test_a_field_of_stars_is_told_how_to_measure_its_kernel(deconv, photo, tmp_path):
+    stars = scene((192, 192), (1.6, 1.6), 24, counts=3000.0)
+    tifffile.imwrite(tmp_path / "stars.tif", stars.numpy().astype("float32"))
+    words = ["kernel", "estimate", "--family", "gaussian"]
+    run = deconv(*words, tmp_path / "stars.tif", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert f"deconv kernel from-beads {tmp_path / 'stars.tif'}" in run.stderr
+    assert "from-beads" not in deconv(*words, photo).stderr
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_kernel_is_looked_for(deconv, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(invert, "estimate_kernel_of", lambda *_: pytest.fail("the kernel was looked for"))
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    (tmp_path / "there.png").touch()
+    for name, says in (("there.png", "exists already"), ("x.zarr", "needs the missing package zarr")):
+        run = deconv("invert", photo, "-k", "estimate", "-o", tmp_path / name, expect=ExitCode.USAGE)
+        assert says in run.stderr
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):

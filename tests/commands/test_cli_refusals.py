@@ -105,7 +105,7 @@ class TestKernels:
 
     def test_colored_picture_as_kernel(self, refuses, gray, photograph, tmp_path, command):
         words = [command, gray, "-k", photograph, "-o", tmp_path / "x.tif", "--no-clean-kernel"]
-        refuses(*words, code=ExitCode.INPUT_REFUSED, says="one for each of 3 channels, but the image of shape")
+        refuses(*words, code=ExitCode.INPUT_REFUSED, says="is for 3 channels, but the image of shape")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -150,12 +150,15 @@ class TestOptions:
         done = deconv(*words, *option, expect=ExitCode.USAGE)
         assert done.stdout == ""
         assert option[0] in done.stderr
-        assert "Traceback" not in done.stderr
+        assert done.errors == done.stderr.splitlines()
+        assert done.errors[0].endswith(".")
         assert listing(tmp_path) == before
 
     def test_no_kernel_and_no_input(self, deconv, gray, command):
         assert "--kernel" in deconv(command, gray, expect=ExitCode.USAGE).stderr
         assert "INPUT" in deconv(command, "-k", gray, expect=ExitCode.USAGE).stderr
+        (error,) = deconv(command, gray, "-k", gray, "--padd", "2", expect=ExitCode.USAGE).stderr.splitlines()
+        assert error == f"error: no such option: --padd; perhaps you mean --padding; see deconv {command} --help."
 
 
 @pytest.mark.parametrize(
@@ -220,3 +223,26 @@ def test_a_bug_keeps_its_traceback(gray, gentle, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", [["invert", "", "-k", "disk:2"], ["kernel", "make", "disk:2", "--output="]], ids=str)
 def test_an_empty_word_is_not_the_current_folder(refuses, words):
     refuses(*words, code=ExitCode.USAGE, says="one argument of the command is empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--stride", "2,3,4"], "each of the 2 axes of space, but is 2,3,4."),
+        (["--padding", "1:2:3"], "one for each axis, but is 1:2:3."),
+        (["--input-size", "0,5"], "each axis of space, but is 0,5."),
+        (["--axes", "Y"], "axes 'Y' name 1 axis, but"),
+        (["--groups", "3"], "has 1 channel on its first axis"),
+        (["-k", "disk:0"], "RADIUS must be positive."),
+        (["-k", "disk:5000"], "RADIUS is too large, since a kernel extends at most 1024"),
+        (["--max-iterations", "0"], "invalid value for '--max-iterations': input should be greater"),
+        (["--device", "tpu"], "invalid value for '--device': 'tpu' is not one of 'auto', 'cpu'"),
+        (["--na", "1"], "no such option: --na; see deconv invert --help."),
+    ],
+)
+def test_values_are_shown_as_they_are_typed(deconv, gray, monkeypatch, words, says):
+    monkeypatch.chdir(gray.parent)
+    kernel = [] if "RADIUS" in says else ["-k", "disk:2"]
+    done = deconv("invert", gray.name, *kernel, *words, "-o", "x.png", "--lambda", "1", expect=tuple(ExitCode))
+    assert says in done.stderr
+    assert len(done.errors) == 1

@@ -153,8 +153,8 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
         refuses(*words, "-o", tmp_path / "o.safetensors", code=code, says=says)
 
     refused("invert", film, "--kernel", psf, says=["spans 3 axes (ZYX)", "has axes TYX", "--axes ZYX"])
-    refused("invert", plane, "--kernel", psf, says=["spans 3 axes", "has axes YX"])
-    says = ["one for each of 3 channels", "--dimensions 3"]
+    refused("invert", plane, "--kernel", psf, says=["spans 3 axes", "has axes YX; give a kernel with 2 axes."])
+    says = ["is for 3 channels", "--dimensions 3"]
     refused("forward", stack, "--kernel", kernel, says=says, code=ExitCode.INPUT_REFUSED)
     refused("forward", stack, "--kernel", kernel, "--axes", "ZYYX", says="axes 'ZYYX'")
     refused("forward", stack, "--kernel", kernel, "--axes", "Z1X", says="axes 'Z1X' must be letters")

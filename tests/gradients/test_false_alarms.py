@@ -237,3 +237,28 @@ def test_a_minimum_is_no_fault_and_a_loss_of_steps_is_one(rounded, verdict):
 
     report = deconv_cli.check_gradients(model, x, loss=loss, target=target)
     assert [str(finding.verdict) for finding in report.parameters] == [verdict]
+
+
+class _Joined(nn.Module):
+    """Joins the outputs of two layers, and returns a part that holds only the first."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.kept, self.cut, self.part = nn.Linear(4, 3), nn.Linear(4, 3), part
+
+    def forward(self, x):
+        return self.part(torch.cat([self.kept(x), self.cut(x)], 1))
+
+
+@pytest.mark.parametrize(
+    ("part", "verdict", "why"),
+    [
+        (lambda joined: joined[:, :3], "ZERO", "a slice, an index or a mask leaves it out"),
+        (lambda joined: joined[:, torch.arange(3)], "NOT REACHED", "chooses no value of this parameter in this batch"),
+    ],
+)
+def test_what_is_cut_off_behind_a_layer_is_said_to_be_cut_off(part, verdict, why):
+    report = deconv_cli.check_gradients(_Joined(part), torch.randn(5, 4))
+    (found,) = [finding for finding in report.parameters if finding.name == "cut.weight"]
+    assert found.verdict == verdict
+    assert why in found.causes[0].why

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, changed, load_fixture, run_text, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, load_fixture, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -32,6 +32,24 @@ def test_a_sound_script_is_run_without_an_edit(name, capsys):
     assert [str(finding.verdict) for finding in found.general if finding.is_fault] == []
     assert str(found).startswith("Training can work")
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("", "no operation of forward reads this parameter; "),
+        ("extra = self.side(x)", "forward uses this parameter here, but its value does not reach the loss; "),
+        ("x = x + self.side(x).detach()", ""),
+    ],
+)
+def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradient(tmp_path, more, reason):
+    head = HEAD.replace("nn.Linear(6, 2)\n", "nn.Linear(6, 2)\n        self.side = nn.Linear(4, 4)\n")
+    text = head.replace("        return", f"        {more}\n        return")
+    optimizer = "optimizer = torch.optim.SGD([*model.body.parameters(), *model.head.parameters()], lr=0.1)\n"
+    found = run_text(text + optimizer + LOOP, tmp_path)
+    why = causes(found, "side.weight")[0].why
+    assert why.startswith(f"{reason}no optimizer holds this weight")
+    assert ("gradients end here" in why) == (not reason)
 
 
 def test_weights_have_the_names_that_the_script_gives_them():

@@ -86,8 +86,14 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
     assert "TELESCOP" in image.native_fields["FITS header"]
     assert "FILTER" in image.native_fields["FITS header"]
     assert read_image(tmp_path / "a.fits", series=2).dtype == "int16"
-    with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in \[1, 2\]"):
+    with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in 1, 2"):
         read_image(tmp_path / "a.fits", series=3)
+
+
+def test_an_image_without_a_name_is_told_by_its_number(tmp_path):
+    units = [fits.PrimaryHDU(), fits.ImageHDU(np.ones((4, 5))), fits.ImageHDU(np.ones((4, 5)))]
+    fits.HDUList(units).writeto(tmp_path / "a.fits")
+    assert "the image of HDU 1 was read" in read_image(tmp_path / "a.fits").notes[0]
 
 
 def test_scaled_and_blank_samples(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -405,6 +406,20 @@ REASONS = {
 @pytest.mark.parametrize("message", REASONS)
 def test_reasons_show_no_objects_as_python_writes_them(message):
     assert reason_of(ValueError(message)) == REASONS[message]
+
+
+def test_a_file_that_is_cut_short_is_told_in_words(tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    for name, cut in (("x.png", 10), ("x.png", 30), ("x.png", -6), ("x.bmp", 40), ("x.webp", 200), ("x.fits", -9000)):
+        path = tmp_path / name
+        samples = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+        fits.writeto(path, samples, overwrite=True) if name == "x.fits" else Image.fromarray(samples).save(path)
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(MalformedInputError) as refused:
+            read_image(path)
+        assert_one_sentence(refused.value, path)
+        told = str(refused.value).replace(str(path), "")
+        assert not re.search(r"[a-z]_[a-z]|b'|\(\d+,|buffer|reshape|object|\ba [AEIOU]", told), told
 
 
 def test_what_a_codec_stumbles_into_is_told_as_what_it_is(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_what_a_format_cannot_hold(tmp_path, source, float_source, planned):
     with pytest.raises(UsageError, match="OME knows"):
         planned(tmp_path / "o.ome.tif", deep)
     planned(tmp_path / "o.tif", deep)
+
+
+@pytest.mark.parametrize(("name", "package"), [("o.zarr", "zarr"), ("o.fits", "astropy.io")])
+def test_a_package_that_is_missing_is_missed_before_anything_is_computed(
+    tmp_path, source, planned, monkeypatch, name, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"{name}' is a .*pip install 'deconv-cli\["):
+        planned(tmp_path / name, source)
+
+
+def test_colors_before_other_axes_go_into_an_ome_file(tmp_path, rng, planned):
+    colors = rng.integers(0, 255, (3, 2, 8, 9)).astype("uint8")
+    np.save(tmp_path / "in.npy", colors)
+    image = read_image(tmp_path / "in.npy", axes="SCYX")
+    planned(tmp_path / "o.ome.tif", image, n_channels=6).prepare(image.values.float()).write({"command": "test"})
+    written = read_image(tmp_path / "o.ome.tif")
+    assert written.axes in ("CYXS", "CSYX")
+    assert np.array_equal(np.moveaxis(tifffile.imread(tmp_path / "o.ome.tif"), written.axes.index("S"), 0), colors)
 
 
 def test_a_float_picture_asks_for_a_type(tmp_path, rng, planned):

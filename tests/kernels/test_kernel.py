@@ -65,7 +65,7 @@ def test_kernels_of_channels_come_one_by_one():
         ShapeError, match=r"only invert and forward take a kernel for each channel, of shape \(4, 3, 5\)"
     ):
         Kernel.from_tensor(taps)
-    with pytest.raises(ShapeError, match=r"each of 4 channels, but the image of shape \(3, 6, 6\) has 3"):
+    with pytest.raises(ShapeError, match=r"is for 4 channels, but the image of shape \(3, 6, 6\) has 3"):
         kernel.check_channels(random((3, 6, 6)))
     with pytest.raises(MalformedInputError, match="zero"):
         Kernel.of_any(torch.stack([taps[0], torch.zeros(3, 5)]))

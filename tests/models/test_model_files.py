@@ -101,7 +101,12 @@ class TestWholeModules:
 
     def test_the_class_that_the_user_named(self, own, refused):
         path, source = own
-        refused(UnsafeInputError, read_model, path, says=["__main__.Own", 'model="file.py:Class"'])
+        refused(
+            UnsafeInputError,
+            read_model,
+            path,
+            says=["__main__.Own", 'name the model\'s class with model="file.py:Class"'],
+        )
         named = load_named(f"{source}:Own", "model")
         assert isinstance(read_model(path, named=named).module, named.value)
 

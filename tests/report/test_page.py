@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,7 +16,8 @@ from browser import needs_browser
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.kernel import Kernel
-from deconv_cli.report.page import describe_origin, draw_kernel
+from deconv_cli.noise_model import NoiseModel
+from deconv_cli.report.page import describe_origin, draw_kernel, expert_numbers
 from deconv_cli.report.page_pictures import ScaledImage, draw_picture
 from deconv_cli.report.run_record import describe_run
 from deconv_cli.report.shown_images import draw_comparison
@@ -200,6 +202,15 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
 def test_numbers_of_one_channel_of_several_say_of_which(contents):
     text = Reader(contents(3).with_diagnosis(channel=1).render()).text
     assert "Numbers other than the residual belong to channel 2." in text
+
+
+def test_an_estimate_of_the_noise_is_called_one_and_is_that_of_the_table(contents, full_contents):
+    given = contents().with_diagnosis(tests=replace(contents().run.diagnosis.tests, noise=None))
+    (row,) = [row for row in expert_numbers(given.run.reconstruction, given.run.diagnosis) if "Noise of" in row[0]]
+    assert row[1:] == ("unknown", "no frequency shows the noise alone")
+    run = full_contents().with_result(settings=replace(contents().run.reconstruction.settings, noise=NoiseModel())).run
+    (row,) = [row for row in expert_numbers(run.reconstruction, run.diagnosis) if "Noise of" in row[0]]
+    assert row[1:] == (f"{run.reconstruction.lambda_choice.sigma:.3g}", "estimated from the data")
 
 
 def test_a_page_of_a_large_picture_stays_small(full_contents):

@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused():
             estimator(gain=gain)
     y = torch.ones(1, *SIZE, dtype=torch.float64)
     y[0, 3, 3] = -0.5
-    with pytest.raises(UsageError, match=r"the lowest sample is -0.5; subtract the background"):
+    with pytest.raises(UsageError, match=r"as after subtracting a background; add at least 0.5 to all samples"):
         estimator().solve(y)
     y[0, 3, 3] = -1e-9  # rounding
     assert synchronize.as_number(estimator().solve(y).value.min()) >= 0

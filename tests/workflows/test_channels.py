@@ -1,14 +1,12 @@
 """Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from cases import random
 
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
-from deconv_cli.workflows.reconstruction import _notes
+from deconv_cli.workflows.reconstruction import _of_channels
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
 KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
@@ -117,13 +115,13 @@ def test_views_of_one_image_are_merged_in_tensors_and_apart_in_pictures(images):
 
 def test_what_is_not_there_for_each_channel_is_refused(images):
     y = noisy(images)
-    with pytest.raises(ShapeError, match=r"each of 2 channels, but the image of shape .* has 3"):
+    with pytest.raises(ShapeError, match=r"is for 2 channels, but the image of shape .* has 3"):
         deconv_cli.invert(y, KERNELS[:2], lam=1e-3)
-    with pytest.raises(ShapeError, match="each of 2 channels"):
+    with pytest.raises(ShapeError, match="is for 2 channels"):
         deconv_cli.forward(y, KERNELS[:2])
     with pytest.raises(ShapeError, match="a bias must have one number for each output channel"):
         deconv_cli.invert(y, KERNELS, lam=1e-3, bias=torch.ones(2))
-    with pytest.raises(ShapeError, match="truth should have the shape"):
+    with pytest.raises(ShapeError, match="truth should have 3 channels"):
         deconv_cli.invert(y, KERNELS, lam=1e-3, truth=images[:, :2])
     with pytest.raises(UsageError, match="λ was given for 2 channels, but the image"):
         deconv_cli.invert(y, KERNELS, lam=(1e-3, 1e-4))
@@ -148,7 +146,6 @@ def test_what_one_channel_does_wrong_is_said_of_all(images):
 
 
 def test_a_note_of_several_channels_is_given_once():
-    parts = [
-        SimpleNamespace(notes=(f"{share} % of the samples are full", *more)) for share, more in ((4, ()), (5, ("b",)))
-    ]
-    assert _notes(parts) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]
+    notes = [(1, "4 % of the samples are full"), (2, "5 % of the samples are full"), (2, "b")]
+    assert _of_channels(notes, 2) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]
+    assert _of_channels([(1, "c"), (2, "c")], 2) == ["c"]

@@ -12,10 +12,20 @@ from torch.nn import functional
 
 import deconv_cli
 from deconv_cli.diagnostics.residual_tests import EXCESS, ResidualFinding
+from deconv_cli.errors import ShapeError
 from deconv_cli.io import read_image
+from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.trust import NEGLIGIBLE_RESIDUAL, ROUNDING, DoubtReason, measure_clipping
+from deconv_cli.workflows.light import caution_light
+from deconv_cli.workflows.trust import (
+    NEGLIGIBLE_RESIDUAL,
+    ROUNDING,
+    Clipping,
+    DoubtReason,
+    doubt_clipping,
+    measure_clipping,
+)
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 
@@ -309,6 +319,18 @@ def test_what_was_clipped_before_is_not_counted():
         assert measure_clipping(estimate, inside, 0, 255).share == share
 
 
+def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_counted():
+    data = torch.tensor([[[0, 10, 40, 50]]], dtype=torch.int32)
+    image = torch.tensor([[[0.0, -4.0, 30.0, 60.0]]])
+    found = measure_clipping(image, data, 0, 65535)
+    assert (found.side, found.share) == ("below", pytest.approx(1 / 3))
+    (doubt,) = doubt_clipping(found)
+    assert "lie far below 0:" in doubt.sentence
+    assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
+    assert "far outside 0 to 20:" in doubt_clipping(measure_clipping(image, data[..., :3], 0, 20))[0].sentence
+    assert "far above 20:" in doubt_clipping(measure_clipping(image.abs(), data[..., :3], 0, 20))[0].sentence
+
+
 def test_the_expected_error_of_light_is_given_in_stored_values():
     """Where the picture is black the curve is steep, and noise below black is stored as black."""
     whole, kernel = read_image(SAMPLES / "astronaut.png").spanned_by(2).values, make_kernel("disk:2")
@@ -320,3 +342,28 @@ def test_the_expected_error_of_light_is_given_in_stored_values():
     edge = (stored.shape[-1] - y.shape[-1]) // 2
     real = float((result.image.clamp(0, 255) - stored[..., edge:-edge, edge:-edge]).square().mean().sqrt())
     assert real / 1.5 < result.predicted_error.in_samples < 1.5 * real, real
+
+
+def test_what_is_the_same_for_all_channels_is_said_once():
+    image = torch.zeros(3, 8, 9)
+    clipped = Clipping(0.0, 255.0, 0.4, "below")
+    part = deconv_cli.invert(image[:1] + 1, torch.ones(1, 1), lam=1e-3, defaults="picture")
+    parts = [replace(part, clipping=replace(clipped, share=share)) for share in (0.4, 0.4, 0.5)]
+    (doubt,) = replace(part, channels=tuple(parts)).doubts
+    assert doubt.sentence.startswith("channels 1, 2, 3: 40, 40, 50 % of the restored samples")
+    (doubt,) = replace(part, channels=tuple(parts[:2])).doubts
+    assert doubt.sentence.startswith("40 % of the restored samples")
+    (doubt,) = replace(part, channels=(part, parts[0])).doubts
+    assert doubt.sentence.startswith("channel 2: 40 %")
+
+
+def test_the_channels_of_a_truth_are_named():
+    y, kernel = torch.rand(3, 8, 9), torch.ones(3, 3) / 9
+    with pytest.raises(ShapeError, match=r"the truth should have 3 channels, as the estimate has, but has 1\."):
+        deconv_cli.invert(y, kernel, lam=1e-2, defaults="picture", truth=y[:1])
+
+
+def test_a_flat_picture_is_not_compared_in_two_lights():
+    y = torch.full((1, 200, 210), 120, dtype=torch.uint8)
+    kernel, curve = Kernel.from_tensor(make_kernel("motion:9@30")), ToneCurve.srgb(255.0)
+    assert caution_light(y, kernel, curve, is_light=False) is None

@@ -63,6 +63,12 @@ _REASONS = (
         "find what makes it zero; if both factors are weights, initialize one of the two with random values",
     ),
     (
+        words("cat concat concatenate stack hstack vstack"),
+        "the part of {bare}'s result that comes from this parameter does not reach the loss: a slice, an index or a "
+        "mask leaves it out.",
+        "use that part in the loss, or remove it",
+    ),
+    (
         frozenset[str](),
         "a gradient enters {bare} and leaves it as zero.",
         "check the values that enter this line: it is constant around them",

@@ -60,14 +60,17 @@ def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
     if not any(found.largest for found in magnitudes.values()):
         return None
     is_zero = name in magnitudes and magnitudes[name].is_zero
-    if name not in evidence.reached_by_others and not (is_zero and evidence.is_left_out_by_data(name)):
+    is_known = name in evidence.reached_by_others
+    if not is_known and not (is_zero and evidence.is_left_out_by_data(name)):
         return None
-    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
+    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name, is_known=is_known),))
 
 
-def used_by_other_data(name: str) -> Cause:
-    """Explain a parameter that this batch does not use."""
+def used_by_other_data(name: str, *, is_known: bool = True) -> Cause:
+    """Explain a parameter that this batch does not use; `is_known` says whether other data were seen to use it."""
     why = "whether this parameter is used depends on the data or on chance: other data may give it a gradient."
+    if not is_known:
+        why = "an index or a mask of forward chooses no value of this parameter in this batch; other data may."
     suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
     return Cause("not reached by this batch", CodeLocation(module=name.rpartition(".")[0]), why, suggestion)
 

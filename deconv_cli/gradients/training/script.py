@@ -277,7 +277,14 @@ def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
     is_detached = finding.verdict == Verdict.DETACHED
     if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
-    why = "no optimizer holds this weight, and gradients end here: it is not trained, as in a target network."
+    why = "no optimizer holds this weight, {}so it is not trained, as in a target network."
     suggestion = "nothing, if it is intended; requires_grad_(False) makes it explicit"
-    causes = tuple(replace(cause, why=why, suggestion=suggestion) for cause in finding.causes)
+    causes = tuple(
+        replace(
+            cause,
+            why=why.format("and gradients end here, ") if is_detached else f"{cause.why.rstrip('.')}; {why.format('')}",
+            suggestion=suggestion,
+        )
+        for cause in finding.causes
+    )
     return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

@@ -63,7 +63,8 @@ class Fits(Codec):
             number = int(member) if member is not None else next(iter(images), 0)
             if number not in images:
                 raise MalformedInputError(
-                    f"'{path}' should hold an image in HDU {number}, but has images in {list(images) or 'none'}."
+                    f"'{path}' should hold an image in HDU {number}, but has images in "
+                    f"{', '.join(map(str, images)) or 'none'}."
                 )
             chosen = images[number]
             n_bytes = limits.array_bytes(chosen.shape, max(abs(chosen.header["BITPIX"]) // 8, 4))
@@ -73,7 +74,8 @@ class Fits(Codec):
                 header.extend(units[0].header, unique=True)
         kept = fits.Header([card for card in header.cards if not _OF_STORAGE.fullmatch(card.keyword)])
         others = [f"{n} {unit.name}".strip() for n, unit in enumerate(units) if n != number and (n or 0 in images)]
-        note = f"the image of HDU {number} {chosen.name} was read, without the other HDUs: {', '.join(others)}"
+        named = f"{number} {chosen.name}".strip()
+        note = f"the image of HDU {named} was read, without the other HDUs: {', '.join(others)}"
         return StoredImage(
             samples.astype(samples.dtype.newbyteorder("="), copy=False),
             ("Q" * samples.ndim + "YX")[-samples.ndim :],

@@ -31,7 +31,7 @@ SCHEMA = 1
 
 _CHECKSUM = f"{KEYWORD}_crc32"
 _ALIGNMENT = 64
-_ADVICE = "make one with save_pseudo_inverse"
+_ADVICE = "make one with deconv factor, or from Python with save_pseudo_inverse"
 _CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "uint8": "U8"}
 
 

@@ -64,6 +64,8 @@ class Tiff(Codec):
         layout = layout.squeezed(keep=keep).planes_last()
         if request.flavor == "imagej" and not _is_ome_name(request.path):
             layout = layout.ordered(IMAGEJ_AXES)
+        elif "S" in layout.axes and not layout.axes.endswith(("S", "SYX")) and _is_ome_name(request.path):
+            layout = layout.ordered("YXS")  # OME stores the samples of a pixel together
         is_free = not _is_ome_name(request.path) and request.flavor not in ("ome", "imagej")
         axes = layout.axes if is_free else rename_batch(layout.axes, tiff_ome.AXES)
         new = [letter for letter in axes if letter not in request.layout.axes + "C"]

@@ -29,8 +29,17 @@ AllowedGlobals = Sequence[tuple[Any, str]]
 """Classes and functions that a pickle may name, each with its name in the pickle."""
 
 
+_EXTRACT = "extract a layer with deconv kernel extract {file} --model {place} --layer NAME --output layer.safetensors"
+_MODULE_MARK = b"_non_persistent_buffers_set"
+"""A member of every module of torch."""
+
+
 def load_weights_only(
-    path: Path, allowed: AllowedGlobals = (), *, advice: str = "save its tensors or state_dict() alone"
+    path: Path,
+    allowed: AllowedGlobals = (),
+    *,
+    advice: str = "save its tensors or state_dict() alone",
+    of_model: str = _EXTRACT,
 ) -> object:
     """Read a file of `torch.save`.
 
@@ -38,6 +47,7 @@ def load_weights_only(
         path: the file; its suffix does not matter.
         allowed: names that the pickle may hold beyond tensors and plain containers.
         advice: for the user about names that are not allowed.
+        of_model: the same for a whole module, whose class stands at `{place}`.
 
     Raises:
         InputRefusedError: unsafe, damaged, or larger than half of the memory.
@@ -60,7 +70,7 @@ def load_weights_only(
             ):
                 found: object = torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise _refusal(path, str(error), {name for _, name in allowed}, advice) from error
+            raise _refusal(path, str(error), {name for _, name in allowed}, advice, of_model) from error
     return found
 
 
@@ -126,10 +136,17 @@ def _storage_kind(tensor: torch.Tensor) -> str | None:
     return "without data (meta device)" if tensor.is_meta else None
 
 
-def _refusal(path: Path, reason: str, allowed: set[str], advice: str) -> UnsafeInputError | MalformedInputError:
+def _refusal(
+    path: Path, reason: str, allowed: set[str], advice: str, of_model: str
+) -> UnsafeInputError | MalformedInputError:
     # torch's own message advises to load such a file without its safeguard; it is not passed on.
     names = [name for name in globals_in(path) if name not in allowed] or re.findall(r"GLOBAL ([\w.]+)", reason)
     if names:
+        if _MODULE_MARK in path.read_bytes():
+            module, _, own = names[0].rpartition(".")
+            is_known = len(names) == 1 and module not in ("", "__main__")
+            place = f"{module.replace('.', '/')}.py:{own}" if is_known else "file.py:Class"
+            advice = of_model.format(file=path, place=place)
         return UnsafeInputError(
             f"'{path}' names Python objects ({', '.join(names[:8])}) that are not allowed, since loading them could "
             f"run code; {advice}."

@@ -66,7 +66,13 @@ class Zarr(Codec):
         return StoredImage(native, found.axes, found.metadata, found.record, notes=found.notes)
 
     def check(self, request: WriteRequest) -> None:
-        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr."""
+        """Refuse axes that OME-Zarr lacks if the name ends in .ome.zarr.
+
+        Raises:
+            UsageError: such axes, or the package is missing.
+        """
+        with zarr_package(request.path):
+            pass
         if _is_ome_name(request.path) and not _is_ome(request):
             raise UsageError(
                 f"'{request.path}' cannot hold axes {request.layout.axes}, since OME-Zarr knows only T and Z besides "

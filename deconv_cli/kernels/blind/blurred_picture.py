@@ -213,8 +213,8 @@ def describe_alignment(
         return ()
     changes = ", ".join(found.orientation_changes)
     return (
-        f"the picture fits the kernel better if it is {changes}: e^{found.evidence:.0f} times likelier; deconv kernel "
-        "align writes the corrected kernel",
+        f"the picture fits the kernel better if it is {changes}: {found.evidence:+.1f} in log-likelihood; deconv "
+        "kernel align writes the corrected kernel",
     )
 
 

@@ -83,11 +83,10 @@ def product(kernels: list[ContinuousKernel]) -> ContinuousKernel:
 
 def check_length(half_width: float, name: str) -> float:
     """Return half the width of a kernel in samples; refuse what cannot be by `UsageError`."""
-    if not 0 < half_width <= MAX_REACH:
-        raise UsageError(
-            f"{name} must be positive and small enough for a kernel that extends at most {MAX_REACH} pixels from its "
-            "center."
-        )
+    if not half_width > 0:
+        raise UsageError(f"{name} must be positive.")
+    if half_width > MAX_REACH:
+        raise UsageError(f"{name} is too large, since a kernel extends at most {MAX_REACH} pixels from its center.")
     return half_width
 
 
