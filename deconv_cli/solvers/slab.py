@@ -278,7 +278,7 @@ class ObservedSystem(SlabSystem):
         gram = symbol.real.square().addcmul_(symbol.imag, symbol.imag).add_(self._weight)
         del symbol
         gram = gram[..., 0, 0].movedim(0, -1).contiguous().movedim(-1, 0)  # filters work on columns
-        self._gram, self._inverse = gram.to(taps.dtype), gram.reciprocal().to(taps.dtype)
+        self._gram = gram.to(taps.dtype)
         self._filter = TorusFilter(torus, taps.new_empty(0))
 
     def solve(
@@ -300,14 +300,15 @@ class ObservedSystem(SlabSystem):
         return self._iterate(right, batch, log, unit, torch.zeros_like(right)).reshape(data.shape)
 
     def _apply(self, vector: Tensor) -> Tensor:
-        return self._convolve(vector, self._gram)
+        return self._convolve(vector, self._multiplying(self._gram))
 
     def _precondition(self, vector: Tensor) -> Tensor:
-        return self._convolve(vector, self._inverse)
+        parts = self._filter.parts
+        return self._convolve(vector, lambda number, columns: columns.mul_(self._gram[:, parts[number]].reciprocal()))
 
-    def _convolve(self, vector: Tensor, symbol: Tensor) -> Tensor:
+    def _convolve(self, vector: Tensor, apply: Filter) -> Tensor:
         torus, (_, *size) = self._filter, self._operator.output_shape
-        spectrum = torus.filter(self._spectrum(vector), self._multiplying(symbol), 1, size[0])
+        spectrum = torus.filter(self._spectrum(vector), apply, 1, size[0])
         return torus.crop(spectrum, tuple(size)).flatten(1)
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:
