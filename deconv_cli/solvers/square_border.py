@@ -30,8 +30,7 @@ from deconv_cli.vocabulary import Size
 
 # Largest error of a trial solution; above it the elimination is given up.
 MAX_PROBE_ERROR = 1e-3
-# A solution is corrected if the ties of the border's pixels are off by more than this many units in the last place.
-# That costs a third of what it costs to find the same error in the certificate.
+# A solution is corrected if the ties of border pixels are off by more units in the last place: cheaper than a new round.
 MAX_TIE_ULPS, MAX_CORRECTIONS = 2**17, 2
 
 
