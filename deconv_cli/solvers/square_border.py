@@ -30,7 +30,7 @@ from deconv_cli.vocabulary import Size
 
 # Largest error of a trial solution; above it the elimination is given up.
 MAX_PROBE_ERROR = 1e-3
-# A solution is corrected if the ties of border pixels are off by more units in the last place: cheaper than a new round.
+# A solution is corrected if the ties of border pixels are off by more units in the last place: that saves a round.
 MAX_TIE_ULPS, MAX_CORRECTIONS = 2**17, 2
 
 
