@@ -87,6 +87,7 @@ class Restoration:
             views = pipeline.vary_lambda(result, image.values, image.dtype)
         return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
+        return_freed_memory()
         result = _measured(result, image, prepared)
         options = kernel.options | self._options(result, image)
         run = InvertRun(
@@ -101,6 +102,7 @@ class Restoration:
             **context.describe(job, image, prepared, result.image.dtype, started),
         )
         record = describe_run(run)
+        return_freed_memory()
         prepared.write(record)
         return_freed_memory()
         planned.write(run, record, image.values)

@@ -120,10 +120,11 @@ class PolarBins:
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values at the frequencies of `torch.fft.rfftn` over each bin, shape `(n,)`."""
-        return _summed(self.index, self.weight * values.flatten(), len(self.count)) / self.count
+        weighted = self.weight.to(self.count.dtype) * values.flatten()
+        return _summed(self.index.long(), weighted, len(self.count)) / self.count
 
 
-@lru_cache(maxsize=4)  # a few megabytes each
+@lru_cache(maxsize=4)  # six bytes a frequency
 def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBins:
     """Lay out the bins on a torus `(N1, N2, ...)`."""
     waves = frequency_grid(torus, torch.empty(0, dtype=dtype, device=device)) / (2 * math.pi)
@@ -142,7 +143,7 @@ def polar_bins(torus: Size, dtype: torch.dtype, device: torch.device) -> PolarBi
         _summed(index, weight * values.flatten(), len(kept)) / count
         for values in (radius, *directional_functions(units)[1:])
     )
-    return PolarBins(index, weight, count, radius, tuple(directions))
+    return PolarBins(index.int(), weight.half(), count, radius, tuple(directions))
 
 
 def _summed(index: Tensor, values: Tensor, n_bins: int) -> Tensor:

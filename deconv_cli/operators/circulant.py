@@ -101,11 +101,13 @@ class BlockCirculant(LinearOperator):
     Args:
         blocks: complex, shape `(*torus[:-1], torus[-1] // 2 + 1, C_out, C_in)`.
         torus: pixels along each axis.
+        by_parts: whether fields are transformed by parts; by default if there are `MIN_AXES_BY_PARTS` axes.
     """
 
-    def __init__(self, blocks: Tensor, torus: Size) -> None:
+    def __init__(self, blocks: Tensor, torus: Size, *, by_parts: bool = False) -> None:
         n_outputs, n_inputs = blocks.shape[-2:]
-        self.blocks = FrequencyBlocks(blocks, by_columns=len(torus) >= MIN_AXES_BY_PARTS)
+        self._by_parts = by_parts or len(torus) >= MIN_AXES_BY_PARTS
+        self.blocks = FrequencyBlocks(blocks, by_columns=self._by_parts)
         self.torus = torus
         self.input_shape = (n_inputs, *torus)
         self.output_shape = (n_outputs, *torus)
@@ -128,7 +130,7 @@ class BlockCirculant(LinearOperator):
 
     def _apply(self, x: Tensor, size: Size | None, *, adjoint: bool) -> Tensor:
         size, axes = self.torus if size is None else size, space_axes(len(self.torus))
-        if len(axes) >= MIN_AXES_BY_PARTS:
+        if self._by_parts:
             n_channels = (self.input_shape if adjoint else self.output_shape)[0]
             result = x.new_empty(*x.shape[: -1 - len(axes)], n_channels, *size)
             for planes, part in self._apply_by_parts(x, size, adjoint=adjoint):
@@ -139,7 +141,7 @@ class BlockCirculant(LinearOperator):
 
     def _apply_by_parts(self, x: Tensor, size: Size, *, adjoint: bool) -> Iterator[tuple[slice, Tensor]]:
         n_axes, n_channels = len(self.torus), (self.input_shape if adjoint else self.output_shape)[0]
-        if n_axes < MIN_AXES_BY_PARTS:
+        if not self._by_parts:
             yield slice(None), self._apply(x, size, adjoint=adjoint)
             return
         n_entries = self.input_shape[0] * self.output_shape[0]

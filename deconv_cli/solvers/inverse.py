@@ -182,12 +182,18 @@ class CompletingSystem(Protocol):
 class BorderInverse(IteratedInverse):
     """Inverse of one problem, ready for many outputs, by a system that completes it on a torus.
 
+    `least` is a lower bound of the eigenvalues of AᴴA + μLᴴL; by default they are taken to be at least about μ.
+
     Raises:
         SingularSystemError: λ = 0 and the symbol has not full rank, or constants are undetermined on the torus.
     """
 
     def __init__(
-        self, problem: TikhonovProblem, rule: StoppingRule, make_system: Callable[[TikhonovProblem], CompletingSystem]
+        self,
+        problem: TikhonovProblem,
+        rule: StoppingRule,
+        make_system: Callable[[TikhonovProblem], CompletingSystem],
+        least: float | None = None,
     ) -> None:
         self.problem = problem
         self.rule = rule
@@ -195,8 +201,8 @@ class BorderInverse(IteratedInverse):
         self._system = make_system(problem)
         # Differences penalize smooth images by less than their norm, which matters for small λ.
         is_estimate = find_penalty(problem.penalty).takes_differences and problem.lam < MIN_LAMBDA_IN_FLOAT32
-        least = min(problem.weight, problem.least_constant_gain**2)
-        self._least = least / SMOOTH_SAFETY if is_estimate else least
+        usual = min(problem.weight, problem.least_constant_gain**2) / (SMOOTH_SAFETY if is_estimate else 1)
+        self._least = usual if least is None else least
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`.

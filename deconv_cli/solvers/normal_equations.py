@@ -185,9 +185,8 @@ def refine_equations(
     if equations.needs_float64:
         equations = equations.in_float64() or equations
         start = None if start is None else start.to(equations.y.dtype)
-    first = _Estimate(equations.zero(), equations.right_side) if start is None else _Estimate.of(equations, start)
     refinement = _Refinement(equations, GradientLog(rule, equations.scale, progress), improve, distance)
-    found = refinement.repeat(first)
+    found = refinement.repeat(None if start is None else _Estimate.of(equations, start))
     log, bound = refinement.log, refinement.relative_distance(found)
     status = Status.CONVERGED
     if not synchronize.holds_everywhere(refinement.is_reached(found) & torch.isfinite(log.scale)):
@@ -236,23 +235,25 @@ class _Refinement:
     improve: Improve
     distance: Distance | None
 
-    def repeat(self, found: _Estimate) -> _Estimate:
-        """Improve an estimate round by round; return the best one of each image."""
+    def repeat(self, found: _Estimate | None) -> _Estimate:
+        """Improve an estimate, by default zero, round by round; return the best one of each image."""
         equations, goal = self.equations, self.log.goal
+        found = _Estimate(equations.zero(), equations.right_side) if found is None else found
+        vars(equations).pop("right_side", None)  # nothing else needs it, and its memory is for the iterations
         best = equations.norm(found.gradient)
         for _ in range(MAX_ROUNDS):
             if self.log.is_spent or synchronize.holds_everywhere(self.is_reached(found)):
                 break
-            found = _Estimate(found.x, found.gradient)  # the memory of the residual is for the next round
-            better = _Estimate.of(equations, self.improve(equations, found.x, found.gradient, self.log))
-            reached = equations.norm(better.gradient)
+            before = found.x
+            improved = self.improve(equations, before, found.gradient, self.log)
+            del found  # large images have no room for the last round's gradient; it is seldom needed again
+            found = _Estimate.of(equations, improved)
+            reached = equations.norm(found.gradient)
             is_better = reached < best
-            if synchronize.holds_everywhere(is_better):
-                found = better
-            else:
-                keeps = as_factor(is_better, is_better, equations.n_dims)
-                x = torch.where(keeps, better.x, found.x)
-                found = _Estimate(x, torch.where(keeps, better.gradient, found.gradient))
+            if not synchronize.holds_everywhere(is_better):
+                keeps, last = as_factor(is_better, is_better, equations.n_dims), _Estimate.of(equations, before)
+                x = torch.where(keeps, found.x, before)
+                found = _Estimate(x, torch.where(keeps, found.gradient, last.gradient))
             # A round that does not halve the gradient is the last; the batch continues while one image gains.
             gains = (reached <= 0.5 * best) & (reached > goal)
             best = torch.minimum(reached, best)

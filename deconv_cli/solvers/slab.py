@@ -25,7 +25,7 @@ from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.operators.torus_filter import Filter, TorusFilter, write_box
-from deconv_cli.regularizers import find_penalty
+from deconv_cli.regularizers import GRADIENT, find_penalty
 from deconv_cli.solvers.cgls import dot, solve_definite
 from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
@@ -73,7 +73,7 @@ class SlabSystem:
         self._sigma = problem.sigma_max if problem.lam > 0 else operator.spectrum.sigma_max
         # For λ = 0 the square of the condition number is divided by where pixels are tied.
         needs_float64 = not problem.runs_in_own_precision or (problem.lam == 0 and layout.n_tied > 0)
-        self._dtype = wide.dtype if needs_float64 else taps.dtype
+        self._dtype = wide.dtype if needs_float64 or _is_wide(problem) else taps.dtype
         wide = wide.reshape(*wide.shape[:2], *self._lead, *wide.shape[2:]) / self._sigma
         symbol = PartialSymbol(wide, self._torus, (0,) * len(self._lead) + layout.origin)
         n_entries, like = max(problem.n_outputs, problem.n_inputs) ** 2, wide.new_empty(0, dtype=self._dtype)
@@ -278,7 +278,7 @@ class ObservedSystem(SlabSystem):
         gram = symbol.real.square().addcmul_(symbol.imag, symbol.imag).add_(self._weight)
         del symbol
         gram = gram[..., 0, 0].movedim(0, -1).contiguous().movedim(-1, 0)  # filters work on columns
-        self._gram, self._inverse = gram.to(taps.dtype), gram.reciprocal().to(taps.dtype)
+        self._gram = gram.to(taps.dtype)
         self._filter = TorusFilter(torus, taps.new_empty(0))
 
     def solve(
@@ -300,14 +300,15 @@ class ObservedSystem(SlabSystem):
         return self._iterate(right, batch, log, unit, torch.zeros_like(right)).reshape(data.shape)
 
     def _apply(self, vector: Tensor) -> Tensor:
-        return self._convolve(vector, self._gram)
+        return self._convolve(vector, self._multiplying(self._gram))
 
     def _precondition(self, vector: Tensor) -> Tensor:
-        return self._convolve(vector, self._inverse)
+        parts = self._filter.parts
+        return self._convolve(vector, lambda number, columns: columns.mul_(self._gram[:, parts[number]].reciprocal()))
 
-    def _convolve(self, vector: Tensor, symbol: Tensor) -> Tensor:
+    def _convolve(self, vector: Tensor, apply: Filter) -> Tensor:
         torus, (_, *size) = self._filter, self._operator.output_shape
-        spectrum = torus.filter(self._spectrum(vector), self._multiplying(symbol), 1, size[0])
+        spectrum = torus.filter(self._spectrum(vector), apply, 1, size[0])
         return torus.crop(spectrum, tuple(size)).flatten(1)
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:
@@ -343,13 +344,18 @@ class SlabSolver(Solver):
 
         For λ = 0 there must be at least as many outputs as pixels, or as many pixels as outputs. Penalties on first and
         second differences are covered if outputs alone are missing; in two dimensions kernels too wide for `strip`,
-        with λ > 0 and neither differences nor zeros.
+        with λ > 0 and no zeros, and no differences but those of `gradient` for one channel.
         """
         operator = problem.operator
         layout = TorusLayout.plan(operator.geometry, operator.boundary)
-        is_wide = problem.lam > 0 and layout.n_tied == 0 and not _differences(problem) and STRIP.covers(problem)
+        is_bounded = find_penalty(problem.penalty) is GRADIENT and problem.n_outputs == problem.n_inputs == 1
+        is_free = problem.lam > 0 and layout.n_tied == 0 and (is_bounded or not _differences(problem))
+        is_wide = is_free and STRIP.covers(problem)
         if problem.n_dims == 3 and not operator.boundary.is_mixed and not is_wide:
-            return "is for one dimension and three, and in two for penalty identity and kernels too wide for strip"
+            return (
+                "is for one dimension and three, and in two for kernels too wide for strip, with penalty identity, or "
+                "gradient for one channel"
+            )
         if operator.boundary.is_periodic or (
             layout.n_tied > 0 and (layout.n_unobserved > 0 or not operator.boundary.is_zero)
         ):
@@ -387,7 +393,8 @@ class SlabSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Invert the system on the slabs."""
-        return BorderInverse(problem, rule, ObservedSystem if is_dual(problem) else SlabSystem)
+        least = bound_eigenvalues(problem) if _is_wide(problem) else None
+        return BorderInverse(problem, rule, ObservedSystem if is_dual(problem) else SlabSystem, least)
 
 
 SLAB = SlabSolver()
@@ -401,6 +408,25 @@ def is_dual(problem: TikhonovProblem) -> bool:
     is_plain = problem.runs_in_own_precision and not find_penalty(problem.penalty).takes_differences
     is_free = problem.lam > 0 and layout.n_tied == 0 and n_axes > 1
     return is_single and is_plain and is_free and math.prod(layout.torus) >= n_least
+
+
+def _is_wide(problem: TikhonovProblem) -> bool:
+    """Return whether a wide kernel meets a penalty on differences: the least eigenvalue is far below λ then."""
+    return problem.n_dims == 3 and not problem.operator.boundary.is_mixed and bool(_differences(problem))
+
+
+def bound_eigenvalues(problem: TikhonovProblem) -> float:
+    """Bound the eigenvalues of AᴴA + μLᴴL from below: one channel, penalty gradient, nothing tied.
+
+    Let x be a constant of norm c plus w, which is orthogonal to constants. Then ‖Lx‖² ≥ l‖w‖², where l is the least
+    eigenvalue above 0 of the second difference on the longest axis, and ‖Ax‖ ≥ ac − σ‖w‖, where a is the gain of a
+    constant and σ is σmax. So ‖Ax‖² + μ‖Lx‖² is at least the least eigenvalue of [[a², −aσ], [−aσ, σ² + μl]].
+    """
+    (_, *outputs), (_, *pixels) = problem.operator.output_shape, problem.operator.input_shape
+    square = problem.least_constant_gain**2 * math.prod(outputs) / math.prod(pixels)
+    smooth = problem.weight * 4 * math.sin(math.pi / (2 * max(pixels))) ** 2
+    half = (square + problem.sigma_max**2 + smooth) / 2
+    return square * smooth / (half + math.sqrt(half**2 - square * smooth))
 
 
 def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
@@ -428,7 +454,8 @@ def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
     matrices = sum(
         n_places // length * (n_channels * (length - n)) ** 2 // 2 for n, length in zip(box, layout.torus, strict=True)
     )
-    itemsize = problem.operator.kernel.itemsize if problem.runs_in_own_precision and not is_tied else 8
+    is_own = problem.runs_in_own_precision and not is_tied and not _is_wide(problem)
+    itemsize = problem.operator.kernel.itemsize if is_own else 8
     n_numbers = min(most_numbers(layout.torus), matrices) + n_places * n_channels**2
     if _differences(problem):
         n_numbers += n_places * problem.n_outputs * problem.n_inputs

@@ -102,11 +102,12 @@ def vary_smoothing(
     if not is_photo and not (kernels and has_lambda):
         return ()
     stored = (y if y.ndim == n_axes + 1 else y[0]).detach()
-    data = stored.to(result.image.dtype)
-    data = data if curve is None else curve.to_light(data)
-    is_clipped = find_clipped(data, ceiling, kernel.size) if result.has_bounds and ceiling is not None else None
-    data = subtract_bias(data, bias, n_axes)
-    size, shown = tuple(data.shape[1:]), find_detail_in_space(stored)
+
+    def in_light(part: Tensor) -> Tensor:
+        data = part.to(result.image.dtype)
+        return data if curve is None else curve.to_light(data)
+
+    size, shown = tuple(stored.shape[1:]), find_detail_in_space(stored)
     whole = result.image if result.image.ndim == n_axes + 1 else result.image[0]
     is_known = tuple(whole.shape[1:]) == size
     # Farther away than two kernels, little of the rest of the picture matters.
@@ -114,13 +115,16 @@ def vary_smoothing(
         _with_margin(part, 2 * n_taps, length) for part, n_taps, length in zip(shown, kernel.size, size, strict=True)
     ]
     outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
-    detail, bounds = data[outer], None if is_clipped is None else is_clipped[outer]
+    detail, bounds = subtract_bias(in_light(stored[outer]), bias, n_axes), None
+    if result.has_bounds and ceiling is not None:
+        is_clipped = find_clipped(in_light(stored), ceiling, kernel.size)
+        bounds = None if is_clipped is None else is_clipped[outer]
     is_whole = tuple(detail.shape[1:]) == size and result.padding == "same"
     boundary = result.boundary if is_whole else "unknown"
     kernel = replace(kernel, taps=kernel.taps.detach().to(result.image))
     if is_photo:
         if not settings.noise_levels:
-            settings = find_noise_levels(data, kernel, settings, curve)
+            settings = find_noise_levels(subtract_bias(in_light(stored), bias, n_axes), kernel, settings, curve)
         origin = tuple(part.start or 0 for part in outer[1:])
         settings = replace(settings, padding="same", boundary=boundary, origin=origin)
         detail = detail if bounds is None else fill_tiles(detail, kernel, bounds)

@@ -293,12 +293,13 @@ class Pipeline:
         n_axes, curve = self._canonical.n_axes, result.tone_curve
         if curve is not None:
             y = self._in_light(y, curve)
-            result = replace(result, image=curve.to_light(result.image, n_axes), tone_curve=None)
-        if result.channels:
+        if result.channels:  # whose images are light already
             channels = zip(
                 self._channels[: len(result.channels)], result.channels, y.split(1, -n_axes - 1), strict=True
             )
             return join_diagnoses([pipeline._diagnose(part, data) for pipeline, part, data in channels], n_axes)
+        if curve is not None:
+            result = replace(result, image=curve.to_light(result.image, n_axes), tone_curve=None)
         data, inverse, quadratic = y.to(result.image.dtype), self.inverse, result.quadratic
         return_freed_memory()
         if inverse is None and result.settings.is_linear:

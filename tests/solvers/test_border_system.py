@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import Counted, random
 
+from deconv_cli import pseudo_inverse
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
@@ -29,6 +30,15 @@ def test_square_systems_and_their_transposes_equal_the_dense_inverse(boundary, s
     for estimate, matrix in ((system.estimate(y), A), (system.estimate_transposed(y), A.T)):
         expected = torch.linalg.solve(matrix, y.flatten(1).T).T
         assert (estimate.flatten(1) - expected).norm() <= 1e-15 * float(torch.linalg.cond(A)) ** 2 * expected.norm()
+
+
+def test_ill_conditioned_rows_are_corrected_before_the_certificate_is_computed():
+    generator = torch.Generator().manual_seed(4)
+    kernel = torch.randn(2, 2, 3, 3, dtype=torch.float64, generator=generator)
+    inverse = pseudo_inverse(kernel, input_size=(32, 32), padding="same", lam=0.0, method="direct")
+    assert isinstance(inverse._inverse._system, SquareBorderSystem)
+    solution = inverse.solve(random((2, 32, 32)))
+    assert (solution.n_iterations, solution.certificate <= 1e-12) == (0, True)
 
 
 def test_krylov_methods_solve_a_batch_each_for_itself():

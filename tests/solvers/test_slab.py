@@ -151,6 +151,7 @@ def test_derivatives_in_data_and_taps_pass_through(boundary, padding):
     ("shape", "size", "padding", "boundary", "lam", "penalty", "reason"),
     [
         ((1, 1, 3, 3), (6, 5), "same", "unknown", 1e-2, "identity", "is for one dimension and three"),
+        ((2, 2, 9, 9), (6, 5), "same", "unknown", 1e-2, "gradient", "gradient for one channel"),
         ((1, 1, 3, 3, 3), (6, 5, 4), "same", "zero", 1e-2, "identity", "boundary zero ties pixels"),
         ((1, 1, 3, 3, 3), (6, 5, 4), "same", "reflect", 1e-2, "identity", "boundary reflect ties pixels"),
         ((1, 1, 3, 3, 3), (6, 5, 4), "full", "replicate", 1e-2, "identity", "boundary replicate ties pixels"),
@@ -208,6 +209,22 @@ def test_a_kernel_as_large_as_the_outputs_is_undone_among_them(monkeypatch, size
     problem = problem_of((1, 1, *taps), size, "same", "unknown", 1e-2)
     assert slab.is_dual(problem)
     check(problem)
+
+
+@pytest.mark.parametrize(("side", "n_taps", "lam"), [(13, 11, 1e-1), (14, 9, 1e-3), (12, 11, 1e-5)])
+def test_under_a_penalty_on_differences_a_wide_kernel_is_undone_within_an_honest_bound(monkeypatch, side, n_taps, lam):
+    monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
+    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    taps = ball((n_taps, n_taps)).float()[None, None]
+    problem = TikhonovProblem(Convolution(taps, (side, side), boundary="unknown"), lam, penalty="gradient")
+    A, L = (operator.as_matrix().double() for operator in (problem.operator, problem.penalty_operator))
+    gram = A.T @ A + problem.weight * L.T @ L
+    assert slab.bound_eigenvalues(problem) <= torch.linalg.eigvalsh(gram)[0]
+    y = random(problem.operator.output_shape).float()
+    solution = SLAB.build(problem, StoppingRule(1e-6, 500)).solve(y).raise_for_status()
+    expected = torch.linalg.solve(gram, A.T @ y.double().flatten())
+    assert (solution.value.flatten() - expected).norm() <= solution.distance_bound * expected.norm()
+    assert solution.distance_bound <= 0.01
 
 
 def test_a_kernel_as_large_as_the_picture_takes_few_iterations(monkeypatch):
