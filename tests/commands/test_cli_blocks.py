@@ -86,6 +86,12 @@ def test_the_error_and_the_mask_come_from_blocks(deconv, large):
     assert "--error-map=" in done.report["rerun"]
 
 
+def test_a_prior_that_blocks_cannot_take_is_named_where_the_whole_does_not_fit(refuses, large):
+    words = ["invert", large, "-k", "box:3", "-o", large.with_name("o.npy"), "--prior", "tv"]
+    says = ["needs about", "It cannot be cut into blocks: prior tv needs the whole image"]
+    refuses(*words, "--max-memory", "100kB", code=ExitCode.INPUT_REFUSED, says=says)
+
+
 def test_a_truth_is_compared_with_a_whole_picture(refuses, large):
     refuses(*words(large, "--truth", large), code=ExitCode.USAGE, says="restored in blocks; leave --truth out")
 
