@@ -118,9 +118,10 @@ def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
         assert word in text
 
 
+@pytest.mark.exhaustive  # predicting the error takes seconds
 def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_path):
-    draw, shape = torch.Generator().manual_seed(0), (3, 16, 600)
-    series = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 150, generator=draw), size=shape[1:])[0]
+    draw, shape = torch.Generator().manual_seed(0), (3, 8, 580)
+    series = torch.nn.functional.interpolate(torch.rand(1, 3, 2, 145, generator=draw), size=shape[1:])[0]
     series = (series * torch.tensor([1, 255, 2])[:, None, None] + torch.randn(shape, generator=draw)).numpy()
     np.save(tmp_path / "y.npy", series)
     settings = ["--defaults", "picture", "--lambda", "0.1", "--noise", "white", "--boundary", "zero"]
@@ -128,7 +129,7 @@ def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_pa
     deconv(*line, "-o", tmp_path / "out.npy", "--report", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Shown: image 2 of 3." in text
-    assert "The 16×576 pixels of 16×600 with the most detail." in text
+    assert "The 8×576 pixels of 8×580 with the most detail." in text
     assert "Predicted error" in text
     assert "do not trust the hatched regions" in text
 

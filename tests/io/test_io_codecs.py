@@ -28,7 +28,7 @@ def test_every_codec_describes_itself():
 
 
 def test_a_codec_that_carries_an_unknown_field_is_refused():
-    with pytest.raises(UsageError, match="Graymap names 'resolution', but a codec carries density, .*channel_names"):
+    with pytest.raises(UsageError, match=r"Graymap names 'resolution', but a codec carries density, .*channel_names"):
 
         class Graymap(Codec):
             carries = frozenset({"resolution", "exif"})
