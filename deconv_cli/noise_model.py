@@ -5,13 +5,14 @@ Nothing here imports torch: a model is a setting.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, field
 
 from deconv_cli.errors import UsageError
 
 FREQUENCIES = tuple(round(0.05 * k, 2) for k in range(1, 15))
 """Frequencies |θ| in cycles a pixel at which a spectrum is given: the diagonal ends at 0.707."""
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class NoiseModel:
     source: str = field(default="white", compare=False)
 
     def __post_init__(self) -> None:
-        is_size = self.sigma is None or 0 <= self.sigma < math.inf
-        if not is_size or not all(0 < power < math.inf for power in self.spectrum):
+        is_size = self.sigma is None or 0 <= self.sigma <= _LARGEST
+        if not is_size or not all(isinstance(v, float | int) and 0 < v <= _LARGEST for v in self.spectrum):
             raise UsageError(
                 "the size of noise must be zero or a positive number, and its spectrum must hold positive numbers."
             )

@@ -141,14 +141,18 @@ class Preview:
     """The piece of a picture that its page shows, restored as the blocks were.
 
     Attributes:
+        number: of its image in the batch, from one.
         data: its place in the data.
+        pixels: its place in the image.
         values: its data, shape `(1, C_out, *size)`.
         result: the estimate of the pixels under the data.
         diagnosis: what the residual and the kernel say.
         views: a detail under other λ or strengths.
     """
 
+    number: int
     data: tuple[Interval, ...]
+    pixels: tuple[Interval, ...]
     values: Tensor
     result: Reconstruction
     diagnosis: Diagnosis
@@ -165,14 +169,18 @@ def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) 
     result = problem.restore(values, data, pipeline, is_tested=True)
     diagnosis = pipeline.diagnose(result, values)
     views = pipeline.vary_lambda(result, values, problem.source.dtype)
-    result = replace(result, image=_under_data(problem, result.image, data))
-    return Preview(data, values.cpu(), result, diagnosis, views)
+    pixels = _under_data(problem, data)
+    result = replace(result, image=problem.crop(result.image, data, pixels).cpu())
+    number = 0
+    for part, axis in zip(tile.batch, problem.layout.batch_axes, strict=True):
+        number = number * problem.layout.sizes[axis] + part.start
+    return Preview(number + 1, data, pixels, values.cpu(), result, diagnosis, views)
 
 
-def _under_data(problem: BlockProblem, image: Tensor, data: tuple[Interval, ...]) -> Tensor:
-    """Crop an image to the pixels that lie under the data."""
-    core = []
+def _under_data(problem: BlockProblem, data: tuple[Interval, ...]) -> tuple[Interval, ...]:
+    """Find the pixels of the image that lie under the data."""
+    pixels = []
     for cut, (start, stop) in zip(problem.cuts, data, strict=True):
         first, last = cut.image_of((start, stop))
-        core.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
-    return problem.crop(image, data, core).cpu()
+        pixels.append((max(start - cut.shift, first), min(stop - cut.shift, last)))
+    return tuple(pixels)

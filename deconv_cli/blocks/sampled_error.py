@@ -80,6 +80,13 @@ class ErrorSample:
         found = zip(self.profiles, *groups, strict=True)
         return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, *part in found]).any(dim=0)
 
+    def of_part(self, image: Tensor, at: Sequence[Interval], size: Size) -> PredictedError:
+        """Predict the error of each pixel of such a part, and mark the pixels to trust."""
+        squared, depth = self.squared_error(image, at, size), self.trusted_depth
+        is_deep = edge_distance(size, at, image.device) >= (math.inf if depth is None else depth)
+        trusted = is_deep & ~self.outweighs(image, squared, len(size))
+        return PredictedError(**vars(self.pooled), map=squared.sqrt(), trusted=trusted)
+
     def of_whole(self, size: Size, mean_square: float, *, is_trusted: bool) -> SampledError:
         """Describe the error of the whole picture by the mean square that is expected over all blocks."""
         bands = self.pooled.bands

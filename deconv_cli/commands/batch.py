@@ -33,7 +33,7 @@ from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_dur
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.schedulers.scheduler import Scheduler
 from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import NUMBER, counted
+from deconv_cli.vocabulary import NUMBER, counted, name_some
 
 N_NAMED = 20
 """Failed inputs that the last note names; a manifest has them all."""
@@ -280,8 +280,7 @@ class Batch:
         yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."
         if self._failures:
             names = [str(job.source) for job, _, _ in self._failures]
-            more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-            yield f"failed: {', '.join(names[:N_NAMED])}{more}"
+            yield f"failed: {name_some(names, N_NAMED)}"
 
 
 class BatchTask:

@@ -124,7 +124,11 @@ class ExtraOutputs:
     ] = None
     truth: Annotated[
         Path | None,
-        option("--truth FILE", "The true image; deconv compares the estimate and the predicted error with it.", ERROR),
+        option(
+            "--truth FILE",
+            "The true image; deconv compares the estimate and the predicted error with it. Not in blocks.",
+            ERROR,
+        ),
     ] = None
     error_map: Annotated[
         Path | None, option("--error-map FILE", "Write the predicted error of every pixel.", ERROR)

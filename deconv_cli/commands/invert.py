@@ -5,6 +5,8 @@ The options and the reading of a file are here. What happens to one picture is i
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +30,7 @@ from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
-from deconv_cli.errors import UntrustworthyResultError, UsageError
+from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings, option_name
 from deconv_cli.vocabulary import Convention, DeviceChoice
 
@@ -180,7 +182,7 @@ class InvertWork(Work):
         held = vars(self).pop("_held", None) if path == self.first else None
         if held is not None:
             return held
-        with allowing(self.settings.get("max_memory")):
+        with allowing(self.settings.get("max_memory")), self._explaining(path):
             if not self.can_be_cut:
                 return LoadedFile(self.files.read(path))
             blocks = self._in_blocks()
@@ -226,10 +228,28 @@ class InvertWork(Work):
 
         def by_size(job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
             if source.large is None:
-                return whole(job, source, progress)
+                with self._explaining(job.source):
+                    return whole(job, source, progress)
             return self._in_blocks().restore(job, source.large, self.extra, progress)
 
         return by_size
+
+    @contextlib.contextmanager
+    def _explaining(self, path: Path) -> Iterator[None]:
+        """Say why an input that does not fit the memory is not restored in blocks, if its format is read by parts."""
+        from deconv_cli.io.codec import codec_named
+
+        try:
+            yield
+        except TooLargeError as error:
+            codec = codec_named(path) if self.can_be_cut else None
+            if codec is None or not codec.opens_regions:
+                raise
+            try:
+                self._in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)
+            except DeconvError as refusal:
+                raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
+            raise
 
     def _in_blocks(self) -> BlockRestoration:
         return BlockRestoration(

@@ -65,7 +65,7 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     if result.lam is not None:
         rows.append(("λ", f"{format_lambda(result.lam)}, penalty {result.penalty}: {reasons.lam}"))
     elif result.prior_sentence is not None:
-        rows.append(("prior", result.prior_sentence))
+        rows.append(_prior_row(result.settings.objective, result.finest))
     else:
         rows.append(("minimized", result.solution.objective))
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
@@ -287,10 +287,17 @@ def _objective_row(found: BlockReconstruction) -> tuple[str, str]:
         reason = found.task.problem.resolution.reasons.lam
         return "λ", f"{format_lambda(found.lam)}, penalty {settings.penalty}: {reason}"
     if found.prior_sentence is not None:
-        return "prior", found.prior_sentence
+        return _prior_row(settings.objective, choices.finest)
     more = "" if choices.weight is None else f", weight {choices.weight:.4g}"
     more += "" if choices.iterations is None else f", {counted(choices.iterations, 'iteration')}"
     return "minimized", f"{settings.objective}{more}"
+
+
+def _prior_row(prior: str, finest: float | None) -> tuple[str, str]:
+    """Name a learned prior, and the detail that it fills in."""
+    from deconv_cli.workflows.trust import describe_filled_in
+
+    return "prior", f"{prior}: {describe_filled_in(finest)}"
 
 
 def _seam_rows(found: BlockReconstruction) -> list[tuple[str, str]]:

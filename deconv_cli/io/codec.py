@@ -132,6 +132,13 @@ class Codec(ABC):
     selects: str | None = None
     """`tensor` or `series` where a file may hold several arrays, which are chosen by name or number."""
 
+    def __init_subclass__(cls) -> None:
+        """Refuse by `UsageError` a class that carries a field of another name: it would be lost without a word."""
+        unknown = cls.carries - _SHARED.keys()
+        if unknown:
+            names = ", ".join(f"'{name}'" for name in sorted(unknown))
+            raise UsageError(f"{cls.__name__} names {names}, but a codec carries {', '.join(_SHARED)} only.")
+
     @property
     def is_read_only(self) -> bool:
         """True where files are read and never written."""

@@ -46,7 +46,7 @@ def tone_curve_of_file(codec: Codec, metadata: Metadata, dtype: str, n_channels:
     if gamma is not None:
         return gamma
     is_default = codec.holds_whole_numbers_only  # such formats are made for display
-    return replace(ToneCurve.srgb(white), origin="the file names none", is_default=is_default)
+    return replace(ToneCurve.srgb(white), origin="the file names no curve", is_default=is_default)
 
 
 def recorded_curve(described: object, metadata: Metadata, n_channels: int) -> ToneCurve | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import math
@@ -11,7 +12,6 @@ import shutil
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -177,7 +177,7 @@ class PartialFile(RegionTarget):
         with refusing_to_write(self.path):
             try:
                 self._make(own)
-                if _is_own_file(partial) and _is_like(partial, own, self._without_samples(own)):
+                if _has_no_other_name(partial) and _is_like(partial, own, self._without_samples(own)):
                     return True
                 partial.unlink(missing_ok=True)
                 room = shutil.disk_usage(self.path.parent).free
@@ -229,9 +229,16 @@ def _is_like(found: Path, new: Path, parts: list[tuple[int, int]]) -> bool:
         )
 
 
-def _is_own_file(partial: Path) -> bool:
-    """Check whether the hidden file is there, and ordinary."""
-    return os.path.lexists(partial) and stat.S_ISREG(partial.lstat().st_mode)
+def _has_no_other_name(partial: Path) -> bool:
+    """Check whether the hidden file is ordinary, and has no name but its own and that under which it is made."""
+    if not os.path.lexists(partial):
+        return False
+    inodes = []
+    for name in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            inodes.append(name.lstat().st_ino)
+    found = partial.lstat()  # after the others: by now a file that is being made can only lose a name
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= inodes.count(found.st_ino)
 
 
 def _remove_partial(path: Path) -> None:
@@ -248,7 +255,7 @@ def put_in_place(path: Path) -> None:
     _remove_partial(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def refusing_to_write(path: Path) -> Iterator[None]:
     """Turn errors of a disk or a library into a `FileAccessError` of one sentence that names the file."""
     try:

@@ -10,7 +10,7 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, AxisOptions, LayerOptions
 from deconv_cli.operators.boundary_rules import BoundaryRule
 from deconv_cli.parts import BOUNDARIES
-from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding, format_size
+from deconv_cli.vocabulary import PADDING_WORDS, PaddingLike, Size, check_padding, format_size, name_some
 
 
 @dataclass(frozen=True)
@@ -291,11 +291,10 @@ def pick_input_size(
     if len(wanted) == len(sizes) and all(n in possible for n, possible in zip(wanted, sizes, strict=True)):
         return tuple(wanted)
     listed = [format_size(size) for size in product(*sizes)]
-    more = f" and {len(listed) - 9} more" if len(listed) > 9 else ""
     raise ShapeError(
         f"an image of {format_size(tuple(wanted))} does not give an output of {format_size(output_size)} under a "
         f"kernel of {format_size(kernel_size)} with padding {padding}{_and_layer(options)}; its size may be "
-        f"{', '.join(listed[:9])}{more}."
+        f"{name_some(listed, 9)}."
     )
 
 

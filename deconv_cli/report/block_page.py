@@ -11,6 +11,7 @@ from deconv_cli.blocks.block_reconstruction import BlockReconstruction
 from deconv_cli.blocks.block_run import BlockRun
 from deconv_cli.blocks.block_task import BlockTask
 from deconv_cli.blocks.preview_tiles import Preview
+from deconv_cli.diagnostics.predicted_error import PredictedError
 from deconv_cli.report.page import describe_page, fill_page
 from deconv_cli.report.reconstruction_record import SCHEMA, Record, describe_predicted_error
 from deconv_cli.report.run import InputFile, Run
@@ -92,12 +93,18 @@ def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
     found, layout, source = run.reconstruction, run.task.problem.layout, _input_file(run)
     boundary = run.task.problem.resolution.settings.boundary
     result = replace(preview.result, settings=replace(preview.result.settings, boundary=boundary))
-    images = images_to_show(source, layout.dimensions, result, preview.values, preview.diagnosis.residual)
-    omission = describe_omission(layout.n_batch, layout.n_channels, is_color=source.is_picture)
+    with_error = replace(result, predicted_error=_predicted_error(run, preview))
+    images = images_to_show(source, layout.dimensions, with_error, preview.values, preview.diagnosis.residual)
+    n_images, is_color = layout.n_batch, source.is_picture
+    omission = describe_omission(n_images, layout.n_channels, is_color=is_color, number=preview.number)
     shown = show_images(images, omission, run.spacing, layout.dimensions, is_picture=source.is_picture)
     place = _place(preview.data)
-    if shown.comparison is not None:
-        shown = replace(shown, comparison=replace(shown.comparison, caption=f"Pixel by pixel: {place}."))
+    if shown.comparison is not None and shown.comparison.is_whole:
+        seen = preview.data
+        if shown.cuts is not None:
+            plane = seen[0][0] + shown.cuts.place[0]
+            seen = ((plane, plane + 1), *seen[1:])
+        shown = replace(shown, comparison=replace(shown.comparison, caption=f"Pixel by pixel: {_place(seen)}."))
     page = describe_page(
         run, source, result, preview.diagnosis, found.expected_error, shown, preview.views, found.doubts
     )
@@ -110,6 +117,17 @@ def render_block_page(run: BlockInvertRun, preview: Preview) -> str:
         rows=[*page.rows, *_block_numbers(found)],
     )
     return fill_page(page, describe_block_run(run))
+
+
+def _predicted_error(run: BlockInvertRun, preview: Preview) -> PredictedError | None:
+    """Predict the error of the pixels of a piece as that of the blocks was; `None` if it was not."""
+    problem, result, error = run.task.problem, preview.result, run.task.plan.error
+    if error is None:
+        return None
+    curve, image = result.error_curve, result.image
+    light = image if curve is None else curve.to_light(image, problem.layout.dimensions)
+    predicted = error.of_part(light, preview.pixels, problem.image_size)
+    return predicted.without_trust() if run.reconstruction.doubts else predicted
 
 
 def _input_file(run: BlockInvertRun) -> InputFile:
@@ -133,4 +151,7 @@ def _block_numbers(found: BlockReconstruction) -> list[Row]:
 def _place(data: Sequence[Interval]) -> str:
     """Name a part of a picture by its rows and columns, counted from one."""
     names = ("planes", "rows", "columns")[-len(data) :]
-    return ", ".join(f"{name} {start + 1} to {stop}" for name, (start, stop) in zip(names, data, strict=True))
+    return ", ".join(
+        f"{name} {start + 1} to {stop}" if stop - start > 1 else f"{name.removesuffix('s')} {stop}"
+        for name, (start, stop) in zip(names, data, strict=True)
+    )

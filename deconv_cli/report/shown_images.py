@@ -111,9 +111,9 @@ def _channels(name: str, image: Tensor, is_picture: bool) -> list[tuple[str, Ten
     return [(f"{name}, channel {channel + 1}", image[channel]) for channel in chosen]
 
 
-def describe_omission(n_images: int, n_channels: int, *, is_color: bool) -> str | None:
-    """Say which images and channels are not shown, if there are any."""
-    parts = [f"the first of {n_images} images"] if n_images > 1 else []
+def describe_omission(n_images: int, n_channels: int, *, is_color: bool, number: int = 1) -> str | None:
+    """Say that image `number` alone is shown, and how many channels, if there are more."""
+    parts = [f"image {number} of {n_images}"] if n_images > 1 else []
     if n_channels > N_CHANNELS and not is_color:
         parts.append(f"{N_CHANNELS} of {n_channels} channels")
     return f"Shown: {', '.join(parts)}." if parts else None

@@ -73,7 +73,7 @@ class SlabSystem:
         self._sigma = problem.sigma_max if problem.lam > 0 else operator.spectrum.sigma_max
         # For λ = 0 the square of the condition number is divided by where pixels are tied.
         needs_float64 = not problem.runs_in_own_precision or (problem.lam == 0 and layout.n_tied > 0)
-        self._dtype = wide.dtype if needs_float64 or _is_wide(problem) else taps.dtype
+        self._dtype = wide.dtype if needs_float64 or _takes_plane_differences(problem) else taps.dtype
         wide = wide.reshape(*wide.shape[:2], *self._lead, *wide.shape[2:]) / self._sigma
         symbol = PartialSymbol(wide, self._torus, (0,) * len(self._lead) + layout.origin)
         n_entries, like = max(problem.n_outputs, problem.n_inputs) ** 2, wide.new_empty(0, dtype=self._dtype)
@@ -331,6 +331,8 @@ N_CALLS = 40
 # The dual problem is solved where the torus is this part of that of a kernel as large as the outputs. Measured for
 # disks and a microscope: with half of it, slabs are as fast in two dimensions and twice as fast in three.
 MIN_PART_OF_TORUS = 0.75
+# Least gain of a constant, relative to σmax, of a kernel that passes constants.
+MIN_CONSTANT_GAIN = 1e-3
 
 
 class SlabSolver(Solver):
@@ -344,17 +346,19 @@ class SlabSolver(Solver):
 
         For λ = 0 there must be at least as many outputs as pixels, or as many pixels as outputs. Penalties on first and
         second differences are covered if outputs alone are missing; in two dimensions kernels too wide for `strip`,
-        with λ > 0 and no zeros, and no differences but those of `gradient` for one channel.
+        with λ > 0 and no zeros, and no differences but those of `gradient` for one channel and a kernel that passes
+        constants.
         """
         operator = problem.operator
         layout = TorusLayout.plan(operator.geometry, operator.boundary)
-        is_bounded = find_penalty(problem.penalty) is GRADIENT and problem.n_outputs == problem.n_inputs == 1
+        is_single = problem.n_outputs == problem.n_inputs == 1
+        is_bounded = find_penalty(problem.penalty) is GRADIENT and is_single and _passes_constants(problem)
         is_free = problem.lam > 0 and layout.n_tied == 0 and (is_bounded or not _differences(problem))
         is_wide = is_free and STRIP.covers(problem)
         if problem.n_dims == 3 and not operator.boundary.is_mixed and not is_wide:
             return (
                 "is for one dimension and three, and in two for kernels too wide for strip, with penalty identity, or "
-                "gradient for one channel"
+                "gradient for one channel and a kernel whose sum is not zero"
             )
         if operator.boundary.is_periodic or (
             layout.n_tied > 0 and (layout.n_unobserved > 0 or not operator.boundary.is_zero)
@@ -393,7 +397,7 @@ class SlabSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
         """Invert the system on the slabs."""
-        least = bound_eigenvalues(problem) if _is_wide(problem) else None
+        least = bound_eigenvalues(problem) if _takes_plane_differences(problem) else None
         return BorderInverse(problem, rule, ObservedSystem if is_dual(problem) else SlabSystem, least)
 
 
@@ -410,8 +414,13 @@ def is_dual(problem: TikhonovProblem) -> bool:
     return is_single and is_plain and is_free and math.prod(layout.torus) >= n_least
 
 
-def _is_wide(problem: TikhonovProblem) -> bool:
-    """Return whether a wide kernel meets a penalty on differences: the least eigenvalue is far below λ then."""
+def _passes_constants(problem: TikhonovProblem) -> bool:
+    """Return whether a constant image is more than rounding noise in the outputs: `bound_eigenvalues` needs it."""
+    return MIN_CONSTANT_GAIN * problem.sigma_max < problem.least_constant_gain < math.inf
+
+
+def _takes_plane_differences(problem: TikhonovProblem) -> bool:
+    """Return whether a plane has a penalty on differences: the least eigenvalue is far below λ then."""
     return problem.n_dims == 3 and not problem.operator.boundary.is_mixed and bool(_differences(problem))
 
 
@@ -420,7 +429,8 @@ def bound_eigenvalues(problem: TikhonovProblem) -> float:
 
     Let x be a constant of norm c plus w, which is orthogonal to constants. Then ‖Lx‖² ≥ l‖w‖², where l is the least
     eigenvalue above 0 of the second difference on the longest axis, and ‖Ax‖ ≥ ac − σ‖w‖, where a is the gain of a
-    constant and σ is σmax. So ‖Ax‖² + μ‖Lx‖² is at least the least eigenvalue of [[a², −aσ], [−aσ, σ² + μl]].
+    constant and σ is σmax. So ‖Ax‖² + μ‖Lx‖² is at least the least eigenvalue of [[a², −aσ], [−aσ, σ² + μl]]. Where
+    ac < σ‖w‖, μl‖w‖² alone is a bound; it is smallest on the edge ac = σ‖w‖, where the form equals it.
     """
     (_, *outputs), (_, *pixels) = problem.operator.output_shape, problem.operator.input_shape
     square = problem.least_constant_gain**2 * math.prod(outputs) / math.prod(pixels)
@@ -454,7 +464,7 @@ def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
     matrices = sum(
         n_places // length * (n_channels * (length - n)) ** 2 // 2 for n, length in zip(box, layout.torus, strict=True)
     )
-    is_own = problem.runs_in_own_precision and not is_tied and not _is_wide(problem)
+    is_own = problem.runs_in_own_precision and not is_tied and not _takes_plane_differences(problem)
     itemsize = problem.operator.kernel.itemsize if is_own else 8
     n_numbers = min(most_numbers(layout.torus), matrices) + n_places * n_channels**2
     if _differences(problem):

@@ -41,7 +41,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.total_variation import check_noise
-from deconv_cli.vocabulary import LONG, LambdaRule, Size, format_size
+from deconv_cli.vocabulary import LONG, ROUNDING_NOISE, LambdaRule, Size, format_size
 from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 MAX_PLACES = 3
@@ -59,13 +59,16 @@ EIGHT_BITS = 255
 
 
 def settle_lambda(
-    data: Tensor, kernel: Kernel, resolution: ResolvedInput, least_sigma: float, is_clipped: Tensor | None
+    data: Tensor, kernel: Kernel, resolution: ResolvedInput, step: float, is_clipped: Tensor | None
 ) -> tuple[LambdaChoice | None, ResolvedInput]:
-    """Choose λ from data without the bias if the resolution leaves it open; give the choice, and the resolution."""
+    """Choose λ from data without the bias if the resolution leaves it open; give the choice, and the resolution.
+
+    `step` is the distance of neighboring values that a sample can have.
+    """
     if not resolution.chooses_lambda:
         return None, resolution
     is_even = resolution.tone_curve is None or resolution.tone_curve.white > EIGHT_BITS
-    settings = resolution.settings
+    settings, least_sigma = resolution.settings, step * ROUNDING_NOISE
     choice = choose_lambda_of_data(data.detach(), kernel, settings, least_sigma, is_clipped, is_noise_even=is_even)
     settings, reasons = replace(settings, lam=choice.lam), replace(resolution.reasons, lam=choice.reason)
     return choice, replace(resolution, settings=settings, reasons=reasons, chooses_lambda=False)

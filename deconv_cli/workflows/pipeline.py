@@ -32,7 +32,7 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.vocabulary import ROUNDING_NOISE, InputKind, Size, counted, format_size
+from deconv_cli.vocabulary import InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
 from deconv_cli.workflows.clipped_filling import ceiling_of, find_bounds, with_ceiling
@@ -189,7 +189,7 @@ class Pipeline:
         filled, resolution = settle_noise(unbiased, kernel, resolution, is_clipped)
         if resolution.chooses_lambda:
             listener.begin("choosing λ")
-        choice, resolution = settle_lambda(unbiased, kernel, resolution, step * ROUNDING_NOISE, is_clipped)
+        choice, resolution = settle_lambda(unbiased, kernel, resolution, step, is_clipped)
 
         listener.begin("building the inverse")
         estimator = self._build(kernel, image_size, resolution, filled, is_kept=choice is None)

@@ -40,8 +40,6 @@ and linear files under the kernels of `benchmarks/photographs.py`, which tests i
 ALL_BUT_REMOVED = 0.01
 """The kernel nearly removes a frequency below this part of the largest singular value."""
 SMOOTHED_LIMITS = 0.3, 2.0
-
-
 MAX_COLUMNS = 256
 """Columns of a picture whose error in samples is added up at a time."""
 

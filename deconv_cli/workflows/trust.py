@@ -245,10 +245,15 @@ def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:
     return Doubt(DoubtReason.NOISE, f"{found}: use {advice}")
 
 
-def describe_prior(finest: float | None) -> str:
-    """Say what the prior for photographs fills in; `finest` is the width in pixels of the finest measured detail."""
+def describe_filled_in(finest: float | None) -> str:
+    """Say which detail a learned prior fills in; `finest` is the width in pixels of the finest measured detail."""
     detail = "that is fine" if finest is None else f"finer than about {finest:.1f} pixels"
-    return f"photo: detail {detail} is plausible, not measured"
+    return f"detail {detail} is plausible, not measured"
+
+
+def describe_prior(finest: float | None) -> str:
+    """Say what the prior for photographs is, and which detail it fills in."""
+    return f"a denoiser that learned from photographs; {describe_filled_in(finest)}"
 
 
 def doubt_clipping(clipping: Clipping) -> list[Doubt]:

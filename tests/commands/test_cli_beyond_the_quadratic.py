@@ -100,6 +100,8 @@ def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     for text in (run.stderr, page):
         words = " ".join(text.split())
         assert f"finer than about {report['finest_measured_detail']:.1f} pixels is plausible" in words
+    assert "photo: detail finer than about" in " ".join(run.stderr.split())
+    assert "The prior is a denoiser that learned from photographs; detail finer" in " ".join(page.split())
     assert "without reaching a minimum; judge the result by its residual" in page
     assert read_image(Path("e.tif")).values.shape == (1, 3, 80, 96)
     assert report["predicted_error"]["root_mean_square"] == report["predicted_error"]["root_mean_square_in_samples"]

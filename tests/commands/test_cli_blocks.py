@@ -86,6 +86,12 @@ def test_the_error_and_the_mask_come_from_blocks(deconv, large):
     assert "--error-map=" in done.report["rerun"]
 
 
+def test_a_prior_that_blocks_cannot_take_is_named_where_the_whole_does_not_fit(refuses, large):
+    words = ["invert", large, "-k", "box:3", "-o", large.with_name("o.npy"), "--prior", "tv"]
+    says = ["needs about", "It cannot be cut into blocks: prior tv needs the whole image"]
+    refuses(*words, "--max-memory", "100kB", code=ExitCode.INPUT_REFUSED, says=says)
+
+
 def test_a_truth_is_compared_with_a_whole_picture(refuses, large):
     refuses(*words(large, "--truth", large), code=ExitCode.USAGE, says="restored in blocks; leave --truth out")
 
@@ -110,6 +116,22 @@ def test_the_page_comes_from_blocks(deconv, large, monkeypatch):
     assert text.count('class="comparison') == 1
     for word in ("Seams", "Expected error", "Sharper or smoother?"):
         assert word in text
+
+
+@pytest.mark.exhaustive  # predicting the error takes seconds
+def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_path):
+    draw, shape = torch.Generator().manual_seed(0), (3, 8, 580)
+    series = torch.nn.functional.interpolate(torch.rand(1, 3, 2, 145, generator=draw), size=shape[1:])[0]
+    series = (series * torch.tensor([1, 255, 2])[:, None, None] + torch.randn(shape, generator=draw)).numpy()
+    np.save(tmp_path / "y.npy", series)
+    settings = ["--defaults", "picture", "--lambda", "0.1", "--noise", "white", "--boundary", "zero"]
+    line = ["invert", tmp_path / "y.npy", "-k", "box:3", "--axes", "TYX", "--block-size", "600", *settings]
+    deconv(*line, "-o", tmp_path / "out.npy", "--report", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Shown: image 2 of 3." in text
+    assert "The 8×576 pixels of 8×580 with the most detail." in text
+    assert "Predicted error" in text
+    assert "do not trust the hatched regions" in text
 
 
 @pytest.mark.exhaustive

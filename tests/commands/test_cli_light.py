@@ -16,7 +16,7 @@ from deconv_cli.workflows.resolve_settings import RecordedConvolution
 KERNEL = "gaussian:1.2"
 TRUSTED_OR_NOT = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
 SRGB = deconv_cli.ToneCurve.srgb(255)
-SENTENCE = "in linear light, undone from sRGB (the file names none): optical blur acts on light"
+SENTENCE = "in linear light, undone from sRGB (the file names no curve): optical blur acts on light"
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     reason = "without an ICC profile they count as light"
     assert report["light_reason"] == f"in the samples as they are stored: {reason}"
     report, _ = invert(night.with_name("plain.tif"), "--lambda", "1e-3", "--light", "linear")
-    assert report["light_reason"].endswith("undone from sRGB (the file names none): given by the user")
+    assert report["light_reason"].endswith("undone from sRGB (the file names no curve): given by the user")
 
 
 def test_a_factor_leaves_the_light_open(deconv, invert, night, tmp_path):

@@ -158,7 +158,13 @@ def test_a_model_is_a_sentence():
     assert NoiseModel(1.5).sentence == "white, σ 1.5"
 
 
-@pytest.mark.parametrize("numbers", [{"sigma": -1.0}, {"spectrum": (1.0,)}, {"spectrum": (0.0,) * 14}])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *({"sigma": -1.0}, {"sigma": 10**400}),
+        *({"spectrum": (1.0,)}, {"spectrum": (0.0,) * 14}, {"spectrum": ("a",) * 14}, {"spectrum": (10**400,) * 14}),
+    ],
+)
 def test_numbers_that_are_no_noise_are_refused(numbers):
     with pytest.raises(UsageError, match="noise"):
         NoiseModel(**numbers)

@@ -372,10 +372,12 @@ def test_tensor_axes_come_back_in_their_order(tmp_path, rng, planned, axes, shap
     assert torch.equal(found.values, source.values)
 
 
-def test_a_record_of_another_shape_is_not_believed(tmp_path, rng, rewrite):
+def test_a_record_of_other_samples_is_not_believed(tmp_path, rng, rewrite):
     np.save(tmp_path / "in.npy", rng.random((16, 20)))
     rewrite(tmp_path / "in.npy", tmp_path / "out.npy")
     assert read_image(tmp_path / "out.npy").record is not None
+    np.save(tmp_path / "out.npy", np.load(tmp_path / "out.npy") + 1)
+    assert read_image(tmp_path / "out.npy").record is None
     np.save(tmp_path / "out.npy", np.zeros((8, 8)))
     assert read_image(tmp_path / "out.npy").record is None
     beside = tmp_path / "out.npy.json"

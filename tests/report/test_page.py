@@ -193,7 +193,7 @@ def test_channels_and_batches_that_are_not_shown_are_named(contents):
     louder = torch.tensor([1.0, 1, 9, 9, 9])[:, None, None] * given.run.reconstruction.image
     tensors = dataclasses.replace(given, data=images).with_source(is_picture=False)
     page = tensors.with_result(image=louder[None].expand(4, -1, -1, -1)).render()
-    assert "Shown: the first of 4 images, 3 of 5 channels." in Reader(page).text
+    assert "Shown: image 1 of 4, 3 of 5 channels." in Reader(page).text
     shown = re.findall(r'aria-label="Estimate, channel (\d)"', page)
     assert shown == ["3", "4", "5"]  # those with the most contrast
     assert "Shown:" not in Reader(contents(3).render()).text

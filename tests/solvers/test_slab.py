@@ -227,6 +227,15 @@ def test_under_a_penalty_on_differences_a_wide_kernel_is_undone_within_an_honest
     assert solution.distance_bound <= 0.01
 
 
+def test_a_wide_kernel_of_sum_zero_has_no_bound_under_a_penalty_on_differences(monkeypatch):
+    monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
+    monkeypatch.setattr(strip, "MAX_BAND_SYMBOLS", 0)
+    taps = ball((9, 9)).float()[None, None]
+    for kernel, reason in ((taps, None), (taps - taps.mean(), "whose sum is not zero")):
+        problem = TikhonovProblem(Convolution(kernel, (14, 14), boundary="unknown"), 1e-3, penalty="gradient")
+        assert reason in (SLAB.covers(problem) or "") if reason else SLAB.covers(problem) is None
+
+
 def test_a_kernel_as_large_as_the_picture_takes_few_iterations(monkeypatch):
     monkeypatch.setattr(strip, "MIN_BAND_BYTES", 0)
     taps = ball((127, 127)).float()
