@@ -138,9 +138,13 @@ def lay_out(
         is_quiet: whether to print no note.
 
     Raises:
-        UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+        UsageError: an input is missing, a folder is empty, two outputs would be the same file, or one is a URL.
         FileAccessError: the file system does not take a name.
     """
+    from deconv_cli.io.files import refuse_address
+
+    if output is not None:
+        refuse_address(Path(output), is_output=True)
     try:
         jobs, left_out = _jobs(inputs, output, ending, command)
     except OSError as error:

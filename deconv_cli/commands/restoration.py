@@ -232,5 +232,5 @@ def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput)
     limits = np.iinfo(prepared.dtype)
     ends = float(limits.min), float(limits.max)
     settings = result.settings
-    clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions, noise=settings.noise_sigma)
+    clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions or 2, noise=settings.noise_sigma)
     return replace(result, clipping=clipping)

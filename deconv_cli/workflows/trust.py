@@ -197,13 +197,14 @@ def doubt_layer(
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}, or noise was amplified, which a larger λ prevents")]
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}; or noise was amplified, which a larger λ prevents")]
 
 
 _CAUSES = (
-    'padding or boundary may differ (try padding="valid"), the layer may have a stride, a dilation, groups or '
-    "transposed weights (give stride=2, groups=4 or transposed=True), a bias, noise or an activation such as ReLU, or "
-    'the data are a picture (try defaults="picture")'
+    'padding or boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
+    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias may not be undone; "
+    "the data may hold noise, or be the output of an activation such as ReLU; they may be a picture (try "
+    'defaults="picture")'
 )
 
 
