@@ -109,7 +109,7 @@ class Restoration:
         return JobResult(
             job,
             record,
-            partial(print_invert_summary, run),
+            partial(print_invert_summary, run, verbose=self._printed.verbose),
             doubts=tuple(doubt.sentence for doubt in result.doubts),
             warnings=result.cautions,
         )

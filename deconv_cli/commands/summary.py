@@ -52,8 +52,8 @@ def print_forward_summary(run: ForwardRun) -> None:
     _print(f"deconv {run.command}", rows, notes=run.notes)
 
 
-def print_invert_summary(run: InvertRun) -> None:
-    """Print what `deconv invert` did on stderr: ten lines for a photograph. The report has every number."""
+def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
+    """Print what `deconv invert` did on stderr: ten lines for a photograph; `verbose` adds rows for experts."""
     result, source = run.reconstruction, run.source
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
@@ -72,9 +72,28 @@ def print_invert_summary(run: InvertRun) -> None:
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
         rows.append(error_row(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted))
+    rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness)
     _print(f"deconv {run.command}", rows, result.warnings, [*advice, *run.notes])
+
+
+def _details(result: Reconstruction) -> Rows:
+    """List the rows for an expert."""
+    solution, spectrum = result.solution, result.spectrum
+    certificate = f", certificate {solution.certificate:.2g}" if solution.status.has_certificate else ""
+    condition = f"{spectrum.condition:.4g}" if result.is_condition_known else "not computed for a layer"
+    rcond = "" if result.rcond is None else f", rcond {result.rcond:g}"
+    return [
+        ("minimized", solution.objective),
+        ("padding", format_padding(result.padding)),
+        ("method", f"{result.choice.method}: {result.choice.reason}"),
+        (
+            "solver",
+            f"{counted(solution.n_iterations, 'iteration')}{certificate}, tolerance {result.tolerance:.2g}{rcond}",
+        ),
+        ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
+    ]
 
 
 def print_chain_summary(run: ChainRun) -> None:

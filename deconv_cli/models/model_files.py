@@ -75,7 +75,7 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
         own = _own_modules(named)
         allowed += [(own[name.rpartition(".")[2]], name) for name in others if name.rpartition(".")[2] in own]
     advice = "save the state_dict() alone"
-    by_name = f'name the model\'s class with model="{{place}}", or {advice}'
+    by_name = 'name the model\'s class with model="{place}"'
     found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
     if isinstance(found, nn.Module):
         check_module(path, found)

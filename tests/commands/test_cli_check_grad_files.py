@@ -103,7 +103,7 @@ class TestRefused:
 
     def test_a_hostile_pickle(self, refuses, tmp_path):
         torch.save({"weight": torch.zeros(2), "extra": MakesFolder(tmp_path / "was_run")}, tmp_path / "model.pt")
-        sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "--model file.py:Class"])
+        sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "save the state_dict() alone"])
         assert "weights_only=False" not in sentence
         assert not (tmp_path / "was_run").exists()
 

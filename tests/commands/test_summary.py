@@ -37,6 +37,13 @@ def test_the_table_fits_a_screen(deconv, words):
     ]
 
 
+def test_verbose_adds_the_numbers_for_experts(deconv, words):
+    told = deconv(*words, "--boundary", "zero", "--lambda", "1e-3", "--verbose").stderr
+    assert {"minimized", "padding", "method", "solver", "conditioning"} <= set(names(told))
+    assert re.search(r"certificate \S+, tolerance 1e-06", told)
+    assert re.search(r"σmax 1, σmin \S+, condition \S+", told)
+
+
 def test_a_long_name_is_cut_in_the_middle_and_each_note_stands_once(deconv, words, tmp_path):
     (tmp_path / ("a long name " * 6)).mkdir()
     words[words.index("-o") + 1] = tmp_path / ("a long name " * 6) / "restored.tif"
