@@ -183,7 +183,7 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
     except (Exception, RecursionError) as error:
         reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
         reason = reason.replace(f" '{path}'", "").replace(f" {path}", "")  # a name shows nothing about the damage
-        why = re.sub(r"\s*\([^()]*\)", "", reason) if _CODE.search(reason) else reason
+        why = re.sub(r"\s*(?:that matches )?(?:\([^()]*\)|\{[^{}]*\})", "", reason) if _CODE.search(reason) else reason
         why = "" if _CODE.search(why) or why == type(error).__name__ else f" ({why})"
         raise MalformedInputError(
             f"'{path}' cannot be read as {format_name}{why}; it is damaged, cut short or of an unsupported kind."
