@@ -304,7 +304,10 @@ class ReconstructionSettings(ShownInNotebook):
         given: object = self.noise
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
-            raise UsageError(f"noise must be white, auto or a NoiseModel, but is {given!r}.")
+            raise UsageError(
+                f"noise must be white or auto, or from Python a NoiseModel, but is {given!r}; noise_sigma gives a "
+                "known size."
+            )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
         """Turn a number of any library into a plain one, and refuse it outside its range."""
@@ -474,7 +477,7 @@ _ARGUMENTS = {
 }
 """Arguments that are no English words."""
 _OPENING, _CLOSING, _QUOTES = "([", ".,;:)]", "\"'"
-_TUPLE = re.compile(r"(?<=but is )\((?:[\d., -]|\([\d., -]*\))*\)")
+_TUPLE = re.compile(r"(?<=but is )\((?:[\d., -]|\([\d., -]*\))*\)(?=\.?$)")
 """A typed value as Python writes it, at the end of a sentence."""
 
 
@@ -483,10 +486,11 @@ def with_options(sentence: str) -> str:
 
     Words of other programs, in “these quotation marks”, stay unchanged.
     """
-    sentence = _TUPLE.sub(lambda found: _as_numbers(found[0]), sentence)
     words = sentence.split(" ")
     if len(words) > 1 and words[1] in _VERBS and words[0] in _SETTINGS:
         words[0] = option_name(words[0])
+    if words[0].startswith("--"):
+        words = _TUPLE.sub(lambda found: _as_numbers(found[0]), " ".join(words)).split(" ")
     parts = re.split("(“[^”]*”)", " ".join(words))
     parts[::2] = (" ".join(map(_as_typed, own.split(" "))) for own in parts[::2])
     return "".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,8 +69,10 @@ class Batch:
         self._n_done = self._n_doubted = 0
         self._doubted_before: dict[str, list[str]] = {}
 
-    def run(self, jobs: list[Job], work: Work) -> None:
+    def run(self, jobs: list[Job], work: Work, left_out: Sequence[Path] = ()) -> None:
         """Do the work for every job; if one of several fails, the others go on.
+
+        The JSON names the files `left_out`, which are no inputs.
 
         Raises:
             DeconvError: the only job failed, or the kernel cannot be read.
@@ -95,7 +97,8 @@ class Batch:
         self._failures.sort(key=lambda failure: failure[0].number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
-            print_document(self._records[jobs[0].number] if is_single else self._document())
+            document = self._records[jobs[0].number] if is_single else self._document()
+            print_document(document | ({"left_out": [str(path) for path in left_out]} if left_out else {}))
         if not self._printed.quiet:
             for sentence in self._summary(jobs, time.monotonic() - started):
                 print_note(sentence)

@@ -99,7 +99,7 @@ def forward(
 
         added = Noise.parse(noise)
     many.check(force=files.force)
-    jobs = lay_out(inputs, output, ending="_forward", command="forward", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_forward", command="forward", is_quiet=printed.quiet)
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(
         kernels=kernel,
@@ -111,7 +111,7 @@ def forward(
         device=device,
         first=jobs[0].source,
     )
-    Batch("forward", files, printed, many, workers, invocation).run(jobs, work)
+    Batch("forward", files, printed, many, workers, invocation).run(jobs, work, left_out)
 
 
 @dataclass(frozen=True)

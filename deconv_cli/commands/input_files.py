@@ -125,12 +125,12 @@ def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
 
 def lay_out(
     inputs: list[Path], output: str | None, *, ending: str, command: str = "invert", is_quiet: bool = False
-) -> list[Job]:
-    """Decide where each input's output goes, and note how many files are left out.
+) -> tuple[list[Job], list[Path]]:
+    """Decide where each input's output goes, note how many files are left out, and list them too.
 
     Args:
-        inputs: files, folders and patterns; a folder means every readable file below it. Of several files, those
-            that an earlier run of the command wrote are left out, unless there are no others.
+        inputs: files, folders and patterns; a folder means every readable file below it. A file that an earlier run
+            of the command wrote is left out if its source is there too.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.
@@ -138,27 +138,31 @@ def lay_out(
         is_quiet: whether to print no note.
 
     Raises:
-        UsageError: an input is missing, a folder is empty, or two outputs would be the same file.
+        UsageError: an input is missing, a folder is empty, two outputs would be the same file, or one is a URL.
         FileAccessError: the file system does not take a name.
     """
+    from deconv_cli.io.files import refuse_address
+
+    if output is not None:
+        refuse_address(Path(output), is_output=True)
     try:
-        jobs, n_left_out = _jobs(inputs, output, ending, command)
+        jobs, left_out = _jobs(inputs, output, ending, command)
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
-    if n_left_out and not is_quiet:
-        were = "file that deconv {} wrote was" if n_left_out == 1 else "files that deconv {} wrote were"
-        print_note(f"{n_left_out} {were.format(command)} left out; to take one again, give it alone")
+    if left_out and not is_quiet:
+        were = "file that deconv {} wrote was" if len(left_out) == 1 else "files that deconv {} wrote were"
+        print_note(f"{len(left_out)} {were.format(command)} left out; to take one again, give it alone")
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(
                 f"several inputs would be written to '{path}'; give the folders one at a time, or as a pattern in "
                 "quotes, which keeps the folder tree."
             )
-    return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)]
+    return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)], left_out
 
 
-def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> tuple[list[Job], int]:
-    """Pair the inputs with their outputs, and count the files that are left out."""
+def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> tuple[list[Job], list[Path]]:
+    """Pair the inputs with their outputs, and list the files that are left out."""
     found: dict[Path, FoundFile] = {}
     for file in (file for path in inputs for file in expand(path)):
         if file.is_named or file.path not in found:
@@ -168,33 +172,40 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
 
     is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
     files = _without_results(list(found.values()), output, ending, command)
-    n_left_out = len(found) - len(files)
+    left_out = [path for path in found if path not in {file.path for file in files}]
     if output is None:
-        return [Job(file.path, _beside(file.path, ending)) for file in files], n_left_out
+        return [Job(file.path, _beside(file.path, ending)) for file in files], left_out
     is_folder = output.endswith(("/", os.sep)) or (Path(output).is_dir() and not is_one_file(Path(output)))
     if is_single_file and not is_folder:
-        return [Job(files[0].path, Path(output))], 0
+        return [Job(files[0].path, Path(output))], []
     if is_one_file(Path(output)) or (codec_named(Path(output)) is not None and not is_folder):
         raise UsageError(f"several inputs need an output folder, but '{output}' names a file.")
     folder = Path(output)
-    return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in files], n_left_out
+    return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in files], left_out
 
 
 def _without_results(files: list[FoundFile], output: str | None, ending: str, command: str) -> list[FoundFile]:
-    """Leave out results of earlier runs, by name, place or record; they stay if there is nothing else.
+    """Leave out results of earlier runs whose source is there too, by place, or by name and record.
 
-    A file that an argument names is left out only beside its input, as a shell lists both for one pattern.
+    A file that an argument names is left out only beside its input, as a shell lists both for one pattern. If nothing
+    else is there, all stay.
     """
     from deconv_cli.io.records import is_result_of
 
-    made = {_beside(file.path, ending) for file in files}
+    made = {_beside(file.path, ending) for file in files} if output is None else set()
     inside = None if output is None else Path(output).resolve()
+    stems = {file.path: file.path.stem.removesuffix(".ome").removesuffix(ending) for file in files}
+    alike = Counter(stems.values())
 
-    def is_kept(file: FoundFile) -> bool:
-        is_outside = file.is_named or inside not in file.path.resolve().parents
-        return file.path not in made and is_outside and (file.is_named or not is_result_of(command, file.path))
+    def is_surely_made(file: FoundFile) -> bool:
+        if file.is_named:
+            return file.path in made and is_result_of(command, file.path)
+        return file.path in made or inside in file.path.resolve().parents
 
-    return list(filter(is_kept, files)) or files
+    others = [file for file in files if not is_surely_made(file)]
+    results = [f.path for f in others if not f.is_named and alike[stems[f.path]] > 1 and is_result_of(command, f.path)]
+    sources = {stems[file.path] for file in others if file.path not in results}
+    return [f for f in others if f.path not in results or stems[f.path] not in sources] or files
 
 
 def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:

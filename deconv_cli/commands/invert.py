@@ -84,7 +84,7 @@ def invert(
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
-    jobs = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
@@ -122,7 +122,7 @@ def invert(
         can_be_cut=is_single_kernel,
         resumes=many.resume,
     )
-    Batch("invert", files, printed, many, workers, invocation).run(jobs, work)
+    Batch("invert", files, printed, many, workers, invocation).run(jobs, work, left_out)
 
 
 def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:

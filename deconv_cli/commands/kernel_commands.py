@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -220,9 +221,11 @@ def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
     from deconv_cli.kernels.bead_psf import holds_points
 
     if holds_points(light.to_light(_picture_of(image)).float().mean(0)):
+        channel = ["--channel", "1"] if image.values.shape[1] > 1 else []
+        words = ["deconv", "kernel", "from-beads", str(image.path), *channel, "--output", "psf.safetensors"]
         return [
             "most of the light lies in isolated points; if they are stars or beads, measure the kernel on them with "
-            f"deconv kernel from-beads {image.path} --output psf.safetensors"
+            f"{shlex.join(words)}"
         ]
     if not light.is_assumed or image.values.shape[1] != 3 or image.metadata.flavor:
         return []

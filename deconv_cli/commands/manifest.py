@@ -52,7 +52,11 @@ class BatchOptions:
     ] = False
 
     def check(self, *, force: bool) -> None:
-        """Refuse, by `UsageError`, options that contradict one another."""
+        """Refuse, by `UsageError`, options that contradict one another, and a manifest at a URL."""
+        from deconv_cli.io.files import refuse_address
+
+        if self.manifest is not None:
+            refuse_address(self.manifest, is_output=True)
         if self.resume and self.manifest is None:
             raise UsageError(
                 "--resume continues a manifest, or one file that is restored in blocks; name the manifest with "

@@ -231,4 +231,6 @@ def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput)
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
     limits = np.iinfo(prepared.dtype)
     ends = float(limits.min), float(limits.max)
-    return replace(result, clipping=measure_clipping(image, data, *ends, noise=result.noise_sigma))
+    settings = result.settings
+    clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions or 2, noise=settings.noise_sigma)
+    return replace(result, clipping=clipping)

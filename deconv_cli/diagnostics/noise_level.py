@@ -53,6 +53,9 @@ _MIN_RANGE = 2.0
 # The variance grows with this power of the mean: 1 for counts, 0 for noise that does not depend on brightness.
 _MIN_POWER, _MAX_POWER = 0.6, 1.4
 
+LEAST_SIDE = 3
+"""Pixels along each axis from which noise can be estimated."""
+
 
 def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
     """Estimate the standard deviation of white noise from the finest detail of images `(*batch, C, *size)`.
@@ -64,8 +67,8 @@ def estimate_noise(y: Tensor, n_axes: int = 2) -> float:
     Raises:
         ShapeError: the image has fewer than three pixels along an axis of space.
     """
-    if y.ndim < n_axes or min(y.shape[-n_axes:]) < 3:
-        least = format_size((3,) * n_axes)
+    if y.ndim < n_axes or min(y.shape[-n_axes:]) < LEAST_SIDE:
+        least = format_size((LEAST_SIDE,) * n_axes)
         raise ShapeError(
             f"estimating the noise needs images of at least {least} pixels, but the shape is {tuple(y.shape)}."
         )

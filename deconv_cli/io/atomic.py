@@ -147,7 +147,7 @@ def check_output_path(
         UsageError: no such folder, an existing file without `force`, the input itself, a pipe or a device.
         FileAccessError: no permission to write into the folder, or a name that the file system does not take.
     """
-    refuse_address(path)
+    refuse_address(path, is_output=True)
     try:
         folder = path.parent
         if make_folder:

@@ -88,13 +88,13 @@ def read_lines(path: Path) -> str:
     return path.read_text(encoding="ascii", errors="replace")
 
 
-def refuse_address(path: Path) -> None:
+def refuse_address(path: Path, *, is_output: bool = False) -> None:
     """Refuse a URL such as s3://bucket/name.zarr by `UsageError`."""
     if _ADDRESS.fullmatch(path.as_posix()) and not path.exists():
-        address = path.as_posix().replace(":/", "://", 1)
+        address = path.as_posix().replace(":/", ":///" if path.as_posix().startswith("file:") else "://", 1)
+        advice = "choose a path on this machine" if is_output else "copy it here"
         raise UsageError(
-            f"'{address}' is an address, and deconv works on files of this machine; copy it here, or mount it as a "
-            "folder."
+            f"'{address}' is an address, and deconv works on files of this machine; {advice}, or mount it as a folder."
         )
 
 
@@ -145,7 +145,9 @@ _NO_SPACE = re.compile(r"\d+ requested and \d+ written")
 _OBJECT = re.compile(r"<[A-Za-z_][\w.]*(?: [^<>]*)?>:?\s*")
 _SLIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError)
 """Errors of a codec that trusts a damaged file; their messages are about its code."""
-_CODE = re.compile(r"\w_\w|\bb'|[=<>{}\[\]\\]|\('|\w+Error\b|\b(?:argument|buffer|dtype|object|reshape|unpack)\b")
+_CODE = re.compile(
+    r"\w_\w|\bb'|\w=[\w'\"]|[{}\[\]\\]|\('|\w+Error\b|\b(?:argument|buffer|dtype|object|reshape|unpack)\b"
+)
 """Marks of a message about the code of a codec, which a person who reads it cannot act on."""
 
 
@@ -180,7 +182,8 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
         raise TooLargeError(f"'{path}' needs more memory than there is; crop or split it first.") from error
     except (Exception, RecursionError) as error:
         reason = "its parts contradict one another" if isinstance(error, _SLIPS) else reason_of(error)
-        why = re.sub(r"\s*\([^()]*\)", "", reason) if _CODE.search(reason) else reason
+        reason = reason.replace(f" '{path}'", "").replace(f" {path}", "")  # a name shows nothing about the damage
+        why = re.sub(r"\s*(?:that matches )?(?:\([^()]*\)|\{[^{}]*\})", "", reason) if _CODE.search(reason) else reason
         why = "" if _CODE.search(why) or why == type(error).__name__ else f" ({why})"
         raise MalformedInputError(
             f"'{path}' cannot be read as {format_name}{why}; it is damaged, cut short or of an unsupported kind."

@@ -62,10 +62,14 @@ class BeadCensus:
     is_background: Tensor
 
 
-OF_POINTS, OF_ALL_LIGHT, WIDEST_POINT = 20.0, 0.4, 512
-"""Kurtosis of light in isolated points, the most of it that the brightest point holds, and pixels that are looked at.
-Fields of 8 to 800 stars had 20 to 870 and at most 0.38; the moon and a cell have as large a kurtosis, but one spot
-holds at least 0.5 of their light. Of 25 pictures of other things one passed, a launch at night."""
+OF_POINTS = 20.0
+"""Least kurtosis of light in isolated points. Fields of 8 to 800 stars had 20 to 870."""
+OF_ALL_LIGHT = 0.4
+"""Most of the light that the brightest point holds. In the fields of stars it held at most 0.38. The moon and a cell
+have as large a kurtosis, but one spot holds at least 0.5 of their light. Of 25 pictures of other things one passed, a
+launch at night."""
+WIDEST_POINT = 512
+"""Pixels along each side around the brightest point in which its light is added up."""
 
 
 def clipped_mean(values: Tensor) -> tuple[float, float]:

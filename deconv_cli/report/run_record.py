@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from typing import Any
 
@@ -189,7 +190,9 @@ def describe_found(estimate: KernelEstimate) -> str:
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:
         return sentence
     other = "no blur at all" if estimate.runner_up.family == NO_BLUR else estimate.runner_up.text
-    return f"{sentence}; next comes {other}, {-estimate.log_likelihood_ratio:+.1f} in log-likelihood"
+    ratio = estimate.log_likelihood_ratio
+    times = f"about {float(f'{math.exp(ratio):.2g}'):g}" if ratio < math.log(1e6) else "over a million"
+    return f"{sentence}; next comes {other}, {times} times less likely"
 
 
 def describe_free(form: FreeForm) -> dict[str, Any]:

@@ -20,8 +20,8 @@ _CLEARLY = 2.5
 """Factor between the whiteness of two residuals at which one light is called better. The wrong light was whiter by at
 most 1.6 on 6 photographs, under three kernels, and on 16 others, under two kernels and two sizes of noise, as JPEG."""
 _TILE, _LARGEST_KERNEL = 256, 64
-_FLAT = 4.0
-"""Times the noise of rounding: a tile without more contrast says nothing about its light."""
+_FLAT, _BYTE = 4.0, 255.0
+"""Times the noise of rounding to bytes: a tile without more contrast says nothing about its light."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def caution_light(stored: Tensor, kernel: Kernel, curve: ToneCurve, *, is_light:
     window = tuple(min(n, _TILE) for n in size)
     start = tuple((n - kept) // 2 for n, kept in zip(size, window, strict=True))
     images = crop(stored.detach().reshape(-1, *stored.shape[-3:])[0], start, window).float()
-    if float(images.std()) < _FLAT * ROUNDING_NOISE:
+    if float(images.std()) < _FLAT * ROUNDING_NOISE * curve.white / _BYTE:
         return None
     middle, found = images.shape[0] // 2, {}
     kernel = replace(kernel, taps=kernel.taps.detach().to(images))

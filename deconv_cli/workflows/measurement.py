@@ -168,7 +168,8 @@ def examine_picture(
         result = replace(result, light_caution=found)
     limits = limits_of(stored, resolution.sample_type)
     if limits is not None:
-        clipping = measure_clipping(result.image.detach(), data, *limits, noise=result.noise_sigma)
+        image, sigma = result.image.detach(), result.settings.noise_sigma
+        clipping = measure_clipping(image, data, *limits, n_axes=kernel.n_axes, noise=sigma)
         result = replace(result, clipping=clipping)
     if resolution.tests_alignment and (stored.ndim == kernel.n_axes + 1 or len(stored) == 1):
         taps = kernel.taps[0, 0].detach().cpu()

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from deconv_cli.diagnostics.noise_level import estimate_noise
+from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
 from deconv_cli.diagnostics.noise_spectrum import SpectrumBasis, fit_noise_spectrum
 from deconv_cli.diagnostics.periodic_extension import affordable_window
 from deconv_cli.diagnostics.spectra import FadedImages
@@ -27,8 +27,6 @@ from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.workflows.clipped_filling import fill_clipped, fill_tiles, find_bounds
 from deconv_cli.workflows.resolve_settings import ResolvedInput
 
-LEAST_SIDE = 3
-"""Pixels along each axis from which noise can be estimated."""
 _BASES: WeakKeyDictionary[Estimator, SpectrumBasis] = WeakKeyDictionary()
 
 Steps = tuple[float, ...]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deconv_cli.allocator import return_freed_memory
 from deconv_cli.diagnostics.conditioning import measure_resolution, widest
+from deconv_cli.diagnostics.noise_level import LEAST_SIDE
 from deconv_cli.diagnostics.torus_modes import InverseFilter
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
@@ -40,7 +41,7 @@ from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solv
 from deconv_cli.workflows.lambda_of_data import settle_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
 from deconv_cli.workflows.measurement import Diagnosis, diagnose, examine_picture, join_diagnoses, measure
-from deconv_cli.workflows.noise_of_data import LEAST_SIDE, Steps, find_noise_of_picture, settle_noise, steps_of
+from deconv_cli.workflows.noise_of_data import Steps, find_noise_of_picture, settle_noise, steps_of
 from deconv_cli.workflows.predict import error_in_samples, predict
 from deconv_cli.workflows.progress_listener import ProgressListener, as_listener
 from deconv_cli.workflows.reconstruction import Reconstruction, join_channels

@@ -219,12 +219,6 @@ class Reconstruction(ShownInNotebook):
         return (model if choice is None else replace(model, sigma=choice.sigma),)
 
     @property
-    def noise_sigma(self) -> float:
-        """The largest known standard deviation of the noise of the data; 0 if none is known."""
-        of_error = [] if self.predicted_error is None else [self.predicted_error.sigma]
-        return max([0.0, *of_error, *(model.sigma or 0.0 for model in self.noise)])
-
-    @property
     def is_condition_known(self) -> bool:
         """Whether `spectrum` tells the condition: that of a layer on a torus is not that under another boundary."""
         return self.settings.layer.is_plain or self.boundary == "circular"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deconv_cli.diagnostics.lambda_choice import LambdaChoice
+from deconv_cli.diagnostics.noise_level import LEAST_SIDE, estimate_noise
 from deconv_cli.diagnostics.residual import BorderBand, ResidualSummary
 from deconv_cli.diagnostics.residual_tests import (
     CLEARLY_IMPLAUSIBLE,
@@ -42,11 +43,11 @@ EDGES_STAND_OUT = 5.0
 wrong one."""
 MAX_CLIPPED_SHARE = 0.05
 """Part of the samples that may leave the range of their type."""
-OVERSHOOT, OF_NOISE = 0.05, 2.0
-"""A sample leaves the range if it is beyond it by this part of the contrast of the data, as edges overshoot slightly,
-and by this multiple of the noise, which is a large part of the contrast of small counts. On five stacks of 50 to 500
-counts and one with Gaussian noise of known size, at most 2.7 % (7.5 % without the second rule) of a stack of pollen
-left the range under the right kernel, and at least 15 % under one twice as wide."""
+OVERSHOOT, OF_NOISE, MOST_OF_CONTRAST = 0.05, 2.0, 0.1
+"""A sample leaves the range if it is beyond it by the first part of the contrast of the data, as edges overshoot
+slightly, and by the second multiple of the noise, or the third part of the contrast if that is less. On stacks of
+pollen of 50 to 500 counts, at most 4.1 % left the range under the right kernel, and at least 15 % under one twice as
+wide."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
@@ -131,14 +132,20 @@ def measure_scale(gain: Tensor, estimate: Tensor, data: Tensor, weight: float, r
     )
 
 
-def measure_clipping(image: Tensor, data: Tensor, lowest: float, highest: float, *, noise: float = 0.0) -> Clipping:
-    """Measure how much of an estimate lies far beyond a range, for noise of this standard deviation in the data.
+def measure_clipping(
+    image: Tensor, data: Tensor, lowest: float, highest: float, *, n_axes: int = 2, noise: float | None = None
+) -> Clipping:
+    """Measure how much of an estimate lies far beyond a range.
 
-    If the data have the shape of the estimate, samples at the ends of the range do not count.
+    `noise` is the standard deviation of the noise in the data, which is estimated if it is not given. If the data have
+    the shape of the estimate, samples at the ends of the range do not count.
     """
     low, high = (synchronize.as_number(end) for end in data.aminmax())
-    margin = max(OVERSHOOT * (high - low), OF_NOISE * noise)
     least, most = (synchronize.as_number(end) for end in image.aminmax())
+    if noise is None and (least < lowest or most > highest) and min(data.shape[-n_axes:]) >= LEAST_SIDE:
+        noise = estimate_noise(data.to(image.dtype), n_axes)
+    contrast = high - low
+    margin = max(OVERSHOOT * contrast, min(OF_NOISE * (noise or 0.0), MOST_OF_CONTRAST * contrast))
     below, above = lowest - margin, highest + margin
     if below <= least and most <= above:
         return Clipping(lowest, highest, 0.0)
@@ -190,13 +197,14 @@ def doubt_layer(
     if not is_large and scale.amplification <= MAX_AMPLIFICATION:
         return []
     found = f"the estimate is {scale.amplification:.3g} times larger than expected for these data and this kernel"
-    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}, or noise was amplified, which a larger λ prevents")]
+    return [Doubt(DoubtReason.AMPLIFICATION, f"{found}: {_CAUSES}; or noise was amplified, which a larger λ prevents")]
 
 
 _CAUSES = (
-    'padding or boundary may differ (try padding="valid"), the layer may have a stride, a dilation, groups or '
-    "transposed weights (give stride=2, groups=4 or transposed=True), a bias, noise or an activation such as ReLU, or "
-    'the data are a picture (try defaults="picture")'
+    'padding or boundary may differ (try padding="valid"); the layer may have a stride, a dilation, groups or '
+    "transposed weights, which you must give, as in stride=2, groups=4 or transposed=True; its bias may not be undone; "
+    "the data may hold noise, or be the output of an activation such as ReLU; they may be a picture (try "
+    'defaults="picture")'
 )
 
 

@@ -120,7 +120,7 @@ def test_layouts_that_cannot_be(refuses, gray, photograph, gentle, tmp_path):
 )
 def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     (tmp_path / name).touch()
-    (job,) = lay_out([tmp_path / name], None, ending="_restored")
+    ((job,), _) = lay_out([tmp_path / name], None, ending="_restored")
     assert job.target == tmp_path / beside
 
 
@@ -133,17 +133,23 @@ def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, 
     (folder / "done").mkdir(parents=True)
     gray.rename(folder / "gray.png")
     for place in RECORDS:
-        deconv(*words, folder / "gray.png", "-o", folder / "done" / place)
+        deconv(*words, folder / "gray.png", "-o", folder / "done" / f"gray{place[1:]}")
     deconv(*words, folder / "gray.png")
     again = deconv(*words, folder, "-o", tmp_path / "x")
     assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
     assert f"{len(RECORDS) + 1} files that deconv forward wrote were left out" in again.stderr
+    assert len(again.report["left_out"]) == len(RECORDS) + 1
+    (folder / "gray_forward.png").rename(folder / "old.png")  # a result whose source is not there
+    assert len(lay_out([folder], "y", ending="_forward", command="forward")[0]) == 2
+    (folder / "old.png").rename(folder / "gray_forward.png")
+    given = [folder / "gray.png", folder / "gray_forward.png"]  # files that are named
+    assert len(lay_out(given, "y", ending="_forward", command="forward")[0]) == 2
     # As a shell writes a pattern.
     typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
     assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
     assert "1 file that deconv forward wrote was left out" in typed.stderr
     for command, places in (("forward", [folder / "done"]), ("invert", [folder])):
-        assert len(lay_out(places, "y", ending="_x", command=command)) == len(RECORDS) + 2 * (command == "invert")
+        assert len(lay_out(places, "y", ending="_x", command=command)[0]) == len(RECORDS) + 2 * (command == "invert")
 
 
 def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):

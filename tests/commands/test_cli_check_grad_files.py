@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, ref
     refuses(*words, *kernel, "--layer", "conv", **refused, says=extract)
     says = extract.replace("NAME", "conv")
     refuses(*words, *kernel, "--layer", "conv", "--model", "own.py:Own", code=ExitCode.USAGE, says=says)
+    shutil.copy("model.pt", "my model.pt")
+    refuses(*words, "-k", "my model.pt", "--layer", "conv", **refused, says="extract 'my model.pt' --model own.py:Own")
     for command in (("kernel", "extract"), ("check-grad",)):
         sentence = refuses(*command, "model.pt", **refused, says="name the model's class with --model own.py:Own.")
         assert "--allow-global" not in sentence

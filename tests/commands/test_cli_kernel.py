@@ -80,7 +80,7 @@ def test_invert_finds_the_kernel_itself(deconv, photo, tmp_path):
     assert report["kernel"]["estimate"]["family"] == "disk"
     assert report["kernel"]["path"].startswith("disk:3.")
     (note,) = [note for note in report["notes"] if "was found in the picture" in note]
-    assert re.search(r"next comes \S+, -\d+\.\d in log-likelihood$", note)
+    assert re.search(r"next comes \S+, (about [\d.e+]+|over a million) times less likely$", note)
     assert "--kernel=disk:3." in report["rerun"]
     reach = make_kernel("disk:3.3").shape[0] // 2
     truth = sharp_picture("camera")[0, reach:-reach, reach:-reach].double()
@@ -104,10 +104,11 @@ def test_colors_of_a_tiff_file_without_a_profile_may_be_a_developed_photograph(d
 
 def test_a_field_of_stars_is_told_how_to_measure_its_kernel(deconv, photo, tmp_path):
     stars = scene((192, 192), (1.6, 1.6), 24, counts=3000.0)
-    tifffile.imwrite(tmp_path / "stars.tif", stars.numpy().astype("float32"))
+    colors = np.stack([stars.numpy().astype("float32")] * 3, axis=-1)
+    tifffile.imwrite(tmp_path / "my stars.tif", colors, photometric="rgb")
     words = ["kernel", "estimate", "--family", "gaussian"]
-    run = deconv(*words, tmp_path / "stars.tif", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
-    assert f"deconv kernel from-beads {tmp_path / 'stars.tif'}" in run.stderr
+    run = deconv(*words, tmp_path / "my stars.tif", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    assert f"deconv kernel from-beads '{tmp_path / 'my stars.tif'}' --channel 1 --output" in run.stderr
     assert "from-beads" not in deconv(*words, photo).stderr
 
 

@@ -72,7 +72,11 @@ def test_an_address_is_one_sentence(deconv, sample):
         refused = deconv("forward", *words, *BLUR, expect=ExitCode.USAGE)
         (sentence,) = refused.errors
         assert "'s3://bucket/a.zarr' is an address" in sentence
-        assert "copy it here, or mount it as a folder" in sentence
+        assert "or mount it as a folder" in sentence
+    for words in (("-o", "s3://bucket/out/"), ("-o", "out", "--manifest", "s3://bucket/m.jsonl")):
+        refused = deconv("forward", sample, sample / "..", *BLUR, *words, expect=ExitCode.USAGE)
+        assert len(refused.errors) == 1
+        assert "choose a path on this machine" in refused.errors[0]
 
 
 def test_damage_is_one_sentence(refuses, sample):

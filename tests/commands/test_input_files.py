@@ -63,7 +63,7 @@ def test_a_link_to_nothing_is_an_input_that_cannot_be_read(scans):
 
 
 def jobs(inputs, output):
-    laid = lay_out([Path(name) for name in inputs], output, ending="_restored")
+    laid, _ = lay_out([Path(name) for name in inputs], output, ending="_restored")
     return [(job.source.as_posix(), job.target.as_posix()) for job in laid]
 
 
@@ -81,6 +81,13 @@ def test_what_an_earlier_run_wrote_is_no_input(scans):
     assert named == [("day2/a/x_restored.tif", "day2/a/x_restored_restored.tif")]
 
 
+def test_a_named_file_is_not_left_out_for_its_name(scans):
+    names = ["day2/a/x.tif", "day2/a/x_restored.tif"]
+    Path(names[1]).touch()
+    assert [source for source, _ in jobs(names, "out")] == names
+    assert [source for source, _ in jobs(names, None)] == names
+
+
 def test_a_file_that_is_found_twice_is_one_input(scans):
     assert jobs(["scans", "scans/frame_9.tif"], "out") == jobs(["scans"], "out")
 
@@ -92,6 +99,6 @@ def test_a_pattern_goes_into_a_folder_even_where_it_matches_one_file(scans):
 
 
 def test_each_job_knows_which_of_many_it_is(scans):
-    laid = lay_out([Path("scans")], "out" + os.sep, ending="")
+    laid, _ = lay_out([Path("scans")], "out" + os.sep, ending="")
     assert [job.label for job in laid] == ["file 1 of 3", "file 2 of 3", "file 3 of 3"]
-    assert lay_out([Path("scans/frame_9.tif")], None, ending="_x")[0].label == ""
+    assert lay_out([Path("scans/frame_9.tif")], None, ending="_x")[0][0].label == ""

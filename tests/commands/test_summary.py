@@ -86,6 +86,12 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
         ("jobs=2 and scheduler=a exclude one another", "--jobs 2 and --scheduler a exclude one another"),
         ("jobs must be a positive whole number", "--jobs must be a positive whole number"),
         ("block_range must be i/N", "--block-range must be i/N"),
+        ("the kernel should be of shape (4,), but is (3,).", "the kernel should be of shape (4,), but is (3,)."),
+        ("spacing must be two numbers, but is (1, 2, 3).", "--spacing must be two numbers, but is 1,2,3."),
+        (
+            "noise must be white or auto, but is 1; noise_sigma",
+            "--noise must be white or auto, but is 1; --noise-sigma",
+        ),
         ("the padding of the layer is 1.", "the padding of the layer is 1."),
         ("--max-memory stays as it is.", "--max-memory stays as it is."),
         ("use groups=1: “Given groups=1, lam [2]”.", "use --groups 1: “Given groups=1, lam [2]”."),

@@ -426,3 +426,8 @@ def test_what_a_codec_stumbles_into_is_told_as_what_it_is(tmp_path):
     told = r"TIFF file \(its parts contradict one another\); it is damaged"
     with pytest.raises(MalformedInputError, match=told), refusing_damage(tmp_path / "a.tif", "a TIFF file"):
         raise AttributeError("'NoneType' object has no attribute 'itemsize'")
+    path = tmp_path / "my_file.png"
+    for reason in ("bad magic number: expected 5 >= 3", "checksum = wrong", f"cannot identify image file '{path}'"):
+        kept = re.escape(reason.replace(f" '{path}'", ""))
+        with pytest.raises(MalformedInputError, match=rf"\({kept}\)"), refusing_damage(path, "a picture"):
+            raise ValueError(reason)

@@ -303,6 +303,8 @@ def test_a_photograph_restored_in_the_wrong_light_is_warned_of(kernel, light):
     """A Gaussian has no zeros that could tell."""
     y, other = stored_scene(kernel, light), "stored" if light == "linear" else "linear"
     options = {"defaults": "picture", "tone_curve": ToneCurve.srgb(255.0)}
+    if light == "stored":  # as floating samples of 0 to 1
+        y, options = y / 255, {**options, "tone_curve": ToneCurve.srgb(1.0), "prior": "quadratic"}
     right, wrong = (deconv_cli.invert(y, make_kernel(kernel), light=each, **options) for each in (light, other))
     assert not any("try light" in caution for caution in right.cautions)
     assert any(f'try light="{light}"' in caution for caution in wrong.cautions) == (kernel == "disk:3.7")
@@ -327,8 +329,17 @@ def test_samples_below_zero_are_told_as_such_and_those_within_the_noise_are_not_
     (doubt,) = doubt_clipping(found)
     assert "lie far below 0:" in doubt.sentence
     assert measure_clipping(image, data, 0, 65535, noise=3.0).share == 0
+    assert measure_clipping(image - 5, data, 0, 65535, noise=100.0).share > 0  # noise of any size hides no faults
     assert "far outside 0 to 20:" in doubt_clipping(measure_clipping(image, data[..., :3], 0, 20))[0].sentence
     assert "far above 20:" in doubt_clipping(measure_clipping(image.abs(), data[..., :3], 0, 20))[0].sentence
+
+
+def test_a_predicted_error_does_not_change_the_range():
+    counts = torch.poisson(torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(3)) * 9).byte()
+    options = {"lam": 3e-3, "defaults": "picture", "prior": "quadratic"}
+    found = [deconv_cli.invert(counts, make_kernel("gaussian:1.5"), predict=p, **options) for p in (False, True)]
+    assert found[0].clipping == found[1].clipping
+    assert found[0].clipping.share > 0
 
 
 def test_the_expected_error_of_light_is_given_in_stored_values():
