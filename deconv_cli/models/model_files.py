@@ -78,6 +78,11 @@ def read_model(path: Path, *, named: NamedCode | None = None) -> ModelFile:
     by_name = 'name the model\'s class with model="{place}"'
     found = load_weights_only(path, allowed, advice=advice, of_model=by_name if named is None else advice)
     if isinstance(found, nn.Module):
+        if named is not None and isinstance(named.value, type) and type(found).__name__ != named.value.__name__:
+            raise UsageError(
+                f"'{path}' holds a model of class {type(found).__name__}, but model names {named.value.__name__}; name "
+                "the class of the whole model."
+            )
         check_module(path, found)
         return ModelFile(path, kind, sha256, module=found)
     state, notes = _find_state_dict(path, found)

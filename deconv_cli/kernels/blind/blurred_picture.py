@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deconv_cli.errors import DeconvError, MalformedInputError, ShapeError, check_type
 from deconv_cli.kernels.blind.alignment import Alignment, align_by_pair, align_by_power
-from deconv_cli.kernels.blind.estimate import KernelEstimate, estimate_family, family_names, fit_sharpest_parts
+from deconv_cli.kernels.blind.estimate import KernelEstimate, compare_parts, estimate_family, family_names
 from deconv_cli.kernels.blind.free_form import MAX_SIZE, FreeForm, free_form
 from deconv_cli.kernels.blind.polar_spectrum import SIDES, PolarSpectrum, jpeg_reliance, measure_spectrum
 from deconv_cli.kernels.nonnegative_taps import without_negative_taps
@@ -152,7 +152,7 @@ def estimate_kernel(
     if families is None and tone_curve is not None:
         families = [name for name in family_names() if name != _OF_STARS]
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
-    return fit_sharpest_parts(estimate_family(picture.spectrum(), families), picture.parts())
+    return compare_parts(estimate_family(picture.spectrum(), families), picture.parts())
 
 
 def estimate_free_kernel(

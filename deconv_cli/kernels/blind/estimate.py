@@ -210,19 +210,28 @@ def estimate_near(spectrum: PolarSpectrum, candidate: Candidate) -> KernelEstima
     return KernelEstimate(True, near.family, search.parameters(near), (near, none), evidence)
 
 
-def fit_sharpest_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
-    """Take the size of a kernel from the sharpest parts of its picture, if the other parts make it much wider.
+def compare_parts(found: KernelEstimate, parts: Iterable[PolarSpectrum]) -> KernelEstimate:
+    """Reject a kernel that the parts of its picture contradict, and take its size from the sharpest of them.
 
-    Each part may be blurrier than the kernel alone makes it, for being out of focus. A kernel whose spectrum has zeros
-    leaves them in a picture, and no scene does; one without can be a soft scene.
+    Parallel ridges in one part look like motion, but only there. Each part may be blurrier than the kernel alone makes
+    it, for being out of focus. A kernel whose spectrum has zeros leaves them in a picture, and no scene does; one
+    without can be a soft scene, so that its size is found again.
     """
-    if not found.found or found.family not in _WITHOUT_ZEROS:
+    if not found.found:
         return found
     whole = next(c for c in found.candidates if c.family == found.family)
-    numbers = [_scaled(whole, ratio) for ratio in _RATIOS]
-    fits = [_Search(part).misfits(whole.family, numbers) for part in parts]
-    if not fits:
+    searches = [_Search(part) for part in parts]
+    if not searches:
         return found
+    evidence = sum(
+        search.misfits(NO_BLUR, [()])[0] - search.misfits(whole.family, [whole.numbers])[0] for search in searches
+    )
+    if evidence < 0:
+        return replace(found, found=False, family=NO_BLUR, parameters=())
+    if found.family not in _WITHOUT_ZEROS:
+        return found
+    numbers = [_scaled(whole, ratio) for ratio in _RATIOS]
+    fits = [search.misfits(whole.family, numbers) for search in searches]
     misfits = torch.tensor(fits, dtype=torch.float64)
     best_of_wider = misfits.flip(1).cummin(1).values.flip(1)
     total = misfits.minimum(best_of_wider + _OUT_OF_FOCUS).sum(0).tolist()
