@@ -141,10 +141,10 @@ def lay_out(
         UsageError: an input is missing, a folder is empty, two outputs would be the same file, or one is a URL.
         FileAccessError: the file system does not take a name.
     """
-    from deconv_cli.io.files import refuse_address
+    if ":" in str(output):  # most outputs are no address, and need no torch to see it
+        from deconv_cli.io.files import refuse_address
 
-    if output is not None:
-        refuse_address(Path(output), is_output=True)
+        refuse_address(Path(str(output)), is_output=True)
     try:
         jobs, left_out = _jobs(inputs, output, ending, command)
     except OSError as error:
