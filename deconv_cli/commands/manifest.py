@@ -53,9 +53,9 @@ class BatchOptions:
 
     def check(self, *, force: bool) -> None:
         """Refuse, by `UsageError`, options that contradict one another, and a manifest at a URL."""
-        from deconv_cli.io.files import refuse_address
-
         if self.manifest is not None:
+            from deconv_cli.io.files import refuse_address
+
             refuse_address(self.manifest, is_output=True)
         if self.resume and self.manifest is None:
             raise UsageError(

@@ -182,7 +182,7 @@ def test_an_array_that_is_a_picture_is_told_the_one_option(deconv, refuses, save
     run = deconv("invert", picture, "-k", "gaussian:1", "-o", tmp_path / "x.npy", expect=ExitCode.UNTRUSTWORTHY)
     (warning,) = [line for line in run.stderr.splitlines() if line.startswith("warning")]
     assert warning.endswith("they may be a picture (try --defaults picture)")
-    assert len(warning) < 350
+    assert len(warning) < 420
     psf, words = save("psf", np.ones((3, 5, 5)) / 75), ["-o", tmp_path / "y.npy"]
     refuses("invert", picture, "-k", psf, *words, code=ExitCode.INPUT_REFUSED, says="shape (kH, kW) for all channels.")
     stack, says = save("stack", np.ones((7, 40, 44))), "or choose --dimensions 3 for stacks."
