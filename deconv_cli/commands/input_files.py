@@ -172,7 +172,8 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
 
     is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
     files = _without_results(list(found.values()), output, ending, command)
-    left_out = [path for path in found if path not in {file.path for file in files}]
+    kept = {file.path for file in files}
+    left_out = [path for path in found if path not in kept]
     if output is None:
         return [Job(file.path, _beside(file.path, ending)) for file in files], left_out
     is_folder = output.endswith(("/", os.sep)) or (Path(output).is_dir() and not is_one_file(Path(output)))

@@ -178,7 +178,7 @@ def is_large(path: Path) -> bool:
 class SharedCores:
     """Lends each file its part of the cores: one core a file, as far as the memory allows.
 
-    Two pictures of 512 × 512 side by side, with one thread each, take half the time of two threads for each in turn.
+    Two pictures of 512 × 512 with a thread each take half the time that they take one by one with two threads.
     There is one file more than cores, since one of them mostly waits for the disk.
 
     Args:
