@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -94,39 +93,8 @@ def mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
     return values.mean()
 
 
-NUDGE = 1e-3
-"""Relative change of the predictions that measures how steep a loss is where the residual is zero."""
-STEP = 1e-6
-"""The same to see how it bends there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Slopes:
-    """A loss near its minimum, sample by sample.
-
-    The slope by the prediction; the steepness, which is the slope in parts of the distance to the data; and the second
-    derivative where prediction and data agree, up to a common factor.
-    """
-
-    slope: Tensor
-    steepness: Tensor
-    bend: Tensor
-
-
-def measure_slopes(loss: Loss, prediction: Tensor, target: Tensor) -> Slopes:
-    """Measure how a loss slopes and bends at every sample, for a prediction near the data `target`."""
-    size = target.square().mean().sqrt()
-    step = STEP * size
-    distance = prediction - target
-    distance = torch.where(distance.abs() < NUDGE * size, NUDGE * size, distance)
-    return Slopes(
-        _slope(loss, prediction, target),
-        _slope(loss, target + distance, target) / distance,
-        (_slope(loss, prediction + step, prediction) - _slope(loss, prediction - step, prediction)) / (2 * step),
-    )
-
-
-def _slope(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+def slope_of_loss(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Differentiate the sum of a loss by the prediction."""
     prediction = prediction.detach().clone().requires_grad_()
     (slope,) = torch.autograd.grad(mean_loss(loss, prediction, target) * target.numel(), prediction)
     return slope

@@ -259,17 +259,30 @@ TOLERANCE = 1e-12
 """Taps and slopes of this part of the largest count as zero."""
 
 
-def solve_constrained(hessian: Tensor, right: Tensor, *, nonnegative: bool, total: float | None) -> Tensor:
-    """Minimize ½kᵀHk − bᵀk over taps k `(N,)` that are not negative, or that add up to `total`, or both.
+@dataclass(frozen=True)
+class Constraint:
+    """A constraint on the taps of a kernel: none is negative, they add up to `total`, or both."""
+
+    nonnegative: bool
+    total: float | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no constraint."""
+        return not self.nonnegative and self.total is None
+
+
+def solve_constrained(hessian: Tensor, right: Tensor, constraint: Constraint) -> Tensor:
+    """Minimize ½kᵀHk − bᵀk over taps k `(N,)` under a constraint.
 
     Block pivoting, which falls back to one tap at a time and so ends (Portugal, Júdice and Vicente, A comparison of
     block pivoting and interior-point algorithms for linear least squares problems with nonnegative variables,
     Mathematics of Computation 63, 1994). A multiplier keeps the sum. The Hessian H `(N, N)` is positive definite.
     """
-    n = len(right)
+    n, total = len(right), constraint.total
     free = torch.ones(n, dtype=torch.bool)
     taps, slopes = _on_face(hessian, right, free, total)
-    if not nonnegative:
+    if not constraint.nonnegative:
         return taps
     fewest, patience = n + 1, PATIENCE
     for _ in range(MAX_ROUNDS):

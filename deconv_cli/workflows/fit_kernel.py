@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from deconv_cli.errors import MalformedInputError, ShapeError, TooLargeError, UsageError
-from deconv_cli.kernels.loss_descent import Constraint
 from deconv_cli.kernels.loss_functions import Loss, find_loss, squared
 from deconv_cli.kernels.nonnegative_taps import describe_sharpening
-from deconv_cli.kernels.pair_equations import (
-    Misfit,
-    Pair,
-    PairEquations,
-    Ridge,
-    gather,
-    misfit,
-    solve_constrained,
-    solve_ridge,
-    variance_under_sum,
-)
+from deconv_cli.kernels.pair_equations import Constraint, Pair, misfit, variance_under_sum
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.boundary_rules import BoundaryRule, as_rule
 from deconv_cli.operators.linear_operator import check_image
@@ -33,7 +21,7 @@ from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.solver import free_memory
 from deconv_cli.vocabulary import Size, check_name, format_memory, format_percent, format_size
-from deconv_cli.workflows.loss_fit import GroupFit, minimize_loss
+from deconv_cli.workflows.loss_fit import fit_squares, minimize_loss
 
 CHANNELS = ("shared", "each", "mix")
 """One kernel for all channels, one for each, or one that mixes them."""
@@ -173,16 +161,17 @@ def fit_kernel(
     groups = _group_pairs(pairs, size, channels, as_rule(boundary))
     n_inputs = groups[0][0].wide.shape[0]
     is_squared = chosen is squared
-    _check_memory((1 if is_squared else len(groups)) * n_inputs * math.prod(size), size)
+    _check_memory(n_inputs * math.prod(size), size)
     gram, constraint = penalty_gram(penalty, size, n_inputs), Constraint(nonnegative, 1.0 if unit_sum else None)
     certificate, bars = None, []
     if is_squared:
-        fits = [_least_squares(group, size, gram, lam, constraint) for group in groups]
+        fits = [fit_squares(group, size, gram, lam, constraint) for group in groups]
         for taps, _, ridge in fits:
             variance = variance_under_sum(ridge.variance) if unit_sum else ridge.variance
             bars.append((ridge.sigma * variance.diagonal().clamp_min(0).sqrt())[:, None].expand_as(taps))
     else:
-        fits, certificate = minimize_loss(groups, size, chosen, gram, lam, constraint)
+        found = [minimize_loss(group, size, chosen, gram, lam, constraint) for group in groups]
+        fits, certificate = [fit for fit, _ in found], max(distance for _, distance in found)
     rest = held_rest = held = spread = total = 0.0
     for group, (taps, without, _) in zip(groups, fits, strict=True):
         rest += misfit(group, size, taps).square
@@ -202,36 +191,6 @@ def fit_kernel(
         n_effective=sum(ridge.n_effective for _, _, ridge in fits),
         certificate=certificate,
     )
-
-
-def _least_squares(
-    pairs: list[Pair], size: Size, penalty: Tensor, lam: float | None, constraint: Constraint
-) -> GroupFit:
-    """Fit one kernel to all rows, and another one to the rows that are not held out."""
-    everything, kept = gather(pairs, size)
-    ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
-    _, without = _solved(kept, penalty, partial(misfit, pairs, size, held=False), lam, constraint)
-    return taps, without, ridge
-
-
-def _solved(
-    equations: PairEquations,
-    penalty: Tensor,
-    look: Callable[[Tensor], Misfit],
-    lam: float | None,
-    constraint: Constraint,
-) -> tuple[Ridge, Tensor]:
-    """Solve one set of equations; return the solution without constraints too."""
-    ridge = solve_ridge(equations, penalty, look, lam)
-    if constraint.is_empty:
-        return ridge, ridge.taps
-    # Around the solution without constraints, whose digits are better than those of the normal equations.
-    hessian = equations.gram + ridge.weight * penalty
-    columns = [
-        solve_constrained(hessian, hessian @ column, nonnegative=constraint.nonnegative, total=constraint.total)
-        for column in ridge.taps.T
-    ]
-    return ridge, torch.stack(columns, 1)
 
 
 def _held_out_squares(pairs: list[Pair], size: Size) -> tuple[float, float]:

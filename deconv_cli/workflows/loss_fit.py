@@ -1,83 +1,197 @@
-"""Kernels fitted to pairs of images under a loss that no equation solves."""
+"""A kernel fitted to pairs of images: by least squares, or under another loss by squares that are weighted anew."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deconv_cli.errors import GradientFaultError, UsageError
 from deconv_cli.gradients.checker import check_gradients
-from deconv_cli.kernels.loss_descent import (
+from deconv_cli.kernels.loss_functions import Loss, mean_loss, slope_of_loss
+from deconv_cli.kernels.pair_equations import (
     Constraint,
-    KernelModel,
-    LossDescent,
-    Objective,
-    Stripe,
-    convolve,
-    cut_stripes,
+    Misfit,
+    Pair,
+    PairEquations,
+    Ridge,
+    gather,
+    misfit,
+    solve_constrained,
+    solve_ridge,
 )
-from deconv_cli.kernels.loss_functions import Loss, Slopes, mean_loss, measure_slopes
-from deconv_cli.kernels.pair_equations import Pair, Ridge, gather, misfit, solve_ridge
+from deconv_cli.operators.convolution import CONVOLUTIONS
 from deconv_cli.vocabulary import Size
 
 CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
-N_CHANGES = 5
-"""Steps toward the least squares that resemble the loss."""
+N_CHOOSING, MAX_ROUNDS = 5, 60
+"""Rounds that choose λ, and rounds at most."""
+TOLERANCE = 1e-7
+"""Relative change of the predicted images at which the rounds end."""
+MAX_HALVINGS = 10
 MAX_WEIGHT = 1e6
-"""Of an output, in that of the median; and its inverse is the least one."""
-LEAST_WEIGHT = 1e-13
-"""λ of the coordinates, which have to exist for images that leave some taps open too."""
-
+"""Of an output, relative to the median; its inverse is the least one."""
+NUDGE, STEP = 1e-3, 1e-6
+"""Least distance to the data at which the steepness of a loss is measured, and step for its second derivative, relative
+to the size of the data."""
 
 GroupFit: TypeAlias = tuple[Tensor, Tensor, Ridge]
-"""Taps `(N, C_out)` of all outputs, taps without the outputs that are held out, and the least squares behind them."""
+"""Taps `(N, C_out)` of all outputs, taps without the held-out outputs, and the solution without constraints."""
+
+
+def fit_squares(
+    pairs: Sequence[Pair], size: Size, penalty: Tensor, lam: float | None, constraint: Constraint
+) -> GroupFit:
+    """Fit one kernel to all rows, and another one to the rows that are not held out."""
+    everything, kept = gather(pairs, size)
+    ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
+    _, without = _solved(kept, penalty, partial(misfit, pairs, size, held=False), lam, constraint)
+    return taps, without, ridge
+
+
+def _solved(
+    equations: PairEquations,
+    penalty: Tensor,
+    look: Callable[[Tensor], Misfit],
+    lam: float | None,
+    constraint: Constraint,
+) -> tuple[Ridge, Tensor]:
+    """Solve one set of equations; return the solution without constraints too."""
+    ridge = solve_ridge(equations, penalty, look, lam)
+    if constraint.is_empty:
+        return ridge, ridge.taps
+    # Around the solution without constraints, whose digits are better than those of the normal equations.
+    hessian = equations.gram + ridge.weight * penalty
+    columns = [solve_constrained(hessian, hessian @ column, constraint) for column in ridge.taps.T]
+    return ridge, torch.stack(columns, 1)
 
 
 def minimize_loss(
-    groups: Sequence[Sequence[Pair]], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
-) -> tuple[list[GroupFit], float]:
-    """Minimize the mean loss plus the penalty `(N, N)`, from the least squares that resemble the loss.
+    pairs: Sequence[Pair], size: Size, loss: Loss, penalty: Tensor, lam: float | None, constraint: Constraint
+) -> tuple[GroupFit, float]:
+    """Minimize the sum of a loss plus the penalty `(N, N)` by weighted least squares.
+
+    In each round the squares have the slope of the loss at the last prediction, and weights by its steepness (Holland
+    and Welsch, Robust regression using iteratively reweighted least-squares, Communications in Statistics 6, 1977). A
+    step that leads uphill is halved.
 
     Returns:
-        The fit of each group; and the largest distance to the minimum, relative to the predicted images.
+        The fit, and the relative change of the predicted images in the last round.
 
     Raises:
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
-        UsageError: a loss that does not grow with the distance to the data.
+        UsageError: the loss does not grow with the distance to the data.
     """
-    training, held_out = cut_stripes(groups, size)
-    start = _LeastSquares.of(groups, size, penalty, lam)
-    _check_loss(start.model(size, constraint), loss, training[0])
-    bend = 2.0
-    for _ in range(N_CHANGES):
-        changed, bend = _as_squared(groups, start.columns, loss, size)
-        start = _LeastSquares.of(changed, size, penalty, lam)
-    objective = Objective(loss, bend, len(groups) * start.columns.shape[-1])
-    found = []
-    for stripes in (training + held_out, training):
-        model = start.model(size, constraint)
-        certificate = LossDescent(model, objective, stripes).run()
-        # Rounding leaves zeros a little below zero.
-        columns = model.columns().detach().clamp_min(0.0 if constraint.nonnegative else -math.inf)
-        found.append((columns, certificate))
-    (columns, certificate), (without, _) = found
-    return list(zip(columns, without, start.ridges, strict=True)), certificate
+    fit = fit_squares(pairs, size, penalty, lam, constraint)
+    _check_loss(fit[0], loss, next(pairs[0].stripes(size))[0], size)
+    for _ in range(N_CHOOSING):
+        squares, _ = _as_squares(pairs, fit[2].taps, loss, size, chooses=True)
+        fit = fit_squares(squares, size, penalty, lam, constraint)
+    for _ in range(MAX_ROUNDS):
+        before = fit[0]
+        squares, unit = _as_squares(pairs, before, loss, size)
+        taps, without, ridge = fit_squares(squares, size, penalty, fit[2].lam, constraint)
+
+        def objective(taps: Tensor, unit: float = unit, weight: float = ridge.weight) -> float:
+            losses = [mean_loss(loss, convolve(pair.wide, taps, size), pair.y) * pair.y.numel() for pair in pairs]
+            return float(sum(losses) / unit + 0.5 * weight * (taps * (penalty @ taps)).sum())
+
+        start = objective(before)
+        for _ in range(MAX_HALVINGS):
+            if objective(taps) <= start:
+                break
+            taps = (taps + before) / 2
+        fit = taps, without, ridge
+        certificate = _size_of(pairs, taps - before, size) / max(_size_of(pairs, taps, size), 1e-300)
+        if certificate < TOLERANCE:
+            break
+    return fit, certificate
 
 
-def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
+def convolve(wide: Tensor, taps: Tensor, size: Size) -> Tensor:
+    """Convolve an image that includes its border, `(C_in, *(size + k − 1))`, with taps `(N, C_out)`."""
+    return CONVOLUTIONS[len(size)](wide[None], taps.T.reshape(taps.shape[1], -1, *size))[0]
+
+
+def _size_of(pairs: Sequence[Pair], taps: Tensor, size: Size) -> float:
+    """Measure the norm of the images that taps predict."""
+    return math.hypot(*(float(convolve(pair.wide, taps, size).norm()) for pair in pairs))
+
+
+def _as_squares(
+    pairs: Sequence[Pair], taps: Tensor, loss: Loss, size: Size, *, chooses: bool = False
+) -> tuple[list[Pair], float]:
+    """Replace data and weights so that the squared error has the slope of the loss at the prediction.
+
+    To choose λ the weights follow the second derivative of the loss, which depends on the prediction alone, so samples
+    that are far off do not count as noise (Huber, Robust Statistics, 1981, section 7.8).
+
+    Returns:
+        The pairs, and the unit of the loss: its median steepness for a weight of 1.
+    """
+    measure = _bend if chooses else _steepness
+    predicted = [convolve(pair.wide, taps, size) for pair in pairs]
+    each = list(zip(predicted, pairs, strict=True))
+    shapes = [measure(loss, there, pair.y) for there, pair in each]
+    middle = _median(shapes)
+    weights = [(shape.mean(0) / middle).nan_to_num(1.0).clamp(1 / MAX_WEIGHT, MAX_WEIGHT) for shape in shapes]
+    unit = _median([_steepness(loss, there, pair.y) / own for (there, pair), own in zip(each, weights, strict=True)])
+    if not 0 < unit < math.inf:
+        raise UsageError(
+            "a loss must grow with the distance between prediction and data, but this one does not do so near the "
+            "least squares; give another loss."
+        )
+    changed = []
+    for (there, pair), own in zip(each, weights, strict=True):
+        step, distance = slope_of_loss(loss, there, pair.y) / (unit * own), (there - pair.y).abs()
+        # At an impossible prediction a loss may be far steeper than at the data.
+        step = step.abs().minimum(distance.clamp_min(step.abs().median())).copysign(step)
+        changed.append(replace(pair, y=there - step, weights=own))
+    return changed, unit
+
+
+def _median(parts: Sequence[Tensor]) -> float:
+    return float(torch.cat([part.flatten() for part in parts]).median())
+
+
+def _steepness(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Measure the slope of a loss relative to the distance between prediction and data."""
+    least, distance = NUDGE * target.square().mean().sqrt(), prediction - target
+    distance = torch.where(distance.abs() < least, least, distance)
+    return slope_of_loss(loss, target + distance, target) / distance
+
+
+def _bend(loss: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Measure the second derivative of a loss where the data equal the prediction, up to a common factor."""
+    step = STEP * target.square().mean().sqrt()
+    return slope_of_loss(loss, prediction + step, prediction) - slope_of_loss(loss, prediction - step, prediction)
+
+
+class _Blur(nn.Module):
+    """Convolves an image that includes its border; the taps are its only parameter."""
+
+    def __init__(self, taps: Tensor, size: Size) -> None:
+        super().__init__()
+        self.taps, self.size = nn.Parameter(taps.clone()), size
+
+    def forward(self, wide: Tensor) -> Tensor:
+        """Convolve."""
+        return convolve(wide, self.taps, self.size)
+
+
+def _check_loss(taps: Tensor, loss: Loss, pair: Pair, size: Size) -> None:
     """Refuse, by `GradientFaultError`, a loss whose gradient is wrong, or does not arrive at the taps."""
     report = check_gradients(
-        model,
-        stripe.wide,
+        _Blur(taps, size),
+        pair.wide,
         loss=lambda prediction, target: mean_loss(loss, prediction, target),
-        target=stripe.y,
+        target=pair.y,
         batch_axis=None,
         budget=CHECK_BUDGET,
     )
@@ -91,97 +205,3 @@ def _check_loss(model: KernelModel, loss: Loss, stripe: Stripe) -> None:
             + "".join(f": {part}" for part in (detail, causes) if part)
             + "."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _LeastSquares:
-    """The least squares of pairs, which give λ, the coordinates and the start.
-
-    Attributes:
-        ridges: of each group.
-        gram: XᵀX of each group, shape `(G, N, N)`.
-        penalty: LᵀL, shape `(N, N)`.
-        n_data: rows of X.
-    """
-
-    ridges: list[Ridge]
-    gram: Tensor
-    penalty: Tensor
-    n_data: int
-
-    @classmethod
-    def of(cls, groups: Sequence[Sequence[Pair]], size: Size, penalty: Tensor, lam: float | None) -> _LeastSquares:
-        """Solve for each group."""
-        everything = [gather(group, size)[0] for group in groups]
-        ridges = [
-            solve_ridge(equations, penalty, partial(misfit, group, size), lam)
-            for equations, group in zip(everything, groups, strict=True)
-        ]
-        return cls(ridges, torch.stack([each.gram for each in everything]), penalty, everything[0].n_data)
-
-    @property
-    def columns(self) -> Tensor:
-        """The taps, shape `(G, N, C_out)`."""
-        return torch.stack([ridge.taps for ridge in self.ridges])
-
-    def model(self, size: Size, constraint: Constraint) -> KernelModel:
-        """Make the kernels that the descent starts from."""
-        weights = torch.tensor([[[ridge.weight]] for ridge in self.ridges], dtype=torch.float64)
-        least = torch.tensor([[[max(1.0, LEAST_WEIGHT / ridge.lam)]] for ridge in self.ridges], dtype=torch.float64)
-        penalty = weights * self.penalty / self.n_data
-        metric = self.gram / self.n_data + least * penalty
-        return KernelModel(metric, penalty, self.columns, size, constraint)
-
-
-def _as_squared(
-    groups: Sequence[Sequence[Pair]], columns: Tensor, loss: Loss, size: Size
-) -> tuple[list[list[Pair]], float]:
-    """Replace the data so that the weighted squared error has the slope of the loss, at taps `(G, N, C_out)`.
-
-    Source: Huber, Robust Statistics, 1981, section 7.8, on modified residuals; the weights are those of McCullagh and
-    Nelder, Generalized Linear Models, 1989, section 2.5, as far as they depend on the prediction alone.
-
-    Returns:
-        The pairs with other data and weights, and the second derivative of the loss in the middle of the data.
-    """
-    predicted = [
-        [convolve(pair.wide[None], taps[None], size)[0] for pair in group]
-        for group, taps in zip(groups, columns, strict=True)
-    ]
-    slopes = [
-        [measure_slopes(loss, there, pair.y) for there, pair in zip(*each, strict=True)]
-        for each in zip(predicted, groups, strict=True)
-    ]
-    every = [found for group in slopes for found in group]
-    middle = _median([found.bend.mean(0) for found in every])
-    bend = _median([found.steepness / _weights(found, middle) for found in every])
-    if not 0 < bend < math.inf:
-        raise UsageError(
-            "a loss must grow with the distance between prediction and data, but this one does not do so near the "
-            "least squares; give another loss."
-        )
-    changed = [
-        [
-            _reweighted(pair, there, found, bend, _weights(found, middle))
-            for pair, there, found in zip(*each, strict=True)
-        ]
-        for each in zip(groups, predicted, slopes, strict=True)
-    ]
-    return changed, bend
-
-
-def _median(parts: list[Tensor]) -> float:
-    return float(torch.cat([part.flatten() for part in parts]).median())
-
-
-def _weights(found: Slopes, middle: float) -> Tensor:
-    """Give the weights of outputs, shape `(*size)`, by how the loss bends there; 1 for the bend in the middle."""
-    return (found.bend.mean(0) / middle).nan_to_num(1.0).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
-
-
-def _reweighted(pair: Pair, predicted: Tensor, found: Slopes, bend: float, weights: Tensor) -> Pair:
-    """Replace the data so that the weighted squared error has the slope of the loss at the prediction."""
-    step, distance = found.slope / (bend * weights), (predicted - pair.y).abs()
-    # Where a prediction is impossible the loss is far steeper than at the data, and the step would lead far beyond.
-    step = step.abs().minimum(distance.clamp_min(step.abs().median())).copysign(step)
-    return replace(pair, y=predicted - step, weights=weights)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from deconv_cli import ShapeError
 from deconv_cli.kernels.pair_equations import (
+    Constraint,
     Pair,
     gather,
     misfit,
@@ -94,7 +95,7 @@ def test_constrained_taps_satisfy_the_conditions_of_optimality(total):
     for seed in range(20):
         root = random((12, 9), seed=seed)
         hessian, right = root.T @ root, random((9,), seed=seed + 100)
-        taps = solve_constrained(hessian, right, nonnegative=True, total=total)
+        taps = solve_constrained(hessian, right, Constraint(nonnegative=True, total=total))
         slopes = hessian @ taps - right
         if total is not None:
             assert float(taps.sum()) == pytest.approx(total)
@@ -102,7 +103,7 @@ def test_constrained_taps_satisfy_the_conditions_of_optimality(total):
         assert float(taps.min()) >= 0
         assert float(slopes.min()) > -1e-8
         assert float((slopes * taps).abs().max()) < 1e-8
-        free = solve_constrained(hessian, right, nonnegative=False, total=total)
+        free = solve_constrained(hessian, right, Constraint(nonnegative=False, total=total))
         shift = torch.ones(9).double() if total is not None else torch.zeros(9).double()
         residual = hessian @ free - right
         assert float((residual - residual.mean() * shift).abs().max()) < 1e-8
