@@ -132,19 +132,8 @@ def _finding(evidence: Evidence, name: str) -> ParameterFinding:
     )
 
 
-_SLOW_SHARE = 40
-"""A model is slow if a forward pass takes more than this part of the budget."""
-
-_FEW = 2
-"""Samples on which finite differences of a slow model are taken."""
-
 _FUNCTIONS_SHARE = 0.4
 """Part of the time that hand-written backwards may take."""
-
-_NARROWED = (
-    f"the model is slow, so finite differences used {_FEW} samples of the batch, while hand-written backwards were "
-    "checked on all of it; a longer budget uses all samples"
-)
 
 
 def collect_evidence(
@@ -158,10 +147,7 @@ def collect_evidence(
         UsageError: the model cannot be run on these inputs.
     """
     weight_norms, forward = _first_forward(subject, stack, on_progress)
-    started = time.monotonic()
     losses = repeat(subject, forward)
-    # This pass is warm: the first one of a process also loads and compiles.
-    is_slow = bool(budget) and time.monotonic() - started > budget / _SLOW_SHARE
     backward = trace_backward(forward.loss, subject.trainable, is_reached=bool(forward.reached))
     started = time.monotonic()
     is_checkable = is_same(*losses) and backward.error is None
@@ -173,11 +159,8 @@ def collect_evidence(
     magnitudes = backward.magnitudes.items() if bool(forward.loss.detach().isfinite()) else ()
     names = frozenset(name for name, found in magnitudes if found.is_finite and not found.is_zero)
     left = budget - (time.monotonic() - started)
-    double = DoubleEvidence(forward, backward)
-    with subject.narrowed(_FEW) if is_slow else contextlib.nullcontext(False) as is_narrowed:
-        if is_checkable:
-            double = gather_double(subject, names, left, on_progress)
-        batch = _try_batch(subject, on_progress)
+    double = gather_double(subject, names, left, on_progress) if is_checkable else DoubleEvidence(forward, backward)
+    batch = _try_batch(subject, on_progress)
     return Evidence(
         subject=subject,
         weight_norms=weight_norms,
@@ -188,7 +171,7 @@ def collect_evidence(
         wrong_inputs=tuple(wrong),
         batch=batch,
         budget=budget,
-        notes=(*describe_plain_containers(subject.model), *([_NARROWED] if is_narrowed else []), *double.notes),
+        notes=(*describe_plain_containers(subject.model), *double.notes),
         not_checked=tuple(unchecked),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,6 @@ from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
 from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
 from deconv_cli.gradients.finite_differences import (
-    N_ERROR_BARS,
-    TOLERANCE,
     Comparison,
     Direction,
     Outcome,
@@ -113,7 +110,7 @@ def _compare(
         forward,
         backward,
         dtype,
-        results=results | _canceling(tensors, results, backward),
+        results=results,
         constants=constants,
         minima=minima,
         n_evaluations=function.n_evaluations,
@@ -205,22 +202,3 @@ def _is_minimum(parameter: nn.Parameter, gradient: torch.Tensor, function: Scala
         if abs(far) <= 100 * function.noise or not 0.2 < near / far < 0.3:
             return False
     return True
-
-
-def _canceling(
-    tensors: list[TensorGradient], results: Mapping[str, Comparison | None], backward: BackwardTrace
-) -> dict[str, Comparison]:
-    """Find gradients that cancel by chance; they agree if the finite differences are as small.
-
-    Their relative error means nothing, so both are compared with the gradient that arrives at the readers.
-    """
-    agreeing = {}
-    for moved in tensors:
-        found = results.get(moved.name)
-        size = _arriving(moved.tensor, backward) * moved.scale * math.sqrt(moved.tensor.numel())
-        if found is None or found.outcome is not Outcome.UNSURE or not size:
-            continue
-        resolution = (abs(found.autograd) + abs(found.numeric) + N_ERROR_BARS * found.error_bar) / size
-        if resolution <= TOLERANCE:
-            agreeing[moved.name] = replace(found, outcome=Outcome.AGREES, resolution=resolution)
-    return agreeing

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of, tensors_in
+from deconv_cli.gradients.nested_tensors import DetachedConstants, LiftedCasts, is_plain, leaves_of
 
 Loss = Callable[[Any, Any], Any]
 """Called with the output of the model and the target (None without one); gives a scalar."""
@@ -170,29 +170,6 @@ class Subject:
         arguments, keywords = pytree.tree_map(change, (self.arguments, self.keywords))
         target = pytree.tree_map(change, self.target) if target_too else self.target
         return self._with_fields(arguments=arguments, keywords=keywords, target=target)
-
-    @contextlib.contextmanager
-    def narrowed(self, n_samples: int) -> Iterator[bool]:
-        """Keep only the first samples of the batch for a while; yields whether that was possible."""
-        axis = self.batch_axis
-        tensors = tensors_in((self.arguments, self.keywords, self.target))
-        sizes = {tensor.shape[axis] if axis is not None and tensor.ndim > axis else 0 for tensor in tensors}
-        if axis is None or len(sizes) != 1 or min(sizes) <= n_samples:
-            yield False
-            return
-
-        def first(leaf: Any) -> Any:  # noqa: ANN401  tensors or anything else
-            return leaf.narrow(axis, 0, n_samples).clone() if isinstance(leaf, torch.Tensor) else leaf
-
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.changed_inputs(first))
-            try:
-                self.output()
-            except Exception:  # noqa: BLE001  a model may need one size of batch
-                stack.close()
-                yield False
-            else:
-                yield True
 
     def evaluator(self, value: float) -> tuple[Callable[[], float], float | None]:
         """Return a function that computes the loss, without graphs where that works, and its value where that is known.

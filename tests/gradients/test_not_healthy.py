@@ -72,25 +72,6 @@ def test_a_projection_in_forward_is_sound():
     assert torch.equal(model.scale.data, torch.ones(6))
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_units_that_stay_the_same(axis):
-    """All start with one number, in weights of either order."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            shape = (4, 6) if axis else (6, 4)
-            self.w, self.head = nn.Parameter(torch.full(shape, 0.1)), nn.Parameter(torch.randn(3, 6))
-
-        def forward(self, x):
-            return (x @ (self.w if axis else self.w.T)).tanh() @ self.head.T
-
-    model = Net()
-    assert set(verdicts(checked(model, 5, 4)).values()) == {"OK"}
-    nn.init.ones_(model.head)
-    assert verdicts(checked(model, 5, 4))["w"] == "SYMMETRIC"
-
-
 def test_losses_that_are_given_what_they_want():
     found = checked(nn.Linear(6, 3), 5, 6, loss=ill.sound_losses, target=CLASSES)
     assert {str(finding.verdict) for finding in found.general} <= {"PARTLY DETACHED"}

@@ -197,16 +197,8 @@ def test_a_large_scale_of_mixed_precision_is_no_lost_gradient(tmp_path):
     assert not [finding for finding in found.general if finding.is_fault], found
 
 
-BY_HAND = """    with torch.no_grad():
-        for p in model.hidden[0].parameters():
-            p -= 0.1 * p.grad
-            p.grad = None
-"""
-
-
 MEMBERS = {
     "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
-    "a list, moved by hand": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", ""),
     "a list of tensors": ("[torch.ones(6, requires_grad=True)]", "self.hidden[0] * h", "nn.ParameterList"),
     "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),
     "a tensor that the optimizer holds": ("torch.ones(6, requires_grad=True)", "self.hidden * h", ""),
@@ -221,7 +213,6 @@ MEMBERS = {
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_weight_that_is_not_registered(name, tmp_path):
-    """It is lost where neither the optimizer nor the script moves it."""
     made, read, remedy = MEMBERS[name]
     optimizer = OPTIMIZER.replace("model.p", "[*model.p").replace(",", ", model.hidden],")
     text = HEAD.replace("6, 2)\n", f"6, 2)\n        self.hidden = {made}\n", 1)
@@ -229,7 +220,7 @@ def test_a_weight_that_is_not_registered(name, tmp_path):
         "        return self", f"        h = torch.tanh(self.body(x))\n        h = {read}\n        return self"
     )
     text = text.replace("self.head(torch.tanh(self.body(x)))", "self.head(h)")
-    text += (optimizer if "holds" in name else OPTIMIZER) + LOOP + BY_HAND * ("by hand" in name)
+    text += (optimizer if "holds" in name else OPTIMIZER) + LOOP
     found = run_text(text, tmp_path)
     faults = [finding for finding in found.general if finding.is_fault]
     assert [finding.verdict for finding in faults] == ["UNREGISTERED"] * bool(remedy)

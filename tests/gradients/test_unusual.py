@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from gradient_cases import blamed_line, check_case, checked, load_fixture, verdicts
@@ -11,7 +9,6 @@ from torch import nn
 
 import deconv_cli
 from deconv_cli.errors import UsageError
-from deconv_cli.gradients import checker as gathering
 from deconv_cli.gradients.inputs import Batch
 
 catalogue, healthy, unusual, wrong = map(load_fixture, ("catalogue", "healthy", "unusual", "wrong"))
@@ -195,43 +192,6 @@ def test_an_input_that_needs_no_gradient_may_be_given_none():
     found = checked(Net(n=5), 4, 5)
     assert verdicts(found) == {"w": "OK"}
     assert found.general == ()
-
-
-class FirstTwoSamples(torch.autograd.Function):
-    """Adds a bias; its backward forgets all samples but two."""
-
-    @staticmethod
-    def forward(ctx, x, bias):
-        return x + bias
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, grad[:2].sum(0)
-
-
-class Biased(nn.Module):
-    def __init__(self, pause=0.0):
-        super().__init__()
-        self.bias = nn.Parameter(torch.randn(3))
-        self.pause = pause
-
-    def forward(self, x):
-        time.sleep(self.pause)
-        self.pause = 0.0
-        return FirstTwoSamples.apply(x, self.bias) if self.bias.requires_grad else x
-
-
-def test_a_backward_of_a_slow_model_is_checked_on_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(gathering, "_SLOW_SHARE", 1e12)
-    found = checked(Biased(), 8, 3)
-    assert verdicts(found) == {"bias": "WRONG"}
-    assert any("2 samples" in note and "longer budget" in note for note in found.notes)
-
-
-def test_a_first_pass_that_loads_and_compiles_does_not_make_a_model_slow():
-    found = checked(Biased(pause=0.3), 8, 3, budget=4.0)
-    assert verdicts(found) == {"bias": "WRONG"}
-    assert not any("slow" in note for note in found.notes)
 
 
 class OwnLoss(nn.Module):

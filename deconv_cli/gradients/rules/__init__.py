@@ -43,7 +43,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
     "gradient rule",
     _places(
         ("misuse", "in-place failing-backward overwritten"),
-        ("unused", "frozen empty not-reached unused"),
+        ("unused", "frozen not-reached unused"),
         ("detached", "detached"),
         ("non_finite", "non-finite"),
         ("magnitude", "left-out-of-derivative"),
@@ -53,7 +53,7 @@ GRADIENT_RULES: RuleRegistry[ParameterRule] = RuleRegistry(
         ("finite_difference_verdict", "noisy wrong-function substituted renormed gradient-hook"),
         ("detached", "partly-detached"),
         ("finite_difference_verdict", "wrong"),
-        ("magnitude", "vanishing-at-start vanishing exploding symmetric"),
+        ("magnitude", "vanishing-at-start vanishing exploding"),
         ("finite_difference_verdict", "nondifferentiable ok not-checked"),
     ),
 )

@@ -1,4 +1,4 @@
-"""ZERO, VANISHING, EXPLODING, SYMMETRIC: the size of gradients, and the operations that make it so.
+"""ZERO, VANISHING, EXPLODING: the size of gradients, and the operations that make it so.
 
 VANISHING and EXPLODING: ‖gradient‖ / ‖weight‖ is a million times smaller or larger than in the layer next to the loss.
 There is no fixed limit, since a small loss has small gradients everywhere. If other weights at least as far from the
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-
-import torch
 
 from deconv_cli.gradients.evidence import Evidence, Layer
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
@@ -207,28 +205,6 @@ def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
     detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
     return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
-
-
-_SAME = 1e-5
-_UNIT_AXES = (0, 1)
-"""Axis of the units for weights of shape (outputs, inputs), as in nn.Linear, and (inputs, outputs)."""
-
-
-def find_symmetric(evidence: Evidence, name: str) -> Finding | None:
-    """Find a weight with equal units, whose gradients are equal too."""
-    gradient, weight = evidence.sharpest_gradient(name), evidence.parameters[name].detach()
-    if gradient is None or weight.ndim < 2 or gradient.is_sparse or not (weight.any() and gradient.any()):
-        return None
-    if not any(_are_alike(weight, axis) and _are_alike(gradient, axis) for axis in _UNIT_AXES):
-        return None
-    why = "all units of this layer start with the same weights and get the same gradient, so they stay identical."
-    suggestion = "start from random weights, as with torch.nn.init.kaiming_uniform_"
-    return Finding(Verdict.SYMMETRIC, (Cause("equal weights", evidence.module_of(name), why, suggestion),))
-
-
-def _are_alike(values: torch.Tensor, axis: int) -> bool:
-    first = values.narrow(axis, 0, 1)
-    return values.shape[axis] > 1 and bool((values - first).abs().max() <= _SAME * values.abs().max())
 
 
 _USUAL_START = "nothing: such a start is usual for the last layer of a branch, and does not hinder training"

@@ -17,17 +17,9 @@ from deconv_cli.vocabulary import counted
 
 
 def find_frozen(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter whose `requires_grad` is off."""
-    return None if evidence.parameters[name].requires_grad else Finding(Verdict.FROZEN)
-
-
-def find_empty(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without elements, as in a layer of width 0."""
-    if evidence.parameters[name].numel():
-        return None
-    why = "it has no elements, so there is nothing to train."
-    suggestion = "nothing, if a width of 0 is intended here"
-    return Finding(Verdict.ZERO_BY_CONSTRUCTION, (Cause("no elements", evidence.module_of(name), why, suggestion),))
+    """Find a parameter whose `requires_grad` is off, or without elements."""
+    parameter = evidence.parameters[name]
+    return None if parameter.requires_grad and parameter.numel() else Finding(Verdict.FROZEN)
 
 
 def find_unused(evidence: Evidence, name: str) -> Finding | None:
@@ -55,22 +47,16 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter that gets no gradient from this batch, but gets one from other data, or may get one."""
-    magnitudes = evidence.backward.magnitudes
-    if not any(found.largest for found in magnitudes.values()):
+    """Find a parameter that gets no gradient from this batch, but gets one from other data."""
+    has_gradient = any(found.largest for found in evidence.backward.magnitudes.values())
+    if not has_gradient or name not in evidence.reached_by_others:
         return None
-    is_zero = name in magnitudes and magnitudes[name].is_zero
-    is_known = name in evidence.reached_by_others
-    if not is_known and not (is_zero and evidence.is_left_out_by_data(name)):
-        return None
-    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name, is_known=is_known),))
+    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
 
 
-def used_by_other_data(name: str, *, is_known: bool = True) -> Cause:
-    """Explain a parameter that this batch does not use; `is_known` says whether other data were seen to use it."""
+def used_by_other_data(name: str) -> Cause:
+    """Explain a parameter that this batch does not use, but other data would."""
     why = "whether this parameter is used depends on the data or on chance: other data may give it a gradient."
-    if not is_known:
-        why = "an index or a mask of forward chooses no value of this parameter in this batch; other data may."
     suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
     return Cause("not reached by this batch", CodeLocation(module=name.rpartition(".")[0]), why, suggestion)
 

@@ -71,7 +71,6 @@ class TrainingEvents:
         adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
         given: weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
-        strays: unregistered weights of modules, each with its fingerprint at a checked pass.
         is_cut_short: the watch stopped before the first step.
     """
 
@@ -87,13 +86,7 @@ class TrainingEvents:
     adds_squares: CodeLocation | None = None
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
-    strays: list[tuple[torch.Tensor, tuple[float, float]]] = field(default_factory=list)
     is_cut_short: bool = False
-
-    @property
-    def has_moved_strays(self) -> bool:
-        """Whether the code itself trains weights that its optimizers do not get."""
-        return any(fingerprint(weight) != before for weight, before in self.strays)
 
     @property
     def first_steps(self) -> list[OptimizerStep]:

@@ -18,7 +18,7 @@ from deconv_cli.gradients.nested_tensors import storage_key
 from deconv_cli.gradients.rules.unused import hidden_weights
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.code_location import CodeLocation, is_installed, is_user_code
-from deconv_cli.gradients.training.optimizer_watch import fingerprint, living_optimizers, weights_of
+from deconv_cli.gradients.training.optimizer_watch import living_optimizers, weights_of
 from deconv_cli.gradients.training.tape import Entry, Slot, Tape, ancestors
 
 
@@ -167,12 +167,8 @@ def _as_recorded(constant: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 _SAME_LOSS = 1e-3
 
 
-def subject_of_pass(
-    called: list[nn.Module], tape: Tape, loss: torch.Tensor
-) -> tuple[Subject, list[tuple[torch.Tensor, tuple[float, float]]]]:
-    """Make a subject of a recorded pass of the `called` modules; return its unregistered weights too.
-
-    Each of these comes with its fingerprint.
+def subject_of_pass(called: list[nn.Module], tape: Tape, loss: torch.Tensor) -> Subject:
+    """Make a subject of a recorded pass of the `called` modules.
 
     Raises:
         UsageError: the pass reads no weight, or cannot be run again.
@@ -201,7 +197,7 @@ def subject_of_pass(
             f"the recorded pass gives a loss of {again:.6g} when it is run again, but gave {here:.6g}; something in "
             "it is computed outside of torch, so check the model itself instead of the script."
         )
-    return subject, [(weight, fingerprint(weight)) for weight in recorded.strays]
+    return subject
 
 
 def _is_of_unknown_making(constant: torch.Tensor) -> bool:

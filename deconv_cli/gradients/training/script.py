@@ -178,9 +178,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
         raise UsageError(f"there {calls} of backward(), so none was checked; choose an earlier one by its number.")
     report, weights = _joined(watch.passes, events)
     evidence = TrainingEvidence(report, weights, events)
-    general, notes, not_checked = list(report.general), list(report.notes), [*report.not_checked, *watch.unchecked]
-    if events.has_moved_strays:  # the script trains unregistered weights itself
-        general = [found for found in general if found.verdict != Verdict.UNREGISTERED]
+    notes, not_checked = list(report.notes), [*report.not_checked, *watch.unchecked]
     if events.adds_squares:
         notes.append(_SQUARES.format(events.adds_squares))
     if events.is_cut_short:
@@ -188,7 +186,7 @@ def report_training(watch: TrainingWatch) -> GradientReport:
     return replace(
         report,
         parameters=tuple(_of_another_loss(finding, evidence) for finding in report.parameters),
-        general=(*general, *find_in_training(evidence)),
+        general=(*report.general, *find_in_training(evidence)),
         notes=tuple(notes),
         not_checked=tuple(not_checked),
     )

@@ -222,8 +222,7 @@ class TrainingWatch:
         """
         with self._not_recording(), untouched_generators(), torch.enable_grad():
             try:
-                subject, strays = subject_of_pass(list(self._called.values()), self._tape, loss)
-                self.events.strays += strays
+                subject = subject_of_pass(list(self._called.values()), self._tape, loss)
                 budget = self._budget * (_LATER_SHARE if self.passes else 1.0)
                 report = check_subject(subject, budget=budget, on_progress=self._on_progress)
             except UsageError as error:
