@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from deconv_cli.blocks.block_extras import BlockExtras
+from deconv_cli.blocks.block_extras import BlockExtras, ErrorSample, sample_error
 from deconv_cli.blocks.block_grid import Block, BlockGrid, choose_core
 from deconv_cli.blocks.block_problem import (
     SHARE,
@@ -19,10 +19,16 @@ from deconv_cli.blocks.block_problem import (
     largest_samples,
     limit_threads,
 )
-from deconv_cli.blocks.fixed_choices import FixedChoices, fix_choices
 from deconv_cli.blocks.halo_depth import BlocksDisagreeError, HaloChoice, choose_halo
-from deconv_cli.blocks.preview_tiles import MAX_SAMPLES, PreviewTile, contrast_of, find_tiles, prediction_sides
-from deconv_cli.blocks.sampled_error import ErrorSample, sample_error
+from deconv_cli.blocks.preview_tiles import (
+    MAX_SAMPLES,
+    FixedChoices,
+    PreviewTile,
+    contrast_of,
+    find_tiles,
+    fix_choices,
+    prediction_sides,
+)
 from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
 from deconv_cli.errors import TooLargeError, UsageError

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deconv_cli.blocks.block_extras import SampledError
 from deconv_cli.blocks.block_plan import BlockPlan
 from deconv_cli.blocks.block_problem import advise_whole
 from deconv_cli.blocks.block_task import BlockResult, BlockTask
 from deconv_cli.blocks.halo_depth import SEAM_TOLERANCE
-from deconv_cli.blocks.sampled_error import SampledError
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.vocabulary import format_padding

@@ -6,10 +6,9 @@ from block_cases import BLOCKS, OPTIONS, blurred, planned, scene
 
 import deconv_cli
 from deconv_cli.blocks import preview_tiles as planning
-from deconv_cli.blocks.block_extras import ExtraFiles
+from deconv_cli.blocks.block_extras import ErrorSample, ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.preview_tiles import restore_preview
-from deconv_cli.blocks.sampled_error import ErrorSample
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError
 from deconv_cli.errors import UsageError
 from deconv_cli.io.codecs.npy import NpyTarget

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import deconv_cli
 from deconv_cli.blocks.block_problem import block_bytes
-from deconv_cli.blocks.fixed_choices import FixedChoices
+from deconv_cli.blocks.preview_tiles import FixedChoices
 from deconv_cli.blocks.invert_blocks import lay_out_problem
 from deconv_cli.io.regions import open_regions
 from deconv_cli.io.regions import read_corner

@@ -16,8 +16,8 @@ from deconv_cli.blocks import block_plan
 from deconv_cli.blocks.block_extras import ExtraFiles
 from deconv_cli.blocks.block_plan import BlockOptions
 from deconv_cli.blocks.block_problem import block_bytes
-from deconv_cli.blocks.fixed_choices import N_PIECES, doubt_pieces
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
+from deconv_cli.blocks.preview_tiles import N_PIECES, doubt_pieces
 from deconv_cli.diagnostics.residual_tests import ResidualFinding
 from deconv_cli.errors import TooLargeError, UsageError
 from deconv_cli.io import read_image

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 import deconv_cli
-from deconv_cli.blocks.fixed_choices import OF_PIECES
+from deconv_cli.blocks.preview_tiles import OF_PIECES
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.sources.formula import make_kernel
 from deconv_cli.workflows.trust import DoubtReason
