@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import re
 from collections.abc import Iterator
@@ -12,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.losses import projection
 from deconv_cli.gradients.nested_tensors import tensors_in, to_float64
 from deconv_cli.gradients.subject import Subject, as_scalar
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, trace_backward
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
 from deconv_cli.gradients.tracing.forward_trace import Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
 from deconv_cli.gradients.tracing.operations import ALONG_EDGES
@@ -178,17 +175,6 @@ def _mixer(subject: Subject, axis: int) -> Operation | None:
         if name == other_name and _largest_change(one, two, axis, sample=0) > _TOLERANCE:
             return operation
     return None
-
-
-def reached_by_other_data(module: nn.Module, arguments: tuple[Any, ...]) -> frozenset[str]:
-    """Name the parameters of a module that get no gradient from its last arguments, but do from other data."""
-    given = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
-    try:
-        # The script continues with its own module, which may remember each call.
-        subject = Subject(copy.deepcopy(module), given, {}, None, projection)
-        return find_reached_by_others(subject, trace_backward(subject.run()[1], subject.trainable))
-    except Exception:  # noqa: BLE001  the module may refuse a copy or other data
-        return frozenset()
 
 
 _MAX_TRIES = 6

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deconv_cli.diagnostics.stored_samples import find_clipped
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import squared_gradient
-from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.clipped import DEFAULT_TOLERANCE, solve_clipped
-from deconv_cli.solvers.photo_prior import PhotoEstimator
-from deconv_cli.solvers.pseudo_inverse import PseudoInverse
-from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.tone_curve import ToneCurve
-from deconv_cli.workflows.apply_kernel import subtract_bias
-from deconv_cli.workflows.clipped_filling import fill_tiles
-from deconv_cli.workflows.estimators import build_estimator, find_noise_levels
 from deconv_cli.workflows.reconstruction import Reconstruction
+from deconv_cli.workflows.resolve_settings import ResolvedInput
 
 RATIOS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Factors of the λ that was taken; of stacks the middle three, since a hundredth takes most of the time."""
@@ -74,7 +65,11 @@ def find_detail_in_space(image: Tensor) -> tuple[slice, ...]:
 
 
 def vary_smoothing(
-    kernel: Kernel, result: Reconstruction, y: Tensor, bias: Tensor | None = None, ceiling: float | None = None
+    kernel: Kernel,
+    result: Reconstruction,
+    y: Tensor,
+    restore: Callable[[Tensor, ResolvedInput], Tensor],
+    sample_type: str | None = None,
 ) -> tuple[LambdaView, ...]:
     """Restore the detail of the first image with the most contrast, once for each of `RATIOS` or `STRENGTHS`.
 
@@ -85,68 +80,60 @@ def vary_smoothing(
         kernel: what the result was made with.
         result: what was reconstructed.
         y: its data, shape `(C, *output_size)` or `(B, C, *output_size)`.
-        bias: of each channel.
-        ceiling: the largest value that a sample can have, in light if that is restored; `None` for any.
+        restore: restores a part of the data.
+        sample_type: type of the stored samples; `None` takes it from the tensor.
 
     Returns:
         Nothing without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, or spans a
         single axis.
     """
-    settings, n_axes, curve = result.settings, kernel.n_axes, result.tone_curve
+    settings, n_axes, is_photo = result.settings, kernel.n_axes, result.settings.objective == "photo"
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
-    is_photo = settings.objective == "photo"
     if kernel.field is not None or n_axes == 1 or (is_photo and result.channels):
         return ()
-    kernels = _kernels(kernel.taps.to(result.image), n_channels=len(lams))
+    is_mixing = not result.channels and kernel.taps.shape[:2] != (1, 1)
     has_lambda = settings.is_linear and settings.has_lambda and min(lams) > 0
-    if not is_photo and not (kernels and has_lambda):
+    if not is_photo and (is_mixing or not has_lambda):
         return ()
     stored = (y if y.ndim == n_axes + 1 else y[0]).detach()
-
-    def in_light(part: Tensor) -> Tensor:
-        data = part.to(result.image.dtype)
-        return data if curve is None else curve.to_light(data)
-
     size, shown = tuple(stored.shape[1:]), find_detail_in_space(stored)
     whole = result.image if result.image.ndim == n_axes + 1 else result.image[0]
-    is_known = tuple(whole.shape[1:]) == size
     # Farther away than two kernels, little of the rest of the picture matters.
     parts = [
         _with_margin(part, 2 * n_taps, length) for part, n_taps, length in zip(shown, kernel.size, size, strict=True)
     ]
     outer, inner = ((slice(None), *box) for box in zip(*parts, strict=True))
-    detail, bounds = subtract_bias(in_light(stored[outer]), bias, n_axes), None
-    if result.has_bounds and ceiling is not None:
-        is_clipped = find_clipped(in_light(stored), ceiling, kernel.size)
-        bounds = None if is_clipped is None else is_clipped[outer]
+    detail = stored[outer]
     is_whole = tuple(detail.shape[1:]) == size and result.padding == "same"
-    boundary = result.boundary if is_whole else "unknown"
-    kernel = replace(kernel, taps=kernel.taps.detach().to(result.image))
-    if is_photo:
-        if not settings.noise_levels:
-            settings = find_noise_levels(subtract_bias(in_light(stored), bias, n_axes), kernel, settings, curve)
-        origin = tuple(part.start or 0 for part in outer[1:])
-        settings = replace(settings, padding="same", boundary=boundary, origin=origin)
-        detail = detail if bounds is None else fill_tiles(detail, kernel, bounds)
-    plain = ResolvedSettings(
-        boundary=boundary,
-        penalty=settings.penalty,
-        spacing=settings.spacing,
-        tolerance=settings.tolerance,
-        max_memory=settings.max_memory,
+    plain = replace(
+        settings,
+        boundary=result.boundary if is_whole else "unknown",
+        padding="same",
+        input_size=None,
+        method="auto",
+        origin=tuple(part.start or 0 for part in outer[1:]) if is_photo else (),
+        noise_levels=result.solution.noise_levels,
+        predict=False,
+    )
+    resolution = ResolvedInput(
+        plain,
+        result.reasons,
+        is_per_channel=bool(result.channels) and len(kernel.taps) > 1,
+        tone_curve=result.tone_curve,
+        sample_type=sample_type,
+        has_bounds=result.has_bounds,
+        is_tested=False,
     )
     views = []
     for ratio in STRENGTHS if is_photo else RATIOS if n_axes == 2 else RATIOS[1:-1]:
         strength = ratio * (settings.strength or 1.0) if is_photo else None
         weights = () if is_photo else tuple(ratio * lam for lam in lams)
-        if ratio == 1 and is_known:
+        if ratio == 1 and tuple(whole.shape[1:]) == size:
             image = whole[:, *shown].detach()
         else:
-            if is_photo:
-                image = _restore_photo(kernel, replace(settings, strength=strength), detail, bounds, curve)
-            else:
-                image = _restore(kernels, weights, plain, detail, bounds)
-            image = (image if curve is None else curve.to_stored(image))[inner]
+            varied = replace(plain, strength=strength) if is_photo else replace(plain, lam=weights[0])
+            image = restore(detail, replace(resolution, settings=varied, lams=weights if result.channels else ()))
+            image = image.detach()[inner]
         views.append(LambdaView(ratio, weights, image if n_axes == 2 else image[:, 0], strength))
     return tuple(views)
 
@@ -155,39 +142,3 @@ def _with_margin(part: slice, margin: int, length: int) -> tuple[slice, slice]:
     """Widen a part of an axis; give it, and the place of the part in it."""
     start = max(part.start - margin, 0)
     return slice(start, min(part.stop + margin, length)), slice(part.start - start, part.stop - start)
-
-
-def _kernels(taps: Tensor, n_channels: int) -> list[Kernel]:
-    """Give the kernel of all channels, or of each; none if it mixes them."""
-    if n_channels == 1 and taps.shape[:2] != (1, 1):
-        return []
-    shared, n_axes = taps.detach().flatten(0, 1), taps.ndim - 2
-    return [Kernel.from_tensor(shared[channel % len(shared)], dimensions=n_axes) for channel in range(n_channels)]
-
-
-def _restore_photo(
-    kernel: Kernel, settings: ResolvedSettings, data: Tensor, bounds: Tensor | None, curve: ToneCurve | None
-) -> Tensor:
-    """Restore data of shape `(C, H, W)` with prior photo."""
-    estimator = build_estimator(kernel, tuple(data.shape[1:]), settings, data, curve)
-    assert isinstance(estimator, PhotoEstimator)
-    is_bound = None if bounds is None else estimator.arrange(bounds.to(data)) > 0
-    return estimator.frame(estimator.solve(data, None, is_bound).value)
-
-
-def _restore(
-    kernels: list[Kernel], lams: tuple[float, ...], settings: ResolvedSettings, data: Tensor, is_clipped: Tensor | None
-) -> Tensor:
-    """Restore data of shape `(C, *size)`, channel by channel if each has its kernel or λ."""
-    rule = StoppingRule(settings.tolerance or DEFAULT_TOLERANCE, settings.max_iterations)
-    images = []
-    for channels, kernel, lam in zip(torch.arange(len(data)).chunk(len(kernels)), kernels, lams, strict=True):
-        part = data[channels]
-        inverse = PseudoInverse(kernel, tuple(data.shape[1:]), replace(settings, lam=lam))
-        if is_clipped is None:
-            solution = inverse.solve(part)
-        else:
-            bounds = inverse.arrange(is_clipped[channels].to(part)) > 0
-            solution = solve_clipped(inverse.problem, inverse.arrange(part), bounds, rule)
-        images.append(inverse.frame(solution.value))
-    return torch.cat(images)

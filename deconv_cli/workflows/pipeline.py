@@ -36,7 +36,7 @@ from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import InputKind, Size, counted, format_size
 from deconv_cli.workflows.apply_kernel import as_bias, subtract_bias
 from deconv_cli.workflows.arithmetic import Planes, as_any_kernel, pick_dtype
-from deconv_cli.workflows.clipped_filling import ceiling_of, find_bounds, with_ceiling
+from deconv_cli.workflows.clipped_filling import find_bounds, with_ceiling
 from deconv_cli.workflows.estimators import BuiltInverses, build_estimator, solve
 from deconv_cli.workflows.lambda_of_data import settle_lambda
 from deconv_cli.workflows.lambda_series import LambdaView, vary_smoothing
@@ -322,8 +322,12 @@ class Pipeline:
         kernel, planes = self._canonical, self._planes(y)
         if planes is not None:
             y = planes.split(y)
-        ceiling = ceiling_of(y, result.tone_curve, sample_type, kernel.n_axes)
-        return vary_smoothing(kernel, result, y, self._bias, ceiling)
+        pipeline = Pipeline(kernel.taps, replace(self.settings, dimensions=kernel.n_axes), bias=self._bias)
+
+        def restore(part: Tensor, resolution: ResolvedInput) -> Tensor:
+            return pipeline._reconstruct_samples(part, resolution, None, as_listener(None)).image
+
+        return vary_smoothing(kernel, result, y, restore, sample_type)
 
     @cached_property
     def _canonical(self) -> Kernel:

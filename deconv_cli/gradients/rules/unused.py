@@ -51,14 +51,10 @@ def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
     has_gradient = any(found.largest for found in evidence.backward.magnitudes.values())
     if not has_gradient or name not in evidence.reached_by_others:
         return None
-    return Finding(Verdict.NOT_REACHED, (used_by_other_data(name),))
-
-
-def used_by_other_data(name: str) -> Cause:
-    """Explain a parameter that this batch does not use, but other data would."""
     why = "whether this parameter is used depends on the data or on chance: other data may give it a gradient."
     suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
-    return Cause("not reached by this batch", CodeLocation(module=name.rpartition(".")[0]), why, suggestion)
+    cause = Cause("not reached by this batch", evidence.module_of(name), why, suggestion)
+    return Finding(Verdict.NOT_REACHED, (cause,))
 
 
 _UNREGISTERED = {

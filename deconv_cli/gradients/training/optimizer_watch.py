@@ -67,7 +67,6 @@ class TrainingEvents:
         reached: weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
-        reached_by_others: weights that a pass does not use, but would with other data.
         adds_squares: where the script adds up squared gradients, as for a Fisher matrix.
         given: weights that had a gradient other than zero at a step of an optimizer that holds them.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
@@ -82,7 +81,6 @@ class TrainingEvents:
     moved_by_hand: bool = False
     accumulated_by_hand: CodeLocation | None = None
     failure: Failure | None = None
-    reached_by_others: set[int] = field(default_factory=set)
     adds_squares: CodeLocation | None = None
     given: set[int] = field(default_factory=set)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)

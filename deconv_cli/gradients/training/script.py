@@ -18,7 +18,6 @@ from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import DEFAULT_BUDGET
 from deconv_cli.gradients.findings import WITHOUT_GRADIENT, Cause, GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.rules import find_in_training
-from deconv_cli.gradients.rules.unused import used_by_other_data
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error
 from deconv_cli.gradients.training.optimizer_watch import TrainingEvents, TrainingEvidence
 from deconv_cli.gradients.training.training_watch import CheckedPass, EnoughSeenError, TrainingWatch
@@ -254,8 +253,6 @@ def _of_another_loss(finding: ParameterFinding, evidence: TrainingEvidence) -> P
     if finding.verdict not in (*WITHOUT_GRADIENT, Verdict.ZERO) or finding.gradient_norm:
         return finding  # a partial gradient does not come from another pass
     key, events = id(evidence.weights[finding.name]), evidence.events
-    if key in events.reached_by_others:
-        return replace(finding, verdict=Verdict.NOT_REACHED, causes=(used_by_other_data(finding.name),))
     if events.is_starved(key):
         return finding
     stepping = {step.optimizer for step in events.first_steps}

@@ -19,7 +19,6 @@ from torch.optim import optimizer as optimizer_hooks
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
-from deconv_cli.gradients.other_data import reached_by_other_data
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import replaced
@@ -85,7 +84,6 @@ class TrainingWatch:
         self._tape = Tape()
         self._stack = contextlib.ExitStack()
         self._called: dict[int, nn.Module] = {}
-        self._arguments: dict[int, Any] = {}
         self._optimizers = OptimizerWatch()
         self._checked_at = 0.0
 
@@ -130,10 +128,9 @@ class TrainingWatch:
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
         self._stack.enter_context(replaced(owner, name, watched(getattr(owner, name))))
 
-    def _enter_module(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401  torch's own signature
+    def _enter_module(self, module: nn.Module, _arguments: object) -> None:
         if not self._tape.suspended and not self._tape.modules:
             self._called[id(module)] = module
-            self._arguments[id(module)] = arguments
         self._tape.modules.append(id(module))
 
     def _leave_module(self, _module: nn.Module, _arguments: object, _output: object) -> None:
@@ -231,20 +228,8 @@ class TrainingWatch:
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
             self._optimizers.watch(list(subject.trainable.values()))
-            self.events.reached_by_others |= self._reached_by_others(subject, report)
             self.passes.append(CheckedPass(location, subject, report))
             self._checked_at = time.monotonic()
-
-    def _reached_by_others(self, subject: Subject, report: GradientReport) -> set[int]:
-        """List by id the weights that the pass does not use, but other data would."""
-        unused = {found.name for found in report.parameters if found.verdict == Verdict.UNUSED}
-        modules = dict(subject.model.named_children()) if unused else {}
-        found = {
-            f"{name}." * (name != "model") + own
-            for name, module in modules.items()
-            for own in reached_by_other_data(module, self._arguments.get(id(module), ()))
-        }
-        return {id(subject.parameters[name]) for name in found & unused}
 
     def _as_loss(self, tensors: Any, weights: Any) -> torch.Tensor:  # noqa: ANN401  torch's own signature
         """Add up the tensors that backward is called on, each with its weight."""
@@ -282,7 +267,7 @@ class TrainingWatch:
     def _is_waiting_for_gradients(self) -> bool:
         """Return whether a later pass may still use a weight that the checked pass does not use."""
         held = frozenset().union(*self.events.held.values())
-        waited_for = held - self.events.reached - self.events.reached_by_others
+        waited_for = held - self.events.reached
         return any(
             found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
             and id(checked.subject.parameters[found.name]) in waited_for
