@@ -19,7 +19,7 @@ from deconv_cli.blocks.block_problem import (
     largest_samples,
     limit_threads,
 )
-from deconv_cli.blocks.halo_depth import BlocksDisagreeError, HaloChoice, choose_halo
+from deconv_cli.blocks.halo_depth import HaloChoice, choose_halo
 from deconv_cli.blocks.preview_tiles import (
     MAX_SAMPLES,
     FixedChoices,
@@ -31,7 +31,7 @@ from deconv_cli.blocks.preview_tiles import (
 )
 from deconv_cli.diagnostics.boundary_modes import GOLDEN_SECTION
 from deconv_cli.diagnostics.predicted_error import DETAIL_REACH
-from deconv_cli.errors import TooLargeError, UsageError
+from deconv_cli.errors import TooLargeError
 from deconv_cli.io.layout import Layout
 from deconv_cli.io.region_arrays import RegionTarget
 from deconv_cli.io.regions import cube_sides
@@ -196,10 +196,7 @@ def cut_blocks(
     max_samples = largest_samples(problem, options.max_memory, n_batch)
     is_cut = (False,) * len(problem.cuts)
     while True:  # a halo can make blocks too large for an axis that was whole without it
-        try:
-            halo = choose_halo(problem, tiles, is_cut, max_samples, progress)
-        except BlocksDisagreeError as error:
-            raise UsageError(f"{error}; {_advise(problem, options)}.") from error
+        halo = choose_halo(problem, tiles, is_cut, max_samples, progress, _advise(problem, options))
         if problem.settings.predict:  # the error depends on the detail around each pixel, which a block has to know
             halo = halo.widened(tuple(DETAIL_REACH if is_one else 0 for is_one in is_cut))
         largest = list(_largest_core(problem, max_samples, halo.at_frame, options))

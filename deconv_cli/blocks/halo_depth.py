@@ -44,10 +44,6 @@ FLAT = 0.01
 """The smallest range of the tiles, as a part of their largest value."""
 
 
-class BlocksDisagreeError(UsageError):
-    """Blocks of this picture would differ from the whole by more than `SEAM_TOLERANCE`."""
-
-
 @dataclass(frozen=True)
 class HaloChoice:
     """A halo, and the error at the seams that it leaves.
@@ -83,6 +79,7 @@ def choose_halo(
     is_cut: Sequence[bool],
     max_samples: int,
     progress: ProgressListener,
+    advice: str = "use a larger max_memory",
 ) -> HaloChoice:
     """Find the smallest halo with which blocks agree, on tiles of which those with the most contrast come first.
 
@@ -91,8 +88,7 @@ def choose_halo(
     exceeds `SEAM_TOLERANCE`.
 
     Raises:
-        BlocksDisagreeError: no halo that fits is wide enough inside the frame.
-        UsageError: an axis that is cut has too few samples.
+        UsageError: no halo that fits is wide enough inside the frame, or an axis that is cut has too few samples.
     """
     highest, lowest = max(tile.highest for tile in tiles), min(tile.lowest for tile in tiles)
     # What rounding leaves in flat tiles is far below this range.
@@ -118,9 +114,9 @@ def choose_halo(
         raise UsageError(
             "the memory is too small for a piece that is large enough to measure the halo; use a larger max_memory."
         )
-    raise BlocksDisagreeError(
+    raise UsageError(
         f"the estimate depends on data further away than a block can hold: {max(depths[-1])} pixels from a cut it is "
-        f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range"
+        f"still off by more than {SEAM_TOLERANCE / SAFETY:.1g} of the range; {advice}."
     )
 
 

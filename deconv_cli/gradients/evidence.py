@@ -96,9 +96,9 @@ class Evidence:
 
     @cached_property
     def first_steps(self) -> FirstSteps:
-        """Gradients after the first optimizer steps, empty where no gradient is zero or tiny."""
+        """Gradients after the first optimizer steps, empty where the loss is noisy or has no gradient."""
         is_certain = not self.is_noisy and self.backward.error is None
-        return take_first_steps(self.subject, self.backward) if is_certain else FirstSteps([], [])
+        return take_first_steps(self.subject) if is_certain else FirstSteps([], [])
 
     @cached_property
     def reached_by_others(self) -> frozenset[str]:

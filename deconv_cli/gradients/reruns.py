@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -111,8 +110,6 @@ _N_STEPS = 3
 _STEP = 1e-3
 """Each weight moves by this much, as in the first steps of Adam with its usual learning rate."""
 
-_UNEVEN = 1e-6
-
 
 @dataclass(frozen=True)
 class FirstSteps:
@@ -137,14 +134,8 @@ class FirstSteps:
         return None
 
 
-def take_first_steps(subject: Subject, backward: BackwardTrace) -> FirstSteps:
-    """Take a few optimizer steps, measure the gradients after each, and restore the weights.
-
-    Empty if no gradient is zero or tiny beside another, or if a step fails.
-    """
-    given = [(name, g) for name, g in backward.gradients.items() if g is not None]
-    if not _is_uneven(subject, given):
-        return FirstSteps([], [])
+def take_first_steps(subject: Subject) -> FirstSteps:
+    """Take a few optimizer steps, measure the gradients after each, and restore the weights; empty if a step fails."""
     kept = {name: parameter.data.clone() for name, parameter in subject.trainable.items()}
     steps = FirstSteps([], [])
     try:
@@ -161,14 +152,6 @@ def take_first_steps(subject: Subject, backward: BackwardTrace) -> FirstSteps:
         for name, data in kept.items():
             subject.parameters[name].data.copy_(data)
     return steps
-
-
-def _is_uneven(subject: Subject, given: Iterable[tuple[str, torch.Tensor]]) -> bool:
-    """Return whether some gradient is zero or tiny beside another one that is not."""
-    norms = [(norm_of(gradient), norm_of(subject.parameters[name])) for name, gradient in given]
-    ratios = [gradient / weight for gradient, weight in norms if weight]
-    has_zero, has_other = (any(bool(norm) is is_given for norm, _ in norms) for is_given in (False, True))
-    return has_other and (has_zero or (bool(ratios) and min(ratios) < _UNEVEN * max(ratios)))
 
 
 def _gradients(subject: Subject) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -89,20 +90,8 @@ def forward(
         stride=stride, dilation=dilation, groups=groups, transposed=transposed, output_padding=output_padding
     )
     canonical = as_any_kernel(kernel, x.device, precision, dimensions).with_layer(layer)
-    planes = Planes.of(x, canonical, dimensions)
-    if planes is not None:
-        x = planes.split(x)
-    n_axes, axis = canonical.n_axes, canonical.channel_axis
-    samples = x.to(precision) if tone_curve is None else tone_curve.to_light(x.to(precision), n_axes)
-    if canonical.is_per_channel:
-        canonical.check_channels(x)
-        pairs = enumerate(samples.split(1, dim=axis))
-        y = torch.cat([_convolve(image, canonical.of_channel(c), padding, rule) for c, image in pairs], dim=axis)
-    else:
-        y = _convolve(samples, canonical, padding, rule)
-    biased = y if bias is None else y + as_bias(bias, y, n_axes)
-    stored = biased if tone_curve is None else tone_curve.to_stored(biased, n_axes)
-    return stored if planes is None else planes.join(stored)
+    convolve = partial(_convolve, padding=padding, rule=rule)
+    return _plane_by_plane(convolve, canonical, x, dimensions, bias, tone_curve)
 
 
 def forward_taps(
@@ -147,23 +136,48 @@ def forward_taps(
     dimensions = check_dimensions(dimensions)
     weights = as_any_kernel(check_single_kernel(kernel), x.device, precision, dimensions)
     steps = LayerOptions(stride=stride, dilation=dilation).over_axes(weights.n_axes)
-    planes = Planes.of(x, weights, dimensions)
+    of_image = partial(
+        convolve_taps, function, padding=padding, boundary=rule, stride=steps.stride, dilation=steps.dilation
+    )
 
-    def apply(weights: Tensor, image: Tensor) -> Tensor:
-        check_elementwise(function, image.detach(), weights.detach().flatten(2)[..., 0])
-        return convolve_taps(
-            function, weights, image, padding=padding, boundary=rule, stride=steps.stride, dilation=steps.dilation
-        )
+    def convolve(kernel: Kernel, x: Tensor) -> Tensor:
+        images, taps = kernel.split(x), kernel.taps
+        batch, found = images.shape[: kernel.channel_axis], []
+        for image in images.reshape(-1, *images.shape[kernel.channel_axis :]):
+            check_elementwise(function, image.detach(), taps.detach().flatten(2)[..., 0])
+            found.append(of_image(taps, image))
+        y = torch.stack(found)
+        n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
+        if n_bad:
+            raise MalformedInputError(
+                f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep all pixels, also those "
+                "that the boundary adds, in the domain of the tap."
+            )
+        return kernel.join(y.reshape(*batch, *y.shape[1:]))
 
-    y = _for_each_image(apply, weights, (x if planes is None else planes.split(x)).to(precision))
-    n_bad = synchronize.as_index((~torch.isfinite(y.detach())).sum())
-    if n_bad:
-        raise MalformedInputError(
-            f"the taps give NaN or infinite values at {n_bad} of {y.numel()} outputs; keep all pixels, also those "
-            "that the boundary adds, in the domain of the tap."
-        )
-    biased = y if bias is None else y + as_bias(bias, y, weights.n_axes)
-    return biased if planes is None else planes.join(biased)
+    return _plane_by_plane(convolve, weights, x, dimensions, bias)
+
+
+def _plane_by_plane(
+    convolve: Callable[[Kernel, Tensor], Tensor],
+    kernel: Kernel,
+    x: Tensor,
+    dimensions: int | None,
+    bias: Tensor | None,
+    curve: ToneCurve | None = None,
+) -> Tensor:
+    """Convolve the planes of `x` in light, each channel with its kernel if it has its own, and add the bias."""
+    planes, n_axes, axis = Planes.of(x, kernel, dimensions), kernel.n_axes, kernel.channel_axis
+    images = (x if planes is None else planes.split(x)).to(kernel.taps.dtype)
+    images = images if curve is None else curve.to_light(images, n_axes)
+    if kernel.is_per_channel:
+        kernel.check_channels(images)
+        y = torch.cat([convolve(kernel.of_channel(c), image) for c, image in enumerate(images.split(1, axis))], axis)
+    else:
+        y = convolve(kernel, images)
+    y = y if bias is None else y + as_bias(bias, y, n_axes)
+    y = y if curve is None else curve.to_stored(y, n_axes)
+    return y if planes is None else planes.join(y)
 
 
 def refuse_unknown(rule: BoundaryRule) -> None:
@@ -176,7 +190,7 @@ def refuse_unknown(rule: BoundaryRule) -> None:
         )
 
 
-def _convolve(x: Tensor, kernel: Kernel, padding: PaddingLike, rule: BoundaryRule) -> Tensor:
+def _convolve(kernel: Kernel, x: Tensor, padding: PaddingLike, rule: BoundaryRule) -> Tensor:
     channels = kernel.split(x)
     geometry = kernel.geometry(tuple(x.shape[-kernel.n_axes :]), padding)
     _check_memory(channels, kernel, geometry)
@@ -220,19 +234,6 @@ def find_tap(tap: Tap | str) -> Tap:
     if not callable(found):
         raise UsageError(f"a tap must be one of {', '.join(TAPS)} or a function (pixel, weight), but is {found!r}.")
     return found
-
-
-def _for_each_image(apply: Callable[[Tensor, Tensor], Tensor], kernel: Kernel, x: Tensor) -> Tensor:
-    """Call `apply` on weights `(C_out, C_in, *k)` and each image `(C_in, *size)` of `x`, `(*batch, C, *size)`."""
-    axis = kernel.channel_axis
-    if kernel.is_per_channel:
-        kernel.check_channels(x)
-        channels = enumerate(x.split(1, axis))
-        return torch.cat([_for_each_image(apply, kernel.of_channel(c), image) for c, image in channels], axis)
-    images = kernel.split(x)
-    batch = images.shape[:axis]
-    done = torch.stack([apply(kernel.taps, image) for image in images.reshape(-1, *images.shape[axis:])])
-    return kernel.join(done.reshape(*batch, *done.shape[1:]))
 
 
 class NoiseKind(StrEnum):

@@ -1,4 +1,4 @@
-"""A kernel fitted to pairs of images: by least squares, or under another loss by squares that are weighted anew."""
+"""A kernel fitted to pairs of images: by least squares, or under another loss by least squares with new weights."""
 
 from __future__ import annotations
 

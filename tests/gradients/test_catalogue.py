@@ -14,17 +14,6 @@ from gradient_cases import FIXTURES, check_case, load_fixture, verdicts
 
 catalogue = load_fixture("catalogue")
 LINES = (FIXTURES / "catalogue.py").read_text(encoding="utf-8").splitlines()
-MISTAKES = {
-    "WithoutIncoming": "is not linear in the incoming gradient",
-    "MeanForSum": "the mean over 5 samples",
-    "Clipped": "is not linear in the incoming gradient",
-    "WritesIntoSaved": "overwrites its input tensors",
-    "WritesIntoIncoming": "overwrites the incoming gradient",
-    "FirstSampleOnly": "elements of the gradient for 'w' are wrong",
-    "LostBetweenSteps": "elements of the gradient for 'w' are wrong",
-    "NothingForWeight": "returns None",
-    "KernelNotFlipped": "elements of the gradient for 'a' are wrong",
-}
 QUICK = {
     "no_grad",
     "branch_not_taken",
@@ -61,50 +50,39 @@ def test_a_sound_model_is_not_accused(name):
     assert "NOT CHECKED" not in verdicts(found).values()
 
 
+TOLD = {
+    "WithoutIncoming": ("WRONG", "is not linear in the incoming gradient", ""),
+    "MeanForSum": ("WRONG", "the mean over 5 samples", ""),
+    "Clipped": ("WRONG", "is not linear in the incoming gradient", ""),
+    "WritesIntoSaved": ("WRONG", "overwrites its input tensors", ""),
+    "WritesIntoIncoming": ("WRONG", "overwrites the incoming gradient", ""),
+    "LostBetweenSteps": ("WRONG", "elements of the gradient for 'w' are wrong", ""),
+    "NothingForWeight": ("DETACHED", "returns None", ""),
+    "sampled": ("DETACHED", "", "draw with .rsample()"),
+    "branch_not_taken": ("NON-FINITE", "torch.where may not even select", "exp(torch.where(mask, x, 0.5))"),
+    "both_factors_zero": ("ZERO", "other factor", "initialize one of the two with random values"),
+    "softmax_of_one": ("ZERO", "only one class", "use sigmoid"),
+    "plain_list": ("UNREGISTERED", "self.layers is a plain Python container", ""),
+    "plain_tensor": ("UNREGISTERED", "self.scale is a tensor that requires a gradient but no nn.Parameter", ""),
+    "layer_made_in_forward": ("UNREGISTERED", "forward creates in each pass", ""),
+    "softmax_twice": ("LOSS INPUT", "computes probabilities itself", ""),
+    "scores_for_logarithms": ("LOSS INPUT", "needs logarithms", ""),
+    "column_against_row": ("LOSS INPUT", "shapes (6, 1) and (6,) broadcast", ""),
+    "one_class": ("LOSS INPUT", "only one class", ""),
+    "classes_by_view": ("LOSS INPUT", "scores of several places become the classes of one", ""),
+    "zeros_and_ones_for_signs": ("LOSS INPUT", "needs targets of -1 and 1", ""),
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_of_a_backward_are_told_apart(name):
-    (fault,) = check_case(catalogue.BROKEN[name]()).faults()
-    assert MISTAKES[name] in fault.causes[0].why
-    assert fault.causes[0].location.source.endswith(f"# {name}")
-
-
-INSTEAD = {
-    "sampled": ("", "draw with .rsample()"),
-    "branch_not_taken": ("torch.where may not even select", "exp(torch.where(mask, x, 0.5))"),
-    "both_factors_zero": ("other factor", "initialize one of the two with random values"),
-    "softmax_of_one": ("only one class", "use sigmoid"),
-}
-
-
-@pytest.mark.parametrize("name", INSTEAD)
-def test_what_to_write_instead(name):
-    (fault,) = check_case(catalogue.BROKEN[name]()).faults()
-    why, instead = INSTEAD[name]
-    assert instead in fault.causes[0].suggestion
-    assert why in fault.causes[0].why
-
-
-OF_THE_MODEL = {
-    "plain_list": ("UNREGISTERED", "self.layers is a plain Python container"),
-    "plain_tensor": ("UNREGISTERED", "self.scale is a tensor that requires a gradient but no nn.Parameter"),
-    "layer_made_in_forward": ("UNREGISTERED", "forward creates in each pass"),
-    "softmax_twice": ("LOSS INPUT", "computes probabilities itself"),
-    "scores_for_logarithms": ("LOSS INPUT", "needs logarithms"),
-    "column_against_row": ("LOSS INPUT", "shapes (6, 1) and (6,) broadcast"),
-    "one_class": ("LOSS INPUT", "only one class"),
-    "classes_by_view": ("LOSS INPUT", "scores of several places become the classes of one"),
-    "zeros_and_ones_for_signs": ("LOSS INPUT", "needs targets of -1 and 1"),
-}
-
-
-@pytest.mark.parametrize("name", OF_THE_MODEL)
-def test_what_is_wrong_with_the_model_as_a_whole(name):
-    verdict, words = OF_THE_MODEL[name]
-    (finding,) = [found for found in check_case(catalogue.BROKEN[name]()).general if found.verdict == verdict]
-    (cause,) = finding.causes
+@pytest.mark.parametrize("name", TOLD)
+def test_mistakes_are_told_apart_on_their_lines(name):
+    verdict, why, instead = TOLD[name]
+    found = [fault for fault in faults(check_case(catalogue.BROKEN[name]())) if fault.verdict == verdict]
+    (cause,) = found[0].causes
     assert cause.location.source.endswith(f"# {name}")
-    assert words in cause.why
+    assert why in cause.why
+    assert instead in cause.suggestion
 
 
 def test_the_safe_branch_that_is_suggested_trains():

@@ -184,7 +184,8 @@ def trace_backward(
 ) -> BackwardTrace:
     """Differentiate a scalar loss by its trainable parameters, and measure the gradients at every node.
 
-    If autograd reaches none of them (`is_reached`), the trace only holds the graph.
+    If autograd reaches none of them (`is_reached`), the trace only holds the graph. Their `.grad` is None before and
+    after.
     """
     result = BackwardTrace(dict.fromkeys(parameters))
     nodes = _walk(loss.grad_fn, result) if loss.grad_fn is not None else []
@@ -196,16 +197,17 @@ def trace_backward(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # torch.utils.checkpoint with use_reentrant=True only fills in .grad.
-            is_reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes)
-            found = (
-                _differentiate_into_grad(loss, wanted)
-                if is_reentrant
-                else torch.autograd.grad(loss, wanted, allow_unused=True)
-            )
-        result.gradients = dict(zip(parameters, found, strict=True))
+            if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+                loss.backward()
+                result.gradients = {name: parameter.grad for name, parameter in parameters.items()}
+            else:
+                found = torch.autograd.grad(loss, wanted, allow_unused=True)
+                result.gradients = dict(zip(parameters, found, strict=True))
     except Exception as error:  # noqa: BLE001  hand-written backwards raise anything, which is a finding
         result.error = error
     finally:
+        for parameter in wanted:
+            parameter.grad = None
         for handle in handles:
             handle.remove()
     return result
@@ -217,19 +219,6 @@ def _measuring(node: Node, result: BackwardTrace) -> Callable[[Any, Any], None]:
         result.leaving[node] = [Magnitude.of([gradient]) for gradient in leaving]
 
     return hook
-
-
-def _differentiate_into_grad(loss: torch.Tensor, parameters: list[nn.Parameter]) -> Sequence[torch.Tensor | None]:
-    """Differentiate by way of `.grad`, and restore the gradients that were there."""
-    kept = [parameter.grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        return [parameter.grad for parameter in parameters]
-    finally:
-        for parameter, gradient in zip(parameters, kept, strict=True):
-            parameter.grad = gradient
 
 
 def _walk(start: Node, result: BackwardTrace) -> list[Node]:
