@@ -5,7 +5,8 @@ parameters, and the v_k are vectors in the space of its outputs:
 
 * empirical: the gradient of the loss of the given target;
 * sampled: the gradient of −log p(y) for targets y drawn from the model (the true Fisher matrix, by Monte Carlo);
-* exact: vectors with Σ v vᵀ equal to the covariance of that gradient under the model (the true Fisher matrix);
+* exact: vectors with Σ v vᵀ equal to the covariance of that gradient under the model (the true Fisher matrix), which
+  for these likelihoods is the Hessian of −log p(y) by the outputs;
 * ggn: vectors with Σ v vᵀ equal to the Hessian of the loss by the outputs.
 
 The square of the mean gradient of a batch is no such diagonal: near an optimum it is close to zero (Kunstner, Hennig
@@ -40,14 +41,11 @@ class Likelihood:
         name: for the report.
         negative_log: −log p(target | output), summed over a batch.
         draw: draws targets from the model, for the outputs of a batch.
-        factors: for the outputs of one sample, K numbers of any shape: vectors `(F, K)` with Σ v vᵀ equal to the Fisher
-            matrix of the outputs.
     """
 
     name: str
     negative_log: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     draw: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-    factors: Callable[[torch.Tensor], torch.Tensor]
 
 
 def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,44 +54,26 @@ def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> to
     return drawn.reshape(last.shape[:-1])
 
 
-def _class_factors(output: torch.Tensor, *, of_logits: bool) -> torch.Tensor:
-    """√p_c times the score of class c, at every site: `(C, ...)` gives `(C · sites, C · sites)`."""
-    p = (output.softmax(0) if of_logits else output.exp()).reshape(output.shape[0], -1)
-    n_classes, n_sites = p.shape
-    scores = torch.eye(n_classes, dtype=p.dtype)[:, :, None] - (p[None] if of_logits else 0.0)
-    weighted = p.sqrt()[:, None, :] * scores
-    return torch.einsum("cks,st->cskt", weighted, torch.eye(n_sites, dtype=p.dtype)).reshape(-1, n_classes * n_sites)
-
-
-def _bernoulli_factors(output: torch.Tensor) -> torch.Tensor:
-    p = output.sigmoid().flatten()
-    return torch.diag((p * (1 - p)).sqrt())
-
-
 LIKELIHOODS = {
     "cross-entropy": Likelihood(
         "categorical",
         lambda output, target: functional.cross_entropy(output, target, reduction="sum"),
         lambda output, generator: _draw_classes(output.softmax(1), generator),
-        lambda output: _class_factors(output, of_logits=True),
     ),
     "nll": Likelihood(
         "categorical",
         lambda output, target: functional.nll_loss(output, target, reduction="sum"),
         lambda output, generator: _draw_classes(output.exp(), generator),
-        lambda output: _class_factors(output, of_logits=False),
     ),
     "mse": Likelihood(
         "normal with variance 1 (half the sum of squares)",
         lambda output, target: 0.5 * (output - target).square().sum(),
         lambda output, generator: output + torch.randn(output.shape, generator=generator, dtype=output.dtype),
-        lambda output: torch.eye(output.numel(), dtype=output.dtype),
     ),
     "bce-with-logits": Likelihood(
         "Bernoulli",
         lambda output, target: functional.binary_cross_entropy_with_logits(output, target, reduction="sum"),
         lambda output, generator: torch.bernoulli(output.sigmoid(), generator=generator),
-        _bernoulli_factors,
     ),
 }
 """Losses that are the negative logarithm of a likelihood."""
@@ -112,7 +92,8 @@ class SampleLoss:
     def __init__(self, name: str, function: Loss, kind: str, n_draws: int, generator: torch.Generator) -> None:
         if kind not in KINDS:
             raise UsageError(f"the kind of Fisher matrix must be one of {', '.join(KINDS)}, but is '{kind}'.")
-        self.likelihood = LIKELIHOODS.get(name)
+        # Log-probabilities are logits too, by which the Hessian is not zero.
+        self.likelihood = LIKELIHOODS.get("cross-entropy" if (name, kind) == ("nll", "exact") else name)
         if self.likelihood is None and kind in ("sampled", "exact"):
             raise UsageError(
                 f"the true Fisher matrix needs a likelihood; the loss must be one of {', '.join(LIKELIHOODS)}, but is "
@@ -163,19 +144,17 @@ class SampleLoss:
             )
         if self.kind == "empirical":
             return self._slopes(output, batch.target).reshape(n_samples, 1, -1)
-        if self.kind == "ggn":
-            samples = [(output[i : i + 1], batch.sample(i).target) for i in range(n_samples)]
-            return torch.stack([self._hessian_factors(*sample) for sample in samples])
-        assert self.likelihood is not None
         if self.kind == "sampled":
+            assert self.likelihood is not None
             targets = [self._draw(output, self.likelihood) for _ in range(self._n_draws)]
             slopes = [self._slopes(output, target).reshape(n_samples, -1) for target in targets]
             return torch.stack(slopes, 1) / math.sqrt(self._n_draws)
-        arranged = self._classes_second(output)
-        factors = torch.stack([self.likelihood.factors(row) for row in arranged])
-        # Back to the order of the model's own output.
-        in_order = factors.unflatten(-1, arranged.shape[1:])
-        return (in_order.movedim(2, -1) if self._are_classes_last else in_order).flatten(2)
+        target = batch.target
+        if self.kind == "exact":  # the Hessian of these likelihoods does not depend on the target
+            assert self.likelihood is not None
+            target = self._draw(output, self.likelihood)
+        samples = [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(n_samples)]
+        return torch.stack([self._hessian_factors(*sample) for sample in samples])
 
     def _draw(self, output: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
         return likelihood.draw(self._classes_second(output), self._generator)
