@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +111,7 @@ def plan_blocks(
         UsageError: blocks would differ from the whole by more than seams may.
         TooLargeError: the smallest block does not fit the memory.
     """
-    limit_threads(options.n_threads)
+    limit_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     n_batch = _batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
     _check_memory(problem, target, options)
     max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
@@ -125,6 +127,7 @@ def plan_blocks(
     progress.begin("choosing the seams to check")
     seams = choose_seams(settled, grid)
     progress.begin("measuring the time to restore a block")
+    limit_threads(options.n_threads)
     seconds, error = time_restoring(settled, tiles[0], sides), None
     if problem.settings.predict:
         progress.begin("predicting the error of preview tiles")

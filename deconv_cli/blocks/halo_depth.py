@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deconv_cli.blocks.block_grid import AxisCut, Interval
 from deconv_cli.blocks.block_problem import BlockProblem
-from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles, workers_for
+from deconv_cli.blocks.preview_tiles import PreviewTile, covering_tiles, map_tiles
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import Size, format_size
 from deconv_cli.workflows.pipeline import Pipeline
@@ -169,7 +169,7 @@ def _halo_within(
     if (halo := smallest_halo(influences, depth, allowed, least)) is None:
         return None, False
     others = [*inside[1:], *_at_frame(problem, tiles, depth)]
-    influences += map_tiles(measure, others, what, progress, workers_for(problem, sides))
+    influences += map_tiles(measure, others, what, progress)
     within, beside = influences[: len(inside)], influences[len(inside) :]
     if (halo := smallest_halo(within, depth, allowed, halo)) is None:
         return None, False

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from deconv_cli.blocks.block_grid import Interval
-from deconv_cli.blocks.block_problem import SHARE, BlockProblem, block_bytes, largest_samples, limit_threads
+from deconv_cli.blocks.block_problem import BlockProblem, largest_samples, limit_threads
 from deconv_cli.diagnostics.stored_samples import NEARLY_FULL
 from deconv_cli.io.regions import cube_sides, spread_place
 from deconv_cli.noise_model import NoiseModel
@@ -97,39 +93,15 @@ def contrast_of(values: Tensor, white: float | None) -> float:
 
 Found = TypeVar("Found")
 LookAt = Callable[[PreviewTile, ProgressListener], Found]
-"""Restores a tile and returns what it found; several threads may call it at once."""
+"""Restores a tile and returns what it found."""
 
 
 def map_tiles(
-    look_at: LookAt[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener, n_workers: int = 1
+    look_at: LookAt[Found], tiles: Sequence[PreviewTile], what: str, progress: ProgressListener
 ) -> list[Found]:
-    """Apply a function to tiles, `n_workers` at once, and return its results in their order.
-
-    The progress shows `what`, and the number of the tile; with one worker also the iterations.
-    """
-
-    def name(number: int) -> str:
-        return f"{what}: piece {number} of {len(tiles)}"
-
-    if n_workers == 1 or len(tiles) == 1:
-        return [look_at(tile, StepOf(name(number), progress)) for number, tile in enumerate(tiles, start=1)]
-    with ThreadPoolExecutor(n_workers) as pool:
-        waiting = [pool.submit(look_at, tile, ProgressListener()) for tile in tiles]
-        found = []
-        for number, future in enumerate(waiting, start=1):
-            progress.begin(name(number))
-            found.append(future.result())
-    return found
-
-
-def workers_for(problem: BlockProblem, sides: Size, *, is_tested: bool = False) -> int:
-    """Count the tiles of these sides that the cores and the memory of a block can restore at the same time."""
-    most = problem.resolved.max_memory
-    if problem.device != "cpu" or most is None:
-        return 1
-    fitting = int(SHARE * most) // max(block_bytes(problem, sides, is_tested=is_tested), 1)
-    n_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(n_cores // torch.get_num_threads(), fitting))
+    """Apply a function to tiles; the progress shows `what`, the number of the tile, and the iterations."""
+    names = [f"{what}: piece {number} of {len(tiles)}" for number in range(1, len(tiles) + 1)]
+    return [look_at(tile, StepOf(name, progress)) for tile, name in zip(tiles, names, strict=True)]
 
 
 def prediction_sides(problem: BlockProblem, max_memory: int) -> Size:
@@ -258,8 +230,7 @@ def fix_choices(
         data = tile.data(sides, size)
         return problem.restore(problem.read(tile.batch, data), data, pipeline, progress, is_tested=True)
 
-    n_workers = workers_for(problem, sides, is_tested=True)
-    found = map_tiles(restore, chosen, "what holds for all blocks", progress, n_workers)
+    found = map_tiles(restore, chosen, "what holds for all blocks", progress)
     doubts, has_bounds = doubt_pieces(found), any(result.has_bounds for result in found)
     if not is_open:
         found = found[:1]  # one shows the kind of noise
