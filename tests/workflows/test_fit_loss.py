@@ -1,4 +1,4 @@
-"""Kernels fitted under other losses: where equations solve the problem they are the judge."""
+"""Kernels fitted under other losses, whose judge are the equations where they solve the problem; and the losses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pytest
 import torch
 from blurred_pictures import CURVE, sharp_picture
 from cases import random
+from torch.nn import functional
 
 import deconv_cli
 from deconv_cli import GradientFaultError, ShapeError, UsageError
+from deconv_cli.kernels.loss_functions import FAINT, find_loss
 
 SIZE = (5, 4)
 
@@ -136,9 +138,6 @@ def test_a_gradient_that_is_wrong_or_does_not_arrive_is_refused_with_its_line(lo
         ({"loss": "huber:-1"}, UsageError, "takes a positive number, its delta"),
         ({"loss": lambda p, t: (p - t).sum(-1)}, UsageError, "a tensor of their shape"),
         ({"loss": lambda p, t: -(p - t).square()}, UsageError, "must grow with the distance"),
-        ({"lam": -1.0}, UsageError, "lam must be a positive number"),
-        ({"channels": "mix", "unit_sum": True}, UsageError, "do not mix channels"),
-        ({"size": (50, 50)}, ShapeError, "does not fit"),
         ({"pairs": [(random((1, 9, 9)),) * 2, (random((2, 9, 9)),) * 2]}, ShapeError, "pairs of 1 and 1 and 2 and 2"),
     ],
 )
@@ -146,3 +145,38 @@ def test_refusals(change, error, says):
     given = {"pairs": [(random((1, 12, 12)), random((1, 12, 12)))], "size": (3, 3), "loss": "l1"} | change
     with pytest.raises(error, match=says):
         deconv_cli.fit_kernel(given.pop("pairs"), given.pop("size"), **given)
+
+
+TARGET = torch.tensor([0.0, 0.3, 1.0, 5.0, 80.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", list(deconv_cli.LOSSES))
+def test_a_loss_is_zero_at_the_data_and_nowhere_less(name):
+    loss = find_loss(name)
+    assert torch.allclose(loss(TARGET, TARGET), torch.zeros_like(TARGET), atol=1e-12)
+    away = torch.linspace(-3, 90, 400, dtype=torch.float64)[:, None].expand(-1, 5)
+    values = loss(away, TARGET.expand_as(away))
+    assert float(values.min()) > -1e-12
+    nearest = (away - TARGET).abs().argmin(0)
+    assert float((away[values.argmin(0), range(5)] - away[nearest, range(5)]).abs().max()) < 0.5
+
+
+def test_huber_is_torchs():
+    away = torch.linspace(-3, 9, 50, dtype=torch.float64)
+    expected = functional.huber_loss(away, torch.ones_like(away), delta=2.5, reduction="none")
+    assert torch.allclose(find_loss("huber:2.5")(away, torch.ones_like(away)), expected)
+
+
+def test_the_likelihood_of_counts_is_torchs_of_a_tenth_more_and_goes_on_below_zero():
+    means = torch.linspace(0, 50, 60, dtype=torch.float64)[:, None]
+    theirs, least = (
+        functional.poisson_nll_loss(mean + FAINT, TARGET + FAINT, log_input=False, eps=0.0, reduction="none")
+        for mean in (means, TARGET)
+    )
+    assert torch.allclose(find_loss("poisson")(means, TARGET), theirs - least, atol=1e-9)
+    around = torch.linspace(-1, 1, 2001, dtype=torch.float64, requires_grad=True)
+    values = find_loss("poisson")(around[:, None], TARGET)
+    assert bool(values.isfinite().all())
+    (slopes,) = torch.autograd.grad(values[:, 3].sum(), around)
+    assert float(slopes.diff().abs().max()) < 1.0  # no jump
+    assert bool((slopes.diff() > 0).all())
