@@ -1,4 +1,4 @@
-"""Kernels found in one blurred picture, against those that blurred it."""
+"""Kernels found in one blurred picture and in its parts, against those that blurred it."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from blurred_pictures import CURVE, blurred_picture, sharp_picture
 
 import deconv_cli
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.errors import MalformedInputError, ShapeError, UntrustworthyResultError, UsageError
 from deconv_cli.kernels.blind.estimate import _Search, compare_parts
 from deconv_cli.kernels.blind.polar_spectrum import measure_spectrum, polar_grid
 from deconv_cli.kernels.sources.formula import make_kernel
@@ -167,3 +167,56 @@ def test_a_family_without_a_candidate_finds_no_blur():
 def test_a_constant_picture_is_refused(image):
     with pytest.raises(MalformedInputError, match="no detail"):
         deconv_cli.estimate_kernel(image)
+
+
+def tiled(kernels):
+    """A scene of copies of a picture side by side, each seen through a kernel of its own, (3, 244, 244·n), uint8."""
+    light = CURVE.to_light(sharp_picture("astronaut").double())
+    scene = torch.cat([light[:, 6:-6, 6:-6]] * len(kernels), 2)
+    width = scene.shape[2] // len(kernels)
+    parts = [
+        torch.nn.functional.conv2d(scene[:, None], deconv_cli.make_kernel(k)[None, None], padding="same")[:, 0]
+        for k in kernels
+    ]
+    seen = torch.cat([part[..., i * width : (i + 1) * width] for i, part in enumerate(parts)], 2)
+    stored = CURVE.to_stored(seen)
+    noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(0), dtype=stored.dtype)
+    return stored.add(0.5 * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def areas(field):
+    """Pixels that the kernels of a field cover."""
+    return 1 / field.taps.square().sum((2, 3))
+
+
+def test_a_blur_that_is_the_same_everywhere():
+    found = deconv_cli.map_blur(tiled(["disk:3.5"] * 3), tone_curve=CURVE)
+    assert found.is_uniform is True
+    assert len(found.found) >= 2
+    assert areas(found.field()).flatten().tolist() == pytest.approx(
+        [float(1 / deconv_cli.make_kernel("disk:3.5").square().sum())] * len(found.columns), rel=0.1
+    )
+
+
+def test_a_blur_that_grows_across_the_frame():
+    found = deconv_cli.map_blur(tiled(["disk:3", "disk:3", "disk:5.5", "disk:5.5"]), tone_curve=CURVE)
+    assert found.is_uniform is False
+    field = found.field()
+    assert field.grid == (len(found.rows), len(found.columns))
+    assert torch.allclose(field.taps.sum((2, 3)), torch.ones(field.grid, dtype=torch.float64))
+    ends = areas(field)[0, [0, -1]].tolist()
+    wanted = [float(1 / deconv_cli.make_kernel(k).square().sum()) for k in ("disk:3", "disk:5.5")]
+    assert ends == pytest.approx(wanted, rel=0.2)
+
+
+def test_a_sharp_picture_has_no_field():
+    found = deconv_cli.map_blur(sharp_picture("astronaut"), tone_curve=CURVE)
+    assert found.is_uniform is None
+    with pytest.raises(UntrustworthyResultError, match="no blur was found"):
+        found.field()
+
+
+@pytest.mark.parametrize("family", ["airy", "polygon"])
+def test_a_family_alone_that_finds_nothing_is_no_error(family):
+    found = deconv_cli.map_blur(sharp_picture("astronaut"), tone_curve=CURVE, families=[family])
+    assert (found.found, found.is_uniform) == ([], None)
