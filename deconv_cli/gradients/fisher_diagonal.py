@@ -152,7 +152,7 @@ class SampleLoss:
         target = batch.target
         if self.kind == "exact":  # the Hessian of these likelihoods does not depend on the target
             assert self.likelihood is not None
-            target = self._draw(output, self.likelihood)
+            target = self.likelihood.draw(self._classes_second(output), torch.Generator(output.device))
         samples = [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(n_samples)]
         return torch.stack([self._hessian_factors(*sample) for sample in samples])
 
