@@ -32,9 +32,11 @@ CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
 N_CHOOSING, MAX_ROUNDS = 5, 60
 """Rounds that choose λ, and rounds at most."""
-TOLERANCE = 1e-7
+TOLERANCE = 1e-6
 """Relative change of the predicted images at which the rounds end."""
 MAX_HALVINGS = 10
+LEAST_LAM = 1e-13
+"""Of the steps, so that they exist for images that leave some taps open too."""
 MAX_WEIGHT = 1e6
 """Of an output, relative to the median; its inverse is the least one."""
 NUDGE, STEP = 1e-3, 1e-6
@@ -88,30 +90,40 @@ def minimize_loss(
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
         UsageError: the loss does not grow with the distance to the data.
     """
-    fit = fit_squares(pairs, size, penalty, lam, constraint)
-    _check_loss(fit[0], loss, next(pairs[0].stripes(size))[0], size)
+    taps, _, ridge = fit_squares(pairs, size, penalty, lam, constraint)
+    _check_loss(taps, loss, next(pairs[0].stripes(size))[0], size)
     for _ in range(N_CHOOSING):
-        squares, _ = _as_squares(pairs, fit[2].taps, loss, size, chooses=True)
-        fit = fit_squares(squares, size, penalty, lam, constraint)
+        squares, unit = _as_squares(pairs, ridge.taps, loss, size)
+        everything, _ = gather(squares, size)
+        ridge, taps = _solved(everything, penalty, partial(misfit, squares, size), lam, constraint)
+
+    def objective(taps: Tensor) -> float:
+        losses = [mean_loss(loss, convolve(pair.wide, taps, size), pair.y) * pair.y.numel() for pair in pairs]
+        return float(sum(losses) / unit + 0.5 * ridge.weight * (taps * (penalty @ taps)).sum())
+
+    value = objective(taps)
     for _ in range(MAX_ROUNDS):
-        before = fit[0]
-        squares, unit = _as_squares(pairs, before, loss, size)
-        taps, without, ridge = fit_squares(squares, size, penalty, fit[2].lam, constraint)
-
-        def objective(taps: Tensor, unit: float = unit, weight: float = ridge.weight) -> float:
-            losses = [mean_loss(loss, convolve(pair.wide, taps, size), pair.y) * pair.y.numel() for pair in pairs]
-            return float(sum(losses) / unit + 0.5 * weight * (taps * (penalty @ taps)).sum())
-
-        start = objective(before)
+        before, (everything, kept) = taps, gather(_as_squares(pairs, taps, loss, size, unit)[0], size)
+        taps = _improved(before, everything, penalty, ridge, constraint)
         for _ in range(MAX_HALVINGS):
-            if objective(taps) <= start:
+            if (found := objective(taps)) <= value:
                 break
             taps = (taps + before) / 2
-        fit = taps, without, ridge
+        value = found
         certificate = _size_of(pairs, taps - before, size) / max(_size_of(pairs, taps, size), 1e-300)
         if certificate < TOLERANCE:
             break
-    return fit, certificate
+    fewer = replace(ridge, weight=ridge.weight * kept.n_data / everything.n_data)
+    return (taps, _improved(before, kept, penalty, fewer, constraint), ridge), certificate
+
+
+def _improved(taps: Tensor, rest: PairEquations, penalty: Tensor, ridge: Ridge, constraint: Constraint) -> Tensor:
+    """Minimize the squares of what taps leave."""
+    hessian = rest.gram + max(1.0, LEAST_LAM / ridge.lam) * ridge.weight * penalty
+    slope = rest.right - ridge.weight * penalty @ taps
+    if constraint.is_empty:
+        return taps + torch.linalg.solve(hessian, slope)
+    return torch.stack([solve_constrained(hessian, column, constraint) for column in (hessian @ taps + slope).T], 1)
 
 
 def convolve(wide: Tensor, taps: Tensor, size: Size) -> Tensor:
@@ -125,23 +137,25 @@ def _size_of(pairs: Sequence[Pair], taps: Tensor, size: Size) -> float:
 
 
 def _as_squares(
-    pairs: Sequence[Pair], taps: Tensor, loss: Loss, size: Size, *, chooses: bool = False
+    pairs: Sequence[Pair], taps: Tensor, loss: Loss, size: Size, unit: float | None = None
 ) -> tuple[list[Pair], float]:
     """Replace data and weights so that the squared error has the slope of the loss at the prediction.
 
     To choose λ the weights follow the second derivative of the loss, which depends on the prediction alone, so samples
-    that are far off do not count as noise (Huber, Robust Statistics, 1981, section 7.8).
+    that are far off do not count as noise (Huber, Robust Statistics, 1981, section 7.8). Under a given unit they follow
+    the steepness, and the data are the rests of the prediction.
 
     Returns:
         The pairs, and the unit of the loss: its median steepness for a weight of 1.
     """
-    measure = _bend if chooses else _steepness
     predicted = [convolve(pair.wide, taps, size) for pair in pairs]
-    each = list(zip(predicted, pairs, strict=True))
+    each, measure = list(zip(predicted, pairs, strict=True)), _steepness if unit else _bend
     shapes = [measure(loss, there, pair.y) for there, pair in each]
-    middle = _median(shapes)
+    middle = unit or _median(shapes)
     weights = [(shape.mean(0) / middle).nan_to_num(1.0).clamp(1 / MAX_WEIGHT, MAX_WEIGHT) for shape in shapes]
-    unit = _median([_steepness(loss, there, pair.y) / own for (there, pair), own in zip(each, weights, strict=True)])
+    is_choosing = unit is None
+    if unit is None:
+        unit = _median([_steepness(loss, at, pair.y) / own for (at, pair), own in zip(each, weights, strict=True)])
     if not 0 < unit < math.inf:
         raise UsageError(
             "a loss must grow with the distance between prediction and data, but this one does not do so near the "
@@ -152,7 +166,7 @@ def _as_squares(
         step, distance = slope_of_loss(loss, there, pair.y) / (unit * own), (there - pair.y).abs()
         # At an impossible prediction a loss may be far steeper than at the data.
         step = step.abs().minimum(distance.clamp_min(step.abs().median())).copysign(step)
-        changed.append(replace(pair, y=there - step, weights=own))
+        changed.append(replace(pair, y=there - step if is_choosing else -step, weights=own))
     return changed, unit
 
 
