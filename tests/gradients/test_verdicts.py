@@ -152,8 +152,8 @@ def test_samples_that_leak():
     assert cause.location.line == blamed_line("mixing", "leak")
 
 
-catalogue, ill = load_fixture("catalogue"), load_fixture("not_healthy")
-CLASSES = torch.tensor([0, 1, 2, 1, 0])
+ill = load_fixture("not_healthy")
+OF_FIVE = torch.tensor([0, 1, 2, 1, 0])
 
 
 def general(report, verdict):
@@ -218,6 +218,6 @@ def test_a_projection_in_forward_is_sound():
 
 
 def test_losses_that_are_given_what_they_want():
-    found = checked(nn.Linear(6, 3), 5, 6, loss=ill.sound_losses, target=CLASSES)
+    found = checked(nn.Linear(6, 3), 5, 6, loss=ill.sound_losses, target=OF_FIVE)
     assert {str(finding.verdict) for finding in found.general} <= {"PARTLY DETACHED"}
     assert set(verdicts(found).values()) == {"OK"}
