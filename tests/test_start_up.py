@@ -57,7 +57,7 @@ def loaded_by(*args):
     return done.stdout.decode(), json.loads(done.stderr.decode().rpartition("loaded: ")[2])
 
 
-COMMANDS = ("forward", "invert", "factor", "inspect", "check-grad", "fisher", "demo")
+COMMANDS = ("forward", "invert", "inspect", "check-grad", "fisher", "demo")
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, None])

@@ -70,10 +70,6 @@ class ErrorBoundary(LazyGroup):
             *("invert", "invert", "EXAMPLE"),
             "Undo the blur of images, and report how far to trust the result.",
         ),
-        "factor": (
-            *("factor", "factor", "EXAMPLE"),
-            "Build the inverse of a kernel for images of one size, and save it for deconv invert --factor.",
-        ),
         "inspect": (
             *("inspect", "inspect", "EXAMPLE"),
             "Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit "

@@ -1,4 +1,4 @@
-"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel.
+"""`deconv invert`: undo a kernel, a chain of layers, the optics of a microscope, or an unknown kernel.
 
 The options and the reading of a file are here. What happens to one picture is in `restoration.py`.
 """
@@ -21,17 +21,16 @@ from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
-from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
+from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
-from deconv_cli.settings import ReconstructionSettings, option_name
+from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
-
-LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
-"""Settings that a factor does not fix."""
 
 
 def invert(
@@ -57,10 +53,6 @@ def invert(
     large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
-    factor: Annotated[
-        Path | None,
-        option("--factor FILE", "A file that deconv factor wrote. It replaces --kernel and the settings in the file."),
-    ] = None,
     output: options.OutputOption = None,
     extra: ExtraOutputs = NO_EXTRAS,
     layers: LayersOption = None,
@@ -68,22 +60,18 @@ def invert(
     device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Undo the blur of images, and report how far to trust the result."""
-    if factor is not None:
-        _refuse_fixed(settings, kernel_options, kernel)
-    elif not kernel and layers is None:
+    if not kernel and layers is None:
         raise UsageError(
             "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of "
-            "light, a formula such as --kernel gaussian:1.5, --kernel estimate, which finds it in a picture, or "
-            "--factor FILE."
+            "light, a formula such as --kernel gaussian:1.5, or --kernel estimate, which finds it in a picture."
         )
-    idle = {"--factor": factor, **kernel_options.as_options()}
-    chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
+    chain = read_chain(layers, model_options, kernel, extra, time_limit, kernel_options.as_options())
     predicts = chain is None and extra.need_prediction(ReconstructionSettings.trusted(**settings))
     wanted = settings | ({"predict": True} if predicts else {})
     # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
-    is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
+    is_single_kernel = chain is None and not is_estimate(kernel or [], kernel_options)
     jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
@@ -110,7 +98,6 @@ def invert(
     work = InvertWork(
         kernel or [],
         kernel_options,
-        factor,
         wanted,
         files,
         extra,
@@ -123,20 +110,6 @@ def invert(
         resumes=many.resume,
     )
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work, left_out)
-
-
-def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse, by `UsageError`, typed options that contradict a factor, or repeat it."""
-    if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
-        raise UsageError(
-            "a factor is a linear inverse, so --factor does not go with --nonnegative, --prior, --weight or --gain; "
-            "give its kernel with --kernel instead."
-        )
-    given = ["--kernel"] if kernel else []
-    given += [name for name, value in kernel_options.as_options().items() if value is not None]
-    given += [option_name(name) for name in settings if name not in LEFT_OPEN]
-    if given:
-        raise UsageError(f"--factor already fixes {', '.join(given)}; leave that out, or make another factor with it.")
 
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
@@ -153,7 +126,6 @@ class InvertWork(Work):
 
     kernels: list[Path]
     kernel_options: options.KernelOptions
-    factor: Path | None
     settings: SettingValues
     files: options.FileOptions
     extra: ExtraOutputs
@@ -223,7 +195,7 @@ class InvertWork(Work):
             refuse_to_forget([job.target], Checkpoint.of(job.target))
 
     def open(self) -> Process:
-        """Choose the way to restore, and read the kernel, the model or the factor."""
+        """Choose the way to restore, and read the kernel or the model."""
         whole = self._open_whole()
 
         def by_size(job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
@@ -265,8 +237,6 @@ class InvertWork(Work):
             return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        if self.factor is not None:
-            return self._restoration(load_factor(self.factor, where, self.settings.get("max_memory"))).restore
         dimensions = self.settings.get("dimensions")
         loaded = load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
         return self._restoration(loaded).restore

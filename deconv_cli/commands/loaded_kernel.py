@@ -1,4 +1,4 @@
-"""The kernel of a run: read from files, made of formulas, or part of a precomputed inverse."""
+"""The kernel of a run: read from files, or made of formulas."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
-    from deconv_cli.report.run import FactorInput, KernelInput
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.report.run import KernelInput
     from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
 ESTIMATE = Path("estimate")
@@ -41,7 +39,7 @@ _LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+([nuµμm]m)?(\*.*)?")
 
 @dataclass(frozen=True, eq=False)
 class LoadedKernel:
-    """A kernel as read, alone or as a part of an inverse that was built before.
+    """A kernel as read.
 
     Attributes:
         source: the kernel and its origin.
@@ -52,8 +50,6 @@ class LoadedKernel:
         picture_notes: further notes if the input is a picture.
         refusal: the reason not to restore a picture with it.
         recorded: the convolution of the kernel, as its file records it.
-        inverse: the inverse that was built before.
-        factor: the file of that inverse.
         is_ambiguous: whether three axes may be one kernel for each channel or one kernel of three dimensions.
         spacing: distances of neighboring taps along the axes of space, in micrometers.
     """
@@ -66,8 +62,6 @@ class LoadedKernel:
     picture_notes: tuple[str, ...] = ()
     refusal: str | None = None
     recorded: RecordedConvolution | None = None
-    inverse: PseudoInverse | None = None
-    factor: FactorInput | None = None
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
 
@@ -329,26 +323,3 @@ def _make_kernel(
     known = None if spacing is None or len(spacing) < taps.ndim else spacing[-taps.ndim :]
     again: OptionValues = {"--kernel": text, "--dimensions": dimensions}
     return LoadedKernel(source, taps, None, (), again, spacing=known)
-
-
-def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:
-    """Read an inverse that was built before, with its kernel."""
-    from deconv_cli.io import fingerprint
-    from deconv_cli.report.run import FactorInput, KernelInput
-    from deconv_cli.saved_inverses import KernelOrigin, read_inverse
-
-    saved = read_inverse(path, device, max_memory)
-    # Saved from Python, it knows of no file, and so of no fingerprint.
-    origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
-    source = KernelInput(
-        kernel=saved.inverse.kernel,
-        path=origin.path,
-        convention=origin.convention,
-        sha256=origin.sha256 or None,
-        layer=origin.layer,
-        has_bias=saved.bias is not None,
-    )
-    factor = FactorInput(str(path), fingerprint(path))
-    taps = saved.inverse.kernel.taps
-    again: OptionValues = {"--factor": path}
-    return LoadedKernel(source, taps, saved.bias, origin.notes, again, inverse=saved.inverse, factor=factor)

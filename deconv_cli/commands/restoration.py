@@ -97,7 +97,6 @@ class Restoration:
             rerun=context.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,
-            factor=kernel.factor,
             lambda_views=views,
             **context.describe(job, image, prepared, result.image.dtype, started),
         )
@@ -136,11 +135,6 @@ class Restoration:
         options = settings.as_options()
         is_kept = self._extra.is_prediction_kept or "predict" in self._settings
         looks_at_noise = is_kept or (settings.objective == "tv" and settings.weight in (None, "auto"))
-        if self._kernel.inverse is not None:
-            kept: OptionValues = {"--max-memory": settings.max_memory, "--light": settings.light}
-            of_noise = ("--noise-sigma", "--noise", "--quantization", "--seed")
-            kept |= {name: options.get(name) for name in of_noise if is_kept}
-            return kept | self._extra.as_options()
         dropped = {"--dimensions", "--lambda-rule", "--predict", "--method", "--tolerance", "--dtype"}
         dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
@@ -173,9 +167,9 @@ class Restoration:
         loaded = self._kernel
         with self._making:
             if kind not in self._pipelines:
-                known = {} if loaded.inverse is not None else {"dimensions": loaded.kernel.n_axes}
+                known = {"dimensions": loaded.kernel.n_axes}
                 settings = ReconstructionSettings.trusted(**{"defaults": kind} | self._settings | known)
-                self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias, inverse=loaded.inverse)
+                self._pipelines[kind] = Pipeline(loaded.taps, settings, bias=loaded.bias)
             return self._pipelines[kind]
 
 
@@ -192,7 +186,7 @@ def choose_kind(
     """
     if image.is_picture:
         return InputKind.PICTURE, ()
-    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None and loaded.inverse is None
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
     is_decided = not {"defaults", "rcond"}.isdisjoint(given)
     if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
         return InputKind.TENSOR, ()
@@ -211,7 +205,7 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
     """Return whether a picture that is read as a whole would be restored in blocks in another format."""
     from deconv_cli.io.regions import is_read_by_parts
 
-    is_given = loaded.inverse is None and loaded.source.estimate is None
+    is_given = loaded.source.estimate is None
     is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None
     is_cuttable = is_cuttable and settings.prior != "tv" and settings.boundary != "circular"
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)

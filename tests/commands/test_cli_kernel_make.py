@@ -320,7 +320,6 @@ def test_inspect_describes_it_in_a_sentence(deconv, field, words):
     [
         (["invert", "{photograph}", "--report", "page.html"], "only a single kernel allows a predicted error"),
         (["invert", "{photograph}", "--method", "strip"], "varies over the frame"),
-        (["factor", "--size", "40,48"], "only forward and invert take a kernel that varies"),
         (["forward", "{photograph}", "--clean-kernel"], "--clean-kernel"),
     ],
 )
