@@ -187,8 +187,7 @@ def choose_kind(
     if image.is_picture:
         return InputKind.PICTURE, ()
     n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
-    is_decided = not {"defaults", "rcond"}.isdisjoint(given)
-    if is_decided or not is_formula or n_axes < 2 or len(image.axes) > 3:
+    if "defaults" in given or not is_formula or n_axes < 2 or len(image.axes) > 3:
         return InputKind.TENSOR, ()
     from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
     from deconv_cli.diagnostics.spectra import FadedImages
@@ -206,7 +205,7 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
     from deconv_cli.io.regions import is_read_by_parts
 
     is_given = loaded.source.estimate is None
-    is_cuttable = loaded.kernel.field is None and settings.layer.is_plain and settings.rcond is None
+    is_cuttable = loaded.kernel.field is None and settings.layer.is_plain
     is_cuttable = is_cuttable and settings.prior != "tv" and settings.boundary != "circular"
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 

@@ -182,9 +182,6 @@ SETTINGS_OPTIONS = {
             kind=float,
             metavar="STEP",
         ),
-        rcond=SettingOption(
-            "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).", kind=float
-        ),
     ),
     **_panel(
         PRIOR,

@@ -81,14 +81,13 @@ def _details(result: Reconstruction) -> Rows:
     solution, spectrum = result.solution, result.spectrum
     certificate = f", certificate {solution.certificate:.2g}" if solution.status.has_certificate else ""
     condition = f"{spectrum.condition:.4g}" if result.is_condition_known else "not computed for a layer"
-    rcond = "" if result.rcond is None else f", rcond {result.rcond:g}"
     return [
         ("minimized", solution.objective),
         ("padding", format_padding(result.padding)),
         ("method", f"{result.choice.method}: {result.choice.reason}"),
         (
             "solver",
-            f"{counted(solution.n_iterations, 'iteration')}{certificate}, tolerance {result.tolerance:.2g}{rcond}",
+            f"{counted(solution.n_iterations, 'iteration')}{certificate}, tolerance {result.tolerance:.2g}",
         ),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
     ]

@@ -42,7 +42,7 @@ class CircularSolver(Solver):
         geometry = problem.operator.geometry
         if not (problem.operator.boundary.is_periodic and geometry.output_size == geometry.image_size):
             return "inverts circular convolutions of unchanged size only"
-        return general_refusal(problem) if problem.rcond is not None and problem.lam > 0 else None
+        return None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the symbol, its inverse, and a few images."""
@@ -65,12 +65,10 @@ class CircularInverse(ClosedFormInverse):
 
     def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
-        taps, torus = problem.operator.kernel, problem.operator.geometry.image_size
-        threshold = default_rcond(taps.dtype) if problem.rcond is None else problem.rcond
-        self.rcond = threshold if problem.lam == 0 else None
-        self._inverse = BlockCirculant(self._invert_symbol(torus, threshold), torus)
+        torus = problem.operator.geometry.image_size
+        self._inverse = BlockCirculant(self._invert_symbol(torus), torus)
 
-    def _invert_symbol(self, torus: Size, rcond: float) -> Tensor:
+    def _invert_symbol(self, torus: Size) -> Tensor:
         """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
         problem = self.problem
         taps = problem.operator.kernel
@@ -83,7 +81,7 @@ class CircularInverse(ClosedFormInverse):
             symbol,
             problem.weight,
             penalty,
-            rcond,
+            default_rcond(taps.dtype),
             lambda: largest_singular_value(taps, torus)[0],
             overwrite=True,
         )
@@ -224,9 +222,7 @@ class DenseInverse(ClosedFormInverse):
         operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
         self._u, self._s, self._v = _decompose(problem, operator)
         kept = self._s[self._s > 0]
-        self.rank, self.rcond = (
-            (len(kept), default_rcond(problem.operator.kernel.dtype)) if problem.lam == 0 else (None, None)
-        )
+        self.rank = len(kept) if problem.lam == 0 else None
         self._least = synchronize.as_number(kept.min()) if len(kept) else 1.0
         self._inverse = torch.where(self._s > 0, 1 / self._s, 0)
 

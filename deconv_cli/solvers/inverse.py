@@ -24,14 +24,12 @@ class Inverse(ABC):
 
     Attributes:
         problem: the problem.
-        rcond: singular values up to this fraction of the largest were dropped; `None` if nothing is truncated.
-        rank: how many singular values of A are above it; `None` if they were not counted.
+        rank: how many singular values of A are above rounding; `None` if they were not counted.
         is_closed_form: whether `apply` computes the estimate in one go, so that a certificate would double the work.
     """
 
     problem: TikhonovProblem
     is_closed_form = False
-    rcond: float | None = None
     rank: int | None = None
 
     @abstractmethod

@@ -61,13 +61,8 @@ class PseudoInverse(Estimator, ShownInNotebook):
     def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
         super().__init__(kernel, image_size, settings)
         self.lam, self.penalty = settings.lam, settings.penalty
-        problem = TikhonovProblem(
-            self.operator,
-            settings.lam,
-            None,
-            spaced_penalty(settings.penalty, settings.spacing),
-            settings.rcond,
-        )
+        penalty = spaced_penalty(settings.penalty, settings.spacing)
+        problem = TikhonovProblem(self.operator, settings.lam, penalty=penalty)
         self.choice = choose_method(problem, settings.method, settings.max_memory)
         self.cost = find_solver(self.choice.method).cost(problem)
         self.check_memory(self.cost)
@@ -79,7 +74,7 @@ class PseudoInverse(Estimator, ShownInNotebook):
         rule = StoppingRule(self.tolerance, settings.max_iterations)
         self._inverse, self.choice = build_inverse(problem, rule, self.choice)
         self.cost = find_solver(self.choice.method).cost(problem)
-        self.rcond, self.rank = self._inverse.rcond, self._inverse.rank
+        self.rank = self._inverse.rank
 
     def __repr__(self) -> str:
         """Describe it in one line: the kernel, both sizes, the boundary, λ and the method."""
@@ -124,11 +119,6 @@ class PseudoInverse(Estimator, ShownInNotebook):
 
     def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
         taps = self.kernel.taps
-        if self.settings.rcond is not None and taps.requires_grad and torch.is_grad_enabled():
-            raise UsageError(
-                "an inverse that rcond truncates has no derivative with respect to the kernel here; use lambda "
-                "instead, or detach the kernel."
-            )
         return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
 
 

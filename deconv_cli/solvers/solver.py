@@ -144,12 +144,6 @@ class Solver(ABC):
 
 def general_refusal(problem: TikhonovProblem) -> str | None:
     """Return why no solver but a closed form covers a problem; `None` if others may."""
-    operator = problem.operator
-    if problem.rcond is not None:
-        return (
-            "does not go with rcond here, which needs boundary circular and λ = 0, but the boundary is "
-            f"{operator.boundary.name} and λ is {problem.lam:g}"
-        )
     if not problem.is_determined:
         return (
             f"has no unique answer here, since penalty {problem.penalty} leaves constant images undetermined if a "

@@ -362,8 +362,6 @@ def _stacked(kernel: Kernel) -> str:
 def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
     if settings.lam is not None:
         return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
-    if settings.rcond is not None:
-        return 0.0, "rcond truncates instead"
     if settings.lambda_rule is not None:
         return "auto", "chosen from the data"
     return defaults.lam, defaults.lambda_reason

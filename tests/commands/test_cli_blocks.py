@@ -241,7 +241,7 @@ def test_memory_that_the_system_does_not_give_is_said_in_a_sentence(
     ("suffix", "settings", "is_advised"),
     [
         ("png", [], True),
-        ("png", ["--boundary", "circular", "--rcond", "0.1"], False),
+        ("png", ["--boundary", "circular"], False),
         ("png", ["--prior", "tv"], False),
         ("tif", [], False),
     ],

@@ -250,8 +250,6 @@ class TestRefusals:
         ("lam", True),
         ("lam", [1e-3]),
         ("lam", 1e-3j),
-        ("rcond", "1e-3"),
-        ("rcond", False),
         ("tolerance", "tight"),
         ("tolerance", (1e-3,)),
         ("max_iterations", 2.5),
