@@ -36,7 +36,7 @@ ACCEPTED = [
     {"lam": 0.0},
     {"lam": 1e-2},
     {"lam": "auto"},
-    *({"lambda_rule": rule} for rule in ("gcv", "ml", "discrepancy", "upre", "lcurve", "whiteness")),
+    *({"lambda_rule": rule} for rule in ("gcv", "ml", "discrepancy", "upre", "whiteness")),
     {"lam": "auto", "noise_sigma": 0.1},
     {"lam": "auto", "noise": "white", "defaults": "picture"},
     {"lam": "auto", "quantization": 0.5},
