@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import deconv_cli
-from deconv_cli.allocator import import_torch_uncollected, keep_freed_memory
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError, UsageError, as_too_large
@@ -214,6 +214,5 @@ def main() -> None:
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    import_torch_uncollected()
     prepare_streams()
     app(prog_name="deconv")

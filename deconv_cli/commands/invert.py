@@ -208,14 +208,11 @@ class InvertWork(Work):
 
     @contextlib.contextmanager
     def _explaining(self, path: Path) -> Iterator[None]:
-        """Say why an input that does not fit the memory is not restored in blocks, if its format is read by parts."""
-        from deconv_cli.io.codec import codec_named
-
+        """Say why an input that does not fit the memory is not restored in blocks."""
         try:
             yield
         except TooLargeError as error:
-            codec = codec_named(path) if self.can_be_cut else None
-            if codec is None or not codec.opens_regions:
+            if not self.can_be_cut:
                 raise
             try:
                 self._in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)

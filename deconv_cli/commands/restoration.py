@@ -15,13 +15,10 @@ from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
-from deconv_cli.errors import TooLargeError
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from deconv_cli.commands.loaded_kernel import LoadedKernel
@@ -72,13 +69,7 @@ class Restoration:
         same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
         plan = context.plan(job, image, n_channels, same_size=same_size)
         planned = self._extra.plan(image, n_channels, same_size=same_size, force=context.files.force)
-        try:
-            result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
-        except TooLargeError as error:
-            if not _would_be_cut(job.source, image, kernel, resolution.settings):
-                raise
-            copy = "a TIFF (.tif) or Zarr (.zarr) copy, which is restored block by block"
-            raise TooLargeError(f"{str(error).removesuffix('.')}, or {copy}.") from error
+        result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
         diagnosis = None
         views: tuple[LambdaView, ...] = ()
         if planned.page is not None:
@@ -198,16 +189,6 @@ def choose_kind(
         return InputKind.TENSOR, ()
     why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is computed from the optics"
     return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)
-
-
-def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: ReconstructionSettings) -> bool:
-    """Return whether a picture that is read as a whole would be restored in blocks in another format."""
-    from deconv_cli.io.regions import is_read_by_parts
-
-    is_given = loaded.source.estimate is None
-    is_cuttable = loaded.kernel.field is None and settings.layer.is_plain
-    is_cuttable = is_cuttable and settings.prior != "tv" and settings.boundary != "circular"
-    return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 
 def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput) -> Reconstruction:
