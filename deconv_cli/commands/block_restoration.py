@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.console import print_answer, print_document, print_note
+from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
-from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
@@ -24,7 +20,7 @@ from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
-from deconv_cli.vocabulary import counted, parse_size
+from deconv_cli.vocabulary import parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +30,6 @@ if TYPE_CHECKING:
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
-    from deconv_cli.report.reconstruction_record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
     from deconv_cli.vocabulary import Size
 
@@ -54,6 +49,7 @@ class BlockRestoration:
     device: torch.device
     settings: SettingValues
     large: options.LargeOptions
+    printed: options.PrintOptions
     resumes: bool
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
@@ -128,112 +124,77 @@ class BlockRestoration:
         )
         return LargeInput(source, corner, loaded, problem, why)
 
-    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions) -> None:
-        """Restore a picture block by block. Skip it if the output is already complete.
+    def print_plan(self, job: Job, large: LargeInput, extra: ExtraOutputs) -> None:
+        """Plan the blocks, and print the plan; raises `UsageError` as `restore` does."""
+        from deconv_cli.report.block_page import describe_block_plan
 
-        Raises:
-            UsageError: an output cannot be written by parts, or the picture cannot be cut.
-            typer.Exit: the result cannot be trusted as it is.
-        """
-        from deconv_cli.blocks.checkpoint import BlocksCompleteError
-
-        resumes = (self.resumes or self.large.block_range is not None) and not self.large.dry_run
-        try:
-            self._run(job, large, extra, printed, resumes=resumes)
-        except BlocksCompleteError as complete:
-            if not printed.quiet:
-                print_note(with_options(str(complete)))
-            _print_answer(complete.record, complete.record.get("doubts"), printed)
-
-    def _run(
-        self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions, *, resumes: bool
-    ) -> None:
-        from deconv_cli.io.atomic import check_page_path
-        from deconv_cli.report.block_page import describe_block_plan, describe_block_run
-
-        describe = partial(self._describe, job, large, extra, time.perf_counter())
+        printed = self.printed
         with self._start() as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=resumes)
-            if extra.report is not None:
-                check_page_path(extra.report, job.source, force=self.files.force or self.resumes)
-            if self.large.dry_run:
-                expected_s = planned.expected_seconds(scheduler.n_workers)
-                if not printed.quiet:
-                    print_block_plan(planned, job.target, expected_s)
-                if printed.as_json:
-                    print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
-                return
-            found = self._restore_blocks(planned, scheduler, describe, extra.report, printed)
-        if found.summary is None:
-            if printed.as_json:
-                print_document(describe_block_plan(planned, len(planned.checkpoint.results())))
-            return
-        done = describe(found)
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
+            expected_s = planned.expected_seconds(scheduler.n_workers)
         if not printed.quiet:
-            print_block_summary(done)
-        _print_answer(describe_block_run(done), found.doubts, printed)
+            print_block_plan(planned, job.target, expected_s)
+        if printed.as_json:
+            print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
 
     def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
-        """Restore one of several inputs."""
+        """Restore an input block by block. If the only input is complete already, give the record of its result.
+
+        Raises:
+            UsageError: an output cannot be written by parts, or the input cannot be cut.
+        """
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
-        from deconv_cli.io.atomic import make_parents
-        from deconv_cli.report.block_page import describe_block_run
+        from deconv_cli.io.atomic import check_page_path, make_parents
+        from deconv_cli.report.block_page import describe_block_plan, describe_block_run
+        from deconv_cli.schedulers.scheduler import JobShare
 
         describe = partial(self._describe, job, large, extra, time.perf_counter())
+        share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
+        is_heard, is_only = not self.printed.quiet, job.n_jobs == 1
         if job.make_folder:
             make_parents(job.target)
         with self._start() as scheduler:
             try:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=self.resumes)
-            except BlocksCompleteError:  # but its file was changed since, or the manifest would have skipped it
+                planned = self._plan(job, large, extra, scheduler, progress, resumes=self.resumes or share is not None)
+            except BlocksCompleteError as complete:
+                if not job.replaces:
+                    doubts = tuple(complete.record.get("doubts", ()))
+                    return JobResult(job, complete.record, partial(print_note, with_options(str(complete))), doubts)
+                # Its file was changed since, or the manifest would have skipped it.
                 planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
-            found = planned.finish(
-                scheduler,
-                lambda done: describe_block_run(describe(done)),
-                lambda n_done, n_blocks: progress.begin(f"{n_done} of {counted(n_blocks, 'block')}"),
-                conclude=lambda done: _write_page(extra.report, describe(done)),
-            )
-        run = describe(found)
-        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
+            if extra.report is not None:
+                check_page_path(extra.report, job.source, force=self.files.force or self.resumes)
+            if is_heard and is_only:
+                options.print_workers(scheduler)
+            pieces = PieceProgress(len(planned.numbers(share)), "block", is_silent=True)
 
-    def _restore_blocks(
-        self,
-        planned: BlockRun,
-        scheduler: Scheduler,
-        describe: Callable[[BlockReconstruction], BlockInvertRun],
-        page: Path | None,
-        printed: options.PrintOptions,
-    ) -> BlockReconstruction:
-        """Restore the blocks of this run, and show the progress."""
-        from deconv_cli.report.block_page import describe_block_run
-        from deconv_cli.schedulers.scheduler import JobShare
+            def show(n_done: int, n_blocks: int) -> None:
+                pieces.reach(n_done, n_blocks)
+                progress.begin(pieces.line())
 
-        share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
-        n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
-        if not printed.quiet:
-            options.print_workers(scheduler)
-        pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
-        try:
-            with pieces.shown():
+            try:
                 found = planned.finish(
                     scheduler,
                     lambda done: describe_block_run(describe(done)),
-                    pieces.reach,
+                    show,
                     share,
-                    lambda done: _write_page(page, describe(done)),
+                    lambda done: _write_page(extra.report, describe(done)),
                 )
-        except KeyboardInterrupt:
-            if not printed.quiet:
-                print_note("the finished blocks are kept; run the same command with --resume to continue")
-            raise
-        if found.summary is None and not printed.quiet:
+            except KeyboardInterrupt:
+                if is_heard and is_only:
+                    print_note("the finished blocks are kept; run the same command with --resume to continue")
+                raise
+        if found.summary is None:
             n_done = len(planned.checkpoint.results())
-            print_note(
-                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the last job to end completes "
-                "the result; if no job is left, run again with --resume and without --block-range"
+            note = (
+                f"{len(planned.numbers(share))} blocks of this job are done, {n_done} of {planned.task.grid.n_blocks} "
+                "in all; the last job to end completes the result; if no job is left, run again with --resume and "
+                "without --block-range"
             )
-        return found
+            return JobResult(job, describe_block_plan(planned, n_done), partial(print_note, note), is_partial=True)
+        run = describe(found)
+        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
 
     def _start(self) -> Scheduler:
         """Start the workers; by default as many threads as cores, as far as the memory allows.
@@ -349,13 +310,3 @@ def _write_page(path: Path | None, run: BlockInvertRun) -> None:
 
     plan = run.task.plan
     write_page(path, render_block_page(run, restore_preview(run.task.problem, plan.max_memory, plan.n_threads)))
-
-
-def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:
-    """Print the answer of the command, and raise `typer.Exit` if it cannot be trusted."""
-    if printed.as_json:
-        print_document(record)
-    else:
-        print_answer(record["output"]["path"])
-    if doubts:
-        raise typer.Exit(ExitCode.UNTRUSTWORTHY)

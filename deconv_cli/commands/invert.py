@@ -15,7 +15,7 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.block_restoration import BlockRestoration
+from deconv_cli.commands.block_restoration import THREADS, BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
@@ -78,23 +78,6 @@ def invert(
     continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
     extra.check(jobs, force=files.force or continues)
     refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
-    if is_single_kernel and is_one:
-        from deconv_cli.blocks.checkpoint import has_earlier
-
-        in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
-        is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
-        found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
-        if found is not None:
-            in_blocks.run(jobs[0], found, extra, printed)
-            return
-        if many.resume:
-            many = replace(many, resume=False)
-            extra.check(jobs, force=files.force)
-            if not printed.quiet and (files.force or not jobs[0].target.exists()):
-                print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
-    if len(jobs) == 1 and workers.are_given and not printed.quiet:
-        print_note("this process alone restores a single file as a whole; other workers only help with blocks")
-    many.check(force=files.force)
     work = InvertWork(
         kernel or [],
         kernel_options,
@@ -109,6 +92,26 @@ def invert(
         can_be_cut=is_single_kernel,
         resumes=many.resume,
     )
+    if is_single_kernel and is_one:
+        from deconv_cli.blocks.checkpoint import has_earlier
+
+        alone = replace(work, workers=workers)
+        is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
+        found = alone.in_blocks().open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
+        if found is not None and large.dry_run:
+            alone.in_blocks().print_plan(jobs[0], found, extra)
+            return
+        if found is not None:
+            work, workers = alone.holding(LoadedFile(found.corner, found)), options.WorkOptions()
+        elif many.resume:
+            work = replace(work, resumes=False)
+            extra.check(jobs, force=files.force)
+            if not printed.quiet and (files.force or not jobs[0].target.exists()):
+                print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
+        many = replace(many, resume=False)
+    if len(jobs) == 1 and workers.are_given and not printed.quiet:
+        print_note("this process alone restores a single file as a whole; other workers only help with blocks")
+    many.check(force=files.force)
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work, left_out)
 
 
@@ -121,7 +124,7 @@ class InvertWork(Work):
     """The options of `deconv invert`. The axes of the first input decide how some kernels are read.
 
     `can_be_cut` says whether inputs that do not fit the memory are restored in blocks, and `resumes` whether to
-    continue an unfinished run over blocks. `n_sharing` processes share the memory.
+    continue an unfinished run over blocks. The workers restore blocks; `n_sharing` processes share the memory.
     """
 
     kernels: list[Path]
@@ -136,6 +139,7 @@ class InvertWork(Work):
     large: options.LargeOptions
     can_be_cut: bool
     resumes: bool
+    workers: options.WorkOptions = THREADS
     n_sharing: int = 1
 
     @property
@@ -157,7 +161,7 @@ class InvertWork(Work):
         with allowing(self.settings.get("max_memory")), self._explaining(path):
             if not self.can_be_cut:
                 return LoadedFile(self.files.read(path))
-            blocks = self._in_blocks()
+            blocks = self.in_blocks()
             is_wanted = self.large.block_size is not None
             image = None if is_wanted or is_large(path) else self.files.read(path)
             if image is None or not blocks.fits_surely(image.shape):
@@ -168,8 +172,14 @@ class InvertWork(Work):
 
     def _read_first(self) -> ImageFile:
         """Read the first input, and hold it until it is its turn, so that it is decoded once."""
-        source = vars(self)["_held"] = self.read(self.first)
+        source = self.read(self.first)
+        self.holding(source)
         return source.image
+
+    def holding(self, source: LoadedFile) -> InvertWork:
+        """Hold the first input, as read, and return this work."""
+        vars(self)["_held"] = source
+        return self
 
     @property
     def device_type(self) -> str:
@@ -202,7 +212,7 @@ class InvertWork(Work):
             if source.large is None:
                 with self._explaining(job.source):
                     return whole(job, source, progress)
-            return self._in_blocks().restore(job, source.large, self.extra, progress)
+            return self.in_blocks().restore(job, source.large, self.extra, progress)
 
         return by_size
 
@@ -215,14 +225,22 @@ class InvertWork(Work):
             if not self.can_be_cut:
                 raise
             try:
-                self._in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)
+                self.in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)
             except DeconvError as refusal:
                 raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
             raise
 
-    def _in_blocks(self) -> BlockRestoration:
+    def in_blocks(self) -> BlockRestoration:
+        """Return what restores an input block by block."""
         return BlockRestoration(
-            self.files, pick(self.device), self.settings, self.large, resumes=self.resumes, n_sharing=self.n_sharing
+            self.files,
+            pick(self.device),
+            self.settings,
+            self.large,
+            self.printed,
+            resumes=self.resumes,
+            workers=self.workers,
+            n_sharing=self.n_sharing,
         )
 
     def _open_whole(self) -> Process:
