@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,15 +78,11 @@ def read_chain(
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
         idle = [name for name, value in options.items() if value is not None]
-        one, layer = kernel[0] if kernel else None, others.get("--layer")
-        if idle and layer is not None and one is not None and model.model is not None:
-            words = ["extract", one, "--model", model.model, "--layer", layer, "--output", "layer.safetensors"]
-            raise UsageError(
-                f"{idle[0]} is for --layers; to undo one layer, write it to a file with deconv kernel "
-                f"{shlex.join(map(str, words))} and give that as --kernel."
-            )
         if idle:
-            raise UsageError(f"{idle[0]} is for --layers, which is missing; add it, or leave {idle[0]} out.")
+            raise UsageError(
+                f"{idle[0]} is for --layers, which is missing; add it, or write the layer to a file with deconv kernel "
+                "extract and give that as --kernel."
+            )
         return None
     given = [name for name, value in others.items() if value is not None]
     given += ["--truth, --error-map or --trust-mask"] if extra.is_prediction_kept else []
