@@ -53,13 +53,13 @@ class LazyGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Print the help with the first sentences of the commands, which are not imported for that."""
-        listed = {name: TyperCommand(name, help=_first_sentence(*place[:2])) for name, place in self.places.items()}
+        listed = {name: TyperCommand(name, help=first_sentence(*place[:2])) for name, place in self.places.items()}
         known, self.commands = self.commands, self.commands | listed
         super().format_help(ctx, formatter)
         self.commands = known
 
 
-def _first_sentence(module: str, function: str) -> str:
+def first_sentence(module: str, function: str) -> str:
     """Read the first line of the docstring of a command from its source."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     return source.partition(f"\ndef {function}(")[2].partition('"""')[2].partition("\n")[0].removesuffix('"""')

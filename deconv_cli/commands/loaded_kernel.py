@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ESTIMATE = Path("estimate")
 """The word for a kernel that is to be found in the picture."""
-_LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+([nuµμm]m)?(\*.*)?")
+_LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+(\*.*)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,16 +143,10 @@ def load_kernels(
         UsageError: no such file or formula, or an option on files for a formula.
         ShapeError: one of several kernels has channels itself.
     """
-    from deconv_cli.kernels.sources.formula import has_units
-
-    spacing, formulas = None, [path for path in paths if is_formula(path)]
-    if read_image is not None and any(has_units(str(path)) for path in formulas):
-        first = read_image()
-        spacing = first.spanned_by(first.named_dimensions or first.dimensions).spacing
-    if read_image is not None and formulas and dimensions is None:
+    if read_image is not None and dimensions is None and any(map(is_formula, paths)):
         dimensions = _dimension_of_signals(read_image)
     words = words if len(paths) == 1 else ()
-    loaded = [load_kernel(path, options, dimensions, spacing, words) for path in paths]
+    loaded = [load_kernel(path, options, dimensions, words) for path in paths]
     if read_image is not None and any(one.is_ambiguous for one in loaded):
         named = read_image().named_dimensions
         if named in (1, 3):
@@ -209,13 +203,11 @@ def load_kernel(
     path: Path,
     options: KernelOptions,
     dimensions: int | None = None,
-    spacing: tuple[float, ...] | None = None,
     words: Sequence[str] = (),
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
-    A colon behind a file is followed by the name of a layer. The spacing of the samples in µm is for the lengths of a
-    formula that have a unit.
+    A colon behind a file is followed by the name of a layer.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -236,7 +228,7 @@ def load_kernel(
             raise UsageError(f"'{path}' names the layer '{layer}' already; leave --layer out.")
         return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
-        return _make_kernel(str(path), options, dimensions, spacing)
+        return _make_kernel(str(path), options, dimensions)
     names = [*words, *KERNEL_SOURCES]
     is_word = not path.suffix and path.name == str(path) not in names
     meant = nearest_name(names, str(path))
@@ -302,9 +294,7 @@ def is_formula(path: Path) -> bool:
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 
-def _make_kernel(
-    text: str, options: KernelOptions, dimensions: int | None, spacing: tuple[float, ...] | None
-) -> LoadedKernel:
+def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.report.run import KernelInput
@@ -312,7 +302,7 @@ def _make_kernel(
     given = [name for name, value in options.as_options().items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
-    taps = make_kernel(text, spacing=spacing, dimensions=dimensions)
+    taps = make_kernel(text, dimensions=dimensions)
     if dimensions is not None and dimensions < taps.ndim:
         raise UsageError(
             f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; give a file of taps with "
@@ -320,6 +310,4 @@ def _make_kernel(
         )
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    known = None if spacing is None or len(spacing) < taps.ndim else spacing[-taps.ndim :]
-    again: OptionValues = {"--kernel": text, "--dimensions": dimensions}
-    return LoadedKernel(source, taps, None, (), again, spacing=known)
+    return LoadedKernel(source, taps, None, (), {"--kernel": text, "--dimensions": dimensions})

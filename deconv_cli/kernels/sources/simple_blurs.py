@@ -45,7 +45,6 @@ GAUSSIAN = KernelSource(
     ("SIGMA",),
     gaussian_kernel,
     BlurFamily(lambda reach, _: [(s,) for s in geometric(0.5, reach / 3, 1.12)], lambda _: (0.12,), log_penalty=0.0),
-    along=(-1,),
     example="1.5",
 )
 
@@ -60,7 +59,7 @@ def gaussian3d_kernel(depth: float, sigma: float) -> ContinuousKernel:
     return ContinuousKernel((_gaussian_reach(depth, "DEPTH"), side, side), transform)
 
 
-GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, along=(-3, -1), example="3@1.5")
+GAUSSIAN3D = KernelSource(("DEPTH", "SIGMA"), gaussian3d_kernel, example="3@1.5")
 
 
 def box_kernel(size: float) -> ContinuousKernel:
@@ -69,7 +68,7 @@ def box_kernel(size: float) -> ContinuousKernel:
     return ContinuousKernel((half, half), lambda fy, fx: torch.sinc(size * fy) * torch.sinc(size * fx))
 
 
-BOX = KernelSource(("SIZE",), box_kernel, along=(-1,), example="3")
+BOX = KernelSource(("SIZE",), box_kernel, example="3")
 
 
 def disk_kernel(radius: float) -> ContinuousKernel:
@@ -86,7 +85,6 @@ DISK = KernelSource(
     ("RADIUS",),
     disk_kernel,
     BlurFamily(lambda reach, _: [(r,) for r in geometric(0.9, reach, 1.09)], lambda _: (0.09,), log_penalty=2.0),
-    along=(-1,),
     example="5.2",
 )
 
@@ -114,7 +112,6 @@ MOTION = KernelSource(
     ("LENGTH", "ANGLE"),
     motion_kernel,
     BlurFamily(lambda reach, _: _motion_starts(reach), lambda n: (0.15, 180 / _n_angles(n[0])), log_penalty=15.0),
-    along=(-1, None),
     example="9@30",
 )
 
@@ -134,7 +131,6 @@ DISK_MOTION = KernelSource(
     ("RADIUS", "LENGTH", "ANGLE"),
     disk_motion_kernel,
     BlurFamily(lambda _, best: _disk_motion_starts(best), lambda n: (0.1, 0.15, 180 / max(n[1], 8)), log_penalty=20.0),
-    along=(-1, -1, None),
     example="4@9@30",
 )
 
