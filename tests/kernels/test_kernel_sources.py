@@ -38,7 +38,6 @@ def test_what_every_source_gives(text):
         ),
         ("disk:4**motion:9@30", "one factor is missing"),
         ("* disk:4", "one factor is missing"),
-        ("path", "must be written path:FILE.csv, for example path:shake.csv"),
         ("shift", "must be written shift:DOWN@RIGHT, for example shift:0.3@-0.2"),
         ("disk:1@2", "written disk:RADIUS"),
         ("disk:wide", "but is 'disk:wide'"),
