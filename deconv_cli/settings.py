@@ -74,8 +74,6 @@ class ReconstructionSettings(ShownInNotebook):
         noise: kind of the noise: `white`, `auto` to find it from the data, a model, or a model for each channel if the
             kernel does not mix them; `None` means `auto` for a picture and `white` for a tensor. Full samples of 8 or
             16 bits are then lower bounds, but measurements for `white`.
-        quantization: distance of neighboring values that a stored sample can have; the noise is at least that of
-            rounding to it. `None` means 1 for whole numbers, else 0.
         penalty: the operator L; `None` means `gradient` for a picture, if the kernel allows it, and else `identity`.
         spacing: distances of neighboring pixels along each axis of space, in any unit: differences in the penalty and
             in the total variation are divided by them, the smallest being 1. `None` means equal distances.
@@ -113,7 +111,6 @@ class ReconstructionSettings(ShownInNotebook):
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
     noise: NoiseKindLike | NoiseModel | tuple[NoiseModel, ...] | None = None
-    quantization: float | None = None
     penalty: str | None = None
     spacing: tuple[float, ...] | None = None
     nonnegative: bool = False
@@ -284,7 +281,6 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_noise()
         self._set("dimensions", check_dimensions(self.dimensions))
         self._set("spacing", check_spacing(self.spacing))
-        self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
         self._take("strength", Real, "a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)

@@ -207,8 +207,6 @@ def load_kernel(
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
 
-    A colon behind a file is followed by the name of a layer.
-
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
     """
@@ -222,11 +220,6 @@ def load_kernel(
             "--kernel estimate works only with deconv invert; here give a formula or a file, such as one from deconv "
             "kernel estimate PHOTO -o FILE."
         )
-    file, colon, layer = str(path).rpartition(":")
-    if colon and not path.exists() and Path(file).is_file():
-        if options.layer is not None:
-            raise UsageError(f"'{path}' names the layer '{layer}' already; leave --layer out.")
-        return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
         return _make_kernel(str(path), options, dimensions)
     names = [*words, *KERNEL_SOURCES]

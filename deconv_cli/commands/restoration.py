@@ -130,7 +130,7 @@ class Restoration:
         dropped |= {"--defaults"} if (settings.defaults is InputKind.PICTURE) is image.is_picture else set()
         dropped |= set() if settings.has_lambda else {"--lambda", "--penalty"}
         dropped |= set() if looks_at_noise else {"--noise-sigma"}
-        dropped |= set() if is_kept else {"--quantization", "--seed"}
+        dropped |= set() if is_kept else {"--seed"}
         if "defaults" not in self._settings and options.get("--noise") == default_noise(settings.defaults):
             dropped.add("--noise")
         options = {name: value for name, value in options.items() if name not in dropped}

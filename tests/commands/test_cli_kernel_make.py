@@ -85,17 +85,6 @@ def test_signals_stay_signals(deconv, save, tmp_path, suffix):
         assert deconv("inspect", back, "--json").report["files"][0]["made_by"]
 
 
-def test_a_layer_behind_a_colon(deconv, refuses, samples_folder, save, tmp_path):
-    model = samples_folder / "pnet.pt"
-    x = save("x", np.random.default_rng(0).random((3, 9, 9)).astype(np.float32))
-    for words, target in (([f"{model}:conv1"], "a.npy"), ([model, "--layer", "conv1"], "b.npy")):
-        deconv("forward", x, "-k", *words, "--padding", "valid", "-o", tmp_path / target, "-q")
-    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
-    refuses("forward", x, "-k", f"{model}:conv1", "--layer", "conv2", "-o", tmp_path / "c.npy", code=ExitCode.USAGE,
-            says="names the layer 'conv1' already")  # fmt: skip
-    refuses("forward", x, "-k", f"{model}:conv9", "-o", tmp_path / "c.npy", code=ExitCode.USAGE, says="no layer named")
-
-
 EXAMPLES = {
     "extract": kernel_make.EXTRACT_EXAMPLE,
     "fit": kernel_fit.EXAMPLE,
