@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
-from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
+from deconv_cli.commands.context import Context, ExtraOutputs, environment_of, pick
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.parallel import Job, JobResult, LargeInput
+from deconv_cli.commands.parallel import Job, JobResult, LargeInput, Work
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
-from deconv_cli.vocabulary import parse_size
+from deconv_cli.vocabulary import DeviceChoice, parse_size
 
 if TYPE_CHECKING:
-    import torch
-
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.io.image import ImageFile
@@ -35,24 +33,36 @@ if TYPE_CHECKING:
 
 LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
+
+
 THREADS = options.WorkOptions()
+"""No other process works."""
 
 
-@dataclass(frozen=True, eq=False)
-class BlockRestoration:
-    """Restores one input that does not fit the memory, or that the user wants in blocks.
+@dataclass(frozen=True, kw_only=True)
+class BlockWork(Work):
+    """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
-    The workers are threads of this process by default; `n_sharing` processes share the memory.
+    `resumes` says whether to continue an unfinished run over blocks. The workers restore the blocks of an input; by
+    default they are threads. `n_sharing` processes share the memory.
     """
 
-    files: options.FileOptions
-    device: torch.device
+    kernels: list[Path]
+    kernel_options: options.KernelOptions
     settings: SettingValues
-    large: options.LargeOptions
+    files: options.FileOptions
+    extra: ExtraOutputs
     printed: options.PrintOptions
+    device: DeviceChoice
+    large: options.LargeOptions
     resumes: bool
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
+
+    @property
+    def device_type(self) -> str:
+        """Where the arithmetic is."""
+        return pick(self.device).type
 
     def fits_surely(self, shape: Size) -> bool:
         """Return whether an input of this stored shape certainly fits the memory."""
@@ -60,9 +70,7 @@ class BlockRestoration:
 
         return is_small(shape, self._budget())
 
-    def open(
-        self, path: Path, kernels: list[Path], kernel_options: options.KernelOptions, *, is_wanted: bool
-    ) -> LargeInput | None:
+    def open_large(self, path: Path, *, is_wanted: bool) -> LargeInput | None:
         """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
 
         An input that fits is cut too if the user wants blocks.
@@ -73,10 +81,10 @@ class BlockRestoration:
         from deconv_cli.blocks.block_problem import is_small, whole_fits
         from deconv_cli.io.regions import open_regions, read_corner
 
-        budget = self._budget()
+        budget, files = self._budget(), self.files
         try:
-            source = open_regions(path, axes=self.files.axes, series=self.files.series, tensor=self.files.tensor)
-            corner = read_corner(source, are_axes_named=self.files.axes is not None)
+            source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
+            corner = read_corner(source, are_axes_named=files.axes is not None)
         except DeconvError:
             if is_wanted:
                 raise
@@ -84,8 +92,8 @@ class BlockRestoration:
         if not is_wanted and is_small(source.shape, budget):
             return None
         try:
-            found = self._lay_out(source, corner, kernels, kernel_options)
-            found = replace(found, problem=replace(found.problem, device=self.device.type))
+            found = self._lay_out(source, corner)
+            found = replace(found, problem=replace(found.problem, device=self.device_type))
         except UsageError:
             if is_wanted:
                 raise
@@ -94,16 +102,14 @@ class BlockRestoration:
             return None
         return found
 
-    def _lay_out(
-        self, source: RegionSource, corner: ImageFile, kernels: list[Path], kernel_options: options.KernelOptions
-    ) -> LargeInput:
+    def _lay_out(self, source: RegionSource, corner: ImageFile) -> LargeInput:
         import torch
 
         from deconv_cli.blocks.invert_blocks import lay_out_problem
         from deconv_cli.io.regions import read_spread
         from deconv_cli.workflows.resolve_settings import InputMetadata
 
-        given = self.settings
+        given, kernels, kernel_options = self.settings, self.kernels, self.kernel_options
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
         if is_microscope(kernels, kernel_options):
             is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
@@ -124,21 +130,21 @@ class BlockRestoration:
         )
         return LargeInput(source, corner, loaded, problem, why)
 
-    def print_plan(self, job: Job, large: LargeInput, extra: ExtraOutputs) -> None:
-        """Plan the blocks, and print the plan; raises `UsageError` as `restore` does."""
+    def print_plan(self, job: Job, large: LargeInput) -> None:
+        """Plan the blocks, and print the plan; raises `UsageError` as `restore_large` does."""
         from deconv_cli.report.block_page import describe_block_plan
 
         printed = self.printed
         with self._start() as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
+                planned = self._plan(job, large, scheduler, progress, resumes=False)
             expected_s = planned.expected_seconds(scheduler.n_workers)
         if not printed.quiet:
             print_block_plan(planned, job.target, expected_s)
         if printed.as_json:
             print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
 
-    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
+    def restore_large(self, job: Job, large: LargeInput, progress: WorkProgress) -> JobResult:
         """Restore an input block by block. If the only input is complete already, give the record of its result.
 
         Raises:
@@ -149,22 +155,23 @@ class BlockRestoration:
         from deconv_cli.report.block_page import describe_block_plan, describe_block_run
         from deconv_cli.schedulers.scheduler import JobShare
 
-        describe = partial(self._describe, job, large, extra, time.perf_counter())
+        page = self.extra.report
+        describe = partial(self._describe, job, large, time.perf_counter())
         share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
         is_heard, is_only = not self.printed.quiet, job.n_jobs == 1
         if job.make_folder:
             make_parents(job.target)
         with self._start() as scheduler:
             try:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=self.resumes or share is not None)
+                planned = self._plan(job, large, scheduler, progress, resumes=self.resumes or share is not None)
             except BlocksCompleteError as complete:
                 if not job.replaces:
                     doubts = tuple(complete.record.get("doubts", ()))
                     return JobResult(job, complete.record, partial(print_note, with_options(str(complete))), doubts)
                 # Its file was changed since, or the manifest would have skipped it.
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
-            if extra.report is not None:
-                check_page_path(extra.report, job.source, force=self.files.force or self.resumes)
+                planned = self._plan(job, large, scheduler, progress, resumes=False)
+            if page is not None:
+                check_page_path(page, job.source, force=self.files.force or self.resumes)
             if is_heard and is_only:
                 options.print_workers(scheduler)
             pieces = PieceProgress(len(planned.numbers(share)), "block", is_silent=True)
@@ -179,7 +186,7 @@ class BlockRestoration:
                     lambda done: describe_block_run(describe(done)),
                     show,
                     share,
-                    lambda done: _write_page(extra.report, describe(done)),
+                    lambda done: _write_page(page, describe(done)),
                 )
             except KeyboardInterrupt:
                 if is_heard and is_only:
@@ -204,7 +211,7 @@ class BlockRestoration:
         import torch
 
         n_threads = max(1, min(torch.get_num_threads(), self._budget() // LEAST_FOR_A_THREAD))
-        return self.workers.start(self.device.type, threads=n_threads if self.device.type == "cpu" else 1)
+        return self.workers.start(self.device_type, threads=n_threads if self.device_type == "cpu" else 1)
 
     def _budget(self) -> int:
         from deconv_cli.blocks.block_problem import default_memory
@@ -215,7 +222,6 @@ class BlockRestoration:
         self,
         job: Job,
         large: LargeInput,
-        extra: ExtraOutputs,
         scheduler: Scheduler,
         progress: WorkProgress,
         *,
@@ -226,6 +232,7 @@ class BlockRestoration:
         from deconv_cli.blocks.block_run import BlockRun
         from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
 
+        extra = self.extra
         if extra.truth is not None:
             raise UsageError(
                 "--truth compares a picture that is restored as a whole, but this one is restored in blocks; leave "
@@ -258,20 +265,18 @@ class BlockRestoration:
             )
         return size
 
-    def _describe(
-        self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction
-    ) -> BlockInvertRun:
+    def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
-        notes += extra.notes(found.settings)
+        notes += self.extra.notes(found.settings)
         return BlockInvertRun(
             kernel=large.loaded.source,
             notes=notes,
-            environment=environment_of(self.device, found.task.problem.dtype, started),
-            rerun=Context("invert", self.files, self.device).rerun(
+            environment=environment_of(pick(self.device), found.task.problem.dtype, started),
+            rerun=Context("invert", self.files, pick(self.device)).rerun(
                 job.source,
-                {**self._options(large, found), **extra.as_options()},
+                {**self._options(large, found), **self.extra.as_options()},
                 str(found.task.target.path),
                 found.task.target.dtype,
             ),

@@ -15,7 +15,7 @@ import typer
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.block_restoration import THREADS, BlockRestoration
+from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
@@ -79,30 +79,30 @@ def invert(
     extra.check(jobs, force=files.force or continues)
     refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
     work = InvertWork(
-        kernel or [],
-        kernel_options,
-        wanted,
-        files,
-        extra,
-        printed,
-        chain,
-        device,
-        jobs[0].source,
-        large,
-        can_be_cut=is_single_kernel,
+        kernels=kernel or [],
+        kernel_options=kernel_options,
+        settings=wanted,
+        files=files,
+        extra=extra,
+        printed=printed,
+        device=device,
+        large=large,
         resumes=many.resume,
+        chain=chain,
+        first=jobs[0].source,
+        can_be_cut=is_single_kernel,
     )
     if is_single_kernel and is_one:
         from deconv_cli.blocks.checkpoint import has_earlier
 
         alone = replace(work, workers=workers)
         is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
-        found = alone.in_blocks().open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
+        found = alone.open_large(jobs[0].source, is_wanted=is_wanted)
         if found is not None and large.dry_run:
-            alone.in_blocks().print_plan(jobs[0], found, extra)
+            alone.print_plan(jobs[0], found)
             return
         if found is not None:
-            work, workers = alone.holding(LoadedFile(found.corner, found)), options.WorkOptions()
+            work, workers = alone.holding(LoadedFile(found.corner, found)), THREADS
         elif many.resume:
             work = replace(work, resumes=False)
             extra.check(jobs, force=files.force)
@@ -119,28 +119,16 @@ WORDS = (str(ESTIMATE), MICROSCOPE)
 """Words that `--kernel` takes instead of a kernel."""
 
 
-@dataclass(frozen=True)
-class InvertWork(Work):
-    """The options of `deconv invert`. The axes of the first input decide how some kernels are read.
+@dataclass(frozen=True, kw_only=True)
+class InvertWork(BlockWork):
+    """The work of `deconv invert`. The axes of the first input decide how some kernels are read.
 
-    `can_be_cut` says whether inputs that do not fit the memory are restored in blocks, and `resumes` whether to
-    continue an unfinished run over blocks. The workers restore blocks; `n_sharing` processes share the memory.
+    `can_be_cut` says whether inputs that do not fit the memory are restored in blocks.
     """
 
-    kernels: list[Path]
-    kernel_options: options.KernelOptions
-    settings: SettingValues
-    files: options.FileOptions
-    extra: ExtraOutputs
-    printed: options.PrintOptions
     chain: Chain | None
-    device: DeviceChoice
     first: Path
-    large: options.LargeOptions
     can_be_cut: bool
-    resumes: bool
-    workers: options.WorkOptions = THREADS
-    n_sharing: int = 1
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
@@ -161,11 +149,10 @@ class InvertWork(Work):
         with allowing(self.settings.get("max_memory")), self._explaining(path):
             if not self.can_be_cut:
                 return LoadedFile(self.files.read(path))
-            blocks = self.in_blocks()
             is_wanted = self.large.block_size is not None
             image = None if is_wanted or is_large(path) else self.files.read(path)
-            if image is None or not blocks.fits_surely(image.shape):
-                found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+            if image is None or not self.fits_surely(image.shape):
+                found = self.open_large(path, is_wanted=is_wanted)
                 if found is not None:
                     return LoadedFile(found.corner, found)
             return LoadedFile(self.files.read(path) if image is None else image)
@@ -180,11 +167,6 @@ class InvertWork(Work):
         """Hold the first input, as read, and return this work."""
         vars(self)["_held"] = source
         return self
-
-    @property
-    def device_type(self) -> str:
-        """Where the arithmetic is."""
-        return pick(self.device).type
 
     def memory(self) -> int:
         """Return the memory in bytes that all inputs in work may take together."""
@@ -212,7 +194,7 @@ class InvertWork(Work):
             if source.large is None:
                 with self._explaining(job.source):
                     return whole(job, source, progress)
-            return self.in_blocks().restore(job, source.large, self.extra, progress)
+            return self.restore_large(job, source.large, progress)
 
         return by_size
 
@@ -225,23 +207,10 @@ class InvertWork(Work):
             if not self.can_be_cut:
                 raise
             try:
-                self.in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)
+                self.open_large(path, is_wanted=True)
             except DeconvError as refusal:
                 raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
             raise
-
-    def in_blocks(self) -> BlockRestoration:
-        """Return what restores an input block by block."""
-        return BlockRestoration(
-            self.files,
-            pick(self.device),
-            self.settings,
-            self.large,
-            self.printed,
-            resumes=self.resumes,
-            workers=self.workers,
-            n_sharing=self.n_sharing,
-        )
 
     def _open_whole(self) -> Process:
         where = pick(self.device)
