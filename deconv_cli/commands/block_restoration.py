@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
-from deconv_cli.commands.context import Context, ExtraOutputs, environment_of, pick
+from deconv_cli.commands.context import ExtraOutputs, FileWork, environment_of
 from deconv_cli.commands.loaded_kernel import load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.parallel import Job, JobResult, LargeInput, Work
+from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
-from deconv_cli.vocabulary import DeviceChoice, parse_size
+from deconv_cli.vocabulary import parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
@@ -40,7 +40,7 @@ THREADS = options.WorkOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockWork(Work):
+class BlockWork(FileWork):
     """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
     `resumes` says whether to continue an unfinished run over blocks. The workers restore the blocks of an input; by
@@ -50,19 +50,14 @@ class BlockWork(Work):
     kernels: list[Path]
     kernel_options: options.KernelOptions
     settings: SettingValues
-    files: options.FileOptions
     extra: ExtraOutputs
     printed: options.PrintOptions
-    device: DeviceChoice
     large: options.LargeOptions
     resumes: bool
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
 
-    @property
-    def device_type(self) -> str:
-        """Where the arithmetic is."""
-        return pick(self.device).type
+    command = "invert"
 
     def fits_surely(self, shape: Size) -> bool:
         """Return whether an input of this stored shape certainly fits the memory."""
@@ -273,8 +268,8 @@ class BlockWork(Work):
         return BlockInvertRun(
             kernel=large.loaded.source,
             notes=notes,
-            environment=environment_of(pick(self.device), found.task.problem.dtype, started),
-            rerun=Context("invert", self.files, pick(self.device)).rerun(
+            environment=environment_of(self.place, found.task.problem.dtype, started),
+            rerun=self.rerun(
                 job.source,
                 {**self._options(large, found), **self.extra.as_options()},
                 str(found.task.target.path),

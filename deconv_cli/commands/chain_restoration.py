@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.context import Context, ExtraOutputs
+from deconv_cli.commands.context import ExtraOutputs, FileWork
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions, option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
@@ -122,9 +122,9 @@ class ChainRestoration:
     """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
 
     def __init__(
-        self, chain: Chain, context: Context, settings: SettingValues, printed: PrintOptions, page: Path | None
+        self, chain: Chain, work: FileWork, settings: SettingValues, printed: PrintOptions, page: Path | None
     ) -> None:
-        self._chain, self._context, self._printed, self._page = chain, context, printed, page
+        self._chain, self._work, self._printed, self._page = chain, work, printed, page
         self._settings = ReconstructionSettings.trusted(**settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
@@ -137,13 +137,13 @@ class ChainRestoration:
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.report.chain_page import ChainRun, describe_chain_run, render_chain
 
-        started, context = source.started(), self._context
-        image = context.move(source.image)
+        started, work = source.started(), self._work
+        image = work.move(source.image)
         shape = chain_input_shape(image.values, self._layers, self._settings.input_size)
         # A tensor becomes a picture of whole numbers, and nobody said how.
-        shows = not image.is_picture and context.files.output_dtype is None
+        shows = not image.is_picture and work.files.output_dtype is None
         shows = shows and codec_of_suffix(job.target).holds_whole_numbers_only
-        plan = context.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
+        plan = work.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", limit=self._settings.max_iterations)
             result = invert_chain(
@@ -160,8 +160,8 @@ class ChainRestoration:
             model=self._model,
             inversion=result,
             notes=(*self._notes, *image.notes, *describe_warnings(caught), *shown, *prepared.notes),
-            rerun=context.rerun(job.source, options, job.target, None if shows else prepared.dtype),
-            **context.describe(job, image, prepared, result.image.dtype, started),
+            rerun=work.rerun(job.source, options, job.target, None if shows else prepared.dtype),
+            **work.describe(job, image, prepared, result.image.dtype, started),
         )
         record = describe_chain_run(run)
         prepared.write(record)

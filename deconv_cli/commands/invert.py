@@ -18,7 +18,7 @@ from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
+from deconv_cli.commands.context import NO_EXTRAS, ExtraOutputs
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
@@ -213,10 +213,8 @@ class InvertWork(BlockWork):
             raise
 
     def _open_whole(self) -> Process:
-        where = pick(self.device)
         if self.chain is not None:
-            context = Context("invert", self.files, where)
-            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.report).restore
+            return ChainRestoration(self.chain, self, self.settings, self.printed, self.extra.report).restore
         if is_estimate(self.kernels, self.kernel_options):
             return self._restore_blindly
         if self._is_microscope:
@@ -226,8 +224,7 @@ class InvertWork(BlockWork):
         return self._restoration(loaded).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
-        context = Context("invert", self.files, pick(self.device))
-        return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
+        return Restoration(self, loaded, self.settings | settings, self.extra, self.printed)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with a kernel computed from the optics in its file."""
@@ -240,8 +237,7 @@ class InvertWork(BlockWork):
         """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
-        context = Context("invert", self.files, pick(self.device))
-        context.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
+        self.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
         progress.begin("finding the kernel")
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deconv_cli.allocator import return_freed_memory
-from deconv_cli.commands.context import Context, ExtraOutputs
+from deconv_cli.commands.context import ExtraOutputs, FileWork
 from deconv_cli.commands.option_groups import OptionValues, PrintOptions
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
@@ -39,13 +39,13 @@ class Restoration:
 
     def __init__(
         self,
-        context: Context,
+        work: FileWork,
         kernel: LoadedKernel,
         settings: SettingValues,
         extra: ExtraOutputs,
         printed: PrintOptions,
     ) -> None:
-        self._context, self._kernel, self._settings = context, kernel, settings
+        self._work, self._kernel, self._settings = work, kernel, settings
         self._extra, self._printed = extra, printed
         self._pipelines: dict[InputKind, Pipeline] = {}
         self._making = threading.Lock()
@@ -55,8 +55,8 @@ class Restoration:
         from deconv_cli.report.run import InvertRun
         from deconv_cli.report.run_record import describe_run
 
-        started, context, kernel = source.started(), self._context, self._kernel
-        image = context.move(kernel.arrange(source.image))
+        started, work, kernel = source.started(), self._work, self._kernel
+        image = work.move(kernel.arrange(source.image))
         kernel.refuse_for(image, tuple(image.values.shape[2:]))
         kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
         pipeline = self._pipeline(kind)
@@ -67,8 +67,8 @@ class Restoration:
         if not resolution.is_per_channel:
             n_channels = kernel.kernel.with_layer(resolution.settings.layer).n_inputs(n_channels)
         same_size = kernel.keeps_size(resolution.settings.padding, resolution.settings.layer)
-        plan = context.plan(job, image, n_channels, same_size=same_size)
-        planned = self._extra.plan(image, n_channels, same_size=same_size, force=context.files.force)
+        plan = work.plan(job, image, n_channels, same_size=same_size)
+        planned = self._extra.plan(image, n_channels, same_size=same_size, force=work.files.force)
         result = pipeline.reconstruct(image.values, resolution, truth=planned.truth, progress=progress)
         diagnosis = None
         views: tuple[LambdaView, ...] = ()
@@ -82,14 +82,14 @@ class Restoration:
         result = _measured(result, image, prepared)
         options = kernel.options | self._options(result, image)
         run = InvertRun(
-            command=context.command,
+            command=work.command,
             kernel=kernel.source,
             notes=kernel.notes_on(image, prepared, *result.notes, *self._extra.notes(result.settings)),
-            rerun=context.rerun(job.source, options, job.target, prepared.dtype),
+            rerun=work.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,
             lambda_views=views,
-            **context.describe(job, image, prepared, result.image.dtype, started),
+            **work.describe(job, image, prepared, result.image.dtype, started),
         )
         record = describe_run(run)
         return_freed_memory()
