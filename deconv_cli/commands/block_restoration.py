@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.context import ExtraOutputs, FileWork, environment_of
-from deconv_cli.commands.loaded_kernel import load_kernels
+from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
@@ -107,8 +107,7 @@ class BlockWork(FileWork):
         given, kernels, kernel_options = self.settings, self.kernels, self.kernel_options
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
         if is_microscope(kernels, kernel_options):
-            is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
-            loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
+            loaded = self.load_optics(corner, whole)
         else:
             loaded = load_kernels(kernels, kernel_options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
         corner = loaded.arrange(corner)
@@ -124,6 +123,15 @@ class BlockWork(FileWork):
             metadata=InputMetadata(recorded=loaded.recorded, kernel_sha256=loaded.source.sha256),
         )
         return LargeInput(source, corner, loaded, problem, why)
+
+    def load_optics(self, image: ImageFile, whole: Size | None = None) -> LoadedKernel:
+        """Compute the kernel of each channel from the optics of an input; only richardson-lucy takes all of its light.
+
+        `whole` is the size of the input if `image` is a corner of it.
+        """
+        is_compact = ReconstructionSettings.trusted(**self.settings).objective != "richardson-lucy"
+        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
+        return load_microscope(str(self.kernels[0]), image, dimensions, whole, spacing, is_compact=is_compact)
 
     def print_plan(self, job: Job, large: LargeInput) -> None:
         """Plan the blocks, and print the plan; raises `UsageError` as `restore_large` does."""

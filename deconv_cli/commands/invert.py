@@ -23,7 +23,7 @@ from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
-from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
@@ -228,9 +228,7 @@ class InvertWork(BlockWork):
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with a kernel computed from the optics in its file."""
-        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
-        is_exact = self.settings.get("method") != "richardson-lucy"
-        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
+        loaded = self.load_optics(source.image)
         return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
 
     def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:

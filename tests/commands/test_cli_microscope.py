@@ -182,3 +182,17 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     refused("kernel", "microscope", "na=a,emission=520", "--spacing", "0.1,0.1", says="must be a number")
     refused("kernel", "microscope", "na=1.1,emission=520+600+700", "--image", stack, says="given for 3 channels")
     refused("kernel", "microscope", "na=1,emission=520", "--spacing", "0.1", says="--spacing must hold 2 or 3 numbers")
+
+
+@pytest.mark.parametrize("name", ["--method", "--prior"])
+def test_richardson_lucy_takes_the_whole_kernel_however_it_is_named(deconv, stack, tmp_path, monkeypatch, name):
+    seen = []
+
+    def load(*_, is_compact, **__):
+        seen.append(is_compact)
+        raise UsageError("enough.")
+
+    monkeypatch.setattr("deconv_cli.commands.block_restoration.load_microscope", load)
+    words = ["invert", stack, "-k", "microscope", name, "richardson-lucy", "-o", tmp_path / "x.ome.tif"]
+    deconv(*words, expect=ExitCode.USAGE)
+    assert set(seen) == {False}
