@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
 from deconv_cli.commands.context import ExtraOutputs, FileWork, environment_of
-from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
+from deconv_cli.commands.loaded_kernel import LoadedKernel, choose_kind, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
-from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import DeconvError, UsageError

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.context import ExtraOutputs, FileWork
-from deconv_cli.commands.option_groups import OptionValues, PrintOptions, option
+from deconv_cli.commands.block_restoration import BlockWork
+from deconv_cli.commands.context import ExtraOutputs
+from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
 from deconv_cli.errors import UsageError
@@ -119,13 +119,11 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
 
 
 class ChainRestoration:
-    """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
+    """Restores the input of a chain of layers from one activation after another."""
 
-    def __init__(
-        self, chain: Chain, work: FileWork, settings: SettingValues, printed: PrintOptions, page: Path | None
-    ) -> None:
-        self._chain, self._work, self._printed, self._page = chain, work, printed, page
-        self._settings = ReconstructionSettings.trusted(**settings)
+    def __init__(self, chain: Chain, work: BlockWork) -> None:
+        self._chain, self._work = chain, work
+        self._settings = ReconstructionSettings.trusted(**work.settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))
@@ -165,8 +163,8 @@ class ChainRestoration:
         )
         record = describe_chain_run(run)
         prepared.write(record)
-        if self._page is not None:
-            write_page(self._page, render_chain(run, image.values))
+        if work.extra.report is not None:
+            write_page(work.extra.report, render_chain(run, image.values))
         return JobResult(
             job,
             record,

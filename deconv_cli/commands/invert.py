@@ -214,7 +214,7 @@ class InvertWork(BlockWork):
 
     def _open_whole(self) -> Process:
         if self.chain is not None:
-            return ChainRestoration(self.chain, self, self.settings, self.printed, self.extra.report).restore
+            return ChainRestoration(self.chain, self).restore
         if is_estimate(self.kernels, self.kernel_options):
             return self._restore_blindly
         if self._is_microscope:
@@ -224,7 +224,7 @@ class InvertWork(BlockWork):
         return self._restoration(loaded).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
-        return Restoration(self, loaded, self.settings | settings, self.extra, self.printed)
+        return Restoration(self, loaded, self.settings | settings)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with a kernel computed from the optics in its file."""

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues
+from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import (
     LONG,
     Convention,
+    InputKind,
     PaddingLike,
     Size,
     check_padding,
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 ESTIMATE = Path("estimate")
 """The word for a kernel that is to be found in the picture."""
 _LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+(\*.*)?")
+
+
+NOTABLE_NOISE = 1e-3
+"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,3 +310,30 @@ def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> L
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
     return LoadedKernel(source, taps, None, (), {"--kernel": text, "--dimensions": dimensions})
+
+
+def choose_kind(
+    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
+) -> tuple[InputKind, tuple[str, ...]]:
+    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
+
+    Args:
+        image: the file.
+        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
+        loaded: the kernel.
+        given: the typed settings.
+    """
+    if image.is_picture:
+        return InputKind.PICTURE, ()
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
+    if "defaults" in given or not is_formula or n_axes < 2 or len(image.axes) > 3:
+        return InputKind.TENSOR, ()
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+    from deconv_cli.diagnostics.spectra import FadedImages
+
+    values = samples().float()
+    noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
+    if noise is None or noise < NOTABLE_NOISE * values.std():
+        return InputKind.TENSOR, ()
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is computed from the optics"
+    return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)
