@@ -55,8 +55,6 @@ class LambdaRule(StrEnum):
     """The residual is as large as the noise."""
     UPRE = "upre"
     """The least predicted risk, for noise of known size."""
-    LCURVE = "lcurve"
-    """The corner between the residual and the penalty."""
     WHITENESS = "whiteness"
     """The residual is as white as it gets."""
 

@@ -228,7 +228,7 @@ class Batch:
                 self._tell(name, note, print_note)
         if printed.as_json:
             self._records[job.number] = record
-        else:
+        elif not done.is_partial:
             print_answer(record["output"]["path"])
         self._n_done += 1
         self._n_doubted += bool(done.doubts)

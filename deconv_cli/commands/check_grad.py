@@ -8,9 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,13 +51,6 @@ _OF_OTHER_MODELS = (
 """Options that a script settles itself."""
 
 
-class Mode(StrEnum):
-    """The mode of layers such as dropout and batch normalization."""
-
-    TRAIN = "train"
-    EVAL = "eval"
-
-
 def check_grad(
     invocation: typer.Context,
     case_options: CaseOptions,
@@ -82,7 +74,9 @@ def check_grad(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
-    mode: Annotated[Mode, option("--mode", "Mode of dropout and batch normalization.", _PANEL)] = Mode.TRAIN,
+    mode: Annotated[
+        Literal["train", "eval"], option("--mode", "Mode of dropout and batch normalization.", _PANEL)
+    ] = "train",
     batch_axis: Annotated[
         str,
         option(
@@ -107,11 +101,11 @@ def check_grad(
             notes: list[str] = []
         else:
             show("reading the model")
-            case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
+            case = open_case(case_options, typed, batch_axis=axis, is_training=mode == "train")
             from deconv_cli.gradients.checker import check_subject
 
             report = check_subject(case.subject, budget=budget, on_progress=show)
-            header = {"mode": mode.value, "loss_name": case.describe_loss()} | case.describe()
+            header = {"mode": mode, "loss_name": case.describe_loss()} | case.describe()
             notes = case.notes
     expected, unmet, code, conclusion = conclude(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients

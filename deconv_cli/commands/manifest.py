@@ -91,7 +91,7 @@ def _as_json(value: object) -> object:
 
 
 def _files_in(value: object) -> list[Path]:
-    """Find the files that a value names: `kernel.npy`, `model.pt:conv1` and `code.py:Class`."""
+    """Find the files that a value names: `kernel.npy` and `code.py:Class`."""
     if isinstance(value, list):
         return [path for one in value for path in _files_in(one)]
     if not isinstance(value, str) or not value:

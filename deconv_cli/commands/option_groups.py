@@ -241,7 +241,7 @@ class LargeOptions:
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run need a given kernel, and do not go with --kernel estimate, "
-                "--factor, --layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."
+                "--layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."
             )
         if self.block_range is not None:
             JobShare.parse(self.block_range)

@@ -47,7 +47,6 @@ def describe_reconstruction(result: Reconstruction) -> Record:
         "noise_model": [model.as_record() for model in result.noise],
         "penalty": result.penalty,
         "spacing": result.settings.spacing and list(result.settings.spacing),
-        "rcond": result.rcond,
         "objective": result.solution.objective,
         "prior": result.settings.objective,
         "prior_sentence": result.prior_sentence,

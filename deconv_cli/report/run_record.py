@@ -17,11 +17,9 @@ from deconv_cli.report.reconstruction_record import (
     Record,
     describe_diagnosis,
     describe_reconstruction,
-    describe_well_posedness,
 )
 from deconv_cli.report.run import (
     Environment,
-    FactorRun,
     ForwardRun,
     ImageRun,
     InputFile,
@@ -70,7 +68,6 @@ def _details(run: ImageRun) -> Record:
     assert isinstance(run, InvertRun)
     result = run.reconstruction
     return {
-        "factor": run.factor and dict(vars(run.factor)),
         "dimensions": result.settings.dimensions,
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
@@ -122,38 +119,6 @@ def describe_environment(environment: Environment) -> Record:
             "numpy": package_version("numpy"),
             "python": platform.python_version(),
         },
-    }
-
-
-def describe_factor_run(run: FactorRun) -> Record:
-    """Write a run of `deconv factor` as a JSON object."""
-    inverse, factors = run.inverse, run.factors
-    return {
-        "schema": SCHEMA,
-        "command": "factor",
-        "kernel": describe_kernel(run.kernel),
-        "size": list(inverse.geometry.image_size),
-        "output_size": list(inverse.geometry.output_size),
-        "boundary": inverse.settings.boundary,
-        "padding": format_padding(inverse.settings.padding),
-        "method": inverse.choice.method,
-        "method_reason": inverse.choice.reason,
-        "lambda": inverse.problem.lam,
-        "penalty": inverse.settings.penalty,
-        "rcond": inverse.rcond,
-        "tolerance": inverse.tolerance,
-        "max_iterations": inverse.settings.max_iterations,
-        "well_posedness": run.well_posedness and describe_well_posedness(run.well_posedness),
-        **({} if inverse.settings.layer.is_plain else {"layer_options": inverse.settings.layer.record()}),
-        "factors": {
-            "bytes": sum(factor.nbytes for factor in factors.values()),
-            "shapes": {name: list(factor.shape) for name, factor in factors.items()},
-            "time_s": run.factoring_time_s,
-        },
-        "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
-        "notes": [with_options(note) for note in run.all_notes],
-        **describe_environment(run.environment),
-        "rerun": run.rerun,
     }
 
 

@@ -176,7 +176,7 @@ def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str |
     """Write a command line with another strength or λ; `None` if a result has neither, or has it from a factor."""
     if result.settings.objective == "photo":
         option, values = "--strength", [result.settings.strength or 1.0]
-    elif result.lam is None or "--factor=" in rerun:
+    elif result.lam is None:
         return None
     else:
         option, values = "--lambda", list(result.lam) if isinstance(result.lam, tuple) else [result.lam]

@@ -87,7 +87,6 @@ def measure(
         settings=settings,
         reasons=resolution.reasons,
         choice=estimator.choice,
-        rcond=estimator.rcond,
         tolerance=tolerance,
         residual=summary,
         border=(),
@@ -318,8 +317,7 @@ def mode_bands_of(inverse: PseudoInverse) -> ModeBands:
 
 def _as_filter(inverse: PseudoInverse) -> InverseFilter:
     problem = inverse.problem
-    rcond = inverse.rcond if inverse.rcond is not None else default_rcond(problem.operator.kernel.dtype)
-    return InverseFilter(problem.weight, problem.penalty, rcond)
+    return InverseFilter(problem.weight, problem.penalty, default_rcond(problem.operator.kernel.dtype))
 
 
 def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:

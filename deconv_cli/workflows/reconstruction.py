@@ -58,7 +58,6 @@ class Reconstruction(ShownInNotebook):
         settings: the settings, with a value for everything.
         reasons: why open settings got their values.
         choice: the method that ran, and why.
-        rcond: singular values up to this fraction of the largest were dropped; `None` if none were.
         tolerance: the certificate that an iteration had to reach.
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band holds everything deeper.
@@ -84,7 +83,6 @@ class Reconstruction(ShownInNotebook):
     settings: ResolvedSettings
     reasons: Reasons
     choice: Choice
-    rcond: float | None
     tolerance: float
     residual: ResidualSummary
     border: tuple[BorderBand, ...]

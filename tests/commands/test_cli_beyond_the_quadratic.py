@@ -72,21 +72,6 @@ def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     assert np.abs(bound - free.clip(0)).max() > 1
 
 
-@pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
-def test_a_factor_takes_no_prior(deconv, files, options):
-    deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")
-    done = deconv("invert", "y.npy", "--factor", "f.safetensors", *options, "-o", "x.npy", expect=ExitCode.USAGE)
-    assert "a factor is a linear inverse" in done.errors[0]
-
-
-def test_a_factor_is_not_made_for_richardson_lucy(deconv, files):
-    done = deconv(
-        *("factor", "--kernel", "k.npy", "--size", "40,40", "--method", "richardson-lucy", "-o", "f.safetensors"),
-        expect=ExitCode.USAGE,
-    )
-    assert "is not a linear inverse" in done.errors[0]
-
-
 def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = Path(__file__).parents[2] / "sample_images/astronaut_blurred.png"

@@ -7,26 +7,6 @@ import pytest
 
 from deconv_cli.commands.exit_codes import ExitCode
 
-BOUNDARIES = ["zero", "circular", "reflect", "symmetric", "replicate"]
-
-
-@pytest.fixture
-def forward_and_invert(deconv, gentle, tmp_path):
-    def run(source, suffix, *options):
-        blurred = tmp_path / f"blurred{suffix}"
-        deconv("forward", source, "-k", gentle, "-o", blurred, *options)
-        words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "auto"]
-        return deconv(*words, "--lambda", "1e-3", "--json").report
-
-    return run
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_the_recorded_boundary_is_taken(forward_and_invert, gray, boundary):
-    report = forward_and_invert(gray, ".tif", "--boundary", boundary)
-    assert report["boundary"] == boundary
-    assert report["boundary_reason"] == "recorded in the file by deconv forward"
-
 
 def test_what_is_asked_for_goes_before_the_record(deconv, gray, gentle, tmp_path):
     deconv("forward", gray, "-k", gentle, "-o", tmp_path / "y.tif", "--boundary", "reflect", "--padding", "3")

@@ -83,7 +83,6 @@ def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
         rerun=f"deconv invert --kernel=k.npy --lambda=0.01 --output=out.tif --force -- '{HOSTILE}'",
         reconstruction=result,
         diagnosis=diagnosis,
-        factor=None,
     )
 
 
