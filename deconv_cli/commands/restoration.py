@@ -89,6 +89,8 @@ class Restoration:
         prepared = plan.prepare(result.image.cpu())
         return_freed_memory()
         result = _measured(result, image, prepared)
+        if kernel.source.estimate is not None:
+            result = replace(result, kernel_doubt=kernel.source.estimate.doubt)
         options = kernel.options | self._options(result, image)
         run = InvertRun(
             command=context.command,

@@ -169,6 +169,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
         "whole": None if estimate.whole is None else estimate.whole.text,
         "reason": None if estimate.found else describe_found(estimate),
+        "doubt": estimate.doubt,
         "candidates": [
             {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}
             for c in estimate.candidates

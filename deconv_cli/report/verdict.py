@@ -39,6 +39,7 @@ _DOUBTED = {
     DoubtReason.CLIPPING: "Do not use this result as it is: much of it is darker than black or brighter than white.",
     DoubtReason.LAMBDA: "Do not use this result as it is: the input does not show how strongly to smooth.",
     DoubtReason.NOISE: "Do not use this result as it is: it shows mostly noise.",
+    DoubtReason.KERNEL: _WRONG_BLUR,
     DoubtReason.ERROR: "Do not use this result as it is: its error is as large as its detail everywhere.",
 }
 _FINDINGS = {

@@ -34,6 +34,7 @@ from deconv_cli.workflows.trust import (
     Doubt,
     DoubtReason,
     Scale,
+    caution_noise,
     caution_residual,
     describe_prior,
     doubt_clipping,
@@ -69,10 +70,12 @@ class Reconstruction(ShownInNotebook):
         lambda_choice: how λ was chosen from the data; `None` if it was given.
         predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
-        noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
+        noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise, and whether it
+            drowns bright points too; else `None`.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
+        kernel_doubt: why the kernel that was found in the picture is probably wrong; else `None`.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
         notes: notes on the settings, a sentence each.
         channels: the single channels, if they were restored one by one. Everything else is then pooled, or that of the
@@ -95,11 +98,12 @@ class Reconstruction(ShownInNotebook):
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
-    noise_ratio: float | None = None
+    noise_ratio: tuple[float, bool] | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
+    kernel_doubt: str | None = None
     light_caution: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
@@ -134,6 +138,7 @@ class Reconstruction(ShownInNotebook):
                     [(n, doubt.sentence) for n, doubt in doubts if doubt.reason is reason], len(self.channels)
                 )
             ]
+            found += self._doubt_kernel()
             # What is written may have another range than the data of a channel had.
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
                 found += doubt_clipping(self.clipping)
@@ -152,9 +157,11 @@ class Reconstruction(ShownInNotebook):
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
             found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
-        if self.noise_ratio is not None:
-            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
-        if self.clipping is not None:
+        is_between = self._noise_caution is not None
+        if self.noise_ratio is not None and not is_between:
+            found.append(doubt_noise(self.noise_ratio[0], is_lambda_chosen=self.lambda_choice is not None))
+        found += self._doubt_kernel()
+        if self.clipping is not None and not is_between:
             found += doubt_clipping(self.clipping)
         if self.quadratic is not None:
             known = {doubt.reason for doubt in found}
@@ -163,6 +170,16 @@ class Reconstruction(ShownInNotebook):
             ]
             found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found or self._doubt_error())
+
+    @property
+    def _noise_caution(self) -> str | None:
+        """A warning of noise between bright points, which a λ that was chosen from the data leaves there."""
+        if self.noise_ratio is None or self.noise_ratio[1] or self.lambda_choice is None:
+            return None
+        return caution_noise(self.noise_ratio[0])
+
+    def _doubt_kernel(self) -> list[Doubt]:
+        return [] if self.kernel_doubt is None else [Doubt(DoubtReason.KERNEL, self.kernel_doubt)]
 
     def _doubt_error(self) -> list[Doubt]:
         """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
@@ -196,7 +213,7 @@ class Reconstruction(ShownInNotebook):
         for number, part in enumerate(self.channels or (self,), start=1):
             choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            for warning in (choice and choice.warning, of_residual):
+            for warning in (choice and choice.warning, of_residual, part._noise_caution):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     of_channels.append((number, warning))
         found = _of_channels(of_channels, len(self.channels))

@@ -66,6 +66,7 @@ class DoubtReason(StrEnum):
     LAMBDA = "lambda"
     NOISE = "noise"
     ERROR = "expected error"
+    KERNEL = "estimated kernel"
 
 
 UNTRUSTED = (
@@ -242,6 +243,14 @@ def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]
     """Doubt a λ if the rule found no minimum, unless the least λ explains the data up to rounding."""
     is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
     return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+
+
+def caution_noise(ratio: float) -> str:
+    """Warn of noise between bright points, `ratio` times as strong as the contrast of most of the data."""
+    return (
+        f"the noise between bright points is {ratio:.2g} times as strong as in the data: for counts of light, such as "
+        'stars, method="richardson-lucy" amplifies it less'
+    )
 
 
 def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:

@@ -97,6 +97,7 @@ class KernelEstimate(ShownInNotebook):
         parameters: its numbers, each with its standard error.
         candidates: the best of each family, the likeliest first.
         evidence: logarithm of the likelihood of the best blur over that of no blur.
+        doubt: why the kernel is probably wrong, as a sentence without its full stop; `None` without a reason.
     """
 
     found: bool
@@ -104,6 +105,7 @@ class KernelEstimate(ShownInNotebook):
     parameters: tuple[Parameter, ...]
     candidates: tuple[Candidate, ...]
     evidence: float
+    doubt: str | None = None
 
     def __repr__(self) -> str:
         """Describe it in one line."""
