@@ -318,15 +318,12 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
 def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.run import KernelInput
-    from deconv_cli.report.run_record import describe_found
 
     taps = found.taps()
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    notes = [f"the kernel was found in the picture: {describe_found(found)}", *more_notes]
-    if found.note is not None:
-        notes.append(found.note)
+    notes = more_notes + ([] if found.note is None else [found.note])
     rival = close_rival(found)
     if rival is not None:
         notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")

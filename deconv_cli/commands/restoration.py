@@ -56,7 +56,7 @@ class Restoration:
     def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Reconstruct one input, write the result, and describe it."""
         from deconv_cli.report.run import InvertRun
-        from deconv_cli.report.run_record import describe_run
+        from deconv_cli.report.run_record import describe_found, describe_run
 
         started, context, kernel = source.started(), self._context, self._kernel
         image = context.move(kernel.arrange(source.image))
@@ -89,13 +89,17 @@ class Restoration:
         prepared = plan.prepare(result.image.cpu())
         return_freed_memory()
         result = _measured(result, image, prepared)
-        if kernel.source.estimate is not None:
-            result = replace(result, kernel_doubt=kernel.source.estimate.doubt)
+        found: tuple[str, ...] = ()
+        if (estimate := kernel.source.estimate) is not None:
+            result = replace(result, kernel_doubt=estimate.doubt)
+            estimate = estimate if result.is_trusted else estimate.without_errors()
+            kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
+            found = (f"the kernel was found in the picture: {describe_found(estimate)}",)
         options = kernel.options | self._options(result, image)
         run = InvertRun(
             command=context.command,
             kernel=kernel.source,
-            notes=kernel.notes_on(image, prepared, *result.notes, *self._extra.notes(result.settings)),
+            notes=found + kernel.notes_on(image, prepared, *result.notes, *self._extra.notes(result.settings)),
             rerun=context.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,

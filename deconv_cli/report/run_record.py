@@ -162,7 +162,7 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
     return {
         "found": estimate.found,
         "family": estimate.family,
-        "parameters": {p.name.lower(): {"value": p.value, "error": p.error} for p in estimate.parameters},
+        "parameters": {p.name.lower(): {"value": p.value, "error": p.error or None} for p in estimate.parameters},
         "kernel": estimate.text if estimate.found else None,
         "runner_up": None if estimate.runner_up is None else estimate.runner_up.text,
         "log_likelihood_ratio": estimate.log_likelihood_ratio,

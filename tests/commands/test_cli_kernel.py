@@ -131,6 +131,7 @@ def test_a_kernel_that_is_not_the_profile_of_the_stars_is_doubted(deconv, tmp_pa
     run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
     assert "which do not have the profile of the kernel gaussian" in run.stderr
     assert "deconv kernel from-beads" in run.stderr
+    assert "±" not in run.stderr
     picture = BlurredPicture.of(field_of_stars("gaussian:1.8")[None])
     for sigma, is_right in ((1.8, True), (1.4, False)):
         found = KernelEstimate(True, "gaussian", (Parameter("SIGMA", sigma, 0.1),), (), 20.0)
@@ -144,6 +145,16 @@ def test_an_output_that_cannot_be_is_refused_before_the_kernel_is_looked_for(dec
     for name, says in (("there.png", "exists already"), ("x.zarr", "needs the missing package zarr")):
         run = deconv("invert", photo, "-k", "estimate", "-o", tmp_path / name, expect=ExitCode.USAGE)
         assert says in run.stderr
+
+
+def test_a_kernel_that_is_doubted_has_no_error_bar(deconv, photo, tmp_path, monkeypatch):
+    wrong = KernelEstimate(True, "disk", (Parameter("RADIUS", 5.5, 0.02),), (Candidate("disk", (5.5,), 0.0),), 90.0)
+    monkeypatch.setattr(invert, "estimate_kernel_of", lambda *_: wrong)
+    words = ["invert", photo, "-k", "estimate", "-o", tmp_path / "x.png", "--report", tmp_path / "x.html", "--json"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert "disk with radius 5.5" in run.stderr
+    assert "±" not in run.stderr + (tmp_path / "x.html").read_text()
+    assert run.report["kernel"]["estimate"]["parameters"]["radius"] == {"value": 5.5, "error": None}
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):

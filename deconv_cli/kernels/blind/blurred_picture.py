@@ -160,7 +160,8 @@ def estimate_kernel(
         families = [name for name in family_names() if name != _OF_STARS]
     picture = BlurredPicture.of(image, tone_curve=tone_curve, jpeg_table=jpeg_table)
     found = compare_parts(estimate_family(picture.spectrum(), families), picture.parts())
-    return replace(found, doubt=doubt_points(found, picture))
+    doubt = doubt_points(found, picture)
+    return found if doubt is None else replace(found.without_errors(), doubt=doubt)
 
 
 def doubt_points(found: KernelEstimate, picture: BlurredPicture) -> str | None:

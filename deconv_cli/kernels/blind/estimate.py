@@ -52,7 +52,7 @@ class Parameter:
     Attributes:
         name: such as `RADIUS`.
         value: in pixels or degrees, or a count.
-        error: standard error, in the same unit; 0 for a count.
+        error: standard error, in the same unit; 0 for a count, or if the kernel is doubted.
         period: of an angle, in degrees: a kernel that is turned by it looks the same; 0 for other parameters.
     """
 
@@ -110,6 +110,10 @@ class KernelEstimate(ShownInNotebook):
     def __repr__(self) -> str:
         """Describe it in one line."""
         return f"KernelEstimate({self.text})"
+
+    def without_errors(self) -> KernelEstimate:
+        """Leave out the standard errors, which are those of the right family."""
+        return replace(self, parameters=tuple(replace(p, error=0.0) for p in self.parameters))
 
     @property
     def whole(self) -> Candidate | None:
