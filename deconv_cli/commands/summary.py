@@ -67,7 +67,8 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     elif result.prior_sentence is not None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
-        rows.append(("minimized", result.solution.objective))
+        solution = result.solution
+        rows += [("minimized", solution.objective), ("iterations", f"{solution.n_iterations}: {solution.ending}")]
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
