@@ -363,8 +363,8 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_choice_of_lambda()
         if self.predict and not self.predicts:
             raise UsageError(
-                f"only the priors quadratic and photo predict an error, so {name} allows no error map, trust mask or "
-                "truth; leave them out, or use one of these priors."
+                f"only the priors quadratic and photo predict an error, so {name} allows no error map or trust "
+                "mask; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(

@@ -88,7 +88,7 @@ class Restoration:
         return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
         return_freed_memory()
-        result = _measured(result, image, prepared)
+        result = _measured(result, image, prepared, planned.truth)
         found: tuple[str, ...] = ()
         if (estimate := kernel.source.estimate) is not None:
             result = replace(result, kernel_doubt=estimate.doubt)
@@ -223,19 +223,23 @@ def _would_be_cut(path: Path, image: ImageFile, loaded: LoadedKernel, settings: 
     return image.is_picture and is_given and is_cuttable and not is_read_by_parts(path)
 
 
-def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput) -> Reconstruction:
-    """Measure how much of a picture is outside the range of written samples of another type than the input's."""
+def _measured(
+    result: Reconstruction, file: ImageFile, prepared: PreparedOutput, truth: Tensor | None
+) -> Reconstruction:
+    """Compare written whole numbers with the truth, and measure how much of a picture their type cannot hold."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping
 
-    is_measured = prepared.dtype == file.dtype or not np.issubdtype(prepared.dtype, np.integer)
-    if result.settings.defaults is not InputKind.PICTURE or is_measured:
+    if not np.issubdtype(prepared.dtype, np.integer):
+        return result
+    limits = np.iinfo(prepared.dtype)
+    result = result.compared_with(truth, result.image.detach().cpu().double().round().clamp(limits.min, limits.max))
+    if result.settings.defaults is not InputKind.PICTURE or prepared.dtype == file.dtype:
         return result
     image, data, curve = result.image, file.values, result.tone_curve
     if curve is not None:  # in the dark a little light too few is many stored values
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
-    limits = np.iinfo(prepared.dtype)
     ends = float(limits.min), float(limits.max)
     settings = result.settings
     clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions or 2, noise=settings.noise_sigma)

@@ -89,7 +89,7 @@ def first_numbers(
     `scale` is the estimate with its values of black and white; the spacing of the samples is in micrometers.
     """
     return [
-        *_error(predicted, scale),
+        *_error(predicted, result.actual_error, scale),
         *_finest(result, diagnosis.resolution, spacing),
         (
             "Left over",
@@ -99,17 +99,16 @@ def first_numbers(
     ][:3]
 
 
-def _error(predicted: ExpectedError | None, scale: ScaledImage) -> list[Row]:
+def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledImage) -> list[Row]:
     if predicted is None:
         return []
     is_gray_level = scale.unit == GRAY_LEVELS
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
-    is_compared = predicted.actual_root_mean_square is not None and predicted.in_samples is None
 
     def told(error: float) -> str:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
-    real = f" Compared with the truth it is {told(predicted.actual_root_mean_square or 0.0)}." if is_compared else ""
+    real = "" if actual is None else f" Compared with the truth it is {told(actual)}."
     off = "Average error of a value, in percent of the range of the result."
     meaning = "Average error of a pixel, in gray levels." if is_gray_level else off
     share = predicted.trusted_share
@@ -149,10 +148,13 @@ def _digits(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 100 or number == round(number) else f"{number:.2g}"
 
 
-def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_picture: bool) -> list[tuple[str, str]]:
+def try_next(
+    rerun: str, result: Reconstruction, kernel: KernelInput, *, is_picture: bool, has_views: bool = False
+) -> list[tuple[str, str]]:
     """List what to do next, each with the command that does it and writes files of its own.
 
-    The command line `rerun` makes the same result again; `is_picture` is false for tensors.
+    The command line `rerun` makes the same result again; `is_picture` is false for tensors. A page that has views of
+    other strengths has their commands there.
     """
     found: list[tuple[str, str]] = []
     reasons = {doubt.reason for doubt in result.doubts}
@@ -169,7 +171,8 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
     sharper, smoother = (vary_smoothing_of(rerun, result, ratio) for ratio in (ratios[1], ratios[3]))
     tried = [("Sharper, with more noise", sharper), ("Smoother, with less noise", smoother)]
     is_noisy = bool(reasons & {DoubtReason.NOISE, DoubtReason.CLIPPING})
-    found += [(label, line) for label, line in (tried[::-1] if is_noisy else tried) if line is not None]
+    if not has_views:
+        found += [(label, line) for label, line in (tried[::-1] if is_noisy else tried) if line is not None]
     return [*found[:2], ("The same command with every option", rerun)]
 
 

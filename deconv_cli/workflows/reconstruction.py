@@ -17,6 +17,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
@@ -75,6 +76,7 @@ class Reconstruction(ShownInNotebook):
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
+        actual_error: the root mean square error in stored values, if the truth is known.
         kernel_doubt: why the kernel that was found in the picture is probably wrong; else `None`.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
         notes: notes on the settings, a sentence each.
@@ -103,6 +105,7 @@ class Reconstruction(ShownInNotebook):
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
+    actual_error: float | None = None
     kernel_doubt: str | None = None
     light_caution: str | None = None
     notes: tuple[str, ...] = ()
@@ -118,6 +121,14 @@ class Reconstruction(ShownInNotebook):
         trusted = "trusted" if self.is_trusted else "not to be trusted"
         shape, prior = tuple(self.image.shape), self.settings.objective
         return f"Reconstruction(image {shape}, prior {prior}{lam}, boundary {self.boundary}, {trusted})"
+
+    def compared_with(self, truth: Tensor | None, written: Tensor | None = None) -> Reconstruction:
+        """Compare the image, or the samples that are written of it, with the truth, if that is known."""
+        if truth is None:
+            return self
+        image = self.image.detach() if written is None else written
+        difference = image.double() - truth.to(image.device)
+        return replace(self, actual_error=synchronize.as_number(difference.square().mean().sqrt()))
 
     @property
     def has_bounds(self) -> bool:
@@ -236,6 +247,17 @@ class Reconstruction(ShownInNotebook):
         return (model if choice is None else replace(model, sigma=choice.sigma),)
 
     @property
+    def noise_sigmas(self) -> tuple[float, ...]:
+        """The standard deviation of the noise in `unit`, of all channels or of each; empty if it is unknown."""
+        choices = [part.lambda_choice for part in self.channels or (self,) if part.lambda_choice is not None]
+        if choices:
+            return tuple(dict.fromkeys(choice.sigma for choice in choices))
+        if self.predicted_error is not None:
+            return (self.predicted_error.sigma,)
+        noise = None if self.residual_tests is None else self.residual_tests.noise
+        return () if noise is None else (noise,)
+
+    @property
     def is_condition_known(self) -> bool:
         """Whether `spectrum` tells the condition: that of a layer on a torus is not that under another boundary."""
         return self.settings.layer.is_plain or self.boundary == "circular"
@@ -267,6 +289,11 @@ class Reconstruction(ShownInNotebook):
     def error_curve(self) -> ToneCurve | None:
         """The tone curve, if the predicted error is one of light; `None` if it is one of stored values."""
         return self.tone_curve if self.settings.is_linear else None
+
+    @property
+    def in_light(self) -> str:
+        """What follows a number in `unit`."""
+        return "" if self.tone_curve is None else " in light"
 
     @property
     def unit(self) -> str:

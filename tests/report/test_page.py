@@ -210,7 +210,7 @@ def test_an_estimate_of_the_noise_is_called_one_and_is_that_of_the_table(content
     assert row[1:] == ("unknown", "no frequency shows the noise alone")
     run = full_contents().with_result(settings=replace(contents().run.reconstruction.settings, noise=NoiseModel())).run
     (row,) = [row for row in expert_numbers(run.reconstruction, run.diagnosis) if "Noise of" in row[0]]
-    assert row[1:] == (f"{run.reconstruction.lambda_choice.sigma:.3g}", "estimated from the data")
+    assert row[1:] == (f"{run.reconstruction.lambda_choice.sigma:.3g}", "standard deviation, estimated from the data")
 
 
 def test_a_page_of_a_large_picture_stays_small(full_contents):
