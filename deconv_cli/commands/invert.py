@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.batch import Batch
+from deconv_cli.commands.batch import Batch, list_jobs
 from deconv_cli.commands.block_restoration import BlockRestoration
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
@@ -104,6 +104,9 @@ def invert(
             extra.check(jobs, force=files.force)
             if not printed.quiet and (files.force or not jobs[0].target.exists()):
                 print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
+    if large.dry_run:
+        list_jobs(jobs, as_json=printed.as_json)
+        return
     if len(jobs) == 1 and workers.are_given and not printed.quiet:
         print_note("this process alone restores a single file as a whole; other workers only help with blocks")
     many.check(force=files.force)

@@ -216,8 +216,8 @@ class LargeOptions:
         bool,
         option(
             "--dry-run",
-            "Print the plan of the blocks: memory, halo (the margin read around each block), expected error at the "
-            "seams, time. Write nothing.",
+            "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
+            "error at the seams, time. For several inputs, list each with its output.",
             LARGE,
         ),
     ] = False
@@ -245,11 +245,8 @@ class LargeOptions:
             )
         if self.block_range is not None:
             JobShare.parse(self.block_range)
-        if not is_one and (self.dry_run or self.block_range is not None):
-            raise UsageError(
-                f"{'--dry-run' if self.dry_run else '--block-range'} is for one input without a manifest; give one "
-                "file, and no manifest."
-            )
+        if not is_one and self.block_range is not None:
+            raise UsageError("--block-range is for one input without a manifest; give one file, and no manifest.")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Restoration:
         image = context.move(kernel.arrange(source.image))
         kernel.refuse_for(image, tuple(image.values.shape[2:]))
         kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
+        if (image.record or {}).get("command") == "invert":
+            notes += ("the input was written by deconv invert, so it is restored a second time",)
         pipeline = self._pipeline(kind)
         resolution = pipeline.resolve(self._metadata(image))
         tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None

@@ -62,7 +62,7 @@ def judge(
     own = result.doubts
     is_doubted = bool(own) if doubts is None else bool(doubts)
     if is_doubted and own:
-        is_edge = finding is ResidualFinding.WRONG_BOUNDARY and own[0].reason is DoubtReason.RESIDUAL_TESTS
+        is_edge = ResidualFinding.WRONG_BOUNDARY.sentence in own[0].sentence
         return Verdict("bad", _WRONG_EDGE if is_edge else _DOUBTED[own[0].reason])
     if is_doubted:
         return Verdict("bad", "Do not use this result as it is: see the warning below.")

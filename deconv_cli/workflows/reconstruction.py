@@ -26,6 +26,7 @@ from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
+from deconv_cli.workflows.light import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     ROUNDING,
@@ -167,7 +168,10 @@ class Reconstruction(ShownInNotebook):
             )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
-            found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
+            is_recorded = self.reasons.boundary == RECORDED
+            found += doubt_residual(
+                self.residual, self.residual_tests, is_lambda_chosen=is_chosen, is_boundary_recorded=is_recorded
+            )
         is_between = self._noise_caution is not None
         if self.noise_ratio is not None and not is_between:
             found.append(doubt_noise(self.noise_ratio[0], is_lambda_chosen=self.lambda_choice is not None))

@@ -73,6 +73,10 @@ UNTRUSTED = (
     "no pixel can be trusted, since the expected error is as large as the detail everywhere: "
     'lam="auto" chooses λ from the data'
 )
+WRONG_THOUGH_RECORDED = (
+    "the residual is much larger along the edges than inside, although deconv forward recorded this boundary: the "
+    "kernel is probably wrong"
+)
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
 
@@ -209,8 +213,13 @@ _CAUSES = (
 )
 
 
-def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
-    """Doubt an estimate if the tests of its residual reject it; a chosen λ is not the reason of a large residual."""
+def doubt_residual(
+    residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool, is_boundary_recorded: bool = False
+) -> list[Doubt]:
+    """Doubt an estimate if the tests of its residual reject it.
+
+    A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
+    """
     if residual.relative < NEGLIGIBLE_RESIDUAL:
         is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
         if residual.relative <= ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
@@ -221,7 +230,9 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
     # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
     is_of_lambda = tests.finding is ResidualFinding.WRONG_BOUNDARY and is_far and not is_lambda_chosen
     if tests.finding.is_rejection and not is_of_lambda:
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
+        is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY
+        sentence = WRONG_THOUGH_RECORDED if is_of_boundary and is_boundary_recorded else tests.finding.sentence
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, sentence)]
     if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
         return []
     found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
