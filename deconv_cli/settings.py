@@ -305,8 +305,7 @@ class ReconstructionSettings(ShownInNotebook):
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
             raise UsageError(
-                f"noise must be white or auto, or from Python a NoiseModel, but is {given!r}; noise_sigma gives a "
-                "known size."
+                f"noise must be white or auto, but is {given}; noise_sigma gives a known size, and a NoiseModel both."
             )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:

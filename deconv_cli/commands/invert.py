@@ -295,15 +295,13 @@ class InvertWork(Work):
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)
         if not found.found:
-            advice = "find a free kernel with deconv kernel estimate --free, or give one with --kernel"
+            advice = "give the kernel with --kernel, or find a free one with deconv kernel estimate --free"
             if light.curve is None:
-                advice = f"add --light linear where the file is a developed photograph, {advice}"
+                advice = f"for a developed photograph add --light linear; else {advice}"
             if found.slight is not None:
-                advice = f"give it with --kernel {found.slight.text}"
-            raise UntrustworthyResultError(
-                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
-                f"{advice}."
-            )
+                advice = f"--kernel {found.slight.text} takes it nevertheless"
+            notes = search_notes(source.image, light)
+            raise UntrustworthyResultError(f"'{job.source}': {describe_found(found)}; {'; '.join([*notes, advice])}.")
         return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
 
 

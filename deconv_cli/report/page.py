@@ -215,8 +215,13 @@ def draw_kernel(source: KernelInput) -> PagePicture | None:
     # A cross-correlation turns its taps by half a circle.
     values = taps[0, 0].flip(tuple(range(source.kernel.n_axes)))
     values = values if values.ndim == 2 else values[len(values) // 2]
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    low, high = float(values.min()), max(float(values.max()), 0.0)
+    low = low if low < -_NOTABLE_TAP * high else 0.0
     return draw_picture(ScaledImage("Kernel", values, low, high, caption, "share of the light", false_colors=True))
+
+
+_NOTABLE_TAP = 1e-3
+"""Negative taps that are smaller than this part of the largest are rounding."""
 
 
 def describe_origin(source: KernelInput) -> str:

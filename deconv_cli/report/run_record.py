@@ -185,7 +185,7 @@ def describe_found(estimate: KernelEstimate) -> str:
             "as in sharp pictures after a lens or resampling"
         )
     if not estimate.found:
-        return "no blur was found: the spectrum is that of a sharp picture, or of a blur outside the known families"
+        return "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

@@ -228,7 +228,8 @@ class Reconstruction(ShownInNotebook):
         for number, part in enumerate(self.channels or (self,), start=1):
             choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            for warning in (choice and choice.warning, of_residual, part._noise_caution):
+            is_exact = part.residual.relative <= ROUNDING
+            for warning in (choice and not is_exact and choice.warning, of_residual, part._noise_caution):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     of_channels.append((number, warning))
         found = _of_channels(of_channels, len(self.channels))

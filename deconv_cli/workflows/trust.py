@@ -251,9 +251,10 @@ def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lamb
 
 
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
-    """Doubt a λ if the rule found no minimum, unless the least λ explains the data up to rounding."""
-    is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
-    return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+    """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
+    return (
+        [] if choice.failure is None or residual.relative <= ROUNDING else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+    )
 
 
 def caution_noise(ratio: float) -> str:

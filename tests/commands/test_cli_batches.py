@@ -218,7 +218,7 @@ def test_what_is_printed_where(deconv, gray, samples_folder, tmp_path, command):
     words = [command, gray, "-k", samples_folder / "gaussian_psf.png", "-o", tmp_path / "x.tif", "--force"]
     words += ["--light", "stored"] if command == "forward" else ["--lambda", "1e-1"]
     usual = deconv(*words)
-    assert [line for line in usual.stderr.splitlines() if line.startswith("note: ") and "flipped" in line]
+    assert [line for line in usual.stderr.splitlines() if line.startswith("note: ") and "reversed along" in line]
     assert usual.stdout == f"{tmp_path / 'x.tif'}\n"
     assert f"deconv {command}" in usual.stderr
     assert "32×36" in usual.stderr

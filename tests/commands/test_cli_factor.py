@@ -167,7 +167,7 @@ def test_a_color_photograph_by_a_factor_of_a_point_spread_function(deconv, photo
     deconv("invert", photograph, *kernel, "--lambda", "1e-3", "-o", tmp_path / "b.tif")
     assert torch.equal(read_image(tmp_path / "a.tif").values, read_image(tmp_path / "b.tif").values)
     assert report["kernel"]["convention"] == "convolution"
-    assert any("flipped" in note for note in report["notes"])
+    assert any("reversed along" in note for note in report["notes"])
     assert any("divided by their sum" in note for note in report["notes"])
 
 

@@ -186,7 +186,7 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance between samples is not known")
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="--spacing DZ,DY,DX or DY,DX to deconv invert")
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
@@ -197,3 +197,9 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     refused("kernel", "microscope", "na=a,emission=520", "--spacing", "0.1,0.1", says="must be a number")
     refused("kernel", "microscope", "na=1.1,emission=520+600+700", "--image", stack, says="given for 3 channels")
     refused("kernel", "microscope", "na=1,emission=520", "--spacing", "0.1", says="--spacing must hold 2 or 3 numbers")
+
+
+def test_kernel_microscope_does_not_advise_itself(refuses):
+    words = ["kernel", "microscope", "na=1.4,emission=520"]
+    said = refuses(*words, code=ExitCode.USAGE, says="give it in µm with --spacing")
+    assert "deconv kernel microscope" not in said

@@ -263,6 +263,8 @@ def test_the_kernel_is_drawn_as_what_becomes_of_a_point(contents):
     kernel = dataclasses.replace(given.run.kernel, kernel=Kernel.from_tensor(torch.tensor([[0.0, 1.0, 3.0]])))
     assert draw_kernel(kernel).image.values.tolist() == [[3.0, 1.0, 0.0]]
     assert describe_origin(kernel) == f"Given: kernels/{HOSTILE}, 1×3 taps."
+    noisy = torch.tensor([[1.0, -1e-5, 0.5]])
+    assert draw_kernel(dataclasses.replace(kernel, kernel=Kernel.from_tensor(noisy))).image.low == 0
     mixing = draw_kernel(dataclasses.replace(kernel, kernel=Kernel.from_tensor(torch.ones(4, 2, 3, 3))))
     assert mixing.image.caption.startswith("The first of 8 kernels.")
     candidates = (Candidate("disk", (5.2,), 3.0), Candidate("none", (), 515.0))
