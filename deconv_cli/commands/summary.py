@@ -207,7 +207,8 @@ def _ending(solution: Solution) -> str:
 def _noise(result: Reconstruction) -> str:
     """Name the size of the noise after a semicolon, if it was measured or given."""
     sigmas = ", ".join(dict.fromkeys(f"{sigma:.3g}" for sigma in result.noise_sigmas))
-    return f"; noise σ {sigmas}{result.in_light}" if sigmas else ""
+    in_light = "" if result.tone_curve is None else " in light"
+    return f"; noise σ {sigmas}{in_light}" if sigmas else ""
 
 
 def _sample_unit(source: InputFile) -> str:

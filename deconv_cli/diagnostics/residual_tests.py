@@ -224,7 +224,7 @@ def check_residual(
 
 def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
-) -> tuple[float, bool] | None:
+) -> tuple[float | None, bool]:
     """Divide the noise in a linear estimate by the contrast of the data; `None` below 1, or if it shows the picture.
 
     The second value says whether the noise drowns bright points too.
@@ -235,19 +235,19 @@ def measure_noise_ratio(
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
-        return None
+        return None, False
     by_mode = noise_by_mode(noise, bands.modes)
     share = _share_of_noise(bands, by_mode)
     gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
     amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * gain
     if gain * largest <= AMPLIFIED or amplified * largest <= MOSTLY_NOISE * _contrast(data):
-        return None
+        return None, False
     # The least contrast of an image that the kernel could turn into such data.
     contrast = _usual_contrast(data) / largest
     image = FadedImages.of(estimate, data.n_axes)
     is_most = amplified**2 > MOSTLY_NOISE * _usual_contrast(image) ** 2
     if not is_most or not amplified > contrast > 0:
-        return None
+        return None, False
     return amplified / contrast, amplified > DROWNING * _contrast(image)
 
 

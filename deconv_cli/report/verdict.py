@@ -148,13 +148,10 @@ def _digits(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 100 or number == round(number) else f"{number:.2g}"
 
 
-def try_next(
-    rerun: str, result: Reconstruction, kernel: KernelInput, *, is_picture: bool, has_views: bool = False
-) -> list[tuple[str, str]]:
+def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_picture: bool) -> list[tuple[str, str]]:
     """List what to do next, each with the command that does it and writes files of its own.
 
-    The command line `rerun` makes the same result again; `is_picture` is false for tensors. A page that has views of
-    other strengths has their commands there.
+    The command line `rerun` makes the same result again; `is_picture` is false for tensors.
     """
     found: list[tuple[str, str]] = []
     reasons = {doubt.reason for doubt in result.doubts}
@@ -171,8 +168,7 @@ def try_next(
     sharper, smoother = (vary_smoothing_of(rerun, result, ratio) for ratio in (ratios[1], ratios[3]))
     tried = [("Sharper, with more noise", sharper), ("Smoother, with less noise", smoother)]
     is_noisy = bool(reasons & {DoubtReason.NOISE, DoubtReason.CLIPPING})
-    if not has_views:
-        found += [(label, line) for label, line in (tried[::-1] if is_noisy else tried) if line is not None]
+    found += [(label, line) for label, line in (tried[::-1] if is_noisy else tried) if line is not None]
     return [*found[:2], ("The same command with every option", rerun)]
 
 

@@ -120,7 +120,9 @@ def measure(
         tests = check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least)
         result = replace(result, residual_tests=tests)
     model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
-    ratio = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
+    ratio, drowns = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
+    if choice is not None and not drowns:
+        return replace(result, noise_between=ratio)
     return replace(result, noise_ratio=ratio)
 
 

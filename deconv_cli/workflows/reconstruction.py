@@ -72,8 +72,8 @@ class Reconstruction(ShownInNotebook):
         lambda_choice: how λ was chosen from the data; `None` if it was given.
         predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
-        noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise, and whether it
-            drowns bright points too; else `None`.
+        noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
+        noise_between: the same if bright points stand out of the noise, which a chosen λ leaves between them.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
@@ -101,7 +101,8 @@ class Reconstruction(ShownInNotebook):
     lambda_choice: LambdaChoice | None = None
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
-    noise_ratio: tuple[float, bool] | None = None
+    noise_ratio: float | None = None
+    noise_between: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
@@ -172,11 +173,10 @@ class Reconstruction(ShownInNotebook):
             found += doubt_residual(
                 self.residual, self.residual_tests, is_lambda_chosen=is_chosen, is_boundary_recorded=is_recorded
             )
-        is_between = self._noise_caution is not None
-        if self.noise_ratio is not None and not is_between:
-            found.append(doubt_noise(self.noise_ratio[0], is_lambda_chosen=self.lambda_choice is not None))
+        if self.noise_ratio is not None:
+            found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
         found += self._doubt_kernel()
-        if self.clipping is not None and not is_between:
+        if self.clipping is not None and self.noise_between is None:
             found += doubt_clipping(self.clipping)
         if self.quadratic is not None:
             known = {doubt.reason for doubt in found}
@@ -185,13 +185,6 @@ class Reconstruction(ShownInNotebook):
             ]
             found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found or self._doubt_error())
-
-    @property
-    def _noise_caution(self) -> str | None:
-        """A warning of noise between bright points, which a λ that was chosen from the data leaves there."""
-        if self.noise_ratio is None or self.noise_ratio[1] or self.lambda_choice is None:
-            return None
-        return caution_noise(self.noise_ratio[0])
 
     def _doubt_kernel(self) -> list[Doubt]:
         return [] if self.kernel_doubt is None else [Doubt(DoubtReason.KERNEL, self.kernel_doubt)]
@@ -229,7 +222,11 @@ class Reconstruction(ShownInNotebook):
             choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             is_exact = part.residual.relative <= ROUNDING
-            for warning in (choice and not is_exact and choice.warning, of_residual, part._noise_caution):
+            for warning in (
+                choice and not is_exact and choice.warning,
+                of_residual,
+                part.noise_between and caution_noise(part.noise_between),
+            ):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     of_channels.append((number, warning))
         found = _of_channels(of_channels, len(self.channels))
@@ -294,11 +291,6 @@ class Reconstruction(ShownInNotebook):
     def error_curve(self) -> ToneCurve | None:
         """The tone curve, if the predicted error is one of light; `None` if it is one of stored values."""
         return self.tone_curve if self.settings.is_linear else None
-
-    @property
-    def in_light(self) -> str:
-        """What follows a number in `unit`."""
-        return "" if self.tone_curve is None else " in light"
 
     @property
     def unit(self) -> str:
