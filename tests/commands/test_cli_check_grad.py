@@ -110,7 +110,7 @@ class TestVerdicts:
         report = check(*LEAK, expect=ExitCode.FAULT_FOUND)
         (finding,) = report["general"]
         assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
-        assert "with this code: samples leak into one another (BATCH-LEAK)." in report["summary"]
+        assert "samples leak into one another (BATCH-LEAK)." in report["summary"]
 
     def test_many_parameters_are_counted(self, deconv, write):
         path = write("model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
