@@ -219,7 +219,8 @@ class Reconstruction(ShownInNotebook):
         """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
         of_channels: list[tuple[int, str]] = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
+            choice = part.lambda_choice
+            tests = None if part.doubts or part.noise_between else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             is_exact = part.residual.relative <= ROUNDING
             for warning in (
