@@ -45,6 +45,7 @@ from deconv_cli.workflows.trust import (
     doubt_noise,
     doubt_residual,
     doubt_solver,
+    is_flat,
 )
 
 
@@ -222,9 +223,11 @@ class Reconstruction(ShownInNotebook):
             choice = part.lambda_choice
             tests = None if part.doubts or part.noise_between else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            is_exact = part.residual.relative <= ROUNDING
+            of_choice = choice and choice.warning
+            if of_choice and is_flat(part.image):  # any λ explains it, so that the rules have nothing to choose by
+                of_choice = None
             for warning in (
-                choice and not is_exact and choice.warning,
+                of_choice,
                 of_residual,
                 part.noise_between and caution_noise(part.noise_between),
             ):

@@ -51,6 +51,8 @@ wide."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
+FLAT = 1e-3
+"""Range of an image without detail, in parts of its brightest value."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual of a λ that was chosen from the data may have."""
 
@@ -248,6 +250,12 @@ def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lamb
     is_smoothed = tests.finding is ResidualFinding.OVER_SMOOTHED and not is_lambda_chosen
     is_at_odds = is_smoothed or tests.finding is ResidualFinding.NOISE_FITTED
     return tests.finding.sentence if is_at_odds and residual.relative >= NEGLIGIBLE_RESIDUAL else None
+
+
+def is_flat(image: Tensor) -> bool:
+    """Return whether an image holds no detail."""
+    low, high = (synchronize.as_number(end) for end in image.detach().aminmax())
+    return high - low <= FLAT * abs(high)
 
 
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
