@@ -298,8 +298,7 @@ class ReconstructionSettings(ShownInNotebook):
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
             raise UsageError(
-                f"noise must be white or auto, or from Python a NoiseModel, but is {given!r}; noise_sigma gives a "
-                "known size."
+                f"noise must be white or auto, but is {given}; noise_sigma gives a known size, and a NoiseModel both."
             )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
@@ -354,8 +353,8 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_choice_of_lambda()
         if self.predict and not self.predicts:
             raise UsageError(
-                f"only the priors quadratic and photo predict an error, so {name} allows no error map, trust mask or "
-                "truth; leave them out, or use one of these priors."
+                f"only the priors quadratic and photo predict an error, so {name} allows no error map or trust "
+                "mask; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(

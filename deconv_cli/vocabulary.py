@@ -65,7 +65,7 @@ class Convention(StrEnum):
     CORRELATION = "correlation"
     """Taps as `torch.nn.functional.conv2d` applies them."""
     CONVOLUTION = "convolution"
-    """A point-spread function of a true convolution; flipped on reading."""
+    """A point-spread function of a true convolution; reversed along each axis on reading."""
 
 
 class ArithmeticDType(StrEnum):

@@ -29,7 +29,7 @@ from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import counted, package_version
+from deconv_cli.vocabulary import counted, nearest_name, package_version
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import Finding, GradientReport
@@ -156,7 +156,9 @@ class Expectation:
         known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
         verdict = known.get(word.upper().replace(" ", "-"))
         if not colon or not name or verdict is None:
-            raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
+            meant = nearest_name(known, word.upper()) if verdict is None else None
+            hint = f"; perhaps you mean {meant}" if meant else ""
+            raise UsageError(f"--expect must be VERDICT:NAME, such as UNUSED:head.weight, but is '{text}'{hint}.")
         return cls(verdict, name)
 
     def meets(self, finding: Finding, name: str) -> bool:
@@ -237,6 +239,8 @@ def _check_script(
 
     if not path.is_file():
         raise UsageError(f"--run must name a Python script, but there is no file '{path}'.")
+    if b"\0" in path.read_bytes()[:4096]:
+        raise UsageError(f"--run must name a Python script, but '{path}' is no text; give a model without --run.")
     report = check_script(path, arguments, step=step, budget=budget, on_progress=show)
     return report, {
         "model": {"name": str(path), "kind": "script", "sha256": None, "class": None, "code": str(path)},

@@ -149,8 +149,9 @@ class ExtraOutputs:
     ] = None
 
     def need_prediction(self, settings: ReconstructionSettings) -> bool:
-        """Return whether the error has to be predicted; a page does without it if it cannot be."""
-        return self.is_prediction_kept or (self.report is not None and settings.predicts)
+        """Return whether the error has to be predicted; a page or a truth does without it if it cannot be."""
+        is_shown = self.report is not None or self.truth is not None
+        return self.error_map is not None or self.trust_mask is not None or (is_shown and settings.predicts)
 
     def notes(self, settings: ReconstructionSettings) -> tuple[str, ...]:
         """Say why a page shows no expected error, if so."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.batch import Batch
+from deconv_cli.commands.batch import Batch, list_jobs
 from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
@@ -109,6 +109,9 @@ def invert(
             if not printed.quiet and (files.force or not jobs[0].target.exists()):
                 print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
         many = replace(many, resume=False)
+    if large.dry_run:
+        list_jobs(jobs, as_json=printed.as_json)
+        return
     if len(jobs) == 1 and workers.are_given and not printed.quiet:
         print_note("this process alone restores a single file as a whole; other workers only help with blocks")
     many.check(force=files.force)
@@ -240,15 +243,13 @@ class InvertWork(BlockWork):
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)
         if not found.found:
-            advice = "find a free kernel with deconv kernel estimate --free, or give one with --kernel"
+            advice = "give the kernel with --kernel, or find a free one with deconv kernel estimate --free"
             if light.curve is None:
-                advice = f"add --light linear where the file is a developed photograph, {advice}"
+                advice = f"for a developed photograph add --light linear; else {advice}"
             if found.slight is not None:
-                advice = f"give it with --kernel {found.slight.text}"
-            raise UntrustworthyResultError(
-                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
-                f"{advice}."
-            )
+                advice = f"--kernel {found.slight.text} takes it nevertheless"
+            notes = search_notes(source.image, light)
+            raise UntrustworthyResultError(f"'{job.source}': {describe_found(found)}; {'; '.join([*notes, advice])}.")
         return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
 
 
@@ -266,15 +267,12 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
 def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.run import KernelInput
-    from deconv_cli.report.run_record import describe_found
 
     taps = found.taps()
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    notes = [f"the kernel was found in the picture: {describe_found(found)}", *more_notes]
-    if found.note is not None:
-        notes.append(found.note)
+    notes = more_notes + ([] if found.note is None else [found.note])
     rival = close_rival(found)
     if rival is not None:
         notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")

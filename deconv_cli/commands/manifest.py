@@ -141,6 +141,10 @@ class Manifest:
         line = self._lines.get(str(job.target), {})
         return line.get("status") == BEGUN or line.get("output_sha256") is not None
 
+    def has_other_settings(self, job: Job) -> bool:
+        """Return whether an earlier run did a job with other settings."""
+        return self._lines.get(str(job.target), {}).get("settings", self._settings) != self._settings
+
     def line_of(self, job: Job) -> Line | None:
         """Return the line of a job that ended well with these settings, to compare with the files; else `None`."""
         line = self._lines.get(str(job.target))

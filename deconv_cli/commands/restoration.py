@@ -19,6 +19,8 @@ from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deconv_cli.commands.loaded_kernel import LoadedKernel
     from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.workflows.lambda_series import LambdaView
@@ -41,12 +43,14 @@ class Restoration:
     def restore(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Reconstruct one input, write the result, and describe it."""
         from deconv_cli.report.run import InvertRun
-        from deconv_cli.report.run_record import describe_run
+        from deconv_cli.report.run_record import describe_found, describe_run
 
         started, work, kernel = source.started(), self._work, self._kernel
         image = work.move(kernel.arrange(source.image))
         kernel.refuse_for(image, tuple(image.values.shape[2:]))
         kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
+        if (image.record or {}).get("command") == "invert":
+            notes += ("the input was written by deconv invert, so it is restored a second time",)
         pipeline = self._pipeline(kind)
         resolution = pipeline.resolve(self._metadata(image))
         tests_alignment = resolution.tests_alignment and job.number <= N_ALIGNED and kernel.source.estimate is None
@@ -67,12 +71,18 @@ class Restoration:
         return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
         return_freed_memory()
-        result = _measured(result, image, prepared)
+        result = _measured(result, image, prepared, planned.truth)
+        found: tuple[str, ...] = ()
+        if (estimate := kernel.source.estimate) is not None:
+            result = replace(result, kernel_doubt=estimate.doubt)
+            estimate = estimate if result.is_trusted else estimate.without_errors()
+            kernel = replace(kernel, source=replace(kernel.source, estimate=estimate))
+            found = (f"the kernel was found in the picture: {describe_found(estimate)}",)
         options = kernel.options | self._options(result, image)
         run = InvertRun(
             command=work.command,
             kernel=kernel.source,
-            notes=kernel.notes_on(image, prepared, *result.notes, *self._work.extra.notes(result.settings)),
+            notes=found + kernel.notes_on(image, prepared, *result.notes, *self._work.extra.notes(result.settings)),
             rerun=work.rerun(job.source, options, job.target, prepared.dtype),
             reconstruction=result,
             diagnosis=diagnosis,
@@ -152,19 +162,23 @@ class Restoration:
             return self._pipelines[kind]
 
 
-def _measured(result: Reconstruction, file: ImageFile, prepared: PreparedOutput) -> Reconstruction:
-    """Measure how much of a picture is outside the range of written samples of another type than the input's."""
+def _measured(
+    result: Reconstruction, file: ImageFile, prepared: PreparedOutput, truth: Tensor | None
+) -> Reconstruction:
+    """Compare written whole numbers with the truth, and measure how much of a picture their type cannot hold."""
     import numpy as np
 
     from deconv_cli.workflows.trust import measure_clipping
 
-    is_measured = prepared.dtype == file.dtype or not np.issubdtype(prepared.dtype, np.integer)
-    if result.settings.defaults is not InputKind.PICTURE or is_measured:
+    if not np.issubdtype(prepared.dtype, np.integer):
+        return result
+    limits = np.iinfo(prepared.dtype)
+    result = result.compared_with(truth, result.image.detach().cpu().double().round().clamp(limits.min, limits.max))
+    if result.settings.defaults is not InputKind.PICTURE or prepared.dtype == file.dtype:
         return result
     image, data, curve = result.image, file.values, result.tone_curve
     if curve is not None:  # in the dark a little light too few is many stored values
         image, data = curve.to_light(image), curve.to_light(data.to(image.dtype))
-    limits = np.iinfo(prepared.dtype)
     ends = float(limits.min), float(limits.max)
     settings = result.settings
     clipping = measure_clipping(image, data, *ends, n_axes=settings.dimensions or 2, noise=settings.noise_sigma)

@@ -65,11 +65,15 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     elif result.prior_sentence is not None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
-        rows.append(("minimized", result.solution.objective))
+        solution = result.solution
+        rows += [("minimized", solution.objective), ("iterations", f"{solution.n_iterations}: {solution.ending}")]
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
-        rows.append(error_row(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted))
+        error, unit = result.actual_error, _sample_unit(source)
+        rows.append(error_row(result.predicted_error, unit, error, is_trusted=result.is_trusted))
+    elif result.actual_error is not None:
+        rows.append(("error", f"{result.actual_error:.3g}{_sample_unit(source)}, compared with the truth"))
     rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness)
@@ -178,11 +182,9 @@ def _ending(solution: Solution) -> str:
 
 def _noise(result: Reconstruction) -> str:
     """Name the size of the noise after a semicolon, if it was measured or given."""
-    choices = [part.lambda_choice for part in result.channels or (result,) if part.lambda_choice is not None]
-    sigmas = [choice.sigma for choice in choices]
-    if not sigmas and result.predicted_error is not None:
-        sigmas = [result.predicted_error.sigma]
-    return f"; noise σ {', '.join(dict.fromkeys(f'{sigma:.3g}' for sigma in sigmas))}" if sigmas else ""
+    sigmas = ", ".join(dict.fromkeys(f"{sigma:.3g}" for sigma in result.noise_sigmas))
+    in_light = "" if result.tone_curve is None else " in light"
+    return f"; noise σ {sigmas}{in_light}" if sigmas else ""
 
 
 def _sample_unit(source: InputFile) -> str:
@@ -192,10 +194,10 @@ def _sample_unit(source: InputFile) -> str:
     return " counts" if "int" in source.dtype else ""
 
 
-def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple[str, str]:
+def error_row(predicted: ExpectedError, unit: str, actual: float | None = None, *, is_trusted: bool) -> tuple[str, str]:
     """Describe the size of the expected error, where to trust the result, and the real error if that is known."""
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
-    depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
+    depth, share = predicted.trusted_depth, predicted.trusted_share
     if not is_trusted:
         to_trust = "not to be trusted: see below"
     else:

@@ -127,13 +127,14 @@ def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
     return {
         "found": estimate.found,
         "family": estimate.family,
-        "parameters": {p.name.lower(): {"value": p.value, "error": p.error} for p in estimate.parameters},
+        "parameters": {p.name.lower(): {"value": p.value, "error": p.error or None} for p in estimate.parameters},
         "kernel": estimate.text if estimate.found else None,
         "runner_up": None if estimate.runner_up is None else estimate.runner_up.text,
         "log_likelihood_ratio": estimate.log_likelihood_ratio,
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
         "whole": None if estimate.whole is None else estimate.whole.text,
         "reason": None if estimate.found else describe_found(estimate),
+        "doubt": estimate.doubt,
         "candidates": [
             {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}
             for c in estimate.candidates
@@ -149,7 +150,7 @@ def describe_found(estimate: KernelEstimate) -> str:
             "as in sharp pictures after a lens or resampling"
         )
     if not estimate.found:
-        return "no blur was found: the spectrum is that of a sharp picture, or of a blur outside the known families"
+        return "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

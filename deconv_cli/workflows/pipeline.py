@@ -129,13 +129,13 @@ class Pipeline:
             check_image(truth, "the truth")
         planes = self._planes(y)
         if planes is None:
-            return self._reconstruct_samples(y, resolution, truth, as_listener(progress))
+            return self._reconstruct_samples(y, resolution, truth, as_listener(progress)).compared_with(truth)
         known = None if truth is None else planes.split(truth)
         result = self._reconstruct_samples(planes.split(y), resolution, known, as_listener(progress))
         predicted = result.predicted_error
         if predicted is not None:
             predicted = replace(predicted, map=planes.join(predicted.map))
-        return replace(result, image=planes.join(result.image), predicted_error=predicted)
+        return replace(result, image=planes.join(result.image), predicted_error=predicted).compared_with(truth)
 
     def _reconstruct_samples(
         self, y: Tensor, resolution: ResolvedInput, truth: Tensor | None, listener: ProgressListener

@@ -63,6 +63,15 @@ def test_the_report_says_what_was_minimized(deconv, files, way):
     torch.testing.assert_close(read_image(Path("x.npy")).values, image, rtol=0, atol=1e-5)
 
 
+def test_the_table_says_why_the_iteration_stopped_and_whether_a_gain_was_found(deconv, files):
+    words = [*files, "--method", "richardson-lucy", "-o", "x.npy", "--force"]
+    said = deconv(*words, "--gain", 0.5, expect=FINISHED).stderr
+    assert re.search(r"\niterations +\d+: stopped before the fit followed the noise", said)
+    assert "do not show a gain" not in said
+    said = deconv(*words, "--gain", "auto", expect=FINISHED).stderr
+    assert "note: the data do not show a gain, so held-out samples stop the iteration" in said
+
+
 def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     deconv(*files, "--lambda", "1e-4", "-o", "free.npy", "--quiet", expect=FINISHED)
     deconv(*files, "--lambda", "1e-4", "--nonnegative", "-o", "bound.npy", "--quiet", expect=FINISHED)

@@ -171,7 +171,7 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance between samples is not known")
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="--spacing DZ,DY,DX or DY,DX to deconv invert")
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
@@ -196,3 +196,9 @@ def test_richardson_lucy_takes_the_whole_kernel_however_it_is_named(deconv, stac
     words = ["invert", stack, "-k", "microscope", name, "richardson-lucy", "-o", tmp_path / "x.ome.tif"]
     deconv(*words, expect=ExitCode.USAGE)
     assert set(seen) == {False}
+
+
+def test_kernel_microscope_does_not_advise_itself(refuses):
+    words = ["kernel", "microscope", "na=1.4,emission=520"]
+    said = refuses(*words, code=ExitCode.USAGE, says="give it in µm with --spacing")
+    assert "deconv kernel microscope" not in said
