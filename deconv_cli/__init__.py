@@ -6,8 +6,6 @@ The library in a few names::
     reconstruction = deconv_cli.invert(y, kernel, padding="same", boundary="zero", lam=1e-6)
     P = deconv_cli.pseudo_inverse(kernel, input_size=(128, 128), padding="same", boundary="zero")
     x_hat = P(y)
-    deconv_cli.save_pseudo_inverse(P, "P.safetensors")
-    P = deconv_cli.load_pseudo_inverse("P.safetensors")
 
 torch is imported with the first of them, not with the package.
 """
@@ -65,7 +63,6 @@ if TYPE_CHECKING:
     from deconv_cli.operators.differences import Gradient, Laplacian
     from deconv_cli.operators.linear_operator import Identity, Linearization, LinearOperator
     from deconv_cli.operators.varying_convolution import VaryingConvolution
-    from deconv_cli.saved_inverses import load_pseudo_inverse, save_pseudo_inverse
     from deconv_cli.saved_kernels import (
         ModelLayer,
         list_layers,
@@ -158,7 +155,6 @@ __all__ = [
     "list_layers",
     "load_kernel_field",
     "load_layer",
-    "load_pseudo_inverse",
     "make_kernel",
     "map_blur",
     "microscope_psf",
@@ -166,7 +162,6 @@ __all__ = [
     "psf_from_beads",
     "save_kernel_field",
     "save_layer",
-    "save_pseudo_inverse",
     "solve",
     "watch_gradients",
 ]
@@ -188,7 +183,6 @@ _NAMES = {
     "operators.differences": ("Gradient", "Laplacian"),
     "operators.linear_operator": ("Identity", "Linearization", "LinearOperator"),
     "operators.varying_convolution": ("VaryingConvolution",),
-    "saved_inverses": ("load_pseudo_inverse", "save_pseudo_inverse"),
     "saved_kernels": (
         "ModelLayer",
         "list_layers",

@@ -1,4 +1,4 @@
-"""The memory of this process: its peak, garbage, and keeping memory instead of returning it to the system.
+"""The memory of this process: its peak, and keeping memory instead of returning it to the system.
 
 glibc returns large blocks to the kernel as soon as they are freed, and the kernel clears every page that it hands out
 again. A reconstruction allocates image after image: half of the processor's time went into clearing pages.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
-import importlib.machinery
 import sys
 from pathlib import Path
-from typing import Any
 
 # mallopt(3): the parameters, and values that keep all that is freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -58,39 +55,6 @@ def keep_freed_memory() -> bool:
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD), (_M_ARENA_MAX, 1))
     done = [library.mallopt(parameter, value) == 1 for parameter, value in wanted]
     return all(done)
-
-
-class _TorchFinder(importlib.machinery.PathFinder):
-    """Import torch without a search for garbage, and leave its objects out of every later search."""
-
-    @classmethod
-    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:  # noqa: ANN401
-        """Find torch; `None` for every other module."""
-        spec = super().find_spec(fullname, path, target) if fullname == "torch" else None
-        if spec is None or spec.loader is None:
-            return None
-        run, was_enabled = spec.loader.exec_module, gc.isenabled()
-
-        def run_uncollected(module: Any) -> None:  # noqa: ANN401
-            gc.disable()
-            try:
-                run(module)
-            finally:
-                gc.freeze()
-                if was_enabled:
-                    gc.enable()
-
-        spec.loader.exec_module = run_uncollected  # type: ignore[method-assign]
-        return spec
-
-
-def import_torch_uncollected() -> None:
-    """Make this process import torch, when it does, in four fifths of the processor time.
-
-    Python searches for garbage whenever the objects have grown by a quarter, and torch has 250,000 that stay.
-    """
-    if _TorchFinder not in sys.meta_path:
-        sys.meta_path.insert(0, _TorchFinder)
 
 
 def kept_bytes() -> int:

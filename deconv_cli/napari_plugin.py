@@ -177,11 +177,9 @@ def kernel_of_layer(psf: np.ndarray, values: Tensor, curve: ToneCurve | None) ->
     return taps / taps.sum(), clause
 
 
-def kernel_of_formula(
-    text: str, spacing: tuple[float, ...] | None, values: Tensor, curve: ToneCurve | None
-) -> tuple[Tensor, str]:
-    """Make the kernel of a formula; `spacing` in µm serves lengths with a unit."""
-    return deconv_cli.make_kernel(text, spacing=spacing), text
+def kernel_of_formula(text: str, values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
+    """Make the kernel of a formula."""
+    return deconv_cli.make_kernel(text), text
 
 
 def kernel_of_optics(
@@ -304,7 +302,7 @@ class RestoreWidget(Container):  # type: ignore[misc]
         if self.source.value == FOUND:
             return find_kernel
         if self.source.value == FORMULA:
-            return partial(kernel_of_formula, self.formula.value, _micrometers(layer))
+            return partial(kernel_of_formula, self.formula.value)
         if self.source.value == LAYER:
             chosen = self.kernel_layer.value
             psf = _samples(chosen)

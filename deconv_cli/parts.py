@@ -67,7 +67,6 @@ KERNEL_SOURCES: Registry[Any] = Registry(
         "disk": "deconv_cli.kernels.sources.simple_blurs:DISK",
         "box": "deconv_cli.kernels.sources.simple_blurs:BOX",
         "motion": "deconv_cli.kernels.sources.simple_blurs:MOTION",
-        "path": "deconv_cli.kernels.sources.simple_blurs:PATH",
         "polygon": "deconv_cli.kernels.sources.optical_blurs:POLYGON",
         "airy": "deconv_cli.kernels.sources.optical_blurs:AIRY",
         "moffat": "deconv_cli.kernels.sources.optical_blurs:MOFFAT",

@@ -74,12 +74,9 @@ class ReconstructionSettings(ShownInNotebook):
         noise: kind of the noise: `white`, `auto` to find it from the data, a model, or a model for each channel if the
             kernel does not mix them; `None` means `auto` for a picture and `white` for a tensor. Full samples of 8 or
             16 bits are then lower bounds, but measurements for `white`.
-        quantization: distance of neighboring values that a stored sample can have; the noise is at least that of
-            rounding to it. `None` means 1 for whole numbers, else 0.
         penalty: the operator L; `None` means `gradient` for a picture, if the kernel allows it, and else `identity`.
         spacing: distances of neighboring pixels along each axis of space, in any unit: differences in the penalty and
             in the total variation are divided by them, the smallest being 1. `None` means equal distances.
-        rcond: truncate singular values up to this fraction of the largest; circular boundary and λ = 0 only.
         nonnegative: no pixel of the estimate is below zero; the same as prior `nonnegative`.
         prior: `quadratic` for the penalty above, or another objective; `auto` means `photo` for 8-bit pictures with a
             tone curve, unless a setting of the quadratic prior such as `lam` is given, and else `quadratic`.
@@ -114,10 +111,8 @@ class ReconstructionSettings(ShownInNotebook):
     lambda_rule: LambdaRule | None = None
     noise_sigma: float | None = None
     noise: NoiseKindLike | NoiseModel | tuple[NoiseModel, ...] | None = None
-    quantization: float | None = None
     penalty: str | None = None
     spacing: tuple[float, ...] | None = None
-    rcond: float | None = None
     nonnegative: bool = False
     prior: str = "auto"
     weight: float | Auto | None = None
@@ -199,7 +194,7 @@ class ReconstructionSettings(ShownInNotebook):
     @property
     def leaves_prior_open(self) -> bool:
         """Whether the kind of the input may choose the prior: nothing was given that belongs to one of them."""
-        belonging = (self.lam, self.lambda_rule, self.penalty, self.rcond, self.spacing, self.noise)
+        belonging = (self.lam, self.lambda_rule, self.penalty, self.spacing, self.noise)
         is_open = self.prior == "auto" and self.objective == "quadratic"
         return is_open and all(value is None for value in belonging)
 
@@ -286,8 +281,6 @@ class ReconstructionSettings(ShownInNotebook):
         self._check_noise()
         self._set("dimensions", check_dimensions(self.dimensions))
         self._set("spacing", check_spacing(self.spacing))
-        self._take("quantization", Real, "zero or a positive number", lambda v: v >= 0)
-        self._take("rcond", Real, "a number that is at least 0 and below 1", lambda v: 0 <= v < 1)
         self._take("weight", Real, "auto or a positive number", lambda v: v > 0)
         self._take("strength", Real, "a positive number", lambda v: v > 0)
         self._take("gain", Real, "auto or a positive number", lambda v: v > 0)
@@ -305,8 +298,7 @@ class ReconstructionSettings(ShownInNotebook):
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
             raise UsageError(
-                f"noise must be white or auto, or from Python a NoiseModel, but is {given!r}; noise_sigma gives a "
-                "known size."
+                f"noise must be white or auto, but is {given}; noise_sigma gives a known size, and a NoiseModel both."
             )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
@@ -356,15 +348,13 @@ class ReconstructionSettings(ShownInNotebook):
                 "spacing divides differences between pixels, but penalty identity uses no differences; leave it out."
             )
         name = self.objective_name
-        if not self.is_linear and self.rcond is not None:
-            raise UsageError(f"{name} truncates no singular values, but rcond={self.rcond:g} was given; leave it out.")
         if not self.has_lambda:
             self._refuse_lambda(name)
         self._check_choice_of_lambda()
         if self.predict and not self.predicts:
             raise UsageError(
-                f"only the priors quadratic and photo predict an error, so {name} allows no error map, trust mask or "
-                "truth; leave them out, or use one of these priors."
+                f"only the priors quadratic and photo predict an error, so {name} allows no error map or trust "
+                "mask; leave them out, or use one of these priors."
             )
         if self.seed is not None and not self.predict:
             raise UsageError(
@@ -372,11 +362,6 @@ class ReconstructionSettings(ShownInNotebook):
             )
 
     def _check_choice_of_lambda(self) -> None:
-        if self.rcond is not None and (self.lam == "auto" or self.lambda_rule is not None):
-            raise UsageError(
-                "rcond truncates singular values instead of λ, so do not choose λ from the data too; leave one of the "
-                "two out."
-            )
         if self.lambda_rule is not None and self.lam is not None and not isinstance(self.lam, str):
             raise UsageError(
                 f"lambda_rule chooses λ, but λ is {format_lambda(self.lam)} here; "

@@ -55,8 +55,6 @@ class LambdaRule(StrEnum):
     """The residual is as large as the noise."""
     UPRE = "upre"
     """The least predicted risk, for noise of known size."""
-    LCURVE = "lcurve"
-    """The corner between the residual and the penalty."""
     WHITENESS = "whiteness"
     """The residual is as white as it gets."""
 
@@ -67,7 +65,7 @@ class Convention(StrEnum):
     CORRELATION = "correlation"
     """Taps as `torch.nn.functional.conv2d` applies them."""
     CONVOLUTION = "convolution"
-    """A point-spread function of a true convolution; flipped on reading."""
+    """A point-spread function of a true convolution; reversed along each axis on reading."""
 
 
 class ArithmeticDType(StrEnum):

@@ -80,15 +80,3 @@ def test_the_peak_of_memory_is_not_that_of_a_larger_parent():
     )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
     assert 10**6 < int(done.stdout) < 2 * 10**8
-
-
-def test_torch_is_imported_without_a_search_for_garbage(tmp_path):
-    """A module of that name stands for torch, and tells whether Python would search while it is imported."""
-    (tmp_path / "torch.py").write_text("import gc\nsearches = gc.isenabled()\n")
-    script = (
-        "import gc, sys; from deconv_cli.allocator import import_torch_uncollected; import_torch_uncollected(); "
-        f"sys.path.insert(0, {str(tmp_path)!r}); import decimal, torch; "
-        "print(torch.searches, gc.isenabled(), gc.get_freeze_count() > 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "True"]

@@ -71,7 +71,7 @@ def test_a_gray_layer_is_restored_where_it_lies_with_its_error_beside_it(viewer,
     noise = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0), dtype=sharp.dtype)
     blurred = deconv_cli.forward(10 * sharp[None], taps, boundary="reflect")[0] + 5 * noise
     layer = viewer.add_image(blurred.round().clamp(0).numpy().astype(np.uint16)[CROP], name="cells", **PLACE)
-    widget.source.value, widget.formula.value = "a formula", "gaussian:0.375um"  # the scale makes pixels of it
+    widget.source.value, widget.formula.value = "a formula", "gaussian:1.5"
     run(widget)
     restored, error = viewer.layers["cells restored"], viewer.layers["cells expected error"]
     truth = 10 * sharp.numpy()[CROP]
@@ -82,7 +82,7 @@ def test_a_gray_layer_is_restored_where_it_lies_with_its_error_beside_it(viewer,
         assert (tuple(shown.scale), tuple(shown.translate)) == (PLACE["scale"], PLACE["translate"])
         assert shown.units == layer.units
     assert restored.contrast_limits == layer.contrast_limits
-    assert widget.status.value.startswith("kernel: gaussian:0.375um")
+    assert widget.status.value.startswith("kernel: gaussian:1.5")
     assert restored.metadata["reconstruction"].settings.boundary == "unknown"
 
 

@@ -11,7 +11,7 @@ import deconv_cli
 from deconv_cli import errors
 
 PROMISED = {
-    *("forward", "invert", "pseudo_inverse", "save_pseudo_inverse", "load_pseudo_inverse"),
+    *("forward", "invert", "pseudo_inverse"),
     *("PseudoInverse", "Reconstruction", "Solution", "Status"),
     *("check_gradients", "GradientReport", "Finding", "Cause", "Verdict", "GRADIENT_RULES", "ReceptiveFieldConv2d"),
 }

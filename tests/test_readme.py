@@ -68,10 +68,10 @@ def test_figures_of_the_comparison_were_measured():
 
 
 def test_examples_of_the_help_run(tmp_path, monkeypatch):
-    from deconv_cli.commands import check_grad, factor, fisher, forward, inspect, invert
+    from deconv_cli.commands import check_grad, fisher, forward, inspect, invert
 
     open_samples(tmp_path, monkeypatch)
-    for command in (forward, invert, factor, inspect, check_grad, fisher):
+    for command in (forward, invert, inspect, check_grad, fisher):
         words = shlex.split(command.EXAMPLE.removeprefix("Example: "))
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == ExitCode.SUCCESS, result.stderr

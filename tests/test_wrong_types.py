@@ -26,7 +26,6 @@ CALLS = {
     "list_layers": ({}, ("path",)),
     "load_kernel_field": ({}, ("path",)),
     "load_layer": ({}, ("path",)),
-    "load_pseudo_inverse": ({}, ("path",)),
     "make_kernel": ({}, ("text",)),
     "map_blur": ({}, ("image",)),
     "microscope_psf": ({}, ("microscope",)),
@@ -34,7 +33,6 @@ CALLS = {
     "psf_from_beads": ({}, ("image",)),
     "save_kernel_field": ({"path": "f.safetensors", "field": deconv_cli.KernelField(**FIELD)}, ("field",)),
     "save_layer": ({"path": "l.safetensors"}, ("layer",)),
-    "save_pseudo_inverse": ({"path": "p.safetensors"}, ("inverse",)),
     "solve": ({"A": deconv_cli.Convolution(KERNEL, (8, 8)), "y": IMAGE}, ("A", "y")),
     "Convolution": ({"kernel": KERNEL, "image_size": (8, 8)}, ("kernel", "image_size")),
     "KernelField": (FIELD, ("taps",)),
@@ -108,10 +106,8 @@ def test_the_sentence_says_what_was_expected_and_what_came(tmp_path):
         deconv_cli.UsageError, match=r"^the model must be of type torch\.nn\.Module, but is of type int\.$"
     ):
         deconv_cli.check_gradients(3)
-    with pytest.raises(deconv_cli.UsageError, match="the inverse must be of type PseudoInverse, but is of type str"):
-        deconv_cli.save_pseudo_inverse("P", tmp_path / "p.safetensors")
     with pytest.raises(deconv_cli.UsageError, match="must be a str or a Path, but is of type int"):
-        deconv_cli.save_pseudo_inverse(RECOVERED, 3)
+        deconv_cli.load_layer(3)
     with pytest.raises(deconv_cli.UsageError, match="an operator must be of type Tensor, but is of type ndarray"):
         deconv_cli.Convolution(KERNEL, (8, 8))(np.ones((1, 8, 8)))
     with pytest.raises(deconv_cli.UsageError, match="rows must be a sequence of numbers, but is 3"):

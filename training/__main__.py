@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--restoring-steps", type=int, default=7000)
     parser.add_argument("--long-steps", type=int, default=20000)
     parser.add_argument("--alone-steps", type=int, default=12000)
+    parser.add_argument("--last-steps", type=int, default=14000)
     parser.add_argument("--restoration-steps", type=int, default=6, help="of the splitting")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     given = parser.parse_args()
@@ -166,10 +167,11 @@ def main() -> None:
     second = Stage(f"{given.size}_again", given.restoring_steps, batch=6, rate=3e-4, limit=20.0, fall=FALL, seed=1)
     third = Stage(f"{given.size}_long", given.long_steps, batch=6, rate=3e-4, limit=20.0, fall=FALL, seed=2)
     fourth = Stage(f"{given.size}_alone", given.alone_steps, batch=6, rate=3e-4, limit=20.0, fall=FALL, seed=3)
+    fifth = Stage(f"{given.size}_last", given.last_steps, batch=6, rate=3e-4, limit=20.0, fall=FALL, seed=4)
     denoiser = Denoiser(*SIZES[given.size]).to(memory_format=torch.channels_last)
     denoiser = train(denoiser, alone, given.folder, _denoising_loss)
     model = Restoration(denoiser, given.restoration_steps)
-    for stage in (first, second, third, fourth):
+    for stage in (first, second, third, fourth, fifth):
         model = train(model, stage, given.folder, _restoring_loss)
     save(model, given.output)
 

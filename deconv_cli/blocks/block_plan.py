@@ -221,7 +221,7 @@ def _advise(problem: BlockProblem, options: BlockOptions) -> str:
     settings, whole = problem.resolved, advise_whole(problem, options.max_memory, options.block_size)
     if settings.has_lambda:
         return f"use a larger lam, or {whole}"
-    if settings.method == "richardson-lucy":
+    if settings.objective == "richardson-lucy":
         return f"use fewer iterations, or {whole}"
     return whole
 

@@ -262,7 +262,7 @@ def _cost(kernel: Kernel, data_size: Size, settings: ResolvedSettings) -> Cost:
     if settings.has_lambda:
         operator = kernel.detached().convolution(geometry, "unknown")
         penalty = spaced_penalty(settings.penalty, settings.spacing)
-        problem = TikhonovProblem(operator, settings.lam, None, penalty, settings.rcond)
+        problem = TikhonovProblem(operator, settings.lam, penalty=penalty)
         return find_solver(choose_method(problem, settings.method, settings.max_memory).method).cost(problem)
     cut = replace(settings, padding="valid", boundary="unknown", max_memory=2**62)
     estimator: Estimator = PRIORS[settings.objective].build(kernel, geometry.image_size, cut, 1.0)

@@ -180,8 +180,6 @@ def _check_settings(settings: ResolvedSettings) -> None:
             "prior tv needs the whole image, because its iteration ends elsewhere in each block; use prior photo or "
             "quadratic, or more memory."
         )
-    if settings.rcond is not None:
-        raise UsageError("rcond truncates the spectrum of the whole image, which blocks do not have; use lam instead.")
 
 
 def plan_target(problem: BlockProblem, path: Path, files: LargeFileOptions) -> RegionTarget:

@@ -243,7 +243,7 @@ def _is_open(problem: BlockProblem) -> bool:
     settings = problem.resolved
     if settings.has_lambda:
         return problem.resolution.chooses_lambda
-    return settings.iterations is None if settings.method == "richardson-lucy" else settings.weight in (None, "auto")
+    return settings.iterations is None if settings.objective == "richardson-lucy" else settings.weight in (None, "auto")
 
 
 def _pool(found: Sequence[Reconstruction], shares: Sequence[float]) -> FixedChoices:

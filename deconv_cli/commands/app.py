@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import deconv_cli
-from deconv_cli.allocator import import_torch_uncollected, keep_freed_memory
+from deconv_cli.allocator import keep_freed_memory
 from deconv_cli.commands.console import prepare_streams, print_error
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.errors import DeconvError, UsageError, as_too_large
@@ -29,8 +30,8 @@ WRONG_WORDS: Any = typer.BadParameter.__base__
 class LazyGroup(TyperGroup):
     """A command group that imports the module of a command with its first use, so that each command starts soon."""
 
-    places: ClassVar[dict[str, tuple[str, str, str, str]]]
-    """The module, the function, the name of the example and the first sentence of the help of each command."""
+    places: ClassVar[dict[str, tuple[str, str, str]]]
+    """The module, the function and the name of the example of each command."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
@@ -41,7 +42,7 @@ class LazyGroup(TyperGroup):
         if cmd_name in self.commands and self.commands[cmd_name] is None:
             from deconv_cli.commands.option_groups import with_option_groups
 
-            module_name, function, example, _ = self.places[cmd_name]
+            module_name, function, example = self.places[cmd_name]
             module = importlib.import_module(f"deconv_cli.commands.{module_name}")
             extra = getattr(module, "CONTEXT_SETTINGS", None)
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -51,46 +52,29 @@ class LazyGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Print the help with the first sentences of the commands, which need not be imported for that."""
-        listed = {name: TyperCommand(name, help=place[-1]) for name, place in self.places.items()}
+        """Print the help with the first sentences of the commands, which are not imported for that."""
+        listed = {name: TyperCommand(name, help=first_sentence(*place[:2])) for name, place in self.places.items()}
         known, self.commands = self.commands, self.commands | listed
         super().format_help(ctx, formatter)
         self.commands = known
+
+
+def first_sentence(module: str, function: str) -> str:
+    """Read the first line of the docstring of a command from its source."""
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    return source.partition(f"\ndef {function}(")[2].partition('"""')[2].partition("\n")[0].removesuffix('"""')
 
 
 class ErrorBoundary(LazyGroup):
     """The commands at the top, with their errors in one sentence; a bug keeps its traceback."""
 
     places: ClassVar = {
-        "forward": (
-            *("forward", "forward", "EXAMPLE"),
-            "Apply a kernel to images, exactly as torch.nn.functional.conv2d does (a cross-correlation).",
-        ),
-        "invert": (
-            *("invert", "invert", "EXAMPLE"),
-            "Undo the blur of images, and report how far to trust the result.",
-        ),
-        "factor": (
-            *("factor", "factor", "EXAMPLE"),
-            "Build the inverse of a kernel for images of one size, and save it for deconv invert --factor.",
-        ),
-        "inspect": (
-            *("inspect", "inspect", "EXAMPLE"),
-            "Show the shape, range and metadata of files; for a kernel also its spectrum and the boundaries that suit "
-            "it.",
-        ),
-        "check-grad": (
-            *("check_grad", "check_grad", "EXAMPLE"),
-            "Find out why a model does not learn: which gradients are missing or wrong, and which line is at fault.",
-        ),
-        "fisher": (
-            *("fisher", "fisher", "EXAMPLE"),
-            "Average squared per-sample gradients over all data: the diagonal of a Fisher matrix, in evaluation mode.",
-        ),
-        "demo": (
-            *("demo", "demo", "EXAMPLE"),
-            "Show in a minute what deconv does: blur a picture, find the blur, undo it, and write a page.",
-        ),
+        "forward": ("forward", "forward", "EXAMPLE"),
+        "invert": ("invert", "invert", "EXAMPLE"),
+        "inspect": ("inspect", "inspect", "EXAMPLE"),
+        "check-grad": ("check_grad", "check_grad", "EXAMPLE"),
+        "fisher": ("fisher", "fisher", "EXAMPLE"),
+        "demo": ("demo", "demo", "EXAMPLE"),
     }
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
@@ -114,32 +98,13 @@ class KernelGroup(LazyGroup):
     """The commands that make kernels."""
 
     places: ClassVar = {
-        "estimate": (
-            *("kernel_commands", "estimate", "ESTIMATE_EXAMPLE"),
-            "Find the kernel that blurred a picture, from the picture alone, with an error bar.",
-        ),
-        "align": (
-            *("kernel_commands", "align", "ALIGN_EXAMPLE"),
-            "Find out whether a kernel is transposed, mirrored, scaled or off center for a picture, and correct it.",
-        ),
-        "make": ("kernel_make", "make", "MAKE_EXAMPLE", "Make a kernel of sum 1 from a formula."),
-        "extract": (
-            *("kernel_make", "extract", "EXTRACT_EXAMPLE"),
-            "List the convolutions of a model, or extract one, without running any code in the file.",
-        ),
-        "fit": (
-            *("kernel_fit", "fit", "EXAMPLE"),
-            "Fit the kernel that blurred sharp pictures, with an error bar for every tap.",
-        ),
-        "from-beads": (
-            *("kernel_make", "from_beads", "BEADS_EXAMPLE"),
-            "Measure a point-spread function on a picture of beads: average the beads that are not close to another "
-            "one.",
-        ),
-        "microscope": (
-            *("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
-            "Compute a point-spread function from the optics.",
-        ),
+        "estimate": ("kernel_commands", "estimate", "ESTIMATE_EXAMPLE"),
+        "align": ("kernel_commands", "align", "ALIGN_EXAMPLE"),
+        "make": ("kernel_make", "make", "MAKE_EXAMPLE"),
+        "extract": ("kernel_make", "extract", "EXTRACT_EXAMPLE"),
+        "fit": ("kernel_fit", "fit", "EXAMPLE"),
+        "from-beads": ("kernel_make", "from_beads", "BEADS_EXAMPLE"),
+        "microscope": ("kernel_make", "microscope", "MICROSCOPE_EXAMPLE"),
     }
 
 
@@ -218,6 +183,5 @@ def main() -> None:
     # Threads that wait by spinning make a solve many times slower as soon as something else wants the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    import_torch_uncollected()
     prepare_streams()
     app(prog_name="deconv")

@@ -113,6 +113,10 @@ class Batch:
         process = work.open()
         if self._manifest is not None:
             jobs = [replace(job, replaces=self._options.resume and self._manifest.wrote(job)) for job in jobs]
+            n_changed = sum(self._manifest.has_other_settings(job) for job in jobs)
+            if n_changed and not self._printed.quiet:
+                are = "files are" if n_changed > 1 else "file is"
+                print_note(f"{n_changed} {are} done again, since the settings differ from those in the manifest")
             process = partial(self._recorded, self._manifest, work, process)
 
         def read(job: Job) -> LoadedFile | None:
@@ -228,7 +232,7 @@ class Batch:
                 self._tell(name, note, print_note)
         if printed.as_json:
             self._records[job.number] = record
-        else:
+        elif not done.is_partial:
             print_answer(record["output"]["path"])
         self._n_done += 1
         self._n_doubted += bool(done.doubts)
@@ -284,6 +288,18 @@ class Batch:
         if self._failures:
             names = [str(job.source) for job, _, _ in self._failures]
             yield f"failed: {name_some(names, N_NAMED)}"
+        if not self._replaces and any(job.target.exists() for job, _, _ in self._failures):
+            yield "--skip-existing keeps the outputs that exist, and --force replaces them"
+
+
+def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
+    """Print which output each input would have, and whether it exists."""
+    planned = [{"input": str(j.source), "output": str(j.target), "exists": j.target.exists()} for j in jobs]
+    if as_json:
+        print_document({"schema": 1, "command": "invert", "planned": planned})
+        return
+    for job in planned:
+        print_answer(f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}")
 
 
 class BatchTask:

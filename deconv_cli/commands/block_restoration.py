@@ -3,60 +3,60 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.console import print_answer, print_document, print_note
-from deconv_cli.commands.context import Context, ExtraOutputs, environment_of
-from deconv_cli.commands.exit_codes import ExitCode
-from deconv_cli.commands.loaded_kernel import load_kernels
+from deconv_cli.commands.console import print_document, print_note
+from deconv_cli.commands.context import ExtraOutputs, FileWork, environment_of
+from deconv_cli.commands.loaded_kernel import LoadedKernel, choose_kind, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
-from deconv_cli.commands.restoration import choose_kind
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
-from deconv_cli.vocabulary import counted, parse_size
+from deconv_cli.vocabulary import parse_size
 
 if TYPE_CHECKING:
-    import torch
-
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
-    from deconv_cli.report.reconstruction_record import Record
     from deconv_cli.schedulers.scheduler import Scheduler
     from deconv_cli.vocabulary import Size
 
 LEAST_FOR_A_THREAD = 256 * 2**20
 """Bytes below which the blocks of several threads would be small, and their halos large."""
+
+
 THREADS = options.WorkOptions()
+"""No other process works."""
 
 
-@dataclass(frozen=True, eq=False)
-class BlockRestoration:
-    """Restores one input that does not fit the memory, or that the user wants in blocks.
+@dataclass(frozen=True, kw_only=True)
+class BlockWork(FileWork):
+    """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
-    The workers are threads of this process by default; `n_sharing` processes share the memory.
+    `resumes` says whether to continue an unfinished run over blocks. The workers restore the blocks of an input; by
+    default they are threads. `n_sharing` processes share the memory.
     """
 
-    files: options.FileOptions
-    device: torch.device
+    kernels: list[Path]
+    kernel_options: options.KernelOptions
     settings: SettingValues
+    extra: ExtraOutputs
+    printed: options.PrintOptions
     large: options.LargeOptions
     resumes: bool
     workers: options.WorkOptions = THREADS
     n_sharing: int = 1
+
+    command = "invert"
 
     def fits_surely(self, shape: Size) -> bool:
         """Return whether an input of this stored shape certainly fits the memory."""
@@ -64,9 +64,7 @@ class BlockRestoration:
 
         return is_small(shape, self._budget())
 
-    def open(
-        self, path: Path, kernels: list[Path], kernel_options: options.KernelOptions, *, is_wanted: bool
-    ) -> LargeInput | None:
+    def open_large(self, path: Path, *, is_wanted: bool) -> LargeInput | None:
         """Read header and kernel of an input; return `None` if it fits the memory or cannot be cut.
 
         An input that fits is cut too if the user wants blocks.
@@ -77,10 +75,10 @@ class BlockRestoration:
         from deconv_cli.blocks.block_problem import is_small, whole_fits
         from deconv_cli.io.regions import open_regions, read_corner
 
-        budget = self._budget()
+        budget, files = self._budget(), self.files
         try:
-            source = open_regions(path, axes=self.files.axes, series=self.files.series, tensor=self.files.tensor)
-            corner = read_corner(source, are_axes_named=self.files.axes is not None)
+            source = open_regions(path, axes=files.axes, series=files.series, tensor=files.tensor)
+            corner = read_corner(source, are_axes_named=files.axes is not None)
         except DeconvError:
             if is_wanted:
                 raise
@@ -88,8 +86,8 @@ class BlockRestoration:
         if not is_wanted and is_small(source.shape, budget):
             return None
         try:
-            found = self._lay_out(source, corner, kernels, kernel_options)
-            found = replace(found, problem=replace(found.problem, device=self.device.type))
+            found = self._lay_out(source, corner)
+            found = replace(found, problem=replace(found.problem, device=self.device_type))
         except UsageError:
             if is_wanted:
                 raise
@@ -98,20 +96,17 @@ class BlockRestoration:
             return None
         return found
 
-    def _lay_out(
-        self, source: RegionSource, corner: ImageFile, kernels: list[Path], kernel_options: options.KernelOptions
-    ) -> LargeInput:
+    def _lay_out(self, source: RegionSource, corner: ImageFile) -> LargeInput:
         import torch
 
         from deconv_cli.blocks.invert_blocks import lay_out_problem
         from deconv_cli.io.regions import read_spread
         from deconv_cli.workflows.resolve_settings import InputMetadata
 
-        given = self.settings
+        given, kernels, kernel_options = self.settings, self.kernels, self.kernel_options
         whole = tuple(source.shape[corner.axes.index(letter)] for letter in "ZYX" if letter in corner.axes)
         if is_microscope(kernels, kernel_options):
-            is_exact, axes = given.get("method") != "richardson-lucy", given.get("dimensions")
-            loaded = load_microscope(str(kernels[0]), corner, axes, whole, given.get("spacing"), is_compact=is_exact)
+            loaded = self.load_optics(corner, whole)
         else:
             loaded = load_kernels(kernels, kernel_options, given.get("dimensions"), lambda: corner, [MICROSCOPE])
         corner = loaded.arrange(corner)
@@ -128,112 +123,87 @@ class BlockRestoration:
         )
         return LargeInput(source, corner, loaded, problem, why)
 
-    def run(self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions) -> None:
-        """Restore a picture block by block. Skip it if the output is already complete.
+    def load_optics(self, image: ImageFile, whole: Size | None = None) -> LoadedKernel:
+        """Compute the kernel of each channel from the optics of an input; only richardson-lucy takes all of its light.
 
-        Raises:
-            UsageError: an output cannot be written by parts, or the picture cannot be cut.
-            typer.Exit: the result cannot be trusted as it is.
+        `whole` is the size of the input if `image` is a corner of it.
         """
-        from deconv_cli.blocks.checkpoint import BlocksCompleteError
+        is_compact = ReconstructionSettings.trusted(**self.settings).objective != "richardson-lucy"
+        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
+        return load_microscope(str(self.kernels[0]), image, dimensions, whole, spacing, is_compact=is_compact)
 
-        resumes = (self.resumes or self.large.block_range is not None) and not self.large.dry_run
-        try:
-            self._run(job, large, extra, printed, resumes=resumes)
-        except BlocksCompleteError as complete:
-            if not printed.quiet:
-                print_note(with_options(str(complete)))
-            _print_answer(complete.record, complete.record.get("doubts"), printed)
+    def print_plan(self, job: Job, large: LargeInput) -> None:
+        """Plan the blocks, and print the plan; raises `UsageError` as `restore_large` does."""
+        from deconv_cli.report.block_page import describe_block_plan
 
-    def _run(
-        self, job: Job, large: LargeInput, extra: ExtraOutputs, printed: options.PrintOptions, *, resumes: bool
-    ) -> None:
-        from deconv_cli.io.atomic import check_page_path
-        from deconv_cli.report.block_page import describe_block_plan, describe_block_run
-
-        describe = partial(self._describe, job, large, extra, time.perf_counter())
+        printed = self.printed
         with self._start() as scheduler:
             with WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet).shown() as progress:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=resumes)
-            if extra.report is not None:
-                check_page_path(extra.report, job.source, force=self.files.force or self.resumes)
-            if self.large.dry_run:
-                expected_s = planned.expected_seconds(scheduler.n_workers)
-                if not printed.quiet:
-                    print_block_plan(planned, job.target, expected_s)
-                if printed.as_json:
-                    print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
-                return
-            found = self._restore_blocks(planned, scheduler, describe, extra.report, printed)
-        if found.summary is None:
-            if printed.as_json:
-                print_document(describe_block_plan(planned, len(planned.checkpoint.results())))
-            return
-        done = describe(found)
+                planned = self._plan(job, large, scheduler, progress, resumes=False)
+            expected_s = planned.expected_seconds(scheduler.n_workers)
         if not printed.quiet:
-            print_block_summary(done)
-        _print_answer(describe_block_run(done), found.doubts, printed)
+            print_block_plan(planned, job.target, expected_s)
+        if printed.as_json:
+            print_document(describe_block_plan(planned) | {"expected_time_s": expected_s})
 
-    def restore(self, job: Job, large: LargeInput, extra: ExtraOutputs, progress: WorkProgress) -> JobResult:
-        """Restore one of several inputs."""
+    def restore_large(self, job: Job, large: LargeInput, progress: WorkProgress) -> JobResult:
+        """Restore an input block by block. If the only input is complete already, give the record of its result.
+
+        Raises:
+            UsageError: an output cannot be written by parts, or the input cannot be cut.
+        """
         from deconv_cli.blocks.checkpoint import BlocksCompleteError
-        from deconv_cli.io.atomic import make_parents
-        from deconv_cli.report.block_page import describe_block_run
+        from deconv_cli.io.atomic import check_page_path, make_parents
+        from deconv_cli.report.block_page import describe_block_plan, describe_block_run
+        from deconv_cli.schedulers.scheduler import JobShare
 
-        describe = partial(self._describe, job, large, extra, time.perf_counter())
+        page = self.extra.report
+        describe = partial(self._describe, job, large, time.perf_counter())
+        share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
+        is_heard, is_only = not self.printed.quiet, job.n_jobs == 1
         if job.make_folder:
             make_parents(job.target)
         with self._start() as scheduler:
             try:
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=self.resumes)
-            except BlocksCompleteError:  # but its file was changed since, or the manifest would have skipped it
-                planned = self._plan(job, large, extra, scheduler, progress, resumes=False)
-            found = planned.finish(
-                scheduler,
-                lambda done: describe_block_run(describe(done)),
-                lambda n_done, n_blocks: progress.begin(f"{n_done} of {counted(n_blocks, 'block')}"),
-                conclude=lambda done: _write_page(extra.report, describe(done)),
-            )
-        run = describe(found)
-        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
+                planned = self._plan(job, large, scheduler, progress, resumes=self.resumes or share is not None)
+            except BlocksCompleteError as complete:
+                if not job.replaces:
+                    doubts = tuple(complete.record.get("doubts", ()))
+                    return JobResult(job, complete.record, partial(print_note, with_options(str(complete))), doubts)
+                # Its file was changed since, or the manifest would have skipped it.
+                planned = self._plan(job, large, scheduler, progress, resumes=False)
+            if page is not None:
+                check_page_path(page, job.source, force=self.files.force or self.resumes)
+            if is_heard and is_only:
+                options.print_workers(scheduler)
+            pieces = PieceProgress(len(planned.numbers(share)), "block", is_silent=True)
 
-    def _restore_blocks(
-        self,
-        planned: BlockRun,
-        scheduler: Scheduler,
-        describe: Callable[[BlockReconstruction], BlockInvertRun],
-        page: Path | None,
-        printed: options.PrintOptions,
-    ) -> BlockReconstruction:
-        """Restore the blocks of this run, and show the progress."""
-        from deconv_cli.report.block_page import describe_block_run
-        from deconv_cli.schedulers.scheduler import JobShare
+            def show(n_done: int, n_blocks: int) -> None:
+                pieces.reach(n_done, n_blocks)
+                progress.begin(pieces.line())
 
-        share = None if self.large.block_range is None else JobShare.parse(self.large.block_range)
-        n_blocks, n_all = len(planned.numbers(share)), planned.task.grid.n_blocks
-        if not printed.quiet:
-            options.print_workers(scheduler)
-        pieces = PieceProgress(n_blocks, "block", is_silent=printed.quiet)
-        try:
-            with pieces.shown():
+            try:
                 found = planned.finish(
                     scheduler,
                     lambda done: describe_block_run(describe(done)),
-                    pieces.reach,
+                    show,
                     share,
                     lambda done: _write_page(page, describe(done)),
                 )
-        except KeyboardInterrupt:
-            if not printed.quiet:
-                print_note("the finished blocks are kept; run the same command with --resume to continue")
-            raise
-        if found.summary is None and not printed.quiet:
+            except KeyboardInterrupt:
+                if is_heard and is_only:
+                    print_note("the finished blocks are kept; run the same command with --resume to continue")
+                raise
+        if found.summary is None:
             n_done = len(planned.checkpoint.results())
-            print_note(
-                f"{n_blocks} blocks of this job are done, {n_done} of {n_all} in all; the last job to end completes "
-                "the result; if no job is left, run again with --resume and without --block-range"
+            note = (
+                f"{len(planned.numbers(share))} blocks of this job are done, {n_done} of {planned.task.grid.n_blocks} "
+                "in all; the last job to end completes the result; if no job is left, run again with --resume and "
+                "without --block-range"
             )
-        return found
+            return JobResult(job, describe_block_plan(planned, n_done), partial(print_note, note), is_partial=True)
+        run = describe(found)
+        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
 
     def _start(self) -> Scheduler:
         """Start the workers; by default as many threads as cores, as far as the memory allows.
@@ -243,7 +213,7 @@ class BlockRestoration:
         import torch
 
         n_threads = max(1, min(torch.get_num_threads(), self._budget() // LEAST_FOR_A_THREAD))
-        return self.workers.start(self.device.type, threads=n_threads if self.device.type == "cpu" else 1)
+        return self.workers.start(self.device_type, threads=n_threads if self.device_type == "cpu" else 1)
 
     def _budget(self) -> int:
         from deconv_cli.blocks.block_problem import default_memory
@@ -254,7 +224,6 @@ class BlockRestoration:
         self,
         job: Job,
         large: LargeInput,
-        extra: ExtraOutputs,
         scheduler: Scheduler,
         progress: WorkProgress,
         *,
@@ -265,6 +234,7 @@ class BlockRestoration:
         from deconv_cli.blocks.block_run import BlockRun
         from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
 
+        extra = self.extra
         if extra.truth is not None:
             raise UsageError(
                 "--truth compares a picture that is restored as a whole, but this one is restored in blocks; leave "
@@ -297,20 +267,18 @@ class BlockRestoration:
             )
         return size
 
-    def _describe(
-        self, job: Job, large: LargeInput, extra: ExtraOutputs, started: float, found: BlockReconstruction
-    ) -> BlockInvertRun:
+    def _describe(self, job: Job, large: LargeInput, started: float, found: BlockReconstruction) -> BlockInvertRun:
         from deconv_cli.report.block_page import BlockInvertRun
 
         notes = (*large.loaded.notes, *large.source.notes, *found.notes, *large.notes, *found.task.target.notes)
-        notes += extra.notes(found.settings)
+        notes += self.extra.notes(found.settings)
         return BlockInvertRun(
             kernel=large.loaded.source,
             notes=notes,
-            environment=environment_of(self.device, found.task.problem.dtype, started),
-            rerun=Context("invert", self.files, self.device).rerun(
+            environment=environment_of(self.place, found.task.problem.dtype, started),
+            rerun=self.rerun(
                 job.source,
-                {**self._options(large, found), **extra.as_options()},
+                {**self._options(large, found), **self.extra.as_options()},
                 str(found.task.target.path),
                 found.task.target.dtype,
             ),
@@ -349,13 +317,3 @@ def _write_page(path: Path | None, run: BlockInvertRun) -> None:
 
     plan = run.task.plan
     write_page(path, render_block_page(run, restore_preview(run.task.problem, plan.max_memory, plan.n_threads)))
-
-
-def _print_answer(record: Record, doubts: Sequence[str] | None, printed: options.PrintOptions) -> None:
-    """Print the answer of the command, and raise `typer.Exit` if it cannot be trusted."""
-    if printed.as_json:
-        print_document(record)
-    else:
-        print_answer(record["output"]["path"])
-    if doubts:
-        raise typer.Exit(ExitCode.UNTRUSTWORTHY)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from deconv_cli.commands.context import Context, ExtraOutputs
-from deconv_cli.commands.option_groups import OptionValues, PrintOptions, option
+from deconv_cli.commands.block_restoration import BlockWork
+from deconv_cli.commands.context import ExtraOutputs
+from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
 from deconv_cli.errors import UsageError
@@ -79,15 +78,11 @@ def read_chain(
     if layers is None:
         options = {"--time-limit": time_limit, **_typed(model)}
         idle = [name for name, value in options.items() if value is not None]
-        one, layer = kernel[0] if kernel else None, others.get("--layer")
-        if idle and layer is not None and one is not None and model.model is not None:
-            words = ["extract", one, "--model", model.model, "--layer", layer, "--output", "layer.safetensors"]
-            raise UsageError(
-                f"{idle[0]} is for --layers; to undo one layer, write it to a file with deconv kernel "
-                f"{shlex.join(map(str, words))} and give that as --kernel."
-            )
         if idle:
-            raise UsageError(f"{idle[0]} is for --layers, which is missing; add it, or leave {idle[0]} out.")
+            raise UsageError(
+                f"{idle[0]} is for --layers, which is missing; add it, or write the layer to a file with deconv kernel "
+                "extract and give that as --kernel."
+            )
         return None
     given = [name for name, value in others.items() if value is not None]
     given += ["--truth, --error-map or --trust-mask"] if extra.is_prediction_kept else []
@@ -124,13 +119,11 @@ def load_chain(chain: Chain) -> tuple[list[tuple[str, nn.Module]], ModelInput, t
 
 
 class ChainRestoration:
-    """Restores the input of a chain of layers from one activation after another; `page` is the file of a report."""
+    """Restores the input of a chain of layers from one activation after another."""
 
-    def __init__(
-        self, chain: Chain, context: Context, settings: SettingValues, printed: PrintOptions, page: Path | None
-    ) -> None:
-        self._chain, self._context, self._printed, self._page = chain, context, printed, page
-        self._settings = ReconstructionSettings.trusted(**settings)
+    def __init__(self, chain: Chain, work: BlockWork) -> None:
+        self._chain, self._work = chain, work
+        self._settings = ReconstructionSettings.trusted(**work.settings)
         with running_user_code(is_silent=True) as (_, caught):
             self._layers, self._model, notes = load_chain(chain)
         self._notes = (*notes, *describe_warnings(caught))
@@ -142,13 +135,13 @@ class ChainRestoration:
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.report.chain_page import ChainRun, describe_chain_run, render_chain
 
-        started, context = source.started(), self._context
-        image = context.move(source.image)
+        started, work = source.started(), self._work
+        image = work.move(source.image)
         shape = chain_input_shape(image.values, self._layers, self._settings.input_size)
         # A tensor becomes a picture of whole numbers, and nobody said how.
-        shows = not image.is_picture and context.files.output_dtype is None
+        shows = not image.is_picture and work.files.output_dtype is None
         shows = shows and codec_of_suffix(job.target).holds_whole_numbers_only
-        plan = context.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
+        plan = work.plan(job, image, shape[0], same_size=False, output_dtype=OutputDType.UINT8 if shows else None)
         with running_user_code(is_silent=True) as (_, caught):
             progress.begin("restoring", limit=self._settings.max_iterations)
             result = invert_chain(
@@ -165,13 +158,13 @@ class ChainRestoration:
             model=self._model,
             inversion=result,
             notes=(*self._notes, *image.notes, *describe_warnings(caught), *shown, *prepared.notes),
-            rerun=context.rerun(job.source, options, job.target, None if shows else prepared.dtype),
-            **context.describe(job, image, prepared, result.image.dtype, started),
+            rerun=work.rerun(job.source, options, job.target, None if shows else prepared.dtype),
+            **work.describe(job, image, prepared, result.image.dtype, started),
         )
         record = describe_chain_run(run)
         prepared.write(record)
-        if self._page is not None:
-            write_page(self._page, render_chain(run, image.values))
+        if work.extra.report is not None:
+            write_page(work.extra.report, render_chain(run, image.values))
         return JobResult(
             job,
             record,

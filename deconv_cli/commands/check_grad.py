@@ -8,9 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +29,7 @@ from deconv_cli.commands.option_groups import option, typed_options
 from deconv_cli.commands.user_code import describe_warnings, running_user_code
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import with_options
-from deconv_cli.vocabulary import counted, package_version
+from deconv_cli.vocabulary import counted, nearest_name, package_version
 
 if TYPE_CHECKING:
     from deconv_cli.gradients.findings import Finding, GradientReport
@@ -50,13 +49,6 @@ _OF_OTHER_MODELS = (
     "batch_axis",
 )
 """Options that a script settles itself."""
-
-
-class Mode(StrEnum):
-    """The mode of layers such as dropout and batch normalization."""
-
-    TRAIN = "train"
-    EVAL = "eval"
 
 
 def check_grad(
@@ -82,7 +74,9 @@ def check_grad(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
     verbose: options.VerboseOption = False,
-    mode: Annotated[Mode, option("--mode", "Mode of dropout and batch normalization.", _PANEL)] = Mode.TRAIN,
+    mode: Annotated[
+        Literal["train", "eval"], option("--mode", "Mode of dropout and batch normalization.", _PANEL)
+    ] = "train",
     batch_axis: Annotated[
         str,
         option(
@@ -107,11 +101,11 @@ def check_grad(
             notes: list[str] = []
         else:
             show("reading the model")
-            case = open_case(case_options, typed, batch_axis=axis, is_training=mode is Mode.TRAIN)
+            case = open_case(case_options, typed, batch_axis=axis, is_training=mode == "train")
             from deconv_cli.gradients.checker import check_subject
 
             report = check_subject(case.subject, budget=budget, on_progress=show)
-            header = {"mode": mode.value, "loss_name": case.describe_loss()} | case.describe()
+            header = {"mode": mode, "loss_name": case.describe_loss()} | case.describe()
             notes = case.notes
     expected, unmet, code, conclusion = conclude(report, expectations)
     from deconv_cli.report.gradient_record import describe_gradients
@@ -162,7 +156,9 @@ class Expectation:
         known = {verdict.replace(" ", "-"): verdict.value for verdict in Verdict}
         verdict = known.get(word.upper().replace(" ", "-"))
         if not colon or not name or verdict is None:
-            raise UsageError(f"--expect must be VERDICT:NAME with one of {', '.join(sorted(known))}, but is '{text}'.")
+            meant = nearest_name(known, word.upper()) if verdict is None else None
+            hint = f"; perhaps you mean {meant}" if meant else ""
+            raise UsageError(f"--expect must be VERDICT:NAME, such as UNUSED:head.weight, but is '{text}'{hint}.")
         return cls(verdict, name)
 
     def meets(self, finding: Finding, name: str) -> bool:
@@ -243,6 +239,8 @@ def _check_script(
 
     if not path.is_file():
         raise UsageError(f"--run must name a Python script, but there is no file '{path}'.")
+    if b"\0" in path.read_bytes()[:4096]:
+        raise UsageError(f"--run must name a Python script, but '{path}' is no text; give a model without --run.")
     report = check_script(path, arguments, step=step, budget=budget, on_progress=show)
     return report, {
         "model": {"name": str(path), "kind": "script", "sha256": None, "class": None, "code": str(path)},

@@ -6,10 +6,10 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from deconv_cli.commands.option_groups import FileOptions, OptionValues, option
-from deconv_cli.commands.parallel import Job
+from deconv_cli.commands.parallel import Job, Work
 from deconv_cli.commands.settings_options import ERROR
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import DeviceChoice, OutputDType
@@ -23,17 +23,29 @@ if TYPE_CHECKING:
     from deconv_cli.settings import ReconstructionSettings
 
 
-@dataclass(frozen=True, eq=False)
-class Context:
-    """The command of a run, the options on its files, and the device that computes."""
+@dataclass(frozen=True, kw_only=True)
+class FileWork(Work):
+    """The work of a command on files: the options on its files, and the device that computes."""
 
-    command: str
+    command: ClassVar[str]
     files: FileOptions
-    device: torch.device
+    device: DeviceChoice
+
+    @property
+    def place(self) -> torch.device:
+        """The device of the arithmetic."""
+        from deconv_cli.workflows.arithmetic import pick_device
+
+        return pick_device(self.device)
+
+    @property
+    def device_type(self) -> str:
+        """The type of the device."""
+        return self.place.type
 
     def move(self, image: ImageFile) -> ImageFile:
         """Move the samples of an image to the device."""
-        return replace(image, values=image.values.to(self.device))
+        return replace(image, values=image.values.to(self.place))
 
     def plan(
         self, job: Job, image: ImageFile, n_channels: int, *, same_size: bool, output_dtype: OutputDType | None = None
@@ -63,7 +75,7 @@ class Context:
                 str(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
             ),
             "output": OutputFile(str(job.target), *written),
-            "environment": environment_of(self.device, dtype, started),
+            "environment": environment_of(self.place, dtype, started),
         }
 
     def rerun(
@@ -80,7 +92,7 @@ class Context:
         values: OptionValues = {
             **options,
             **self.files.as_options(),
-            "--device": self.device.type,
+            "--device": self.device_type,
             "--output-dtype": output_dtype,
             "--output": str(output),
             "--force": True,
@@ -102,13 +114,6 @@ def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> 
 
     name = str(dtype).removeprefix("torch.")
     return Environment(str(device), name, peak_memory_bytes(), time.perf_counter() - started)
-
-
-def pick(device: DeviceChoice) -> torch.device:
-    """Return the device for a choice."""
-    from deconv_cli.workflows.arithmetic import pick_device
-
-    return pick_device(device)
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,9 @@ class ExtraOutputs:
     ] = None
 
     def need_prediction(self, settings: ReconstructionSettings) -> bool:
-        """Return whether the error has to be predicted; a page does without it if it cannot be."""
-        return self.is_prediction_kept or (self.report is not None and settings.predicts)
+        """Return whether the error has to be predicted; a page or a truth does without it if it cannot be."""
+        is_shown = self.report is not None or self.truth is not None
+        return self.error_map is not None or self.trust_mask is not None or (is_shown and settings.predicts)
 
     def notes(self, settings: ReconstructionSettings) -> tuple[str, ...]:
         """Say why a page shows no expected error, if so."""

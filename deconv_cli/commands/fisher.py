@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,14 +23,8 @@ EXAMPLE = (
     "--data sample_images/patches.safetensors --loss cross-entropy -o fisher.safetensors"
 )
 
-
-class FisherKind(StrEnum):
-    """Which diagonal is written."""
-
-    EMPIRICAL = "empirical"
-    SAMPLED = "sampled"
-    EXACT = "exact"
-    GGN = "ggn"
+FisherKind = Literal["empirical", "sampled", "exact", "ggn"]
+"""Which diagonal is written."""
 
 
 def fisher(
@@ -45,7 +38,7 @@ def fisher(
             "empirical: squared gradients for the given targets; sampled: for targets drawn from the model; exact: "
             "for all classes, weighted by probability; ggn: the generalized Gauss-Newton matrix.",
         ),
-    ] = FisherKind.EMPIRICAL,
+    ] = "empirical",
     draws: Annotated[int, option("--draws N", "With --kind sampled: targets to draw for each sample.", min=1)] = 1,
     force: options.ForceOption = False,
     as_json: options.JsonOption = False,
@@ -56,7 +49,7 @@ def fisher(
 
     typed = typed_options(invocation)
     refuse_idle(typed, batch_axis=0)
-    if "draws" in typed and kind is not FisherKind.SAMPLED:
+    if "draws" in typed and kind != "sampled":
         raise UsageError(
             f"--draws is for --kind sampled, but the kind is {kind}; leave it out, or draw targets with --kind sampled."
         )
@@ -96,7 +89,7 @@ def _write(
                 _batches(case, batch_size),
                 case.loss_name,
                 subject.loss,
-                kind=kind.value,
+                kind=kind,
                 n_draws=n_draws,
                 seed=subject.seed,
                 on_progress=lambda n: show(f"Fisher matrix: {n} of {n_samples or n} samples"),

@@ -13,13 +13,13 @@ import typer
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import Context, pick
+from deconv_cli.commands.context import FileWork
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.option_groups import option
-from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work
+from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
@@ -114,8 +114,8 @@ def forward(
     Batch("forward", files, printed, many, workers, invocation).run(jobs, work, left_out)
 
 
-@dataclass(frozen=True)
-class ForwardWork(Work):
+@dataclass(frozen=True, kw_only=True)
+class ForwardWork(FileWork):
     """The options of `deconv forward`.
 
     The noise is as typed and as parsed, with its seed. The axes of the first input decide how some kernels are read.
@@ -126,19 +126,14 @@ class ForwardWork(Work):
     given: ReconstructionSettings
     tap: str | None
     noise: tuple[str, Noise, int] | None
-    files: options.FileOptions
-    device: DeviceChoice
     first: Path
+
+    command = "forward"
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
         """Whether the user's code runs, which may print and warn, or each input has its own kernel."""
         return self.tap is not None or is_microscope(self.kernels, self.kernel_options)
-
-    @property
-    def device_type(self) -> str:
-        """Where the arithmetic is."""
-        return pick(self.device).type
 
     def read(self, path: Path) -> LoadedFile:
         """Read an input."""
@@ -169,7 +164,7 @@ class ForwardWork(Work):
         if noise is not None and self.tap is None:
             taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
             kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
-        started, context = source.started(), Context("forward", self.files, pick(self.device))
+        started = source.started()
         known = kernel.recorded
         layer = self.given.layer_over(PLAIN if known is None else known.layer)
         boundary, padding = self.given.boundary, self.given.padding
@@ -177,10 +172,10 @@ class ForwardWork(Work):
             boundary = "zero" if known is None else known.boundary
         if padding is None:
             padding = "same" if known is None else known.padding
-        image = context.move(kernel.arrange(source.image))
+        image = self.move(kernel.arrange(source.image))
         light = choose_light(self.given.light, image.tone_curve)
         n_channels = kernel.kernel.with_layer(layer).n_outputs(image.values.shape[1])
-        plan = context.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
+        plan = self.plan(job, image, n_channels, same_size=kernel.keeps_size(padding, layer))
         result = self._convolve(light.to_light(image.values, self.given.dtype), kernel, layer, boundary, padding)
         if noise is not None and seed is not None:
             seed = seed if job.n_jobs == 1 else _own_seed(seed, job.source)
@@ -202,7 +197,7 @@ class ForwardWork(Work):
             command="forward",
             kernel=kernel.source,
             notes=kernel.notes_on(image, prepared),
-            rerun=context.rerun(job.source, kernel.options | again, job.target, prepared.dtype),
+            rerun=self.rerun(job.source, kernel.options | again, job.target, prepared.dtype),
             padding=padding,
             boundary=boundary,
             input_size=tuple(image.values.shape[-kernel.kernel.n_axes :]),
@@ -211,7 +206,7 @@ class ForwardWork(Work):
             noise=text,
             seed=seed,
             tap=self.tap,
-            **context.describe(job, image, prepared, result.dtype, started),
+            **self.describe(job, image, prepared, result.dtype, started),
         )
         record = describe_run(run)
         prepared.write(record)

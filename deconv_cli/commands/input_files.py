@@ -130,7 +130,7 @@ def lay_out(
 
     Args:
         inputs: files, folders and patterns; a folder means every readable file below it. A file that an earlier run
-            of the command wrote is left out if its source is there too.
+            of the command wrote is left out if its source is there too; forward leaves out those of invert as well.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.
@@ -150,8 +150,8 @@ def lay_out(
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
     if left_out and not is_quiet:
-        were = "file that deconv {} wrote was" if len(left_out) == 1 else "files that deconv {} wrote were"
-        print_note(f"{len(left_out)} {were.format(command)} left out; to take one again, give it alone")
+        were = "file that deconv wrote was" if len(left_out) == 1 else "files that deconv wrote were"
+        print_note(f"{len(left_out)} {were} left out; to take one again, give it alone")
     for path, count in Counter(job.target for job in jobs).items():
         if count > 1:
             raise UsageError(
@@ -172,6 +172,8 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
 
     is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
     files = _without_results(list(found.values()), output, ending, command)
+    if command == "forward":
+        files = _without_results(files, None, "_restored", "invert")
     kept = {file.path for file in files}
     left_out = [path for path in found if path not in kept]
     if output is None:

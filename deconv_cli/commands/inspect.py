@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,12 +39,8 @@ MAX_ENTRIES = 40
 """Arrays of one file that the table lists; `--json` has all."""
 _WORDS = {True: "well posed", False: "not well posed", None: "not tested"}
 
-
-class Kind(StrEnum):
-    """How to read the content of a file."""
-
-    IMAGE = "image"
-    KERNEL = "kernel"
+Kind = Literal["image", "kernel"]
+"""How to read the content of a file."""
 
 
 def inspect(
@@ -122,7 +117,7 @@ class _Reader:
             tensor=self.tensor,
             series=self.series,
             open_file=_open_tensors_or_model,
-            is_whole=self.taken_for is Kind.KERNEL,
+            is_whole=self.taken_for == "kernel",
         )
         entries = [self._describe_entry(found, entry) for entry in found.entries]
         return {
@@ -140,7 +135,7 @@ class _Reader:
         from deconv_cli.io.file_inspection import as_image, as_kernel, measure_samples
 
         if self.taken_for is not None and not _is_field(found):  # a single tensor of a field is not a kernel
-            entry = as_kernel(entry) if self.taken_for is Kind.KERNEL else as_image(entry)
+            entry = as_kernel(entry) if self.taken_for == "kernel" else as_image(entry)
         statistics = measure_samples(entry.samples)
         kernel = refusal = None
         if entry.is_kernel and not statistics["nan"] + statistics["infinite"] and bool(entry.samples.any()):
@@ -148,7 +143,7 @@ class _Reader:
                 kernel = self._describe_kernel(found.path, entry)
             except DeconvError as error:
                 # A layer that cannot be inverted does not keep the others from being described.
-                if self.taken_for is Kind.KERNEL or len(found.entries) == 1:
+                if self.taken_for == "kernel" or len(found.entries) == 1:
                     raise
                 refusal = str(error)
         is_image = found.codec.is_picture or entry.axes is not None

@@ -1,4 +1,4 @@
-"""`deconv invert`: undo a kernel, a factor, a chain of layers, the optics of a microscope, or an unknown kernel.
+"""`deconv invert`: undo a kernel, a chain of layers, the optics of a microscope, or an unknown kernel.
 
 The options and the reading of a file are here. What happens to one picture is in `restoration.py`.
 """
@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deconv_cli.commands import option_groups as options
-from deconv_cli.commands.batch import Batch
-from deconv_cli.commands.block_restoration import BlockRestoration
+from deconv_cli.commands.batch import Batch, list_jobs
+from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import NO_EXTRAS, Context, ExtraOutputs, pick
+from deconv_cli.commands.context import NO_EXTRAS, ExtraOutputs
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
-from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_factor, load_kernels
+from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
-from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import option
+from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
-from deconv_cli.settings import ReconstructionSettings, option_name
+from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Convention, DeviceChoice
 
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 
 
 EXAMPLE = "Example: deconv invert sample_images/camera_blurred.png --kernel sample_images/motion.npy -o restored.tif"
-
-LEFT_OPEN = ("light", "noise_sigma", "noise", "quantization", "max_memory", "predict", "seed")
-"""Settings that a factor does not fix."""
 
 
 def invert(
@@ -57,10 +53,6 @@ def invert(
     large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
-    factor: Annotated[
-        Path | None,
-        option("--factor FILE", "A file that deconv factor wrote. It replaces --kernel and the settings in the file."),
-    ] = None,
     output: options.OutputOption = None,
     extra: ExtraOutputs = NO_EXTRAS,
     layers: LayersOption = None,
@@ -68,103 +60,78 @@ def invert(
     device: options.DeviceOption = DeviceChoice.AUTO,
 ) -> None:
     """Undo the blur of images, and report how far to trust the result."""
-    if factor is not None:
-        _refuse_fixed(settings, kernel_options, kernel)
-    elif not kernel and layers is None:
+    if not kernel and layers is None:
         raise UsageError(
             "deconv invert needs the kernel that blurred the input: --kernel FILE, such as a picture of a point of "
-            "light, a formula such as --kernel gaussian:1.5, --kernel estimate, which finds it in a picture, or "
-            "--factor FILE."
+            "light, a formula such as --kernel gaussian:1.5, or --kernel estimate, which finds it in a picture."
         )
-    idle = {"--factor": factor, **kernel_options.as_options()}
-    chain = read_chain(layers, model_options, kernel, extra, time_limit, idle)
+    chain = read_chain(layers, model_options, kernel, extra, time_limit, kernel_options.as_options())
     predicts = chain is None and extra.need_prediction(ReconstructionSettings.trusted(**settings))
     wanted = settings | ({"predict": True} if predicts else {})
     # Checked once, before anything is read; the defaults of a picture or a tensor are known with each input.
     checked = ReconstructionSettings.of(**wanted)
     wanted = {name: getattr(checked, name) for name in wanted}
-    is_single_kernel = chain is None and factor is None and not is_estimate(kernel or [], kernel_options)
+    is_single_kernel = chain is None and not is_estimate(kernel or [], kernel_options)
     jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
     is_one = len(jobs) == 1 and many.manifest is None
     large.check(is_possible=is_single_kernel, is_one=is_one)
     continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
     extra.check(jobs, force=files.force or continues)
     refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
+    work = InvertWork(
+        kernels=kernel or [],
+        kernel_options=kernel_options,
+        settings=wanted,
+        files=files,
+        extra=extra,
+        printed=printed,
+        device=device,
+        large=large,
+        resumes=many.resume,
+        chain=chain,
+        first=jobs[0].source,
+        can_be_cut=is_single_kernel,
+    )
     if is_single_kernel and is_one:
         from deconv_cli.blocks.checkpoint import has_earlier
 
-        in_blocks = BlockRestoration(files, pick(device), wanted, large, resumes=many.resume, workers=workers)
+        alone = replace(work, workers=workers)
         is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
-        found = in_blocks.open(jobs[0].source, kernel or [], kernel_options, is_wanted=is_wanted)
-        if found is not None:
-            in_blocks.run(jobs[0], found, extra, printed)
+        found = alone.open_large(jobs[0].source, is_wanted=is_wanted)
+        if found is not None and large.dry_run:
+            alone.print_plan(jobs[0], found)
             return
-        if many.resume:
-            many = replace(many, resume=False)
+        if found is not None:
+            work, workers = alone.holding(LoadedFile(found.corner, found)), THREADS
+        elif many.resume:
+            work = replace(work, resumes=False)
             extra.check(jobs, force=files.force)
             if not printed.quiet and (files.force or not jobs[0].target.exists()):
                 print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
+        many = replace(many, resume=False)
+    if large.dry_run:
+        list_jobs(jobs, as_json=printed.as_json)
+        return
     if len(jobs) == 1 and workers.are_given and not printed.quiet:
         print_note("this process alone restores a single file as a whole; other workers only help with blocks")
     many.check(force=files.force)
-    work = InvertWork(
-        kernel or [],
-        kernel_options,
-        factor,
-        wanted,
-        files,
-        extra,
-        printed,
-        chain,
-        device,
-        jobs[0].source,
-        large,
-        can_be_cut=is_single_kernel,
-        resumes=many.resume,
-    )
     Batch("invert", files, printed, many, workers, invocation).run(jobs, work, left_out)
-
-
-def _refuse_fixed(settings: SettingValues, kernel_options: options.KernelOptions, kernel: list[Path] | None) -> None:
-    """Refuse, by `UsageError`, typed options that contradict a factor, or repeat it."""
-    if settings.keys() & {"nonnegative", "prior", "weight", "gain"}:
-        raise UsageError(
-            "a factor is a linear inverse, so --factor does not go with --nonnegative, --prior, --weight or --gain; "
-            "give its kernel with --kernel instead."
-        )
-    given = ["--kernel"] if kernel else []
-    given += [name for name, value in kernel_options.as_options().items() if value is not None]
-    given += [option_name(name) for name in settings if name not in LEFT_OPEN]
-    if given:
-        raise UsageError(f"--factor already fixes {', '.join(given)}; leave that out, or make another factor with it.")
 
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
 """Words that `--kernel` takes instead of a kernel."""
 
 
-@dataclass(frozen=True)
-class InvertWork(Work):
-    """The options of `deconv invert`. The axes of the first input decide how some kernels are read.
+@dataclass(frozen=True, kw_only=True)
+class InvertWork(BlockWork):
+    """The work of `deconv invert`. The axes of the first input decide how some kernels are read.
 
-    `can_be_cut` says whether inputs that do not fit the memory are restored in blocks, and `resumes` whether to
-    continue an unfinished run over blocks. `n_sharing` processes share the memory.
+    `can_be_cut` says whether inputs that do not fit the memory are restored in blocks.
     """
 
-    kernels: list[Path]
-    kernel_options: options.KernelOptions
-    factor: Path | None
-    settings: SettingValues
-    files: options.FileOptions
-    extra: ExtraOutputs
-    printed: options.PrintOptions
     chain: Chain | None
-    device: DeviceChoice
     first: Path
-    large: options.LargeOptions
     can_be_cut: bool
-    resumes: bool
-    n_sharing: int = 1
 
     @property
     def is_alone(self) -> bool:  # type: ignore[override]
@@ -185,24 +152,24 @@ class InvertWork(Work):
         with allowing(self.settings.get("max_memory")), self._explaining(path):
             if not self.can_be_cut:
                 return LoadedFile(self.files.read(path))
-            blocks = self._in_blocks()
             is_wanted = self.large.block_size is not None
             image = None if is_wanted or is_large(path) else self.files.read(path)
-            if image is None or not blocks.fits_surely(image.shape):
-                found = blocks.open(path, self.kernels, self.kernel_options, is_wanted=is_wanted)
+            if image is None or not self.fits_surely(image.shape):
+                found = self.open_large(path, is_wanted=is_wanted)
                 if found is not None:
                     return LoadedFile(found.corner, found)
             return LoadedFile(self.files.read(path) if image is None else image)
 
     def _read_first(self) -> ImageFile:
         """Read the first input, and hold it until it is its turn, so that it is decoded once."""
-        source = vars(self)["_held"] = self.read(self.first)
+        source = self.read(self.first)
+        self.holding(source)
         return source.image
 
-    @property
-    def device_type(self) -> str:
-        """Where the arithmetic is."""
-        return pick(self.device).type
+    def holding(self, source: LoadedFile) -> InvertWork:
+        """Hold the first input, as read, and return this work."""
+        vars(self)["_held"] = source
+        return self
 
     def memory(self) -> int:
         """Return the memory in bytes that all inputs in work may take together."""
@@ -223,84 +190,66 @@ class InvertWork(Work):
             refuse_to_forget([job.target], Checkpoint.of(job.target))
 
     def open(self) -> Process:
-        """Choose the way to restore, and read the kernel, the model or the factor."""
+        """Choose the way to restore, and read the kernel or the model."""
         whole = self._open_whole()
 
         def by_size(job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
             if source.large is None:
                 with self._explaining(job.source):
                     return whole(job, source, progress)
-            return self._in_blocks().restore(job, source.large, self.extra, progress)
+            return self.restore_large(job, source.large, progress)
 
         return by_size
 
     @contextlib.contextmanager
     def _explaining(self, path: Path) -> Iterator[None]:
-        """Say why an input that does not fit the memory is not restored in blocks, if its format is read by parts."""
-        from deconv_cli.io.codec import codec_named
-
+        """Say why an input that does not fit the memory is not restored in blocks."""
         try:
             yield
         except TooLargeError as error:
-            codec = codec_named(path) if self.can_be_cut else None
-            if codec is None or not codec.opens_regions:
+            if not self.can_be_cut:
                 raise
             try:
-                self._in_blocks().open(path, self.kernels, self.kernel_options, is_wanted=True)
+                self.open_large(path, is_wanted=True)
             except DeconvError as refusal:
                 raise TooLargeError(f"{error} It cannot be cut into blocks: {refusal}") from error
             raise
 
-    def _in_blocks(self) -> BlockRestoration:
-        return BlockRestoration(
-            self.files, pick(self.device), self.settings, self.large, resumes=self.resumes, n_sharing=self.n_sharing
-        )
-
     def _open_whole(self) -> Process:
-        where = pick(self.device)
         if self.chain is not None:
-            context = Context("invert", self.files, where)
-            return ChainRestoration(self.chain, context, self.settings, self.printed, self.extra.report).restore
+            return ChainRestoration(self.chain, self).restore
         if is_estimate(self.kernels, self.kernel_options):
             return self._restore_blindly
         if self._is_microscope:
             return self._restore_by_optics
-        if self.factor is not None:
-            return self._restoration(load_factor(self.factor, where, self.settings.get("max_memory"))).restore
         dimensions = self.settings.get("dimensions")
         loaded = load_kernels(self.kernels, self.kernel_options, dimensions, self._read_first, WORDS)
         return self._restoration(loaded).restore
 
     def _restoration(self, loaded: LoadedKernel, **settings: object) -> Restoration:
-        context = Context("invert", self.files, pick(self.device))
-        return Restoration(context, loaded, self.settings | settings, self.extra, self.printed)
+        return Restoration(self, loaded, self.settings | settings)
 
     def _restore_by_optics(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Restore an input with a kernel computed from the optics in its file."""
-        dimensions, spacing = self.settings.get("dimensions"), self.settings.get("spacing")
-        is_exact = self.settings.get("method") != "richardson-lucy"
-        loaded = load_microscope(str(self.kernels[0]), source.image, dimensions, spacing=spacing, is_compact=is_exact)
+        loaded = self.load_optics(source.image)
         return self._restoration(loaded, dimensions=loaded.kernel.n_axes).restore(job, source, progress)
 
     def _restore_blindly(self, job: Job, source: LoadedFile, progress: WorkProgress) -> JobResult:
         """Find the kernel of one picture, and restore it; a sharp picture is an `UntrustworthyResultError`."""
         from deconv_cli.report.run_record import describe_found
 
-        context = Context("invert", self.files, pick(self.device))
-        context.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
+        self.plan(job, source.image, source.image.values.shape[1], same_size=True)  # before the search
         progress.begin("finding the kernel")
         light = light_of(source.image, self.settings.get("light") or "auto")
         found = estimate_kernel_of(source.image, light)
         if not found.found:
-            advice = "find a free kernel with deconv kernel estimate --free, or give one with --kernel"
+            advice = "give the kernel with --kernel, or find a free one with deconv kernel estimate --free"
             if light.curve is None:
-                advice = f"add --light linear where the file is a developed photograph, {advice}"
+                advice = f"for a developed photograph add --light linear; else {advice}"
             if found.slight is not None:
-                advice = f"give it with --kernel {found.slight.text}"
-            raise UntrustworthyResultError(
-                f"there is nothing to undo in '{job.source}': {describe_found(found)}; if it is blurred nevertheless, "
-                f"{advice}."
-            )
+                advice = f"--kernel {found.slight.text} takes it nevertheless"
+            notes = search_notes(source.image, light)
+            raise UntrustworthyResultError(f"'{job.source}': {describe_found(found)}; {'; '.join([*notes, advice])}.")
         return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
 
 
@@ -318,15 +267,12 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
 def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.run import KernelInput
-    from deconv_cli.report.run_record import describe_found
 
     taps = found.taps()
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    notes = [f"the kernel was found in the picture: {describe_found(found)}", *more_notes]
-    if found.note is not None:
-        notes.append(found.note)
+    notes = more_notes + ([] if found.note is None else [found.note])
     rival = close_rival(found)
     if rival is not None:
         notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")

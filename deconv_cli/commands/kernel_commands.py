@@ -136,6 +136,9 @@ def estimate(
     if missing is not None:
         if not printed.quiet:
             print_warning(f"{describe_found(found)}; '{missing}' was not written")
+    elif found.doubt is not None and not free and not printed.quiet:
+        print_warning(found.doubt)
+    if missing is not None or (found.doubt is not None and not free):
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 

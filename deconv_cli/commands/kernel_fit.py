@@ -219,6 +219,8 @@ def _list_pairs(paths: list[Path]) -> list[tuple[Path, Path]]:
 
 
 def _matched(sharp: Path, blurred: Path) -> list[tuple[Path, Path]]:
+    if sharp == blurred:
+        raise UsageError(f"'{sharp}' is both the sharp and the blurred picture; give two different files.")
     if not (sharp.is_dir() and blurred.is_dir()):
         return [(sharp, blurred)]
     files = [{found.place.with_suffix(""): found.path for found in expand(folder)} for folder in (sharp, blurred)]

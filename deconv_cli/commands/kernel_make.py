@@ -44,14 +44,10 @@ def make(
             metavar="FORMULA",
             help=f"A formula ({', '.join(KERNEL_SOURCES)}) with its numbers, as disk:5.2, or several blurs in a row, "
             "as 'disk:4*motion:9@30'. The factor shift:DOWN@RIGHT moves the kernel by fractions of a pixel. Lengths "
-            "are in pixels, or in nm, um or mm, as disk:0.6um.",
+            "are in pixels.",
         ),
     ],
     printed: AnswerOptions,
-    spacing: Annotated[
-        str | None,
-        option("--spacing [DZ,]DY,DX", "Distance between samples along each axis in µm, for lengths in nm, um or mm."),
-    ] = None,
     signal: Annotated[
         bool,
         option(
@@ -69,35 +65,25 @@ def make(
     output: OutputFile = None,
 ) -> None:
     """Make a kernel of sum 1 from a formula."""
-    from deconv_cli.kernels.sources.formula import has_units, make_kernel, read_formula
+    from deconv_cli.kernels.sources.formula import make_kernel, read_formula
     from deconv_cli.kernels.sources.kernel_source import transform_error
 
     check_kernel_output(output, Path.cwd(), force=printed.force, is_picture=not signal)
-    steps = None if spacing is None else numbers_of_axes(spacing, "--spacing", (2, 3), float)
-    if steps is None and has_units(words):
-        raise UsageError(
-            "lengths in nm, um or mm need the distance between samples in µm; give it as in --spacing 0.2,0.1,0.1."
-        )
-    if steps is not None and not has_units(words):
-        raise UsageError("--spacing is for lengths in nm, um or mm, but the formula has none; leave it out.")
     dimensions = 1 if signal else None
     wanted = None if size is None else numbers_of_axes(size, "--size", (1, 2, 3), int)
-    taps = make_kernel(
-        words, spacing=steps, dimensions=dimensions, size=wanted[0] if wanted and len(wanted) == 1 else wanted
-    )
-    error = transform_error(read_formula(words, steps, dimensions), taps.flip(tuple(range(taps.ndim))))
+    taps = make_kernel(words, dimensions=dimensions, size=wanted[0] if wanted and len(wanted) == 1 else wanted)
+    error = transform_error(read_formula(words, dimensions), taps.flip(tuple(range(taps.ndim))))
     record = {
         "schema": 1,
         "command": "kernel make",
         "kernel": words,
-        "spacing": None if steps is None else list(steps),
         "shape": list(taps.shape),
         "sum": float(taps.sum()),
         "largest": float(taps.max()),
         "transform_error": error,
         "output": None if output is None else str(output),
     }
-    write_kernel(output, taps, record, taps.ndim, steps)
+    write_kernel(output, taps, record, taps.ndim)
     shape = format_size(taps.shape)
     rows = [
         ("taps", f"{shape}, sum {record['sum']:.6g}, largest {record['largest']:.4g}"),

@@ -1,4 +1,4 @@
-"""The kernel of a run: read from files, made of formulas, or part of a precomputed inverse."""
+"""The kernel of a run: read from files, or made of formulas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deconv_cli.commands.option_groups import KernelOptions, OptionValues
+from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.errors import DeconvError, ShapeError, UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import KERNEL_SOURCES
 from deconv_cli.vocabulary import (
     LONG,
     Convention,
+    InputKind,
     PaddingLike,
     Size,
     check_padding,
@@ -24,24 +26,26 @@ from deconv_cli.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from deconv_cli.io import ImageFile, PreparedOutput
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.kernel_field import KernelField
-    from deconv_cli.report.run import FactorInput, KernelInput
-    from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+    from deconv_cli.report.run import KernelInput
     from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
 ESTIMATE = Path("estimate")
 """The word for a kernel that is to be found in the picture."""
-_LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+([nuµμm]m)?(\*.*)?")
+_LIKE_A_FORMULA = re.compile(r"[a-z0-9-]+:[0-9.@+-]+(\*.*)?")
+
+
+NOTABLE_NOISE = 1e-3
+"""Noise in standard deviations of an array from which on it spoils estimates under the λ of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedKernel:
-    """A kernel as read, alone or as a part of an inverse that was built before.
+    """A kernel as read.
 
     Attributes:
         source: the kernel and its origin.
@@ -52,8 +56,6 @@ class LoadedKernel:
         picture_notes: further notes if the input is a picture.
         refusal: the reason not to restore a picture with it.
         recorded: the convolution of the kernel, as its file records it.
-        inverse: the inverse that was built before.
-        factor: the file of that inverse.
         is_ambiguous: whether three axes may be one kernel for each channel or one kernel of three dimensions.
         spacing: distances of neighboring taps along the axes of space, in micrometers.
     """
@@ -66,8 +68,6 @@ class LoadedKernel:
     picture_notes: tuple[str, ...] = ()
     refusal: str | None = None
     recorded: RecordedConvolution | None = None
-    inverse: PseudoInverse | None = None
-    factor: FactorInput | None = None
     is_ambiguous: bool = False
     spacing: tuple[float, ...] | None = None
 
@@ -149,16 +149,10 @@ def load_kernels(
         UsageError: no such file or formula, or an option on files for a formula.
         ShapeError: one of several kernels has channels itself.
     """
-    from deconv_cli.kernels.sources.formula import has_units
-
-    spacing, formulas = None, [path for path in paths if is_formula(path)]
-    if read_image is not None and any(has_units(str(path)) for path in formulas):
-        first = read_image()
-        spacing = first.spanned_by(first.named_dimensions or first.dimensions).spacing
-    if read_image is not None and formulas and dimensions is None:
+    if read_image is not None and dimensions is None and any(map(is_formula, paths)):
         dimensions = _dimension_of_signals(read_image)
     words = words if len(paths) == 1 else ()
-    loaded = [load_kernel(path, options, dimensions, spacing, words) for path in paths]
+    loaded = [load_kernel(path, options, dimensions, words) for path in paths]
     if read_image is not None and any(one.is_ambiguous for one in loaded):
         named = read_image().named_dimensions
         if named in (1, 3):
@@ -215,13 +209,9 @@ def load_kernel(
     path: Path,
     options: KernelOptions,
     dimensions: int | None = None,
-    spacing: tuple[float, ...] | None = None,
     words: Sequence[str] = (),
 ) -> LoadedKernel:
     """Read a kernel from its file, or make it of a formula such as `disk:5.2` if no file has that name.
-
-    A colon behind a file is followed by the name of a layer. The spacing of the samples in µm is for the lengths of a
-    formula that have a unit.
 
     Raises:
         UsageError: no such file or formula, or an option on files for a formula.
@@ -236,13 +226,8 @@ def load_kernel(
             "--kernel estimate works only with deconv invert; here give a formula or a file, such as one from deconv "
             "kernel estimate PHOTO -o FILE."
         )
-    file, colon, layer = str(path).rpartition(":")
-    if colon and not path.exists() and Path(file).is_file():
-        if options.layer is not None:
-            raise UsageError(f"'{path}' names the layer '{layer}' already; leave --layer out.")
-        return load_kernel(Path(file), replace(options, layer=layer), dimensions)
     if is_formula(path):
-        return _make_kernel(str(path), options, dimensions, spacing)
+        return _make_kernel(str(path), options, dimensions)
     names = [*words, *KERNEL_SOURCES]
     is_word = not path.suffix and path.name == str(path) not in names
     meant = nearest_name(names, str(path))
@@ -308,9 +293,7 @@ def is_formula(path: Path) -> bool:
     return (is_meant or _LIKE_A_FORMULA.fullmatch(str(path)) is not None) and not path.exists()
 
 
-def _make_kernel(
-    text: str, options: KernelOptions, dimensions: int | None, spacing: tuple[float, ...] | None
-) -> LoadedKernel:
+def _make_kernel(text: str, options: KernelOptions, dimensions: int | None) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.kernels.sources.formula import make_kernel
     from deconv_cli.report.run import KernelInput
@@ -318,7 +301,7 @@ def _make_kernel(
     given = [name for name, value in options.as_options().items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is for kernels in files, but '{text}' is a formula; leave it out.")
-    taps = make_kernel(text, spacing=spacing, dimensions=dimensions)
+    taps = make_kernel(text, dimensions=dimensions)
     if dimensions is not None and dimensions < taps.ndim:
         raise UsageError(
             f"the kernel {text} spans {taps.ndim} axes, but the images have {dimensions}; give a file of taps with "
@@ -326,29 +309,31 @@ def _make_kernel(
         )
     kernel = Kernel.from_tensor(taps, dimensions=taps.ndim)
     source = KernelInput(kernel, text, Convention.CORRELATION, None, None, has_bias=False)
-    known = None if spacing is None or len(spacing) < taps.ndim else spacing[-taps.ndim :]
-    again: OptionValues = {"--kernel": text, "--dimensions": dimensions}
-    return LoadedKernel(source, taps, None, (), again, spacing=known)
+    return LoadedKernel(source, taps, None, (), {"--kernel": text, "--dimensions": dimensions})
 
 
-def load_factor(path: Path, device: torch.device, max_memory: int | None) -> LoadedKernel:
-    """Read an inverse that was built before, with its kernel."""
-    from deconv_cli.io import fingerprint
-    from deconv_cli.report.run import FactorInput, KernelInput
-    from deconv_cli.saved_inverses import KernelOrigin, read_inverse
+def choose_kind(
+    image: ImageFile, samples: Callable[[], Tensor], loaded: LoadedKernel, given: SettingValues
+) -> tuple[InputKind, tuple[str, ...]]:
+    """Choose the defaults of pictures or of tensors, with a note if the samples decide and not the format.
 
-    saved = read_inverse(path, device, max_memory)
-    # Saved from Python, it knows of no file, and so of no fingerprint.
-    origin = saved.origin or KernelOrigin(str(path), None, Convention.CORRELATION, "", ())
-    source = KernelInput(
-        kernel=saved.inverse.kernel,
-        path=origin.path,
-        convention=origin.convention,
-        sha256=origin.sha256 or None,
-        layer=origin.layer,
-        has_bias=saved.bias is not None,
-    )
-    factor = FactorInput(str(path), fingerprint(path))
-    taps = saved.inverse.kernel.taps
-    again: OptionValues = {"--factor": path}
-    return LoadedKernel(source, taps, saved.bias, origin.notes, again, inverse=saved.inverse, factor=factor)
+    Args:
+        image: the file.
+        samples: reads all samples, or parts of them, shape `(*batch, *size)`.
+        loaded: the kernel.
+        given: the typed settings.
+    """
+    if image.is_picture:
+        return InputKind.PICTURE, ()
+    n_axes, is_formula = loaded.kernel.n_axes, loaded.source.sha256 is None
+    if "defaults" in given or not is_formula or n_axes < 2 or len(image.axes) > 3:
+        return InputKind.TENSOR, ()
+    from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
+    from deconv_cli.diagnostics.spectra import FadedImages
+
+    values = samples().float()
+    noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
+    if noise is None or noise < NOTABLE_NOISE * values.std():
+        return InputKind.TENSOR, ()
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is computed from the optics"
+    return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)

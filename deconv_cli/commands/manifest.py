@@ -91,7 +91,7 @@ def _as_json(value: object) -> object:
 
 
 def _files_in(value: object) -> list[Path]:
-    """Find the files that a value names: `kernel.npy`, `model.pt:conv1` and `code.py:Class`."""
+    """Find the files that a value names: `kernel.npy` and `code.py:Class`."""
     if isinstance(value, list):
         return [path for one in value for path in _files_in(one)]
     if not isinstance(value, str) or not value:
@@ -140,6 +140,10 @@ class Manifest:
         """Return whether an earlier run wrote the output of a job, or was about to."""
         line = self._lines.get(str(job.target), {})
         return line.get("status") == BEGUN or line.get("output_sha256") is not None
+
+    def has_other_settings(self, job: Job) -> bool:
+        """Return whether an earlier run did a job with other settings."""
+        return self._lines.get(str(job.target), {}).get("settings", self._settings) != self._settings
 
     def line_of(self, job: Job) -> Line | None:
         """Return the line of a job that ended well with these settings, to compare with the files; else `None`."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconv_cli.io import ImageFile
-    from deconv_cli.io.metadata import OpticsMetadata
     from deconv_cli.kernels.microscope import Microscope
 
 MICROSCOPE = "microscope"
@@ -93,8 +92,8 @@ def describe_optics(
     steps = spacing or (None if image is None else image.spacing)
     if steps is None:
         raise UsageError(
-            "the distance between samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX to deconv "
-            "invert or to deconv kernel microscope, which writes a file for --kernel."
+            "the distance between samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX"
+            + (" to deconv invert." if image is not None else ".")
         )
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]
@@ -103,7 +102,7 @@ def describe_optics(
     if "numerical_aperture" not in typed:
         values["numerical_aperture"] = [found.numerical_aperture]
     if "emission" not in typed:
-        values["emission"] = _emissions(image, found, assumed)
+        values["emission"] = found.emissions
     if values["numerical_aperture"] == [None]:
         several = f", which lists {found.n_objectives} objectives without naming the one that was used"
         _refuse_unknown("numerical aperture", "na", image, several if found.n_objectives > 1 else "")
@@ -179,26 +178,6 @@ def _modes(words: tuple[str | None, ...], assumed: list[str]) -> list[str]:
         ]
         assumed.append(f"mode widefield for channel {' and '.join(strange)}")
     return [mode or "widefield" for mode in found]
-
-
-def _emissions(image: ImageFile | None, found: OpticsMetadata, assumed: list[str]) -> list[float | None]:
-    """List the emission of each channel in nm, from the file or the dye that it names; add the dyes to `assumed`."""
-    from deconv_cli.io.metadata import emission_of_dye
-
-    names = () if image is None else image.channel_names
-    n_channels = max(map(len, (names, found.dyes, found.emissions)))
-    given = found.emissions or (None,) * n_channels
-    dyes, channels = (each or (None,) * n_channels for each in (found.dyes, names))
-    emissions, taken = list[float | None](), list[str]()
-    for emission, dye, channel in zip(given, dyes, channels, strict=True):
-        known = {word: emission_of_dye(word) for word in (dye, channel) if word and emission is None}
-        word, length = next(((word, length) for word, length in known.items() if length), ("", emission))
-        emissions.append(length)
-        if word:
-            taken.append(f"{length:g} nm ({word})")
-    if taken:
-        assumed.append(f"emission {', '.join(taken)}, the maxima of the dyes in the channel names")
-    return emissions
 
 
 def load_microscope(

@@ -88,7 +88,7 @@ class KernelReading:
         option(
             "--convention",
             "How to read the kernel file: as taps that conv2d applies (default for tensors), or as a point-spread "
-            "function of a true convolution, which is flipped (default for pictures).",
+            "function as a camera shows it, which is turned by 180° on reading (default for pictures).",
             KERNEL,
         ),
     ] = None
@@ -216,8 +216,8 @@ class LargeOptions:
         bool,
         option(
             "--dry-run",
-            "Print the plan of the blocks: memory, halo (the margin read around each block), expected error at the "
-            "seams, time. Write nothing.",
+            "Write nothing. Print the plan of the blocks: memory, halo (the margin read around each block), expected "
+            "error at the seams, time. For several inputs, list each with its output.",
             LARGE,
         ),
     ] = False
@@ -241,15 +241,12 @@ class LargeOptions:
         if self.is_cut_anyway and not is_possible:
             raise UsageError(
                 "--block-size, --block-range and --dry-run need a given kernel, and do not go with --kernel estimate, "
-                "--factor, --layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."
+                "--layers or --tap; leave them out, or give the kernel that deconv kernel estimate finds."
             )
         if self.block_range is not None:
             JobShare.parse(self.block_range)
-        if not is_one and (self.dry_run or self.block_range is not None):
-            raise UsageError(
-                f"{'--dry-run' if self.dry_run else '--block-range'} is for one input without a manifest; give one "
-                "file, and no manifest."
-            )
+        if not is_one and self.block_range is not None:
+            raise UsageError("--block-range is for one input without a manifest; give one file, and no manifest.")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class JobResult:
         warnings: other warnings, a sentence each.
         error: the reason why there is no result.
         seconds: time of reading, arithmetic and writing, without waiting.
+        is_partial: whether other jobs have to complete the output.
     """
 
     job: Job
@@ -110,6 +111,7 @@ class JobResult:
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
     seconds: float = 0.0
+    is_partial: bool = False
 
 
 Read: TypeAlias = Callable[[Job], LoadedFile | None]

@@ -176,15 +176,6 @@ SETTINGS_OPTIONS = {
             names=lambda: ["white", "auto"],
             metavar="white|auto",
         ),
-        quantization=SettingOption(
-            "Step between stored values. The noise estimate is at least the rounding error. Default: 1 for files of "
-            "whole numbers, else 0.",
-            kind=float,
-            metavar="STEP",
-        ),
-        rcond=SettingOption(
-            "Drop singular values up to this fraction of the largest (boundary circular; λ is then 0).", kind=float
-        ),
     ),
     **_panel(
         PRIOR,

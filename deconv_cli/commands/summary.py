@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
-    from deconv_cli.report.run import Environment, FactorRun, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
+    from deconv_cli.report.run import Environment, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
     from deconv_cli.solvers.solution import Solution
     from deconv_cli.workflows.reconstruction import Reconstruction
 
@@ -57,8 +57,6 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     result, source = run.reconstruction, run.source
     layer, reasons = result.settings.layer, result.reasons
     rows = _input_rows(source, run.kernel, layer)
-    if run.factor is not None:
-        rows.insert(1, ("factor", shown_name(run.factor.path)))
     rows += [("boundary", f"{result.boundary}: {reasons.boundary}"), *_layer_rows(layer)]
     if source.is_picture or result.tone_curve is not None:
         rows.append(("light", reasons.light))
@@ -67,11 +65,15 @@ def print_invert_summary(run: InvertRun, *, verbose: bool = False) -> None:
     elif result.prior_sentence is not None:
         rows.append(_prior_row(result.settings.objective, result.finest))
     else:
-        rows.append(("minimized", result.solution.objective))
+        solution = result.solution
+        rows += [("minimized", solution.objective), ("iterations", f"{solution.n_iterations}: {solution.ending}")]
     rows.append(("residual", f"{format_percent(result.residual.relative, 3)} of the data{_noise(result)}"))
     rows += [] if result.lost_directions is None else [("lost", result.lost_directions.sentence)]
     if result.predicted_error is not None:
-        rows.append(error_row(result.predicted_error, _sample_unit(source), is_trusted=result.is_trusted))
+        error, unit = result.actual_error, _sample_unit(source)
+        rows.append(error_row(result.predicted_error, unit, error, is_trusted=result.is_trusted))
+    elif result.actual_error is not None:
+        rows.append(("error", f"{result.actual_error:.3g}{_sample_unit(source)}, compared with the truth"))
     rows += _details(result) if verbose else []
     rows += _output_rows(run.output, run.environment)
     _, advice = _border_findings(result.well_posedness)
@@ -83,14 +85,13 @@ def _details(result: Reconstruction) -> Rows:
     solution, spectrum = result.solution, result.spectrum
     certificate = f", certificate {solution.certificate:.2g}" if solution.status.has_certificate else ""
     condition = f"{spectrum.condition:.4g}" if result.is_condition_known else "not computed for a layer"
-    rcond = "" if result.rcond is None else f", rcond {result.rcond:g}"
     return [
         ("minimized", solution.objective),
         ("padding", format_padding(result.padding)),
         ("method", f"{result.choice.method}: {result.choice.reason}"),
         (
             "solver",
-            f"{counted(solution.n_iterations, 'iteration')}{certificate}, tolerance {result.tolerance:.2g}{rcond}",
+            f"{counted(solution.n_iterations, 'iteration')}{certificate}, tolerance {result.tolerance:.2g}",
         ),
         ("conditioning", f"σmax {spectrum.sigma_max:.4g}, σmin {spectrum.sigma_min:.4g}, condition {condition}"),
     ]
@@ -114,27 +115,6 @@ def print_chain_summary(run: ChainRun) -> None:
         *_output_rows(run.output, run.environment),
     ]
     _print("deconv invert", rows, [doubt.sentence for doubt in result.doubts], run.notes)
-
-
-def print_factor_summary(run: FactorRun) -> None:
-    """Print what `deconv factor` built on stderr."""
-    inverse, settings = run.inverse, run.inverse.settings
-    size, output_size = inverse.geometry.image_size, inverse.geometry.output_size
-    n_bytes = sum(factor.nbytes for factor in run.factors.values())
-    rows = [
-        ("kernel", _kernel(run.kernel, settings.layer)),
-        ("images", f"{format_size(size)}, from outputs of {format_size(output_size)}"),
-        ("boundary", f"{settings.boundary}, padding {format_padding(settings.padding)}"),
-        *_layer_rows(settings.layer),
-        ("method", f"{inverse.choice.method}: {inverse.choice.reason}"),
-        ("λ", f"{inverse.problem.lam:g}, penalty {settings.penalty}"),
-        *([] if inverse.rcond is None else [("rcond", f"{inverse.rcond:g}")]),
-        ("factors", f"{format_memory(n_bytes)} in {run.factoring_time_s:.2f} s"),
-        ("output", f"{shown_name(run.path)}  {format_memory(run.n_bytes)}"),
-        ("cost", _cost(run.environment)),
-    ]
-    warnings, advice = _border_findings(run.well_posedness)
-    _print("deconv factor", rows, warnings, [*advice, *run.all_notes])
 
 
 def _print(title: str, rows: Rows, warnings: Iterable[str] = (), notes: Iterable[str] = ()) -> None:
@@ -202,11 +182,9 @@ def _ending(solution: Solution) -> str:
 
 def _noise(result: Reconstruction) -> str:
     """Name the size of the noise after a semicolon, if it was measured or given."""
-    choices = [part.lambda_choice for part in result.channels or (result,) if part.lambda_choice is not None]
-    sigmas = [choice.sigma for choice in choices]
-    if not sigmas and result.predicted_error is not None:
-        sigmas = [result.predicted_error.sigma]
-    return f"; noise σ {', '.join(dict.fromkeys(f'{sigma:.3g}' for sigma in sigmas))}" if sigmas else ""
+    sigmas = ", ".join(dict.fromkeys(f"{sigma:.3g}" for sigma in result.noise_sigmas))
+    in_light = "" if result.tone_curve is None else " in light"
+    return f"; noise σ {sigmas}{in_light}" if sigmas else ""
 
 
 def _sample_unit(source: InputFile) -> str:
@@ -216,10 +194,10 @@ def _sample_unit(source: InputFile) -> str:
     return " counts" if "int" in source.dtype else ""
 
 
-def error_row(predicted: ExpectedError, unit: str, *, is_trusted: bool) -> tuple[str, str]:
+def error_row(predicted: ExpectedError, unit: str, actual: float | None = None, *, is_trusted: bool) -> tuple[str, str]:
     """Describe the size of the expected error, where to trust the result, and the real error if that is known."""
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
-    depth, share, actual = predicted.trusted_depth, predicted.trusted_share, predicted.actual_root_mean_square
+    depth, share = predicted.trusted_depth, predicted.trusted_share
     if not is_trusted:
         to_trust = "not to be trusted: see below"
     else:

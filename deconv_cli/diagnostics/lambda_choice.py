@@ -76,7 +76,6 @@ class LambdaChoice:
             LambdaRule.ML: "the largest marginal likelihood",
             LambdaRule.DISCREPANCY: f"a residual as large as the noise, σ = {self.sigma:.3g}{modeled}",
             LambdaRule.UPRE: f"the least predicted risk for noise of σ = {self.sigma:.3g}{modeled}",
-            LambdaRule.LCURVE: "the corner of the L-curve",
             LambdaRule.WHITENESS: "the whitest residual",
         }
         rounds = f" in {counted(self.n_rounds, 'round')}" if self.n_rounds else ""

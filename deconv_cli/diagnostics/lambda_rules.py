@@ -14,8 +14,6 @@ noise is not white, powers and gains are divided by the noise's share at each fr
 * upre: the unbiased predictive risk, RSS + 2σ²EDF (Mallows, "Some comments on C_p", Technometrics 15, 1973);
 * discrepancy: RSS = nσ² (Morozov, "On the solution of functional equations by the method of regularization", Soviet
   Mathematics Doklady 7, 1966);
-* lcurve: the sharpest bend of log ‖Lx‖ over log RSS (Hansen and O'Leary, "The use of the L-curve in the regularization
-  of discrete ill-posed problems", SIAM Journal on Scientific Computing 14, 1993);
 * whiteness: the least autocorrelation of the residual (Lanza, Pragliola and Sgallari, "Residual whiteness principle for
   parameter-free image restoration", ETNA 53, 2020).
 
@@ -220,8 +218,6 @@ def choose_by_rule(rule: LambdaRule, data: SpectralData | PowerByGain, sigma: fl
     n = round(math.log10(LARGEST / SMALLEST) * _PER_DECADE) + 1
     lams = [10.0 ** (math.log10(SMALLEST) + k / _PER_DECADE) for k in range(n)]
     by_gain = data.by_gain if isinstance(data, SpectralData) else data
-    if rule is LambdaRule.LCURVE:
-        return _sharpest_bend(by_gain, lams)
     # The continued part has no noise, and nearly no residual.
     sigma = sigma * by_gain.observed_share**0.5
 
@@ -315,23 +311,6 @@ def _whiteness(data: SpectralData, lam: Tensor) -> Tensor:
         return n * (_left(gain, lam) ** 4 * squares).sum(dim=-1) / total.square()
     by_frequency = ((_left(data.ratio, one).square() * data.power).sum(dim=-1) + data.outside for one in lam)
     return n * torch.stack([(data.multiplicity * each.square()).sum() for each in by_frequency]) / total.square()
-
-
-def _sharpest_bend(data: PowerByGain, lams: list[float]) -> LambdaCurve:
-    """Find the corner by the curvature of the curve, from differences on the grid of log λ."""
-    column = data.ratio.new_tensor(lams)[:, None]
-    ratio = torch.where(torch.isfinite(data.ratio), data.ratio, 0.0)
-    penalty = (ratio / (ratio + column).square() * data.power).sum(dim=-1)  # ‖Lx‖², up to a constant factor
-    across, down = residual_square_sum(data, column).log(), penalty.log()
-    first = [torch.gradient(v)[0] for v in (across, down)]
-    second = [torch.gradient(v)[0] for v in first]
-    speed = (first[0].square() + first[1].square()).clamp_min(1e-30)
-    bend = (first[0] * second[1] - first[1] * second[0]) / speed**1.5
-    # At the ends the curve does not move, and differences there are rounding.
-    bend = torch.where(speed.sqrt() > 1e-3 * speed.sqrt().max(), bend, -torch.inf)
-    values = synchronize.as_numbers((-bend).nan_to_num(posinf=1e300))
-    best = min(range(1, len(lams) - 1), key=lambda k: values[k])
-    return LambdaCurve(LambdaRule.LCURVE, tuple(lams), tuple(values), lams[best])
 
 
 _CRITERIA: dict[LambdaRule, Callable[[PowerByGain, Tensor, float], Tensor]] = {

@@ -43,6 +43,9 @@ TAKEN_UP = 0.4
 NOTABLE = 0.01
 # An estimate shows mostly noise if noise makes up this part of its usual variance, and of the contrast of the data.
 MOSTLY_NOISE = 0.5
+# Noise above this part of the contrast of the estimate, bright points included, drowns those too. In 13 of 14 simulated
+# fields of stars the right kernel left less, and in all but one a kernel that was 25 % too wide left more.
+DROWNING = 0.45
 
 
 class ResidualFinding(StrEnum):
@@ -221,8 +224,10 @@ def check_residual(
 
 def measure_noise_ratio(
     residual: Tensor, data: FadedImages, bands: ModeBands, estimate: Tensor, noise: NoiseModel
-) -> float | None:
+) -> tuple[float | None, bool]:
     """Divide the noise in a linear estimate by the contrast of the data; `None` below 1, or if it shows the picture.
+
+    The second value says whether the noise drowns bright points too.
 
     The noise is measured twice: in the weakest frequencies of the data, and in the residual, which contains a known
     part of it. Exact data may look noisy in one of the two, but not in both. The contrast is that of most samples: a
@@ -230,17 +235,20 @@ def measure_noise_ratio(
     """
     level = estimate_noise_of_blurred(data) if noise.sigma is None else noise.sigma
     if level is None:
-        return None
+        return None, False
     by_mode = noise_by_mode(noise, bands.modes)
     share = _share_of_noise(bands, by_mode)
     gain, largest = bands.noise_gain(by_mode), synchronize.as_number(bands.sigma.max())
     amplified = min(level, _rms(residual) / max(share, 1e-30) ** 0.5) * gain
     if gain * largest <= AMPLIFIED or amplified * largest <= MOSTLY_NOISE * _contrast(data):
-        return None
+        return None, False
     # The least contrast of an image that the kernel could turn into such data.
     contrast = _usual_contrast(data) / largest
-    is_most = amplified**2 > MOSTLY_NOISE * _usual_contrast(FadedImages.of(estimate, data.n_axes)) ** 2
-    return amplified / contrast if is_most and amplified > contrast > 0 else None
+    image = FadedImages.of(estimate, data.n_axes)
+    is_most = amplified**2 > MOSTLY_NOISE * _usual_contrast(image) ** 2
+    if not is_most or not amplified > contrast > 0:
+        return None, False
+    return amplified / contrast, amplified > DROWNING * _contrast(image)
 
 
 def _inside(residual: Tensor, kernel_size: Size) -> Tensor:

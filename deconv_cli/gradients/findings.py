@@ -279,9 +279,7 @@ def summarize(
     if sentences:
         is_slow = not without and not others and all(found.verdict in _SLOWING for found in of_all)
         trained = (
-            "Training runs, but more slowly or to a worse result"
-            if is_slow
-            else "Training would not work with this code"
+            "Training runs, but more slowly or to a worse result" if is_slow else "Training would not work as meant"
         )
         return f"{trained}: {'; '.join(sentences)}."
     unknown = [found for found in trainable if found.is_undecided]

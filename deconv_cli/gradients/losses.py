@@ -13,6 +13,7 @@ from torch.nn import functional
 from deconv_cli.errors import UsageError
 from deconv_cli.gradients.nested_tensors import tensors_in
 from deconv_cli.gradients.subject import Loss
+from deconv_cli.vocabulary import check_name
 
 TensorLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -119,10 +120,7 @@ def named_loss(name: str) -> Loss:
     """
     if name == "projection":
         return projection
-    if name not in NAMED_LOSSES:
-        known = ", ".join(["projection", *NAMED_LOSSES])
-        raise UsageError(f"the loss must be one of {known}, or a function of your own, but is '{name}'.")
-    compute = NAMED_LOSSES[name].compute
+    compute = NAMED_LOSSES[check_name([*NAMED_LOSSES, "projection", "file.py:function"], name, "the loss")].compute
 
     def loss(output: Any, target: Any) -> torch.Tensor:  # noqa: ANN401  whatever the model gives
         if not isinstance(target, torch.Tensor):

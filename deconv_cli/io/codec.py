@@ -337,6 +337,8 @@ def codec_named(path: Path) -> Codec | None:
 def codec_of_suffix(path: Path) -> Codec:
     """Find the codec of an output by its name; raises `UsageError` for unknown and read-only formats."""
     found = codec_named(path)
+    if str(path) == "-":
+        raise UsageError("deconv writes no picture to stdout; name a file instead of '-'.")
     if found is None:
         known = " ".join(suffix for codec in all_codecs() if not codec.is_read_only for suffix in codec.suffixes)
         raise UsageError(f"'{path}' should end in one of {known} (or .ome.tif) so that its format is known.")

@@ -307,8 +307,6 @@ def _reading_notes(stored: StoredImage, alpha: torch.Tensor | None) -> tuple[str
         )
     if stored.dtype == "bool":
         notes.append("true and false were read as 1 and 0")
-    if alpha is not None:
-        notes.append("the alpha channel was separated")
     if alpha is not None and stored.alpha == "associated":
         notes.append("the colors are premultiplied with alpha and were used as stored")
     return tuple(notes)

@@ -6,7 +6,6 @@ fields that another format has, and `Codec.write` writes them.
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -165,22 +164,6 @@ MODES = {
     "SPIM": "light-sheet",
 }
 """OME's acquisition modes that there is a model of."""
-_EMISSIONS = {
-    **{"DAPI": 461, "HOECHST": 461, "HOECHST33342": 461, "HOECHST33258": 461},
-    **{"CFP": 477, "ECFP": 477, "GFP": 507, "EGFP": 507, "YFP": 527, "EYFP": 527},
-    **{"MTURQUOISE2": 474, "MNEONGREEN": 517, "VENUS": 528, "MVENUS": 527},
-    **{"TDTOMATO": 581, "DSRED": 583, "TAGRFP": 584, "MSCARLET": 594, "MRFP": 607, "MCHERRY": 610, "MKATE2": 633},
-    **{"FITC": 518, "TRITC": 573, "TEXASRED": 615},
-    **{"CY3": 565, "CY5": 665, "CY7": 775},
-    **{"ALEXA405": 421, "ALEXA488": 519, "ALEXA532": 554, "ALEXA546": 573, "ALEXA555": 565, "ALEXA568": 603},
-    **{"ALEXA594": 617, "ALEXA633": 647, "ALEXA647": 668, "ALEXA680": 702, "ALEXA750": 775},
-}
-"""Emission maxima of dyes in nm, by the name in capitals without spaces and marks.
-
-Source: of dyes Johnson and Spence, The Molecular Probes handbook, 11th edition, 2010, chapters 1 and 8; of proteins
-Lambert, FPbase: a community-editable fluorescent protein database, Nature Methods 16, 2019.
-"""
-_SHORT_ALEXA = re.compile(r"(?:ALEXAFLUOR|AF)(\d{3})")
 
 
 @dataclass(frozen=True)
@@ -194,7 +177,6 @@ class OpticsMetadata:
         emissions: wavelength in nm that each channel shows.
         excitations: wavelength in nm that excites each channel.
         modes: acquisition mode of each channel, in OME's words.
-        dyes: of each channel, in anyone's words.
         has_pinholes: the diameter of a pinhole is known, but not its size in the image.
     """
 
@@ -204,7 +186,6 @@ class OpticsMetadata:
     emissions: tuple[float | None, ...] = ()
     excitations: tuple[float | None, ...] = ()
     modes: tuple[str | None, ...] = ()
-    dyes: tuple[str | None, ...] = ()
     has_pinholes: bool = False
 
 
@@ -227,7 +208,6 @@ def read_optics(fields: Mapping[str, object]) -> OpticsMetadata:
         emissions=_wavelengths(fields, "Emission"),
         excitations=_wavelengths(fields, "Excitation"),
         modes=_of_channels(fields, "AcquisitionMode"),
-        dyes=_of_channels(fields, "Fluor"),
         has_pinholes=any(_of_channels(fields, "PinholeSize")),
     )
 
@@ -274,16 +254,3 @@ def _positive(text: object) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < 1e9 else None
-
-
-def emission_of_dye(name: str) -> float | None:
-    """Look up the emission maximum of a dye in nm; `None` for an unknown name, and for the names of two dyes.
-
-    Args:
-        name: of a channel, for instance `DAPI`, `mCherry`, `Alexa Fluor 488`, `AF488-T2` or `EGFP (low)`.
-    """
-    words = re.findall(r"[A-Z0-9]+", name.upper())
-    # A dye may be written in several words, among others.
-    spans = ["".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
-    found = {_EMISSIONS.get(_SHORT_ALEXA.sub(r"ALEXA\1", span), 0) for span in spans} - {0}
-    return float(found.pop()) if len(found) == 1 else None

@@ -30,7 +30,7 @@ _LINE_START = f"{KEYWORD}: "
 _SHORT = (
     *("schema", "command", "padding", "boundary", "light", "tone_curve", "noise", "seed"),
     "layer_options",
-    *("method", "lambda", "penalty", "rcond", "objective", "weight"),
+    *("method", "lambda", "penalty", "objective", "weight"),
 )
 """Members of a record that describe the computation."""
 _DIGEST = "digest"

@@ -44,11 +44,6 @@ def open_regions(
     return replace(source, axes=axes.upper()) if axes else source
 
 
-def is_read_by_parts(path: Path) -> bool:
-    """Check by its content whether a file is of a format that is read a part at a time."""
-    return codec_of_content(path, read_head(path)).opens_regions
-
-
 _CORNER = 8
 """Samples along each axis, except axes of channels and shorter ones."""
 

@@ -26,7 +26,7 @@ FIELD_TENSORS = ("kernels", "rows", "columns")
 _UNIT_SUM = 0.01
 """A sum of taps this close to 1 is one."""
 _FLIPPED = {
-    n_axes: f"the file holds a convolution, so its taps were flipped along {along}"
+    n_axes: f"the file shows what becomes of a point, so its taps were reversed along {along}"
     for n_axes, along in {1: "their axis", 2: "both axes", 3: "all three axes"}.items()
 }
 

@@ -46,14 +46,13 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     certificate = ("Certificate", f"{solution.certificate:.2g}", "relative size of the gradient; 0 is solved exactly")
     shares = (diagnosis.null_share_of_data, diagnosis.null_share_of_estimate)
     of_data, of_estimate = (format_percent(share) if share > 1e-9 else "0 %" for share in shares)
-    sigmas = {model.sigma for model in result.noise if model.sigma is not None}
-    noise, source = tests.noise, "estimated from the quietest frequencies"
-    if tests.is_noise_given:
-        source = "given by the user"
-    elif len(sigmas) == 1:
-        noise, source = sigmas.pop(), "estimated from the data"
-    elif noise is None:
-        source = "no frequency shows the noise alone"
+    in_light = "" if result.tone_curve is None else " in light"
+    noise = ", ".join(f"{sigma:.3g}" for sigma in result.noise_sigmas)
+    source = "given by the user" if tests.is_noise_given else "standard deviation, estimated from the data"
+    if not noise:
+        noise, source = "unknown", "no frequency shows the noise alone"
+    elif levels := result.solution.noise_levels:
+        source += f"; {', '.join(f'{level:.3g}' for level in levels)} in stored values"
     rows = [
         certificate if solution.status.has_certificate else ("Steps", str(solution.n_iterations), solution.ending),
         (
@@ -61,7 +60,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
             f"{result.residual.root_mean_square:.3g} rms",
             f"{format_percent(result.residual.relative, 3)} of the data",
         ),
-        ("Noise of the data", "unknown" if noise is None else f"{noise:.3g}", source),
+        ("Noise of the data", f"{noise}{in_light}", source),
         ("Condition", f"{result.spectrum.condition:.3g}", "by how much the exact inverse amplifies noise"),
         ("Null space", f"{of_data}, {of_estimate}", "energy of data and estimate that the kernel removes"),
     ]
@@ -177,19 +176,21 @@ def describe_page(
         f"{source.path} ({format_size(source.shape)}, {source.dtype}) was restored with the kernel {run.kernel.path} "
         f"({format_size(run.kernel.shape)} taps); {as_rule(result.boundary).description}."
     )
+    commands = try_next(run.rerun, result, run.kernel, is_picture=source.is_picture)
+    drawn = [_draw_view(view, shown.scale, run, result) for view in views]
     return Page(
         title=Path(source.path).name,
         verdict=judge(result, diagnosis.tests.finding, doubts),
         numbers=first_numbers(result, predicted, diagnosis, shown.scale, source.spacing),
-        commands=try_next(run.rerun, result, run.kernel, is_picture=source.is_picture),
+        commands=[one for one in commands if one[1] not in {line for _, line, _ in drawn}],
         shown=shown,
         warnings=result.warnings,
-        notes=run.notes,
+        notes=list(dict.fromkeys(run.notes)),
         experts=[done, describe_lambda(result)],
         rows=expert_numbers(result, diagnosis),
         kernel=draw_kernel(run.kernel),
         origin=describe_origin(run.kernel),
-        views=[_draw_view(view, shown.scale, run, result) for view in views],
+        views=drawn,
     )
 
 
@@ -217,7 +218,8 @@ def draw_kernel(source: KernelInput) -> PagePicture | None:
     # A cross-correlation turns its taps by half a circle.
     values = taps[0, 0].flip(tuple(range(source.kernel.n_axes)))
     values = values if values.ndim == 2 else values[len(values) // 2]
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    low, high = float(values.min()), max(float(values.max()), 0.0)
+    low = low if low < -1e-3 * high else 0.0  # smaller negative taps are rounding
     return draw_picture(ScaledImage("Kernel", values, low, high, caption, "share of the light", false_colors=True))
 
 

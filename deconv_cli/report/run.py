@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.kernels.blind.estimate import KernelEstimate
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.layer_options import PLAIN, LayerOptions
-from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.vocabulary import Convention, PaddingLike, Size
 from deconv_cli.workflows.lambda_series import LambdaView
 from deconv_cli.workflows.light import ChosenLight
@@ -56,14 +51,6 @@ class KernelInput:
         if self.kernel.is_per_channel:
             return (taps.shape[0], *taps.shape[2:])
         return tuple(taps.shape[2:] if self.kernel.shared else taps.shape)
-
-
-@dataclass(frozen=True)
-class FactorInput:
-    """The file of a precomputed inverse."""
-
-    path: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -129,28 +116,4 @@ class InvertRun(ImageRun):
 
     reconstruction: Reconstruction
     diagnosis: Diagnosis | None
-    factor: FactorInput | None
     lambda_views: tuple[LambdaView, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class FactorRun(Run):
-    """A finished run of `deconv factor`: the inverse, the seconds it took, and its file with size and SHA-256."""
-
-    inverse: PseudoInverse
-    well_posedness: WellPosedness | None
-    factoring_time_s: float
-    path: str
-    n_bytes: int
-    sha256: str
-
-    @property
-    def factors(self) -> Mapping[str, Tensor]:
-        """What the method computed once, by name; empty where that costs nothing."""
-        return self.inverse.state.factors.tensors
-
-    @property
-    def all_notes(self) -> tuple[str, ...]:
-        """The notes, with one if nothing was precomputed."""
-        unneeded = "this method precomputes nothing: deconv invert builds the inverse again from the taps"
-        return self.notes if self.factors else (*self.notes, unneeded)

@@ -17,11 +17,9 @@ from deconv_cli.report.reconstruction_record import (
     Record,
     describe_diagnosis,
     describe_reconstruction,
-    describe_well_posedness,
 )
 from deconv_cli.report.run import (
     Environment,
-    FactorRun,
     ForwardRun,
     ImageRun,
     InputFile,
@@ -70,7 +68,6 @@ def _details(run: ImageRun) -> Record:
     assert isinstance(run, InvertRun)
     result = run.reconstruction
     return {
-        "factor": run.factor and dict(vars(run.factor)),
         "dimensions": result.settings.dimensions,
         "boundary": result.boundary,
         "boundary_reason": result.reasons.boundary,
@@ -125,50 +122,19 @@ def describe_environment(environment: Environment) -> Record:
     }
 
 
-def describe_factor_run(run: FactorRun) -> Record:
-    """Write a run of `deconv factor` as a JSON object."""
-    inverse, factors = run.inverse, run.factors
-    return {
-        "schema": SCHEMA,
-        "command": "factor",
-        "kernel": describe_kernel(run.kernel),
-        "size": list(inverse.geometry.image_size),
-        "output_size": list(inverse.geometry.output_size),
-        "boundary": inverse.settings.boundary,
-        "padding": format_padding(inverse.settings.padding),
-        "method": inverse.choice.method,
-        "method_reason": inverse.choice.reason,
-        "lambda": inverse.problem.lam,
-        "penalty": inverse.settings.penalty,
-        "rcond": inverse.rcond,
-        "tolerance": inverse.tolerance,
-        "max_iterations": inverse.settings.max_iterations,
-        "well_posedness": run.well_posedness and describe_well_posedness(run.well_posedness),
-        **({} if inverse.settings.layer.is_plain else {"layer_options": inverse.settings.layer.record()}),
-        "factors": {
-            "bytes": sum(factor.nbytes for factor in factors.values()),
-            "shapes": {name: list(factor.shape) for name, factor in factors.items()},
-            "time_s": run.factoring_time_s,
-        },
-        "output": {"path": run.path, "bytes": run.n_bytes, "sha256": run.sha256},
-        "notes": [with_options(note) for note in run.all_notes],
-        **describe_environment(run.environment),
-        "rerun": run.rerun,
-    }
-
-
 def describe_estimate(estimate: KernelEstimate) -> dict[str, Any]:
     """Describe an estimate: its family, each number with its standard error, and the distance of the next family."""
     return {
         "found": estimate.found,
         "family": estimate.family,
-        "parameters": {p.name.lower(): {"value": p.value, "error": p.error} for p in estimate.parameters},
+        "parameters": {p.name.lower(): {"value": p.value, "error": p.error or None} for p in estimate.parameters},
         "kernel": estimate.text if estimate.found else None,
         "runner_up": None if estimate.runner_up is None else estimate.runner_up.text,
         "log_likelihood_ratio": estimate.log_likelihood_ratio,
         "log_likelihood_ratio_to_no_blur": estimate.evidence,
         "whole": None if estimate.whole is None else estimate.whole.text,
         "reason": None if estimate.found else describe_found(estimate),
+        "doubt": estimate.doubt,
         "candidates": [
             {"kernel": c.text, "log_likelihood_below_best": c.misfit - estimate.candidates[0].misfit}
             for c in estimate.candidates
@@ -184,7 +150,7 @@ def describe_found(estimate: KernelEstimate) -> str:
             "as in sharp pictures after a lens or resampling"
         )
     if not estimate.found:
-        return "no blur was found: the spectrum is that of a sharp picture, or of a blur outside the known families"
+        return "no blur was found: its spectrum is that of a sharp picture, or of a blur of another kind"
     numbers = ", ".join(f"{p.name.lower()} {p.text}" for p in estimate.parameters)
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:

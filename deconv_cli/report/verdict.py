@@ -39,6 +39,7 @@ _DOUBTED = {
     DoubtReason.CLIPPING: "Do not use this result as it is: much of it is darker than black or brighter than white.",
     DoubtReason.LAMBDA: "Do not use this result as it is: the input does not show how strongly to smooth.",
     DoubtReason.NOISE: "Do not use this result as it is: it shows mostly noise.",
+    DoubtReason.KERNEL: _WRONG_BLUR,
     DoubtReason.ERROR: "Do not use this result as it is: its error is as large as its detail everywhere.",
 }
 _FINDINGS = {
@@ -61,7 +62,7 @@ def judge(
     own = result.doubts
     is_doubted = bool(own) if doubts is None else bool(doubts)
     if is_doubted and own:
-        is_edge = finding is ResidualFinding.WRONG_BOUNDARY and own[0].reason is DoubtReason.RESIDUAL_TESTS
+        is_edge = ResidualFinding.WRONG_BOUNDARY.sentence in own[0].sentence
         return Verdict("bad", _WRONG_EDGE if is_edge else _DOUBTED[own[0].reason])
     if is_doubted:
         return Verdict("bad", "Do not use this result as it is: see the warning below.")
@@ -88,7 +89,7 @@ def first_numbers(
     `scale` is the estimate with its values of black and white; the spacing of the samples is in micrometers.
     """
     return [
-        *_error(predicted, scale),
+        *_error(predicted, result.actual_error, scale),
         *_finest(result, diagnosis.resolution, spacing),
         (
             "Left over",
@@ -98,17 +99,16 @@ def first_numbers(
     ][:3]
 
 
-def _error(predicted: ExpectedError | None, scale: ScaledImage) -> list[Row]:
+def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledImage) -> list[Row]:
     if predicted is None:
         return []
     is_gray_level = scale.unit == GRAY_LEVELS
     size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
-    is_compared = predicted.actual_root_mean_square is not None and predicted.in_samples is None
 
     def told(error: float) -> str:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
-    real = f" Compared with the truth it is {told(predicted.actual_root_mean_square or 0.0)}." if is_compared else ""
+    real = "" if actual is None else f" Compared with the truth it is {told(actual)}."
     off = "Average error of a value, in percent of the range of the result."
     meaning = "Average error of a pixel, in gray levels." if is_gray_level else off
     share = predicted.trusted_share
@@ -176,7 +176,7 @@ def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str |
     """Write a command line with another strength or λ; `None` if a result has neither, or has it from a factor."""
     if result.settings.objective == "photo":
         option, values = "--strength", [result.settings.strength or 1.0]
-    elif result.lam is None or "--factor=" in rerun:
+    elif result.lam is None:
         return None
     else:
         option, values = "--lambda", list(result.lam) if isinstance(result.lam, tuple) else [result.lam]

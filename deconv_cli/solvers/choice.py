@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.parts import SOLVERS
 from deconv_cli.solvers.fourier import SingularSystemError
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, free_memory
@@ -39,7 +39,7 @@ def find_solver(method: str) -> Solver:
     """
     if method == "richardson-lucy":
         raise UsageError(
-            "method richardson-lucy is not a linear inverse: it cannot be built ahead, constrained or saved; apply it "
+            "method richardson-lucy is not a linear inverse: it cannot be built ahead or constrained; apply it "
             "to data with their kernel, or use method auto."
         )
     solver: Solver = SOLVERS[method]
@@ -105,18 +105,6 @@ def build_inverse(problem: TikhonovProblem, rule: StoppingRule, choice: Choice) 
             raise UsageError(f"method {method} fails, since {error}; use a larger λ or method auto.") from error
         instead = Choice(_most_general(problem), f"method {method}, the cheapest, fails here: {error}")
     return find_solver(instead.method).build(problem, rule), instead
-
-
-def restore_inverse(problem: TikhonovProblem, rule: StoppingRule, method: str, factors: Factors) -> Inverse:
-    """Build an inverse again from its factors.
-
-    Raises:
-        MalformedInputError: the factors are not those of this problem and method.
-    """
-    try:
-        return find_solver(method).build(problem, rule, factors)
-    except SingularSystemError as error:
-        raise MalformedInputError(f"it cannot come from method {method}, since {error}.") from error
 
 
 def _within(costs: dict[str, Cost], budget: float) -> dict[str, Cost]:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, norm, relative
+from deconv_cli.operators.axes import norm, relative
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.linear_operator import LinearOperator, Shape
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
-from deconv_cli.solvers.inverse import ClosedFormInverse, Factors, Inverse
+from deconv_cli.solvers.inverse import ClosedFormInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, N_IMAGES_IN_CLOSED_FORM, Cost, Solver, general_refusal
@@ -42,15 +42,15 @@ class CircularSolver(Solver):
         geometry = problem.operator.geometry
         if not (problem.operator.boundary.is_periodic and geometry.output_size == geometry.image_size):
             return "inverts circular convolutions of unchanged size only"
-        return general_refusal(problem) if problem.rcond is not None and problem.lam > 0 else None
+        return None
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the symbol, its inverse, and a few images."""
         return Cost.of_transforms(problem, 0.0, n_images=N_IMAGES_IN_CLOSED_FORM)
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the symbol."""
-        return CircularInverse(problem, factors)
+        return CircularInverse(problem)
 
 
 CIRCULAR = CircularSolver()
@@ -61,22 +61,14 @@ class CircularInverse(ClosedFormInverse):
 
     Args:
         problem: boundary `circular`, and an output as large as the image.
-        factors: those of an equal inverse, which are then not computed.
     """
 
-    def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
-        taps, torus = problem.operator.kernel, problem.operator.geometry.image_size
-        threshold = default_rcond(taps.dtype) if problem.rcond is None else problem.rcond
-        self.rcond = threshold if problem.lam == 0 else None
-        if factors is None:
-            blocks = self._invert_symbol(torus, threshold)
-        else:
-            shape = (*half_spectrum(torus), taps.shape[1], taps.shape[0])
-            blocks = factors.take("blocks", shape, taps.dtype.to_complex())
-        self._inverse = BlockCirculant(blocks, torus)
+        torus = problem.operator.geometry.image_size
+        self._inverse = BlockCirculant(self._invert_symbol(torus), torus)
 
-    def _invert_symbol(self, torus: Size, rcond: float) -> Tensor:
+    def _invert_symbol(self, torus: Size) -> Tensor:
         """Factor for use in the data's precision: in double, where float32 would lose the small singular values."""
         problem = self.problem
         taps = problem.operator.kernel
@@ -89,7 +81,7 @@ class CircularInverse(ClosedFormInverse):
             symbol,
             problem.weight,
             penalty,
-            rcond,
+            default_rcond(taps.dtype),
             lambda: largest_singular_value(taps, torus)[0],
             overwrite=True,
         )
@@ -99,10 +91,6 @@ class CircularInverse(ClosedFormInverse):
             line = constant.flatten().to(blocks.dtype)
             of_constants -= torch.outer(line, line @ of_constants)
         return blocks.to(taps.dtype.to_complex())
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return the inverse blocks."""
-        return {"blocks": self._inverse.blocks.matrices}
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -197,11 +185,10 @@ class DenseSolver(Solver):
         many = "" if n_groups == 1 else f" for each of {n_groups} groups"
         return f"a matrix of {n_rows} × {n_columns}{many} is so small that it is decomposed as a whole, exactly"
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Decompose the matrix."""
-        if factors is None:
-            check_ramps(problem)
-        return DenseInverse(problem, factors)
+        check_ramps(problem)
+        return DenseInverse(problem)
 
 
 DENSE = DenseSolver()
@@ -227,26 +214,17 @@ class DenseInverse(ClosedFormInverse):
 
     Args:
         problem: one that `DENSE` covers.
-        factors: those of an equal inverse, which are then not computed.
     """
 
-    def __init__(self, problem: TikhonovProblem, factors: Factors | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
         wide = problem.operator.in_float64()
         operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
-        self._u, self._s, self._v = (
-            _decompose(problem, operator) if factors is None else _restored(factors, problem, operator)
-        )
+        self._u, self._s, self._v = _decompose(problem, operator)
         kept = self._s[self._s > 0]
-        self.rank, self.rcond = (
-            (len(kept), default_rcond(problem.operator.kernel.dtype)) if problem.lam == 0 else (None, None)
-        )
+        self.rank = len(kept) if problem.lam == 0 else None
         self._least = synchronize.as_number(kept.min()) if len(kept) else 1.0
         self._inverse = torch.where(self._s > 0, 1 / self._s, 0)
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return U, S and V, zeros for what was dropped: shapes `(groups, n, r)`, `(groups, r)`, `(groups, m, r)`."""
-        return {"u": self._u, "s": self._s, "v": self._v}
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -295,12 +273,3 @@ def _decompose(problem: TikhonovProblem, operator: LinearOperator) -> tuple[Tens
     rank = synchronize.as_index(kept.sum(dim=1).amax())
     s = torch.where(kept, s, 0)
     return u[:, :n_outputs, :rank].contiguous(), s[:, :rank].contiguous(), vh[:, :rank].mT.contiguous()
-
-
-def _restored(factors: Factors, problem: TikhonovProblem, operator: LinearOperator) -> tuple[Tensor, Tensor, Tensor]:
-    n_groups = _count_groups(problem)
-    rank = factors.tensors["s"].shape[-1] if "s" in factors and factors.tensors["s"].ndim else 0
-    n_outputs, n_inputs = math.prod(operator.output_shape), math.prod(operator.input_shape)
-    sizes = (("u", (n_groups, n_outputs, rank)), ("s", (n_groups, rank)), ("v", (n_groups, n_inputs, rank)))
-    u, s, v = (factors.take(name, shape, torch.float64) for name, shape in sizes)
-    return u, s, v

@@ -31,7 +31,6 @@ from deconv_cli.operators.linear_operator import SymmetricOperator
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.embedding import TorusEmbedding, Twists
 from deconv_cli.solvers.fourier import SingularSystemError, block_norms, full_rank_inverse, torus_blocks
-from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.problem import TikhonovProblem
 
 # A symbol of a larger condition counts as singular, if another torus has a better one.
@@ -65,18 +64,10 @@ def choose_twists(problem: TikhonovProblem) -> Twists:
     return min(conditions, key=conditions.__getitem__, default=plain)
 
 
-def restore_twists(factors: Factors, n_axes: int) -> Twists:
-    """Read which axes are twisted."""
-    return tuple(bool(twist) for twist in synchronize.as_numbers(factors.take("twists", (n_axes,), torch.uint8)))
-
-
 class BoundarySystem(SymmetricOperator):
-    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus.
+    """The factored system; as an operator, the inverse of AᴴA + μLᴴL with L's norm taken over the torus."""
 
-    With factors of an equal system nothing is computed.
-    """
-
-    def __init__(self, problem: TikhonovProblem, twists: Twists, factors: Factors | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem, twists: Twists) -> None:
         operator = problem.operator
         self.input_shape = self.output_shape = operator.input_shape
         taps = operator.kernel.double()
@@ -84,15 +75,10 @@ class BoundarySystem(SymmetricOperator):
         self._places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device, twists)
         self._fourier = self._places.fourier
         self._is_square = problem.weight == 0 and operator.input_shape == operator.output_shape
-        self._factors = self._compute(problem, taps) if factors is None else self._restore(factors)
+        self._factors = self._compute(problem, taps)
         self._estimate = self._hold("estimate")
         if not self._is_square:
             self._outputs, self._inputs = self._hold("outputs"), self._hold("inputs")
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return P, M and N as far as they are used, and the factors of the system."""
-        twists = torch.tensor(self._places.twists, dtype=torch.uint8, device=self._places.device)
-        return self._factors | {"twists": twists}
 
     def _compute(self, problem: TikhonovProblem, taps: Tensor) -> dict[str, Tensor]:
         """Factor the square system by LU, and the symmetric one by Cholesky factors of its two definite parts."""
@@ -130,23 +116,6 @@ class BoundarySystem(SymmetricOperator):
         blocks = FrequencyBlocks(self._factors[name])
         self._factors[name] = blocks.matrices
         return blocks
-
-    def _restore(self, factors: Factors) -> dict[str, Tensor]:
-        plane, n_outputs, n_inputs = self._fourier.plane, self._n_outputs, self._n_inputs
-        n_unobserved, n_tied = n_outputs * len(self._places.unobserved), n_inputs * len(self._places.tied)
-        blocks = {"estimate": (*plane, n_inputs, n_outputs)}
-        if self._is_square:
-            matrices = {"factors": (n_tied, n_tied)}
-        else:
-            blocks |= {"outputs": (*plane, n_outputs, n_outputs), "inputs": (*plane, n_inputs, n_inputs)}
-            matrices = {
-                "tied_factor": (n_tied, n_tied),
-                "coupling": (n_tied, n_unobserved),
-                "schur_factor": (n_unobserved, n_unobserved),
-            }
-        found = {name: factors.take(name, shape, torch.complex128) for name, shape in blocks.items()}
-        found |= {name: factors.take(name, shape, torch.float64) for name, shape in matrices.items()}
-        return found | ({"pivots": factors.take_pivots(n_tied)} if self._is_square else {})
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C_out, *output_size)`, in double precision inside."""

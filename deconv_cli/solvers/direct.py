@@ -18,10 +18,10 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, norm
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
-from deconv_cli.solvers.dense_border import BoundarySystem, choose_twists, restore_twists
+from deconv_cli.solvers.dense_border import BoundarySystem, choose_twists
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.fourier import SingularSystemError
-from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
+from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
@@ -79,11 +79,10 @@ class DirectSolver(Solver):
             f"{n_eliminated} of them, and the others are factored once"
         )
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Factor the system."""
-        if factors is None:
-            check_ramps(problem)
-        return DirectInverse(problem, rule, factors)
+        check_ramps(problem)
+        return DirectInverse(problem, rule)
 
 
 DIRECT = DirectSolver()
@@ -107,20 +106,16 @@ def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
 
 
 class DirectInverse(IteratedInverse):
-    """Inverse of one problem, ready for many outputs; with factors of an equal inverse nothing is factored.
+    """Inverse of one problem, ready for many outputs.
 
     Raises:
         SingularSystemError: the system on the border is singular to working precision.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         self.rule = rule
-        self._system = _factor(problem, factors)
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return the factors of the system on the border."""
-        return self._system.factors()
+        self._system = _factor(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
@@ -156,16 +151,14 @@ class DirectInverse(IteratedInverse):
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-def _factor(problem: TikhonovProblem, factors: Factors | None) -> BoundarySystem | SquareBorderSystem:
+def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
     """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
-    if _is_square(problem) and (factors is None or "rows" in factors):
+    if _is_square(problem):
         with contextlib.suppress(SingularSystemError):
-            square = SquareBorderSystem(problem.operator, factors)
+            square = SquareBorderSystem(problem.operator)
             # It is sound in double precision, and must be in that of the data too.
-            if factors is not None or _is_sound(problem, square):
+            if _is_sound(problem, square):
                 return square
-    if factors is not None:
-        return BoundarySystem(problem, restore_twists(factors, problem.n_dims - 1), factors)
     check_constants(problem)
     system = BoundarySystem(problem, choose_twists(problem))
     if problem.weight == 0 and not _is_sound(problem, system):

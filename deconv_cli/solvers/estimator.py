@@ -44,7 +44,6 @@ class Estimator(ABC):
         choice: the method, and why it was taken.
         cost: memory and operations.
         tolerance: the certificate at which an iteration stops.
-        rcond: singular values up to this fraction of the largest were dropped; `None` if nothing is truncated.
         lam: λ of the penalty λσ²max‖Lx‖²; `None` without such a penalty.
         penalty: which L; `None` without one.
 
@@ -55,7 +54,6 @@ class Estimator(ABC):
     choice: Choice
     cost: Cost
     tolerance: float
-    rcond: float | None = None
     lam: float | None = None
     penalty: str | None = None
 

@@ -1,58 +1,20 @@
-"""The common base of all inverses, which turn data into an estimate, and the factors of a saved inverse."""
+"""The common base of all inverses, which turn data into an estimate."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, warnings_here
+from deconv_cli.errors import warnings_here
 from deconv_cli.operators import synchronize
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import MAX_LAMBDA_IN_FLOAT32, MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_constants
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """Tensors by name that are costly to compute: `Inverse.factors` returns them, `Solver.build` takes them back.
-
-    The rest of an inverse is cheap and follows from the kernel and the settings. Memory layouts belong to the factors:
-    with another one the same arithmetic may round differently.
-    """
-
-    tensors: Mapping[str, Tensor]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return the tensor of a name, which kernel and settings say must have this shape and dtype.
-
-        Raises:
-            MalformedInputError: it is missing, or differs.
-        """
-        found = self.tensors.get(name)
-        if found is None or tuple(found.shape) != shape or found.dtype != dtype:
-            what = "is missing" if found is None else f"is {found.dtype} of shape {tuple(found.shape)}"
-            raise MalformedInputError(f"its factor '{name}' should be {dtype} of shape {shape}, but {what}.")
-        return found
-
-    def take_pivots(self, n: int) -> Tensor:
-        """Return the row exchanges of an LU factorization of `n` rows, shape `(n,)`.
-
-        Raises:
-            MalformedInputError: they are missing or invalid: LAPACK would write outside of the matrix.
-        """
-        pivots = self.take("pivots", (n,), torch.int32)
-        if not synchronize.holds_everywhere((pivots >= 1) & (pivots <= n)):
-            raise MalformedInputError(f"its factor 'pivots' should name rows from 1 to {n}, but names others.")
-        return pivots
 
 
 class Inverse(ABC):
@@ -62,14 +24,12 @@ class Inverse(ABC):
 
     Attributes:
         problem: the problem.
-        rcond: singular values up to this fraction of the largest were dropped; `None` if nothing is truncated.
-        rank: how many singular values of A are above it; `None` if they were not counted.
+        rank: how many singular values of A are above rounding; `None` if they were not counted.
         is_closed_form: whether `apply` computes the estimate in one go, so that a certificate would double the work.
     """
 
     problem: TikhonovProblem
     is_closed_form = False
-    rcond: float | None = None
     rank: int | None = None
 
     @abstractmethod
@@ -96,10 +56,6 @@ class Inverse(ABC):
         """Compute about H⁺g, for an outer iteration that corrects the rest itself; by default `solve_normal`."""
         with warnings_here("ignore"):
             return self.solve_normal(g)
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return tensors that are costly to compute, by name; empty if building is cheap."""
-        return {}
 
     def solve_transposed(self, g: Tensor) -> Tensor:
         """Compute AH⁺g, shape `(*batch, C_out, *output_size)`, for `g` of shape `(*batch, C_in, *size)`.

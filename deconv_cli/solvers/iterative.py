@@ -17,7 +17,7 @@ from deconv_cli.operators.spectrum import has_one_sign
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import conjugate_gradients, iterate
 from deconv_cli.solvers.fourier import gram_inverse_blocks
-from deconv_cli.solvers.inverse import Factors, Inverse, IteratedInverse
+from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps, plain_iterations
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, Status, StoppingRule, default_tolerance
@@ -69,7 +69,7 @@ class IterativeSolver(Solver):
             f"about {expected_iterations(problem):.0f} iterations, and no solver is faster"
         )
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the preconditioner."""
         check_ramps(problem)
         return IterativeInverse(problem, rule)

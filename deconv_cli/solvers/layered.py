@@ -33,7 +33,7 @@ from deconv_cli.operators.phases import Part, rearranged_taps, tap_table, whole_
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.cgls import RitzValues, iterate
 from deconv_cli.solvers.fourier import block_norms, gram_inverse_blocks
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import PRECONDITIONER_LAMBDA, TORUS_MARGIN
 from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
@@ -85,7 +85,7 @@ class LayeredSolver(Solver):
         n_symbol = N_SYMBOLS * 16 * n_places * math.prod(channels)
         return Cost(n_operations, n_symbol, N_IMAGES * 8 * (n_inputs + n_outputs))
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the preconditioner."""
         check_ramps(problem)
         return LayeredInverse(problem, rule)

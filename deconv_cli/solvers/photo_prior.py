@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deconv_cli.allocator import return_freed_memory
 from deconv_cli.errors import UsageError
@@ -151,6 +152,7 @@ class PhotoEstimator(Estimator):
         with torch.no_grad():
             z = self._start(data)
             noise = self._strength * self._local_level(self._noise)
+            of_colors = self._levels_of_colors(self.kernel.join(z).shape[-3])
             for n, (times, weight) in enumerate(self._steps.T.tolist(), start=1):
                 misfit = data - self.operator.forward(z)
                 if is_bound is not None:
@@ -160,7 +162,7 @@ class PhotoEstimator(Estimator):
                 noisy, misfit = self.kernel.join(z), self.kernel.join(misfit)
                 clean = self._denoise(noisy, times * noise, misfit, n - 1)
                 if n >= FIRST_ALONE:
-                    self._denoise_dark_colors(clean, noisy, times, noise, misfit, n - 1)
+                    self._denoise_dark_colors(clean, noisy, times, noise, of_colors, misfit, n - 1)
                 z = clean.reshape(z.shape)
                 return_freed_memory()
                 changes.append(synchronize.as_number(torch.dist(z, last) / last.norm().clamp_min(1e-30)))
@@ -216,16 +218,26 @@ class PhotoEstimator(Estimator):
                 target[tile.inner] = self._denoiser.in_tile(image, level, tile)
         return cleaned.reshape(images.shape).to(images.dtype)
 
+    def _levels_of_colors(self, n_channels: int) -> list[Tensor]:
+        """Return the noise level of each color as `_local_level` does; none for images that are not in color."""
+        if not (self.kernel.shared and n_channels == self._noise.shape[-3] == CHANNELS):
+            return []
+        return [self._strength * self._local_level(noise) for noise in self._noise.split(1, dim=-3)]
+
     def _denoise_dark_colors(
-        self, clean: Tensor, noisy: Tensor, times: float, noise: Tensor, misfit: Tensor, step: int
+        self,
+        clean: Tensor,
+        noisy: Tensor,
+        times: float,
+        noise: Tensor,
+        of_colors: list[Tensor],
+        misfit: Tensor,
+        step: int,
     ) -> None:
         """Denoise a color alone where its noise is far below that of the others, in place; see `_denoise`."""
-        if not (self.kernel.shared and clean.shape[-3] == self._noise.shape[-3] == CHANNELS):
-            return
-        for color in range(CHANNELS):
-            one = (..., slice(color, color + 1), slice(None), slice(None))
-            own = self._strength * self._local_level(self._noise[one])
+        for color, own in enumerate(of_colors):
             part = (own / noise).square().nan_to_num(1.0)  # no color is dark where there is no noise
+            one = (..., slice(color, color + 1), slice(None), slice(None))
             stacked, levels = self._pictures(noisy[one], times * own, misfit[one])
             targets = clean[one].view(stacked.shape)
             parts = part.expand(len(stacked), -1, -1, -1)
@@ -268,7 +280,10 @@ def is_blur(kernel: Kernel) -> bool:
 
 def _fit(samples: Tensor, size: Size) -> Tensor:
     """Bring samples to the size of the image, centered: cut off, or repeat the outermost ones."""
-    for axis, (n, wanted) in enumerate(zip(samples.shape[-2:], size, strict=True), start=-2):
-        places = (torch.arange(wanted, device=samples.device) - (wanted - n) // 2).clamp(0, n - 1)
-        samples = samples.index_select(axis, places)
-    return samples
+    missing = [wanted - n for n, wanted in zip(samples.shape[-2:], size, strict=True)]
+    if not any(missing):
+        return samples
+    (above, below), (left, right) = ((n // 2, n - n // 2) for n in missing)
+    pictures = samples.reshape(-1, *samples.shape[-3:])
+    fitted = functional.pad(pictures, (left, right, above, below), mode="replicate")
+    return fitted.reshape(*samples.shape[:-2], *size)

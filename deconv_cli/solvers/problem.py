@@ -112,14 +112,12 @@ class TikhonovProblem:
         lam: λ, dimensionless; 0 asks for the Moore–Penrose solution.
         known_sigma_max: largest singular value of the symbol, if it is known already.
         penalty: which L.
-        rcond: for λ = 0, singular values up to this fraction of the largest count as zero; `None` drops only rounding.
     """
 
     operator: Convolution
     lam: float
     known_sigma_max: float | None = None
     penalty: PenaltyLike = "identity"
-    rcond: float | None = None
 
     @cached_property
     def sigma_max(self) -> float:

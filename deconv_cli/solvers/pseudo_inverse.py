@@ -23,17 +23,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from deconv_cli.errors import MalformedInputError, ShapeError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import full_precision_convolutions
 from deconv_cli.operators.spectrum import Spectrum, peak_gain
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.regularizers import spaced_penalty
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver, restore_inverse
+from deconv_cli.solvers.choice import build_inverse, choose_method, find_solver
 from deconv_cli.solvers.estimator import Estimator, check_finite, to_unit
-from deconv_cli.solvers.inverse import Factors, Inverse
-from deconv_cli.solvers.inverse_state import InverseState
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import Progress, Solution, StoppingRule, default_tolerance
 from deconv_cli.vocabulary import Size, format_size
@@ -48,7 +47,6 @@ class PseudoInverse(Estimator, ShownInNotebook):
         kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: how to invert.
-        state: the state of an equal inverse (see `from_state`).
 
     Attributes:
         problem: the problem.
@@ -60,37 +58,23 @@ class PseudoInverse(Estimator, ShownInNotebook):
         TooLargeError: the method does not fit the memory.
     """
 
-    def __init__(
-        self, kernel: Kernel, image_size: Size, settings: ResolvedSettings, state: InverseState | None = None
-    ) -> None:
+    def __init__(self, kernel: Kernel, image_size: Size, settings: ResolvedSettings) -> None:
         super().__init__(kernel, image_size, settings)
         self.lam, self.penalty = settings.lam, settings.penalty
-        problem = TikhonovProblem(
-            self.operator,
-            settings.lam,
-            None if state is None else state.sigma_max,
-            spaced_penalty(settings.penalty, settings.spacing),
-            settings.rcond,
-        )
-        if state is None:
-            self.choice = choose_method(problem, settings.method, settings.max_memory)
-        else:
-            choose_method(problem, state.choice.method)
-            self.choice = state.choice
+        penalty = spaced_penalty(settings.penalty, settings.spacing)
+        problem = TikhonovProblem(self.operator, settings.lam, penalty=penalty)
+        self.choice = choose_method(problem, settings.method, settings.max_memory)
         self.cost = find_solver(self.choice.method).cost(problem)
         self.check_memory(self.cost)
-        if state is None and settings.lam > 0:
+        if settings.lam > 0:
             problem = replace(problem, known_sigma_max=self.spectrum.sigma_max)
         check_weight(problem)
         self.problem = problem
         self.tolerance = default_tolerance(kernel.taps.dtype) if settings.tolerance is None else settings.tolerance
         rule = StoppingRule(self.tolerance, settings.max_iterations)
-        if state is None:
-            self._inverse, self.choice = build_inverse(problem, rule, self.choice)
-            self.cost = find_solver(self.choice.method).cost(problem)
-        else:
-            self._inverse = restore_inverse(problem, rule, self.choice.method, state.factors)
-        self.rcond, self.rank = self._inverse.rcond, self._inverse.rank
+        self._inverse, self.choice = build_inverse(problem, rule, self.choice)
+        self.cost = find_solver(self.choice.method).cost(problem)
+        self.rank = self._inverse.rank
 
     def __repr__(self) -> str:
         """Describe it in one line: the kernel, both sizes, the boundary, λ and the method."""
@@ -98,45 +82,6 @@ class PseudoInverse(Estimator, ShownInNotebook):
         sizes = f"{format_size(geometry.output_size)} → {format_size(geometry.image_size)}"
         boundary, method = self.settings.boundary, self.choice.method
         return f"PseudoInverse(kernel {kernel}, {sizes}, boundary {boundary}, λ {self.lam:g}, method {method})"
-
-    @property
-    def state(self) -> InverseState:
-        """The whole inverse as plain tensors and plain words."""
-        return InverseState(
-            self.operator.kernel,
-            self.kernel.shared,
-            self.geometry.image_size,
-            self.settings,
-            self.choice,
-            self.problem.sigma_max,
-            Factors(self._inverse.factors()),
-        )
-
-    @classmethod
-    def from_state(cls, state: InverseState) -> PseudoInverse:
-        """Build an inverse again from its state, on the device of the state's tensors.
-
-        It gives bit for bit the same results.
-
-        Raises:
-            MalformedInputError: the state contradicts itself.
-            TooLargeError: the inverse does not fit the memory.
-        """
-        try:
-            kernel = replace(Kernel.from_tensor(state.taps, dimensions=len(state.image_size)), shared=state.is_shared)
-            if kernel.shared and kernel.taps.shape[:2] != (1, 1):
-                raise MalformedInputError(
-                    f"its taps of shape {tuple(kernel.taps.shape)} cannot act in the same way on every channel."
-                )
-            inverse = cls(kernel, state.image_size, state.settings, state)
-        except (UsageError, ShapeError) as error:
-            raise MalformedInputError(f"its settings contradict one another: {error}") from error
-        unknown = state.factors.tensors.keys() - inverse._inverse.factors().keys()
-        if unknown:
-            raise MalformedInputError(
-                f"method {inverse.choice.method} does not use its factors {', '.join(sorted(unknown))} here."
-            )
-        return inverse
 
     def __call__(self, y: Tensor) -> Tensor:
         """Estimate the images that gave the outputs `y`; see `Estimator.solve` for its shape and the errors.
@@ -174,11 +119,6 @@ class PseudoInverse(Estimator, ShownInNotebook):
 
     def _attach(self, value: Tensor, arranged: Tensor) -> Tensor:
         taps = self.kernel.taps
-        if self.settings.rcond is not None and taps.requires_grad and torch.is_grad_enabled():
-            raise UsageError(
-                "an inverse that rcond truncates has no derivative with respect to the kernel here; use lambda "
-                "instead, or detach the kernel."
-            )
         return attach_gradient(value, arranged, taps, self._inverse, self.spectrum if self.problem.lam > 0 else None)
 
 

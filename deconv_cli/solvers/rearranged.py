@@ -10,14 +10,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from deconv_cli.errors import MalformedInputError, UsageError
+from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.choice import choose_method, find_solver
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import Progress, Solution, Status, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_operations
@@ -25,7 +25,6 @@ from deconv_cli.solvers.solver import Cost, Solver, general_refusal, transform_o
 # Setting up one plain problem takes as long as this many operations, however small it is.
 OPERATIONS_PER_PROBLEM = 2e7
 ITERATED = "iterative"
-_METHODS = "methods"
 
 
 class PhasesSolver(Solver):
@@ -72,9 +71,9 @@ class PhasesSolver(Solver):
         plain = "one plain convolution" if n_problems == 1 else f"{n_problems} plain convolutions"
         return f"with its pixels rearranged the layer is {plain}, undone by method {method}"
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the inverses of the plain problems."""
-        return PhasesInverse(problem, rule, factors)
+        return PhasesInverse(problem, rule)
 
 
 PHASES = PhasesSolver()
@@ -126,35 +125,25 @@ def _method_of(plain: TikhonovProblem) -> str:
 
 
 class PhasesInverse(Inverse):
-    """Inverse of one layer, ready for many outputs; with factors of an equal inverse nothing is factored.
+    """Inverse of one layer, ready for many outputs.
 
     Raises:
         SingularSystemError: one of the plain problems turns out to be singular.
-        MalformedInputError: the factors are not those of this problem.
     """
 
-    def __init__(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> None:
+    def __init__(self, problem: TikhonovProblem, rule: StoppingRule) -> None:
         self.problem = problem
         layer = _layer(problem)
         self._transposed = layer.options.transposed
         self._grouped = GroupedLayer(layer)
         self._classes, _, methods = _rearrange(problem)
-        self._methods = methods if factors is None else _read_methods(factors, len(self._classes))
         self._inverses = [
             [
-                find_solver(method).build(_plain_problem(problem, parts[0], group), rule, _own(factors, at, group))
+                find_solver(method).build(_plain_problem(problem, parts[0], group), rule)
                 for group in range(layer.options.groups)
             ]
-            for at, (parts, method) in enumerate(zip(self._classes, self._methods, strict=True))
+            for parts, method in zip(self._classes, methods, strict=True)
         ]
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return the factors of the plain inverses, and their methods as text."""
-        found = {_METHODS: torch.tensor(list(",".join(self._methods).encode()), dtype=torch.uint8)}
-        for at, inverses in enumerate(self._inverses):
-            for group, inverse in enumerate(inverses):
-                found |= {f"{at}.{group}.{name}": tensor for name, tensor in inverse.factors().items()}
-        return found
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
         """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
@@ -205,28 +194,6 @@ class PhasesInverse(Inverse):
             for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
                 (part.put_coarse if to_coarse else part.put_fine)(result, values)
         return self._grouped.unite(result)
-
-
-def _own(factors: Factors | None, at: int, group: int) -> Factors | None:
-    if factors is None:
-        return None
-    prefix = f"{at}.{group}."
-    own = {name.removeprefix(prefix): t for name, t in factors.tensors.items() if name.startswith(prefix)}
-    return Factors(own) if own else None
-
-
-def _read_methods(factors: Factors, n_classes: int) -> list[str]:
-    """Read the methods of the plain inverses, and refuse invalid ones."""
-    found = factors.tensors.get(_METHODS)
-    if found is None or found.dtype != torch.uint8 or found.ndim != 1:
-        raise MalformedInputError("its factor 'methods' is missing or is not a text.")
-    names = bytes(found.tolist()).decode("ascii", "replace").split(",")
-    if len(names) != n_classes:
-        raise MalformedInputError(f"its factor 'methods' should name {n_classes} methods, but names {len(names)}.")
-    for name in names:
-        if not find_solver(name).takes_plain:
-            raise MalformedInputError(f"its factor 'methods' names {name}, which no plain convolution needs.")
-    return names
 
 
 def _joined(solutions: list[Solution], x: Tensor, certificate: float) -> Solution:

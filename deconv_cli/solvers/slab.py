@@ -29,7 +29,7 @@ from deconv_cli.regularizers import GRADIENT, find_penalty
 from deconv_cli.solvers.cgls import dot, solve_definite
 from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
+from deconv_cli.solvers.inverse import BorderInverse, Inverse
 from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
@@ -395,7 +395,7 @@ class SlabSolver(Solver):
         beyond = max(_joint_bytes(problem, layout) - cost.n_bytes_per_image, 0)
         return replace(cost, n_bytes_built=cost.n_bytes_built + beyond)
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the system on the slabs."""
         least = bound_eigenvalues(problem) if _takes_plane_differences(problem) else None
         return BorderInverse(problem, rule, ObservedSystem if is_dual(problem) else SlabSystem, least)

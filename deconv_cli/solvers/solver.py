@@ -1,7 +1,7 @@
 """The base of all solvers of quadratic problems: what one covers, what it costs, and how its inverse is built.
 
 To add a solver, write one subclass and `deconv_cli.SOLVERS.register("name", MySolver())`: it can then be given as
-`method`, competes under method `auto`, and is saved and restored with its inverse.
+`method`, and competes under method `auto`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from deconv_cli.allocator import kept_bytes
 from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.convolution import Convolution, prefers_fft
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
 
@@ -129,29 +129,21 @@ class Solver(ABC):
         return self.why
 
     @abstractmethod
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the inverse.
 
         Args:
             problem: one that it covers.
             rule: when iterations end.
-            factors: those of `Inverse.factors` for an equal problem; `None` to compute them.
 
         Raises:
             SingularSystemError: the problem turns out to be singular for this solver; another one takes over.
             UsageError: the numbers of the kernel leave the problem undetermined.
-            MalformedInputError: the factors are not those of this problem.
         """
 
 
 def general_refusal(problem: TikhonovProblem) -> str | None:
     """Return why no solver but a closed form covers a problem; `None` if others may."""
-    operator = problem.operator
-    if problem.rcond is not None:
-        return (
-            "does not go with rcond here, which needs boundary circular and λ = 0, but the boundary is "
-            f"{operator.boundary.name} and λ is {problem.lam:g}"
-        )
     if not problem.is_determined:
         return (
             f"has no unique answer here, since penalty {problem.penalty} leaves constant images undetermined if a "

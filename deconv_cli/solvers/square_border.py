@@ -25,7 +25,6 @@ from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.bands import BandGroup, coupling, invert_lines, outside, solve_lines
 from deconv_cli.solvers.embedding import TorusEmbedding
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
-from deconv_cli.solvers.inverse import Factors
 from deconv_cli.vocabulary import Size
 
 # Largest error of a trial solution; above it the elimination is given up.
@@ -35,25 +34,17 @@ MAX_TIE_ULPS, MAX_CORRECTIONS = 2**17, 2
 
 
 class SquareBorderSystem:
-    """The inverse of an operator with as many outputs as pixels, in double precision, or from its factors.
+    """The inverse of an operator with as many outputs as pixels, in double precision.
 
     Raises:
         SingularSystemError: the symbol, D, or its part on the rows is singular to working precision.
     """
 
-    def __init__(self, operator: Convolution, factors: Factors | None = None) -> None:
+    def __init__(self, operator: Convolution) -> None:
         taps = operator.kernel.double()
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._outputs = outputs = outside(taps.shape[0], places.output_size, places.torus, taps)
         self._ties = ties = outside(taps.shape[1], places.image_size, places.torus, taps, places.line_sources)
-        if factors is not None:
-            n, torus, n_columns = taps.shape[0], places.torus, outputs.n_columns_unknowns
-            plane, r = (torus[0], torus[1] // 2 + 1), n * outputs.rows.width
-            self._estimate = FrequencyBlocks(factors.take("estimate", (*plane, n, n), torch.complex128))
-            self._rows = factors.take("rows", (plane[1], r, r), torch.complex128)
-            self._factors = factors.take("factors", (n_columns, n_columns), torch.float64)
-            self._pivots = factors.take_pivots(n_columns)
-            return
         estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
         self._estimate = FrequencyBlocks(estimate)
         ones = estimate.new_ones(estimate.shape[0], 1), estimate.new_ones(estimate.shape[1])
@@ -65,11 +56,6 @@ class SquareBorderSystem:
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(schur)
         if synchronize.holds_anywhere(info) or not self._is_sound():
             raise SingularSystemError("the system on the border is singular")
-
-    def factors(self) -> dict[str, Tensor]:
-        """Return P, D_rr⁻¹ and the factors of S."""
-        estimate, rows = self._estimate.matrices, self._rows
-        return {"estimate": estimate, "rows": rows, "factors": self._factors, "pivots": self._pivots}
 
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, H, W)`."""

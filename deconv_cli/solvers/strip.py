@@ -28,7 +28,7 @@ from deconv_cli.solvers.border_system import BandSolver, BorderSystem, Part, as_
 from deconv_cli.solvers.cgls import Watch, solve_definite, solve_indefinite
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import TorusBlocks, torus_blocks
-from deconv_cli.solvers.inverse import BorderInverse, Factors, Inverse
+from deconv_cli.solvers.inverse import BorderInverse, Inverse
 from deconv_cli.solvers.problem import MIN_LAMBDA_IN_FLOAT32, TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
 from deconv_cli.solvers.solver import Cost, Solver, count_vectors, general_refusal, symbol_bytes, transform_operations
@@ -357,7 +357,7 @@ class StripSolver(Solver):
         n_bytes = symbol_bytes(problem) + _band_bytes(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, basis=krylov_basis(problem))
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the border's system."""
         check_ramps(problem)
         return BorderInverse(problem, rule, StripSystem)

@@ -22,7 +22,7 @@ from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.linear_operator import LinearOperator
 from deconv_cli.operators.varying_convolution import Part, VaryingConvolution, hat_weights, parts_of
-from deconv_cli.solvers.inverse import Factors, Inverse
+from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.iterative import N_ITERATIONS, IterativeInverse, RestoringPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem, check_ramps
 from deconv_cli.solvers.solution import StoppingRule
@@ -54,7 +54,7 @@ class VaryingSolver(Solver):
         n_operations = 4 * OVERLAP * N_ITERATIONS * transform_operations(problem)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=OVERLAP * symbols)
 
-    def build(self, problem: TikhonovProblem, rule: StoppingRule, factors: Factors | None = None) -> Inverse:
+    def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Build the preconditioner."""
         check_ramps(problem)
         return VaryingInverse(problem, rule)

@@ -96,37 +96,42 @@ def _settled_noise(
         if not settings.noise_levels:
             settings = find_noise_levels(y, kernel, settings, curve)
         levels = y.new_tensor(settings.noise_levels).reshape(-1, *[1] * kernel.n_axes)
-        return settings, levels * _slope(y, kernel, curve)
+        return settings, levels * _stored_and_slope(y, kernel, curve)[1]
     if y.ndim == kernel.n_axes + 1:  # each picture of a batch has noise of its own
         settings = replace(settings, noise=measure_noise_of_channels(y, kernel, settings))
-    noise = _noise_map(y, kernel, settings, curve)
-    return replace(settings, noise_levels=_levels(noise, y, kernel, curve)), noise
+    return _with_noise_map(y, kernel, settings, curve)
 
 
 def find_noise_levels(
     y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
 ) -> ResolvedSettings:
     """Find the noise of each channel of a picture, or of a piece of it, in stored values; see `build_estimator`."""
-    return replace(settings, noise_levels=_levels(_noise_map(y, kernel, settings, curve), y, kernel, curve))
+    return _with_noise_map(y, kernel, settings, curve)[0]
 
 
-def _levels(noise: Tensor, y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> tuple[float, ...]:
-    """Average the noise of each channel in stored values."""
+def _with_noise_map(
+    y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> tuple[ResolvedSettings, Tensor]:
+    """Find the noise of every sample, and average that of each channel in stored values."""
+    stored, slope = _stored_and_slope(y, kernel, curve)
+    noise = _noise_map(y, stored, slope, kernel, settings, curve)
     axes = tuple(axis for axis in range(-y.ndim, 0) if axis != kernel.channel_axis)
-    levels = (noise.expand_as(y).square().mean(axes) / _slope(y, kernel, curve).square().mean(axes)).sqrt()
-    return tuple(synchronize.as_numbers(levels))
+    levels = (noise.expand_as(y).square().mean(axes) / slope.square().mean(axes)).sqrt()
+    return replace(settings, noise_levels=tuple(synchronize.as_numbers(levels))), noise
 
 
-def _slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> Tensor:
-    """Return the change of light per change of the stored value at each sample."""
+def _stored_and_slope(y: Tensor, kernel: Kernel, curve: ToneCurve | None) -> tuple[Tensor, Tensor]:
+    """Return the stored value of each sample, and the change of light per change of that value."""
     if curve is None:
-        return torch.ones_like(y)
+        return y, torch.ones_like(y)
     stored, step = curve.to_stored(y, kernel.n_axes), curve.white / SLOPE_STEPS
     ends = (curve.to_light(stored + sign * step, kernel.n_axes) for sign in (1, -1))
-    return (next(ends) - next(ends)) / (2 * step)
+    return stored, (next(ends) - next(ends)) / (2 * step)
 
 
-def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None) -> Tensor:
+def _noise_map(
+    y: Tensor, stored: Tensor, slope: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: ToneCurve | None
+) -> Tensor:
     """Find the noise of each channel, and spread it: even noise of stored values follows the curve's slope in light.
 
     Rounding by JPEG counts as noise if its trace is seen; the data do not show it as noise. The standard deviation
@@ -134,12 +139,12 @@ def _noise_map(y: Tensor, kernel: Kernel, settings: ResolvedSettings, curve: Ton
     """
     n_axes = kernel.n_axes
     if y.ndim > n_axes + 1:
-        return torch.stack([_noise_map(picture, kernel, settings, curve) for picture in y])
+        pictures = zip(y, stored, slope, strict=True)
+        return torch.stack([_noise_map(*picture, kernel, settings, curve) for picture in pictures])
     models = measure_noise_of_channels(y, kernel, settings)
     sigma = y.new_tensor([model.sigma for model in models]).reshape(-1, *[1] * n_axes)
     if curve is None:
         return EVEN * sigma
-    stored, slope = curve.to_stored(y, n_axes), _slope(y, kernel, curve)
     mean_slope = slope.square().mean(dim=(*range(-n_axes, 0),), keepdim=True).sqrt()
     rounded = estimate_jpeg_noise(stored) if settings.noise_sigma is None else None
     if rounded is not None:

@@ -80,7 +80,7 @@ def pseudo_inverse(kernel: Tensor, *, input_size: Size, **options: Any) -> Pseud
         options: fields of `ResolvedSettings`, which explains them: `dimensions` (by default what the kernel's axes
             tell), `padding` (`same`), `stride`, `dilation`, `groups`, `transposed` and `output_padding` (those of a
             plain convolution), `boundary` (`zero`), `lam` (0, the Moore–Penrose inverse), `penalty`
-            (`identity`), `rcond`, `method`, `tolerance`, `max_iterations`, `max_memory` and `dtype`.
+            (`identity`), `method`, `tolerance`, `max_iterations`, `max_memory` and `dtype`.
 
     Raises:
         ShapeError: the kernel does not fit the size.

@@ -104,8 +104,7 @@ def choose_light(wanted: str, curve: ToneCurve | None, recorded: Light | None = 
     if curve is None:
         raise UsageError(
             "light=linear needs the tone curve of the samples, which is not known: they are not a picture of 8 or 16 "
-            "bits in gray or RGB, or lack the ICC profile that deconv forward used; use light=stored, or from Python "
-            "give tone_curve."
+            "bits in gray or RGB, or lack the ICC profile that deconv forward used; use light=stored."
         )
     origin = f" ({curve.origin})" if curve.origin else ""
     return ChosenLight(light, f"in linear light, undone from {curve.name}{origin}: {why}", curve)

@@ -34,6 +34,7 @@ from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
 from deconv_cli.solvers.fourier import default_rcond
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
+from deconv_cli.solvers.richardson_lucy import RichardsonLucyEstimator
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import limits_of
 from deconv_cli.vocabulary import InputKind, format_percent
@@ -87,7 +88,6 @@ def measure(
         settings=settings,
         reasons=resolution.reasons,
         choice=estimator.choice,
-        rcond=estimator.rcond,
         tolerance=tolerance,
         residual=summary,
         border=(),
@@ -119,16 +119,20 @@ def measure(
         tests = check_residual_of(estimator, unexplained, faded, border=border, noise=noise, least_noise=least)
         result = replace(result, residual_tests=tests)
     model = settings.noise if isinstance(settings.noise, NoiseModel) else NoiseModel(settings.noise_sigma)
-    ratio = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
+    ratio, drowns = measure_noise_ratio(unexplained, faded, mode_bands_of(estimator), solution.value.detach(), model)
+    if choice is not None and not drowns:
+        return replace(result, noise_between=ratio)
     return replace(result, noise_ratio=ratio)
 
 
 def _notes(estimator: Estimator, settings: ResolvedSettings, bounds: Tensor | None) -> tuple[str, ...]:
-    """Note how many samples were lower bounds, and which pixels a layer does not see."""
+    """Note how many samples were lower bounds, whether a gain was not found, and which pixels a layer does not see."""
     notes: tuple[str, ...] = ()
     if bounds is not None:
         share = format_percent(synchronize.as_number(bounds.double().mean()))
         notes += (f"{share} of the samples are saturated and were treated as lower bounds",)
+    if isinstance(estimator, RichardsonLucyEstimator) and settings.gain == "auto" and estimator.gain is None:
+        notes += ("the data do not show a gain, so held-out samples stop the iteration; if you know the gain, give it",)
     if isinstance(estimator.operator, LayerConvolution):
         notes += describe_undetermined(estimator.operator, settings.lam)
     return notes
@@ -318,8 +322,7 @@ def mode_bands_of(inverse: PseudoInverse) -> ModeBands:
 
 def _as_filter(inverse: PseudoInverse) -> InverseFilter:
     problem = inverse.problem
-    rcond = inverse.rcond if inverse.rcond is not None else default_rcond(problem.operator.kernel.dtype)
-    return InverseFilter(problem.weight, problem.penalty, rcond)
+    return InverseFilter(problem.weight, problem.penalty, default_rcond(problem.operator.kernel.dtype))
 
 
 def describe_undetermined(operator: LayerConvolution, lam: float) -> tuple[str, ...]:

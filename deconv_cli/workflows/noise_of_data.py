@@ -35,8 +35,7 @@ Steps = tuple[float, ...]
 
 def steps_of(y: Tensor, resolution: ResolvedInput, n_axes: int) -> Steps:
     """Return the distance of neighboring values that a stored sample of each channel can have."""
-    given, curve = resolution.settings.quantization, resolution.tone_curve
-    step = given if given is not None else 0.0 if y.is_floating_point() else 1.0
+    curve, step = resolution.tone_curve, 0.0 if y.is_floating_point() else 1.0
     return (step,) if curve is None or step == 0 else tuple(step * slope for slope in curve.slopes(y, n_axes))
 
 

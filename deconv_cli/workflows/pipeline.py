@@ -50,7 +50,6 @@ from deconv_cli.workflows.resolve_settings import (
     InputMetadata,
     ResolvedInput,
     resolve,
-    resolve_for_inverse,
 )
 
 TESTED_SIDE = 256
@@ -70,7 +69,6 @@ class Pipeline:
             channel, or one that mixes them; or a field of kernels, for all channels alike.
         settings: the settings; open ones are resolved for each input.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        inverse: an inverse that was built before, used instead of the settings that made it.
 
     Attributes:
         settings: the settings that were given.
@@ -87,11 +85,10 @@ class Pipeline:
         settings: ReconstructionSettings,
         *,
         bias: Tensor | None = None,
-        inverse: PseudoInverse | None = None,
     ) -> None:
         self.settings = settings
         self._kernel, self._bias = kernel, bias
-        self._given = self.inverse = inverse
+        self.inverse: PseudoInverse | None = None
         self._built = BuiltInverses()
         self._channels: list[Pipeline] = []
         self._adding = threading.Lock()
@@ -102,8 +99,6 @@ class Pipeline:
         Raises:
             UsageError: a setting that would change nothing, or an input that no kernel can restore.
         """
-        if self._given is not None:
-            return resolve_for_inverse(self._given, self.settings, metadata)
         return resolve(self.settings, self._canonical, metadata)
 
     def reconstruct(
@@ -134,13 +129,13 @@ class Pipeline:
             check_image(truth, "the truth")
         planes = self._planes(y)
         if planes is None:
-            return self._reconstruct_samples(y, resolution, truth, as_listener(progress))
+            return self._reconstruct_samples(y, resolution, truth, as_listener(progress)).compared_with(truth)
         known = None if truth is None else planes.split(truth)
         result = self._reconstruct_samples(planes.split(y), resolution, known, as_listener(progress))
         predicted = result.predicted_error
         if predicted is not None:
             predicted = replace(predicted, map=planes.join(predicted.map))
-        return replace(result, image=planes.join(result.image), predicted_error=predicted)
+        return replace(result, image=planes.join(result.image), predicted_error=predicted).compared_with(truth)
 
     def _reconstruct_samples(
         self, y: Tensor, resolution: ResolvedInput, truth: Tensor | None, listener: ProgressListener
@@ -158,9 +153,7 @@ class Pipeline:
         else:
             result = self._restore_together(data, resolution, steps, truth, listener)
         return_freed_memory()
-        # A factor has the defaults of tensors, whatever it is applied to.
-        settings = self.settings if self._given is not None and kernel.layer.is_plain else result.settings
-        if resolution.is_tested and settings.defaults is InputKind.PICTURE:
+        if resolution.is_tested and result.settings.defaults is InputKind.PICTURE:
             if result.settings.objective == "photo" and kernel.field is None:
                 listener.begin("testing the kernel")
                 result = self._test_kernel(result, y, resolution)
@@ -332,8 +325,6 @@ class Pipeline:
     @cached_property
     def _canonical(self) -> Kernel:
         """The kernel in canonical form, checked once."""
-        if self._given is not None:
-            return self._given.kernel
         return Kernel.of_any(self._kernel, dimensions=self.settings.dimensions)
 
     def _planes(self, y: Tensor) -> Planes | None:
@@ -345,8 +336,6 @@ class Pipeline:
         if curve is None:
             return stored
         n_axes = self._canonical.n_axes
-        if self._given is not None:
-            return curve.to_light(stored.to(self._given.kernel.taps), n_axes)
         return curve.to_light(stored.to(pick_dtype(self.settings.dtype, stored, stored.device)), n_axes)
 
     def _arrange(self, y: Tensor, resolution: ResolvedInput) -> tuple[Tensor, Kernel, Size, ResolvedInput]:
@@ -363,12 +352,6 @@ class Pipeline:
 
     def _arranged(self, y: Tensor, settings: ResolvedSettings) -> tuple[Tensor, Kernel, Size]:
         """Convert data and kernel to the precision of the arithmetic; return the size of the images too."""
-        if self._given is not None:
-            taps = self._given.kernel.taps
-            data = y.to(taps.device, taps.dtype)
-            _check_size(data, self._given)
-            self._given.arrange(data)
-            return data, self._given.kernel, self._given.geometry.image_size
         dtype = pick_dtype(settings.dtype, y, y.device)
         kernel = as_any_kernel(self._kernel, y.device, dtype, self.settings.dimensions).with_layer(settings.layer)
         kernel.split(y, are_outputs=True)  # refuses what does not fit before anything is built
@@ -386,8 +369,6 @@ class Pipeline:
         if not settings.is_linear:
             self.inverse = None
             return build_estimator(kernel, image_size, settings, filled, resolution.tone_curve)
-        if self._given is not None:
-            return self._given
         self.inverse = None  # frees its memory first
         if is_kept:
             self.inverse = self._built.find(kernel, image_size, settings)
@@ -406,8 +387,6 @@ class Pipeline:
 
     def _is_one_by_one(self, y: Tensor, resolution: ResolvedInput) -> bool:
         """Return whether each channel has its own kernel or λ."""
-        if self._given is not None:
-            return False
         kernel = self._canonical
         has_axes = y.ndim in (kernel.n_axes + 1, kernel.n_axes + 2)
         chooses = resolution.chooses_lambda and kernel.shared and has_axes and y.shape[kernel.channel_axis] > 1
@@ -431,17 +410,6 @@ class Pipeline:
             size, settings = tuple(y.shape[-kernel.n_axes :]), resolution.settings
             geometry = kernel.geometry_of_output(size, settings.padding, settings.input_size)
             _check_truth(truth, kernel, y, geometry.image_size)
-
-
-def _check_size(data: Tensor, inverse: PseudoInverse) -> None:
-    """Refuse data of another size than an inverse was built for."""
-    expected, size = inverse.geometry.output_size, inverse.geometry.image_size
-    if tuple(data.shape[-len(expected) :]) != expected:
-        raise ShapeError(
-            f"the factor takes outputs of {format_size(expected)}, but the data are "
-            f"{format_size(data.shape[-len(expected) :])}; use "
-            f'a factor for this size: this one was made with input_size="{",".join(map(str, size))}".'
-        )
 
 
 def _check_truth(truth: Tensor, kernel: Kernel, data: Tensor, image_size: Size) -> None:

@@ -17,6 +17,7 @@ from deconv_cli.diagnostics.residual_tests import ResidualTests
 from deconv_cli.diagnostics.well_posedness import WellPosedness
 from deconv_cli.errors import UntrustworthyResultError
 from deconv_cli.noise_model import NoiseModel
+from deconv_cli.operators import synchronize
 from deconv_cli.operators.spectrum import Spectrum
 from deconv_cli.registry import ShownInNotebook
 from deconv_cli.settings import ResolvedSettings
@@ -25,6 +26,7 @@ from deconv_cli.solvers.choice import GIVEN, Choice
 from deconv_cli.solvers.solution import Solution
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import NUMBER, InputKind, PaddingLike, format_lambda
+from deconv_cli.workflows.light import RECORDED
 from deconv_cli.workflows.resolve_settings import Reasons, ResolvedInput
 from deconv_cli.workflows.trust import (
     ROUNDING,
@@ -34,6 +36,7 @@ from deconv_cli.workflows.trust import (
     Doubt,
     DoubtReason,
     Scale,
+    caution_noise,
     caution_residual,
     describe_prior,
     doubt_clipping,
@@ -42,6 +45,7 @@ from deconv_cli.workflows.trust import (
     doubt_noise,
     doubt_residual,
     doubt_solver,
+    is_flat,
 )
 
 
@@ -58,7 +62,6 @@ class Reconstruction(ShownInNotebook):
         settings: the settings, with a value for everything.
         reasons: why open settings got their values.
         choice: the method that ran, and why.
-        rcond: singular values up to this fraction of the largest were dropped; `None` if none were.
         tolerance: the certificate that an iteration had to reach.
         residual: y − Ax̂ in numbers.
         border: the residual by distance from the edge; the last band holds everything deeper.
@@ -70,9 +73,12 @@ class Reconstruction(ShownInNotebook):
         predicted_error: the expected error, if `predict` is set. It trusts no pixel of a result that is not trusted.
         residual_tests: verdict on the residual; `None` if it was not tested, as for estimates that are not linear.
         noise_ratio: the noise divided by the data's usual contrast if the estimate shows mostly noise; else `None`.
+        noise_between: the same if bright points stand out of the noise, which a chosen λ leaves between them.
         clipping: samples outside the range of their type; `None` for samples without a range, and for tensors.
         quadratic: the middle of a photograph under the quadratic prior, which tests the kernel; else `None`.
         finest: size in pixels of the finest detail in it: finer detail of the image comes from its prior.
+        actual_error: the root mean square error in stored values, if the truth is known.
+        kernel_doubt: why the kernel that was found in the picture is probably wrong; else `None`.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
         notes: notes on the settings, a sentence each.
         channels: the single channels, if they were restored one by one. Everything else is then pooled, or that of the
@@ -84,7 +90,6 @@ class Reconstruction(ShownInNotebook):
     settings: ResolvedSettings
     reasons: Reasons
     choice: Choice
-    rcond: float | None
     tolerance: float
     residual: ResidualSummary
     border: tuple[BorderBand, ...]
@@ -96,10 +101,13 @@ class Reconstruction(ShownInNotebook):
     predicted_error: PredictedError | None = None
     residual_tests: ResidualTests | None = None
     noise_ratio: float | None = None
+    noise_between: float | None = None
     clipping: Clipping | None = None
     tone_curve: ToneCurve | None = None
     quadratic: Reconstruction | None = None
     finest: float | None = None
+    actual_error: float | None = None
+    kernel_doubt: str | None = None
     light_caution: str | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
@@ -114,6 +122,14 @@ class Reconstruction(ShownInNotebook):
         trusted = "trusted" if self.is_trusted else "not to be trusted"
         shape, prior = tuple(self.image.shape), self.settings.objective
         return f"Reconstruction(image {shape}, prior {prior}{lam}, boundary {self.boundary}, {trusted})"
+
+    def compared_with(self, truth: Tensor | None, written: Tensor | None = None) -> Reconstruction:
+        """Compare the image, or the samples that are written of it, with the truth, if that is known."""
+        if truth is None:
+            return self
+        image = self.image.detach() if written is None else written
+        difference = image.double() - truth.to(image.device)
+        return replace(self, actual_error=synchronize.as_number(difference.square().mean().sqrt()))
 
     @property
     def has_bounds(self) -> bool:
@@ -134,6 +150,7 @@ class Reconstruction(ShownInNotebook):
                     [(n, doubt.sentence) for n, doubt in doubts if doubt.reason is reason], len(self.channels)
                 )
             ]
+            found += self._doubt_kernel()
             # What is written may have another range than the data of a channel had.
             if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
                 found += doubt_clipping(self.clipping)
@@ -151,10 +168,14 @@ class Reconstruction(ShownInNotebook):
             )
         if self.residual_tests is not None:
             is_chosen = self.lambda_choice is not None
-            found += doubt_residual(self.residual, self.residual_tests, is_lambda_chosen=is_chosen)
+            is_recorded = self.reasons.boundary == RECORDED
+            found += doubt_residual(
+                self.residual, self.residual_tests, is_lambda_chosen=is_chosen, is_boundary_recorded=is_recorded
+            )
         if self.noise_ratio is not None:
             found.append(doubt_noise(self.noise_ratio, is_lambda_chosen=self.lambda_choice is not None))
-        if self.clipping is not None:
+        found += self._doubt_kernel()
+        if self.clipping is not None and self.noise_between is None:
             found += doubt_clipping(self.clipping)
         if self.quadratic is not None:
             known = {doubt.reason for doubt in found}
@@ -163,6 +184,9 @@ class Reconstruction(ShownInNotebook):
             ]
             found += [replace(doubt, sentence=f"with the quadratic prior, {doubt.sentence}") for doubt in wrong]
         return tuple(found or self._doubt_error())
+
+    def _doubt_kernel(self) -> list[Doubt]:
+        return [] if self.kernel_doubt is None else [Doubt(DoubtReason.KERNEL, self.kernel_doubt)]
 
     def _doubt_error(self) -> list[Doubt]:
         """Doubt a picture under a λ that was given if no channel has a trusted pixel, though all have noise."""
@@ -194,9 +218,17 @@ class Reconstruction(ShownInNotebook):
         """Warnings that are no reason to doubt the result, a sentence each; a doubt alone says what to do about λ."""
         of_channels: list[tuple[int, str]] = []
         for number, part in enumerate(self.channels or (self,), start=1):
-            choice, tests = part.lambda_choice, None if part.doubts else part.residual_tests
+            choice = part.lambda_choice
+            tests = None if part.doubts or part.noise_between else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
-            for warning in (choice and choice.warning, of_residual):
+            of_choice = choice and choice.warning
+            if of_choice and is_flat(part.image):  # any λ explains it, so that the rules have nothing to choose by
+                of_choice = None
+            for warning in (
+                of_choice,
+                of_residual,
+                part.noise_between and caution_noise(part.noise_between),
+            ):
                 if warning and not any(warning in doubt.sentence for doubt in part.doubts):
                     of_channels.append((number, warning))
         found = _of_channels(of_channels, len(self.channels))
@@ -217,6 +249,17 @@ class Reconstruction(ShownInNotebook):
             return ()
         choice = self.lambda_choice
         return (model if choice is None else replace(model, sigma=choice.sigma),)
+
+    @property
+    def noise_sigmas(self) -> tuple[float, ...]:
+        """The standard deviation of the noise in `unit`, of all channels or of each; empty if it is unknown."""
+        choices = [part.lambda_choice for part in self.channels or (self,) if part.lambda_choice is not None]
+        if choices:
+            return tuple(dict.fromkeys(choice.sigma for choice in choices))
+        if self.predicted_error is not None:
+            return (self.predicted_error.sigma,)
+        noise = None if self.residual_tests is None else self.residual_tests.noise
+        return () if noise is None else (noise,)
 
     @property
     def is_condition_known(self) -> bool:

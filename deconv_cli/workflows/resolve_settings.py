@@ -16,7 +16,6 @@ from deconv_cli.parts import BOUNDARIES
 from deconv_cli.settings import Auto, NoiseKindLike, ReconstructionSettings, ResolvedSettings
 from deconv_cli.solvers.choice import GIVEN
 from deconv_cli.solvers.photo_prior import is_blur
-from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.tone_curve import ToneCurve
 from deconv_cli.vocabulary import (
     InputKind,
@@ -25,7 +24,6 @@ from deconv_cli.vocabulary import (
     PaddingLike,
     Size,
     format_lambda,
-    format_padding,
     format_spacing,
     parse_padding,
 )
@@ -364,8 +362,6 @@ def _stacked(kernel: Kernel) -> str:
 def _lambda(settings: ReconstructionSettings, defaults: _Defaults) -> tuple[float | tuple[float, ...] | str, str]:
     if settings.lam is not None:
         return settings.lam, GIVEN if settings.lam != "auto" else "chosen from the data"
-    if settings.rcond is not None:
-        return 0.0, "rcond truncates instead"
     if settings.lambda_rule is not None:
         return "auto", "chosen from the data"
     return defaults.lam, defaults.lambda_reason
@@ -378,38 +374,3 @@ def check_noise_is_used(settings: ReconstructionSettings, what: str) -> None:
             f"noise_sigma helps to choose λ or to predict the error, but {what} and predict is not set; leave "
             "it out, or choose λ auto."
         )
-
-
-def resolve_for_inverse(
-    inverse: PseudoInverse, settings: ReconstructionSettings, metadata: InputMetadata = NO_METADATA
-) -> ResolvedInput:
-    """Take the settings that an inverse fixes from it, and the others from `settings`.
-
-    Raises:
-        UsageError: a setting that would change nothing, or an input that no kernel can restore.
-    """
-    reason, fixed, recorded = "fixed in the factor", inverse.settings, metadata.convolution
-    check_noise_is_used(settings, f"λ is {fixed.lam:g} here ({reason})")
-    pairs = []
-    if recorded is not None:
-        pairs = [
-            ("boundary", recorded.boundary, fixed.boundary),
-            ("padding", format_padding(recorded.padding), format_padding(fixed.padding)),
-            ("a layer with", recorded.layer.describe() or "stride 1", fixed.layer.describe() or "stride 1"),
-        ]
-    notes = tuple(
-        f"deconv forward made this file with {name} {theirs}, but the factor was made for {name} {ours}; "
-        "make sure that this is meant"
-        for name, theirs, ours in pairs
-        if theirs != ours
-    )
-    merged = {field.name: getattr(fixed, field.name) for field in fields(fixed)}
-    merged |= {name: getattr(settings, name) for name in ("noise_sigma", "noise", "quantization", "predict", "seed")}
-    light = choose_light(settings.light, metadata.tone_curve, None if recorded is None else recorded.light)
-    return ResolvedInput(
-        ResolvedSettings(**merged | {"light": light.light}),
-        Reasons(reason, reason, light.reason),
-        tone_curve=light.curve,
-        notes=(*notes, *metadata.kernel_notes),
-        sample_type=metadata.sample_type,
-    )

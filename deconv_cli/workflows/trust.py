@@ -51,6 +51,8 @@ wide."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
+FLAT = 1e-3
+"""Range of an image without detail, in parts of its brightest value."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual of a λ that was chosen from the data may have."""
 
@@ -66,11 +68,16 @@ class DoubtReason(StrEnum):
     LAMBDA = "lambda"
     NOISE = "noise"
     ERROR = "expected error"
+    KERNEL = "estimated kernel"
 
 
 UNTRUSTED = (
     "no pixel can be trusted, since the expected error is as large as the detail everywhere: "
     'lam="auto" chooses λ from the data'
+)
+WRONG_THOUGH_RECORDED = (
+    "the residual is much larger along the edges than inside, although deconv forward recorded this boundary: the "
+    "kernel is probably wrong"
 )
 WRONG_KERNEL = (DoubtReason.RESIDUAL, DoubtReason.RESIDUAL_TESTS, DoubtReason.CLIPPING)
 """Reasons of the quadratic prior that show a wrong kernel of a photograph."""
@@ -208,8 +215,13 @@ _CAUSES = (
 )
 
 
-def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool) -> list[Doubt]:
-    """Doubt an estimate if the tests of its residual reject it; a chosen λ is not the reason of a large residual."""
+def doubt_residual(
+    residual: ResidualSummary, tests: ResidualTests, *, is_lambda_chosen: bool, is_boundary_recorded: bool = False
+) -> list[Doubt]:
+    """Doubt an estimate if the tests of its residual reject it.
+
+    A chosen λ is not the reason of a large residual, and a boundary that was recorded with the blur is not wrong.
+    """
     if residual.relative < NEGLIGIBLE_RESIDUAL:
         is_noise = tests.interior_rms <= MORE_THAN_LEFT * tests.rms_of_noise
         if residual.relative <= ROUNDING or is_noise or tests.implausible_share <= CLEARLY_IMPLAUSIBLE:
@@ -220,7 +232,9 @@ def doubt_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lambda
     # A large λ leaves a residual with edges of its own, as at the seam of a scene that does not repeat.
     is_of_lambda = tests.finding is ResidualFinding.WRONG_BOUNDARY and is_far and not is_lambda_chosen
     if tests.finding.is_rejection and not is_of_lambda:
-        return [Doubt(DoubtReason.RESIDUAL_TESTS, tests.finding.sentence)]
+        is_of_boundary = tests.finding is ResidualFinding.WRONG_BOUNDARY
+        sentence = WRONG_THOUGH_RECORDED if is_of_boundary and is_boundary_recorded else tests.finding.sentence
+        return [Doubt(DoubtReason.RESIDUAL_TESTS, sentence)]
     if not (tests.finding is ResidualFinding.OVER_SMOOTHED and is_far and is_lambda_chosen):
         return []
     found = f"the residual is {tests.interior_rms / noise:.2g} times as large as the noise"
@@ -238,10 +252,25 @@ def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lamb
     return tests.finding.sentence if is_at_odds and residual.relative >= NEGLIGIBLE_RESIDUAL else None
 
 
+def is_flat(image: Tensor) -> bool:
+    """Return whether an image holds no detail."""
+    low, high = (synchronize.as_number(end) for end in image.detach().aminmax())
+    return high - low <= FLAT * abs(high)
+
+
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
-    """Doubt a λ if the rule found no minimum, unless the least λ explains the data up to rounding."""
-    is_noiseless = choice.lam < 1 and residual.relative <= ROUNDING
-    return [] if choice.failure is None or is_noiseless else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+    """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
+    return (
+        [] if choice.failure is None or residual.relative <= ROUNDING else [Doubt(DoubtReason.LAMBDA, choice.failure)]
+    )
+
+
+def caution_noise(ratio: float) -> str:
+    """Warn of noise between bright points, `ratio` times as strong as the contrast of most of the data."""
+    return (
+        f"the noise between bright points is {ratio:.2g} times as strong as in the data: for counts of light, such as "
+        'stars, method="richardson-lucy" amplifies it less'
+    )
 
 
 def doubt_noise(ratio: float, *, is_lambda_chosen: bool) -> Doubt:

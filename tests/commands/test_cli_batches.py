@@ -137,7 +137,7 @@ def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, 
     deconv(*words, folder / "gray.png")
     again = deconv(*words, folder, "-o", tmp_path / "x")
     assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert f"{len(RECORDS) + 1} files that deconv forward wrote were left out" in again.stderr
+    assert f"{len(RECORDS) + 1} files that deconv wrote were left out" in again.stderr
     assert len(again.report["left_out"]) == len(RECORDS) + 1
     (folder / "gray_forward.png").rename(folder / "old.png")  # a result whose source is not there
     assert len(lay_out([folder], "y", ending="_forward", command="forward")[0]) == 2
@@ -147,7 +147,7 @@ def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, 
     # As a shell writes a pattern.
     typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
     assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert "1 file that deconv forward wrote was left out" in typed.stderr
+    assert "1 file that deconv wrote was left out" in typed.stderr
     for command, places in (("forward", [folder / "done"]), ("invert", [folder])):
         assert len(lay_out(places, "y", ending="_x", command=command)[0]) == len(RECORDS) + 2 * (command == "invert")
 
@@ -218,7 +218,7 @@ def test_what_is_printed_where(deconv, gray, samples_folder, tmp_path, command):
     words = [command, gray, "-k", samples_folder / "gaussian_psf.png", "-o", tmp_path / "x.tif", "--force"]
     words += ["--light", "stored"] if command == "forward" else ["--lambda", "1e-1"]
     usual = deconv(*words)
-    assert [line for line in usual.stderr.splitlines() if line.startswith("note: ") and "flipped" in line]
+    assert [line for line in usual.stderr.splitlines() if line.startswith("note: ") and "reversed along" in line]
     assert usual.stdout == f"{tmp_path / 'x.tif'}\n"
     assert f"deconv {command}" in usual.stderr
     assert "32×36" in usual.stderr
@@ -311,3 +311,33 @@ def test_an_input_that_does_not_fit_the_memory_is_restored_in_blocks_among_other
 
 
 SIZES = {"small": (40, 36), "large": (200, 180)}
+
+
+def test_forward_leaves_out_restored_files_and_restoring_one_again_is_noted(deconv, gray, gentle, tmp_path):
+    (tmp_path / "in").mkdir()
+    gray = gray.rename(tmp_path / "in" / "gray.png")
+    words = ["-k", gentle, "--prior", "quadratic", "--lambda", "0.1"]
+    assert "written by deconv invert" not in deconv("invert", gray, *words, expect=NO_BLURRED_DATA).stderr
+    run = deconv("forward", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "--json")
+    assert run.report["inputs"][0]["path"] == str(gray)
+    assert "1 file that deconv wrote was left out" in run.stderr
+    again = deconv("invert", gray.with_name("gray_restored.png"), *words, expect=NO_BLURRED_DATA)
+    assert "the input was written by deconv invert, so it is restored a second time" in again.stderr
+
+
+def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(gray, tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.png").touch()
+    words = ["invert", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out"]
+    first, second = deconv(*words, "--dry-run").stdout.splitlines()
+    assert first == f"{tmp_path / 'in/a.png'} → {tmp_path / 'out/a.png'}"
+    assert second == f"{tmp_path / 'in/b.png'} → {tmp_path / 'out/b.png'} (exists already)"
+    assert not (tmp_path / "out" / "a.png").exists()
+    planned = deconv(*words, "--dry-run", "--json").report["planned"]
+    assert [one["exists"] for one in planned] == [False, True]
+    (tmp_path / "out" / "a.png").touch()
+    failed = deconv(*words, expect=ExitCode.USAGE)
+    assert "--skip-existing keeps the outputs that exist, and --force replaces them" in failed.stderr

@@ -63,6 +63,15 @@ def test_the_report_says_what_was_minimized(deconv, files, way):
     torch.testing.assert_close(read_image(Path("x.npy")).values, image, rtol=0, atol=1e-5)
 
 
+def test_the_table_says_why_the_iteration_stopped_and_whether_a_gain_was_found(deconv, files):
+    words = [*files, "--method", "richardson-lucy", "-o", "x.npy", "--force"]
+    said = deconv(*words, "--gain", 0.5, expect=FINISHED).stderr
+    assert re.search(r"\niterations +\d+: stopped before the fit followed the noise", said)
+    assert "do not show a gain" not in said
+    said = deconv(*words, "--gain", "auto", expect=FINISHED).stderr
+    assert "note: the data do not show a gain, so held-out samples stop the iteration" in said
+
+
 def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     deconv(*files, "--lambda", "1e-4", "-o", "free.npy", "--quiet", expect=FINISHED)
     deconv(*files, "--lambda", "1e-4", "--nonnegative", "-o", "bound.npy", "--quiet", expect=FINISHED)
@@ -70,21 +79,6 @@ def test_a_nonnegative_estimate_is_not_the_other_one_clipped(deconv, files):
     assert free.min() < -1
     assert bound.min() == 0
     assert np.abs(bound - free.clip(0)).max() > 1
-
-
-@pytest.mark.parametrize("options", [["--nonnegative"], ["--prior", "tv"], ["--gain", "auto"]])
-def test_a_factor_takes_no_prior(deconv, files, options):
-    deconv("factor", "--kernel", "k.npy", "--size", "40,40", "--lambda", "1e-3", "-o", "f.safetensors", "--quiet")
-    done = deconv("invert", "y.npy", "--factor", "f.safetensors", *options, "-o", "x.npy", expect=ExitCode.USAGE)
-    assert "a factor is a linear inverse" in done.errors[0]
-
-
-def test_a_factor_is_not_made_for_richardson_lucy(deconv, files):
-    done = deconv(
-        *("factor", "--kernel", "k.npy", "--size", "40,40", "--method", "richardson-lucy", "-o", "f.safetensors"),
-        expect=ExitCode.USAGE,
-    )
-    assert "is not a linear inverse" in done.errors[0]
 
 
 def test_a_photograph_is_told_from_a_measurement(deconv, tmp_path, monkeypatch):

@@ -4,28 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
-
-BOUNDARIES = ["zero", "circular", "reflect", "symmetric", "replicate"]
-
-
-@pytest.fixture
-def forward_and_invert(deconv, gentle, tmp_path):
-    def run(source, suffix, *options):
-        blurred = tmp_path / f"blurred{suffix}"
-        deconv("forward", source, "-k", gentle, "-o", blurred, *options)
-        words = ["invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--boundary", "auto"]
-        return deconv(*words, "--lambda", "1e-3", "--json").report
-
-    return run
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_the_recorded_boundary_is_taken(forward_and_invert, gray, boundary):
-    report = forward_and_invert(gray, ".tif", "--boundary", boundary)
-    assert report["boundary"] == boundary
-    assert report["boundary_reason"] == "recorded in the file by deconv forward"
 
 
 def test_what_is_asked_for_goes_before_the_record(deconv, gray, gentle, tmp_path):
@@ -112,3 +93,14 @@ def test_harmless_borders_are_not_spoken_of(deconv, data, gentle, late, tmp_path
         report = deconv(*words, "--json").report["well_posedness"]
         assert (report["is_well_posed"], report["lost_modes"], report["advice"]) == (True, 0, [])
         assert (report["influence_depth"] is None) == (boundary == "circular")
+
+
+def test_a_recorded_boundary_is_not_blamed_for_a_wrong_kernel(deconv, samples_folder, tmp_path):
+    sharp, blurred = tmp_path / "sharp.png", tmp_path / "blurred.tif"
+    Image.open(samples_folder / "camera.png").crop((60, 30, 156, 126)).save(sharp)
+    deconv("forward", sharp, "-k", "gaussian:1.5", "-o", blurred, "--boundary", "zero")
+    words = ["invert", blurred, "-k", "disk:4", "-o", tmp_path / "x.tif", "--prior", "quadratic"]
+    run = deconv(*words, "--report", tmp_path / "x.html", expect=ExitCode.UNTRUSTWORTHY)
+    assert "although deconv forward recorded this boundary: the kernel is probably wrong" in run.stderr
+    assert "--boundary unknown" not in run.stderr
+    assert "the blur in the input was probably another one" in (tmp_path / "x.html").read_text(encoding="utf-8")

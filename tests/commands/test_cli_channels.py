@@ -86,14 +86,6 @@ def test_several_kernels_are_of_one_channel_each(refuses, photograph, kernels, t
     refuses("invert", photograph, "--kernel", one, *several, *out, code=ExitCode.INPUT_REFUSED, says=says)
     says = ["is for 2 channels", "has 3"]
     refuses("invert", photograph, *several[:4], *out, code=ExitCode.INPUT_REFUSED, says=says)
-    factor = ["factor", "--size", "8,8", "-o", tmp_path / "f.safetensors"]
-    refuses(
-        *factor,
-        "--kernel",
-        one,
-        code=ExitCode.INPUT_REFUSED,
-        says="only invert and forward take a kernel for each channel",
-    )
     says = "lambda must be auto, zero or a positive number, or one for each channel, but is 'auto,1'"
     refuses("invert", photograph, *several, *out, "--lambda", "auto,1", code=ExitCode.USAGE, says=says)
 
@@ -135,7 +127,7 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
 
 
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
-    says = ["needs the kernel", "point of light", "gaussian:1.5", "--factor FILE"]
+    says = ["needs the kernel", "point of light", "gaussian:1.5"]
     assert len(refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)) < 240
 
 

@@ -110,7 +110,7 @@ class TestVerdicts:
         report = check(*LEAK, expect=ExitCode.FAULT_FOUND)
         (finding,) = report["general"]
         assert (finding["verdict"], finding["causes"][0]["line"]) == ("BATCH-LEAK", blamed_line("mixing", "leak"))
-        assert "with this code: samples leak into one another (BATCH-LEAK)." in report["summary"]
+        assert "samples leak into one another (BATCH-LEAK)." in report["summary"]
 
     def test_many_parameters_are_counted(self, deconv, write):
         path = write("model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(21)))\n")
@@ -149,10 +149,12 @@ class TestExpectations:
     def test_the_model_as_a_whole(self, deconv):
         deconv("check-grad", *LEAK, "--expect", "BATCH-LEAK:model", "-q")
 
-    @pytest.mark.parametrize("text", ["UNUSED", "UNUSED:", "BROKEN:x", ":x"])
+    @pytest.mark.parametrize("text", ["UNUSED", "UNUSED:", "BROKEN:x", ":x", "UNUSD:x"])
     def test_what_is_no_expectation(self, refuses, text):
         words = ["check-grad", *UNUSED, "--expect", text]
-        refuses(*words, code=ExitCode.USAGE, says=["VERDICT:NAME", text])
+        said = refuses(*words, code=ExitCode.USAGE, says=["VERDICT:NAME, such as UNUSED:head.weight", text])
+        assert ("perhaps you mean UNUSED" in said) == (text == "UNUSD:x")
+        assert len(said) < 140
 
 
 class TestData:
@@ -285,7 +287,8 @@ class TestRefusals:
             (["--model", code("detached", "Absent")], "holds no 'Absent'"),
             (["--model", code("detached", "item_loss")], "could not be built"),
             ([*BASE, "--init", "{"], "--init must be JSON"),
-            ([*NETWORK, "--loss", "hinge"], "cross-entropy"),
+            ([*NETWORK, "--loss", "crossentropy"], ["file.py:function", "perhaps you mean cross-entropy"]),
+            (["--run", "WEIGHTS"], "a Python script, but 'WEIGHTS' is no text"),
             ([*NETWORK, "--loss", code("lenet", "cured_loss")], "takes a target"),
             ([*BASE, "--input-shape", "5,x"], "--input-shape"),
             ([*BASE, "--input-shape", "5,9"], "cannot be run on these inputs"),
@@ -318,6 +321,7 @@ class TestRefusals:
         (tmp_path / "ready.py").write_text("from torch import nn\nready = nn.Linear(4, 3)\n")
         files = {"WEIGHTS": str(tmp_path / "weights.safetensors"), "READY": f"{tmp_path}/ready.py", "DATA": str(data)}
         words = [files.get(str(word), str(word).replace("READY", files["READY"])) for word in words]
+        says = [part.replace("WEIGHTS", files["WEIGHTS"]) for part in ([says] if isinstance(says, str) else says)]
         refuses("check-grad", *words, code=ExitCode.USAGE, says=says)
 
     def test_arguments_for_a_whole_model(self, refuses, tmp_path):

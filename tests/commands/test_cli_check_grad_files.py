@@ -84,7 +84,8 @@ def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, ref
     extract = "deconv kernel extract model.pt --model own.py:Own --layer NAME --output layer.safetensors"
     refuses(*words, *kernel, "--layer", "conv", **refused, says=extract)
     says = extract.replace("NAME", "conv")
-    refuses(*words, *kernel, "--layer", "conv", "--model", "own.py:Own", code=ExitCode.USAGE, says=says)
+    wanted = "write the layer to a file with deconv kernel extract"
+    refuses(*words, *kernel, "--layer", "conv", "--model", "own.py:Own", code=ExitCode.USAGE, says=wanted)
     shutil.copy("model.pt", "my model.pt")
     refuses(*words, "-k", "my model.pt", "--layer", "conv", **refused, says="extract 'my model.pt' --model own.py:Own")
     for command in (("kernel", "extract"), ("check-grad",)):

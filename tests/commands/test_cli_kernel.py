@@ -11,9 +11,11 @@ from bead_scenes import scene
 from blurred_pictures import SAMPLES, blurred_picture, sharp_picture, write_blurred
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from deconv_cli.commands import invert, kernel_commands
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.kernels.blind.blurred_picture import BlurredPicture, doubt_points
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
 
@@ -57,7 +59,9 @@ def test_a_sharp_picture_has_no_kernel(deconv, tmp_path):
         tmp_path / "x.png",
         expect=ExitCode.UNTRUSTWORTHY,
     )
-    assert "nothing to undo" in run.stderr
+    (line,) = run.errors
+    assert "no blur was found" in line
+    assert len(line) < 250
     assert not (tmp_path / "x.png").exists()
 
 
@@ -112,6 +116,30 @@ def test_a_field_of_stars_is_told_how_to_measure_its_kernel(deconv, photo, tmp_p
     assert "from-beads" not in deconv(*words, photo).stderr
 
 
+def field_of_stars(kernel):
+    """Stars between the samples of a detector, under a kernel, with Poisson noise."""
+    drawn = torch.rand(3, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sharp = torch.zeros(1, 200, 200, dtype=torch.float64)
+    for y, x, light in zip(*drawn, strict=True):
+        place = [round(float(at) * 180) + 10 for at in (y, x)]
+        sharp[0, place[0], place[1]] = 300 + 8e4 * light**4
+    blurred = 100 + functional.conv2d(sharp, make_kernel(kernel)[None, None], padding="same")[0]
+    return torch.poisson(blurred.clamp_min(0), generator=torch.Generator().manual_seed(2)).float()
+
+
+def test_a_kernel_that_is_not_the_profile_of_the_stars_is_doubted(deconv, tmp_path):
+    tifffile.imwrite(tmp_path / "stars.tif", field_of_stars("moffat:4@3").numpy().astype("uint16"))
+    words = ["invert", tmp_path / "stars.tif", "-k", "estimate", "-o", tmp_path / "x.tif"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert "which do not have the profile of the kernel gaussian" in run.stderr
+    assert "deconv kernel from-beads" in run.stderr
+    assert "±" not in run.stderr
+    picture = BlurredPicture.of(field_of_stars("gaussian:1.8")[None])
+    for sigma, is_right in ((1.8, True), (1.4, False)):
+        found = KernelEstimate(True, "gaussian", (Parameter("SIGMA", sigma, 0.1),), (), 20.0)
+        assert (doubt_points(found, picture) is None) == is_right
+
+
 def test_an_output_that_cannot_be_is_refused_before_the_kernel_is_looked_for(deconv, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(invert, "estimate_kernel_of", lambda *_: pytest.fail("the kernel was looked for"))
     monkeypatch.setitem(sys.modules, "zarr", None)
@@ -119,6 +147,16 @@ def test_an_output_that_cannot_be_is_refused_before_the_kernel_is_looked_for(dec
     for name, says in (("there.png", "exists already"), ("x.zarr", "needs the missing package zarr")):
         run = deconv("invert", photo, "-k", "estimate", "-o", tmp_path / name, expect=ExitCode.USAGE)
         assert says in run.stderr
+
+
+def test_a_kernel_that_is_doubted_has_no_error_bar(deconv, photo, tmp_path, monkeypatch):
+    wrong = KernelEstimate(True, "disk", (Parameter("RADIUS", 5.5, 0.02),), (Candidate("disk", (5.5,), 0.0),), 90.0)
+    monkeypatch.setattr(invert, "estimate_kernel_of", lambda *_: wrong)
+    words = ["invert", photo, "-k", "estimate", "-o", tmp_path / "x.png", "--report", tmp_path / "x.html", "--json"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert "disk with radius 5.5" in run.stderr
+    assert "±" not in run.stderr + (tmp_path / "x.html").read_text()
+    assert run.report["kernel"]["estimate"]["parameters"]["radius"] == {"value": 5.5, "error": None}
 
 
 def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):

@@ -53,13 +53,15 @@ def test_a_kernel_that_explains_little_is_doubted_even_quietly(deconv, samples_f
 def test_refusals(refuses, save, tmp_path):
     x = save("x", np.random.default_rng(0).random((1, 9, 9)))
     refuses("kernel", "fit", x, "--size", "3,3", code=ExitCode.USAGE, says="come in pairs")
+    refuses("kernel", "fit", x, x, "--size", "3,3", code=ExitCode.USAGE, says="is both the sharp and the blurred")
+    y = save("y", np.random.default_rng(1).random((1, 9, 9)))
     said = refuses(
-        "kernel", "fit", x, x, "--size", "30,3", code=ExitCode.INPUT_REFUSED, says="does not fit into images"
+        "kernel", "fit", x, y, "--size", "30,3", code=ExitCode.INPUT_REFUSED, says="does not fit into images"
     )
     assert "padding" not in said
-    refuses("kernel", "fit", x, x, "--size", "3,a", code=ExitCode.USAGE, says="N, H,W or D,H,W")
-    refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
-    refuses("kernel", "fit", x, x, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
+    refuses("kernel", "fit", x, y, "--size", "3,a", code=ExitCode.USAGE, says="N, H,W or D,H,W")
+    refuses("kernel", "fit", x, y, "--size", "3,3", "-o", tmp_path / "k.png", code=ExitCode.USAGE, says="is written as")
+    refuses("kernel", "fit", x, y, "--size", "3,3", "-o", tmp_path / "k.npy", "--errors", tmp_path / "k.npy",
             code=ExitCode.USAGE, says="which this run writes too")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
@@ -135,3 +136,9 @@ def test_pictures_that_tell_nothing_are_restored_all_the_same(deconv, gentle, sa
     report = deconv("invert", path, "-k", gentle, *options, "-o", tmp_path / "x.npy", expect=code).report
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
     assert np.isfinite(report["predicted_error"]["root_mean_square"])
+
+
+def test_a_flat_picture_gets_no_warning_of_rules_that_differ(deconv, tmp_path):
+    Image.new("RGB", (64, 64), (70, 80, 90)).save(tmp_path / "flat.png")
+    run = deconv("invert", tmp_path / "flat.png", "-k", "gaussian:2", "--prior", "quadratic", "-o", tmp_path / "x.png")
+    assert "warning" not in run.stderr

@@ -170,20 +170,6 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     assert report["light_reason"].endswith("undone from sRGB (the file names no curve): given by the user")
 
 
-def test_a_factor_leaves_the_light_open(deconv, invert, night, tmp_path):
-    factor = tmp_path / "f.safetensors"
-    settings = ("--boundary", "reflect", "--lambda", "1e-3", "--penalty", "gradient")
-    deconv("factor", "-k", KERNEL, "--size", "24,28", *settings, "-o", factor, "-q")
-    _, expected = invert(night, *settings)
-    words = ("invert", night, "--factor", factor, "-o", tmp_path / "y.tif", "--force", "--json", "-q")
-    done = deconv(*words, expect=TRUSTED_OR_NOT)
-    assert done.report["light"] == "linear"
-    assert "--light=linear" in done.report["rerun"]
-    assert torch.allclose(read_image(tmp_path / "y.tif").values, expected, atol=1e-2)
-    stored = deconv(*words, "--light", "stored", expect=TRUSTED_OR_NOT)
-    assert stored.report["light"] == "stored"
-
-
 def test_the_table_says_in_what_the_blur_acts_and_the_unit_of_the_residual(deconv, night, tmp_path):
     words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
     table = deconv(*words, expect=TRUSTED_OR_NOT).stderr

@@ -41,20 +41,6 @@ def stack(tmp_path):
     return path
 
 
-def test_channels_that_are_named_after_their_dyes(deconv, tmp_path):
-    """What programs write that keep no optics: distances and names."""
-    samples = np.random.default_rng(0).integers(100, 1000, (3, 20, 21)).astype(np.uint16)
-    metadata = {"axes": "CYX", "PhysicalSizeX": 0.12, "PhysicalSizeY": 0.12}
-    metadata["Channel"] = {"Name": ["AF647", "Alexa Fluor 488", "DAPI"]}
-    tifffile.imwrite(tmp_path / "cells.ome.tif", samples, photometric="minisblack", metadata=metadata, ome=True)
-    done = deconv(
-        "forward", tmp_path / "cells.ome.tif", "-k", "microscope:na=1.3", "-o", tmp_path / "y.ome.tif", "--json"
-    )
-    assert any("emission 668, 519, 461 nm" in note for note in done.report["notes"])
-    assumed = "assumed: emission 668 nm (AF647), 519 nm (Alexa Fluor 488), 461 nm (DAPI), the maxima of the dyes"
-    assert any(note.startswith(assumed) for note in done.report["notes"])
-
-
 def confocal(path, channels, instrument, settings='<ObjectiveSettings ID="Objective:2"/>'):
     """Write a picture whose description has these elements, as programs of microscopes do; sizes are in nanometers."""
     samples = np.zeros((len(channels), 20, 21), np.uint16)
@@ -94,8 +80,8 @@ def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
         (f'{pinhole} Name="Ch1" EmissionWavelength="520" ExcitationWavelength="488"', ""),
         (f'{pinhole} Name="Ch2" EmissionWavelength="0.61" EmissionWavelengthUnit="\u03bcm"',
          '<LightSourceSettings ID="LightSource:0" Wavelength="5610" WavelengthUnit="\u00c5"/>'),
-        (f'{pinhole} Name="AF647-T2"', '<LightSourceSettings ID="LightSource:1"/>'),
-        (f'{pinhole} Fluor="DAPI" Name="Ch1" ExcitationWavelength="0.405" ExcitationWavelengthUnit="µm"', ""),
+        (f'{pinhole} EmissionWavelength="668"', '<LightSourceSettings ID="LightSource:1"/>'),
+        (f'{pinhole} EmissionWavelength="461" ExcitationWavelength="0.405" ExcitationWavelengthUnit="µm"', ""),
     ]  # fmt: skip
     image = confocal(
         tmp_path / "a.ome.tif", channels, SEVERAL, '<ObjectiveSettings ID="Objective:2" Medium="Glycerol"/>'
@@ -106,7 +92,6 @@ def test_units_light_sources_and_fields_as_programs_write_them(tmp_path):
     assert {(m.numerical_aperture, m.immersion_index, m.mode) for m in microscopes} == {(1.3, 1.47, "confocal")}
     assert microscopes[0].spacing == pytest.approx((0.1, 0.1))
     assert assumed == (
-        "assumed: emission 668 nm (AF647-T2), 461 nm (DAPI), the maxima of the dyes in the channel names",
         "assumed: a sample of the same refractive index as the immersion",
         "assumed: a pinhole of one Airy unit, since the file gives its diameter, but not its magnification",
     )
@@ -186,7 +171,7 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="the distance between samples is not known")
+    refused("invert", gray, "--kernel", "microscope", "-o", target, says="--spacing DZ,DY,DX or DY,DX to deconv invert")
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")
@@ -197,3 +182,23 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     refused("kernel", "microscope", "na=a,emission=520", "--spacing", "0.1,0.1", says="must be a number")
     refused("kernel", "microscope", "na=1.1,emission=520+600+700", "--image", stack, says="given for 3 channels")
     refused("kernel", "microscope", "na=1,emission=520", "--spacing", "0.1", says="--spacing must hold 2 or 3 numbers")
+
+
+@pytest.mark.parametrize("name", ["--method", "--prior"])
+def test_richardson_lucy_takes_the_whole_kernel_however_it_is_named(deconv, stack, tmp_path, monkeypatch, name):
+    seen = []
+
+    def load(*_, is_compact, **__):
+        seen.append(is_compact)
+        raise UsageError("enough.")
+
+    monkeypatch.setattr("deconv_cli.commands.block_restoration.load_microscope", load)
+    words = ["invert", stack, "-k", "microscope", name, "richardson-lucy", "-o", tmp_path / "x.ome.tif"]
+    deconv(*words, expect=ExitCode.USAGE)
+    assert set(seen) == {False}
+
+
+def test_kernel_microscope_does_not_advise_itself(refuses):
+    words = ["kernel", "microscope", "na=1.4,emission=520"]
+    said = refuses(*words, code=ExitCode.USAGE, says="give it in µm with --spacing")
+    assert "deconv kernel microscope" not in said

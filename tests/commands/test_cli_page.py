@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -41,7 +42,9 @@ def test_a_page_is_written_and_the_record_tells_what_it_shows(deconv, blurred, g
     deconv(*shlex.split(record["rerun"])[1:])
     assert torch.equal(values(tmp_path / "x.tif"), first)
     # So do the commands of the page work as they are.
-    sharper = re.sub(r"</?span>", "", re.search(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)[1])
+    listed = [re.sub(r"</?span>", "", line) for line in re.findall(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)]
+    assert len(set(listed)) == len(listed)
+    (sharper,) = (line for line in listed if "_sharper.tif" in line and "_much" not in line)
     deconv(*shlex.split(html.unescape(sharper))[1:])
     assert (tmp_path / "x_sharper.tif").exists()
     assert (tmp_path / "x_sharper.html").exists()
@@ -103,7 +106,7 @@ def test_the_page_says_how_lambda_was_chosen_and_shows_the_error_against_the_tru
     page = tmp_path / "page.html"
     words = ["--lambda", "auto", "--truth", gray, "--noise-sigma", "1", "--report", page]
     record = deconv("invert", blurred, "-k", gentle, "-o", tmp_path / "x.tif", "--json", *words).report
-    assert record["diagnosis"]["noise"] == 1
+    assert record["noise_sigma"] == [1]
     assert record["diagnosis"]["noise_is_given"] is True
     text = page.read_text(encoding="utf-8")
     for words in ("Sharper or smoother?", "<strong>Truth.</strong>", "<strong>Predicted error.</strong>"):
@@ -129,3 +132,43 @@ def test_a_page_of_an_estimate_without_an_expected_error_says_why(deconv, micros
     assert "predicts no error, so the page shows none" in text
     for part in ("Expected error", "Predicted error", "Finest detail"):
         assert part not in text
+
+
+@pytest.fixture
+def snapshot(samples_folder, tmp_path):
+    """A detail of a blurred photograph, and of the sharp one."""
+    paths = [tmp_path / "blurred.png", tmp_path / "sharp.png"]
+    for path, name in zip(paths, ("camera_blurred", "camera"), strict=True):
+        Image.open(samples_folder / f"{name}.png").crop((60, 30, 156, 126)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("options", [[], ["--lambda", "1e-3"], ["--method", "richardson-lucy"]])
+def test_table_page_and_record_agree_on_the_noise_and_on_the_error_of_the_file(
+    deconv, snapshot, samples_folder, tmp_path, options
+):
+    blurred, sharp = snapshot
+    words = [
+        "invert",
+        blurred,
+        "-k",
+        samples_folder / "motion.npy",
+        "--truth",
+        sharp,
+        "-o",
+        tmp_path / "x.png",
+        *options,
+    ]
+    run = deconv(*words, "--json", "--report", tmp_path / "x.html", expect=(ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY))
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    difference = np.asarray(Image.open(tmp_path / "x.png"), float) - np.asarray(Image.open(sharp), float)
+    error = float(np.sqrt(np.mean(difference**2)))
+    assert run.report["actual_error"] == pytest.approx(error, rel=1e-6)
+    assert f"{error:.3g} " in run.stderr.replace(")", " ")
+    if "richardson-lucy" in options:
+        return
+    assert f"Compared with the truth it is {error:.2g} of 255" in page
+    (sigma,) = run.report["noise_sigma"]
+    assert f"noise σ {sigma:.3g} in light" in run.stderr
+    assert f"{sigma:.3g} in light" in page
+    assert "noise" not in run.report["diagnosis"]

@@ -237,12 +237,23 @@ def test_an_empty_word_is_not_the_current_folder(refuses, words):
         (["-k", "disk:5000"], "RADIUS is too large, since a kernel extends at most 1024"),
         (["--max-iterations", "0"], "invalid value for '--max-iterations': input should be greater"),
         (["--device", "tpu"], "invalid value for '--device': 'tpu' is not one of 'auto', 'cpu'"),
+        (["--noise", "pink"], "--noise must be white or auto, but is pink"),
+        (["-o", "-"], "writes no picture to stdout; name a file"),
         (["--na", "1"], "no such option: --na; see deconv invert --help."),
     ],
 )
 def test_values_are_shown_as_they_are_typed(deconv, gray, monkeypatch, words, says):
     monkeypatch.chdir(gray.parent)
-    kernel = [] if "RADIUS" in says else ["-k", "disk:2"]
-    done = deconv("invert", gray.name, *kernel, *words, "-o", "x.png", "--lambda", "1", expect=tuple(ExitCode))
+    kernel, output = [] if "RADIUS" in says else ["-k", "disk:2"], [] if "-o" in words else ["-o", "x.png"]
+    done = deconv(
+        "invert",
+        gray.name,
+        *kernel,
+        *words,
+        *output,
+        "--lambda",
+        "1",
+        expect=tuple(ExitCode),
+    )
     assert says in done.stderr
     assert len(done.errors) == 1

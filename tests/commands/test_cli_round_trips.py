@@ -32,11 +32,12 @@ def test_a_color_photograph_comes_back(deconv, photograph, gentle, tmp_path, val
     assert distance(values(blurred), blur(x, taps, boundary=boundary)) < 1e-12
     assert distance(values(blurred), x) > 0.01  # there was something to undo
     assert report["boundary"] == boundary
+    assert report["boundary_reason"] == "recorded in the file by deconv forward"
     assert report["conditioning"]["condition"] < 3
     assert distance(values(restored), x) < ACCURACY
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("boundary", ["circular", "replicate"])
 def test_a_16_bit_tiff_comes_back_to_its_very_samples(deconv, microscope, gentle, tmp_path, boundary):
     blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
     deconv("forward", microscope, "--kernel", gentle, "-o", blurred, "--boundary", boundary)
@@ -48,7 +49,7 @@ def test_a_16_bit_tiff_comes_back_to_its_very_samples(deconv, microscope, gentle
     assert abs(difference).max() <= 1  # float32 in between: 60000 × 1e-6 certificate × κ²
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
 def test_a_tensor_of_32_channels_comes_back(deconv, samples_folder, save, tmp_path, values, distance, blur, boundary):
     kernel = samples_folder / "layer.safetensors"
     source = save("features", load_file(samples_folder / "features.safetensors")["image"][:, 8:24, 8:24])

@@ -165,8 +165,6 @@ def test_wrong_axes_are_one_sentence(tmp_path, refuses, save, rng, psf, taps):
     says = "was read as one of 3 axes for each of 4 channels, which has no groups"
     words = ("--kernel", layer, "--groups", "2", "--dimensions", "3")
     refused("forward", save("x", np.ones((4, *SIZE))), *words, says=says, code=ExitCode.INPUT_REFUSED)
-    refused("factor", "--kernel", psf, "--size", "8,8", says="spans 3 axes, but the images have 2")
-    refused("factor", "--kernel", plane, "--size", "8,8,8", says=["8×8", "D,H,W"])
 
 
 def test_a_bare_tensor_has_depth_for_a_kernel_of_planes_too(tmp_path, deconv, rng, save):

@@ -79,7 +79,6 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
         ("pass normalize=False.", "pass --no-normalize."),
         ("pass force=True to replace it.", "pass --force to replace it."),
         ('made with input_size="14,15".', "made with --input-size 14,15."),
-        ("rcond truncates singular values", "--rcond truncates singular values"),
         ("iterations is for", "--iterations is for"),
         ("spacing divides differences", "--spacing divides differences"),
         ("noise_sigma helps to choose λ", "--noise-sigma helps to choose λ"),

@@ -50,7 +50,6 @@ CASES = [
             (1, "circular", LambdaRule.GCV),
             (1, "unknown", LambdaRule.UPRE),
             (2, "unknown", LambdaRule.GCV),
-            (2, "circular", LambdaRule.LCURVE),
             (2, "circular", LambdaRule.WHITENESS),
             (2, "circular", LambdaRule.DISCREPANCY),
         ]

@@ -46,7 +46,10 @@ def inverse_for_output(y, taps, settings, dtype):
 
 
 def reconstruct(inverse, y, bias=None):
-    return Pipeline(inverse.kernel.taps, ReconstructionSettings(), inverse=inverse, bias=bias).reconstruct(y)
+    settings = ReconstructionSettings(
+        padding="same", boundary=inverse.settings.boundary, lam=inverse.lam, penalty="gradient"
+    )
+    return Pipeline(inverse.kernel.taps, settings, bias=bias).reconstruct(y)
 
 
 def examined(y, taps, *, boundary="unknown", lam=1e-3, noise=None, bias=None):

@@ -141,7 +141,7 @@ def test_alpha_of_a_tiff_is_set_aside(tmp_path, rng):
 
 def test_cmyk_is_refused(tmp_path):
     Image.new("CMYK", (16, 16)).save(tmp_path / "c.jpg")
-    with pytest.raises(MalformedInputError, match="CMYK"):
+    with pytest.raises(MalformedInputError, match=r"CMYK.*magick"):
         read_image(tmp_path / "c.jpg")
 
 

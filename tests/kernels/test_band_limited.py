@@ -31,12 +31,6 @@ def motion(length, angle):
     return torch.sinc(length * (X * math.cos(math.radians(angle)) - Y * math.sin(math.radians(angle))))
 
 
-def of_points(rows, columns, weights):
-    """Sum the waves of points."""
-    waves = [torch.exp(-2j * math.pi * FREQUENCIES[:, None] * places) for places in (rows, columns)]
-    return (waves[0] * weights) @ waves[1].T / weights.sum()
-
-
 def polygon(blades, radius, angle):
     """Sum over the points of a fine grid that lie within."""
     at = ((torch.arange(1500, dtype=torch.float64) + 0.5) / 750 - 1) * radius
@@ -96,18 +90,6 @@ def test_a_kernel_has_the_transform_of_its_formula_at_any_center(text):
         assert taps.dtype == torch.float64
         assert all(size % 2 for size in taps.shape)
     assert torch.equal(make_kernel(text), make_kernel(f"{text}*shift:0@0"))
-
-
-def test_a_path_has_the_transform_of_its_points_in_time(tmp_path):
-    t, x, y = torch.tensor([(0, 0.0, 0.0), (1, 2.3, 1.1), (3, 5.0, 0.4), (4, 5.0, 0.4), (5, 7.7, -3.9)]).double().T
-    path = tmp_path / "path.csv"
-    path.write_text("t,x,y\n" + "\n".join(f"{a},{b},{c}" for a, b, c in zip(t, x, y, strict=True)))
-    times = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 4000
-    line = (torch.bucketize(times, t.contiguous()) - 1).clamp(0, 3)
-    share = (times - t[line]) / (t[line + 1] - t[line])
-    columns, rows = (along[line] + share * along.diff()[line] for along in (x, y))
-    wanted = of_points(rows - rows.mean(), columns - columns.mean(), torch.ones_like(rows))
-    assert float((transform_of(make_kernel(f"path:{path}")) - wanted).abs().max()) < 1e-3
 
 
 def airy(radius):

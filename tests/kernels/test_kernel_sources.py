@@ -38,7 +38,6 @@ def test_what_every_source_gives(text):
         ),
         ("disk:4**motion:9@30", "one factor is missing"),
         ("* disk:4", "one factor is missing"),
-        ("path", "must be written path:FILE.csv, for example path:shake.csv"),
         ("shift", "must be written shift:DOWN@RIGHT, for example shift:0.3@-0.2"),
         ("disk:1@2", "written disk:RADIUS"),
         ("disk:wide", "but is 'disk:wide'"),
@@ -77,41 +76,3 @@ def test_a_source_of_the_callers_own():
 def test_a_misspelt_source_is_recognized():
     with pytest.raises(UsageError, match=r"but is 'gausian'; perhaps you mean gaussian\.$"):
         make_kernel("disk:2*gausian:1.5")
-
-
-@pytest.mark.parametrize(
-    ("text", "spacing", "same"),
-    [
-        ("disk:0.6um", (0.2, 0.2), "disk:3"),
-        ("gaussian3d:1µm@300nm", (0.5, 0.2, 0.2), "gaussian3d:2@1.5"),
-        ("motion:0.002mm@30", (0.5, 0.2, 0.2), "motion:10@30"),
-    ],
-)
-def test_lengths_in_units_are_counted_in_samples(text, spacing, same):
-    torch.testing.assert_close(make_kernel(text, spacing=spacing), make_kernel(same), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("text", "spacing", "says"),
-    [
-        ("disk:0.6um", None, "the distance between samples is not known"),
-        ("gaussian3d:1um@2", (0.2, 0.2), "not known"),
-        ("disk:0.6um", (0.2, 0.3), "pixels should be squares"),
-        ("motion:9@30um", (0.2, 0.2), "ANGLE is not a length"),
-        ("disk:3in", (0.2, 0.2), "must be written disk:RADIUS"),
-    ],
-)
-def test_units_that_say_nothing_are_refused(text, spacing, says):
-    with pytest.raises(UsageError, match=says):
-        make_kernel(text, spacing=spacing)
-
-
-def test_pixels_and_degrees_may_be_written():
-    assert torch.equal(make_kernel("motion:13px@25deg"), make_kernel("motion:13@25"))
-    assert torch.equal(make_kernel("gaussian:2px"), make_kernel("gaussian:2"))
-    for text, says in (
-        ("motion:13deg@25", "LENGTH cannot be given in 'deg'"),
-        ("moffat:3@2.5px", "BETA cannot be given in 'px'"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            make_kernel(text)

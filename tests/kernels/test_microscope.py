@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from deconv_cli import Microscope, UsageError, microscope_psf
-from deconv_cli.io.metadata import emission_of_dye
 from deconv_cli.kernels.microscope import sampling_notes
 from deconv_cli.kernels.vectorial_focus import Objective, focus_planes
 
@@ -148,14 +147,3 @@ def test_microscopes_that_cannot_be(change, says):
 def test_a_size_that_cannot_be():
     with pytest.raises(UsageError, match="odd number of samples"):
         microscope_psf(WATER, (4, 5, 5))
-
-
-@pytest.mark.parametrize(
-    ("name", "emission"),
-    [
-        *(("mCherry", 610), ("Hoechst 33342", 461), ("AF-568", 603), ("red", None)),
-        *(("EGFP-T2", 507), ("Alexa Fluor 488 (confocal)", 519), ("DAPI + GFP", None), ("Ch1-T1", None)),
-    ],
-)
-def test_emissions_of_dyes(name, emission):
-    assert emission_of_dye(name) == emission

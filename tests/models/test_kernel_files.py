@@ -43,7 +43,7 @@ def test_tensors_are_taken_as_they_are(tmp_path, shape, dtype, expected):
     assert torch.equal(found.kernel, taps.to(found.kernel.dtype))
     flipped = read_kernel(tmp_path / "k.pt", convention=Convention.CONVOLUTION)
     assert torch.equal(flipped.kernel, found.kernel.flip(-1, -2))
-    assert any("flipped" in note for note in flipped.notes)
+    assert any("reversed along" in note for note in flipped.notes)
 
 
 def test_layers_of_a_model_and_their_bias(tmp_path):

@@ -83,7 +83,6 @@ def run_of(result, y, diagnosis, path=HOSTILE, notes=(NOTE,)):
         rerun=f"deconv invert --kernel=k.npy --lambda=0.01 --output=out.tif --force -- '{HOSTILE}'",
         reconstruction=result,
         diagnosis=diagnosis,
-        factor=None,
     )
 
 
@@ -156,6 +155,6 @@ def full_contents():
         reasons = replace(result.reasons, lam=choice().reason)
         predicted = PredictedError(bands, 7, 0.1, 1.2, 8, 0, error, trusted)
         whole = replace(result, lambda_choice=choice(), predicted_error=predicted, reasons=reasons)
-        return Contents(run_of(whole, y, diagnose(inverse, result, y)), y, truth)
+        return Contents(run_of(whole.compared_with(truth), y, diagnose(inverse, result, y)), y, truth)
 
     return make

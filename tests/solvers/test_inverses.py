@@ -9,8 +9,6 @@ from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.parts import PENALTIES
 from deconv_cli.settings import ResolvedSettings
-from deconv_cli.solvers.direct import DirectInverse
-from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.pseudo_inverse import PseudoInverse
 from deconv_cli.solvers.solution import Status
 
@@ -105,16 +103,6 @@ def test_an_inverse_describes_itself_in_one_line():
     assert repr(inverse) == f"{described}{inverse.choice.method})"
 
 
-def test_rcond_truncates_singular_values():
-    case = Case("circular", "same", (2, 2, 3, 3), (6, 7))
-    inverse = build(case, rcond=0.2)
-    y = random((2, 6, 7))
-    A = inverse.problem.operator.as_matrix()
-    expected = torch.linalg.pinv(A, rtol=0.2) @ y.flatten()
-    assert (inverse.solve(y).value.flatten() - expected).norm() <= 1e-11 * expected.norm()
-    assert (expected - torch.linalg.pinv(A) @ y.flatten()).norm() > 1e-3 * expected.norm()
-
-
 @pytest.mark.parametrize("boundary", ["circular", "reflect", "unknown"])
 def test_a_batch_gives_what_its_images_give(boundary):
     case = Case(boundary, "same", (2, 2, 3, 3), (8, 9))
@@ -155,8 +143,6 @@ def test_settings_that_contradict_are_refused():
     for settings, sentence in (
         ({"lam": -1.0}, "lambda must be"),
         ({"lam": float("nan")}, "lambda must be"),
-        ({"rcond": 1.5}, "rcond must be"),
-        ({"rcond": 0.1}, "boundary is zero"),
         ({"tolerance": 0.0}, "tolerance must be"),
         ({"max_iterations": 0}, "max_iterations must be"),
         ({"method": "fft"}, "method fft inverts"),
@@ -241,8 +227,6 @@ def test_kernels_of_zero_mean_are_inverted_directly(name, size, boundary, paddin
     expected = dense_solution(inverse, y)
     assert (solution.value - expected).norm() <= 1e-9 * expected.norm()
     direct = inverse._inverse
-    again = DirectInverse(inverse.problem, direct.rule, Factors(direct.factors()))
-    torch.testing.assert_close(again.solve(y[None]).value, solution.value, rtol=1e-12, atol=1e-12)
     g = random(inverse.problem.operator.input_shape, seed=1)
     transposed = torch.linalg.pinv(inverse.problem.operator.as_matrix()).T @ g.flatten()
     assert (direct.solve_transposed(g).flatten() - transposed).norm() <= 1e-9 * transposed.norm()

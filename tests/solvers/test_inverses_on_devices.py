@@ -21,7 +21,6 @@ from deconv_cli.solvers.closed_form import CircularInverse
 from deconv_cli.solvers.dense_border import BoundarySystem
 from deconv_cli.solvers.direct import DirectInverse
 from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, inverse_blocks, torus_blocks
-from deconv_cli.solvers.inverse import Factors
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.pseudo_inverse import attach_gradient
@@ -89,9 +88,7 @@ def invert_band(matrix):
 
 def circular(taps, lam, penalty):
     problem = problem_of(taps, "circular", lam, penalty)
-    inverse = CircularInverse(problem)
-    again = CircularInverse(problem, factors=Factors(inverse.factors()))
-    return use(inverse), again.apply(taps.new_ones(problem.operator.output_shape))
+    return use(CircularInverse(problem))
 
 
 def strip(taps, boundary, lam, penalty, rule=ONE_ITERATION, *, in_all_ways=False):
@@ -121,12 +118,7 @@ def direct(taps, boundary, lam=0.0, penalty="identity", padding="same", system=B
     problem = problem_of(taps, boundary, lam, penalty, padding)
     inverse = DirectInverse(problem, ONE_ITERATION)
     assert isinstance(inverse._system, system)
-    again = DirectInverse(problem, ONE_ITERATION, Factors(inverse.factors()))
-    return (
-        use(inverse, in_all_ways=lam == 0),
-        again._system.estimate(taps.new_ones(problem.operator.output_shape)),
-        inverse.factors(),
-    )
+    return use(inverse, in_all_ways=lam == 0)
 
 
 def iterative(taps, boundary, lam, penalty, preconditioner):

@@ -254,7 +254,7 @@ def test_the_noise_is_searched_once_and_its_level_reported(monkeypatch):
         y, deconv_cli.make_kernel("disk:3"), prior="photo", defaults="picture", tone_curve=CURVE, predict=True
     )
     assert searched == [1, 1]
-    told = describe_reconstruction(result)["noise_told_to_prior"]
+    told = describe_reconstruction(result)["noise_sigma_in_samples"]
     assert told == list(result.solution.noise_levels)
     assert all(1 < level / CURVED < 3 for level in told)
 

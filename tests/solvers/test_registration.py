@@ -20,17 +20,10 @@ SIZE = (6, 5)
 class DenseInverse(Inverse):
     """The normal equations as one dense matrix."""
 
-    def __init__(self, problem, factors=None):
+    def __init__(self, problem):
         self.problem = problem
-        n = problem.operator.as_matrix().shape[1]
-        if factors is None:
-            gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
-            self._inverse = torch.linalg.inv(gram)
-        else:
-            self._inverse = factors.take("inverse", (n, n), torch.float64)
-
-    def factors(self):
-        return {"inverse": self._inverse}
+        gram = problem.operator.gram.as_matrix() + problem.weight * problem.penalty_operator.gram.as_matrix()
+        self._inverse = torch.linalg.inv(gram)
 
     def solve(self, y, progress=None):
         x = self.solve_normal(self.problem.operator.adjoint(y))
@@ -55,8 +48,8 @@ class DenseSolver(Solver):
     def reason(self, problem):
         return "the image is tiny"
 
-    def build(self, problem, rule, factors=None):
-        return DenseInverse(problem, factors)
+    def build(self, problem, rule):
+        return DenseInverse(problem)
 
 
 @pytest.fixture
@@ -103,17 +96,6 @@ def test_auto_leaves_out_what_does_not_fit_the_memory(register):
     assert "method tiny would need 909.5 TiB" in choice.reason
     with pytest.raises(deconv_cli.TooLargeError, match="method tiny needs about"):
         inverse_of(method="tiny")
-
-
-def test_it_is_saved_and_restored(register, tmp_path, monkeypatch):
-    register(SOLVERS, "tiny", DenseSolver())
-    inverse, path = inverse_of(method="tiny"), tmp_path / "inverse.safetensors"
-    deconv_cli.save_pseudo_inverse(inverse, path)
-    monkeypatch.setattr("torch.linalg.inv", None)
-    found = deconv_cli.load_pseudo_inverse(path)
-    y = random((2, *SIZE), seed=1)
-    assert found.choice == inverse.choice
-    assert torch.equal(found(y), inverse(y))
 
 
 def test_derivatives_follow_from_its_normal_equations(register):

@@ -91,11 +91,9 @@ def test_a_bias_is_subtracted_first():
     ("options", "sentence"),
     [
         ({"nonnegative": True, "lam": 0.0}, "is unique only for λ above 0"),
-        ({"nonnegative": True, "rcond": 1e-3}, "truncates no singular values"),
         ({"nonnegative": True, "prior": "tv"}, "do not go together"),
         ({"prior": "tv", "lam": 1e-3}, "has no λ, but lam=0.001 was given; leave it out"),
         ({"prior": "tv", "penalty": "gradient"}, "has no other penalty"),
-        ({"prior": "tv", "rcond": 1e-3}, "truncates no singular values"),
         ({"prior": "tv", "weight": 0.1, "method": "fft"}, "chooses its own solver"),
         ({"prior": "tv", "weight": -1.0}, "weight must be auto or a positive number, but is -1.0"),
         (

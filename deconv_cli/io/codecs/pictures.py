@@ -94,7 +94,10 @@ def _plain_samples(path: Path, image: Image) -> tuple[Array, tuple[str, ...]]:
         **{kind: (target, "the transparent color was read as alpha") for kind, target in with_alpha.items()},
     }
     if image.mode not in targets:
-        raise MalformedInputError(f"'{path}' should be gray or RGB, but is {image.mode}; convert it to RGB first.")
+        raise MalformedInputError(
+            f"'{path}' should be gray or RGB, but is {image.mode}; convert it, for instance with ImageMagick: "
+            "magick IN -colorspace sRGB OUT.png."
+        )
     target, note = targets[image.mode]
     return np.array(image if target == image.mode else image.convert(target)), (note,) if note else ()
 

@@ -52,7 +52,7 @@ class Parameter:
     Attributes:
         name: such as `RADIUS`.
         value: in pixels or degrees, or a count.
-        error: standard error, in the same unit; 0 for a count.
+        error: standard error, in the same unit; 0 for a count, or if the kernel is doubted.
         period: of an angle, in degrees: a kernel that is turned by it looks the same; 0 for other parameters.
     """
 
@@ -97,6 +97,7 @@ class KernelEstimate(ShownInNotebook):
         parameters: its numbers, each with its standard error.
         candidates: the best of each family, the likeliest first.
         evidence: logarithm of the likelihood of the best blur over that of no blur.
+        doubt: why the kernel is probably wrong, as a sentence without its full stop; `None` without a reason.
     """
 
     found: bool
@@ -104,10 +105,15 @@ class KernelEstimate(ShownInNotebook):
     parameters: tuple[Parameter, ...]
     candidates: tuple[Candidate, ...]
     evidence: float
+    doubt: str | None = None
 
     def __repr__(self) -> str:
         """Describe it in one line."""
         return f"KernelEstimate({self.text})"
+
+    def without_errors(self) -> KernelEstimate:
+        """Leave out the standard errors, which are those of the right family."""
+        return replace(self, parameters=tuple(replace(p, error=0.0) for p in self.parameters))
 
     @property
     def whole(self) -> Candidate | None:

@@ -121,8 +121,6 @@ class KernelSource:
         parameters: what its numbers are called, in their order, for instance `("LENGTH", "ANGLE")`.
         make: takes these numbers, and describes the blur over rows and columns, or planes, rows and columns.
         family: how its numbers are found from a blurred picture; `None` if they are not.
-        along: for each number the axis whose samples it counts: −1 for rows and columns, −3 for planes, `None` for an
-            angle or a ratio. Empty: its numbers take no units.
         read: turns the text of the only parameter into the argument of `make`, where it is not a number.
         example: what a person types behind its name and a colon.
     """
@@ -130,7 +128,6 @@ class KernelSource:
     parameters: tuple[str, ...]
     make: Callable[..., ContinuousKernel]
     family: BlurFamily | None = None
-    along: tuple[int | None, ...] = ()
     read: Callable[[str], Any] | None = None
     example: str = ""
 

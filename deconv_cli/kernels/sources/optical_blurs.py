@@ -44,7 +44,6 @@ AIRY = KernelSource(
     ("RADIUS",),
     airy_kernel,
     BlurFamily(lambda _, best: _airy_starts(best), lambda _: (0.15,), log_penalty=14.0),
-    along=(-1,),
     example="3",
 )
 
@@ -106,7 +105,6 @@ MOFFAT = KernelSource(
     ("FWHM", "BETA"),
     moffat_kernel,
     BlurFamily(lambda _, best: _moffat_starts(best), lambda _: (0.15, 0.3), log_penalty=14.0),
-    along=(-1, None),
     example="4@3",
 )
 
@@ -168,6 +166,5 @@ POLYGON = KernelSource(
         log_penalty=7.5,
         period=lambda n: _period(n[0]),
     ),
-    along=(None, -1, None),
     example="6@5.2@10",
 )
