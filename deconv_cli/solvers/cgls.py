@@ -42,7 +42,7 @@ def conjugate_gradients(
     ritz = RitzValues(
         preconditioner,
         1.0 if is_inverse else math.inf,
-        least=lambda: problem.weight / problem.lam / problem.condition,
+        least=None if problem.operator.is_layer else lambda: problem.weight / problem.lam / problem.condition,
         determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
     )
     return iterate(
@@ -51,7 +51,7 @@ def conjugate_gradients(
         start=start,
         preconditioner=preconditioner,
         progress=progress,
-        bounds_distance=problem.weight > 0,
+        bounds_distance=problem.weight > 0 or problem.operator.is_layer,
         ritz=ritz,
     )
 
@@ -102,7 +102,6 @@ class RitzValues:
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
         determined: takes undetermined constants out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.
-        groups: leading axes of those numbers, for an operator whose images have a part for each group.
 
     Attributes:
         inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
@@ -114,13 +113,11 @@ class RitzValues:
         at_first: float,
         least: Callable[[], float] | None = None,
         determined: Callable[[Tensor], Tensor] | None = None,
-        groups: tuple[int, ...] = (),
     ) -> None:
         self._preconditioner = preconditioner
         self._at_first = at_first
         self._least = least
         self._determined = determined
-        self._groups = groups
         self._gain = 0.0
         self.inverse_trace: Tensor | None = None
 
@@ -151,9 +148,9 @@ class RitzValues:
     def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
         """Solve for random numbers, until their part in any single mode is resolved."""
         wide = equations.in_float64() or equations
-        shape = (*self._groups, *wide.operator.input_shape)
+        shape = wide.operator.input_shape
         right = determined(synchronize.normal_numbers(wide.y, shape, seed=0))
-        probe = replace(wide, y=wide.y.new_zeros((*self._groups, *wide.operator.output_shape)), g=right)
+        probe = replace(wide, y=wide.y.new_zeros(wide.operator.output_shape), g=right)
         log = GradientLog(StoppingRule(PROBE_ACCURACY / math.prod(shape) ** 0.5, MAX_PROBE_ITERATIONS), probe.scale)
         x = _run(probe, probe.zero(), right, self._preconditioner, log, self)
         is_resolved = probe.norm(determined(probe.remaining(x, probe.residual(x)))) <= 2 * log.goal
