@@ -81,7 +81,7 @@ def solve(
         L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
         equations = NormalEquations(A, data, L, lam * largest_singular_value_of(A, data) ** 2)
         # Without a preconditioner, the data of random numbers hardly show what they leave undetermined.
-        ritz = RitzValues(None, math.inf, determined=lambda x: x)
+        ritz = RitzValues(None, determined=lambda x: x)
         solution = iterate(equations, rule, progress=progress, bounds_distance=True, ritz=ritz)
     if unit is None:
         return solution
