@@ -151,7 +151,6 @@ def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
             inverse.geometry,
             problem.operator.boundary,
             lam=problem.lam,
-            penalty=problem.penalty,
             spectrum=inverse.spectrum,
         )
     return found

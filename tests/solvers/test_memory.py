@@ -101,12 +101,12 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 def test_max_memory_is_the_budget_of_the_direct_method():
-    kernel, settings = random((2, 2, 3, 3)), {"input_size": (40, 40), "boundary": "reflect", "lam": 0.0}
-    kernel[:, :, 1, 1] += 6 * torch.eye(2)
+    kernel, settings = random((2, 2, 9, 9)), {"input_size": (40, 40), "boundary": "reflect", "lam": 0.0}
+    kernel[:, :, 4, 4] += 50 * torch.eye(2)
     assert deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10**9).choice.method == "direct"
-    choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=3_000_000).choice
+    choice = deconv_cli.pseudo_inverse(kernel, **settings, max_memory=10_000_000).choice
     assert choice.method != "direct"
-    assert "the limit is 2.861 MiB" in choice.reason
+    assert "the limit is 9.537 MiB" in choice.reason
     with pytest.raises(deconv_cli.UsageError, match="max_memory must be a positive whole number"):
         deconv_cli.pseudo_inverse(kernel, **settings, max_memory=0)
 
