@@ -107,12 +107,6 @@ def strip_in_all_ways(*arguments):
     return strip(*arguments, in_all_ways=True)
 
 
-def wide_strip(*arguments):
-    """The strip of a border too wide for sums over its lines."""
-    with mock.patch.object(bands, "MAX_THIN_WIDTH", 0):
-        return strip(*arguments)
-
-
 def direct(taps, boundary):
     inverse = DirectInverse(problem_of(taps, boundary, 0.0, "identity"), ONE_ITERATION)
     assert isinstance(inverse._system, SquareBorderSystem)
@@ -219,7 +213,6 @@ def strip_cases(pairs):
 STRIP = [
     pytest.param(strip_in_all_ways, SKEW, "reflect", LAMBDA, "identity", id="strip-all-ways"),
     pytest.param(strip_in_all_ways, TALL[:2, :1], "zero", 0.0, "identity", id="strip-all-ways-0"),
-    pytest.param(wide_strip, SKEW, "reflect", LAMBDA, "laplacian", id="strip-wide"),
     pytest.param(strip, SKEW, "zero", 1e-6, "identity", id="strip-tiny-lambda"),
 ]
 TO_THE_END_STRIP = [
