@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop, half_spectrum, norm, space_axes
-from deconv_cli.operators.circulant import FrequencyBlocks, torus_symbol
+from deconv_cli.operators.circulant import FrequencyBlocks, channels_first, torus_symbol
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
 from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
@@ -28,8 +28,8 @@ from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
-from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, transform_operations
-from deconv_cli.solvers.square_border import SquareBorderSystem
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
+from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
 from deconv_cli.vocabulary import Size
 
 BYTES_PER_NUMBER = 8
@@ -37,13 +37,9 @@ BYTES_PER_NUMBER = 8
 FACTORIZATION_SPEED = 4.0
 # Finding the place of an entry of its matrices takes about as long as this many operations (measured).
 OPERATIONS_PER_PLACE = 60
-# Numbers of the fields that are transformed at a time.
-MAX_NUMBERS_AT_ONCE = 2**22
 N_CALLS = 40
 # Copies of a matrix that are alive while it is written out.
 N_COPIES = 3
-# Largest error of a trial solution of a system that is not singular.
-MAX_PROBE_ERROR = 1e-3
 
 
 class DirectSolver(Solver):
@@ -69,8 +65,6 @@ class DirectSolver(Solver):
         n_entries = n_left**2 + 8 * n_left * n_eliminated if n_eliminated else N_COPIES * n_left**2
         n_operations = (2 * n_left**2 * n_eliminated + 2 / 3 * n_left**3) / FACTORIZATION_SPEED
         n_operations += OPERATIONS_PER_PLACE * n_entries / problem.n_outputs**2 + N_CALLS * CALL_OPERATIONS
-        if not _eliminates_rows(problem):
-            n_operations += n_left * (transform_operations(problem) - CALL_OPERATIONS)
         n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_blocks)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes)
 
@@ -174,11 +168,9 @@ class DenseBorderSystem:
         self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
         self._n_channels, self._axes = len(taps), space_axes(len(places.torus))
         self._outside = _positions_outside(places.image_size, places.torus, taps.device)
-        self._estimate = FrequencyBlocks(full_rank_inverse(torus_symbol(taps, places.torus, places.origin)))
-        unit = torch.eye(len(taps) * len(self._outside), dtype=taps.dtype, device=taps.device)
-        n_at_once = max(1, MAX_NUMBERS_AT_ONCE // (len(taps) * math.prod(places.torus)))
-        parts = unit.split(n_at_once) if len(unit) else ()  # a kernel of one tap has no border
-        system = torch.cat([unit[:0], *(self._ties(self._field_of(part)) for part in parts)]).T
+        estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
+        self._estimate = FrequencyBlocks(estimate)
+        system = self._write_out(self._restore(channels_first(estimate)))
         self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
         if synchronize.holds_anywhere(info):
             raise SingularSystemError("the system on the border is singular")
@@ -186,7 +178,8 @@ class DenseBorderSystem:
     def estimate(self, y: Tensor) -> Tensor:
         """Apply the inverse to data `(*batch, C, *size)`."""
         field = self._restore(self._estimate.multiply(self._transform(y.double())))
-        return self._crop(field + self._field_of(self._solve(-self._ties(field)))).to(y.dtype)
+        added = self._transform(self._put(self._solve(-self._ties(field))))
+        return self._crop(field + self._restore(self._estimate.multiply(added))).to(y.dtype)
 
     def estimate_transposed(self, g: Tensor) -> Tensor:
         """Apply the transpose of `estimate` to `g` of shape `(*batch, C, *size)`."""
@@ -195,16 +188,33 @@ class DenseBorderSystem:
         spectrum = spectrum - self._transform(self._ties_transposed(self._solve(right, transposed=True)))
         return self._crop(self._restore(self._estimate.multiply(spectrum, adjoint=True))).to(g.dtype)
 
-    def _field_of(self, u: Tensor) -> Tensor:
-        """Compute PTᵀu, shape `(*batch, C, *torus)`."""
-        return self._restore(self._estimate.multiply(self._transform(self._put(u))))
+    def _write_out(self, kernel: Tensor) -> Tensor:
+        """Gather D from the kernel `(C, C, *torus)` of P: from unobserved outputs to ties, channel by channel."""
+        system = self._between(kernel, self._outside)
+        if self._copied_axes():
+            numbers = torch.arange(kernel[0, 0].numel(), device=kernel.device).reshape(1, *self._places.torus)
+            sources = self._take(self._extend(self._crop(numbers), is_scaled=False))
+            factors = self._take(self._extend(self._crop(torch.ones_like(kernel[0, :1]))))
+            system -= factors[:, None] * self._between(kernel, sources)
+        n = len(kernel) * len(self._outside)
+        return system.transpose(1, 2).reshape(n, n)
+
+    def _between(self, kernel: Tensor, positions: Tensor) -> Tensor:
+        """Gather the entries from the places outside to others of a convolution: shape `(C, C, n_to, n_outside)`."""
+        torus = self._places.torus
+        pairs = zip(*(torch.unravel_index(at, torus) for at in (positions, self._outside)), torus, strict=True)
+        return kernel[(slice(None), slice(None), *((to[:, None] - start) % n for to, start, n in pairs))]
 
     def _ties(self, field: Tensor) -> Tensor:
         """Subtract the pixels that the border repeats from those beyond the image: Wᵀz, shape `(*batch, n)`."""
-        copies = self._crop(field)
+        return self._take(field - self._extend(self._crop(field)) if self._copied_axes() else field)
+
+    def _extend(self, image: Tensor, *, is_scaled: bool = True) -> Tensor:
+        """Add the pixels that the border repeats to an image, times their factors unless they are to be left out."""
         for axis, sources, factors in self._copied_axes():
-            copies = torch.cat([copies, factors * copies.index_select(axis, sources)], dim=axis)
-        return self._take(field - copies if copies.shape == field.shape else field)
+            copies = image.index_select(axis, sources)
+            image = torch.cat([image, factors * copies if is_scaled else copies], dim=axis)
+        return image
 
     def _ties_transposed(self, nu: Tensor) -> Tensor:
         """Compute Wν, shape `(*batch, C, *torus)`."""
