@@ -39,7 +39,6 @@ class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
     why = "only this method inverts a kernel that varies over the frame"
-    takes_plain = False
     takes_varying = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
