@@ -210,7 +210,7 @@ class DenseBorderSystem:
         return self._take(field - self._extend(self._crop(field)) if self._copied_axes() else field)
 
     def _extend(self, image: Tensor, *, is_scaled: bool = True) -> Tensor:
-        """Add the pixels that the border repeats to an image, times their factors unless they are to be left out."""
+        """Add the pixels that the border repeats to an image, with or without their factors."""
         for axis, sources, factors in self._copied_axes():
             copies = image.index_select(axis, sources)
             image = torch.cat([image, factors * copies if is_scaled else copies], dim=axis)
