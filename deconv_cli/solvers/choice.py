@@ -35,7 +35,7 @@ def find_solver(method: str) -> Solver:
     """Return the solver of a name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no solver has this name.
     """
     if method == "richardson-lucy":
         raise UsageError(

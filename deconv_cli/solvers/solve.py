@@ -28,7 +28,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule, default_tolerance
 
-# The power method ends when σmax changes by less than this part of itself, or after so many iterations.
+# The power method ends when σmax changes by less than this part of itself, or after this number of iterations.
 POWER_ACCURACY = 1e-4
 MAX_POWER_ITERATIONS = 200
 

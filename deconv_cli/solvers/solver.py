@@ -29,7 +29,7 @@ N_SYMBOLS_PENALIZED = 5
 # Images with the channels of input and output that an application keeps at once: in closed form, or iterated.
 N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
-# What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
+# The cost of a solver's step beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
 # GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors; and
 # as many again that its preconditioner has made of them.
