@@ -42,7 +42,6 @@ SOLVERS: Registry[Any] = Registry(
         "direct": "deconv_cli.solvers.direct:DIRECT",
         "phases": "deconv_cli.solvers.rearranged:PHASES",
         "dense": "deconv_cli.solvers.closed_form:DENSE",
-        "layered": "deconv_cli.solvers.layered:LAYERED",
         "varying": "deconv_cli.solvers.varying:VARYING",
         "iterative": "deconv_cli.solvers.iterative:ITERATIVE",
     },

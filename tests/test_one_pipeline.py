@@ -50,7 +50,7 @@ ACCEPTED = [
     {"prior": "photo", "strength": 1.5, "noise_sigma": 0.1},
     {"method": "richardson-lucy", "gain": 0.1},
     {"method": "richardson-lucy", "iterations": 4},
-    *({"method": name, "lam": 1e-2} for name in ("auto", "strip", "direct", "iterative")),
+    *({"method": name, "lam": 1e-2} for name in ("auto", "strip", "iterative")),
     {"method": "fft", "boundary": "circular", "lam": 1e-2},
     {"tolerance": 1e-3, "method": "iterative", "lam": 1e-3},
     {"max_iterations": 3, "method": "iterative", "lam": 1e-4},

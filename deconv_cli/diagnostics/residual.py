@@ -1,4 +1,4 @@
-"""A residual in numbers: of all samples, by distance from the edge, and the correlation of neighbors."""
+"""A residual in numbers: of all samples, and by distance from the edge."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deconv_cli.diagnostics.spectra import squared_modulus
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import accumulation_dtype, space_axes
-from deconv_cli.operators.circulant import next_fast_size, to_float64
+from deconv_cli.operators.axes import accumulation_dtype
 from deconv_cli.vocabulary import Size
 
 # The profile goes this many kernel widths inwards, and at least this many pixels.
 PROFILE_KERNEL_WIDTHS = 2
 MIN_PROFILE_DEPTH = 16
-MAX_LAG = 5
-"""The largest lag along each axis at which neighbors are compared."""
 
 
 def edge_distance(size: Size, part: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> Tensor:
@@ -145,34 +141,3 @@ def _square_sums(images: Tensor, n_axes: int) -> Tensor:
 
 def _ratio(squared_part: float, squared_whole: float) -> float:
     return (squared_part / squared_whole) ** 0.5 if squared_whole > 0 else 0.0
-
-
-def largest_correlation(residual: Tensor, n_axes: int = 2) -> float:
-    """Find the largest |ρ(d)|, ρ(d) = Σ r[m] r[m + d] / Σ r[m]², over lags d ≠ 0 up to `MAX_LAG` along each axis.
-
-    White noise has about zero. All images and channels of a residual `(*batch, C, *space)` are taken together.
-    """
-    size = residual.shape[-n_axes:]
-    planes = residual.reshape(-1, *size)
-    mean = planes.mean(dim=space_axes(n_axes), keepdim=True, dtype=accumulation_dtype(planes))
-    planes = planes - mean.to(planes.dtype)
-    lag = max(min(MAX_LAG, (min(size) - 1) // 2), 0)
-    sums = _lagged_products(planes, lag)
-    power = sums.flatten()[sums.numel() // 2]
-    if synchronize.as_number(power) == 0 or lag == 0:
-        return 0.0
-    n_pairs = sums.new_full((1,), len(planes))
-    for length in size:
-        n_pairs = n_pairs[..., None] * (length - torch.arange(-lag, lag + 1, device=planes.device).abs())
-    # Distant lags have fewer products. Subtracting the mean lowers every product as much as it lowers the power.
-    n_pixels = math.prod(size)
-    correlation = sums / n_pairs[0] / (power / (len(planes) * (n_pixels - 1))) + 1 / n_pixels
-    return synchronize.as_number(correlation.abs().flatten()[: correlation.numel() // 2].max())
-
-
-def _lagged_products(planes: Tensor, lag: int) -> Tensor:
-    """Sum r[m] r[m + d] over planes `(n, *space)` for all lags up to `lag`, without wrapping around."""
-    size, axes = [next_fast_size(n + lag) for n in planes.shape[1:]], space_axes(planes.ndim - 1)
-    power = to_float64(squared_modulus(torch.fft.rfftn(planes, s=size, dim=axes)).sum(dim=0))
-    products = torch.fft.irfftn(power, s=size, dim=axes).roll([lag] * len(size), axes)
-    return products[tuple(slice(2 * lag + 1) for _ in size)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconv_cli.diagnostics.noise_level import NORMAL_MEDIAN, estimate_noise_of_blurred
 from deconv_cli.diagnostics.noise_spectrum import interpolated
-from deconv_cli.diagnostics.residual import BorderBand, border_profile, largest_correlation
+from deconv_cli.diagnostics.residual import BorderBand, border_profile
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import ModeBands, TorusModes
 from deconv_cli.noise_model import WHITE, NoiseModel
@@ -138,16 +138,6 @@ class ResidualTests:
     def is_noise_given(self) -> bool:
         """Whether the noise was given by the user, not estimated."""
         return self.model.is_sigma_given
-
-    @cached_property
-    def largest_correlation(self) -> float:
-        """The largest correlation of neighbors in the residual, away from the edges, after whitening colored noise."""
-        inside, n_axes = _inside(self.residual, self.kernel_size), len(self.kernel_size)
-        if not self.model.is_white:
-            size, axes = tuple(inside.shape[-n_axes:]), space_axes(n_axes)
-            power = interpolated(self.model.spectrum, size, inside)
-            inside = torch.fft.irfftn(torch.fft.rfftn(inside, dim=axes) / power.sqrt(), s=size, dim=axes)
-        return largest_correlation(inside, n_axes)
 
     @cached_property
     def implausible_share(self) -> float:

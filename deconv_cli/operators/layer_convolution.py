@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -240,43 +239,3 @@ class LayerConvolution(Convolution):
         pads = Pads((geometry.pads.before[at],), (geometry.pads.after[at],))
         taps = self.kernel.new_ones(1, 1, geometry.kernel_size[at])
         return LayerConvolution(taps, (geometry.image_size[at],), options, padding=pads, boundary=self.boundary)
-
-
-class GroupedLayer(LinearOperator):
-    """The groups of a layer one by one, as a batch of their own: `(*batch, groups, C_in / groups, *size)`."""
-
-    def __init__(self, layer: LayerConvolution) -> None:
-        self.layer, self.dtype, self.device = layer, layer.dtype, layer.device
-        groups = layer.options.groups
-        self.input_shape = (layer.input_shape[0] // groups, *layer.input_shape[1:])
-        self.output_shape = (layer.output_shape[0] // groups, *layer.output_shape[1:])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply each group to its own channels: `x` of shape `(*batch, groups, C_in / groups, *size)`."""
-        return self.divide(self.layer.forward(self.unite(x)))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Apply the transposes to `y` of shape `(*batch, groups, C_out / groups, *output_size)`."""
-        return self.divide(self.layer.adjoint(self.unite(y)))
-
-    @property
-    def n_groups(self) -> int:
-        """How many groups there are."""
-        return self.layer.options.groups
-
-    def as_matrices(self) -> Tensor:
-        """Write each group out as a dense matrix, shape `(groups, n_outputs, n_inputs)`."""
-        n_inputs = math.prod(self.input_shape)
-        basis = torch.eye(n_inputs, dtype=self.dtype, device=self.device).reshape(n_inputs, 1, *self.input_shape)
-        image = self.forward(basis.expand(-1, self.n_groups, *self.input_shape))
-        return image.flatten(2).permute(1, 2, 0)
-
-    def divide(self, images: Tensor) -> Tensor:
-        """Turn the channels of a layer into groups with their channels."""
-        n_axes = len(self.input_shape) - 1
-        return images.unflatten(-n_axes - 1, (self.n_groups, -1))
-
-    def unite(self, images: Tensor) -> Tensor:
-        """Undo `divide`."""
-        n_axes = len(self.input_shape) - 1
-        return images.flatten(-n_axes - 2, -n_axes - 1)

@@ -131,7 +131,6 @@ def describe_predicted_error(predicted: ExpectedError) -> Record:
 
 def describe_well_posedness(finding: WellPosedness) -> Record:
     """Describe what the boundary does to a problem."""
-    influence = finding.influence
     return {
         "is_well_posed": finding.is_well_posed,
         "reason": finding.reason,
@@ -140,9 +139,6 @@ def describe_well_posedness(finding: WellPosedness) -> Record:
         "threshold": finding.threshold,
         "windings": finding.windings and [list(axis) for axis in finding.windings],
         "frequencies": finding.n_frequencies,
-        "influence_depth": influence
-        and {"10%": influence.tenth, "1%": influence.hundredth, "0.1%": influence.thousandth},
-        "is_deep": finding.is_deep,
         "advice": list(finding.advice),
         "advised_lambda": finding.advised_lambda,
     }
@@ -159,7 +155,6 @@ def describe_diagnosis(diagnosis: Diagnosis) -> Record:
         "interior_rms": tests.interior_rms,
         "edge_ratio": tests.edge_ratio,
         "implausible_share": tests.implausible_share,
-        "whiteness": {"largest_correlation": tests.largest_correlation},
         "rank": conditioning.rank,
         "singular_values": conditioning.n_values,
         "rank_threshold": conditioning.threshold,

@@ -22,8 +22,6 @@ from deconv_cli.vocabulary import Size
 
 # Above this many entries a block is too large to be copied for one large product; many small ones are then as fast.
 MAX_ENTRIES_TO_COPY = 64
-# Up to this many lines, sums over the lines (a matrix product) are cheaper than FFTs of a torus that is almost empty.
-MAX_THIN_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -75,95 +73,53 @@ class BandGroup:
         down: Tensor | None = None,
         across: Tensor | None = None,
     ) -> None:
-        self._symbol = None if down is None or across is None else (down, across)
+        self._along = (like.new_ones(1, 1) if down is None else down, like.new_ones(1) if across is None else across)
         self.n_channels = n_channels
         self.rows = rows
         self.columns = columns
         self.torus: Size = (rows.length, columns.length)
         self.n_columns_unknowns = n_channels * rows.first * columns.width
-        self._is_thin = max(rows.width, columns.width) <= MAX_THIN_WIDTH
-        if self._is_thin:
-            n_half = self.torus[1] // 2 + 1
-            self._down = rows.phases(self.torus[0], like)
-            self._across = columns.phases(n_half, like)
-            if self._symbol is not None:
-                self._down, self._across = self._down * self._symbol[0].T, self._across * self._symbol[1]
-            # The inner columns of a half spectrum count twice.
-            weights = like.new_full((n_half,), 2.0)
-            weights[0] = 1.0
-            if self.torus[1] % 2 == 0:
-                weights[-1] = 1.0
-            self._across_weighted = (self._across * weights).T.contiguous()
+        # Sums over the lines, a matrix product, are cheaper than FFTs of a torus that is almost empty.
+        n_half = self.torus[1] // 2 + 1
+        self._down = rows.phases(self.torus[0], like) * self._along[0].T
+        self._across = columns.phases(n_half, like) * self._along[1]
+        # The inner columns of a half spectrum count twice.
+        weights = like.new_full((n_half,), 2.0)
+        weights[0] = 1.0
+        if self.torus[1] % 2 == 0:
+            weights[-1] = 1.0
+        self._across_weighted = (self._across * weights).T.contiguous()
 
     def spectrum(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         """Place a vector on the torus and transform it: complex, shape `(*batch, C, N1, N2 // 2 + 1)`.
 
         It is the transpose of `read`. `None` means zeros.
         """
-        if not self._is_thin:
-            placed = torch.fft.rfft2(self._place(rows, columns))
-            return placed if self._symbol is None else placed.mul_(self._symbol[0].conj()).mul_(self._symbol[1].conj())
         n1, n2 = self.torus
         parts = []
         if rows is not None:
-            lines = transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1)
-            lines = lines if self._symbol is None else lines * self._symbol[1].conj()
+            lines = transform_lines(torch.fft.rfft, rows, n2, -1, n2 // 2 + 1) * self._along[1].conj()
             parts.append(torch.matmul(self._down.mH, lines))
         if columns is not None:
-            lines = transform_lines(torch.fft.fft, columns, n1, -2, n1)
-            lines = lines if self._symbol is None else lines * self._symbol[0].conj()
+            lines = transform_lines(torch.fft.fft, columns, n1, -2, n1) * self._along[0].conj()
             parts.append(torch.matmul(lines, self._across.conj()))
         return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
     def read_rows(self, spectrum: Tensor) -> Tensor:
         """Read the band of rows off a spectrum `(*batch, C, N1, N2 // 2 + 1)`."""
         n1, n2 = self.torus
-        if self._is_thin:
-            lines = torch.matmul(self._down, spectrum) / n1
-            lines = lines if self._symbol is None else lines * self._symbol[1]
-            return transform_lines(torch.fft.irfft, lines, n2, -1, n2)
-        return self._take(spectrum)[0]
+        lines = torch.matmul(self._down, spectrum) / n1 * self._along[1]
+        return transform_lines(torch.fft.irfft, lines, n2, -1, n2)
 
     def read_columns(self, spectrum: Tensor) -> Tensor:
         """Read the rest of the band of columns off a spectrum."""
-        if self._is_thin:
-            n1, n2 = self.torus
-            lines = torch.matmul(spectrum, self._across_weighted)
-            lines = lines if self._symbol is None else lines * self._symbol[0]
-            return transform_lines(torch.fft.ifft, lines, n1, -2, n1).real[..., : self.rows.first, :] / n2
-        return self._take(spectrum)[1]
+        n1, n2 = self.torus
+        lines = torch.matmul(spectrum, self._across_weighted) * self._along[0]
+        return transform_lines(torch.fft.ifft, lines, n1, -2, n1).real[..., : self.rows.first, :] / n2
 
     def read(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Read both bands off a spectrum."""
-        if self._is_thin:
-            return self.read_rows(spectrum), self.read_columns(spectrum)
-        return self._take(spectrum)
-
-    def _take(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        factored = spectrum if self._symbol is None else spectrum * self._symbol[0] * self._symbol[1]
-        field = torch.fft.irfft2(factored, s=self.torus)
-        rows = field[..., self.rows.first :, :]
-        columns = field[..., : self.rows.first, self.columns.first :]
-        if self.rows.sources is not None:
-            rows = rows - field.index_select(-2, self.rows.sources)
-        if self.columns.sources is not None:
-            columns = columns - field[..., : self.rows.first, :].index_select(-1, self.columns.sources)
-        return rows, columns
-
-    def _place(self, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        given = rows if rows is not None else columns
-        assert given is not None
-        field = given.new_zeros(*given.shape[:-2], *self.torus)
-        if columns is not None:
-            part = field[..., : self.rows.first, :]
-            part[..., self.columns.first :] = columns
-            if self.columns.sources is not None:
-                part.index_add_(-1, self.columns.sources, columns, alpha=-1)
-        if rows is not None:
-            field[..., self.rows.first :, :] = rows
-            if self.rows.sources is not None:
-                field.index_add_(-2, self.rows.sources, rows, alpha=-1)
-        return field
+        return self.read_rows(spectrum), self.read_columns(spectrum)
 
 
 def outside(

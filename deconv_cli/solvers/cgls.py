@@ -35,14 +35,12 @@ def conjugate_gradients(
     *,
     start: Tensor | None = None,
     preconditioner: LinearOperator | None = None,
-    is_inverse: bool = False,
     progress: Progress | None = None,
 ) -> Solution:
     """Solve the problem for data `y` of shape `(*batch, C_out, *output_size)`, and bound the error; see `iterate`."""
     ritz = RitzValues(
         preconditioner,
-        1.0 if is_inverse else math.inf,
-        least=lambda: problem.weight / problem.lam / problem.condition,
+        least=None if problem.operator.is_layer else lambda: problem.weight / problem.lam / problem.condition,
         determined=(lambda x: problem.split_null_space(x)[0]) if 0 < problem.lam < MIN_LAMBDA_IN_FLOAT32 else None,
     )
     return iterate(
@@ -51,7 +49,7 @@ def conjugate_gradients(
         start=start,
         preconditioner=preconditioner,
         progress=progress,
-        bounds_distance=problem.weight > 0,
+        bounds_distance=problem.weight > 0 or problem.operator.is_layer,
         ritz=ritz,
     )
 
@@ -79,7 +77,7 @@ def iterate(
         bounds_distance: also bound, or estimate, the distance to the minimizer, and iterate until it is small.
         ritz: prior knowledge of the eigenvalues.
     """
-    ritz = ritz or RitzValues(preconditioner, math.inf)
+    ritz = ritz or RitzValues(preconditioner)
 
     def improve(equations: NormalEquations, x: Tensor, gradient: Tensor, log: GradientLog) -> Tensor:
         return _run(equations, x, gradient, preconditioner, log, ritz)
@@ -98,11 +96,9 @@ class RitzValues:
 
     Args:
         preconditioner: M; `None` for the identity.
-        at_first: tr T⁻¹ before the first round: 1 if M is nearly the inverse of H.
         least: estimates the smallest eigenvalue of H, for a start that is good enough as it is.
         determined: takes undetermined constants out of an image. If given, random numbers are solved for before a
             distance is estimated, since data hardly show what they leave undetermined.
-        groups: leading axes of those numbers, for an operator whose images have a part for each group.
 
     Attributes:
         inverse_trace: the largest tr T⁻¹ of all rounds, shape `(*batch,)`; `None` before the first.
@@ -111,16 +107,12 @@ class RitzValues:
     def __init__(
         self,
         preconditioner: LinearOperator | None,
-        at_first: float,
         least: Callable[[], float] | None = None,
         determined: Callable[[Tensor], Tensor] | None = None,
-        groups: tuple[int, ...] = (),
     ) -> None:
         self._preconditioner = preconditioner
-        self._at_first = at_first
         self._least = least
         self._determined = determined
-        self._groups = groups
         self._gain = 0.0
         self.inverse_trace: Tensor | None = None
 
@@ -141,19 +133,19 @@ class RitzValues:
         if self._determined is not None:
             self._probe(equations, self._determined)
             self._determined = None
-        if self.inverse_trace is None and self._least is not None and self._at_first == math.inf:
+        if self.inverse_trace is None and self._least is not None:
             return equations.distance(gradient, self._least())
         moved = gradient if self._preconditioner is None else self._preconditioner.forward(gradient)
         size = equations.norm(moved) + self._gain * torch.finfo(gradient.dtype).eps * equations.scale
         trace = self.inverse_trace
-        return torch.where(size > 0, size * (self._at_first if trace is None else trace), 0)
+        return torch.where(size > 0, size * (math.inf if trace is None else trace), 0)
 
     def _probe(self, equations: NormalEquations, determined: Callable[[Tensor], Tensor]) -> None:
         """Solve for random numbers, until their part in any single mode is resolved."""
         wide = equations.in_float64() or equations
-        shape = (*self._groups, *wide.operator.input_shape)
+        shape = wide.operator.input_shape
         right = determined(synchronize.normal_numbers(wide.y, shape, seed=0))
-        probe = replace(wide, y=wide.y.new_zeros((*self._groups, *wide.operator.output_shape)), g=right)
+        probe = replace(wide, y=wide.y.new_zeros(wide.operator.output_shape), g=right)
         log = GradientLog(StoppingRule(PROBE_ACCURACY / math.prod(shape) ** 0.5, MAX_PROBE_ITERATIONS), probe.scale)
         x = _run(probe, probe.zero(), right, self._preconditioner, log, self)
         is_resolved = probe.norm(determined(probe.remaining(x, probe.residual(x)))) <= 2 * log.goal

@@ -10,7 +10,7 @@ from deconv_cli.solvers.fourier import SingularSystemError
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
-from deconv_cli.solvers.solver import Cost, Solver, free_memory
+from deconv_cli.solvers.solver import Cost, Solver, free_memory, general_refusal
 from deconv_cli.vocabulary import format_memory
 
 # A solver may take this part of the memory that is free.
@@ -35,7 +35,7 @@ def find_solver(method: str) -> Solver:
     """Return the solver of a name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no solver has this name.
     """
     if method == "richardson-lucy":
         raise UsageError(
@@ -73,12 +73,9 @@ def choose_method(problem: TikhonovProblem, method: str = "auto", max_memory: in
         if refusal is not None:
             raise UsageError(f"method {method} {refusal}; use method auto, or other settings.")
         return Choice(method, GIVEN)
-    names = [name for name in SOLVERS if find_solver(name).takes(problem.operator)]
-    refusals = {name: refusal_of(name, problem) for name in names}
-    costs = {name: find_solver(name).cost(problem) for name, refusal in refusals.items() if refusal is None}
+    costs = {name: find_solver(name).cost(problem) for name in SOLVERS if refusal_of(name, problem) is None}
     if not costs:
-        name, refusal = list(refusals.items())[-1]  # the most general one
-        raise UsageError(f"method auto finds no solver for this problem: method {name} {refusal}.")
+        raise UsageError(f"method auto {general_refusal(problem) or 'finds no solver for this problem'}.")
     budget = MEMORY_SHARE * free_memory(problem.operator.kernel.device) if max_memory is None else max_memory
     fitting = _within(costs, budget)
     best, chosen = _cheapest(costs), _cheapest(fitting)

@@ -4,9 +4,8 @@ The matrix may be that of any operator, with any number of outputs, well-posed o
 
     [A; √μ L] = U S Vᵀ,    x = V S⁺ U_Aᵀ y,    (AᵀA + μLᵀL)⁺ = V (S⁺)² Vᵀ,
 
-where U_A are the rows of U that belong to A. Groups of channels that a layer does not mix have a matrix each,
-decomposed as one batch. With μ = 0 the result is the Moore–Penrose inverse: singular values no larger than the rounding
-of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
+where U_A are the rows of U that belong to A. With μ = 0 the result is the Moore–Penrose inverse: singular values no
+larger than the rounding of the largest one count as zero (Golub and Van Loan, Matrix Computations, 2013, section 5.5).
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from torch import Tensor
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import norm, relative
 from deconv_cli.operators.circulant import BlockCirculant, to_float64, torus_symbol
-from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
-from deconv_cli.operators.linear_operator import LinearOperator, Shape
+from deconv_cli.operators.linear_operator import Shape
 from deconv_cli.operators.spectrum import has_one_sign, largest_singular_value
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.fourier import block_norms, default_rcond, gram_inverse_blocks, inverse_blocks
@@ -170,20 +168,21 @@ class DenseSolver(Solver):
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Estimate the operations of the decomposition, and the memory of its arrays."""
-        n_groups, n_rows, n_columns = _matrix_size(problem)
+        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
+        n_numbers = 2 * (n_rows + n_columns)
+        if problem.lam > 0:
+            n_rows += n_columns * len(find_penalty(problem.penalty).terms(problem.n_dims - 1))
         squares = SVD_OPERATIONS * n_columns * min(n_rows, n_columns) ** 2
         n_operations = (squares + QR_OPERATIONS * n_rows * n_columns**2) / SVD_SPEED
         n_entries = N_MATRICES * n_rows * n_columns + N_SQUARES * n_columns**2
-        n_numbers = 2 * (math.prod(problem.operator.output_shape) + math.prod(problem.operator.input_shape))
-        n_bytes = BYTES_PER_NUMBER * n_groups * n_entries
-        return Cost(n_groups * n_operations + N_CALLS * CALL_OPERATIONS, n_bytes, BYTES_PER_NUMBER * n_numbers)
+        return Cost(
+            n_operations + N_CALLS * CALL_OPERATIONS, BYTES_PER_NUMBER * n_entries, BYTES_PER_NUMBER * n_numbers
+        )
 
     def reason(self, problem: TikhonovProblem) -> str:
         """Name the size of the matrix."""
-        operator, n_groups = problem.operator, _count_groups(problem)
-        n_rows, n_columns = (math.prod(shape) // n_groups for shape in (operator.output_shape, operator.input_shape))
-        many = "" if n_groups == 1 else f" for each of {n_groups} groups"
-        return f"a matrix of {n_rows} × {n_columns}{many} is so small that it is decomposed as a whole, exactly"
+        n_rows, n_columns = math.prod(problem.operator.output_shape), math.prod(problem.operator.input_shape)
+        return f"a matrix of {n_rows} × {n_columns} is so small that it is decomposed as a whole, exactly"
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Decompose the matrix."""
@@ -192,21 +191,6 @@ class DenseSolver(Solver):
 
 
 DENSE = DenseSolver()
-
-
-def _count_groups(problem: TikhonovProblem) -> int:
-    operator = problem.operator
-    return operator.options.groups if isinstance(operator, LayerConvolution) else 1
-
-
-def _matrix_size(problem: TikhonovProblem) -> tuple[int, int, int]:
-    """Count the groups of channels, and the rows and columns of each group's [A; √μ L]."""
-    operator, n_groups = problem.operator, _count_groups(problem)
-    n_columns = math.prod(operator.input_shape) // n_groups
-    n_rows = math.prod(operator.output_shape) // n_groups
-    if problem.lam > 0:
-        n_rows += n_columns * len(find_penalty(problem.penalty).terms(len(operator.input_shape) - 1))
-    return n_groups, n_rows, n_columns
 
 
 class DenseInverse(ClosedFormInverse):
@@ -218,13 +202,10 @@ class DenseInverse(ClosedFormInverse):
 
     def __init__(self, problem: TikhonovProblem) -> None:
         self.problem = problem
-        wide = problem.operator.in_float64()
-        operator = GroupedLayer(wide) if isinstance(wide, LayerConvolution) else wide
-        self._u, self._s, self._v = _decompose(problem, operator)
-        kept = self._s[self._s > 0]
-        self.rank = len(kept) if problem.lam == 0 else None
-        self._least = synchronize.as_number(kept.min()) if len(kept) else 1.0
-        self._inverse = torch.where(self._s > 0, 1 / self._s, 0)
+        self._u, self._s, self._v = _decompose(problem)
+        self.rank = len(self._s) if problem.lam == 0 else None
+        self._least = synchronize.as_number(self._s[-1]) if len(self._s) else 1.0
+        self._inverse = 1 / self._s
 
     def apply(self, y: Tensor) -> Tensor:
         """Compute the estimate alone, without its certificate."""
@@ -240,10 +221,8 @@ class DenseInverse(ClosedFormInverse):
 
     def _apply(self, before: Tensor, factor: Tensor, after: Tensor, x: Tensor, shape: Shape) -> Tensor:
         """Multiply `x` of shape `(*batch, *any)` by `after · diag(factor) · beforeᵀ`; shape `(*batch, *shape)`."""
-        n_groups, n_numbers = before.shape[:2]
-        rows = to_float64(x).reshape(-1, n_groups, n_numbers).transpose(0, 1)
-        found = (((rows @ before) * factor[:, None]) @ after.mT).transpose(0, 1)
         batch = x.shape[: x.ndim - len(shape)]
+        found = ((to_float64(x).reshape(-1, len(before)) @ before) * factor) @ after.T
         return found.reshape(*batch, *shape).to(x.dtype)
 
     def _bound_rounding(self, x: Tensor, y: Tensor) -> float:
@@ -254,22 +233,18 @@ class DenseInverse(ClosedFormInverse):
         return wide * ratio / self._least + torch.finfo(x.dtype).eps
 
 
-def _decompose(problem: TikhonovProblem, operator: LinearOperator) -> tuple[Tensor, Tensor, Tensor]:
+def _decompose(problem: TikhonovProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Give U_A, S and V without what the rank leaves out: shapes `(n, r)`, `(r,)` and `(m, r)`."""
     # Rounding of the data decides a rank only where there is no penalty.
     rcond = default_rcond(problem.operator.kernel.dtype if problem.lam == 0 else torch.float64)
-    matrices = to_float64(operator.as_matrices() if isinstance(operator, GroupedLayer) else operator.as_matrix()[None])
-    n_outputs = matrices.shape[1]
+    matrix = to_float64(problem.operator.in_float64().as_matrix())
+    n_outputs = len(matrix)
     if problem.weight > 0:
-        periodic = problem.operator.boundary.is_periodic
-        penalty = find_penalty(problem.penalty).operator(operator.input_shape, periodic=periodic)
-        below = problem.weight**0.5 * penalty.as_matrix().to(matrices)
-        matrices = torch.cat([matrices, below.expand(len(matrices), *below.shape)], dim=1)
+        matrix = torch.cat([matrix, problem.weight**0.5 * problem.penalty_operator.as_matrix().to(matrix)])
     # Rounding of the taps leaves a gain to constants that are annihilated.
-    for constant in problem.null_space_constants if _count_groups(problem) == 1 else ():
-        line = to_float64(constant).expand(operator.input_shape).flatten()
-        matrices = matrices - (matrices @ line)[..., None] * line / (line @ line)
-    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    kept = s > rcond * s.amax()
-    rank = synchronize.as_index(kept.sum(dim=1).amax())
-    s = torch.where(kept, s, 0)
-    return u[:, :n_outputs, :rank].contiguous(), s[:, :rank].contiguous(), vh[:, :rank].mT.contiguous()
+    for constant in problem.null_space_constants:
+        line = to_float64(constant).expand(problem.operator.input_shape).flatten()
+        matrix = matrix - torch.outer(matrix @ line, line) / (line @ line)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    rank = synchronize.as_index((s > rcond * s.amax()).sum())
+    return u[:n_outputs, :rank].contiguous(), s[:rank].contiguous(), vh[:rank].T.contiguous()

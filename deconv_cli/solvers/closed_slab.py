@@ -4,22 +4,25 @@ A slab lies across each axis, and goes around the torus along every other axis. 
 vector holds disjoint pieces: of the slab across an axis the part inside the box along all axes before it.
 
 At each frequency of the other axes, a convolution that is cut to a slab is one small Hermitian matrix between its
-planes, for all kinds of unknowns in it. It is inverted exactly by FFTs if that is worth its memory. Where the symbol
-hardly changes along the axis, as for a blur at most frequencies, the mean of the symbol replaces the matrix.
+planes. It is inverted exactly by FFTs if that is worth its memory. Where the symbol hardly changes along the axis, as
+for a blur at most frequencies, the mean of the symbol replaces the matrix.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, space_axes
-from deconv_cli.operators.circulant import FrequencyBlocks, channels_last, multiply_lines
+from deconv_cli.operators.circulant import (
+    FrequencyBlocks,
+    channels_last,
+    multiply_lines,
+)
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.vocabulary import Size
@@ -123,67 +126,54 @@ class OutsideBoxes:
         return zip(self.boxes, self.split(vector), channels, strict=True)
 
 
-# Entries beside the diagonal are neglected if all of them are below this part of it.
+# Entries beside the diagonal are neglected if they are all below this part of it.
 NEGLIGIBLE_CHANGE = 0.05
 # Entries of matrices that are factored at a time.
 MAX_ENTRIES_AT_ONCE = 2**18
-
-
-SlabPlanes = tuple[int, int]
-"""The channels of unknowns of one kind, and their planes in a slab, which ends where the torus does."""
 
 
 class ClosedSlab:
     """The approximate inverse of a convolution that is cut to the closed slab across an axis: positive definite.
 
     Args:
-        symbol: Hermitian and positive definite, `(C, C, *half spectrum)`, real for C = 1, kind after kind.
+        symbol: Hermitian and positive definite, `(C, C, *half spectrum)`, real for C = 1.
         torus: pixels along each axis, at least two axes.
         axis: the axis that the slab lies across.
-        kinds: the planes of each kind.
+        width: planes of the slab, which ends where the torus does.
         max_numbers: entries of all matrices together, at most.
     """
 
-    def __init__(self, symbol: Tensor, torus: Size, axis: int, kinds: Sequence[SlabPlanes], max_numbers: int) -> None:
+    def __init__(self, symbol: Tensor, torus: Size, axis: int, width: int, max_numbers: int) -> None:
         self._others = tuple(n for other, n in enumerate(torus) if other != axis)
-        self._kinds, n_channels = kinds, [n for n, _ in kinds]
-        lines = SymbolLines(symbol, torus, axis)
+        lines, n = SymbolLines(symbol, torus, axis), len(symbol) * width
         mean = lines.mean()
-        own = [
-            mean[part, part].real if n == 1 else mean[part, part]
-            for n, part in zip(n_channels, _parts(n_channels), strict=True)
-        ]
-        self._mean_inverses = [FrequencyBlocks(_inverse(channels_last(part))) for part in own]
-        change = lines.change(own).flatten()
-        n = sum(math.prod(kind) for kind in kinds)
-        n_matrices = min(max_numbers // n**2, len(change))
-        change, chosen = change.topk(n_matrices)
+        self._mean_inverse = FrequencyBlocks(_inverse(channels_last(mean.real if len(mean) == 1 else mean)))
+        change = lines.change(mean).flatten()
+        change, chosen = change.topk(min(max_numbers // n**2, len(change)))
         self._chosen = chosen[: synchronize.as_index((change > NEGLIGIBLE_CHANGE).sum())]
         self._matrices = symbol.new_empty(len(self._chosen), n, n, dtype=mean.dtype.to_complex())
         n_at_once = max(1, MAX_ENTRIES_AT_ONCE // n**2)
         for first in range(0, len(self._chosen), n_at_once):
             part = slice(first, first + n_at_once)
-            self._matrices[part] = _invert_definite(lines.matrices(self._chosen[part], kinds))
+            self._matrices[part] = _invert_definite(lines.matrices(self._chosen[part], width))
 
     @property
     def n_numbers(self) -> int:
         """How many entries the matrices have."""
         return self._matrices.numel()
 
-    def solve(self, slabs: Sequence[Tensor]) -> None:
-        """Solve for right-hand sides `(B, C, w, *others)` of each kind, and overwrite them; some planes at a time."""
-        spectra = [self._transform(slab) for slab in slabs]
-        solved = torch.cat([s.flatten(3).index_select(-1, self._chosen).flatten(1, 2) for s in spectra], dim=1)
+    def solve(self, slab: Tensor) -> None:
+        """Solve for a right-hand side `(B, C, w, *others)`, and overwrite it; some planes at a time."""
+        spectrum = self._transform(slab)
+        solved = spectrum.flatten(3).index_select(-1, self._chosen).flatten(1, 2)
         if solved.numel() > 0:
             solved = multiply_lines(self._matrices, solved)
-        of_kinds = solved.split([math.prod(kind) for kind in self._kinds], dim=1)
+        solved = solved.unflatten(1, slab.shape[1:3])
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
-        for slab, spectrum, mean_inverse, rows in zip(slabs, spectra, self._mean_inverses, of_kinds, strict=True):
-            chosen = rows.unflatten(1, slab.shape[1:3])
-            for part in self._parts(slab):
-                rest = mean_inverse.multiply(spectrum[:, :, part].transpose(1, 2)).transpose(1, 2)
-                rest = rest.flatten(3).index_copy_(-1, self._chosen, chosen[:, :, part])
-                slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
+        for part in self._parts(slab):
+            rest = self._mean_inverse.multiply(spectrum[:, :, part].transpose(1, 2)).transpose(1, 2)
+            rest = rest.flatten(3).index_copy_(-1, self._chosen, solved[:, :, part])
+            slab[:, :, part] = torch.fft.irfftn(rest.unflatten(-1, plane), s=self._others, dim=axes)
 
     def _transform(self, slab: Tensor) -> Tensor:
         axes, plane = space_axes(len(self._others)), half_spectrum(self._others)
@@ -225,35 +215,27 @@ class SymbolLines:
             sums = sums[..., self._here] + sums[..., self._opposite].conj()
         return (sums / self._length).unflatten(-1, self._plane)
 
-    def change(self, own: Sequence[Tensor]) -> Tensor:
-        """Compute how much the lines vary around the means of each kind, relative to them: `(*plane)`.
+    def change(self, mean: Tensor) -> Tensor:
+        """Compute how much the lines vary around their mean `(C, C, *plane)`, relative to it: `(*plane)`.
 
-        It is in the mean square; entries between two kinds are divided by the means of both. For a single kind it is
-        the size of all lags but zero relative to the lag zero. `own` holds for each kind the mean among its own
-        channels, shape `(C_k, C_k, *plane)`.
+        It is in the mean square: the size of all lags but zero relative to the lag zero.
         """
-        tiny = torch.finfo(own[0].abs().dtype).tiny
-        sizes = [part.abs().square().sum(dim=(0, 1)).sqrt().clamp_min(tiny) for part in own]
-        each = torch.cat([size.expand(len(part), *size.shape) for size, part in zip(sizes, own, strict=True)])
         lines = torch.view_as_real(self._lines) if self._lines.is_complex() else self._lines[..., None]
         # Pair after pair of channels, as few squares are to be stored at once.
-        pairs = [torch.einsum("nfr,nfr,n->f", line, line, self._weights) for line in lines.flatten(0, 1)]
-        squares = torch.stack(pairs).unflatten(0, self._lines.shape[:2])
+        squares = sum(torch.einsum("nfr,nfr,n->f", line, line, self._weights) for line in lines.flatten(0, 1))
+        assert isinstance(squares, Tensor)
         if self._here is not None:
-            squares = squares[..., self._here] + squares[..., self._opposite]
-        change = squares.unflatten(-1, self._plane) / self._length
-        for channels, part in zip(_parts([len(part) for part in own]), own, strict=True):
-            change[channels, channels] -= part.abs().square()
-        return (change / (each[:, None] * each)).sum(dim=(0, 1)).clamp_min(0).sqrt()
+            squares = squares[self._here] + squares[self._opposite]
+        power = mean.abs().square().sum(dim=(0, 1)).clamp_min(torch.finfo(squares.dtype).tiny)
+        return (squares.unflatten(-1, self._plane) / self._length / power - 1).clamp_min(0).sqrt()
 
-    def matrices(self, chosen: Tensor, kinds: Sequence[SlabPlanes]) -> Tensor:
-        """Write out the matrices between the planes of a slab at some frequencies: shape `(F, n, n)`."""
+    def matrices(self, chosen: Tensor, width: int) -> Tensor:
+        """Write out the matrices between the planes of a slab at some frequencies: shape `(F, C·w, C·w)`."""
         kernel = torch.fft.ifft(self._whole(chosen), dim=2)
-        widths = [width for n_channels, width in kinds for _ in range(n_channels)]
-        planes = torch.cat([torch.arange(-width, 0, device=chosen.device) for width in widths])
-        channels = torch.cat([torch.full((width,), n, device=chosen.device) for n, width in enumerate(widths)])
+        planes = torch.arange(width, device=chosen.device)
         lags = (planes[:, None] - planes) % self._length
-        return kernel[channels[:, None], channels, lags].permute(2, 0, 1).contiguous()
+        n = len(kernel) * width
+        return kernel[:, :, lags].permute(4, 0, 2, 1, 3).reshape(len(chosen), n, n)
 
     def _whole(self, chosen: Tensor) -> Tensor:
         """Take whole lines at some frequencies, shape `(C, C, N, F)`."""
@@ -263,12 +245,6 @@ class SymbolLines:
         opposite = self._lines.index_select(-1, self._opposite[chosen])
         rest = opposite[:, :, 1 : self._length - self._length // 2].flip(2).conj()
         return torch.cat([here, rest], dim=2)
-
-
-def _parts(lengths: Sequence[int]) -> list[slice]:
-    """Give the slices of consecutive parts of these lengths."""
-    ends = list(itertools.accumulate(lengths))
-    return [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
 def _inverse(mean: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""The exact inverse under any boundary: one dense system on the border of a torus, factored once.
+"""λ = 0, as many outputs as pixels: find the outputs for which the circular inverse obeys the border's rule.
 
-The system of `dense_border.py` is as large as the border, and serves any number of outputs; if there are as many
-outputs as pixels, FFTs eliminate half of it first (`square_border.py`). The penalty's norm runs over the torus. It
-differs from ‖Lx‖² if border pixels repeat pixels of the image, or if a penalty on differences would wrap around: then
-the inverse preconditions conjugate gradients on the true problem, which end after a few steps.
+With P = K⁻¹ on the torus of `embedding.py`, T the unobserved outputs and W the rule of the tied pixels, D = WᵀPTᵀ is
+square, and
+
+    D u = −WᵀP Sᵀy,        z = P(Sᵀy + Tᵀu).
+
+D is as large as the border. It is written out and factored once, and serves any number of outputs. In two dimensions
+FFTs eliminate half of it first (`square_border.py`).
 """
 
 from __future__ import annotations
@@ -16,17 +19,18 @@ import torch
 from torch import Tensor
 
 from deconv_cli.operators import synchronize
-from deconv_cli.operators.axes import half_spectrum, norm
-from deconv_cli.solvers.cgls import conjugate_gradients, iterate
-from deconv_cli.solvers.dense_border import BoundarySystem, choose_twists
-from deconv_cli.solvers.embedding import TorusLayout
-from deconv_cli.solvers.fourier import SingularSystemError
+from deconv_cli.operators.axes import crop, half_spectrum, norm, space_axes
+from deconv_cli.operators.circulant import FrequencyBlocks, channels_first, torus_symbol
+from deconv_cli.operators.convolution import Convolution
+from deconv_cli.solvers.embedding import TorusEmbedding, TorusLayout
+from deconv_cli.solvers.fourier import SingularSystemError, full_rank_inverse
 from deconv_cli.solvers.inverse import Inverse, IteratedInverse
 from deconv_cli.solvers.normal_equations import NormalEquations, refine_equations
-from deconv_cli.solvers.problem import TikhonovProblem, check_constants, check_ramps
+from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, Progress, Solution, StoppingRule
 from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal
 from deconv_cli.solvers.square_border import MAX_PROBE_ERROR, SquareBorderSystem
+from deconv_cli.vocabulary import Size
 
 BYTES_PER_NUMBER = 8
 # A factorization was measured to run this many times more operations a second than an iteration does.
@@ -34,6 +38,8 @@ FACTORIZATION_SPEED = 4.0
 # Finding the place of an entry of its matrices takes about as long as this many operations (measured).
 OPERATIONS_PER_PLACE = 60
 N_CALLS = 40
+# Copies of a matrix that are alive while it is written out.
+N_COPIES = 3
 
 
 class DirectSolver(Solver):
@@ -42,31 +48,24 @@ class DirectSolver(Solver):
     memory_grows_with_border = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover λ > 0 where it is determined, and for λ = 0 what has full rank by its shape."""
-        if problem.operator.kernel.device.type == "mps":
+        """Cover λ = 0 with as many outputs as pixels."""
+        operator = problem.operator
+        if operator.kernel.device.type == "mps":
             return "needs double precision, which this device does not support"
-        if problem.lam == 0 and not problem.has_full_rank_by_shape:
-            return "needs λ > 0 here (with penalty identity, if the kernel has fewer outputs than inputs)"
+        if problem.lam > 0 or operator.input_shape != operator.output_shape:
+            return "is for λ = 0 and an output of the shape of the image"
         return general_refusal(problem)
 
     def cost(self, problem: TikhonovProblem) -> Cost:
         """Count the dense matrices, the blocks at every frequency, and the operations of the factorization."""
         n_eliminated, n_left = _unknowns(problem)
         layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
-        # Half as many complex frequencies as places, for the symbol, P, M, N and one real kernel at a time.
-        n_frequencies = math.prod(half_spectrum(layout.torus))
-        channels = 4 * max(problem.n_outputs, problem.n_inputs) ** 2 + 2 * problem.n_outputs * problem.n_inputs
-        if n_eliminated is not None:
-            n_entries = n_left**2 + 8 * n_left * n_eliminated
-            n_operations = 2 * n_left**2 * n_eliminated + 2 / 3 * n_left**3
-        else:
-            n_tied, n_unobserved = problem.n_inputs * layout.n_tied, problem.n_outputs * layout.n_unobserved
-            n_entries = 2 * n_tied**2 + 2 * n_tied * n_unobserved + 3 * n_unobserved**2
-            n_operations = (n_tied**3 + n_unobserved**3) / 3 + n_tied * n_unobserved * (n_tied + n_unobserved)
-        n_places = n_entries / (problem.n_outputs * problem.n_inputs)
-        n_operations = n_operations / FACTORIZATION_SPEED + OPERATIONS_PER_PLACE * n_places
-        n_operations += N_CALLS * CALL_OPERATIONS
-        n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_frequencies * channels)
+        # Half as many complex frequencies as places, for the symbol, P and one real kernel at a time.
+        n_blocks = math.prod(half_spectrum(layout.torus)) * 6 * problem.n_outputs**2
+        n_entries = n_left**2 + 8 * n_left * n_eliminated if n_eliminated else N_COPIES * n_left**2
+        n_operations = (2 * n_left**2 * n_eliminated + 2 / 3 * n_left**3) / FACTORIZATION_SPEED
+        n_operations += OPERATIONS_PER_PLACE * n_entries / problem.n_outputs**2 + N_CALLS * CALL_OPERATIONS
+        n_bytes = BYTES_PER_NUMBER * (n_entries + 2 * n_blocks)
         return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes)
 
     def reason(self, problem: TikhonovProblem) -> str:
@@ -81,26 +80,23 @@ class DirectSolver(Solver):
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Factor the system."""
-        check_ramps(problem)
         return DirectInverse(problem, rule)
 
 
 DIRECT = DirectSolver()
 
 
-def _is_square(problem: TikhonovProblem) -> bool:
-    """Return whether there are as many outputs as pixels in two dimensions: FFTs may eliminate rows then."""
-    operator = problem.operator
-    is_plain = problem.n_dims == 3 and not operator.boundary.has_factors
-    return problem.lam == 0 and operator.input_shape == operator.output_shape and is_plain
+def _eliminates_rows(problem: TikhonovProblem) -> bool:
+    """Return whether FFTs may eliminate rows: in two dimensions, where a border copies pixels unchanged."""
+    return problem.n_dims == 3 and not problem.operator.boundary.has_factors
 
 
-def _unknowns(problem: TikhonovProblem) -> tuple[int | None, int]:
-    """Count the unknowns that FFTs eliminate, `None` if they eliminate none, and the remaining ones."""
+def _unknowns(problem: TikhonovProblem) -> tuple[int, int]:
+    """Count the unknowns that FFTs eliminate, and the remaining ones."""
     layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
     n_unobserved = problem.n_outputs * layout.n_unobserved
-    if not _is_square(problem):
-        return None, n_unobserved + problem.n_inputs * layout.n_tied
+    if not _eliminates_rows(problem):
+        return 0, n_unobserved
     n_columns = problem.n_outputs * layout.image_size[0] * (layout.torus[1] - layout.image_size[1])
     return n_unobserved - n_columns, n_columns
 
@@ -118,27 +114,11 @@ class DirectInverse(IteratedInverse):
         self._system = _factor(problem)
 
     def solve(self, y: Tensor, progress: Progress | None = None) -> Solution:
-        """Solve for data `y` of shape `(*batch, C_out, *output_size)`."""
-        if self.problem.weight == 0:
-            return self._refine(NormalEquations.of_data(self.problem, y), self._system.estimate, progress)
-        assert isinstance(self._system, BoundarySystem)
-        return conjugate_gradients(
-            self.problem,
-            y,
-            self.rule,
-            start=self._system.estimate(y),
-            preconditioner=self._system,
-            is_inverse=True,
-            progress=progress,
-        )
+        """Solve for data `y` of shape `(*batch, C, *size)`."""
+        return self._refine(NormalEquations.of_data(self.problem, y), self._system.estimate, progress)
 
     def _iterate(self, equations: NormalEquations, *, transposed: bool = False) -> Solution:
-        if self.problem.weight == 0:
-            return self._refine(equations, self._system.estimate_transposed if transposed else self._system.estimate)
-        assert isinstance(self._system, BoundarySystem)
-        assert equations.g is not None
-        start = self._system.forward(equations.g)
-        return iterate(equations, self.rule, start=start, preconditioner=self._system)
+        return self._refine(equations, self._system.estimate_transposed if transposed else self._system.estimate)
 
     def _refine(
         self, equations: NormalEquations, approximate: Callable[[Tensor], Tensor], progress: Progress | None = None
@@ -151,22 +131,20 @@ class DirectInverse(IteratedInverse):
         return refine_equations(equations, approximate(equations.y), self.rule, improve, progress)
 
 
-def _factor(problem: TikhonovProblem) -> BoundarySystem | SquareBorderSystem:
-    """Factor the system on the border, with its rows eliminated first where it is square and that can be done."""
-    if _is_square(problem):
+def _factor(problem: TikhonovProblem) -> DenseBorderSystem | SquareBorderSystem:
+    """Factor the system on the border, with its rows eliminated first if that can be done."""
+    if _eliminates_rows(problem):
         with contextlib.suppress(SingularSystemError):
             square = SquareBorderSystem(problem.operator)
-            # It is sound in double precision, and must be in that of the data too.
             if _is_sound(problem, square):
                 return square
-    check_constants(problem)
-    system = BoundarySystem(problem, choose_twists(problem))
-    if problem.weight == 0 and not _is_sound(problem, system):
+    system = DenseBorderSystem(problem.operator)
+    if not _is_sound(problem, system):
         raise SingularSystemError("the system on the border is singular to working precision")
     return system
 
 
-def _is_sound(problem: TikhonovProblem, system: BoundarySystem | SquareBorderSystem) -> bool:
+def _is_sound(problem: TikhonovProblem, system: DenseBorderSystem | SquareBorderSystem) -> bool:
     """Invert a known image: A⁺AA⁺y = A⁺y, unless rounding was divided by a singular value that is zero."""
     shape = problem.operator.output_shape
     taps = problem.operator.kernel
@@ -176,3 +154,118 @@ def _is_sound(problem: TikhonovProblem, system: BoundarySystem | SquareBorderSys
     again = system.estimate(problem.operator.forward(x.to(taps.dtype)).double())
     n_dims = problem.n_dims
     return synchronize.as_number(norm(again - x, n_dims)) <= MAX_PROBE_ERROR * synchronize.as_number(norm(x, n_dims))
+
+
+class DenseBorderSystem:
+    """The inverse of an operator with as many outputs as pixels, in any number of dimensions, in double precision.
+
+    Raises:
+        SingularSystemError: the symbol or D is singular.
+    """
+
+    def __init__(self, operator: Convolution) -> None:
+        taps = operator.kernel.double()
+        self._places = places = TorusEmbedding.of(operator.geometry, operator.boundary, taps.device)
+        self._n_channels, self._axes = len(taps), space_axes(len(places.torus))
+        self._outside = _positions_outside(places.image_size, places.torus, taps.device)
+        estimate = full_rank_inverse(torus_symbol(taps, places.torus, places.origin))
+        self._estimate = FrequencyBlocks(estimate)
+        system = self._write_out(self._restore(channels_first(estimate)))
+        self._factors, self._pivots, info = torch.linalg.lu_factor_ex(system)
+        if synchronize.holds_anywhere(info):
+            raise SingularSystemError("the system on the border is singular")
+
+    def estimate(self, y: Tensor) -> Tensor:
+        """Apply the inverse to data `(*batch, C, *size)`."""
+        field = self._restore(self._estimate.multiply(self._transform(y.double())))
+        added = self._transform(self._put(self._solve(-self._ties(field))))
+        return self._crop(field + self._restore(self._estimate.multiply(added))).to(y.dtype)
+
+    def estimate_transposed(self, g: Tensor) -> Tensor:
+        """Apply the transpose of `estimate` to `g` of shape `(*batch, C, *size)`."""
+        spectrum = self._transform(g.double())
+        right = self._take(self._restore(self._estimate.multiply(spectrum, adjoint=True)))
+        spectrum = spectrum - self._transform(self._ties_transposed(self._solve(right, transposed=True)))
+        return self._crop(self._restore(self._estimate.multiply(spectrum, adjoint=True))).to(g.dtype)
+
+    def _write_out(self, kernel: Tensor) -> Tensor:
+        """Gather D from the kernel `(C, C, *torus)` of P: from unobserved outputs to ties, channel by channel."""
+        system = self._between(kernel, self._outside)
+        if self._copied_axes():
+            numbers = torch.arange(kernel[0, 0].numel(), device=kernel.device).reshape(1, *self._places.torus)
+            sources = self._take(self._extend(self._crop(numbers), is_scaled=False))
+            factors = self._take(self._extend(self._crop(torch.ones_like(kernel[0, :1]))))
+            system -= factors[:, None] * self._between(kernel, sources)
+        n = len(kernel) * len(self._outside)
+        return system.transpose(1, 2).reshape(n, n)
+
+    def _between(self, kernel: Tensor, positions: Tensor) -> Tensor:
+        """Gather the entries from the places outside to others of a convolution: shape `(C, C, n_to, n_outside)`."""
+        torus = self._places.torus
+        pairs = zip(*(torch.unravel_index(at, torus) for at in (positions, self._outside)), torus, strict=True)
+        return kernel[(slice(None), slice(None), *((to[:, None] - start) % n for to, start, n in pairs))]
+
+    def _ties(self, field: Tensor) -> Tensor:
+        """Subtract the pixels that the border repeats from those beyond the image: Wᵀz, shape `(*batch, n)`."""
+        return self._take(field - self._extend(self._crop(field)) if self._copied_axes() else field)
+
+    def _extend(self, image: Tensor, *, is_scaled: bool = True) -> Tensor:
+        """Add the pixels that the border repeats to an image, with or without their factors."""
+        for axis, sources, factors in self._copied_axes():
+            copies = image.index_select(axis, sources)
+            image = torch.cat([image, factors * copies if is_scaled else copies], dim=axis)
+        return image
+
+    def _ties_transposed(self, nu: Tensor) -> Tensor:
+        """Compute Wν, shape `(*batch, C, *torus)`."""
+        field = copies = self._put(nu)
+        for axis, sources, factors in reversed(self._copied_axes()):
+            image, border = copies.split([copies.shape[axis] - len(sources), len(sources)], dim=axis)
+            copies = image.index_add(axis, sources, factors * border)
+        if copies is not field:
+            self._crop(field).sub_(copies)
+        return field
+
+    def _copied_axes(self) -> list[tuple[int, Tensor, Tensor]]:
+        """List the axes beyond which pixels repeat others: those pixels, and the factors of the copies."""
+        lines = zip(self._axes, self._places.line_sources, self._places.line_factors, strict=True)
+        return [
+            (axis, sources, sources.new_ones(1) if factors is None else factors.reshape(-1, *[1] * (-1 - axis)))
+            for axis, sources, factors in lines
+            if sources is not None
+        ]
+
+    def _take(self, field: Tensor) -> Tensor:
+        """Take the places outside the image, which are those of the unobserved outputs, out of a field."""
+        return field.flatten(-len(self._axes))[..., self._outside].flatten(-2)
+
+    def _put(self, values: Tensor) -> Tensor:
+        """Apply the transpose of `_take`."""
+        values = values.unflatten(-1, (self._n_channels, -1))
+        flat = values.new_zeros(*values.shape[:-1], math.prod(self._places.torus))
+        return flat.index_copy_(-1, self._outside, values).unflatten(-1, self._places.torus)
+
+    def _solve(self, right: Tensor, *, transposed: bool = False) -> Tensor:
+        columns = right.reshape(math.prod(right.shape[:-1]), right.shape[-1]).T
+        solved = torch.linalg.lu_solve(self._factors, self._pivots, columns, adjoint=transposed)
+        return solved.T.reshape(right.shape)
+
+    def _transform(self, field: Tensor) -> Tensor:
+        return torch.fft.rfftn(field, s=self._places.torus, dim=self._axes)
+
+    def _restore(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.irfftn(spectrum, s=self._places.torus, dim=self._axes)
+
+    def _crop(self, field: Tensor) -> Tensor:
+        """View the image in a field on the torus."""
+        return crop(field, (0,) * len(self._axes), self._places.image_size)
+
+
+def _positions_outside(size: Size, torus: Size, device: torch.device) -> Tensor:
+    """List the positions outside a box at the start of a torus, numbered like the entries of a flattened tensor."""
+    numbers = torch.arange(math.prod(torus), device=device).reshape(torus)
+    parts = []
+    for axis, length in enumerate(size):
+        inside = crop(numbers, (0,) * len(size), (*size[:axis], *torus[axis:]))
+        parts.append(inside.narrow(axis, length, torus[axis] - length).flatten())
+    return torch.cat(parts)

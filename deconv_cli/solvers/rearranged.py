@@ -13,7 +13,7 @@ from torch import Tensor
 from deconv_cli.errors import UsageError
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
+from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.phases import Part, plain_pads, split_layer
 from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers.choice import choose_method, find_solver
@@ -30,7 +30,6 @@ ITERATED = "iterative"
 class PhasesSolver(Solver):
     """A plain problem for each group and each interleaved part; equal ones are solved as a batch."""
 
-    takes_plain = False
     takes_layers = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
@@ -44,9 +43,8 @@ class PhasesSolver(Solver):
         parts = split_layer(operator.grid_axes, operator.boundary)
         if parts is None:
             return "does not cover this layer, since its border or size differs between the phases of its pixels"
-        is_moved = len(parts) != 1 or not _keeps_order(operator, parts[0])
-        if problem.lam > 0 and find_penalty(problem.penalty).takes_differences and is_moved:
-            return f"moves neighboring pixels apart, so penalty {problem.penalty} no longer applies to neighbors"
+        if problem.lam > 0 and find_penalty(problem.penalty).takes_differences:
+            return f"rearranges pixels, so penalty {problem.penalty} would not compare neighbors"
         if ITERATED in _rearrange(problem)[2]:
             return "leads to plain convolutions that only an iteration solves"
         return None
@@ -82,17 +80,6 @@ PHASES = PhasesSolver()
 def _layer(problem: TikhonovProblem) -> LayerConvolution:
     assert isinstance(problem.operator, LayerConvolution)
     return problem.operator
-
-
-def _keeps_order(operator: LayerConvolution, part: Part) -> bool:
-    """Return whether a part takes the whole image of the layer, its pixels in their order."""
-    for axis, along in zip(operator.grid_axes, part.axes, strict=True):
-        found, n = (along.coarse, axis.n_coarse) if operator.options.transposed else (along.fine[0], axis.n_fine)
-        if len(along.fine) > 1 and not operator.options.transposed:
-            return False
-        if found != tuple(range(n)):
-            return False
-    return True
 
 
 @lru_cache(maxsize=2)
@@ -135,7 +122,6 @@ class PhasesInverse(Inverse):
         self.problem = problem
         layer = _layer(problem)
         self._transposed = layer.options.transposed
-        self._grouped = GroupedLayer(layer)
         self._classes, _, methods = _rearrange(problem)
         self._inverses = [
             [
@@ -185,15 +171,15 @@ class PhasesInverse(Inverse):
         to_outputs: bool = False,
     ) -> Tensor:
         """Take images apart, map each part by the inverses of its groups, and put the values into the result."""
-        divided, result = self._grouped.divide(images), self._grouped.divide(result)
-        group_axis = -len(self._grouped.input_shape) - 1
+        group_axis, n_groups = -self.problem.n_dims - 1, _layer(self.problem).options.groups
+        divided, result = (x.unflatten(group_axis + 1, (n_groups, -1)) for x in (images, result))
         for parts, inverses in zip(self._classes, self._inverses, strict=True):
             from_coarse, to_coarse = from_outputs != self._transposed, to_outputs != self._transposed
             pieces = torch.stack([p.take_coarse(divided) if from_coarse else p.take_fine(divided) for p in parts])
             solved = [undo(inverse, pieces.select(group_axis, group)) for group, inverse in enumerate(inverses)]
             for part, values in zip(parts, torch.stack(solved, dim=group_axis), strict=True):
                 (part.put_coarse if to_coarse else part.put_fine)(result, values)
-        return self._grouped.unite(result)
+        return result.flatten(group_axis, group_axis + 1)
 
 
 def _joined(solutions: list[Solution], x: Tensor, certificate: float) -> Solution:

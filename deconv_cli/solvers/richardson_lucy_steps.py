@@ -140,7 +140,7 @@ class RichardsonLucySteps:
         self.is_moving = torch.ones_like(self.divergence, dtype=torch.bool)
 
     def step(self, going: Tensor) -> None:
-        """Take one step for the images with `going`, shape `(B,)`."""
+        """Step once, for the images with `going`, shape `(B,)`."""
         ahead, self._ahead = self._next(), None
         blurred, reached = self._measure(ahead, self._light_ahead)
         fails = torch.zeros_like(going) if self._are_local else going & ~(reached <= self.divergence)

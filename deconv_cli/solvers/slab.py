@@ -9,7 +9,6 @@ iterations does not grow with the image.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,13 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import relative
-from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64, torus_symbol
+from deconv_cli.operators.circulant import (
+    MAX_PAIRS_AS_PLANES,
+    PartialSymbol,
+    next_fast_size,
+    to_float64,
+    torus_symbol,
+)
 from deconv_cli.operators.differences import Difference
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
@@ -30,10 +35,22 @@ from deconv_cli.solvers.cgls import dot, solve_definite
 from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.inverse import BorderInverse, Inverse
-from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
+from deconv_cli.solvers.missing_data import (
+    Completion,
+    MissingDifferences,
+    MissingOutputs,
+    TiedPixels,
+)
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
-from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
+from deconv_cli.solvers.solver import (
+    CALL_OPERATIONS,
+    Cost,
+    Solver,
+    general_refusal,
+    symbol_bytes,
+    transform_operations,
+)
 from deconv_cli.solvers.strip import STRIP
 from deconv_cli.vocabulary import Size
 
@@ -183,36 +200,28 @@ class SlabSystem:
     def _precondition(self, vector: Tensor) -> Tensor:
         result = torch.zeros_like(vector)
         given, solved = map(self._unknowns.split, (vector, result))
-        for axis, kinds, slab in self._slabs:
-            boxes = [self._unknowns.boxes[kind] for kind in kinds]
-            parts = [box.slab(given[kind], axis) for kind, box in zip(kinds, boxes, strict=True)]
-            slab.solve(parts)
-            for kind, box, part in zip(kinds, boxes, parts, strict=True):
-                box.add_slab(part, solved[kind], axis)
+        for kind, axis, slab in self._slabs:
+            box = self._unknowns.boxes[kind]
+            part = box.slab(given[kind], axis)
+            slab.solve(part)
+            box.add_slab(part, solved[kind], axis)
         return result
 
-    def _close_slabs(self) -> list[tuple[int, list[int], ClosedSlab]]:
-        """Invert the system on the slab across each axis, for all kinds of unknowns in it together.
+    def _close_slabs(self) -> list[tuple[int, int, ClosedSlab]]:
+        """Invert the system on the slab across each axis, for each kind of unknowns in it.
 
-        On planes of the torus beyond the image nothing is known, and outputs and differences together would be
-        singular. Such planes exist if the image's own length is slow for the FFT; each kind is then separate. Slabs
-        share the room for matrices: one slab without any costs more iterations than more matrices save in the others.
-        Those of differences are thin; they come first, and leave most of the room to those of the outputs.
+        Slabs share the room for matrices: one slab without any costs more iterations than more matrices save in the
+        others. Those of differences are thin; they come first, and leave most of the room to those of the outputs.
         """
-        boxes, n_left = self._unknowns.boxes, most_numbers(self._torus)
-        groups = []
-        for axis, (n, n_image) in enumerate(zip(self._torus, (*self._lead, *self._input_shape[1:]), strict=True)):
-            kinds = [kind for kind, box in enumerate(boxes) if axis in box.axes]
-            groups += [(axis, kinds)] if kinds and n == n_image else [(axis, [kind]) for kind in kinds]
-        groups.sort(key=lambda group: group[1], reverse=True)
-        slabs: list[tuple[int, list[int], ClosedSlab]] = []
-        for kinds, alike in itertools.groupby(groups, key=lambda group: group[1]):
-            symbol = self._completion.symbol_of(kinds)
-            for axis, _ in alike:
-                planes = [(boxes[k].n_channels, self._torus[axis] - boxes[k].box[axis]) for k in kinds]
-                slab = ClosedSlab(symbol, self._torus, axis, planes, n_left // (len(groups) - len(slabs)))
+        n_left, slabs = most_numbers(self._torus), list[tuple[int, int, ClosedSlab]]()
+        n_slabs = sum(len(box.axes) for box in self._unknowns.boxes)
+        for kind, box in reversed(list(enumerate(self._unknowns.boxes))):
+            symbol = self._completion.symbol_of([kind])
+            for axis in box.axes:
+                width = self._torus[axis] - box.box[axis]
+                slab = ClosedSlab(symbol, self._torus, axis, width, n_left // (n_slabs - len(slabs)))
                 n_left -= slab.n_numbers
-                slabs.append((axis, kinds, slab))
+                slabs.append((kind, axis, slab))
         return slabs
 
     def _gradient_norm(self, residual: Tensor) -> Tensor:
@@ -324,8 +333,6 @@ class ObservedSystem(SlabSystem):
 
 # Images with the channels of input and output that an application keeps at once, for each kind of unknowns.
 N_IMAGES = 3
-# Copies of the symbol among all channels of a slab that inverting it keeps, measured on stacks of 96³.
-N_JOINT = 4
 # Tens of calls of torch to invert the slabs.
 N_CALLS = 40
 # The dual problem is solved where the torus is this part of that of a kernel as large as the outputs. Measured for
@@ -390,10 +397,7 @@ class SlabSolver(Solver):
         n_operations = 2 * transform_operations(problem) * (5 + 4 * digits) + N_CALLS * CALL_OPERATIONS
         layout = TorusLayout.plan(problem.operator.geometry, problem.operator.boundary)
         n_bytes, n_images = _symbol_bytes(problem, layout), math.ceil(N_IMAGES * n_kinds)
-        cost = Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, n_images=n_images)
-        # There are no images yet while the slabs are inverted.
-        beyond = max(_joint_bytes(problem, layout) - cost.n_bytes_per_image, 0)
-        return replace(cost, n_bytes_built=cost.n_bytes_built + beyond)
+        return Cost.of_transforms(problem, n_operations, n_bytes_factored=n_bytes, n_images=n_images)
 
     def build(self, problem: TikhonovProblem, rule: StoppingRule) -> Inverse:
         """Invert the system on the slabs."""
@@ -442,16 +446,6 @@ def bound_eigenvalues(problem: TikhonovProblem) -> float:
 def _differences(problem: TikhonovProblem) -> tuple[Difference, ...]:
     penalty = find_penalty(problem.penalty)
     return penalty.terms(problem.n_dims - 1) if problem.lam > 0 and penalty.takes_differences else ()
-
-
-def _joint_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:
-    """Estimate the memory of inverting a slab in which outputs and differences are missing together."""
-    terms = _differences(problem)
-    if not terms:
-        return 0
-    n_together = max(sum(term.orders[axis] > 0 for term in terms) for axis in range(problem.n_dims - 1))
-    n_channels = problem.n_outputs + n_together * problem.n_inputs
-    return N_JOINT * problem.operator.kernel.itemsize * n_channels**2 * math.prod(layout.torus)
 
 
 def _symbol_bytes(problem: TikhonovProblem, layout: TorusLayout) -> int:

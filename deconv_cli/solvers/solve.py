@@ -28,7 +28,7 @@ from deconv_cli.solvers.normal_equations import NormalEquations
 from deconv_cli.solvers.problem import TikhonovProblem, check_weight
 from deconv_cli.solvers.solution import IterationLog, Progress, Solution, Status, StoppingRule, default_tolerance
 
-# The power method ends when σmax changes by less than this part of itself, or after so many iterations.
+# The power method ends when σmax changes by less than this part of itself, or after this number of iterations.
 POWER_ACCURACY = 1e-4
 MAX_POWER_ITERATIONS = 200
 
@@ -81,7 +81,7 @@ def solve(
         L = find_penalty(penalty).operator(A.input_shape, periodic=False) if isinstance(penalty, str) else penalty
         equations = NormalEquations(A, data, L, lam * largest_singular_value_of(A, data) ** 2)
         # Without a preconditioner, the data of random numbers hardly show what they leave undetermined.
-        ritz = RitzValues(None, math.inf, determined=lambda x: x)
+        ritz = RitzValues(None, determined=lambda x: x)
         solution = iterate(equations, rule, progress=progress, bounds_distance=True, ritz=ritz)
     if unit is None:
         return solution

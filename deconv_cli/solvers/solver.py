@@ -15,7 +15,7 @@ import torch
 
 from deconv_cli.allocator import kept_bytes
 from deconv_cli.operators.circulant import to_float64
-from deconv_cli.operators.convolution import Convolution, prefers_fft
+from deconv_cli.operators.convolution import prefers_fft
 from deconv_cli.solvers.inverse import Inverse
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import StoppingRule
@@ -29,7 +29,7 @@ N_SYMBOLS_PENALIZED = 5
 # Images with the channels of input and output that an application keeps at once: in closed form, or iterated.
 N_IMAGES_IN_CLOSED_FORM = 3
 N_IMAGES_ITERATED = 8
-# What a step of a solver takes beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
+# The cost of a solver's step beyond its arithmetic, in operations: tens of calls of torch, measured on small images.
 CALL_OPERATIONS = 5e5
 # GMRES stores at most this many vectors, and at most this many numbers in them, unless that were too few vectors; and
 # as many again that its preconditioner has made of them.
@@ -93,7 +93,6 @@ class Solver(ABC):
         memory_grows_with_border: whether it factors dense matrices, so that another solver has to take over if memory
             is short.
         takes_singular: whether no problem that it covers can turn out to be singular for it.
-        takes_plain: whether it inverts a single kernel that slides by single pixels.
         takes_varying: whether it inverts kernels that vary over the frame.
         takes_layers: whether it inverts layers with a stride, a dilation or groups, and transposed ones.
         takes_mixed: whether it inverts single kernels on images that go around a torus along some axes and end along
@@ -103,18 +102,9 @@ class Solver(ABC):
     why = ""
     memory_grows_with_border = False
     takes_singular = False
-    takes_plain = True
     takes_varying = False
     takes_layers = False
     takes_mixed = False
-
-    def takes(self, operator: Convolution) -> bool:
-        """Return whether it is for operators of this kind at all."""
-        if operator.is_layer:
-            return self.takes_layers
-        if operator.boundary.is_mixed and not self.takes_mixed:
-            return False
-        return self.takes_varying if operator.is_varying else self.takes_plain
 
     @abstractmethod
     def covers(self, problem: TikhonovProblem) -> str | None:

@@ -169,7 +169,7 @@ def _subtract_elimination(
     across = outputs.columns.phases(n_half, like).conj()
     right = torch.einsum("rifab,cf->fracbi", from_columns, across).reshape(n_half, rows_inverse.shape[-1], -1)
     right = torch.bmm(rows_inverse, right)
-    # D_cr: a frequency on the rows, read at a place on the columns; a half spectrum stands for the whole.
+    # D_cr: a frequency on the rows, read at a place on the columns, from a half spectrum.
     down = outputs.rows.phases(n1, like).conj()
     to_columns = torch.stack([torch.fft.ifft(estimate * phase[:, None, None, None], dim=0)[:height] for phase in down])
     weights = like.new_full((n_half,), 2.0 / n2)

@@ -39,7 +39,7 @@ MAX_ENTRIES_AT_ONCE = 2**18
 # Pixels of the small image beside those of eight kernels. Measured for a disk of nine taps with λ = 1e-3, 1e-10: 20
 # iterations under mirrored pixels without it, 5 with 64 of them, 4 with 128 and 3 with 256.
 CROSSING = 128
-# The small image is used where it is so many times as short as the image, or twice that for a tiny λ, under which it
+# The small image is used where the image is this many times as long, or twice that for a tiny λ, under which it
 # takes many iterations too.
 MIN_TIMES_CROSSING = 4
 # Its system is solved to this power of the unit of rounding, since conjugate gradients want the same preconditioner
@@ -311,7 +311,7 @@ def _narrow_blocks(
 
 
 BYTES_PER_NUMBER = 16
-# The matrices across a wide border grow with its cube: beyond so many symbols' memory, FFTs of the whole do better.
+# The matrices across a wide border grow with its cube: beyond the memory of this many symbols, other solvers do better.
 MAX_BAND_SYMBOLS = 8
 MIN_BAND_BYTES = 2**26
 

@@ -44,7 +44,7 @@ MIN_NOISE = 10.0
 N_IMAGES, N_FIELDS = 4, 5
 N_IMAGES_ON_TORUS, N_FIELDS_ON_TORUS = 10, 8
 # Solvers that build the inverse of each step, the first that covers it: those that are cheap to build.
-INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying", "layered")
+INNER_METHODS = ("fft", "strip", "slab", "iterative", "varying")
 
 
 class TotalVariation(Prior):

@@ -39,7 +39,6 @@ class VaryingSolver(Solver):
     """Conjugate gradients for kernels that vary over the frame, the only way there is."""
 
     why = "only this method inverts a kernel that varies over the frame"
-    takes_plain = False
     takes_varying = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
@@ -110,7 +109,7 @@ def _problem_of(
     """Return the problem with the kernel of one place, for an image of the size of its box."""
     boundary, taps = operator.boundary, operator.taps[place][None, None]
     if boundary.is_unknown:
-        # The box was cut from the image together with its border, so it needs none of its own.
+        # The box was cut from the image together with its border, and needs no other border.
         inner = Convolution(taps, size, padding="valid", boundary=boundary)
     else:  # what a rule copies is beyond the reach of a circulant inverse: any that copies will do, of any reach
         rule = "replicate" if boundary.copies_pixels else boundary

@@ -104,7 +104,7 @@ def _border(kernel: Kernel, geometry: Geometry, boundary: str, spectrum: Spectru
         geometry.check_boundary(as_rule(boundary))
     except ShapeError as error:
         return BoundaryAssessment(boundary, None, str(error))
-    finding = assess(kernel.taps, geometry, boundary, lam=0.0, penalty="identity", spectrum=spectrum)
+    finding = assess(kernel.taps, geometry, boundary, lam=0.0, spectrum=spectrum)
     if finding.is_well_posed and spectrum.condition > 1 / LOST:
         finding = replace(finding, is_well_posed=False, reason=_LOSSY_KERNEL)
     return BoundaryAssessment(boundary, finding, finding.reason)

@@ -28,7 +28,7 @@ from deconv_cli.noise_model import WHITE, NoiseModel
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import crop
 from deconv_cli.operators.convolution import Convolution
-from deconv_cli.operators.layer_convolution import GroupedLayer, LayerConvolution
+from deconv_cli.operators.layer_convolution import LayerConvolution
 from deconv_cli.operators.phases import rearranged_taps, transposed_taps, whole_layer
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers.estimator import Estimator
@@ -156,7 +156,6 @@ def assess_well_posedness(inverse: PseudoInverse) -> WellPosedness:
             inverse.geometry,
             problem.operator.boundary,
             lam=problem.lam,
-            penalty=problem.penalty,
             spectrum=inverse.spectrum,
         )
     return found
@@ -267,11 +266,12 @@ def equivalent_convolution(
     """
     if not isinstance(operator, LayerConvolution):
         return operator.kernel, data, estimate, residual, False
-    groups, axes, options = GroupedLayer(operator), operator.layer_geometry.grid_axes, operator.options
+    axes, options = operator.layer_geometry.grid_axes, operator.options
     part, n_dims = whole_layer(axes), len(operator.input_shape)
-    squares = groups.divide(residual).square().movedim(-n_dims - 1, 0).flatten(1).sum(-1)
+    of_groups = [of.unflatten(-n_dims, (options.groups, -1)) for of in (data, residual, estimate)]
+    squares = of_groups[1].square().movedim(-n_dims - 1, 0).flatten(1).sum(-1)
     group = synchronize.as_index(squares.argmax())
-    outputs, left, images = (groups.divide(of).select(-n_dims - 1, group) for of in (data, residual, estimate))
+    outputs, left, images = (of.select(-n_dims - 1, group) for of in of_groups)
     taps = rearranged_taps(operator.kernel, axes, options.groups, on_torus=True)
     if options.transposed:
         taps, outputs, left = transposed_taps(taps), part.take_fine(outputs), part.take_fine(left)

@@ -10,9 +10,7 @@ from deconv_cli.diagnostics.residual import border_profile, summarize_residual
 from deconv_cli.diagnostics.residual_tests import check_residual
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import InverseFilter, ModeBands, torus_modes
-from deconv_cli.diagnostics.well_posedness import _tail, influence_depth
 from deconv_cli.operators.axes import inner
-from deconv_cli.operators.circulant import to_float64
 from deconv_cli.operators.geometry import Pads
 
 
@@ -23,11 +21,6 @@ def look_at(residual):
     return inner(residual, residual, 2)
 
 
-def reach(taps, weight, penalty):
-    assert influence_depth(taps, (12, 9), weight=weight, penalty=penalty) is not None
-    return _tail(to_float64(taps), 0, (12, 9), weight, penalty)
-
-
 def examine(data, n_inputs):
     """The numbers of a page, with taps cut out of the data; the modes themselves are what comes out."""
     taps, residual = data[:n_inputs, :, :3, :3].transpose(0, 1), 0.5 * data.roll(3, -1)
@@ -35,7 +28,7 @@ def examine(data, n_inputs):
     inverse = InverseFilter(0.1, "gradient", 1e-6)
     assert measure_conditioning(modes, inverse).noise_gain > 0
     found = check_residual(residual, FadedImages.of(data, 2), ModeBands(modes, inverse), kernel_size=(3, 3))
-    assert found.largest_correlation >= 0
+    assert found.implausible_share >= 0
     assert measure_resolution(taps, (8, 8), inverse)
     assert removed_share(taps, (8, 9), 0.5) >= 0
     spectrum = modes.transformed(data)
@@ -49,10 +42,6 @@ TASKS = [
         for n_outputs, n_inputs in [(1, 1), (2, 2), (3, 2)]
     ),
     pytest.param((look_at, random((2, 3, 9, 8))), id="residual"),
-    *(
-        pytest.param((reach, random(shape), weight, "gradient"), id=f"influence-{shape}-{weight:g}")
-        for shape, weight in [((2, 2, 3, 3), 0.0), ((3, 2, 3, 3), 0.1), ((2, 3, 3, 3), 0.1)]
-    ),
 ]
 
 

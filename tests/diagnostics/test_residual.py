@@ -5,7 +5,7 @@ import torch
 from cases import random
 
 from deconv_cli.diagnostics.noise_level import estimate_noise_of_blurred
-from deconv_cli.diagnostics.residual import EdgeBands, border_profile, largest_correlation, summarize_residual
+from deconv_cli.diagnostics.residual import EdgeBands, border_profile, summarize_residual
 from deconv_cli.diagnostics.spectra import FadedImages
 from deconv_cli.diagnostics.torus_modes import torus_modes
 
@@ -60,38 +60,6 @@ def test_a_window_keeps_the_power_of_white_noise(size):
     modes = torus_modes(random((1, 1, *(3,) * len(size))), size)
     expected = modes.of_outputs(faded.spectrum).abs().square().mean(0)
     assert torch.allclose(modes.power_of_outputs(faded), expected, rtol=1e-9)
-
-
-def correlations_by_hand(plane):
-    """|ρ(d)| of a centered plane at all lags up to four, by counting pairs."""
-    height, width = plane.shape
-    variance, found = float(plane.square().sum()) / (plane.numel() - 1), []
-    for down in range(5):
-        for across in range(-4, 5):
-            ahead = plane[down:, max(across, 0) : width + min(across, 0)]
-            behind = plane[: height - down, max(-across, 0) : width - max(across, 0)]
-            if (down, across) > (0, 0):
-                found.append(abs(float((ahead * behind).mean()) / variance + 1 / plane.numel()))
-    return found
-
-
-def test_the_largest_correlation_is_that_of_counting():
-    plane = random((9, 12))
-    expected = max(correlations_by_hand(plane - plane.mean()))
-    assert largest_correlation(plane[None]) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("size", [(4000,), (60, 70), (24, 25, 26)])
-def test_white_noise_has_small_correlations_and_a_smooth_residual_large_ones(size):
-    noise = random((1, *size))
-    assert largest_correlation(noise, len(size)) < 0.1
-    smooth = noise[:, 1:] + noise[:, :-1]
-    assert largest_correlation(smooth, len(size)) == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.parametrize("residual", [torch.zeros(1, 8, 8), torch.ones(1, 1, 1)])
-def test_an_even_residual_has_no_correlation(residual):
-    assert largest_correlation(residual) == 0
 
 
 def scene(size=160):

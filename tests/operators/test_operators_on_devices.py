@@ -17,7 +17,6 @@ from deconv_cli.operators.geometry import Geometry
 from deconv_cli.operators.spectrum import kernel_spectrum, peak_gain
 from deconv_cli.parts import BOUNDARIES, PENALTIES
 from deconv_cli.regularizers import find_penalty
-from deconv_cli.solvers.embedding import TwistedTorus
 
 SIZE = (7, 6)
 FIRST, SECOND = first_differences(2), second_differences(2)
@@ -58,12 +57,6 @@ def circulate(taps):
     return both_ways(operator, taps), operator.blocks.matrices
 
 
-def twist(taps, size, twists):
-    torus = TwistedTorus(size, twists)
-    symbol = torus.symbol(taps, (1, 1))
-    return symbol, torus.kernel(symbol), torus.restore(torus.transform(taps))
-
-
 def penalize(like, penalty):
     return find_penalty(penalty).symbol(SIZE, like.dtype, like.device)
 
@@ -90,10 +83,6 @@ TASKS = [
     pytest.param(circulate, BLUR, id="circulant-scalars"),
     pytest.param(circulate, MANY_CHANNELS, id="circulant-blocks"),
     pytest.param(circulate, random((5, 5, 3, 11)), id="circulant-many-taps"),
-    *(
-        pytest.param(twist, random((2, 2, 3, 4)), size, twists, id=f"torus-{size}-{twists}")
-        for size, twists in itertools.product([(6, 7), (7, 6)], itertools.product((False, True), repeat=2))
-    ),
     *(pytest.param(penalize, BLUR, p, id=f"penalty-{p}") for p in PENALTIES),
     pytest.param(describe, BLUR, id="spectrum-blur"),
     pytest.param(describe, random((1, 2, 3, 3)), id="spectrum-one-output"),

@@ -8,7 +8,6 @@ from deconv_cli import pseudo_inverse
 from deconv_cli.kernels.kernel import Kernel
 from deconv_cli.operators.convolution import Convolution
 from deconv_cli.operators.geometry import Geometry
-from deconv_cli.parts import PENALTIES
 from deconv_cli.settings import ResolvedSettings
 from deconv_cli.solvers import bands, strip
 from deconv_cli.solvers.cgls import solve_definite, solve_indefinite
@@ -76,16 +75,6 @@ def test_the_iteration_finds_what_the_border_all_but_loses():
     solution = PseudoInverse(Kernel(kernel, False), (20, 21), settings).solve(y)
     assert solution.n_iterations <= 60
     assert (solution.value - x).norm() <= 1e-4 * x.norm()
-
-
-@pytest.mark.parametrize("boundary", ["unknown", "reflect"])
-@pytest.mark.parametrize("penalty", list(PENALTIES))
-def test_wide_bands_by_ffts_give_what_sums_over_lines_give(boundary, penalty, monkeypatch):
-    settings = ResolvedSettings(boundary=boundary, lam=0.1, penalty=penalty, method="strip", tolerance=1e-12)
-    kernel, y = Kernel(random((2, 2, 3, 4)), False), random((2, 7, 8), seed=1)
-    expected = PseudoInverse(kernel, (7, 8), settings)(y)
-    monkeypatch.setattr(bands, "MAX_THIN_WIDTH", 0)
-    assert (PseudoInverse(kernel, (7, 8), settings)(y) - expected).norm() <= 1e-10 * expected.norm()
 
 
 @pytest.mark.parametrize("boundary", ["unknown", "reflect", "zero"])

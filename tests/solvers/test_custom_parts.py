@@ -45,7 +45,7 @@ PENALIZED = [(1e-2, "identity"), (1e-2, "gradient"), (1e-3, "laplacian")]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("padding", ["same", "valid", "full"])
 @pytest.mark.parametrize(("lam", "penalty"), PENALIZED)
-@pytest.mark.parametrize("method", ["auto", "direct", "iterative"])
+@pytest.mark.parametrize("method", ["auto", "iterative"])
 def test_copies_with_factors_are_solved_exactly(rule, shape, padding, lam, penalty, method):
     with registered(rule):
         assert solve(shape, boundary=rule.name, padding=padding, lam=lam, penalty=penalty, method=method) <= 1e-9
@@ -57,12 +57,12 @@ def test_copies_with_factors_are_solved_exactly(rule, shape, padding, lam, penal
 def test_pseudo_inverses_under_copies_with_factors_are_exact(rule, shape, padding):
     with registered(rule):
         for method in ("auto", "direct", "iterative"):
-            is_covered = method != "direct" or shape[0] <= shape[1] or padding != "valid"
+            is_covered = method != "direct" or (shape[0] == shape[1] and padding == "same")
             settings = {"boundary": rule.name, "padding": padding, "lam": 0.0, "method": method}
             if is_covered:
                 assert solve(shape, **settings) <= 1e-7
                 continue
-            with pytest.raises(UsageError, match="method direct needs λ > 0 here"):
+            with pytest.raises(UsageError, match="method direct is for λ = 0 and an output of the shape"):
                 solve(shape, **settings)
 
 
@@ -80,7 +80,7 @@ def test_solvers_that_do_not_cover_factors_refuse_them(rule):
             )
 
 
-@pytest.mark.parametrize("method", ["auto", "strip", "direct", "iterative"])
+@pytest.mark.parametrize("method", ["auto", "strip", "iterative"])
 @pytest.mark.parametrize("penalty", ["identity", "gradient"])
 def test_a_copying_rule_under_a_new_name_is_solved_by_every_solver(method, penalty):
     rule: BoundaryRule = Mirror()
@@ -88,7 +88,7 @@ def test_a_copying_rule_under_a_new_name_is_solved_by_every_solver(method, penal
         assert solve((2, 2, 3, 4), boundary="mirror", lam=1e-2, penalty=penalty, method=method) <= 1e-9
 
 
-@pytest.mark.parametrize("method", ["auto", "strip", "direct", "iterative"])
+@pytest.mark.parametrize("method", ["auto", "strip", "iterative"])
 @pytest.mark.parametrize("boundary", ["zero", "unknown", "replicate", "reflect"])
 def test_a_penalty_of_the_users_own_is_solved_by_every_solver(method, boundary):
     with registered(ThirdDifferences()):

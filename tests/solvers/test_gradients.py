@@ -153,8 +153,8 @@ def test_a_second_derivative_is_refused():
 
 def test_backward_uses_the_factors_of_the_forward(monkeypatch):
     taps, y = mild_kernel((2, 2, 3, 3), 0.2).requires_grad_(), random((2, 8, 9)).requires_grad_()
-    for lam in (0.0, 0.1):
-        inverse = deconv_cli.pseudo_inverse(taps, input_size=(8, 9), lam=lam, method="direct")
+    for lam, method in ((0.0, "direct"), (0.1, "strip")):
+        inverse = deconv_cli.pseudo_inverse(taps, input_size=(8, 9), lam=lam, method=method)
         restored = inverse(y)
         with monkeypatch.context() as patch:
             for factorization in ("cholesky_ex", "lu_factor_ex", "lu_factor", "inv", "inv_ex", "solve", "solve_ex"):
@@ -200,7 +200,7 @@ def test_an_inverse_is_that_of_the_taps_when_it_was_built():
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("boundary", ["circular", "reflect", "symmetric", "replicate", "unknown"])
-@pytest.mark.parametrize("method", ["fft", "strip", "direct", "iterative"])
+@pytest.mark.parametrize("method", ["fft", "strip", "iterative"])
 def test_constants_that_nothing_determines_pass_no_gradient(boundary, method):
     """A kernel of zero sum under a gradient penalty: constants are seen by neither, and the least estimate has none."""
     y = random((1, *SIZE)).requires_grad_()

@@ -18,8 +18,7 @@ from deconv_cli.regularizers import find_penalty
 from deconv_cli.solvers import bands
 from deconv_cli.solvers import iterative as iterative_module
 from deconv_cli.solvers.closed_form import CircularInverse
-from deconv_cli.solvers.dense_border import BoundarySystem
-from deconv_cli.solvers.direct import DirectInverse
+from deconv_cli.solvers.direct import DenseBorderSystem, DirectInverse
 from deconv_cli.solvers.fourier import full_rank_inverse, gram_inverse_blocks, inverse_blocks, torus_blocks
 from deconv_cli.solvers.iterative import IterativeInverse, StripPreconditioner, TorusPreconditioner
 from deconv_cli.solvers.problem import TikhonovProblem
@@ -108,17 +107,16 @@ def strip_in_all_ways(*arguments):
     return strip(*arguments, in_all_ways=True)
 
 
-def wide_strip(*arguments):
-    """The strip of a border too wide for sums over its lines."""
-    with mock.patch.object(bands, "MAX_THIN_WIDTH", 0):
-        return strip(*arguments)
+def direct(taps, boundary):
+    inverse = DirectInverse(problem_of(taps, boundary, 0.0, "identity"), ONE_ITERATION)
+    assert isinstance(inverse._system, SquareBorderSystem)
+    return use(inverse, in_all_ways=True)
 
 
-def direct(taps, boundary, lam=0.0, penalty="identity", padding="same", system=BoundarySystem):
-    problem = problem_of(taps, boundary, lam, penalty, padding)
-    inverse = DirectInverse(problem, ONE_ITERATION)
-    assert isinstance(inverse._system, system)
-    return use(inverse, in_all_ways=lam == 0)
+def direct_dense(taps, boundary):
+    system = DenseBorderSystem(problem_of(taps, boundary, 0.0, "identity").operator)
+    y = taps.new_ones(2, len(taps), *SIZE)
+    return system.estimate(y), system.estimate_transposed(y)
 
 
 def iterative(taps, boundary, lam, penalty, preconditioner):
@@ -212,17 +210,9 @@ def strip_cases(pairs):
     ]
 
 
-def direct_cases(pairs):
-    return [
-        pytest.param(direct, SKEW, boundary, LAMBDA, penalty, id=f"direct-{boundary}-{penalty}")
-        for boundary, penalty in pairs
-    ]
-
-
 STRIP = [
     pytest.param(strip_in_all_ways, SKEW, "reflect", LAMBDA, "identity", id="strip-all-ways"),
     pytest.param(strip_in_all_ways, TALL[:2, :1], "zero", 0.0, "identity", id="strip-all-ways-0"),
-    pytest.param(wide_strip, SKEW, "reflect", LAMBDA, "laplacian", id="strip-wide"),
     pytest.param(strip, SKEW, "zero", 1e-6, "identity", id="strip-tiny-lambda"),
 ]
 TO_THE_END_STRIP = [
@@ -235,13 +225,10 @@ SLAB = [
     pytest.param(slab, random((1, 1, 3, 2, 2)), "unknown", 0.0, "identity", id="slab-0"),
     pytest.param(slab, random((2, 1, 3, 2, 2)), "zero", LAMBDA, "identity", id="slab-full"),
 ]
-AS_MANY = (0.0, "identity", "same", SquareBorderSystem)
 DIRECT = [
-    pytest.param(direct, SQUARE, "reflect", *AS_MANY, id="direct-square-reflect"),
-    pytest.param(direct, TALL, "symmetric", id="direct-tall-symmetric"),
-    pytest.param(direct, WIDE, "zero", id="direct-wide-zero"),
-    pytest.param(direct, ZERO_MEAN, "zero", id="direct-twisted-square"),
-    pytest.param(direct, ZERO_MEAN, "zero", 0.0, "identity", "full", id="direct-twisted-saddle"),
+    pytest.param(direct, SQUARE, "reflect", id="direct-reflect"),
+    pytest.param(direct_dense, SQUARE, "symmetric", id="direct-dense-symmetric"),
+    pytest.param(direct_dense, SQUARE, "zero", id="direct-dense-zero"),
 ]
 ITERATIVE = [
     pytest.param(iterative, SQUARE, "reflect", LAMBDA, "gradient", TorusPreconditioner, id="iterative"),
@@ -253,10 +240,10 @@ DERIVED = [
     pytest.param(derive, TALL, CircularInverse, "circular", LAMBDA, id="derivative-circular"),
     pytest.param(derive, TALL, strip_inverse, "reflect", LAMBDA, "gradient", id="derivative-strip"),
 ]
-DIRECTLY_DERIVED = pytest.param(derive, TALL, direct_inverse, "zero", LAMBDA, id="derivative-direct")
+DIRECTLY_DERIVED = pytest.param(derive, SQUARE, direct_inverse, "zero", 0.0, id="derivative-direct")
 
 
-@cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *SLAB, *DIRECT, *direct_cases(PAIRS), *ITERATIVE)
+@cases(*BLOCKS, *CIRCULAR, *STRIP, *strip_cases(PAIRS), *SLAB, *DIRECT, *ITERATIVE)
 def test_nothing_leaves_the_device(case):
     check_without_numbers(*case)
 

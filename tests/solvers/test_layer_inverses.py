@@ -60,7 +60,7 @@ def _matrix_of(inverse: Inverse, operator: LayerConvolution) -> Tensor:
 
 
 @pytest.mark.parametrize("lam", [0.0, 1e-3])
-@pytest.mark.parametrize("method", ["phases", "dense", "layered"])
+@pytest.mark.parametrize("method", ["phases", "dense", "iterative"])
 def test_every_method_solves_data_gradients_and_their_transposes(method: str, lam: float) -> None:
     n_tried = 0
     for number in range(0, N_QUICK, 6):
@@ -169,7 +169,7 @@ def test_a_gradient_that_says_nothing_of_small_singular_values_does_not_end_the_
     taps = random((5, 1, 3, 3), seed=seed) + 5 * random((5, 1, 1, 1), seed=seed + 50)
     operator = LayerConvolution(taps, (10, 10), LayerOptions(stride=2), padding=1)
     problem, y = TikhonovProblem(operator, 0.0), random(operator.output_shape, seed=99)
-    inverse, _ = build_inverse(problem, StoppingRule(1e-4, 2000), choose_method(problem, "layered"))
+    inverse, _ = build_inverse(problem, StoppingRule(1e-4, 2000), choose_method(problem, "iterative"))
     solution = inverse.solve(y)
     expected = torch.linalg.pinv(operator.as_matrix()) @ y.flatten()
     assert solution.distance_bound is not None

@@ -80,18 +80,3 @@ def test_around_all_axes_or_none_is_a_rule_of_one_name():
     assert wrap(rule, (False, False)) is wrap(rule, ()) is rule
     with pytest.raises(UsageError, match="already"):
         wrap(wrap(rule, (True, False)), (True, False))
-
-
-@pytest.mark.parametrize("penalty", ["gradient", "laplacian"])
-@pytest.mark.parametrize("lam", [1e-3, 1e-7])
-def test_what_is_missing_along_a_single_axis_is_solved_at_once(penalty, lam):
-    """Outputs and differences together, however small those are beside these."""
-    taps = random((1, 1, 5, 3), seed=1).abs()
-    operator = Convolution(
-        taps / taps.sum(), (24, 15), padding=((0, 0), (0, 2)), boundary=wrap(as_rule("unknown"), (False, True))
-    )
-    problem = TikhonovProblem(operator, lam, None, penalty)
-    inverse, _ = build_inverse(problem, RULE, choose_method(problem, "slab"))
-    found = inverse.solve(random(operator.output_shape, seed=2))
-    assert found.status.is_success
-    assert found.n_iterations <= 4

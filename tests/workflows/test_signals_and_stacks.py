@@ -105,7 +105,6 @@ def test_a_result_has_its_tests(restored):
     _, _, found = results[0]
     assert found.is_trusted
     assert not found.residual_tests.finding.is_rejection
-    assert 0 < found.residual_tests.largest_correlation < 1
     assert found.border[0].residual_rms > 0
 
 
@@ -208,7 +207,6 @@ class TestWellPosedness:
         assert found.is_well_posed is False
         centered = deconv_cli.invert(y, taps.roll(-1), lam=0.0).well_posedness
         assert centered.n_lost_modes == 0
-        assert centered.influence.hundredth is not None
 
     def test_the_modes_that_a_stack_loses_are_counted(self):
         """Of a kernel shifted by one tap along Z the border takes one plane."""
