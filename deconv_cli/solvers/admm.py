@@ -65,9 +65,9 @@ class Admm:
         default_change: the largest change of the estimate by the last step in this case, relative to its contrast.
     """
 
-    # Chosen on five photographs of scikit-image, its phantom and flat shapes, under four blurs. After 100 steps no
-    # photograph is better, the phantom by 0.01 dB, and the shapes by 0.1 to 0.2 dB.
-    default_tolerance, default_change = 5e-2, 1.2e-2
+    # Chosen on five pictures of scikit-image, its phantom and flat shapes, under five blurs: after 100 steps none but
+    # shapes are better, by 0.09 dB at most. Judged on two photographs of scikit-learn under five blurs.
+    default_tolerance, default_change = 7e-2, 1.2e-2
 
     def __init__(self, build: Callable[[float], Inverse], problem: TikhonovProblem, y: Tensor) -> None:
         self._build, self._problem = build, problem

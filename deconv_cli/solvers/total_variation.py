@@ -80,7 +80,7 @@ class TotalVariationEstimator(Estimator):
         kernel: canonical kernel, in the dtype and on the device of the arithmetic.
         image_size: size of the images to estimate.
         settings: padding, boundary, tolerance, iterations and memory. By default the iteration ends when a step changes
-            the estimate by less than 1.2e-2 of its contrast and the certificate is at most 5e-2 (5e-4 and 1e-2 for
+            the estimate by less than 1.2e-2 of its contrast and the certificate is at most 7e-2 (5e-4 and 1e-2 for
             stacks).
         weight: w > 0, in the unit of the samples; `None` finds one weight for a whole batch, for which ‖Ax − y‖² equals
             that of the noise (Morozov's discrepancy principle); this fails if the noise estimate is too small.
