@@ -101,6 +101,8 @@ def inner(a: Tensor, b: Tensor, n_dims: int) -> Tensor:
     product = a * b
     if n_dims == 0:
         return product.to(accumulation_dtype(a))
+    if n_dims > 1 and a.shape[-1] <= MAX_ROW:  # line by line, as in `norm`
+        product = product.sum(dim=-1, keepdim=True)
     return product.sum(dim=tuple(range(-n_dims, 0)), dtype=accumulation_dtype(a))
 
 

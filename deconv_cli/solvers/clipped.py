@@ -112,7 +112,7 @@ class _Objective:
 
     def at_bounds(self, samples: Tensor) -> Tensor:
         """Take the saturated samples alone, shape `(n_bounds,)`."""
-        return samples.flatten()[self.places]
+        return samples.flatten().index_select(0, self.places)
 
     def counted(self, residual: Tensor) -> Tensor:
         """Compute how much of the residuals of saturated samples pulls at the estimate."""
@@ -146,10 +146,12 @@ class _Objective:
         return torch.where(slope > 0, length, 0)
 
     def _each(self, numbers: Tensor) -> Tensor:
-        return numbers.flatten()[self.owner]
+        return numbers.flatten() if numbers.numel() == 1 else numbers.flatten()[self.owner]
 
     def _sum(self, values: Tensor, like: Tensor) -> Tensor:
         """Add up numbers of the saturated samples of each image."""
+        if like.numel() == 1:
+            return values.sum(dtype=like.dtype).reshape(like.shape)
         return torch.zeros_like(like).view(-1).index_add_(0, self.owner, values.to(like.dtype)).view(like.shape)
 
 
