@@ -298,7 +298,8 @@ class ReconstructionSettings(ShownInNotebook):
         models = given if isinstance(given, tuple) and given else (given,)
         if given not in (None, "white", "auto") and not all(isinstance(model, NoiseModel) for model in models):
             raise UsageError(
-                f"noise must be white or auto, but is {given}; noise_sigma gives a known size, and a NoiseModel both."
+                f"noise must be white, auto or, in Python, a NoiseModel, but is {given}; noise_sigma gives a known "
+                "size."
             )
 
     def _take(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:

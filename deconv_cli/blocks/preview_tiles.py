@@ -145,7 +145,8 @@ def restore_preview(problem: BlockProblem, max_memory: int, n_threads: int = 1) 
     diagnosis = pipeline.diagnose(result, values)
     views = pipeline.vary_lambda(result, values, problem.source.dtype)
     pixels = _under_data(problem, data)
-    result = replace(result, image=problem.crop(result.image, data, pixels).cpu())
+    image = problem.crop(result.image, data, pixels).cpu()
+    result = replace(result, image=image, noise_found=diagnosis.tests.noise)
     number = 0
     for part, axis in zip(tile.batch, problem.layout.batch_axes, strict=True):
         number = number * problem.layout.sizes[axis] + part.start

@@ -224,7 +224,7 @@ class Batch:
                 self._tell(name, doubt, print_warning, N_NAMED)
             for warning in () if printed.quiet else done.warnings:
                 self._tell(name, warning, print_warning)
-            notes, codec = list(record["notes"]), codec_named(job.source)
+            notes, codec = list(record.get("notes", ())), codec_named(job.source)
             if record.get("light_reason") and not is_only and codec is not None and codec.is_picture:
                 verb = "blurred" if record["command"] == "forward" else "restored"
                 notes.insert(0, f"{verb} {record['light_reason']}")
@@ -281,14 +281,15 @@ class Batch:
                 yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' {why}{doubted}."
             return
         before = f" ({len(self._doubted_before)} of them doubted before)" if self._doubted_before else ""
-        counts = {"doubted": self._n_doubted, "failed": len(self._failures), f"left out{before}": len(self._skipped)}
-        others = "".join(f", {n} {what}" for what, n in counts.items() if n)
+        others = f" ({self._n_doubted} of them doubted)" if self._n_doubted else ""
+        counts = {"failed": len(self._failures), f"left out{before}": len(self._skipped)}
+        others += "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
         yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."
         if self._failures:
             names = [str(job.source) for job, _, _ in self._failures]
             yield f"failed: {name_some(names, N_NAMED)}"
-        if not self._replaces and any(job.target.exists() for job, _, _ in self._failures):
+        if self._manifest is None and any("exists already" in sentence for _, sentence, _ in self._failures):
             yield "--skip-existing keeps the outputs that exist, and --force replaces them"
 
 

@@ -79,10 +79,9 @@ def read_chain(
         options = {"--time-limit": time_limit, **_typed(model)}
         idle = [name for name, value in options.items() if value is not None]
         if idle:
-            raise UsageError(
-                f"{idle[0]} is for --layers, which is missing; add it, or write the layer to a file with deconv kernel "
-                "extract and give that as --kernel."
-            )
+            advice = "add it, or write the layer to a file with deconv kernel extract and give that as --kernel"
+            advice = "leave it out" if idle[0] == "--time-limit" else advice
+            raise UsageError(f"{idle[0]} is for --layers, which is missing; {advice}.")
         return None
     given = [name for name, value in others.items() if value is not None]
     given += ["--truth, --error-map or --trust-mask"] if extra.is_prediction_kept else []

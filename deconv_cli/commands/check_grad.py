@@ -239,7 +239,9 @@ def _check_script(
 
     if not path.is_file():
         raise UsageError(f"--run must name a Python script, but there is no file '{path}'.")
-    if b"\0" in path.read_bytes()[:4096]:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if b"\0" in start:
         raise UsageError(f"--run must name a Python script, but '{path}' is no text; give a model without --run.")
     report = check_script(path, arguments, step=step, budget=budget, on_progress=show)
     return report, {

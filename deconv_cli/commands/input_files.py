@@ -173,7 +173,7 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
     is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
     files = _without_results(list(found.values()), output, ending, command)
     if command == "forward":
-        files = _without_results(files, None, "_restored", "invert")
+        files = _without_results(files, output, "_restored", "invert")
     kept = {file.path for file in files}
     left_out = [path for path in found if path not in kept]
     if output is None:

@@ -133,12 +133,12 @@ def estimate(
     notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
     print_kernel(printed, str(photo), rows, notes, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
-    if missing is not None:
-        if not printed.quiet:
-            print_warning(f"{describe_found(found)}; '{missing}' was not written")
-    elif found.doubt is not None and not free and not printed.quiet:
-        print_warning(found.doubt)
-    if missing is not None or (found.doubt is not None and not free):
+    doubt = None if free else found.doubt
+    if missing is not None and not printed.quiet:
+        print_warning(f"{describe_found(found)}; '{missing}' was not written")
+    if doubt is not None and not printed.quiet:
+        print_warning(doubt)
+    if missing is not None or doubt is not None:
         raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
 

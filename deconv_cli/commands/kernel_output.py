@@ -22,7 +22,7 @@ OutputFile = Annotated[
     option(
         "--output -o FILE",
         "Write the kernel: .safetensors, .pt, .npy and .npz hold the taps of a cross-correlation; a .tif shows them "
-        "as a camera does, turned by 180°, and is divided by its sum on reading.",
+        "as a camera does, reversed along each axis, and is divided by its sum on reading.",
     ),
 ]
 LightOption = Annotated[

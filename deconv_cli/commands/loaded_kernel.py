@@ -335,5 +335,5 @@ def choose_kind(
     noise = estimate_noise_of_blurred(FadedImages.of(values.reshape(-1, 1, *values.shape[-n_axes:]), n_axes))
     if noise is None or noise < NOTABLE_NOISE * values.std():
         return InputKind.TENSOR, ()
-    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is computed from the optics"
+    why = f"since its samples are noisy (σ {noise:.3g}) and its kernel is a formula"
     return InputKind.PICTURE, (f'the array is treated as a picture, {why}; defaults="tensor" treats it as a tensor',)

@@ -88,7 +88,7 @@ class KernelReading:
         option(
             "--convention",
             "How to read the kernel file: as taps that conv2d applies (default for tensors), or as a point-spread "
-            "function as a camera shows it, which is turned by 180° on reading (default for pictures).",
+            "function as a camera shows it, reversed along each axis on reading (default for pictures).",
             KERNEL,
         ),
     ] = None

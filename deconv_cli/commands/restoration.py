@@ -68,6 +68,7 @@ class Restoration:
             progress.begin("examining the result")
             diagnosis = pipeline.diagnose(result, image.values)
             views = pipeline.vary_lambda(result, image.values, image.dtype)
+            result = replace(result, noise_found=diagnosis.tests.noise)
         return_freed_memory()
         prepared = plan.prepare(result.image.cpu())
         return_freed_memory()
@@ -173,7 +174,9 @@ def _measured(
     if not np.issubdtype(prepared.dtype, np.integer):
         return result
     limits = np.iinfo(prepared.dtype)
-    result = result.compared_with(truth, result.image.detach().cpu().double().round().clamp(limits.min, limits.max))
+    if truth is not None:
+        written = result.image.detach().cpu().double().round().clamp(limits.min, limits.max)
+        result = result.compared_with(truth, written)
     if result.settings.defaults is not InputKind.PICTURE or prepared.dtype == file.dtype:
         return result
     image, data, curve = result.image, file.values, result.tone_curve

@@ -215,7 +215,7 @@ SETTINGS_OPTIONS = {
         ),
         tolerance=SettingOption(
             "Stop when the certificate (relative gradient, 0 is exact) is this small. Default: 1e-6 in float32, 1e-10 "
-            "in float64; 1e-5 for richardson-lucy; 2e-2 for prior tv, which also waits for steps below 0.2 % of the "
+            "in float64; 1e-5 for richardson-lucy; 7e-2 for prior tv, which also waits for steps below 1.2 % of the "
             "contrast.",
             kind=float,
         ),

@@ -185,6 +185,6 @@ def refusing_damage(path: Path, format_name: str) -> Iterator[None]:
         reason = reason.replace(f" '{path}'", "").replace(f" {path}", "")  # a name shows nothing about the damage
         why = re.sub(r"\s*(?:that matches )?(?:\([^()]*\)|\{[^{}]*\})", "", reason) if _CODE.search(reason) else reason
         why = "" if _CODE.search(why) or why == type(error).__name__ else f" ({why})"
-        raise MalformedInputError(
-            f"'{path}' cannot be read as {format_name}{why}; it is damaged, cut short or of an unsupported kind."
-        ) from error
+        is_told = "cut short" in why or "truncated" in why
+        guess = "" if is_told else "; it is damaged, cut short or of an unsupported kind"
+        raise MalformedInputError(f"'{path}' cannot be read as {format_name}{why}{guess}.") from error

@@ -50,7 +50,7 @@ def expert_numbers(result: Reconstruction, diagnosis: Diagnosis) -> list[Row]:
     noise = ", ".join(f"{sigma:.3g}" for sigma in result.noise_sigmas)
     source = "given by the user" if tests.is_noise_given else "standard deviation, estimated from the data"
     if not noise:
-        noise, source = "unknown", "no frequency shows the noise alone"
+        noise, in_light, source = "unknown", "", "no frequency shows the noise alone"
     elif levels := result.solution.noise_levels:
         source += f"; {', '.join(f'{level:.3g}' for level in levels)} in stored values"
     rows = [

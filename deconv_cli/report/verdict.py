@@ -100,17 +100,17 @@ def first_numbers(
 
 
 def _error(predicted: ExpectedError | None, actual: float | None, scale: ScaledImage) -> list[Row]:
-    if predicted is None:
-        return []
     is_gray_level = scale.unit == GRAY_LEVELS
-    size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
 
     def told(error: float) -> str:
         return f"{_digits(error)} of 255" if is_gray_level else percent(error / (scale.high - scale.low))
 
-    real = "" if actual is None else f" Compared with the truth it is {told(actual)}."
     off = "Average error of a value, in percent of the range of the result."
     meaning = "Average error of a pixel, in gray levels." if is_gray_level else off
+    if predicted is None:
+        return [] if actual is None else [("Error", told(actual), f"{meaning} It was measured with the truth.")]
+    size = predicted.root_mean_square if predicted.in_samples is None else predicted.in_samples
+    real = "" if actual is None else f" Compared with the truth it is {told(actual)}."
     share = predicted.trusted_share
     where = "of the result: the error is smaller than the detail everywhere."
     if share == 0:
@@ -173,7 +173,7 @@ def try_next(rerun: str, result: Reconstruction, kernel: KernelInput, *, is_pict
 
 
 def vary_smoothing_of(rerun: str, result: Reconstruction, ratio: float) -> str | None:
-    """Write a command line with another strength or λ; `None` if a result has neither, or has it from a factor."""
+    """Write a command line with another strength or λ; `None` if a result has neither."""
     if result.settings.objective == "photo":
         option, values = "--strength", [result.settings.strength or 1.0]
     elif result.lam is None:

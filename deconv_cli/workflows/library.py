@@ -41,7 +41,8 @@ def invert(
         kernel: the taps that made `y`, or a `KernelField`, as for `forward`.
         settings: how to undo it; or give its fields one by one.
         bias: subtracted from each output channel first, shape `(C_out,)`.
-        truth: the images themselves, of the shape of the estimate: the error is predicted and compared with theirs.
+        truth: the true images, of the shape of the estimate, for its real error; the error is also predicted if the
+            settings allow it.
         recorded: boundary, padding and light of the convolution that made `y`, for settings that leave them open.
         tone_curve: how `y` encodes light, and the truth and the estimate too; undone as `light` says.
         metadata: what else is known of the input: the record and the sample type of its file, the spacing of its
@@ -59,7 +60,7 @@ def invert(
         raise UsageError(f"settings were given both as a record and as {next(iter(options))}; use one or the other.")
     if settings is None:
         settings = ReconstructionSettings.of(**options)
-    if truth is not None:
+    if truth is not None and settings.predicts:
         settings = replace(settings, predict=True)
     tensors = [part for part in (y, kernel, bias) if isinstance(part, Tensor)]
     if settings.leaves_prior_open and any(part.requires_grad for part in tensors):

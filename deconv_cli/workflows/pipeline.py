@@ -114,7 +114,7 @@ class Pipeline:
         Args:
             y: shape `(C_out, *output_size)` or `(B, C_out, *output_size)`, of any real dtype.
             resolution: the result of `resolve`; by default that for no metadata.
-            truth: the true images, of the shape of the estimate, to compare the predicted error with.
+            truth: the true images, of the shape of the estimate, to compare the estimate and its predicted error with.
             progress: called after every iteration.
 
         Raises:

@@ -80,6 +80,7 @@ class Reconstruction(ShownInNotebook):
         actual_error: the root mean square error in stored values, if the truth is known.
         kernel_doubt: why the kernel that was found in the picture is probably wrong; else `None`.
         light_caution: a sentence if the convolution seems to have acted on other light than assumed.
+        noise_found: the standard deviation of the noise that a diagnosis found; `None` if it found none.
         notes: notes on the settings, a sentence each.
         channels: the single channels, if they were restored one by one. Everything else is then pooled, or that of the
             worst channel.
@@ -109,6 +110,7 @@ class Reconstruction(ShownInNotebook):
     actual_error: float | None = None
     kernel_doubt: str | None = None
     light_caution: str | None = None
+    noise_found: float | None = None
     notes: tuple[str, ...] = ()
     channels: tuple[Reconstruction, ...] = ()
 
@@ -258,7 +260,7 @@ class Reconstruction(ShownInNotebook):
             return tuple(dict.fromkeys(choice.sigma for choice in choices))
         if self.predicted_error is not None:
             return (self.predicted_error.sigma,)
-        noise = None if self.residual_tests is None else self.residual_tests.noise
+        noise = self.noise_found if self.residual_tests is None else self.residual_tests.noise
         return () if noise is None else (noise,)
 
     @property

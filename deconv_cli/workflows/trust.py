@@ -260,9 +260,9 @@ def is_flat(image: Tensor) -> bool:
 
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:
     """Doubt a λ if the rule found no minimum, unless the estimate explains the data up to rounding."""
-    return (
-        [] if choice.failure is None or residual.relative <= ROUNDING else [Doubt(DoubtReason.LAMBDA, choice.failure)]
-    )
+    if choice.failure is None or residual.relative <= ROUNDING:
+        return []
+    return [Doubt(DoubtReason.LAMBDA, choice.failure)]
 
 
 def caution_noise(ratio: float) -> str:

@@ -41,6 +41,7 @@ def test_a_noisy_array_under_a_formula_is_taken_for_a_picture(deconv, stars):
     words = ["invert", stars / "stars.npy", "--kernel", KERNEL, "-o", stars / "out.npy", "--force"]
     found = deconv(*words, "--json", expect=BOTH).report
     assert any("--defaults tensor treats it" in note or 'defaults="tensor"' in note for note in found["notes"])
+    assert any("its kernel is a formula" in note for note in found["notes"])
     assert error(stars, "out.npy") < error(stars, "stars.npy")
     assert "--defaults=picture" in found["rerun"]
     words[1] = stars / "exact.npy"

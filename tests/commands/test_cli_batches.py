@@ -180,6 +180,9 @@ def test_a_doubt_is_printed_once_with_its_files(deconv, gray, tmp_path):
     assert lines
     assert len(set(lines)) == len(lines)
     assert all(line.startswith(f"warning: {', '.join(map(str, inputs))}: ") for line in lines)
+    inputs[0].write_bytes(b"no picture")
+    done = deconv(*words[:-1], "--force", expect=ExitCode.UNTRUSTWORTHY)
+    assert "2 of 3 inputs were done (2 of them doubted), 1 failed" in done.stderr
 
 
 NAMES = ["ünï côdé 像", "[red]markup[red]", "semi;colon & 'quote' %20.b.c"]
@@ -321,6 +324,8 @@ def test_forward_leaves_out_restored_files_and_restoring_one_again_is_noted(deco
     run = deconv("forward", tmp_path / "in", "-k", gentle, "-o", tmp_path / "out", "--json")
     assert run.report["inputs"][0]["path"] == str(gray)
     assert "1 file that deconv wrote was left out" in run.stderr
+    named = ["forward", gray, gray.with_name("gray_restored.png"), "-k", gentle, "-o", tmp_path / "named/"]
+    assert len(deconv(*named, "--json").report["results"]) == 2
     again = deconv("invert", gray.with_name("gray_restored.png"), *words, expect=NO_BLURRED_DATA)
     assert "the input was written by deconv invert, so it is restored a second time" in again.stderr
 
@@ -341,3 +346,8 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     (tmp_path / "out" / "a.png").touch()
     failed = deconv(*words, expect=ExitCode.USAGE)
     assert "--skip-existing keeps the outputs that exist, and --force replaces them" in failed.stderr
+    recorded = deconv(*words, "--manifest", tmp_path / "m.jsonl", expect=ExitCode.USAGE)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(b"no picture")
+    for done in (recorded, deconv(*words, expect=ExitCode.INPUT_REFUSED)):
+        assert "--skip-existing" not in done.stderr

@@ -124,7 +124,7 @@ def test_what_does_not_fit_the_chain_ends_with_a_doubt(deconv, net, tmp_path):
     [
         (["--layers", "0..7"], "no layer '7'"),
         (["--model", "code.py:Net"], "--model is for --layers"),
-        (["--time-limit", "5"], "--time-limit is for --layers"),
+        (["--time-limit", "5"], "--time-limit is for --layers, which is missing; leave it out."),
         (["--layers", "0..1", "--time-limit", "0"], "--time-limit must be a positive number"),
         (["--layers", "0..1", "--layer", "0"], "--layers does not go with --layer"),
         (["--layers", "0..1", "--truth", "y.safetensors"], "--layers does not go with --truth"),

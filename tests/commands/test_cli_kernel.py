@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,17 @@ def test_a_map_is_a_kernel_that_varies(deconv, photo, tmp_path):
     assert len(report["map"]["kernels"]) == len(report["map"]["rows"])
     restored = deconv("invert", photo, "--kernel", target, "--lambda", "1e-2", "-o", tmp_path / "x.png", "--json")
     assert restored.report["kernel"]["path"] == str(target)
+
+
+def test_a_doubt_about_the_kernel_is_printed_where_the_map_is_missing_too(deconv, photo, tmp_path, monkeypatch):
+    wrong = KernelEstimate(True, "disk", (Parameter("RADIUS", 3.0, 0.0),), (Candidate("disk", (3.0,), 0.0),), 20.0)
+    wrong = replace(wrong, doubt="it is no disk")
+    monkeypatch.setattr("deconv_cli.commands.kernel_commands.estimate_kernel_of", lambda *_: wrong)
+    monkeypatch.setattr("deconv_cli.kernels.blind.blur_map.BlurMap.found", property(lambda _: []))
+    words = ["kernel", "estimate", photo, "--map", tmp_path / "field.safetensors"]
+    run = deconv(*words, expect=ExitCode.UNTRUSTWORTHY)
+    assert "was not written" in run.stderr
+    assert "warning: it is no disk" in run.stderr
 
 
 def test_a_free_kernel_is_written(deconv, photo, tmp_path):

@@ -171,7 +171,9 @@ def test_refusals(refuses, stack, gray, gentle, tmp_path):
     def refused(*words, says):
         refuses(*words, code=ExitCode.USAGE, says=says)
 
-    refused("invert", gray, "--kernel", "microscope", "-o", target, says="--spacing DZ,DY,DX or DY,DX to deconv invert")
+    spacing = "--spacing DZ,DY,DX or DY,DX to deconv invert or deconv kernel microscope"
+    for command in ("invert", "forward"):
+        refused(command, gray, "--kernel", "microscope", "-o", target, says=spacing)
     refused("invert", stack, "--kernel", "microscope:power=9", "-o", target, says="one word is 'power'")
     refused("invert", stack, "--kernel", "microscope", "--kernel", gentle, "-o", target, says="leave it out")
     refused("invert", stack, "--kernel", "microscope", "--layer", "a", "-o", target, says="--layer has no effect")

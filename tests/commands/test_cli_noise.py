@@ -75,4 +75,4 @@ def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
 
 
 def test_no_such_noise_is_a_sentence(refuses, jpeg):
-    refuses("invert", jpeg, "-k", KERNEL, "--noise", "pink", code=ExitCode.USAGE, says="--noise must be white or auto")
+    refuses("invert", jpeg, "-k", KERNEL, "--noise", "pink", code=ExitCode.USAGE, says="--noise must be white, auto")

@@ -237,7 +237,7 @@ def test_an_empty_word_is_not_the_current_folder(refuses, words):
         (["-k", "disk:5000"], "RADIUS is too large, since a kernel extends at most 1024"),
         (["--max-iterations", "0"], "invalid value for '--max-iterations': input should be greater"),
         (["--device", "tpu"], "invalid value for '--device': 'tpu' is not one of 'auto', 'cpu'"),
-        (["--noise", "pink"], "--noise must be white or auto, but is pink"),
+        (["--noise", "pink"], "--noise must be white, auto or, in Python, a NoiseModel, but is pink; --noise-sigma"),
         (["-o", "-"], "writes no picture to stdout; name a file"),
         (["--na", "1"], "no such option: --na; see deconv invert --help."),
     ],

@@ -88,8 +88,8 @@ def test_warnings_come_before_notes_and_speak_of_options(deconv, words):
         ("the kernel should be of shape (4,), but is (3,).", "the kernel should be of shape (4,), but is (3,)."),
         ("spacing must be two numbers, but is (1, 2, 3).", "--spacing must be two numbers, but is 1,2,3."),
         (
-            "noise must be white or auto, but is 1; noise_sigma",
-            "--noise must be white or auto, but is 1; --noise-sigma",
+            "noise must be white, auto or, in Python, a NoiseModel, but is 1; noise_sigma",
+            "--noise must be white, auto or, in Python, a NoiseModel, but is 1; --noise-sigma",
         ),
         ("the padding of the layer is 1.", "the padding of the layer is 1."),
         ("--max-memory stays as it is.", "--max-memory stays as it is."),

@@ -88,6 +88,9 @@ def test_the_first_image_is_read_and_the_others_are_named(tmp_path):
     assert read_image(tmp_path / "a.fits", series=2).dtype == "int16"
     with pytest.raises(MalformedInputError, match=r"HDU 3, but has images in 1, 2"):
         read_image(tmp_path / "a.fits", series=3)
+    fits.HDUList([units[0], units[3]]).writeto(tmp_path / "table.fits")
+    with pytest.raises(MalformedInputError, match=r"in HDU 0, but holds no image\."):
+        read_image(tmp_path / "table.fits")
 
 
 def test_an_image_without_a_name_is_told_by_its_number(tmp_path):

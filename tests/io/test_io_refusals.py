@@ -420,6 +420,7 @@ def test_a_file_that_is_cut_short_is_told_in_words(tmp_path):
         assert_one_sentence(refused.value, path)
         told = str(refused.value).replace(str(path), "")
         assert not re.search(r"[a-z]_[a-z]|b'|\(\d+,|buffer|reshape|object|\ba [AEIOU]", told), told
+        assert len(re.findall("cut short|truncated", told)) <= 1, told
 
 
 def test_what_a_codec_stumbles_into_is_told_as_what_it_is(tmp_path):

@@ -427,7 +427,6 @@ def test_records_in_files_name_no_folders(tmp_path, rng, rewrite, suffix):
     record = {
         "inputs": [{"path": str(folder / "in.png")}],
         "kernel": {"path": str(folder / "k.npy"), "sha256": "ab"},
-        "factor": None,
         "notes": [f"'{folder / 'k.npy'}' was flipped"],
         "rerun": shlex.join(words),
     }

@@ -114,6 +114,16 @@ def test_contradictions_are_refused(options, sentence):
         deconv_cli.invert(y.clamp_min(0), KERNEL, **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"prior": "tv", "weight": 0.1}, {"method": "richardson-lucy"}, {"nonnegative": True}]
+)
+def test_without_a_predicted_error_the_truth_still_gives_the_real_one(options):
+    x, y = stars()
+    result = deconv_cli.invert(y.clamp_min(0), KERNEL, truth=x, tolerance=0.1, **options)
+    assert result.predicted_error is None
+    assert result.actual_error == pytest.approx(float((result.image - x).square().mean().sqrt()))
+
+
 def test_there_is_no_linear_inverse_by_richardson_and_lucy():
     with pytest.raises(deconv_cli.UsageError, match="not a linear inverse"):
         deconv_cli.pseudo_inverse(KERNEL, input_size=(8, 8), method="richardson-lucy")

@@ -62,10 +62,8 @@ class Fits(Codec):
                     images[n] = unit
             number = int(member) if member is not None else next(iter(images), 0)
             if number not in images:
-                raise MalformedInputError(
-                    f"'{path}' should hold an image in HDU {number}, but has images in "
-                    f"{', '.join(map(str, images)) or 'none'}."
-                )
+                held = f"has images in {', '.join(map(str, images))}" if images else "holds no image"
+                raise MalformedInputError(f"'{path}' should hold an image in HDU {number}, but {held}.")
             chosen = images[number]
             n_bytes = limits.array_bytes(chosen.shape, max(abs(chosen.header["BITPIX"]) // 8, 4))
             limits.check_expansion(path, n_bytes, n_stored)
