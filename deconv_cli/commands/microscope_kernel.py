@@ -92,8 +92,8 @@ def describe_optics(
     steps = spacing or (None if image is None else image.spacing)
     if steps is None:
         raise UsageError(
-            "the distance between samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX "
-            "to deconv invert or deconv kernel microscope."
+            "the distance between samples is not known; give it in µm with --spacing DZ,DY,DX or DY,DX"
+            + (" to deconv invert or deconv kernel microscope." if image is not None else ".")
         )
     typed = {name: [_value(name, text) for text in texts] for name, texts in given.items()}
     n_channels = max([1, *map(len, typed.values())]) if image is None else image.values.shape[1]

@@ -114,7 +114,7 @@ def test_numbers_have_units_that_a_person_knows(full_contents):
     assert (numbers[0][1], numbers[2][1][-3:]) == ("5.1 %", " µm")
     assert numbers[2][1].count("×") == 2
     without = first_numbers(result, None, dataclasses.replace(diagnosis, resolution=None), scale, None)
-    assert [name for name, *_ in without] == ["Left over"]
+    assert [name for name, *_ in without] == ["Error", "Left over"]
 
 
 def test_commands_change_one_thing_and_write_files_of_their_own(contents):
