@@ -2,14 +2,16 @@
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deconv_cli.commands.batch import BatchTask, done_by
+from deconv_cli.commands.batch import Batch, BatchTask, done_by
 from deconv_cli.commands.exit_codes import ExitCode
+from deconv_cli.commands.manifest import BatchOptions
+from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions
 from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Work
 from deconv_cli.errors import DeconvError, MalformedInputError, WorkerError
 from deconv_cli.schedulers.local_workers import SerialScheduler
@@ -42,6 +44,19 @@ def jobs(tmp_path, monkeypatch):
     for number, text in enumerate(["1", "2", "bad", "deadly", "5"], start=1):
         Path(f"{number}.txt").write_text(text, encoding="utf-8")
     return [Job(Path(f"{number}.txt"), Path("out"), number=number, n_jobs=5) for number in range(1, 6)]
+
+
+class Planning(Numbering):
+    """Does a part of its only job, whose record is the plan."""
+
+    def open(self):
+        return lambda job, source, progress: JobResult(job, {"command": "invert"}, is_partial=True)
+
+
+def test_a_job_that_others_complete_says_nothing_if_quiet(jobs, capsys):
+    batch = Batch("invert", FileOptions(), PrintOptions(quiet=True), BatchOptions(), WorkOptions(), None)
+    batch.run([replace(jobs[0], n_jobs=1)], Planning())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_each_process_prepares_once_and_sends_no_image(jobs):

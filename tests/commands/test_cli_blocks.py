@@ -134,11 +134,6 @@ def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_pa
     assert "do not trust the hatched regions" in text
 
 
-def test_a_job_of_an_array_that_is_not_the_last_says_nothing_if_quiet(deconv, large):
-    done = deconv(*words(large, "--block-range", "1/4", "--quiet"))
-    assert done.stdout == done.stderr == ""
-
-
 @pytest.mark.exhaustive
 def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
     deconv(*words(large))
