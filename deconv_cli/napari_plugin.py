@@ -161,7 +161,8 @@ def find_kernel(values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:
     found = deconv_cli.estimate_kernel(values, tone_curve=curve)
     if not found.found:
         raise UsageError("no blur was found in the image; choose another kernel if it is blurred nevertheless.")
-    return found.taps(), found.text if found.note is None else f"{found.text}: {found.note}"
+    said = "; ".join(part for part in (found.note, found.doubt) if part is not None)
+    return found.taps(), f"{found.text}: {said}" if said else found.text
 
 
 def kernel_of_layer(psf: np.ndarray, values: Tensor, curve: ToneCurve | None) -> tuple[Tensor, str]:

@@ -20,7 +20,7 @@ from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, Layer
 from deconv_cli.commands.console import print_note
 from deconv_cli.commands.context import NO_EXTRAS, ExtraOutputs
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
-from deconv_cli.commands.kernel_commands import close_rival, estimate_kernel_of, light_of, search_notes
+from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of, notes_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
@@ -250,7 +250,9 @@ class InvertWork(BlockWork):
                 advice = f"--kernel {found.slight.text} takes it nevertheless"
             notes = search_notes(source.image, light)
             raise UntrustworthyResultError(f"'{job.source}': {describe_found(found)}; {'; '.join([*notes, advice])}.")
-        return self._restoration(_found_kernel(found, search_notes(source.image, light))).restore(job, source, progress)
+        return self._restoration(
+            _found_kernel(found, (*search_notes(source.image, light), *notes_of(found, job.source)))
+        ).restore(job, source, progress)
 
 
 def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
@@ -264,7 +266,7 @@ def is_estimate(kernels: list[Path], options: options.KernelOptions) -> bool:
     return True
 
 
-def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
+def _found_kernel(found: KernelEstimate, notes: tuple[str, ...]) -> LoadedKernel:
     from deconv_cli.kernels.kernel import Kernel
     from deconv_cli.report.run import KernelInput
 
@@ -272,8 +274,4 @@ def _found_kernel(found: KernelEstimate, more_notes: list[str]) -> LoadedKernel:
     source = KernelInput(
         Kernel.from_tensor(taps), found.text, Convention.CORRELATION, None, None, has_bias=False, estimate=found
     )
-    notes = more_notes + ([] if found.note is None else [found.note])
-    rival = close_rival(found)
-    if rival is not None:
-        notes.append(f"{rival} explains the picture about as well; compare the result of --kernel {rival}")
-    return LoadedKernel(source, taps, None, tuple(notes), {"--kernel": found.text})
+    return LoadedKernel(source, taps, None, notes, {"--kernel": found.text})

@@ -36,8 +36,6 @@ ESTIMATE_EXAMPLE = "Example: deconv kernel estimate sample_images/astronaut_blur
 ALIGN_EXAMPLE = "Example: deconv kernel align sample_images/camera_blurred.png --kernel sample_images/motion.npy"
 
 _UNIFORM = {True: "yes", False: "no", None: "not known: found in fewer than two parts"}
-_CLOSE = 3.0
-"""Log-likelihood ratio below which the runner-up is about as likely, given what the model leaves out."""
 
 PhotoArgument = Annotated[Path, typer.Argument(metavar="PHOTO", help="The blurred picture.")]
 
@@ -127,10 +125,9 @@ def estimate(
     written = output if found.found or free else None
     record["output"] = None if written is None else str(written)
     write_kernel(written, taps, record, 2)
-    rival = close_rival(found)
-    notes = search_notes(image, chosen)
-    notes += [] if found.note is None or free else [found.note]
-    notes += [] if rival is None else [f"{rival} explains the picture about as well; compare both restorations"]
+    notes = search_notes(image, chosen) + ([] if free else notes_of(found, photo))
+    if found.rival is not None:
+        notes.append(f"{found.rival.text} explains the picture about as well; compare both restorations")
     print_kernel(printed, str(photo), rows, notes, record, written or found.text)
     missing = output if written is None and output is not None else map_file if not is_mapped else None
     doubt = None if free else found.doubt
@@ -238,6 +235,17 @@ def search_notes(image: ImageFile, light: ChosenLight) -> list[str]:
     ]
 
 
+def notes_of(found: KernelEstimate, photo: Path) -> list[str]:
+    """Note where the search for a blur was hard."""
+    from deconv_cli.kernels.blind.estimate import LEAST_EVIDENCE
+
+    notes = [] if found.note is None else [found.note]
+    if found.found and found.evidence < 2 * LEAST_EVIDENCE:
+        words = ["deconv", "kernel", "estimate", str(photo), "--free", "--output", "kernel.tif"]
+        notes.append(f"the picture shows little of its blur; if the camera shook, try {shlex.join(words)}")
+    return notes
+
+
 def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[str] = ()) -> KernelEstimate:
     """Find the blur of a picture as read."""
     from deconv_cli.kernels.blind.blurred_picture import estimate_kernel
@@ -245,12 +253,6 @@ def estimate_kernel_of(image: ImageFile, light: ChosenLight, families: Sequence[
     return estimate_kernel(
         _picture_of(image), tone_curve=light.curve, jpeg_table=image.jpeg_table, families=tuple(families) or None
     )
-
-
-def close_rival(found: KernelEstimate) -> str | None:
-    """Name the runner-up of a blur, as it is typed, if it explains the picture about as well."""
-    other, ratio = found.runner_up, found.log_likelihood_ratio
-    return other.text if found.found and other is not None and ratio is not None and ratio < _CLOSE else None
 
 
 def _picture_of(image: ImageFile) -> Tensor:

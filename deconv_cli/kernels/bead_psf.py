@@ -281,6 +281,11 @@ def psf_from_beads(
             )
         psf = take_off_size(psf, bead_diameter, step)
     psf = psf.clamp_min(0)
+    if not psf.sum() > 0:
+        raise UntrustworthyResultError(
+            "the beads are darker than the background around them, so their picture holds no point-spread function; "
+            "give a picture of bright beads on a dark background."
+        )
     widths = full_widths(average.aligned[average.is_used])
     return BeadPsf(
         psf=psf / psf.sum(),

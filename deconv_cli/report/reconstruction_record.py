@@ -16,7 +16,7 @@ from deconv_cli.workflows.measurement import Diagnosis
 from deconv_cli.workflows.reconstruction import Reconstruction
 from deconv_cli.workflows.trust import Doubt
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the records; it changes where a name or a meaning changes that was released."""
 
 Record = dict[str, Any]

@@ -155,6 +155,8 @@ def describe_found(estimate: KernelEstimate) -> str:
     sentence = f"{estimate.family} with {numbers}"
     if estimate.runner_up is None or estimate.log_likelihood_ratio is None:
         return sentence
+    if estimate.rival is not None:
+        return f"{sentence}; {estimate.rival.text} explains the picture about as well, so try it as --kernel too"
     other = "no blur at all" if estimate.runner_up.family == NO_BLUR else estimate.runner_up.text
     ratio = estimate.log_likelihood_ratio
     times = f"about {float(f'{math.exp(ratio):.2g}'):g}" if ratio < math.log(1e6) else "over a million"

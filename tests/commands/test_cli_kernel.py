@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.kernels.blind.blurred_picture import BlurredPicture, doubt_points
 from deconv_cli.kernels.blind.estimate import Candidate, KernelEstimate, Parameter
 from deconv_cli.kernels.sources.formula import make_kernel
+from deconv_cli.report.run_record import describe_found
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +267,12 @@ def test_a_kernel_of_the_sharpest_parts_is_noted(deconv, monkeypatch):
     assert (run.report["kernel"], run.report["whole"]) == ("gaussian:1.2", "gaussian:1.6")
     assert "gaussian:1.6 fits the whole picture, but gaussian:1.2 fits its sharpest parts" in run.stderr
     assert "explains the picture about as well" not in run.stderr
+
+
+@pytest.mark.parametrize(("evidence", "is_noted"), [(13.0, True), (90.0, False)])
+def test_a_picture_that_shows_little_of_its_blur_is_told_how_to_find_the_path_of_a_camera(evidence, is_noted):
+    candidates = (Candidate("gaussian", (1.2,), 10.0), Candidate("disk", (2.5,), 11.0), Candidate("none", (), 23.0))
+    found = KernelEstimate(True, "gaussian", (Parameter("SIGMA", 1.2, 0.2),), candidates, evidence)
+    advice = "if the camera shook, try deconv kernel estimate 'my photo.jpg' --free --output kernel.tif"
+    assert any(advice in note for note in kernel_commands.notes_of(found, Path("my photo.jpg"))) == is_noted
+    assert "disk:2.5 explains the picture about as well, so try it as --kernel too" in describe_found(found)

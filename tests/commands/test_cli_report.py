@@ -141,7 +141,7 @@ def test_every_key_of_the_report_is_there(deconv, photograph, gentle, tmp_path):
     done = deconv("invert", photograph, "--kernel", gentle, "-o", output, "--json", "--prior", "quadratic")
     report = done.report
     assert report.keys() >= KEYS
-    assert (report["schema"], report["command"]) == (1, "invert")
+    assert (report["schema"], report["command"]) == (2, "invert")
     assert report["inputs"] == [
         {
             "path": str(photograph),

@@ -10,7 +10,7 @@ from bead_scenes import gaussian
 from cases import random
 
 from deconv_cli.kernels.bead_average import average_beads, full_widths, take_off_size
-from deconv_cli.kernels.bead_psf import find_maxima, take_census
+from deconv_cli.kernels.bead_psf import find_maxima, holds_points, take_census
 from deconv_cli.measured_light import connected, shift
 
 FWHM = 2 * math.sqrt(2 * math.log(2))
@@ -90,3 +90,11 @@ def test_light_that_is_not_connected_to_the_middle_is_set_to_zero(n_axes):
     for at in (3, 4, 5, 7):
         light[(at,) * n_axes] = 1
     assert connected(light).nonzero()[:, 0].tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("unevenness", [0.0, 20.0])
+def test_bright_spots_on_uneven_ground_are_not_isolated_points(unevenness):
+    ground = unevenness * torch.linspace(0, 12, 256).sin() * torch.linspace(0, 9, 256).cos()[:, None]
+    light = 100 + ground + 0.5 * random((256, 256))
+    light[16::32, 16::32] += torch.linspace(300, 2000, 64).reshape(8, 8)
+    assert holds_points(light) == (unevenness == 0)

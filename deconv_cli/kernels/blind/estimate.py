@@ -41,6 +41,8 @@ _OUT_OF_FOCUS = 4.0
 """Price of a wider kernel in one part of the picture, in logarithms of likelihood."""
 _WIDER = 1.15
 """How much wider than that of the sharpest parts the kernel of the whole must be, for theirs to be taken."""
+_CLOSE = 3.0
+"""Two kernels explain a picture about as well if their likelihoods differ by less, in logarithms."""
 _LENGTHS = ("RADIUS", "SIGMA", "LENGTH", "FWHM")
 """Parameters that grow with the size of a kernel."""
 
@@ -139,6 +141,13 @@ class KernelEstimate(ShownInNotebook):
         """A blur that fits far better than none, but is hardly wider than that of a sharp picture; else `None`."""
         is_slight = not self.found and self.evidence >= LEAST_EVIDENCE
         return self.candidates[0] if is_slight else None
+
+    @property
+    def rival(self) -> Candidate | None:
+        """The next best blur, if it explains the picture about as well; else `None`."""
+        other, ratio = self.runner_up, self.log_likelihood_ratio
+        is_close = self.found and other is not None and ratio is not None and ratio < _CLOSE
+        return other if is_close and other is not None and other.family != NO_BLUR else None
 
     @property
     def text(self) -> str:
