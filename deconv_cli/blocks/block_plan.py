@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from deconv_cli.blocks.block_problem import (
     BlockProblem,
     advise_whole,
     block_bytes,
+    count_cores,
     largest_samples,
     limit_threads,
 )
@@ -111,23 +110,25 @@ def plan_blocks(
         UsageError: blocks would differ from the whole by more than seams may.
         TooLargeError: the smallest block does not fit the memory.
     """
-    limit_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    n_batch = _batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
-    _check_memory(problem, target, options)
-    max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
-    # Solvers may count on the memory of a block alone: the free memory differs from process to process.
-    problem = problem.with_settings(max_memory=options.max_memory)
-    # Choosing λ takes more memory than restoring, and a solver for the whole of a tile more than for a part.
-    sides = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
-    progress.begin("restoring preview tiles")
-    tiles = find_tiles(problem, sides)
-    choices, doubts = fix_choices(problem, tiles, sides, progress)
-    settled = choices.settle(problem)
-    grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
-    progress.begin("choosing the seams to check")
-    seams = choose_seams(settled, grid)
-    progress.begin("measuring the time to restore a block")
-    limit_threads(options.n_threads)
+    limit_threads(count_cores())
+    try:
+        n_batch = _batch_unit(Layout(target.axes, target.shape, problem.layout.dimensions), target.unit)
+        _check_memory(problem, target, options)
+        max_samples = largest_samples(problem, options.max_memory, n_batch, is_tested=True)
+        # Solvers may count on the memory of a block alone: the free memory differs from process to process.
+        problem = problem.with_settings(max_memory=options.max_memory)
+        # Choosing λ takes more memory than restoring, and a solver for the whole of a tile more than for a part.
+        sides = cube_sides(problem.data_size, max(min(MAX_SAMPLES, max_samples // 2), 1))
+        progress.begin("restoring preview tiles")
+        tiles = find_tiles(problem, sides)
+        choices, doubts = fix_choices(problem, tiles, sides, progress)
+        settled = choices.settle(problem)
+        grid, halo, n_bytes = cut_blocks(settled, target, options, tiles, progress)
+        progress.begin("choosing the seams to check")
+        seams = choose_seams(settled, grid)
+        progress.begin("measuring the time to restore a block")
+    finally:
+        limit_threads(options.n_threads)
     seconds, error = time_restoring(settled, tiles[0], sides), None
     if problem.settings.predict:
         progress.begin("predicting the error of preview tiles")

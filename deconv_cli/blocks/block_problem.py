@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -215,6 +217,11 @@ def limit_threads(n_threads: int) -> None:
     """Set the number of torch's threads: another number rounds sums in another order."""
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
+
+
+def count_cores() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 N_COPIES = 4

@@ -194,7 +194,7 @@ def _rows(found: KernelFit, light: str, loss: str) -> list[tuple[str, str]]:
     if math.isfinite(found.held_out):
         residual += f", {format_percent(found.held_out, 3)} where they were held out"
     if found.errors is None:
-        how = ("loss", f"{loss}, {found.certificate:.1g} from the minimum")
+        how = ("loss", f"{loss}, changed by {found.certificate:.1g} in the last round")
     else:
         bars = f"± {float(found.errors.median()):.2g} in the median, {float(found.errors.max()):.2g} at most"
         how = ("error bars", bars)

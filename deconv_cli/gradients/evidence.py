@@ -22,10 +22,14 @@ from deconv_cli.gradients.reruns import (
     take_first_steps,
 )
 from deconv_cli.gradients.subject import Subject
-from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude
+from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, Magnitude, Node, nodes_below
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace, Operation
 from deconv_cli.gradients.tracing.interception import trace_forward
+
+_BY_DATA = ("Gather", "Index", "MaskedSelect", "Take", "Topk")
+_CHOOSING = (*_BY_DATA, "Cat", "Select", "Slice", "Split", "Stack", "Unbind")
+"""Nodes of autograd's graph whose gradient is zero where other values were chosen; the data make the first choices."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class Layer:
     distance: int
     name: str
     ratio: float
+
+
+def _reads_nothing(node: Node) -> bool:
+    """Return whether an operation reads a tensor without elements, as where a mask chooses nothing."""
+    made = [tensor for child, _ in node.next_functions for tensor in getattr(child, "_input_metadata", ())]
+    return any(0 in tensor.shape for tensor in made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +114,19 @@ class Evidence:
     def reached_by_others(self) -> frozenset[str]:
         """Parameters without a gradient here that other data, or other random numbers, give one."""
         return find_reached_by_others(self.subject, self.backward)
+
+    @cached_property
+    def _chosen_by_data(self) -> frozenset[Node]:
+        """The nodes of autograd's graph whose values an index or a mask chooses among."""
+        start = self.forward.loss.grad_fn
+        nodes = nodes_below([start] if start is not None else [])
+        return frozenset(nodes_below([node for node in nodes if type(node).__name__.startswith(_BY_DATA)]))
+
+    def is_left_out_by_data(self, name: str) -> bool:
+        """Return whether a gradient is zero only because an index or a mask chooses other values, or none at all."""
+        nodes = self.backward.origins(self.parameters[name], lambda magnitude: magnitude.is_zero)
+        chosen = {node for node in self._chosen_by_data if type(node).__name__.startswith(_CHOOSING)}
+        return bool(nodes) and all(node in chosen or _reads_nothing(node) for node in nodes)
 
     @property
     def is_loss_finite(self) -> bool:

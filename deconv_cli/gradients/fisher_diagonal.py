@@ -79,7 +79,7 @@ LIKELIHOODS = {
 """Losses that are the negative logarithm of a likelihood."""
 
 KINDS = ("empirical", "sampled", "exact", "ggn")
-_MAX_OUTPUTS = 4096
+_MAX_OUTPUTS = 1024
 
 
 class SampleLoss:

@@ -122,6 +122,11 @@ class LayerConvolution(Convolution):
         else:
             self.input_shape, self.output_shape = self.extension.input_shape, self.correlation.output_shape
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether more than its groups differs from a plain convolution."""
+        return self.options.transposed or any(axis.stride > 1 or axis.dilation > 1 for axis in self.grid_axes)
+
     def _parts(self, kernel: Tensor, geometry: LayerGeometry) -> tuple[LinearOperator, LinearOperator]:
         """Build the correlation from the fine grid with its border to the coarse one, and the border."""
         axes, groups = geometry.grid_axes, self.options.groups

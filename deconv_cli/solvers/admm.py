@@ -144,7 +144,7 @@ class Admm:
             change = self.step(weight)
             n_steps += 1
             if change > largest_change and n_steps < next_balance:
-                log.n_inner += 1  # a certificate takes a fifth of a step, and cannot end it
+                log.skip()  # a certificate takes a fifth of a step, and cannot end it
                 continue
             certificate = synchronize.as_number(self.certificate(weight).max())
             log.record(certificate)

@@ -18,11 +18,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import half_spectrum, space_axes
-from deconv_cli.operators.circulant import (
-    FrequencyBlocks,
-    channels_last,
-    multiply_lines,
-)
+from deconv_cli.operators.circulant import FrequencyBlocks, channels_last, multiply_lines
 from deconv_cli.operators.spectrum import single_threaded
 from deconv_cli.operators.torus_filter import parts_of
 from deconv_cli.vocabulary import Size

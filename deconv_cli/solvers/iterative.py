@@ -1,7 +1,7 @@
 """The true operator under any boundary, inverted by preconditioned conjugate gradients from an FFT estimate.
 
-Layers with a stride, a dilation or groups have no preconditioner: on a torus their phases mix, and its inverse saves
-fewer iterations than it costs.
+Layers have no preconditioner: on a torus the phases of a stride mix, and its inverse saves fewer iterations than it
+costs. Method phases gives one to each group of a layer that differs by its groups alone.
 """
 
 from __future__ import annotations
@@ -95,10 +95,14 @@ ITERATIVE = IterativeSolver()
 
 
 def _cost_of_layer(layer: LayerConvolution) -> Cost:
-    """Count the products of the layer and its transpose in each iteration, and a few images."""
+    """Count the products of the layer and its transpose in each iteration, and a few images.
+
+    A layer that differs by its groups alone is left to method phases, whose iterations have a preconditioner.
+    """
     n_inputs, n_outputs = math.prod(layer.input_shape), math.prod(layer.output_shape)
     n_products = 2 * (n_inputs if layer.options.transposed else n_outputs) * layer.kernel[0].numel()
-    n_operations = N_ITERATIONS_OF_LAYERS * (n_products + OPERATIONS_PER_ITERATION)
+    n_iterations = N_ITERATIONS_OF_LAYERS if layer.moves_pixels else math.inf
+    n_operations = n_iterations * (n_products + OPERATIONS_PER_ITERATION)
     return Cost(n_operations, 0, N_IMAGES_OF_LAYERS * layer.kernel.itemsize * (n_inputs + n_outputs))
 
 

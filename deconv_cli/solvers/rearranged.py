@@ -33,7 +33,7 @@ class PhasesSolver(Solver):
     takes_layers = True
 
     def covers(self, problem: TikhonovProblem) -> str | None:
-        """Cover layers that can be rearranged exactly, to plain problems that need no plain iteration."""
+        """Cover layers whose groups alone differ from a plain one, and others if plain problems need no iteration."""
         operator = problem.operator
         if not isinstance(operator, LayerConvolution):
             return "is for layers with a stride, a dilation or groups, and for transposed ones"
@@ -43,9 +43,9 @@ class PhasesSolver(Solver):
         parts = split_layer(operator.grid_axes, operator.boundary)
         if parts is None:
             return "does not cover this layer, since its border or size differs between the phases of its pixels"
-        if problem.lam > 0 and find_penalty(problem.penalty).takes_differences:
+        if operator.moves_pixels and problem.lam > 0 and find_penalty(problem.penalty).takes_differences:
             return f"rearranges pixels, so penalty {problem.penalty} would not compare neighbors"
-        if ITERATED in _rearrange(problem)[2]:
+        if operator.moves_pixels and ITERATED in _rearrange(problem)[2]:
             return "leads to plain convolutions that only an iteration solves"
         return None
 

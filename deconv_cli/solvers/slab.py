@@ -18,13 +18,7 @@ from torch import Tensor
 
 from deconv_cli.operators import synchronize
 from deconv_cli.operators.axes import relative
-from deconv_cli.operators.circulant import (
-    MAX_PAIRS_AS_PLANES,
-    PartialSymbol,
-    next_fast_size,
-    to_float64,
-    torus_symbol,
-)
+from deconv_cli.operators.circulant import MAX_PAIRS_AS_PLANES, PartialSymbol, next_fast_size, to_float64, torus_symbol
 from deconv_cli.operators.differences import Difference
 from deconv_cli.operators.extension import close_smoothly
 from deconv_cli.operators.linear_operator import Shape
@@ -35,22 +29,10 @@ from deconv_cli.solvers.cgls import dot, solve_definite
 from deconv_cli.solvers.closed_slab import ClosedSlab, OutsideBox, OutsideBoxes
 from deconv_cli.solvers.embedding import TorusLayout
 from deconv_cli.solvers.inverse import BorderInverse, Inverse
-from deconv_cli.solvers.missing_data import (
-    Completion,
-    MissingDifferences,
-    MissingOutputs,
-    TiedPixels,
-)
+from deconv_cli.solvers.missing_data import Completion, MissingDifferences, MissingOutputs, TiedPixels
 from deconv_cli.solvers.problem import TikhonovProblem
 from deconv_cli.solvers.solution import GradientLog, StoppingRule
-from deconv_cli.solvers.solver import (
-    CALL_OPERATIONS,
-    Cost,
-    Solver,
-    general_refusal,
-    symbol_bytes,
-    transform_operations,
-)
+from deconv_cli.solvers.solver import CALL_OPERATIONS, Cost, Solver, general_refusal, symbol_bytes, transform_operations
 from deconv_cli.solvers.strip import STRIP
 from deconv_cli.vocabulary import Size
 

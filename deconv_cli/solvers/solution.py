@@ -80,6 +80,12 @@ class IterationLog:
         if self.progress is not None:
             self.progress(self.n_iterations, certificate)
 
+    def skip(self) -> None:
+        """Count an iteration that computes no certificate: the last one still holds."""
+        self.n_inner += 1
+        if self.progress is not None and self.history:
+            self.progress(self.n_iterations, self.history[-1])
+
 
 class GradientLog(IterationLog):
     """The iterations of one solve of normal equations.
@@ -162,7 +168,7 @@ class Solution(ShownInNotebook):
         n_iterations: iterations used; 0 in closed form.
         certificate: ‖Aᴴ(y − Ax) − λσ²max·LᴴLx‖ / ‖Aᴴy‖, computed again from `value`; the largest of the batch. For
             other objectives their solvers document it.
-        residual_norms: the certificate after every iteration, as the iteration itself computed it.
+        residual_norms: the certificate after the iterations that computed one, as the iteration itself computed it.
         objective: the objective that `value` minimizes, in words.
         weight: of the prior, if it has one; given, or derived from the noise.
         n_steps: if the noise decides when to stop, the number of steps that led to `value`, without those spent on

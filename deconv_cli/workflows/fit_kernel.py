@@ -35,7 +35,7 @@ CUT_SHORT, UNRELATED = 0.02, 0.5
 """Residual of held-out data above which a kernel that is cut is doubted, and share of their variance above which the
 images are unrelated."""
 TRUSTED = 1e-3
-"""Distance to the minimum of a loss above which a kernel is doubted."""
+"""Change in the last round above which a kernel that minimizes a loss is doubted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,8 @@ class KernelFit(ShownInNotebook):
         unexplained: the unexplained share of the variance of held-out outputs; NaN likewise.
         n_data: outputs that were used.
         n_effective: taps that the data determine, out of all.
-        certificate: largest distance to the minimum of the loss, relative to the predicted images; `None` for the
-            square, whose minimum is solved for.
+        certificate: largest change of the predicted images in the last round that minimizes the loss, relative to
+            them; `None` for the square, whose minimum is solved for.
     """
 
     taps: Tensor

@@ -84,12 +84,12 @@ def vary_smoothing(
         sample_type: type of the stored samples; `None` takes it from the tensor.
 
     Returns:
-        Nothing without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, or spans a
-        single axis.
+        Nothing without a λ above 0 or a strength, or if the kernel mixes channels, varies over the frame, spans a
+        single axis, or is that of a layer with a stride, a dilation or groups.
     """
     settings, n_axes, is_photo = result.settings, kernel.n_axes, result.settings.objective == "photo"
     lams = tuple(part.settings.lam for part in result.channels) or (settings.lam,)
-    if kernel.field is not None or n_axes == 1 or (is_photo and result.channels):
+    if kernel.field is not None or not settings.layer.is_plain or n_axes == 1 or (is_photo and result.channels):
         return ()
     is_mixing = not result.channels and kernel.taps.shape[:2] != (1, 1)
     has_lambda = settings.is_linear and settings.has_lambda and min(lams) > 0

@@ -30,8 +30,8 @@ from deconv_cli.vocabulary import Size
 
 CHECK_BUDGET = 10.0
 """Seconds for finite differences."""
-N_CHOOSING, MAX_ROUNDS = 5, 60
-"""Rounds that choose λ, and rounds at most."""
+N_CHOOSING, MAX_ROUNDS, N_HELD_OUT = 5, 60, 2
+"""Rounds that choose λ, rounds at most, and further rounds of the kernel without the held-out outputs."""
 TOLERANCE = 1e-6
 """Relative change of the predicted images at which the rounds end."""
 MAX_HALVINGS = 10
@@ -84,7 +84,8 @@ def minimize_loss(
     step that leads uphill is halved.
 
     Returns:
-        The fit, and the relative change of the predicted images in the last round.
+        The fit, and the relative change of the predicted images in the last round. The taps without the held-out
+        outputs start from the fit and take a few rounds, so they are near their minimum, not at it.
 
     Raises:
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
@@ -101,20 +102,30 @@ def minimize_loss(
         losses = [mean_loss(loss, convolve(pair.wide, taps, size), pair.y) * pair.y.numel() for pair in pairs]
         return float(sum(losses) / unit + 0.5 * ridge.weight * (taps * (penalty @ taps)).sum())
 
+    def size_of(step: Tensor) -> float:
+        return _size_of(pairs, step, size) / max(_size_of(pairs, taps, size), 1e-300)
+
     value = objective(taps)
     for _ in range(MAX_ROUNDS):
         before, (everything, kept) = taps, gather(_as_squares(pairs, taps, loss, size, unit)[0], size)
-        taps = _improved(before, everything, penalty, ridge, constraint)
+        taps = whole = _improved(before, everything, penalty, ridge, constraint)
         for _ in range(MAX_HALVINGS):
             if (found := objective(taps)) <= value:
                 break
             taps = (taps + before) / 2
+        else:  # no part of the step leads downhill
+            certificate, taps = size_of(whole - before), before
+            break
         value = found
-        certificate = _size_of(pairs, taps - before, size) / max(_size_of(pairs, taps, size), 1e-300)
+        certificate = size_of(taps - before)
         if certificate < TOLERANCE:
             break
     fewer = replace(ridge, weight=ridge.weight * kept.n_data / everything.n_data)
-    return (taps, _improved(before, kept, penalty, fewer, constraint), ridge), certificate
+    without = _improved(before, kept, penalty, fewer, constraint)
+    for _ in range(N_HELD_OUT):
+        kept = gather(_as_squares(pairs, without, loss, size, unit)[0], size)[1]
+        without = _improved(without, kept, penalty, fewer, constraint)
+    return (taps, without, ridge), certificate
 
 
 def _improved(taps: Tensor, rest: PairEquations, penalty: Tensor, ridge: Ridge, constraint: Constraint) -> Tensor:

@@ -130,7 +130,7 @@ class Reconstruction(ShownInNotebook):
         if truth is None:
             return self
         image = self.image.detach() if written is None else written
-        difference = image.double() - truth.to(image.device)
+        difference = image.cpu().double() - truth.cpu().double()  # not every device has float64
         return replace(self, actual_error=synchronize.as_number(difference.square().mean().sqrt()))
 
     @property
@@ -154,7 +154,9 @@ class Reconstruction(ShownInNotebook):
             ]
             found += self._doubt_kernel()
             # What is written may have another range than the data of a channel had.
-            if self.clipping is not None and DoubtReason.CLIPPING not in {doubt.reason for doubt in found}:
+            is_of_noise = any(part.noise_between for part in self.channels)
+            is_known = DoubtReason.CLIPPING in {doubt.reason for doubt in found}
+            if self.clipping is not None and not is_of_noise and not is_known:
                 found += doubt_clipping(self.clipping)
             return tuple(found or self._doubt_error())
         found = doubt_solver(self.solution)
@@ -224,7 +226,8 @@ class Reconstruction(ShownInNotebook):
             tests = None if part.doubts or part.noise_between else part.residual_tests
             of_residual = tests and caution_residual(part.residual, tests, is_lambda_chosen=choice is not None)
             of_choice = choice and choice.warning
-            if of_choice and is_flat(part.image):  # any λ explains it, so that the rules have nothing to choose by
+            # Any λ explains a flat image, so that the rules have nothing to choose by.
+            if choice and of_choice and is_flat(part.image, choice.sigma):
                 of_choice = None
             for warning in (
                 of_choice,
@@ -257,7 +260,8 @@ class Reconstruction(ShownInNotebook):
         """The standard deviation of the noise in `unit`, of all channels or of each; empty if it is unknown."""
         choices = [part.lambda_choice for part in self.channels or (self,) if part.lambda_choice is not None]
         if choices:
-            return tuple(dict.fromkeys(choice.sigma for choice in choices))
+            sigmas = tuple(choice.sigma for choice in choices)
+            return sigmas if len(set(sigmas)) > 1 else sigmas[:1]
         if self.predicted_error is not None:
             return (self.predicted_error.sigma,)
         noise = self.noise_found if self.residual_tests is None else self.residual_tests.noise

@@ -51,8 +51,6 @@ wide."""
 NEGLIGIBLE_RESIDUAL, ROUNDING = 1e-4, 5e-6
 """Residual of a picture, in parts of the data. Below the first its size and place show nothing, since λ leaves as much
 of exact data; below the second it may be rounding alone."""
-FLAT = 1e-3
-"""Range of an image without detail, in parts of its brightest value."""
 FAR_ABOVE_NOISE = 3.0
 """Multiple of the noise that the residual of a λ that was chosen from the data may have."""
 
@@ -252,10 +250,10 @@ def caution_residual(residual: ResidualSummary, tests: ResidualTests, *, is_lamb
     return tests.finding.sentence if is_at_odds and residual.relative >= NEGLIGIBLE_RESIDUAL else None
 
 
-def is_flat(image: Tensor) -> bool:
-    """Return whether an image holds no detail."""
+def is_flat(image: Tensor, noise: float) -> bool:
+    """Return whether the range of an image is no larger than rounding, or than the noise of the data."""
     low, high = (synchronize.as_number(end) for end in image.detach().aminmax())
-    return high - low <= FLAT * abs(high)
+    return high - low <= max(ROUNDING * max(abs(low), abs(high)), noise)
 
 
 def doubt_lambda(choice: LambdaChoice, residual: ResidualSummary) -> list[Doubt]:

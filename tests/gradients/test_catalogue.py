@@ -81,7 +81,8 @@ TOLD = {
 def test_mistakes_are_told_apart_on_their_lines(name):
     verdict, why, instead = TOLD[name]
     found = [fault for fault in faults(check_case(catalogue.BROKEN[name]())) if fault.verdict == verdict]
-    (cause,) = found[0].causes
+    (fault,) = found
+    (cause,) = fault.causes
     assert cause.location.source.endswith(f"# {name}")
     assert why in cause.why
     assert instead in cause.suggestion

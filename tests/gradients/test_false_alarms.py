@@ -96,6 +96,55 @@ def test_an_expert_that_nothing_is_ever_sent_to_stays_unused():
     assert (found["spare.weight"], found["spare.bias"]) == ("UNUSED", "UNUSED")
 
 
+class Detector(nn.Module):
+    """A head for each size of boxes, beside units that are dead; boxes that end before they begin are refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.side = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.heads = nn.ModuleList(nn.Linear(6, 4) for _ in range(3))
+
+    def forward(self, x, boxes):
+        sizes = (boxes[:, 2:] - boxes[:, :2]).amin(1)
+        if bool((sizes <= 0).any()):
+            raise ValueError("boxes should end after they begin")
+        h = self.body(x) + torch.relu(self.side(x) - 4)
+        places = torch.stack([head(h) for head in self.heads])
+        level = torch.bucketize(sizes, sizes.new_tensor([1.5, 2.5]))
+        return nn.functional.smooth_l1_loss(places[level, torch.arange(len(x))], boxes)
+
+
+def test_heads_that_no_box_of_this_batch_reaches():
+    torch.manual_seed(0)
+    x, begin = (torch.randn(5, n, generator=torch.Generator().manual_seed(n)) for n in (6, 2))
+    model = Detector()
+    found = verdicts(deconv_cli.check_gradients(model, x, torch.cat([begin, begin + 2], 1), batch_axis=None))
+    assert {found[f"heads.{n}.weight"] for n in (0, 2)} == {"NOT REACHED"}
+    assert (found["heads.1.weight"], found["side.weight"]) == ("OK", "ZERO")
+
+
+@pytest.mark.parametrize(
+    ("choose", "verdict"),
+    [
+        (lambda boxes, x: boxes[x[:, 0] > 9], "NOT REACHED"),
+        (lambda boxes, x: torch.stack([x[:, :4], boxes]).gather(0, 0 * x[None, :, :4].long()), "NOT REACHED"),
+        (lambda boxes, x: torch.stack([x[:, :4], boxes])[0], "ZERO"),
+    ],
+)
+def test_a_head_that_the_data_leave_out_is_no_fault_and_one_that_the_code_leaves_out_is(choose, verdict):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.boxes = nn.Linear(6, 2), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.scores(x).square().mean() + (choose(self.boxes(x), x) - 1).square().sum()
+
+    assert verdicts(checked(Net(), 5, 6)) == dict.fromkeys(("scores.weight", "scores.bias"), "OK") | dict.fromkeys(
+        ("boxes.weight", "boxes.bias"), verdict
+    )
+
+
 NETWORKS = load_fixture("architectures").NETWORKS
 QUICK = ("GraphConvolution", "ImagesAndTexts", "Equilibrium", "Capsules")
 

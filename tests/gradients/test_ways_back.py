@@ -55,6 +55,17 @@ class TestHooks:
         assert (cause.location.file, cause.location.line) == (__file__, line_of(Hooked.forward, "register_hook"))
         assert "hook" in cause.why
 
+    def test_a_hook_that_solves_for_a_gradient_roughly_is_no_fault(self):
+        """Neither the derivative of one step nor that of all steps is what such a hook gives."""
+        model = load_fixture("architectures").Equilibrium()
+        model.tolerance = 0.1
+        model.inject.requires_grad_(False)  # fewer elements to look at
+        found = checked(model, 5, 4)
+        assert not found.faults()
+        assert verdicts(found)["state.weight"] == "SUBSTITUTED"
+        (cause,) = causes(found, "state.weight")
+        assert cause.location.source == "z.register_hook(solve)"
+
     def test_a_hook_that_only_looks_is_no_fault(self):
         found = checked(Hooked(looking), 5, 4)
         assert set(verdicts(found).values()) == {"OK"}

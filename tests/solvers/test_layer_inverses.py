@@ -129,6 +129,16 @@ def test_what_is_for_plain_convolutions_alone_is_refused(options: dict) -> None:
         deconv_cli.invert(random((2, 4, 4)), random((2, 1, 3, 3)), stride=2, **options)
 
 
+@pytest.mark.parametrize(("boundary", "penalty"), [("zero", "identity"), ("circular", "gradient")])
+def test_groups_alone_are_undone_as_plain_convolutions(boundary: str, penalty: str) -> None:
+    kernel, y = random((4, 1, 5, 5), seed=7), random((4, 24, 24), seed=8)
+    settings = {"groups": 4, "boundary": boundary, "penalty": penalty, "lam": 1e-6, "dimensions": 2}
+    found = deconv_cli.invert(y, kernel, **settings)
+    plain = [deconv_cli.invert(y[n : n + 1], kernel[n], **settings | {"groups": 1}) for n in range(4)]
+    assert found.solution.status.is_success
+    assert found.solution.n_iterations <= 2 * sum(part.solution.n_iterations for part in plain)
+
+
 REAL_LAYERS = {
     "the first of ResNet-18": (nn.Conv2d(3, 64, 7, stride=2, padding=3), (32, 32)),
     "a shortcut of ResNet-18": (nn.Conv2d(16, 32, 1, stride=2), (14, 14)),

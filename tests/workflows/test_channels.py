@@ -1,5 +1,7 @@
 """Channels with a kernel or a λ of their own: each comes out as if it had been alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import random
@@ -7,6 +9,7 @@ from cases import random
 import deconv_cli
 from deconv_cli.errors import ShapeError, UsageError
 from deconv_cli.workflows.reconstruction import _of_channels
+from deconv_cli.workflows.trust import Clipping, DoubtReason
 
 KERNELS = torch.stack([torch.outer(a, b) for a, b in [(x.abs(), y.abs()) for x, y in random((3, 2, 5)).unbind()]])
 KERNELS /= KERNELS.sum(dim=(1, 2), keepdim=True)
@@ -149,3 +152,21 @@ def test_a_note_of_several_channels_is_given_once():
     notes = [(1, "4 % of the samples are full"), (2, "5 % of the samples are full"), (2, "b")]
     assert _of_channels(notes, 2) == ["channels 1, 2: 4, 5 % of the samples are full", "channel 2: b"]
     assert _of_channels([(1, "c"), (2, "c")], 2) == ["c"]
+
+
+def test_two_channels_with_equal_noise_do_not_hide_which(images):
+    found = deconv_cli.invert(noisy(images)[0], KERNELS, lam="auto")
+    first, second, third = found.channels
+    alike = replace(found, channels=(first, second, replace(third, lambda_choice=first.lambda_choice)))
+    assert alike.noise_sigmas == tuple(channel.lambda_choice.sigma for channel in alike.channels)
+    same = replace(found, channels=(first, first, first))
+    assert same.noise_sigmas == (first.lambda_choice.sigma,)
+
+
+def test_noise_between_points_of_one_channel_explains_samples_out_of_range(images):
+    found = deconv_cli.invert(noisy(images)[0], KERNELS, lam=1e-2)
+    clipped = replace(found, clipping=Clipping(0.0, 1.0, 0.5))
+    assert DoubtReason.CLIPPING in {doubt.reason for doubt in clipped.doubts}
+    noisy_one = replace(clipped.channels[0], noise_between=2.0)
+    explained = replace(clipped, channels=(noisy_one, *clipped.channels[1:]))
+    assert DoubtReason.CLIPPING not in {doubt.reason for doubt in explained.doubts}

@@ -191,3 +191,10 @@ def test_only_clipped_samples_are_filled_and_only_upward(scene):
     assert bool((filled >= data).all())
     assert share == pytest.approx(float((filled == data).double().mean()))
     assert 0.5 * CLIPPED < 1 - share < 1.5 * CLIPPED
+
+
+def test_a_layer_with_a_stride_has_no_views(bright):
+    """Its data and its image have different sizes, so that a detail of one is another place of the other."""
+    result, views = views_of(bright[:1], KERNEL[None, None], lam=1e-2, stride=2, boundary="zero")
+    assert result.image.shape[-1] > bright.shape[-1]
+    assert views == ()

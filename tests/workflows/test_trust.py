@@ -24,6 +24,7 @@ from deconv_cli.workflows.trust import (
     Clipping,
     DoubtReason,
     doubt_clipping,
+    is_flat,
     measure_clipping,
 )
 
@@ -378,3 +379,11 @@ def test_a_flat_picture_is_not_compared_in_two_lights():
     y = torch.full((1, 200, 210), 120, dtype=torch.uint8)
     kernel, curve = Kernel.from_tensor(make_kernel("motion:9@30")), ToneCurve.srgb(255.0)
     assert caution_light(y, kernel, curve, is_light=False) is None
+
+
+@pytest.mark.parametrize(("level", "contrast"), [(60000.0, 30.0), (-1000.0, 0.5)])
+def test_a_picture_on_a_pedestal_is_not_flat(level, contrast):
+    picture = level + contrast * torch.rand(1, 16, 16, dtype=torch.float64)
+    assert not is_flat(picture, contrast / 10)
+    assert is_flat(picture, contrast)
+    assert is_flat(torch.full((1, 16, 16), level) + 1e-7 * abs(level) * random((1, 16, 16)), 0.0)

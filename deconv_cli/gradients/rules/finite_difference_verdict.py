@@ -208,7 +208,8 @@ def find_renormed(evidence: Evidence, name: str) -> Finding | None:
 def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that differs from finite differences and passes a hook.
 
-    A hook on the weight itself that removes a part of the gradient is meant: a mask or a limit.
+    A hook on the weight itself that removes a part of the gradient is meant: a mask or a limit. One that changes
+    gradients by various factors may solve for the gradient of a detached value, which finite differences hold constant.
     """
     detail, found = describe_difference(evidence, name), evidence.comparison(name)
     if not detail or found is None:
@@ -221,6 +222,14 @@ def find_gradient_hook(evidence: Evidence, name: str) -> Finding | None:
         why = "a hook on this weight removes part of its gradient, as a mask or a limit does."
         cause = Cause("a gradient hook", location_of_function(own[0]) or CodeLocation(), why, _MEANT)
         return Finding(Verdict.SUBSTITUTED, (cause,), _NO_JUDGE)
+    is_same = found.n_wrong > 1 and found.ratio_range is not None and is_one_factor(share, found.ratio_range)
+    if forward.hooks and forward.is_detached_on_purpose and not is_same:
+        why = (
+            "a hook changes the gradient on its way back, and may replace the gradient of an intentionally detached "
+            "value."
+        )
+        causes = unique_causes(Cause("a gradient hook", location, why, _MEANT) for location in forward.hooks)
+        return Finding(Verdict.SUBSTITUTED, causes, _NO_JUDGE)
     owners = [m for m in evidence.model.modules() if any(held is parameter for held in m._parameters.values())]
     hooks = own + [hook for module in owners for hook in module._backward_hooks.values()]
     locations = [location_of_function(hook) or CodeLocation() for hook in hooks[:1]] or forward.hooks

@@ -47,11 +47,15 @@ def find_not_in_loss(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_not_reached(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter that gets no gradient from this batch, but gets one from other data."""
-    has_gradient = any(found.largest for found in evidence.backward.magnitudes.values())
-    if not has_gradient or name not in evidence.reached_by_others:
+    """Find a parameter that gets no gradient from this batch, but gets one from other data, or may get one."""
+    magnitudes = evidence.backward.magnitudes
+    if not any(found.largest for found in magnitudes.values()):
         return None
     why = "whether this parameter is used depends on the data or on chance: other data may give it a gradient."
+    if name not in evidence.reached_by_others:
+        if name not in magnitudes or not magnitudes[name].is_zero or not evidence.is_left_out_by_data(name):
+            return None
+        why = "an index or a mask of forward chooses no value of this parameter in this batch; other data may."
     suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"
     cause = Cause("not reached by this batch", evidence.module_of(name), why, suggestion)
     return Finding(Verdict.NOT_REACHED, (cause,))
