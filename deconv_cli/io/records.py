@@ -34,7 +34,7 @@ _SHORT = (
 )
 """Members of a record that describe the computation."""
 _DIGEST = "digest"
-_START = re.compile(rb"schema(?:\W|quot)+1\W+(?:quot;)?command(?:\W|quot)+(\w+)")
+_START = re.compile(rb"schema(?:\W|quot)+\d+\W+(?:quot;)?command(?:\W|quot)+(\w+)")
 """The beginning of a record in any format, with the quotes of JSON, XML or UTF-16."""
 _SEARCHED_BYTES = 2**18
 """At either end of a file."""
