@@ -88,7 +88,7 @@ class ErrorSample:
         return torch.stack([profile.outweighs(*part, n_axes).any(dim=0) for profile, *part in found]).any(dim=0)
 
     def of_part(self, image: Tensor, at: Sequence[Interval], size: Size) -> PredictedError:
-        """Predict the error of each pixel of such a part, and mark the pixels to trust."""
+        """Predict the error of each pixel of a part of the image, and mark the pixels to trust."""
         squared, depth = self.squared_error(image, at, size), self.trusted_depth
         is_deep = edge_distance(size, at, image.device) >= (math.inf if depth is None else depth)
         trusted = is_deep & ~self.outweighs(image, squared, len(size))

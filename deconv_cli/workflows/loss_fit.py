@@ -91,7 +91,8 @@ def minimize_loss(
         GradientFaultError: the gradient of the loss is wrong, or does not arrive.
         UsageError: the loss does not grow with the distance to the data.
     """
-    taps, _, ridge = fit_squares(pairs, size, penalty, lam, constraint)
+    everything, _ = gather(pairs, size)
+    ridge, taps = _solved(everything, penalty, partial(misfit, pairs, size), lam, constraint)
     _check_loss(taps, loss, next(pairs[0].stripes(size))[0], size)
     for _ in range(N_CHOOSING):
         squares, unit = _as_squares(pairs, ridge.taps, loss, size)

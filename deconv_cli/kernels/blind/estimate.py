@@ -146,8 +146,9 @@ class KernelEstimate(ShownInNotebook):
     def rival(self) -> Candidate | None:
         """The next best blur, if it explains the picture about as well; else `None`."""
         other, ratio = self.runner_up, self.log_likelihood_ratio
-        is_close = self.found and other is not None and ratio is not None and ratio < _CLOSE
-        return other if is_close and other is not None and other.family != NO_BLUR else None
+        if not self.found or other is None or other.family == NO_BLUR or ratio is None:
+            return None
+        return other if ratio < _CLOSE else None
 
     @property
     def text(self) -> str:
