@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.parallel import Job
+from deconv_cli.commands.work import Job
 from deconv_cli.errors import FileAccessError, UsageError
 
 FOLDS_CASE = ("win32", "darwin")

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from deconv_cli.errors import DeconvError, FileAccessError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, OutputExistsError, UsageError
 from deconv_cli.io.files import mark_of, reason_of, refuse_address, refuse_special, remove
 
 PARTIAL, REPLACED = "partial", "replaced"
@@ -162,7 +162,9 @@ def check_output_path(
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"output '{path}' is the input itself, which deconv never replaces; choose another name.")
         if force is False and path.exists():
-            raise UsageError(f"output '{path}' exists already; choose another name, or force=True to replace it.")
+            raise OutputExistsError(
+                f"output '{path}' exists already; choose another name, or force=True to replace it."
+            )
     except OSError as error:
         raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
     if not os.access(folder, os.W_OK):

@@ -87,21 +87,45 @@ class ThreadPool(Scheduler):
         return cls(settings.threads)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Give each thread one number at a time."""
+        """Give each thread one core, and one number at a time.
+
+        Interrupted, it waits for the pieces under way, and yields those that were finished.
+        """
+        import torch
+
+        n_cores = torch.get_num_threads()
         left = iter(numbers)
         under_way: set[Future[Finished[Result]]] = set()
         done: set[Future[Finished[Result]]] = set()
-        pool = ThreadPoolExecutor(self.n_workers)
+        pool = ThreadPoolExecutor(self.n_workers, initializer=_take_one_core)
         try:
             while True:
                 more = islice(left, self.n_workers - len(under_way))
                 under_way |= {pool.submit(persist, task, number) for number in more}
-                yield from (future.result() for future in done)  # while the others work
+                while done:
+                    yield done.pop().result()  # while the others work
                 if not under_way:
                     return
                 done, under_way = wait_for_threads(under_way, return_when=FIRST_COMPLETED)
+        except KeyboardInterrupt:
+            self._end(pool)
+            yield from (one.result() for one in done | under_way if not one.cancelled() and one.exception() is None)
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # waits for pieces under way: a thread cannot be ended from outside
+            self._end(pool)
+            torch.set_num_threads(n_cores)  # also of threads that are new to torch later
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        """Begin nothing more, and wait for the pieces under way: a thread cannot be ended from outside."""
+        self.is_ending = True
+        pool.shutdown(cancel_futures=True)
+
+
+def _take_one_core() -> None:
+    import torch
+
+    torch.get_num_threads()  # a thread that is new to torch otherwise gets the number that was last set by any
+    torch.set_num_threads(1)
 
 
 class ProcessPool(Scheduler):

@@ -121,6 +121,8 @@ class Scheduler(ABC):
     """Threads of the arithmetic of each task."""
     n_sharing: int = 1
     """Workers that share the memory of this machine."""
+    is_ending: bool = False
+    """Whether pieces under way should end early, since the run was interrupted."""
     address: str | None = None
     """Where a person can watch the workers."""
 

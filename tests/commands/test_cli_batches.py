@@ -304,13 +304,10 @@ def test_an_input_that_does_not_fit_the_memory_is_restored_in_blocks_among_other
     rng = np.random.default_rng(0)
     small, large = (save(name, rng.random(size, dtype=np.float32)) for name, size in SIZES.items())
     words = ["-k", "box:3", "--lambda", "0.1", "--max-memory", "3MiB", "--defaults", "picture", "--json", "-o"]
-    manifest = ["--manifest", tmp_path / "m.jsonl"]
-    done = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, expect=NO_BLURRED_DATA)
+    done = deconv("invert", small, large, *words, tmp_path / "out/", expect=NO_BLURRED_DATA)
     assert ["blocks" in record for record in done.report["results"]] == [False, True]
     deconv("invert", large, *words, tmp_path / "alone.npy", expect=NO_BLURRED_DATA)
     assert np.array_equal(np.load(tmp_path / "out" / large.name), np.load(tmp_path / "alone.npy"))
-    again = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, "--resume")
-    assert len(again.report["skipped"]) == 2
 
 
 SIZES = {"small": (40, 36), "large": (200, 180)}
@@ -346,8 +343,6 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     (tmp_path / "out" / "a.png").touch()
     failed = deconv(*words, expect=ExitCode.USAGE)
     assert "--skip-existing keeps the outputs that exist, and --force replaces them" in failed.stderr
-    recorded = deconv(*words, "--manifest", tmp_path / "m.jsonl", expect=ExitCode.USAGE)
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_bytes(b"no picture")
-    for done in (recorded, deconv(*words, expect=ExitCode.INPUT_REFUSED)):
-        assert "--skip-existing" not in done.stderr
+    assert "--skip-existing" not in deconv(*words, expect=ExitCode.INPUT_REFUSED).stderr

@@ -1,119 +1,23 @@
-"""The files of a run: inputs to where the arithmetic is, outputs with their records, and the line that repeats it."""
+"""The files of `deconv invert` besides the estimate: the page, the error map and the trust mask."""
 
 from __future__ import annotations
 
-import shlex
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deconv_cli.commands.option_groups import FileOptions, OptionValues, option
-from deconv_cli.commands.parallel import Job, Work
+from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.settings_options import ERROR
+from deconv_cli.commands.work import Job
 from deconv_cli.errors import UsageError
-from deconv_cli.vocabulary import DeviceChoice, OutputDType
+from deconv_cli.vocabulary import OutputDType
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
-    from deconv_cli.report.run import Environment, InvertRun
+    from deconv_cli.io import ImageFile, OutputPlan
+    from deconv_cli.report.run import InvertRun
     from deconv_cli.settings import ReconstructionSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileWork(Work):
-    """The work of a command on files: the options on its files, and the device that computes."""
-
-    command: ClassVar[str]
-    files: FileOptions
-    device: DeviceChoice
-
-    @property
-    def place(self) -> torch.device:
-        """The device of the arithmetic."""
-        from deconv_cli.workflows.arithmetic import pick_device
-
-        return pick_device(self.device)
-
-    @property
-    def device_type(self) -> str:
-        """The type of the device."""
-        return self.place.type
-
-    def move(self, image: ImageFile) -> ImageFile:
-        """Move the samples of an image to the device."""
-        return replace(image, values=image.values.to(self.place))
-
-    def plan(
-        self, job: Job, image: ImageFile, n_channels: int, *, same_size: bool, output_dtype: OutputDType | None = None
-    ) -> OutputPlan:
-        """Check that the output can be written, before anything is computed."""
-        from deconv_cli.io import plan_output
-
-        return plan_output(
-            job.target,
-            image,
-            n_channels=n_channels,
-            output_dtype=output_dtype or self.files.output_dtype,
-            force=self.files.force or job.replaces,
-            same_size=same_size,
-            make_folder=job.make_folder,
-        )
-
-    def describe(
-        self, job: Job, image: ImageFile, prepared: PreparedOutput, dtype: torch.dtype, started: float
-    ) -> dict[str, Any]:
-        """Describe the input, the output, and what a result was computed with, up to now."""
-        from deconv_cli.report.run import InputFile, OutputFile
-
-        written = (tuple(prepared.shape), prepared.axes, prepared.dtype, prepared.samples_sha256)
-        return {
-            "source": InputFile(
-                str(job.source), image.shape, image.axes, image.dtype, image.sha256, image.is_picture, image.spacing
-            ),
-            "output": OutputFile(str(job.target), *written),
-            "environment": environment_of(self.place, dtype, started),
-        }
-
-    def rerun(
-        self, source: Path | None, options: OptionValues, output: Path | str, output_dtype: str | None = None
-    ) -> str:
-        """Write the command line that gives the same samples again, as a shell would read it.
-
-        Args:
-            source: the input; `None` if the command has none.
-            options: the options of the kernel and of this command.
-            output: where the result is written.
-            output_dtype: sample type of the output.
-        """
-        values: OptionValues = {
-            **options,
-            **self.files.as_options(),
-            "--device": self.device_type,
-            "--output-dtype": output_dtype,
-            "--output": str(output),
-            "--force": True,
-        }
-        words = ["deconv", self.command]
-        for name, value in values.items():
-            if value is None or value is False:
-                continue
-            # One word, because a value may begin with a dash as options do.
-            for one in value if isinstance(value, list) else [value]:
-                words.append(name if one is True else f"{name}={one}")
-        return shlex.join(words if source is None else [*words, "--", str(source)])
-
-
-def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
-    """Describe what a result was computed with, up to now."""
-    from deconv_cli.allocator import peak_memory_bytes
-    from deconv_cli.report.run import Environment
-
-    name = str(dtype).removeprefix("torch.")
-    return Environment(str(device), name, peak_memory_bytes(), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
