@@ -134,17 +134,6 @@ def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_pa
     assert "do not trust the hatched regions" in text
 
 
-@pytest.mark.exhaustive
-def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
-    deconv(*words(large))
-    alone = np.load(large.with_name("out.npy"))
-    large.with_name("out.npy").unlink()
-    for job in ("2/2", "1/2"):
-        deconv(*words(large, "--block-range", job, "--quiet"))
-    deconv(*words(large, "--block-range", "2/2", "--quiet"))  # again, as queues do with jobs that were ended
-    assert np.array_equal(np.load(large.with_name("out.npy")), alone)
-
-
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
