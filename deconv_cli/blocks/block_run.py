@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras
+import torch
+
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, write_mask
 from deconv_cli.blocks.block_plan import BlockOptions, fingerprint_of, plan_blocks
 from deconv_cli.blocks.block_problem import BlockProblem
 from deconv_cli.blocks.block_reconstruction import BlockReconstruction, BlockSummary
@@ -185,7 +187,7 @@ def _put_in_place(found: BlockReconstruction, record: dict[str, Any]) -> None:
             continue
         if target is task.extras.trust_mask and found.doubts:
             for number in range(task.grid.n_blocks):
-                task.extra_work.clear_mask(target, task.grid.block(number))
+                write_mask(target, task.grid.block(number), torch.tensor(False))
         # The `output` of the record describes the estimate alone.
         is_result = target is task.target
         target.finish({name: value for name, value in record.items() if is_result or name != "output"})

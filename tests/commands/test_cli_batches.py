@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -124,32 +123,20 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
-RECORDS = ["a.png", "b.jpg", "c.tif", "d.ome.tif", "e.npy", "f.safetensors", "i.webp", "j.bmp"]
-RECORDS += [name for name, package in (("g.zarr", "zarr"), ("h.fits", "astropy")) if find_spec(package)]
-
-
-def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, gentle, tmp_path):
+def test_results_of_an_earlier_run_are_left_out(deconv, gray, gentle, tmp_path):
     folder, words = tmp_path / "in", ["forward", "-k", gentle, "--json"]
-    (folder / "done").mkdir(parents=True)
+    folder.mkdir()
     gray.rename(folder / "gray.png")
-    for place in RECORDS:
-        deconv(*words, folder / "gray.png", "-o", folder / "done" / f"gray{place[1:]}")
+    deconv(*words, folder, "-o", folder / "done")
     deconv(*words, folder / "gray.png")
-    again = deconv(*words, folder, "-o", tmp_path / "x")
+    again = deconv(*words, folder, "-o", folder / "done", "--force")
     assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert f"{len(RECORDS) + 1} files that deconv wrote were left out" in again.stderr
-    assert len(again.report["left_out"]) == len(RECORDS) + 1
-    (folder / "gray_forward.png").rename(folder / "old.png")  # a result whose source is not there
-    assert len(lay_out([folder], "y", ending="_forward", command="forward")[0]) == 2
-    (folder / "old.png").rename(folder / "gray_forward.png")
-    given = [folder / "gray.png", folder / "gray_forward.png"]  # files that are named
-    assert len(lay_out(given, "y", ending="_forward", command="forward")[0]) == 2
+    assert "2 files that deconv wrote were left out" in again.stderr
+    assert len(again.report["left_out"]) == 2
     # As a shell writes a pattern.
     typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
     assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
     assert "1 file that deconv wrote was left out" in typed.stderr
-    for command, places in (("forward", [folder / "done"]), ("invert", [folder])):
-        assert len(lay_out(places, "y", ending="_x", command=command)[0]) == len(RECORDS) + 2 * (command == "invert")
 
 
 def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):
