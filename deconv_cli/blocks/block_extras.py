@@ -216,9 +216,7 @@ def plan_file(
     )
 
 
-def plan_extras(
-    problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool | None = False
-) -> BlockExtras:
+def plan_extras(problem: BlockProblem, files: ExtraFiles, *, force: bool | None = False) -> BlockExtras:
     """Plan the files; write nothing yet. `force` is `None` if the caller checks existing files.
 
     Raises:

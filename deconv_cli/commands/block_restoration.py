@@ -23,7 +23,7 @@ from deconv_cli.vocabulary import parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_run import BlockRun
+    from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
@@ -226,10 +226,9 @@ class BlockWork(Work):
         *,
         resumes: bool,
     ) -> BlockRun:
-        from deconv_cli.blocks.block_extras import ExtraFiles, plan_extras
+        from deconv_cli.blocks.block_extras import ExtraFiles, plan_extras, plan_file
         from deconv_cli.blocks.block_plan import BlockOptions
-        from deconv_cli.blocks.block_run import BlockRun
-        from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
+        from deconv_cli.blocks.invert_blocks import BlockRun
 
         extra = self.extra
         if extra.truth is not None:
@@ -238,15 +237,15 @@ class BlockWork(Work):
                 "--truth out."
             )
         replaces = self.files.force or self.large.dry_run  # a dry run writes nothing
-        files = LargeFileOptions(output_dtype=self.files.output_dtype, force=replaces, resume=resumes)
-        target = plan_target(large.problem, job.target, files)
+        problem, force = large.problem, None if resumes else replaces
+        target = plan_file(problem, job.target, problem.n_channels, self.files.output_dtype, force=force)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
         asked = ExtraFiles(extra.error_map, extra.trust_mask)
         return BlockRun.prepare(
-            large.problem,
+            problem,
             target,
             BlockOptions(memory, self._block_size(large)),
-            extras=plan_extras(large.problem, target, asked, force=None if resumes else replaces),
+            extras=plan_extras(problem, asked, force=force),
             resume=resumes,
             force=replaces,
             progress=progress,

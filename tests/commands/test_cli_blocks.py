@@ -32,7 +32,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch)
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deconv_cli.blocks.block_run.BlockRun.finish", interrupted)
+    monkeypatch.setattr("deconv_cli.blocks.invert_blocks.BlockRun.finish", interrupted)
     run = deconv(*words(large), expect=ExitCode.INTERRUPTED)
     assert "with --resume to continue" in " ".join(run.stderr.split())
 
