@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
-from deconv_cli.commands.extra_outputs import ExtraOutputs
 from deconv_cli.commands.loaded_kernel import LoadedKernel, choose_kind, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
@@ -24,6 +23,7 @@ from deconv_cli.vocabulary import parse_size
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.invert_blocks import BlockRun
+    from deconv_cli.commands.restoration import ExtraOutputs
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun

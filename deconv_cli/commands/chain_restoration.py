@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deconv_cli.commands.block_restoration import BlockWork
-from deconv_cli.commands.extra_outputs import ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.summary import print_chain_summary
@@ -21,6 +20,7 @@ from deconv_cli.vocabulary import OutputDType
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from deconv_cli.commands.restoration import ExtraOutputs
     from deconv_cli.report.chain_page import ModelInput
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))

@@ -18,13 +18,12 @@ from deconv_cli.commands.batch import Batch, list_jobs
 from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.extra_outputs import NO_EXTRAS, ExtraOutputs
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of, notes_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.restoration import Restoration
+from deconv_cli.commands.restoration import NO_EXTRAS, ExtraOutputs, Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
 from deconv_cli.commands.work import Job, JobResult, LoadedFile, Process, is_large
