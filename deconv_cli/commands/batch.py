@@ -176,8 +176,9 @@ class Batch:
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         started = time.monotonic()
-        wanted = [job for job in jobs if not (self._options.skip_existing and job.target.exists())]
-        self._skipped = [job.source for job in jobs if job not in wanted]
+        skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
+        wanted = [job for job in jobs if job not in skipped]
+        self._skipped = [job.source for job in jobs if job in skipped]
         try:
             if wanted:
                 self._work_off(wanted, work)
@@ -227,13 +228,14 @@ class Batch:
                 return
             n_threads = 1 if work.is_alone or verbose else min(len(jobs), 1 + count_lanes(work.device_type))
             if n_threads > 1:
-                small = [job for job in jobs if not is_large(job.source)]
+                large = {job for job in jobs if is_large(job.source)}
+                small = [job for job in jobs if job not in large]
                 task.most_samples = work.memory() // n_threads // MAX_BYTES_A_SAMPLE
                 with self._workers.start(work.device_type, threads=n_threads) as scheduler:
                     task.progress_of = partial(self._progress_of, pieces=pieces, ends=lambda: scheduler.is_ending)
-                    left = self._do(scheduler, task, small, pieces)
+                    large |= self._do(scheduler, task, small, pieces)
                 task.most_samples = None
-                jobs = [job for job in jobs if job in left or job not in small]
+                jobs = [job for job in jobs if job in large]
             task.progress_of = partial(self._progress_of, pieces=pieces)
             with self._workers.start(work.device_type) as scheduler:
                 self._do(scheduler, task, jobs, pieces)
@@ -245,12 +247,12 @@ class Batch:
         jobs: list[Job],
         pieces: PieceProgress,
         check: Callable[[Job], None] = lambda _: None,
-    ) -> list[Job]:
+    ) -> set[Job]:
         """Let a scheduler do jobs, and print the results in their order; return the jobs with too many samples.
 
         `check` refuses a job, by `DeconvError`, just before a worker gets it.
         """
-        by_number, ended, left = {job.number: job for job in jobs}, dict[int, JobResult](), list[Job]()
+        by_number, ended, left = {job.number: job for job in jobs}, dict[int, JobResult](), set[Job]()
         unprinted = deque(by_number)
         try:
             with contextlib.closing(_results(scheduler, task, jobs, check)) as results:
@@ -265,7 +267,7 @@ class Batch:
                         while unprinted and unprinted[0] in ended:
                             self._announce(by_number[unprinted[0]], ended.pop(unprinted.popleft()))
                     if result is None and finished.error is None:
-                        left.append(job)
+                        left.add(job)
                     else:
                         pieces.advance()
         finally:
@@ -371,7 +373,7 @@ class Batch:
 
 
 def count_lanes(device_type: str) -> int:
-    """Count the files that can be computed at once, with a core each; on a GPU, one computes while another is copied.
+    """Count the files that can be computed at once: one for each core; on a GPU one computes, and one is copied.
 
     Two pictures of 512 × 512 with a thread each take half the time that they take one by one with two threads. A batch
     does one file more, since one of them mostly waits for the disk.
