@@ -34,10 +34,7 @@ N_ON_DEVICE = 2
 class Manifest:
     """A log of a batch: one line of JSON for each file, as soon as the file is done.
 
-    Args:
-        path: the log.
-        appends: whether to add lines to an existing file.
-        force: whether to replace an existing file.
+    It `appends` its lines to an existing file, or replaces that with `force`.
 
     Raises:
         UsageError: the file exists already, or is a pipe or a device.
@@ -100,17 +97,10 @@ class Manifest:
 
 
 class BatchTask:
-    """Does one job in any thread or process; each process prepares the kernel once.
+    """Does one job in any thread or process; `process` is the prepared work, which each other process prepares once.
 
-    Args:
-        work: what to do.
-        jobs: all jobs of the run.
-        process: the prepared work, which other processes prepare for themselves.
-        keeps_images: whether a result can print its table, for which it holds its images.
-
-    Attributes:
-        progress_of: makes the listener of a job; other processes have none.
-        most_samples: files of more samples are not done.
+    A result holds its images, to print its table, only if it `keeps_images`. Files of more than `most_samples` are not
+    done. `progress_of` makes the listener of a job.
     """
 
     def __init__(
@@ -207,6 +197,8 @@ class Batch:
 
     def _work_off(self, jobs: list[Job], work: Work) -> None:
         """Do small files side by side, and then the others one by one, with all cores for each."""
+        import torch
+
         from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 
         quiet, verbose = self._printed.quiet, self._printed.verbose
@@ -226,8 +218,10 @@ class Batch:
                     task = BatchTask(work.for_workers(scheduler.n_sharing), jobs)
                     self._do(scheduler, task, jobs, pieces, work.refuse_existing)
                 return
-            n_threads = 1 if work.is_alone or verbose else min(len(jobs), 1 + count_lanes(work.device_type))
-            if n_threads > 1:
+            # Two pictures of 512 × 512 with a thread each take half the time that they take one by one with two
+            # threads. There is one file more than cores, since one of them mostly waits for the disk.
+            n_threads = min(len(jobs), 1 + (torch.get_num_threads() if work.device_type == "cpu" else N_ON_DEVICE))
+            if n_threads > 1 and not (work.is_alone or verbose):
                 large = {job for job in jobs if is_large(job.source)}
                 small = [job for job in jobs if job not in large]
                 task.most_samples = work.memory() // n_threads // MAX_BYTES_A_SAMPLE
@@ -370,17 +364,6 @@ class Batch:
             yield f"failed: {name_some(names, N_NAMED)}"
         if self._meets_existing:
             yield "--skip-existing keeps the outputs that exist, and --force replaces them"
-
-
-def count_lanes(device_type: str) -> int:
-    """Count the files that can be computed at once: one for each core; on a GPU one computes, and one is copied.
-
-    Two pictures of 512 × 512 with a thread each take half the time that they take one by one with two threads. A batch
-    does one file more, since one of them mostly waits for the disk.
-    """
-    import torch
-
-    return torch.get_num_threads() if device_type == "cpu" else N_ON_DEVICE
 
 
 def _results(

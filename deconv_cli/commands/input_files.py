@@ -23,13 +23,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """One file that an argument names.
-
-    Attributes:
-        path: the file.
-        place: the place of its output in an output folder.
-        is_named: whether the argument is this very file, and not a folder or a pattern.
-    """
+    """One file, its place in an output folder, and whether an argument is this very file, no folder or pattern."""
 
     path: Path
     place: Path

@@ -29,15 +29,7 @@ LARGE_FILE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the place of its output.
-
-    Attributes:
-        source: the input file.
-        target: the output file.
-        make_folder: whether the target's folder is made if it is missing.
-        number: its number among all jobs, from 1.
-        n_jobs: the number of jobs.
-    """
+    """One of `n_jobs` inputs, numbered from 1, and its output file, whose folder may have to be made."""
 
     source: Path
     target: Path
@@ -201,16 +193,10 @@ class Work(ABC):
             "environment": environment_of(self.place, dtype, started),
         }
 
-    def rerun(
-        self, source: Path | None, options: OptionValues, output: Path | str, output_dtype: str | None = None
-    ) -> str:
+    def rerun(self, source: Path, options: OptionValues, output: Path | str, output_dtype: str | None = None) -> str:
         """Write the command line that gives the same samples again, as a shell would read it.
 
-        Args:
-            source: the input; `None` if the command has none.
-            options: the options of the kernel and of this command.
-            output: where the result is written.
-            output_dtype: sample type of the output.
+        The options are those of the kernel and of this command.
         """
         values: OptionValues = {
             **options,
@@ -227,7 +213,7 @@ class Work(ABC):
             # One word, because a value may begin with a dash as options do.
             for one in value if isinstance(value, list) else [value]:
                 words.append(name if one is True else f"{name}={one}")
-        return shlex.join(words if source is None else [*words, "--", str(source)])
+        return shlex.join([*words, "--", str(source)])
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
