@@ -15,7 +15,7 @@ from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, loa
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
-from deconv_cli.commands.work import Job, JobResult, LargeInput, Work, environment_of
+from deconv_cli.commands.work import ExtraOutputs, Job, JobResult, LargeInput, Work, environment_of
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
 from deconv_cli.vocabulary import parse_size
@@ -23,7 +23,6 @@ from deconv_cli.vocabulary import parse_size
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
     from deconv_cli.blocks.invert_blocks import BlockRun
-    from deconv_cli.commands.restoration import ExtraOutputs
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun

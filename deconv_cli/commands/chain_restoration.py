@@ -12,7 +12,7 @@ from deconv_cli.commands.option_groups import OptionValues, option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
-from deconv_cli.commands.work import Job, JobResult, LoadedFile
+from deconv_cli.commands.work import ExtraOutputs, Job, JobResult, LoadedFile
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
@@ -20,7 +20,6 @@ from deconv_cli.vocabulary import OutputDType
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deconv_cli.commands.restoration import ExtraOutputs
     from deconv_cli.report.chain_page import ModelInput
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))

@@ -23,10 +23,10 @@ from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of, no
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
 from deconv_cli.commands.progress import WorkProgress
-from deconv_cli.commands.restoration import NO_EXTRAS, ExtraOutputs, Restoration
+from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
-from deconv_cli.commands.work import Job, JobResult, LoadedFile, Process, is_large
+from deconv_cli.commands.work import NO_EXTRAS, ExtraOutputs, Job, JobResult, LoadedFile, Process, is_large
 from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Convention, DeviceChoice
