@@ -22,10 +22,6 @@ class UsageError(DeconvError, ValueError):
     """The arguments ask for something impossible."""
 
 
-class OutputExistsError(UsageError):
-    """An output exists already, and nobody allowed to replace it."""
-
-
 class FileAccessError(DeconvError, OSError):
     """A file cannot be read or written: no permission, or a full disk."""
 

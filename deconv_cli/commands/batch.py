@@ -20,7 +20,7 @@ from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
 from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
 from deconv_cli.commands.work import Job, JobResult, Process, Work, is_large, print_nothing
-from deconv_cli.errors import DeconvError, FileAccessError, OutputExistsError, UsageError, as_too_large
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
 from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import NUMBER, counted, name_some
@@ -277,6 +277,8 @@ class Batch:
 
     def _take(self, job: Job, finished: Finished[JobResult | None]) -> JobResult | None:
         """Note in the manifest how a job ended, and print an error; that of the only job is raised."""
+        from deconv_cli.io.atomic import OutputExistsError
+
         error, result = finished.error, finished.result
         if error is not None:
             error = as_too_large(error) or error

@@ -11,12 +11,16 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from deconv_cli.errors import DeconvError, FileAccessError, OutputExistsError, UsageError
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError
 from deconv_cli.io.files import mark_of, reason_of, refuse_address, refuse_special, remove
 
 PARTIAL, REPLACED = "partial", "replaced"
 """Endings of a file that is being written, and of a folder that another one replaces."""
 _IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-[0-9a-f]{{8}})?", re.DOTALL)
+
+
+class OutputExistsError(UsageError):
+    """An output exists already, and nobody allowed to replace it."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], check: Callable[[Path], object]) -> None:
