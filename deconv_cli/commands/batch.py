@@ -42,10 +42,9 @@ class Manifest:
     """
 
     def __init__(self, path: Path, *, appends: bool, force: bool) -> None:
-        from deconv_cli.io.files import refuse_address, refuse_special
+        from deconv_cli.io.files import refuse_special
 
         self._path = path
-        refuse_address(path, is_output=True)
         refuse_special(path)
         if path.exists() and not (appends or force):
             raise UsageError(

@@ -225,7 +225,11 @@ class BatchOptions:
     ] = None
 
     def check(self, *, force: bool) -> None:
-        """Refuse, by `UsageError`, to keep existing outputs and to replace them."""
+        """Refuse, by `UsageError`, a manifest at a URL, and to keep existing outputs and to replace them."""
+        if self.manifest is not None:
+            from deconv_cli.io.files import refuse_address
+
+            refuse_address(self.manifest, is_output=True)
         if self.skip_existing and force:
             raise UsageError("--skip-existing keeps existing outputs, but --force replaces them; use one of the two.")
 
