@@ -5,6 +5,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch.nn import functional
 
 import deconv_cli
 from deconv_cli.blocks.preview_tiles import OF_PIECES
@@ -78,6 +79,21 @@ def test_a_batch_says_in_what_light_it_restored(deconv, tmp_path):
     said = deconv(*words, expect=BOTH).stderr
     assert said.count("restored in linear light") == 1
     assert said.count("restored in the samples as they are stored") == 1
+
+
+def test_a_strided_layer_ends_with_a_warning(deconv, save, tmp_path):
+    weight = np.random.default_rng(1).standard_normal((8, 4, 3, 3)).astype("float32")
+    x = torch.randn((1, 4, 24, 24), generator=torch.Generator().manual_seed(0))
+    y = functional.conv2d(x, torch.from_numpy(weight), stride=2, padding=1)
+    words = ["invert", save("y", y.numpy()), "-k", save("weight", weight), "-o", tmp_path / "x.npy", "--force"]
+    done = deconv(*words, "--json", expect=ExitCode.UNTRUSTWORTHY)
+    assert done.report["is_trusted"] is False
+    assert [doubt["reason"] for doubt in done.report["doubts"]] == ["residual"]
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "stride" in warning
+    assert "--padding valid" in warning
+    quiet = deconv(*words, "-q", expect=ExitCode.UNTRUSTWORTHY)
+    assert quiet.stderr.splitlines() == [warning]
 
 
 def test_what_is_clipped_when_it_is_written_is_doubted(deconv, photograph, tmp_path):
