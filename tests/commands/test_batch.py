@@ -158,6 +158,8 @@ def test_a_worker_forgets_no_blocks_of_an_earlier_run_unasked(deconv, frames, ge
     done = deconv(*words, expect=ExitCode.USAGE)  # the frames are too small to be cut
     assert f"it left '{ledger}'" in done.errors[-1]
     assert ledger.exists()
+    again = deconv(*words, "--skip-existing", expect=ExitCode.USAGE)
+    assert "it left" not in again.stderr  # the blocks would be continued
 
 
 def test_verbose_is_refused_with_workers(refuses, frames, gentle, tmp_path):
