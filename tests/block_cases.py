@@ -4,10 +4,9 @@ import numpy as np
 import torch
 
 import deconv_cli
-from deconv_cli.blocks.block_extras import NO_FILES, plan_extras
+from deconv_cli.blocks.block_extras import NO_FILES, plan_extras, plan_file
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_run import BlockRun
-from deconv_cli.blocks.invert_blocks import LargeFileOptions, lay_out_problem, plan_target
+from deconv_cli.blocks.invert_blocks import BlockRun, lay_out_problem
 from deconv_cli.io.regions import open_regions, read_corner
 from deconv_cli.settings import ReconstructionSettings
 
@@ -49,6 +48,7 @@ def laid_out(folder, kernel, **options):
 
 def planned(folder, kernel, *, name="out.npy", blocks=BLOCKS, resume=False, force=False, extra=NO_FILES, **options):
     problem = laid_out(folder, kernel, **options)
-    target = plan_target(problem, folder / name, LargeFileOptions(force=force, resume=resume))
-    extras = plan_extras(problem, target, extra, force=None if resume else force)
+    planned_force = None if resume else force
+    target = plan_file(problem, folder / name, problem.n_channels, None, force=planned_force)
+    extras = plan_extras(problem, extra, force=planned_force)
     return BlockRun.prepare(problem, target, blocks, extras=extras, resume=resume, force=force)

@@ -178,6 +178,9 @@ def test_the_same_bytes_and_reasons(files, settings):
     has_certificate = result.solution.status.has_certificate
     assert record["solver"]["certificate"] == (result.solution.certificate if has_certificate else None)
     assert record["residual"]["relative"] == result.residual.relative
+    assert record["residual"]["per_channel"] == list(result.residual.per_channel)
+    assert [band["residual_rms"] for band in record["border"]] == [band.residual_rms for band in result.border]
+    assert record["conditioning"]["sigma_max"] == result.spectrum.sigma_max
     predicted = result.predicted_error
     assert (record["predicted_error"] is None) == (predicted is None)
     if predicted is not None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from deconv_cli.commands import console, input_files
-from deconv_cli.commands.parallel import Job
+from deconv_cli.commands.work import Job
 from deconv_cli.errors import FileAccessError, UsageError
 from deconv_cli.io.atomic import name_new, partial_path
 from deconv_cli.io.codecs.npy import NpyTarget

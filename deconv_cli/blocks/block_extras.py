@@ -216,9 +216,7 @@ def plan_file(
     )
 
 
-def plan_extras(
-    problem: BlockProblem, target: RegionTarget, files: ExtraFiles, *, force: bool | None = False
-) -> BlockExtras:
+def plan_extras(problem: BlockProblem, files: ExtraFiles, *, force: bool | None = False) -> BlockExtras:
     """Plan the files; write nothing yet. `force` is `None` if the caller checks existing files.
 
     Raises:
@@ -234,78 +232,45 @@ def plan_extras(
     )
 
 
-@dataclass(frozen=True)
-class ExtraNumbers:
-    """Numbers of a block beside its estimate.
+def write_extras(
+    problem: BlockProblem, extras: BlockExtras, error: ErrorSample | None, block: Block, image: Tensor
+) -> tuple[float | None, float, tuple[str, ...]]:
+    """Write the error map and the mask of a block, from its estimate `(B, C_in, *image)`.
 
-    The sum of the expected squared error is `None` without a prediction. The digests are those of the samples that the
-    block wrote into each file.
+    Returns:
+        The sum of the expected squared error, `None` without a prediction; the part of the pixels that is trusted; and
+        the digest of the samples that were written into each file.
     """
+    if error is None:
+        return None, 0.0, ()
+    n_axes, digests = len(block.core), list[str]()
+    curve = problem.resolution.tone_curve
+    if curve is not None and problem.resolved.is_linear:  # errors of other estimates are in stored values
+        image = curve.to_light(image, n_axes)
+    # Detail is measured within the frame.
+    reached = []
+    for cut, data, (start, stop) in zip(problem.cuts, block.data, block.core, strict=True):
+        first, last = cut.image_of(data)
+        reached.append((max(start - DETAIL_REACH, first, 0), min(stop + DETAIL_REACH, last, cut.n_image)))
+    around = problem.crop(image, block.data, reached)
+    squared = error.squared_error(around, reached, problem.image_size)
+    is_outweighed = error.outweighs(around, squared, n_axes)
+    starts = tuple(start - near for (start, _), (near, _) in zip(block.core, reached, strict=True))
+    size = tuple(stop - start for start, stop in block.core)
+    squared, is_outweighed = crop(squared, starts, size), crop(is_outweighed, starts, size)
+    distance, depth = edge_distance(problem.image_size, block.core), error.trusted_depth
+    is_trusted = (distance >= (math.inf if depth is None else depth)) & ~is_outweighed.cpu()
+    if extras.error_map is not None:
+        digests.append(write_block(extras.error_map, block, squared.sqrt().float().cpu().numpy()))
+    if extras.trust_mask is not None:
+        digests.append(write_mask(extras.trust_mask, block, is_trusted))
+    return float(squared.double().sum()), float(is_trusted.double().mean()), tuple(digests)
 
-    squared_predicted: float | None = None
-    trusted_share: float = 0.0
-    digests: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, eq=False)
-class ExtraWork:
-    """Makes the extras of one block after another; `error` is `None` if it is not predicted."""
-
-    problem: BlockProblem
-    extras: BlockExtras
-    error: ErrorSample | None
-
-    def __call__(self, block: Block, image: Tensor) -> ExtraNumbers:
-        """Write the extras of a block, and sum up its expected error; the estimate is `(B, C_in, *image)`."""
-        n_axes = len(block.core)
-        curve = self.problem.resolution.tone_curve
-        if not self.problem.resolved.is_linear:
-            curve = None  # errors of other estimates are in stored values
-        predicted: Tensor | None = None
-        trusted_share, digests = 0.0, list[str]()
-        if self.error is not None:
-            light = image if curve is None else curve.to_light(image, n_axes)
-            predicted, is_outweighed = self._predict(self.error, block, light)
-            is_trusted = self._is_trusted(block, self.error.trusted_depth) & ~is_outweighed.cpu()
-            trusted_share = float(is_trusted.double().mean())
-            if self.extras.error_map is not None:
-                root = predicted.sqrt().float().cpu().numpy()
-                digests.append(write_block(self.extras.error_map, block, root))
-            if self.extras.trust_mask is not None:
-                digests.append(self._write_mask(self.extras.trust_mask, block, is_trusted))
-        return ExtraNumbers(
-            squared_predicted=None if predicted is None else float(predicted.double().sum()),
-            trusted_share=trusted_share,
-            digests=tuple(digests),
-        )
-
-    def _predict(self, error: ErrorSample, block: Block, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expected squared error of the pixels of a block, and where it exceeds the contrast."""
-        reached, starts = [], []
-        for cut, data, (start, stop) in zip(self.problem.cuts, block.data, block.core, strict=True):
-            first, last = cut.image_of(data)
-            # Detail is measured within the frame.
-            near = max(start - DETAIL_REACH, first, 0), min(stop + DETAIL_REACH, last, cut.n_image)
-            reached.append(near)
-            starts.append(start - near[0])
-        around = self.problem.crop(image, block.data, reached)
-        found = error.squared_error(around, reached, self.problem.image_size)
-        is_outweighed = error.outweighs(around, found, len(block.core))
-        size = tuple(stop - start for start, stop in block.core)
-        return crop(found, tuple(starts), size), crop(is_outweighed, tuple(starts), size)
-
-    def _is_trusted(self, block: Block, depth: int | None) -> Tensor:
-        """Mark the pixels of a block from a distance from the frame on; none if that is `None`."""
-        distance = edge_distance(self.problem.image_size, block.core)
-        return torch.zeros_like(distance) > 0 if depth is None else distance >= depth
-
-    def clear_mask(self, target: RegionTarget, block: Block) -> None:
-        """Trust no pixel of a block that was written."""
-        self._write_mask(target, block, self._is_trusted(block, None))
-
-    def _write_mask(self, target: RegionTarget, block: Block, is_trusted: Tensor) -> str:
-        whole = (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *is_trusted.shape)
-        return write_block(target, block, whole.cpu().numpy())
+def write_mask(target: RegionTarget, block: Block, is_trusted: Tensor) -> str:
+    """Write the part of a mask that a block covers; `is_trusted` has the shape of the block or is a single value."""
+    size = [stop - start for start, stop in block.core]
+    return write_block(target, block, (TRUSTED * is_trusted).to(torch.uint8).expand(block.n_batch, 1, *size).numpy())
 
 
 def region_of(target: RegionTarget, block: Block) -> Region:

@@ -62,9 +62,9 @@ class BlockSummary:
         data = math.fsum(result.squared_data for result in results)
         seams = [result.seam for result in results if result.seam is not None]
         n_estimated = sum(result.n_estimated for result in results)
-        squares = [r.extra.squared_predicted for r in results if r.extra.squared_predicted is not None]
+        squares = [r.squared_predicted for r in results if r.squared_predicted is not None]
         is_predicted = len(squares) == len(results)
-        trusted = math.fsum(result.extra.trusted_share * result.n_estimated for result in results)
+        trusted = math.fsum(result.trusted_share * result.n_estimated for result in results)
         return cls(
             n_blocks=len(results),
             n_redone=n_redone,

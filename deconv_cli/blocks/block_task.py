@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, ExtraNumbers, ExtraWork, region_of, write_block
+from deconv_cli.blocks.block_extras import NO_EXTRAS, BlockExtras, region_of, write_block, write_extras
 from deconv_cli.blocks.block_grid import Block, BlockGrid
 from deconv_cli.blocks.block_plan import BlockPlan, corner_of
 from deconv_cli.blocks.block_problem import BlockProblem, limit_threads
@@ -36,6 +36,9 @@ class BlockResult:
         is_solved: whether the solver reached its tolerance.
         n_clipped: samples that the type of the result cannot hold.
         n_estimated: samples of the estimate.
+        squared_predicted: sum of the expected squared error; `None` without a prediction.
+        trusted_share: part of the pixels that is trusted.
+        extra_digests: of the samples that it wrote into the other files.
         result_digest: of the samples that it wrote into the result.
         data_digest: of the samples that it read.
         seam: the largest difference from a block that lies across its seams; `None` if it is not measured.
@@ -53,7 +56,9 @@ class BlockResult:
     lowest: float
     highest: float
     n_estimated: int
-    extra: ExtraNumbers
+    squared_predicted: float | None
+    trusted_share: float
+    extra_digests: tuple[str, ...]
     result_digest: str
     data_digest: str
     seam: float | None = None
@@ -87,11 +92,6 @@ class BlockTask:
         """All files that are written, the result last."""
         return (*self.extras.targets, self.target)
 
-    @property
-    def extra_work(self) -> ExtraWork:
-        """Makes the extras of a block."""
-        return ExtraWork(self.problem, self.extras, self.plan.error)
-
     def check_data(self, done: BlockResult) -> None:
         """Refuse, by `UsageError`, an input whose samples have changed since a block was restored.
 
@@ -109,7 +109,7 @@ class BlockTask:
         block = self.grid.block(done.number)
         with contextlib.suppress(DeconvError):
             found = [samples_digest(target.read(region_of(target, block))) for target in self.targets]
-            return found == [*done.extra.digests, done.result_digest]
+            return found == [*done.extra_digests, done.result_digest]
         return False
 
     def as_record(self) -> dict[str, Any]:
@@ -154,6 +154,9 @@ class BlockTask:
         _, size = self.problem.box_of(block.core, block.data)
         lowest, highest = (float(end) for end in core.aminmax())
         goal = self.problem.settings.tolerance or default_tolerance(self.problem.dtype)
+        predicted, trusted_share, digests = write_extras(
+            self.problem, self.extras, self.plan.error, block, result.image
+        )
         done = BlockResult(
             number=block.number,
             n_samples=math.prod((*values.shape[: -len(size)], *size)),
@@ -166,7 +169,9 @@ class BlockTask:
             lowest=lowest,
             highest=highest,
             n_estimated=core.numel(),
-            extra=self.extra_work(block, result.image),
+            squared_predicted=predicted,
+            trusted_share=trusted_share,
+            extra_digests=digests,
             result_digest=digest,
             data_digest=_digest_of(values),
         )

@@ -1,11 +1,13 @@
-"""One file or many: the run of a command over its inputs, in this process or in others."""
+"""One file or many: the run of a command over its inputs by the workers of a scheduler, and the manifest of the run."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,41 +17,126 @@ import typer
 
 from deconv_cli.commands.console import about, print_answer, print_document, print_error, print_note, print_warning
 from deconv_cli.commands.exit_codes import ExitCode, exit_code_for
-from deconv_cli.commands.manifest import BatchOptions, Manifest, is_up_to_date, settings_of
-from deconv_cli.commands.option_groups import FileOptions, PrintOptions, WorkOptions, print_workers
-from deconv_cli.commands.parallel import (
-    AllDone,
-    Job,
-    JobResult,
-    LoadedFile,
-    Process,
-    SharedCores,
-    Work,
-    one_by_one,
-    side_by_side,
-    without_images,
-)
+from deconv_cli.commands.option_groups import BatchOptions, FileOptions, PrintOptions, WorkOptions, print_workers
 from deconv_cli.commands.progress import PieceProgress, WorkProgress, format_duration
-from deconv_cli.errors import DeconvError, UsageError
-from deconv_cli.schedulers.scheduler import Scheduler
+from deconv_cli.commands.work import Job, JobResult, Process, Work, is_large, print_nothing
+from deconv_cli.errors import DeconvError, FileAccessError, UsageError, as_too_large
+from deconv_cli.schedulers.scheduler import Finished, Scheduler, attempt
 from deconv_cli.settings import with_options
 from deconv_cli.vocabulary import NUMBER, counted, name_some
 
 N_NAMED = 20
 """Failed inputs that the last note names; a manifest has them all."""
+N_ON_DEVICE = 2
+"""Files that are on a GPU at once: one computes while the other is copied."""
+
+
+class Manifest:
+    """A log of a batch: one line of JSON for each file, as soon as the file is done.
+
+    It `appends` its lines to an existing file, or replaces that with `force`.
+
+    Raises:
+        UsageError: the file exists already, or is a pipe or a device.
+        FileAccessError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, appends: bool, force: bool) -> None:
+        from deconv_cli.io.files import refuse_special
+
+        self._path = path
+        refuse_special(path)
+        if path.exists() and not (appends or force):
+            raise UsageError(
+                f"the manifest '{path}' exists already; --skip-existing adds lines to it, --force replaces it; or "
+                "choose another name."
+            )
+        with self._explaining():
+            self._stream = path.open("a" if appends else "w", encoding="ascii")
+
+    def add(self, job: Job, result: JobResult) -> None:
+        """Note the result of a job."""
+        record = result.record
+        self._write(
+            job,
+            status="doubted" if result.doubts else "done",
+            input_sha256=record["inputs"][0]["sha256"],
+            samples_sha256=record["output"].get("samples_sha256"),
+            doubts=[with_options(doubt) for doubt in result.doubts],
+            warnings=[with_options(warning) for warning in result.warnings],
+            notes=[with_options(note) for note in record["notes"]],
+            rerun=record["rerun"],
+            seconds=round(result.seconds, 4),
+        )
+
+    def add_failure(self, job: Job, sentence: str) -> None:
+        """Note why a job failed."""
+        self._write(job, status="failed", error=sentence)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._explaining():
+            self._stream.close()
+
+    def _write(self, job: Job, **members: object) -> None:
+        # In ASCII, since a file name may hold bytes that are no UTF-8.
+        line = json.dumps({"input": str(job.source), "output": str(job.target)} | members)
+        with self._explaining():
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        from deconv_cli.io.files import reason_of
+
+        try:
+            yield
+        except OSError as error:
+            raise FileAccessError(f"the manifest '{self._path}' cannot be written: {reason_of(error)}.") from error
+
+
+class BatchTask:
+    """Does one job in any thread or process; `process` is the prepared work, which each other process prepares once.
+
+    A result holds its images, to print its table, only if it `keeps_images`. Files of more than `most_samples` are not
+    done. `progress_of` makes the listener of a job.
+    """
+
+    def __init__(
+        self, work: Work, jobs: Iterable[Job], process: Process | None = None, *, keeps_images: bool = False
+    ) -> None:
+        self._work, self._process, self._keeps_images = work, process, keeps_images
+        self._jobs = {job.number: job for job in jobs}
+        self.progress_of: Callable[[Job], WorkProgress] = _listen_to_nobody
+        self.most_samples: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process makes for itself."""
+        return vars(self) | {"_process": None, "progress_of": _listen_to_nobody}
+
+    def __call__(self, number: int) -> JobResult | None:
+        """Read, process and write the input of one job; return `None` if it has too many samples. Errors are raised."""
+        job, started = self._jobs[number], time.perf_counter()
+        if self._process is None:
+            self._process = self._work.open()
+        source = replace(self._work.read(job.source), started=started)
+        most = self.most_samples
+        if most is not None and (source.large is not None or source.image.values.numel() > most):
+            return None
+        result = self._process(job, source, self.progress_of(job))
+        result = replace(result, seconds=time.perf_counter() - started)
+        return result if self._keeps_images else replace(result, print_summary=print_nothing)
+
+
+def _listen_to_nobody(job: Job) -> WorkProgress:
+    return WorkProgress(job.label, is_silent=True)
 
 
 class Batch:
     """A run of one command over its inputs. A manifest that cannot be used is a `DeconvError`."""
 
     def __init__(
-        self,
-        command: str,
-        files: FileOptions,
-        printed: PrintOptions,
-        options: BatchOptions,
-        workers: WorkOptions,
-        invocation: typer.Context,
+        self, command: str, files: FileOptions, printed: PrintOptions, options: BatchOptions, workers: WorkOptions
     ) -> None:
         self._command, self._printed, self._options, self._workers = command, printed, options, workers
         if workers.are_given and printed.verbose:
@@ -60,14 +147,13 @@ class Batch:
         self._replaces = files.force
         self._manifest: Manifest | None = None
         if options.manifest is not None:
-            settings = settings_of(invocation)
-            self._manifest = Manifest(options.manifest, settings, resume=options.resume, force=files.force)
+            self._manifest = Manifest(options.manifest, appends=options.skip_existing, force=files.force)
         self._records: dict[int, dict[str, Any]] = {}
         self._failures: list[tuple[Job, str, ExitCode]] = []
         self._skipped: list[Path] = []
         self._told: dict[tuple[int, str], tuple[Callable[[str], None], str, dict[str, bool]]] = {}
         self._n_done = self._n_doubted = 0
-        self._doubted_before: dict[str, list[str]] = {}
+        self._meets_existing = False
 
     def run(self, jobs: list[Job], work: Work, left_out: Sequence[Path] = ()) -> None:
         """Do the work for every job; if one of several fails, the others go on.
@@ -79,21 +165,22 @@ class Batch:
             typer.Exit: some job failed, or gave a result that is not to be trusted.
         """
         started = time.monotonic()
-        is_skipped = {job.number: self._options.skip_existing and job.target.exists() for job in jobs}
-        self._skipped = [job.source for job in jobs if is_skipped[job.number]]
+        skipped = {job for job in jobs if self._options.skip_existing and job.target.exists()}
+        wanted = [job for job in jobs if job not in skipped]
+        self._skipped = [job.source for job in jobs if job in skipped]
         try:
-            self._work_off([job for job in jobs if not is_skipped[job.number]], work)
+            if wanted:
+                self._work_off(wanted, work)
         except KeyboardInterrupt:
-            option = "--skip-existing" if self._manifest is None else "--resume"
-            option += " instead of --force" if self._replaces and self._manifest is None else ""
             if len(jobs) > 1 and not self._printed.quiet:
+                option = f"--skip-existing{' instead of --force' if self._replaces else ''}"
                 done = f"{self._n_done} of {counted(len(jobs), 'input')} were done"
                 print_note(f"{done}; run the same command with {option} to continue with the others.")
             raise
         finally:
             self._print_told()
             if self._manifest is not None:
-                self._manifest.close(jobs)
+                self._manifest.close()
         self._failures.sort(key=lambda failure: failure[0].number)
         if self._printed.as_json:
             is_single = len(jobs) == 1 and not self._skipped
@@ -104,86 +191,82 @@ class Batch:
                 print_note(sentence)
         if self._failures and not self._n_done and not self._skipped:
             raise typer.Exit(self._failures[0][2])
-        if self._failures or self._n_doubted or self._doubted_before:
+        if self._failures or self._n_doubted:
             raise typer.Exit(ExitCode.UNTRUSTWORTHY)
 
     def _work_off(self, jobs: list[Job], work: Work) -> None:
-        if not jobs:
-            return
-        process = work.open()
-        if self._manifest is not None:
-            jobs = [replace(job, replaces=self._options.resume and self._manifest.wrote(job)) for job in jobs]
-            n_changed = sum(self._manifest.has_other_settings(job) for job in jobs)
-            if n_changed and not self._printed.quiet:
-                are = "files are" if n_changed > 1 else "file is"
-                print_note(f"{n_changed} {are} done again, since the settings differ from those in the manifest")
-            process = partial(self._recorded, self._manifest, work, process)
+        """Do small files side by side, and then the others one by one, with all cores for each."""
+        import torch
 
-        def read(job: Job) -> LoadedFile | None:
-            return None if self._is_unchanged(job) else work.read(job.source)
+        from deconv_cli.blocks.block_problem import MAX_BYTES_A_SAMPLE
 
+        quiet, verbose = self._printed.quiet, self._printed.verbose
+        task = BatchTask(work, jobs, work.open(), keeps_images=len(jobs) == 1 or verbose)
         if len(jobs) == 1:
             with self._progress_of(jobs[0]).shown() as progress:
-                (done,) = one_by_one(jobs, read, process, lambda _: progress)
-            self._count(done, is_only=jobs[0].n_jobs == 1)
+                task.progress_of = lambda _: progress
+                finished = attempt(task, jobs[0].number)
+            if (result := self._take(jobs[0], finished)) is not None:
+                self._announce(jobs[0], result, is_only=jobs[0].n_jobs == 1)
             return
-        pieces = PieceProgress(len(jobs), is_silent=self._printed.quiet)
-        with contextlib.ExitStack() as open_, pieces.shown():
+        with PieceProgress(len(jobs), is_silent=quiet).shown() as pieces:
             if self._workers.are_given:
-                all_done = self._done_by_workers(open_, work, jobs)
-            elif work.is_alone or self._printed.verbose:
-                all_done = one_by_one(jobs, read, process, partial(self._progress_of, pieces=pieces))
-            else:
-                cores = SharedCores(len(jobs), work.memory(), work.device_type)
-                progress_of = partial(self._progress_of, pieces=pieces, ends=cores.is_closed)
-                all_done = side_by_side(jobs, read, process, progress_of, cores)
-            for done in open_.enter_context(contextlib.closing(all_done)):  # running jobs end before the manifest does
-                with pieces.paused():
-                    self._count(done)
-                pieces.advance()
+                with self._workers.start(work.device_type) as scheduler:
+                    if not quiet:
+                        print_workers(scheduler)
+                    task = BatchTask(work.for_workers(scheduler.n_sharing), jobs)
+                    self._do(scheduler, task, jobs, pieces, work.refuse_existing)
+                return
+            # Two pictures of 512 × 512 with a thread each take half the time that they take one by one with two
+            # threads. There is one file more than cores, since one of them mostly waits for the disk.
+            n_threads = min(len(jobs), 1 + (torch.get_num_threads() if work.device_type == "cpu" else N_ON_DEVICE))
+            if n_threads > 1 and not (work.is_alone or verbose):
+                large = {job for job in jobs if is_large(job.source)}
+                small = [job for job in jobs if job not in large]
+                task.most_samples = work.memory() // n_threads // MAX_BYTES_A_SAMPLE
+                with self._workers.start(work.device_type, threads=n_threads) as scheduler:
+                    task.progress_of = partial(self._progress_of, pieces=pieces, ends=lambda: scheduler.is_ending)
+                    large |= self._do(scheduler, task, small, pieces)
+                task.most_samples = None
+                jobs = [job for job in jobs if job in large]
+            task.progress_of = partial(self._progress_of, pieces=pieces)
+            with self._workers.start(work.device_type) as scheduler:
+                self._do(scheduler, task, jobs, pieces)
 
-    def _done_by_workers(self, open_: contextlib.ExitStack, work: Work, jobs: list[Job]) -> AllDone:
-        """Start the workers, and give them the jobs that are not up to date.
+    def _do(
+        self,
+        scheduler: Scheduler,
+        task: BatchTask,
+        jobs: list[Job],
+        pieces: PieceProgress,
+        check: Callable[[Job], None] = lambda _: None,
+    ) -> set[Job]:
+        """Let a scheduler do jobs, and print the results in their order; return the jobs with too many samples.
 
-        Workers do not look for existing outputs: a worker that repeats a job finds the output of one that died. So
-        existing outputs are refused here, just before a worker gets the job.
+        `check` refuses a job, by `DeconvError`, just before a worker gets it.
         """
-        scheduler = open_.enter_context(self._workers.start(work.device_type))
-        if not self._printed.quiet:
-            print_workers(scheduler)
-        is_done = {job.number: self._is_unchanged(job) for job in jobs}
-        yield from (JobResult(job) for job in jobs if is_done[job.number])
-        jobs = [job for job in jobs if not is_done[job.number]]
-        refused: list[JobResult] = []
-
-        def begun() -> Iterator[Job]:
-            for job in jobs:
-                try:
-                    if not (self._replaces or job.replaces):
-                        work.refuse_existing(job)
-                except DeconvError as error:
-                    refused.append(JobResult(job, error=error))
-                    continue
-                if self._manifest is not None:
-                    self._manifest.begin(job)
-                yield job
-
-        yield from done_by(scheduler, work.shared_by(scheduler.n_sharing), jobs, begun())
-        yield from refused
-
-    def _recorded(
-        self, manifest: Manifest, work: Work, process: Process, job: Job, source: LoadedFile, progress: WorkProgress
-    ) -> JobResult:
-        """Do a job whose output may exist from here on, which the manifest records."""
-        if not (self._replaces or job.replaces):
-            work.refuse_existing(job)
-        manifest.begin(job)
-        return process(job, source, progress)
-
-    def _is_unchanged(self, job: Job) -> bool:
-        """Return whether the manifest has a line for a job, and its files have not changed since."""
-        line = self._manifest.line_of(job) if self._options.resume and self._manifest is not None else None
-        return line is not None and is_up_to_date(line, job)
+        by_number, ended, left = {job.number: job for job in jobs}, dict[int, JobResult](), set[Job]()
+        unprinted = deque(by_number)
+        try:
+            with contextlib.closing(_results(scheduler, task, jobs, check)) as results:
+                for finished in results:  # running jobs end before the manifest does
+                    job = by_number[finished.number]
+                    with pieces.paused():
+                        result = self._take(job, finished)
+                        if result is not None:
+                            ended[job.number] = result
+                        else:
+                            unprinted.remove(job.number)
+                        while unprinted and unprinted[0] in ended:
+                            self._announce(by_number[unprinted[0]], ended.pop(unprinted.popleft()))
+                    if result is None and finished.error is None:
+                        left.add(job)
+                    else:
+                        pieces.advance()
+        finally:
+            for number in sorted(ended):
+                self._announce(by_number[number], ended[number])
+        return left
 
     def _progress_of(
         self, job: Job, pieces: PieceProgress | None = None, ends: Callable[[], bool] | None = None
@@ -191,31 +274,36 @@ class Batch:
         printed, show = self._printed, None if pieces is None else pieces.tell
         return WorkProgress(job.label, verbose=printed.verbose, is_silent=printed.quiet, show=show, ends=ends)
 
-    def _count(self, done: JobResult, *, is_only: bool = False) -> None:
-        """Record how a job ended, and print it; an error of the only job is raised."""
-        job = done.job
-        if done.record is None and done.error is None:  # it was up to date
-            self._skipped.append(job.source)
-            doubts = None if self._manifest is None else self._manifest.doubts_of(job)
-            if doubts is not None:
-                self._doubted_before[str(job.source)] = doubts
-            for doubt in doubts or ():
-                self._tell(str(job.source), doubt, print_warning, N_NAMED)
-            return
-        if self._manifest is not None:
-            self._manifest.end(done)
-        if done.record is not None:
-            self._announce(done, done.record, is_only=is_only)
-        elif done.error is not None:
-            if is_only:
-                raise done.error
-            self._set_aside(job, done.error)
+    def _take(self, job: Job, finished: Finished[JobResult | None]) -> JobResult | None:
+        """Note in the manifest how a job ended, and print an error; that of the only job is raised."""
+        from deconv_cli.io.atomic import OutputExistsError
 
-    def _announce(self, done: JobResult, record: dict[str, Any], *, is_only: bool) -> None:
+        error, result = finished.error, finished.result
+        if error is not None:
+            error = as_too_large(error) or error
+            if isinstance(error, DeconvError):
+                sentence, code = with_options(str(error)), exit_code_for(error)
+            else:
+                sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
+            if self._manifest is not None:
+                self._manifest.add_failure(job, sentence)
+            if job.n_jobs == 1:
+                raise error
+            if not isinstance(error, DeconvError):
+                traceback.print_exception(error)
+            print_error(about(job.source, sentence))
+            self._meets_existing |= isinstance(error, OutputExistsError)
+            # The error itself would keep its images in memory.
+            self._failures.append((job, sentence, code))
+        elif result is not None and self._manifest is not None and not result.is_partial:
+            self._manifest.add(job, result)
+        return result
+
+    def _announce(self, job: Job, done: JobResult, *, is_only: bool = False) -> None:
         """Print the result of a job, and keep nothing that holds its images."""
         from deconv_cli.io.codec import codec_named
 
-        printed, job = self._printed, done.job
+        printed, record = self._printed, done.record
         if not printed.quiet and (is_only or printed.verbose):
             done.print_summary()
         else:
@@ -252,16 +340,6 @@ class Batch:
             whose = "" if all(is_same.values()) else " (the numbers are those of the first file)"
             show(f"{where}: {with_options(sentence)}{whose}" if where else with_options(sentence))
 
-    def _set_aside(self, job: Job, error: Exception) -> None:
-        """Print why a job failed. Keep only the sentence, since the error would keep its images in memory."""
-        if isinstance(error, DeconvError):
-            sentence, code = with_options(str(error)), exit_code_for(error)
-        else:
-            traceback.print_exception(error)
-            sentence, code = f"unexpected {type(error).__name__}: {error}", ExitCode.FAILURE
-        print_error(about(job.source, sentence))
-        self._failures.append((job, sentence, code))
-
     def _document(self) -> dict[str, Any]:
         return {
             "schema": 1,
@@ -269,28 +347,43 @@ class Batch:
             "results": [self._records[number] for number in sorted(self._records)],
             "failed": [{"path": str(job.source), "error": sentence} for job, sentence, _ in self._failures],
             "skipped": [str(path) for path in self._skipped],
-            **({"doubted_before": self._doubted_before} if self._doubted_before else {}),
         }
 
     def _summary(self, jobs: list[Job], seconds: float) -> Iterator[str]:
         """Count the jobs by how they ended; for a single job, note only that it was skipped."""
         if len(jobs) == 1:
             if self._skipped:
-                why = "has not changed since it was written" if self._options.resume else "exists already"
-                doubted = "; the run that wrote it did not trust the result" if self._doubted_before else ""
-                yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' {why}{doubted}."
+                yield f"{jobs[0].source}: skipped, since its output '{jobs[0].target}' exists already."
             return
-        before = f" ({len(self._doubted_before)} of them doubted before)" if self._doubted_before else ""
         others = f" ({self._n_doubted} of them doubted)" if self._n_doubted else ""
-        counts = {"failed": len(self._failures), f"left out{before}": len(self._skipped)}
+        counts = {"failed": len(self._failures), "left out": len(self._skipped)}
         others += "".join(f", {n} {what}" for what, n in counts.items() if n)
         were = "was" if self._n_done == 1 else "were"
         yield f"{self._n_done} of {counted(len(jobs), 'input')} {were} done{others}, in {format_duration(seconds)}."
         if self._failures:
             names = [str(job.source) for job, _, _ in self._failures]
             yield f"failed: {name_some(names, N_NAMED)}"
-        if self._manifest is None and any("exists already" in sentence for _, sentence, _ in self._failures):
+        if self._meets_existing:
             yield "--skip-existing keeps the outputs that exist, and --force replaces them"
+
+
+def _results(
+    scheduler: Scheduler, task: BatchTask, jobs: list[Job], check: Callable[[Job], None]
+) -> Generator[Finished[JobResult | None], None, None]:
+    """Yield how each job ended; a job that `check` refuses, just before a worker gets it, ends with that error."""
+    refused: list[Finished[JobResult | None]] = []
+
+    def begun() -> Iterator[int]:
+        for job in jobs:
+            try:
+                check(job)
+            except DeconvError as error:
+                refused.append(Finished(job.number, error=error))
+            else:
+                yield job.number
+
+    yield from scheduler.run(task, begun())
+    yield from refused
 
 
 def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
@@ -301,53 +394,3 @@ def list_jobs(jobs: Iterable[Job], *, as_json: bool) -> None:
         return
     for job in planned:
         print_answer(f"{job['input']} → {job['output']}{' (exists already)' if job['exists'] else ''}")
-
-
-class BatchTask:
-    """Does one job in any process; each process prepares the kernel once.
-
-    Args:
-        work: what to do.
-        jobs: all jobs of the run.
-    """
-
-    def __init__(self, work: Work, jobs: Iterable[Job]) -> None:
-        self._work = work
-        self._jobs = {job.number: job for job in jobs}
-        self._folder = Path.cwd()
-        self._process: Process | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the prepared kernel."""
-        return vars(self) | {"_process": None}
-
-    def __call__(self, number: int) -> JobResult:
-        """Read, process and write the input of one job; the result holds no image. Errors are raised."""
-        with contextlib.chdir(self._folder):  # for a worker that was started elsewhere
-            if self._process is None:
-                self._process = self._work.open()
-            progress = WorkProgress(is_silent=True)
-            jobs = [self._jobs[number]]
-            (done,) = one_by_one(jobs, lambda job: self._work.read(job.source), self._process, lambda _: progress)
-        if done.error is not None:
-            raise done.error
-        return without_images(done)
-
-
-def done_by(scheduler: Scheduler, work: Work, jobs: list[Job], begun: Iterator[Job]) -> Iterator[JobResult]:
-    """Let the workers of a scheduler do jobs.
-
-    Args:
-        scheduler: has the workers.
-        work: what to do.
-        jobs: all jobs. They replace existing outputs: a worker that died may have written one.
-        begun: the jobs to do; the next is taken when a worker is about to get it.
-
-    Yields:
-        How each job ended, in any order.
-    """
-    by_number = {job.number: job for job in jobs}
-    task = BatchTask(work, (replace(job, replaces=True) for job in jobs))
-    for finished in scheduler.run(task, (job.number for job in begun)):
-        job = by_number[finished.number]
-        yield JobResult(job, error=finished.error) if finished.result is None else finished.result

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING
 
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.console import print_document, print_note
-from deconv_cli.commands.context import ExtraOutputs, FileWork, environment_of
 from deconv_cli.commands.loaded_kernel import LoadedKernel, choose_kind, load_kernels
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.parallel import Job, JobResult, LargeInput
 from deconv_cli.commands.progress import PieceProgress, WorkProgress
 from deconv_cli.commands.settings_options import SettingValues
 from deconv_cli.commands.summary import print_block_plan, print_block_summary
+from deconv_cli.commands.work import ExtraOutputs, Job, JobResult, LargeInput, Work, environment_of
 from deconv_cli.errors import DeconvError, UsageError
 from deconv_cli.settings import ReconstructionSettings, as_typed, with_options
 from deconv_cli.vocabulary import parse_size
 
 if TYPE_CHECKING:
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_run import BlockRun
+    from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.io.image import ImageFile
     from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.block_page import BlockInvertRun
@@ -39,7 +38,7 @@ THREADS = options.WorkOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockWork(FileWork):
+class BlockWork(Work):
     """The options of `deconv invert`, and the restoration of inputs that do not fit the memory, or are cut anyway.
 
     `resumes` says whether to continue an unfinished run over blocks. The workers restore the blocks of an input; by
@@ -167,11 +166,8 @@ class BlockWork(FileWork):
             try:
                 planned = self._plan(job, large, scheduler, progress, resumes=self.resumes or share is not None)
             except BlocksCompleteError as complete:
-                if not job.replaces:
-                    doubts = tuple(complete.record.get("doubts", ()))
-                    return JobResult(job, complete.record, partial(print_note, with_options(str(complete))), doubts)
-                # Its file was changed since, or the manifest would have skipped it.
-                planned = self._plan(job, large, scheduler, progress, resumes=False)
+                doubts = tuple(complete.record.get("doubts", ()))
+                return JobResult(complete.record, partial(print_note, with_options(str(complete))), doubts)
             if page is not None:
                 check_page_path(page, job.source, force=self.files.force or self.resumes)
             if is_heard and is_only:
@@ -201,9 +197,9 @@ class BlockWork(FileWork):
                 "in all; the last job to end completes the result; if no job is left, run again with --resume and "
                 "without --block-range"
             )
-            return JobResult(job, describe_block_plan(planned, n_done), partial(print_note, note), is_partial=True)
+            return JobResult(describe_block_plan(planned, n_done), partial(print_note, note), is_partial=True)
         run = describe(found)
-        return JobResult(job, describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
+        return JobResult(describe_block_run(run), partial(print_block_summary, run), doubts=found.doubts)
 
     def _start(self) -> Scheduler:
         """Start the workers; by default as many threads as cores, as far as the memory allows.
@@ -229,10 +225,9 @@ class BlockWork(FileWork):
         *,
         resumes: bool,
     ) -> BlockRun:
-        from deconv_cli.blocks.block_extras import ExtraFiles, plan_extras
+        from deconv_cli.blocks.block_extras import ExtraFiles, plan_extras, plan_file
         from deconv_cli.blocks.block_plan import BlockOptions
-        from deconv_cli.blocks.block_run import BlockRun
-        from deconv_cli.blocks.invert_blocks import LargeFileOptions, plan_target
+        from deconv_cli.blocks.invert_blocks import BlockRun
 
         extra = self.extra
         if extra.truth is not None:
@@ -240,16 +235,16 @@ class BlockWork(FileWork):
                 "--truth compares a picture that is restored as a whole, but this one is restored in blocks; leave "
                 "--truth out."
             )
-        replaces = self.files.force or job.replaces or self.large.dry_run  # a dry run writes nothing
-        files = LargeFileOptions(output_dtype=self.files.output_dtype, force=replaces, resume=resumes)
-        target = plan_target(large.problem, job.target, files)
+        replaces = self.files.force or self.large.dry_run  # a dry run writes nothing
+        problem, force = large.problem, None if resumes else replaces
+        target = plan_file(problem, job.target, problem.n_channels, self.files.output_dtype, force=force)
         memory = scheduler.memory_of_piece(self.settings.get("max_memory"), self._budget())
         asked = ExtraFiles(extra.error_map, extra.trust_mask)
         return BlockRun.prepare(
-            large.problem,
+            problem,
             target,
             BlockOptions(memory, self._block_size(large)),
-            extras=plan_extras(large.problem, target, asked, force=None if resumes else replaces),
+            extras=plan_extras(problem, asked, force=force),
             resume=resumes,
             force=replaces,
             progress=progress,

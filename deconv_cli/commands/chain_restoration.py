@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deconv_cli.commands.block_restoration import BlockWork
-from deconv_cli.commands.context import ExtraOutputs
 from deconv_cli.commands.option_groups import OptionValues, option
-from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.summary import print_chain_summary
 from deconv_cli.commands.user_code import MODEL_FILES, ModelOptions, describe_warnings, open_module, running_user_code
+from deconv_cli.commands.work import ExtraOutputs, Job, JobResult, LoadedFile
 from deconv_cli.errors import UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import OutputDType
@@ -134,7 +133,7 @@ class ChainRestoration:
         from deconv_cli.io.codec import codec_of_suffix
         from deconv_cli.report.chain_page import ChainRun, describe_chain_run, render_chain
 
-        started, work = source.started(), self._work
+        started, work = source.started, self._work
         image = work.move(source.image)
         shape = chain_input_shape(image.values, self._layers, self._settings.input_size)
         # A tensor becomes a picture of whole numbers, and nobody said how.
@@ -165,7 +164,6 @@ class ChainRestoration:
         if work.extra.report is not None:
             write_page(work.extra.report, render_chain(run, image.values))
         return JobResult(
-            job,
             record,
             partial(print_chain_summary, run),
             doubts=tuple(doubt.sentence for doubt in result.doubts),

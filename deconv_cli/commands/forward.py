@@ -13,17 +13,15 @@ import typer
 from deconv_cli.commands import option_groups as options
 from deconv_cli.commands.batch import Batch
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import FileWork
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.loaded_kernel import LoadedKernel, load_kernels
-from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope, load_microscope
-from deconv_cli.commands.option_groups import option
-from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process
+from deconv_cli.commands.option_groups import files_read, option
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import LAYER_SETTINGS, SettingValues, layer_options
 from deconv_cli.commands.summary import print_forward_summary
 from deconv_cli.commands.user_code import describe_warnings, name_or_code, running_user_code
+from deconv_cli.commands.work import Job, JobResult, LoadedFile, Process, Work
 from deconv_cli.errors import UsageError
 from deconv_cli.layer_options import PLAIN, LayerOptions
 from deconv_cli.parts import BOUNDARIES, TAPS
@@ -55,7 +53,7 @@ def forward(
     kernel_options: options.LayerKernelOptions,
     files: options.FileOptions,
     printed: options.PrintOptions,
-    many: BatchOptions,
+    many: options.BatchOptions,
     workers: options.WorkOptions,
     output: options.OutputOption = None,
     noise: Annotated[
@@ -99,7 +97,7 @@ def forward(
 
         added = Noise.parse(noise)
     many.check(force=files.force)
-    jobs, left_out = lay_out(inputs, output, ending="_forward", command="forward", is_quiet=printed.quiet)
+    jobs, left_out = lay_out(inputs, output, ending="_forward", is_quiet=printed.quiet)
     refuse_clashes(jobs, [*files_read(invocation), *kernel], [many.manifest])
     work = ForwardWork(
         kernels=kernel,
@@ -111,11 +109,11 @@ def forward(
         device=device,
         first=jobs[0].source,
     )
-    Batch("forward", files, printed, many, workers, invocation).run(jobs, work, left_out)
+    Batch("forward", files, printed, many, workers).run(jobs, work, left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardWork(FileWork):
+class ForwardWork(Work):
     """The options of `deconv forward`.
 
     The noise is as typed and as parsed, with its seed. The axes of the first input decide how some kernels are read.
@@ -131,7 +129,7 @@ class ForwardWork(FileWork):
     command = "forward"
 
     @property
-    def is_alone(self) -> bool:  # type: ignore[override]
+    def is_alone(self) -> bool:
         """Whether the user's code runs, which may print and warn, or each input has its own kernel."""
         return self.tap is not None or is_microscope(self.kernels, self.kernel_options)
 
@@ -164,7 +162,7 @@ class ForwardWork(FileWork):
         if noise is not None and self.tap is None:
             taps, notes = noise.kernel_for(kernel.taps, kernel.kernel.n_axes)
             kernel = replace(kernel, taps=taps, notes=(*kernel.notes, *notes))
-        started = source.started()
+        started = source.started
         known = kernel.recorded
         layer = self.given.layer_over(PLAIN if known is None else known.layer)
         boundary, padding = self.given.boundary, self.given.padding
@@ -210,7 +208,7 @@ class ForwardWork(FileWork):
         )
         record = describe_run(run)
         prepared.write(record)
-        return JobResult(job, record, partial(print_forward_summary, run))
+        return JobResult(record, partial(print_forward_summary, run))
 
     def _convolve(
         self, samples: Tensor, kernel: LoadedKernel, layer: LayerOptions, boundary: str, padding: PaddingLike

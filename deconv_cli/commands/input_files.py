@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.parallel import Job
+from deconv_cli.commands.work import Job
 from deconv_cli.errors import FileAccessError, UsageError
 
 FOLDS_CASE = ("win32", "darwin")
@@ -23,13 +23,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True)
 class FoundFile:
-    """One file that an argument names.
-
-    Attributes:
-        path: the file.
-        place: the place of its output in an output folder.
-        is_named: whether the argument is this very file, and not a folder or a pattern.
-    """
+    """One file, its place in an output folder, and whether an argument is this very file, no folder or pattern."""
 
     path: Path
     place: Path
@@ -124,17 +118,16 @@ def _readable(paths: Iterable[Path], base: Path) -> list[FoundFile]:
 
 
 def lay_out(
-    inputs: list[Path], output: str | None, *, ending: str, command: str = "invert", is_quiet: bool = False
+    inputs: list[Path], output: str | None, *, ending: str, is_quiet: bool = False
 ) -> tuple[list[Job], list[Path]]:
     """Decide where each input's output goes, note how many files are left out, and list them too.
 
     Args:
-        inputs: files, folders and patterns; a folder means every readable file below it. A file that an earlier run
-            of the command wrote is left out if its source is there too; forward leaves out those of invert as well.
+        inputs: files, folders and patterns; a folder means every readable file below it. A file that has the name of
+            a result is left out if its source is there too; forward leaves out results of invert as well.
         output: a file, for a single input file; else a folder, which mirrors the tree of each input folder. Without it
             each output is written beside its input, in the same format, or as PNG if that is only read.
         ending: added to the name of an output beside its input.
-        command: the command that runs.
         is_quiet: whether to print no note.
 
     Raises:
@@ -146,7 +139,7 @@ def lay_out(
 
         refuse_address(Path(str(output)), is_output=True)
     try:
-        jobs, left_out = _jobs(inputs, output, ending, command)
+        jobs, left_out = _jobs(inputs, output, ending)
     except OSError as error:
         raise FileAccessError(f"the file system refuses the name of an input or output: {error.strerror}.") from error
     if left_out and not is_quiet:
@@ -161,7 +154,7 @@ def lay_out(
     return [replace(job, number=number, n_jobs=len(jobs)) for number, job in enumerate(jobs, start=1)], left_out
 
 
-def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> tuple[list[Job], list[Path]]:
+def _jobs(inputs: list[Path], output: str | None, ending: str) -> tuple[list[Job], list[Path]]:
     """Pair the inputs with their outputs, and list the files that are left out."""
     found: dict[Path, FoundFile] = {}
     for file in (file for path in inputs for file in expand(path)):
@@ -171,9 +164,9 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
     from deconv_cli.io.files import is_one_file
 
     is_single_file = len(inputs) == 1 and next(iter(found.values())).is_named
-    files = _without_results(list(found.values()), output, ending, command)
-    if command == "forward":
-        files = _without_results(files, output, "_restored", "invert")
+    files = _without_results(list(found.values()), output, ending)
+    if ending == "_forward":
+        files = _without_results(files, output, "_restored")
     kept = {file.path for file in files}
     left_out = [path for path in found if path not in kept]
     if output is None:
@@ -187,28 +180,21 @@ def _jobs(inputs: list[Path], output: str | None, ending: str, command: str) -> 
     return [Job(file.path, folder / _writable(file.place), make_folder=True) for file in files], left_out
 
 
-def _without_results(files: list[FoundFile], output: str | None, ending: str, command: str) -> list[FoundFile]:
-    """Leave out results of earlier runs whose source is there too, by place, or by name and record.
+def _without_results(files: list[FoundFile], output: str | None, ending: str) -> list[FoundFile]:
+    """Leave out files that have the name of a result beside its input, and those inside the output folder.
 
-    A file that an argument names is left out only beside its input, as a shell lists both for one pattern. If nothing
-    else is there, all stay.
+    A file that an argument names is left out only if outputs go beside their inputs, as a shell lists both for one
+    pattern. If nothing else is there, all stay.
     """
-    from deconv_cli.io.records import is_result_of
-
-    made = {_beside(file.path, ending) for file in files} if output is None else set()
+    made = {_beside(file.path, ending) for file in files}
     inside = None if output is None else Path(output).resolve()
-    stems = {file.path: file.path.stem.removesuffix(".ome").removesuffix(ending) for file in files}
-    alike = Counter(stems.values())
 
-    def is_surely_made(file: FoundFile) -> bool:
-        if file.is_named:
-            return file.path in made and is_result_of(command, file.path)
+    def is_made(file: FoundFile) -> bool:
+        if file.is_named and output is not None:
+            return False
         return file.path in made or inside in file.path.resolve().parents
 
-    others = [file for file in files if not is_surely_made(file)]
-    results = [f.path for f in others if not f.is_named and alike[stems[f.path]] > 1 and is_result_of(command, f.path)]
-    sources = {stems[file.path] for file in others if file.path not in results}
-    return [f for f in others if f.path not in results or stems[f.path] not in sources] or files
+    return [file for file in files if not is_made(file)] or files
 
 
 def refuse_clashes(jobs: list[Job], read: list[Path | None], written: list[Path | None]) -> None:

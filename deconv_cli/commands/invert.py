@@ -18,17 +18,15 @@ from deconv_cli.commands.batch import Batch, list_jobs
 from deconv_cli.commands.block_restoration import THREADS, BlockWork
 from deconv_cli.commands.chain_restoration import Chain, ChainRestoration, LayersOption, TimeLimitOption, read_chain
 from deconv_cli.commands.console import print_note
-from deconv_cli.commands.context import NO_EXTRAS, ExtraOutputs
 from deconv_cli.commands.input_files import lay_out, refuse_clashes
 from deconv_cli.commands.kernel_commands import estimate_kernel_of, light_of, notes_of, search_notes
 from deconv_cli.commands.loaded_kernel import ESTIMATE, LoadedKernel, load_kernels
-from deconv_cli.commands.manifest import BatchOptions, files_read
 from deconv_cli.commands.microscope_kernel import MICROSCOPE, is_microscope
-from deconv_cli.commands.parallel import Job, JobResult, LoadedFile, Process, Work, is_large
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.restoration import Restoration
 from deconv_cli.commands.settings_options import SETTINGS_OPTIONS, SettingValues
 from deconv_cli.commands.user_code import ModelOptions
+from deconv_cli.commands.work import NO_EXTRAS, ExtraOutputs, Job, JobResult, LoadedFile, Process, is_large
 from deconv_cli.errors import DeconvError, TooLargeError, UntrustworthyResultError, UsageError
 from deconv_cli.settings import ReconstructionSettings
 from deconv_cli.vocabulary import Convention, DeviceChoice
@@ -49,7 +47,7 @@ def invert(
     files: options.FileOptions,
     printed: options.PrintOptions,
     model_options: ModelOptions,
-    many: BatchOptions,
+    many: options.BatchOptions,
     large: options.LargeOptions,
     workers: options.WorkOptions,
     kernel: Annotated[list[Path] | None, options.KERNEL_OR_ESTIMATE_OPTION] = None,
@@ -73,11 +71,11 @@ def invert(
     wanted = {name: getattr(checked, name) for name in wanted}
     is_single_kernel = chain is None and not is_estimate(kernel or [], kernel_options)
     jobs, left_out = lay_out(inputs, output, ending="_restored", is_quiet=printed.quiet)
-    is_one = len(jobs) == 1 and many.manifest is None
+    is_one = len(jobs) == 1
     large.check(is_possible=is_single_kernel, is_one=is_one)
-    continues = is_one and (many.resume or large.block_range is not None)  # pages of that run may exist
+    continues = is_one and (large.resume or large.block_range is not None)  # pages of that run may exist
     extra.check(jobs, force=files.force or continues)
-    refuse_clashes(jobs, [*files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
+    refuse_clashes(jobs, [*options.files_read(invocation), *(kernel or []), extra.truth], [*extra.paths, many.manifest])
     work = InvertWork(
         kernels=kernel or [],
         kernel_options=kernel_options,
@@ -87,7 +85,7 @@ def invert(
         printed=printed,
         device=device,
         large=large,
-        resumes=many.resume,
+        resumes=large.resume or many.skip_existing,
         chain=chain,
         first=jobs[0].source,
         can_be_cut=is_single_kernel,
@@ -96,26 +94,25 @@ def invert(
         from deconv_cli.blocks.checkpoint import has_earlier
 
         alone = replace(work, workers=workers)
-        is_wanted = large.is_cut_anyway or (many.resume and has_earlier(jobs[0].target))
+        is_wanted = large.is_cut_anyway or (work.resumes and has_earlier(jobs[0].target))
         found = alone.open_large(jobs[0].source, is_wanted=is_wanted)
         if found is not None and large.dry_run:
             alone.print_plan(jobs[0], found)
             return
         if found is not None:
             work, workers = alone.holding(LoadedFile(found.corner, found)), THREADS
-        elif many.resume:
+        elif large.resume:
             work = replace(work, resumes=False)
             extra.check(jobs, force=files.force)
             if not printed.quiet and (files.force or not jobs[0].target.exists()):
                 print_note(f"there is no earlier run to resume for '{jobs[0].target}', so it is restored as a whole")
-        many = replace(many, resume=False)
     if large.dry_run:
         list_jobs(jobs, as_json=printed.as_json)
         return
     if len(jobs) == 1 and workers.are_given and not printed.quiet:
         print_note("this process alone restores a single file as a whole; other workers only help with blocks")
     many.check(force=files.force)
-    Batch("invert", files, printed, many, workers, invocation).run(jobs, work, left_out)
+    Batch("invert", files, printed, many, workers).run(jobs, work, left_out)
 
 
 WORDS = (str(ESTIMATE), MICROSCOPE)
@@ -134,7 +131,7 @@ class InvertWork(BlockWork):
     can_be_cut: bool
 
     @property
-    def is_alone(self) -> bool:  # type: ignore[override]
+    def is_alone(self) -> bool:
         """Whether code of other people runs, which may print and warn."""
         return self.chain is not None or self._is_microscope
 
@@ -175,11 +172,11 @@ class InvertWork(BlockWork):
         """Return the memory in bytes that all inputs in work may take together."""
         return self.settings.get("max_memory") or super().memory()
 
-    def shared_by(self, n_workers: int) -> Work:
-        """Give each worker its part of the memory."""
+    def for_workers(self, n_sharing: int) -> InvertWork:
+        """Return the same work for workers, which replace existing outputs; each gets its part of the memory."""
         memory = self.settings.get("max_memory")
-        given = {} if memory is None else {"max_memory": memory // n_workers}
-        return replace(self, settings=self.settings | given, n_sharing=n_workers)
+        given = {} if memory is None else {"max_memory": memory // n_sharing}
+        return replace(super().for_workers(n_sharing), settings=self.settings | given, n_sharing=n_sharing)
 
     def refuse_existing(self, job: Job) -> None:
         """Refuse a job whose output exists, or blocks of it from a run that is not continued."""

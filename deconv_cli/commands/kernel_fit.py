@@ -80,12 +80,7 @@ class PairOptions:
         }
 
     def read(self, paths: tuple[Path, ...], n_axes: int) -> tuple[tuple[Tensor, ...], str]:
-        """Read pictures of one scene, in the light that the blur acts on; returns the name of that light too.
-
-        Args:
-            paths: of the pictures; the last decides the name of the light.
-            n_axes: axes of space.
-        """
+        """Read pictures of one scene, in the light that the blur acts on; returns the name of the light of the last."""
         from deconv_cli.io import read_image
 
         images = [read_image(path).spanned_by(n_axes) for path in paths]

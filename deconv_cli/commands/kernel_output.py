@@ -141,16 +141,7 @@ def print_kernel(
     record: dict[str, Any],
     answer: Path | str | None,
 ) -> None:
-    """Print a table and notes, and then the record or the answer.
-
-    Args:
-        printed: what to print.
-        title: of the table.
-        rows: of the table.
-        notes: sentences below it.
-        record: the JSON document.
-        answer: the file that was written, or what was found.
-    """
+    """Print a table and notes, and then the record, or the answer: the file that was written, or what was found."""
     if not printed.quiet:
         print_table(title, rows)
         for note in notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -28,6 +29,7 @@ OptionValues = dict[str, object]
 FILES = "Files"
 KERNEL = "Kernel"
 OUTPUT = "What is printed"
+MANY_FILES = "Many files"
 WORKERS = "Workers"
 LARGE = "Large inputs"
 
@@ -200,6 +202,39 @@ class PrintOptions:
 
 
 @dataclass(frozen=True)
+class BatchOptions:
+    """What to do with files that are done already, and where to record what was done."""
+
+    skip_existing: Annotated[
+        bool,
+        option(
+            "--skip-existing",
+            "Skip inputs whose output exists, without looking at its content. This continues a run that was "
+            "interrupted: a file under its own name is always complete.",
+            MANY_FILES,
+        ),
+    ] = False
+    manifest: Annotated[
+        Path | None,
+        option(
+            "--manifest FILE.jsonl",
+            "Write a line of JSON for each file as soon as it is done: result, hash, time, doubts and errors. With "
+            "--skip-existing, add the lines to an existing manifest.",
+            MANY_FILES,
+        ),
+    ] = None
+
+    def check(self, *, force: bool) -> None:
+        """Refuse, by `UsageError`, a manifest at a URL, and to keep existing outputs and to replace them."""
+        if self.manifest is not None:
+            from deconv_cli.io.files import refuse_address
+
+            refuse_address(self.manifest, is_output=True)
+        if self.skip_existing and force:
+            raise UsageError("--skip-existing keeps existing outputs, but --force replaces them; use one of the two.")
+
+
+@dataclass(frozen=True)
 class LargeOptions:
     """How an input is cut that does not fit the memory, or that the user wants in blocks."""
 
@@ -231,6 +266,16 @@ class LargeOptions:
         ),
     ] = None
 
+    resume: Annotated[
+        bool,
+        option(
+            "--resume",
+            "Continue an earlier run over the blocks of one input, with the remaining blocks. For many files, use "
+            "--skip-existing.",
+            LARGE,
+        ),
+    ] = False
+
     @property
     def is_cut_anyway(self) -> bool:
         """Whether an option was typed that has no use without blocks."""
@@ -246,7 +291,9 @@ class LargeOptions:
         if self.block_range is not None:
             JobShare.parse(self.block_range)
         if not is_one and self.block_range is not None:
-            raise UsageError("--block-range is for one input without a manifest; give one file, and no manifest.")
+            raise UsageError("--block-range is for one input; give one file.")
+        if not is_one and self.resume:
+            raise UsageError("--resume continues one input that is restored in blocks; for many, use --skip-existing.")
 
 
 @dataclass(frozen=True)
@@ -299,6 +346,18 @@ def typed_options(invocation: typer.Context) -> frozenset[str]:
     """List the typed parameters of a command, even those with their defaults."""
     sources = {name: invocation.get_parameter_source(name) for name in invocation.params}
     return frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+
+
+def files_read(invocation: typer.Context) -> list[Path]:
+    """List the files besides the inputs that options name and a run reads: `kernel.npy` and `code.py:Class`."""
+    others = {"inputs", "output", "report", "error_map", "trust_mask", "manifest"}
+    values = [invocation.params[name] for name in sorted(typed_options(invocation) - others)]
+    words = [str(one) for value in values for one in (value if isinstance(value, list | tuple) else [value])]
+    found: list[Path] = []
+    for word in words:
+        with contextlib.suppress(OSError, ValueError):  # no name of a file
+            found += [path for path in (Path(word), Path(word.rpartition(":")[0])) if path.is_file()][:1]
+    return found
 
 
 def print_workers(scheduler: Scheduler) -> None:

@@ -135,14 +135,7 @@ def format_duration(seconds: float) -> str:
 
 
 class PieceProgress(_ProgressLine):
-    """Shows how many files or blocks are done.
-
-    Args:
-        n_pieces: number of pieces.
-        name: of one piece.
-        is_silent: whether nothing is shown.
-        clock: in seconds.
-    """
+    """Shows how many pieces are done, files or blocks by their `name`."""
 
     def __init__(
         self, n_pieces: int, name: str = "file", *, is_silent: bool = False, clock: Callable[[], float] = time.monotonic

@@ -11,10 +11,10 @@ from deconv_cli.allocator import return_freed_memory
 from deconv_cli.commands.block_restoration import BlockWork
 from deconv_cli.commands.loaded_kernel import choose_kind
 from deconv_cli.commands.option_groups import OptionValues
-from deconv_cli.commands.parallel import Job, JobResult, LoadedFile
 from deconv_cli.commands.progress import WorkProgress
 from deconv_cli.commands.settings_options import SettingValues, layer_options
 from deconv_cli.commands.summary import print_invert_summary
+from deconv_cli.commands.work import Job, JobResult, LoadedFile
 from deconv_cli.settings import ReconstructionSettings, as_typed
 from deconv_cli.vocabulary import InputKind
 
@@ -45,7 +45,7 @@ class Restoration:
         from deconv_cli.report.run import InvertRun
         from deconv_cli.report.run_record import describe_found, describe_run
 
-        started, work, kernel = source.started(), self._work, self._kernel
+        started, work, kernel = source.started, self._work, self._kernel
         image = work.move(kernel.arrange(source.image))
         kernel.refuse_for(image, tuple(image.values.shape[2:]))
         kind, notes = choose_kind(image, lambda: image.values, kernel, self._settings)
@@ -96,7 +96,6 @@ class Restoration:
         return_freed_memory()
         planned.write(run, record, image.values)
         return JobResult(
-            job,
             record,
             partial(print_invert_summary, run, verbose=self._work.printed.verbose),
             doubts=tuple(doubt.sentence for doubt in result.doubts),

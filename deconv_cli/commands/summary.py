@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deconv_cli.blocks.block_reconstruction import BlockReconstruction
-    from deconv_cli.blocks.block_run import BlockRun
     from deconv_cli.blocks.block_task import BlockTask
+    from deconv_cli.blocks.invert_blocks import BlockRun
     from deconv_cli.diagnostics.predicted_error import ExpectedError
     from deconv_cli.diagnostics.well_posedness import WellPosedness
     from deconv_cli.io.region_arrays import RegionTarget
     from deconv_cli.report.block_page import BlockInvertRun
     from deconv_cli.report.chain_page import ChainRun
     from deconv_cli.report.run import Environment, ForwardRun, InputFile, InvertRun, KernelInput, OutputFile
-    from deconv_cli.solvers.solution import Solution
     from deconv_cli.workflows.reconstruction import Reconstruction
 
 Rows = list[tuple[str, str]]
@@ -100,7 +99,6 @@ def _details(result: Reconstruction) -> Rows:
 def print_chain_summary(run: ChainRun) -> None:
     """Print what `deconv invert --layers` did on stderr."""
     result, source = run.inversion, run.source
-    is_reached = result.ending == result.solution.ending
     share = "all" if result.determined.share > 1 - 1e-6 else format_percent(result.determined.share, 3)
     how = "by the rank of the derivative" if result.determined.is_exact else "as estimated by conjugate gradients"
     rows = [
@@ -109,7 +107,7 @@ def print_chain_summary(run: ChainRun) -> None:
         *((f"  {layer.name}", f"{layer.description}: {layer.treatment}") for layer in result.layers),
         ("method", result.method.value),
         *([] if result.lam == 0 else [("λ", f"{result.lam:g}, penalty {result.penalty}")]),
-        ("solver", _ending(result.solution) if is_reached else result.ending),
+        ("iterations", f"{result.solution.n_iterations}: {result.ending}"),
         ("residual", f"{format_percent(result.relative_residual, 3)} of the data, through the layers themselves"),
         ("determined", f"{share} of the input's {result.determined.n_dimensions} numbers, {how}"),
         *_output_rows(run.output, run.environment),
@@ -164,20 +162,6 @@ def _output_rows(output: OutputFile, environment: Environment) -> Rows:
 def _cost(environment: Environment) -> str:
     memory = format_memory(environment.peak_memory_bytes)
     return f"{environment.time_s:.2f} s, {memory}, {environment.device}, {environment.dtype}"
-
-
-def _ending(solution: Solution) -> str:
-    """Describe the end of a solve, with its distance from the exact solution if it failed."""
-    status, n = solution.status, solution.n_iterations
-    if not status.has_certificate:
-        return f"{counted(n, 'step')}: {solution.ending}"
-    sentence = status.value if status.is_success else status.name.lower().replace("_", " ")
-    sentence += f" after {counted(n, 'iteration')}" if n else ""
-    if status.is_success:
-        return sentence
-    bound = solution.distance_bound
-    distance = "" if bound is None else f", within {format_percent(bound)} of the solution"
-    return f"{sentence}, certificate {solution.certificate:.2g} (0 is solved exactly){distance}"
 
 
 def _noise(result: Reconstruction) -> str:

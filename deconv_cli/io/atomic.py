@@ -19,6 +19,10 @@ PARTIAL, REPLACED = "partial", "replaced"
 _IN_PARTS = re.compile(rf"\..+\.{PARTIAL}(-[0-9a-f]{{8}})?", re.DOTALL)
 
 
+class OutputExistsError(UsageError):
+    """An output exists already, and nobody allowed to replace it."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], check: Callable[[Path], object]) -> None:
     """Write into a temporary file of the same folder, check it, then rename it to `path`.
 
@@ -162,7 +166,9 @@ def check_output_path(
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"output '{path}' is the input itself, which deconv never replaces; choose another name.")
         if force is False and path.exists():
-            raise UsageError(f"output '{path}' exists already; choose another name, or force=True to replace it.")
+            raise OutputExistsError(
+                f"output '{path}' exists already; choose another name, or force=True to replace it."
+            )
     except OSError as error:
         raise FileAccessError(f"output '{path}' cannot be written: {reason_of(error)}.") from error
     if not os.access(folder, os.W_OK):

@@ -7,11 +7,9 @@ record of a picture is short.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import re
 import shlex
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deconv_cli.errors import MalformedInputError
-from deconv_cli.io.files import MARKS
 from deconv_cli.io.layout import Samples, dtype_name
 
 KEYWORD = "deconv"
@@ -34,10 +31,6 @@ _SHORT = (
 )
 """Members of a record that describe the computation."""
 _DIGEST = "digest"
-_START = re.compile(rb"schema(?:\W|quot)+\d+\W+(?:quot;)?command(?:\W|quot)+(\w+)")
-"""The beginning of a record in any format, with the quotes of JSON, XML or UTF-16."""
-_SEARCHED_BYTES = 2**18
-"""At either end of a file."""
 _MAX_CHARACTERS = 16 * 2**20
 
 
@@ -177,17 +170,6 @@ def read_beside(path: Path) -> dict[str, Any] | None:
         raise MalformedInputError(
             f"the record '{sidecar}' says how '{path.name}' was made, but is damaged; restore it, or move it away."
         ) from error
-
-
-def is_result_of(command: str, path: Path) -> bool:
-    """Return whether a command wrote a file, by the record that begins or ends the file or lies beside it."""
-    found = b""
-    for place in (path, beside(path), *(path / mark for mark in MARKS), path / ".zattrs"):
-        with contextlib.suppress(OSError), place.open("rb") as stream:
-            found += stream.read(_SEARCHED_BYTES)
-            stream.seek(max(place.stat().st_size - _SEARCHED_BYTES, stream.tell()))
-            found += stream.read()
-    return any(name == command.encode() for name in _START.findall(found.replace(b"\0", b"")))
 
 
 def matching_record(record: dict[str, Any] | None, shape: tuple[int, ...]) -> dict[str, Any] | None:

@@ -54,7 +54,6 @@ class DaskCluster(Scheduler):
     def __init__(self, client: Any) -> None:  # noqa: ANN401
         self._client = client
         self.n_workers = len(client.nthreads())
-        self.n_threads = min(client.nthreads().values(), default=1)
         self.address = client.dashboard_link
 
     @classmethod

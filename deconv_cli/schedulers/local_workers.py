@@ -46,11 +46,6 @@ class SerialScheduler(Scheduler):
 
     n_workers = 1
 
-    def __init__(self) -> None:
-        import torch
-
-        self.n_threads = torch.get_num_threads()
-
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
         """Cover settings that name no other workers."""
@@ -70,10 +65,9 @@ class SerialScheduler(Scheduler):
 class ThreadPool(Scheduler):
     """Works in several threads of this process; the task must not change anything that they share."""
 
-    n_threads = 1
-
     def __init__(self, n_workers: int) -> None:
         self.n_workers = self.n_sharing = n_workers
+        self._n_threads = MachineShare.of(n_workers, "cpu").n_threads
 
     @classmethod
     def covers(cls, settings: WorkSettings) -> bool:
@@ -87,21 +81,45 @@ class ThreadPool(Scheduler):
         return cls(settings.threads)
 
     def run(self, task: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Finished[Result]]:
-        """Give each thread one number at a time."""
+        """Give each thread its part of the cores, and one number at a time.
+
+        Interrupted, it waits for the pieces under way, and yields those that were finished.
+        """
+        import torch
+
+        n_cores, self.is_ending = torch.get_num_threads(), False
         left = iter(numbers)
         under_way: set[Future[Finished[Result]]] = set()
         done: set[Future[Finished[Result]]] = set()
-        pool = ThreadPoolExecutor(self.n_workers)
+        pool = ThreadPoolExecutor(self.n_workers, initializer=_take_cores, initargs=(self._n_threads,))
         try:
             while True:
                 more = islice(left, self.n_workers - len(under_way))
                 under_way |= {pool.submit(persist, task, number) for number in more}
-                yield from (future.result() for future in done)  # while the others work
+                while done:
+                    yield done.pop().result()  # while the others work
                 if not under_way:
                     return
                 done, under_way = wait_for_threads(under_way, return_when=FIRST_COMPLETED)
+        except KeyboardInterrupt:
+            self._end(pool)
+            yield from (one.result() for one in done | under_way if not one.cancelled() and one.exception() is None)
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # waits for pieces under way: a thread cannot be ended from outside
+            self._end(pool)
+            torch.set_num_threads(n_cores)  # also of threads that are new to torch later
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        """Begin nothing more, and wait for the pieces under way: a thread cannot be ended from outside."""
+        self.is_ending = True
+        pool.shutdown(cancel_futures=True)
+
+
+def _take_cores(n_threads: int) -> None:
+    import torch
+
+    torch.get_num_threads()  # a thread that is new to torch otherwise gets the number that was last set by any
+    torch.set_num_threads(n_threads)
 
 
 class ProcessPool(Scheduler):
@@ -117,7 +135,6 @@ class ProcessPool(Scheduler):
     def __init__(self, n_workers: int, device: str = "cpu") -> None:
         self.n_workers = self.n_sharing = n_workers
         self._share = MachineShare.of(n_workers, device)
-        self.n_threads = self._share.n_threads
         self._places = list(range(n_workers))
         self._idle: list[_Worker] = []
 

@@ -117,10 +117,10 @@ class Scheduler(ABC):
 
     n_workers: int
     """Tasks that run at once; 0 while a cluster has no workers yet."""
-    n_threads: int
-    """Threads of the arithmetic of each task."""
     n_sharing: int = 1
     """Workers that share the memory of this machine."""
+    is_ending: bool = False
+    """Whether pieces under way should end early, since the run was interrupted."""
     address: str | None = None
     """Where a person can watch the workers."""
 

@@ -10,8 +10,6 @@ from deconv_cli.blocks.block_extras import ErrorSample, ExtraFiles
 from deconv_cli.blocks.invert_blocks import LargeFileOptions, invert_blocks
 from deconv_cli.blocks.preview_tiles import restore_preview
 from deconv_cli.diagnostics.predicted_error import ErrorBand, ExpectedError
-from deconv_cli.errors import UsageError
-from deconv_cli.io.codecs.npy import NpyTarget
 from deconv_cli.schedulers.local_workers import SerialScheduler
 
 KERNEL = "gaussian:1"
@@ -59,37 +57,6 @@ def test_pieces_tell_as_much_as_the_whole_of_another_size(tmp_path, monkeypatch,
     assert expected.bands[0].predicted == pytest.approx(whole.bands[0].predicted, rel=0.25)
     ratio = np.load(tmp_path / "map.npy") / whole.map.numpy()
     assert np.quantile(np.abs(np.log(ratio)), 0.95) < np.log(1.25)
-
-
-@pytest.mark.exhaustive
-def test_files_that_are_in_their_place_are_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):
-    truth, kernel = scene(100, 90)[None], deconv_cli.make_kernel(KERNEL)
-    blurred(tmp_path, truth, kernel, "unknown")
-    in_blocks(tmp_path)
-    names = ("out.npy", "map.npy", "mask.npy")
-    expected = {name: (tmp_path / name).read_bytes() for name in names}
-    for path in tmp_path.iterdir():
-        if path.name != "in.npy":
-            path.unlink()
-    finish = NpyTarget.finish
-
-    def ends_early(target, record):
-        if target.path.name == "mask.npy":
-            raise KeyboardInterrupt
-        finish(target, record)
-
-    monkeypatch.setattr(NpyTarget, "finish", ends_early)
-    with pytest.raises(KeyboardInterrupt):
-        in_blocks(tmp_path)
-    assert (tmp_path / "map.npy").exists()
-    assert not (tmp_path / "out.npy").exists()
-    monkeypatch.undo()
-    files = LargeFileOptions(extra=extra_files(tmp_path), force=True, resume=True)
-    found = invert_blocks(tmp_path / "in.npy", kernel, tmp_path / "out.npy", files=files, blocks=BLOCKS, **OPTIONS)
-    assert found.summary.n_redone == 0
-    assert {name: (tmp_path / name).read_bytes() for name in names} == expected
-    with pytest.raises(UsageError, match="exists"):
-        in_blocks(tmp_path)
 
 
 @pytest.mark.exhaustive

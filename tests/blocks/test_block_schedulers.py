@@ -17,8 +17,8 @@ from piece_tasks import Noted
 
 import deconv_cli
 from deconv_cli.blocks.block_plan import BlockOptions
-from deconv_cli.blocks.block_run import BlockRun, run_blocks
 from deconv_cli.blocks.checkpoint import Checkpoint
+from deconv_cli.blocks.invert_blocks import BlockRun, run_blocks
 from deconv_cli.schedulers.local_workers import SerialScheduler, ThreadPool
 from deconv_cli.schedulers.scheduler import JobShare
 
@@ -77,7 +77,7 @@ def test_jobs_that_planned_at_the_same_time_follow_the_first_of_their_plans(task
 BEGINS = """
 import pickle, sys
 from deconv_cli.blocks.checkpoint import Checkpoint
-from deconv_cli.blocks.block_run import run_blocks
+from deconv_cli.blocks.invert_blocks import run_blocks
 from deconv_cli.schedulers.scheduler import start_scheduler
 from deconv_cli.schedulers.scheduler import WorkSettings
 

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -124,32 +123,20 @@ def test_the_default_output_stands_beside_the_input(tmp_path, name, beside):
     assert job.target == tmp_path / beside
 
 
-RECORDS = ["a.png", "b.jpg", "c.tif", "d.ome.tif", "e.npy", "f.safetensors", "i.webp", "j.bmp"]
-RECORDS += [name for name, package in (("g.zarr", "zarr"), ("h.fits", "astropy")) if find_spec(package)]
-
-
-def test_results_of_an_earlier_run_are_left_out_wherever_they_lie(deconv, gray, gentle, tmp_path):
+def test_results_of_an_earlier_run_are_left_out(deconv, gray, gentle, tmp_path):
     folder, words = tmp_path / "in", ["forward", "-k", gentle, "--json"]
-    (folder / "done").mkdir(parents=True)
+    folder.mkdir()
     gray.rename(folder / "gray.png")
-    for place in RECORDS:
-        deconv(*words, folder / "gray.png", "-o", folder / "done" / f"gray{place[1:]}")
+    deconv(*words, folder, "-o", folder / "done")
     deconv(*words, folder / "gray.png")
-    again = deconv(*words, folder, "-o", tmp_path / "x")
+    again = deconv(*words, folder, "-o", folder / "done", "--force")
     assert again.report["inputs"][0]["path"] == str(folder / "gray.png")
-    assert f"{len(RECORDS) + 1} files that deconv wrote were left out" in again.stderr
-    assert len(again.report["left_out"]) == len(RECORDS) + 1
-    (folder / "gray_forward.png").rename(folder / "old.png")  # a result whose source is not there
-    assert len(lay_out([folder], "y", ending="_forward", command="forward")[0]) == 2
-    (folder / "old.png").rename(folder / "gray_forward.png")
-    given = [folder / "gray.png", folder / "gray_forward.png"]  # files that are named
-    assert len(lay_out(given, "y", ending="_forward", command="forward")[0]) == 2
+    assert "2 files that deconv wrote were left out" in again.stderr
+    assert len(again.report["left_out"]) == 2
     # As a shell writes a pattern.
     typed = deconv(*words, *sorted(folder.glob("gray*")), "--force")
     assert typed.report["inputs"][0]["path"] == str(folder / "gray.png")
     assert "1 file that deconv wrote was left out" in typed.stderr
-    for command, places in (("forward", [folder / "done"]), ("invert", [folder])):
-        assert len(lay_out(places, "y", ending="_x", command=command)[0]) == len(RECORDS) + 2 * (command == "invert")
 
 
 def test_what_is_only_read_becomes_png_in_a_folder_too(deconv, gray, gentle, tmp_path):
@@ -273,16 +260,11 @@ class TestProcess:
         assert b"\x1b" not in done.stdout + done.stderr
         assert read_image(tmp_path / "x.tif").record == json.loads(done.stdout)  # all of its paths are relative
 
-    def test_an_error_and_a_warning(self, gray, gentle, samples_folder, tmp_path):
+    def test_an_error(self, gray, gentle, tmp_path):
         done = self.run("invert", gray.name, "--kernel", gentle.name, "-o", "x.xyz", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (ExitCode.USAGE, b"")
         (line,) = done.stderr.decode().splitlines()
         assert line.startswith("error: 'x.xyz' should end in one of")
-        words = ["invert", gray.name, "--kernel", samples_folder / "motion.npy", "--max-iterations", "1"]
-        done = self.run(*words, "--prior", "quadratic", "-o", "x.tif", cwd=tmp_path)
-        assert done.returncode == ExitCode.UNTRUSTWORTHY
-        assert (tmp_path / "x.tif").exists()
-        assert b"warning: the solver did not finish: the iterations ran out" in done.stderr
 
 
 def test_each_of_several_files_has_noise_of_its_own_which_its_rerun_draws_again(deconv, gray, gentle, tmp_path, values):
@@ -304,13 +286,10 @@ def test_an_input_that_does_not_fit_the_memory_is_restored_in_blocks_among_other
     rng = np.random.default_rng(0)
     small, large = (save(name, rng.random(size, dtype=np.float32)) for name, size in SIZES.items())
     words = ["-k", "box:3", "--lambda", "0.1", "--max-memory", "3MiB", "--defaults", "picture", "--json", "-o"]
-    manifest = ["--manifest", tmp_path / "m.jsonl"]
-    done = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, expect=NO_BLURRED_DATA)
+    done = deconv("invert", small, large, *words, tmp_path / "out/", expect=NO_BLURRED_DATA)
     assert ["blocks" in record for record in done.report["results"]] == [False, True]
     deconv("invert", large, *words, tmp_path / "alone.npy", expect=NO_BLURRED_DATA)
     assert np.array_equal(np.load(tmp_path / "out" / large.name), np.load(tmp_path / "alone.npy"))
-    again = deconv("invert", small, large, *words, tmp_path / "out/", *manifest, "--resume")
-    assert len(again.report["skipped"]) == 2
 
 
 SIZES = {"small": (40, 36), "large": (200, 180)}
@@ -346,8 +325,6 @@ def test_a_dry_run_of_a_folder_lists_its_files(deconv, gray, gentle, tmp_path):
     (tmp_path / "out" / "a.png").touch()
     failed = deconv(*words, expect=ExitCode.USAGE)
     assert "--skip-existing keeps the outputs that exist, and --force replaces them" in failed.stderr
-    recorded = deconv(*words, "--manifest", tmp_path / "m.jsonl", expect=ExitCode.USAGE)
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_bytes(b"no picture")
-    for done in (recorded, deconv(*words, expect=ExitCode.INPUT_REFUSED)):
-        assert "--skip-existing" not in done.stderr
+    assert "--skip-existing" not in deconv(*words, expect=ExitCode.INPUT_REFUSED).stderr

@@ -32,7 +32,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(deconv, large, monkeypatch)
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deconv_cli.blocks.block_run.BlockRun.finish", interrupted)
+    monkeypatch.setattr("deconv_cli.blocks.invert_blocks.BlockRun.finish", interrupted)
     run = deconv(*words(large), expect=ExitCode.INTERRUPTED)
     assert "with --resume to continue" in " ".join(run.stderr.split())
 
@@ -132,17 +132,6 @@ def test_the_page_names_the_image_of_a_series_and_shows_its_error(deconv, tmp_pa
     assert "The 8×576 pixels of 8×580 with the most detail." in text
     assert "Predicted error" in text
     assert "do not trust the hatched regions" in text
-
-
-@pytest.mark.exhaustive
-def test_the_jobs_of_an_array_make_the_same_file(deconv, large):
-    deconv(*words(large))
-    alone = np.load(large.with_name("out.npy"))
-    large.with_name("out.npy").unlink()
-    for job in ("2/2", "1/2"):
-        deconv(*words(large, "--block-range", job, "--quiet"))
-    deconv(*words(large, "--block-range", "2/2", "--quiet"))  # again, as queues do with jobs that were ended
-    assert np.array_equal(np.load(large.with_name("out.npy")), alone)
 
 
 @pytest.mark.parametrize(

@@ -129,15 +129,3 @@ def test_a_kernel_that_spoils_a_picture_is_refused_before_the_output_is_looked_a
 def test_how_to_get_a_kernel(refuses, gray, tmp_path):
     says = ["needs the kernel", "point of light", "gaussian:1.5"]
     assert len(refuses("invert", gray, "-o", tmp_path / "out.tif", code=ExitCode.USAGE, says=says)) < 240
-
-
-@pytest.mark.parametrize(
-    ("word", "says"),
-    [
-        ("gausian:2", "gaussian, disk, box"),
-        ("gaussian", "example gaussian:1.5"),
-        ("estimate", "deconv kernel estimate"),
-    ],
-)
-def test_a_word_that_is_no_kernel_here_says_what_to_give(refuses, gray, tmp_path, word, says):
-    refuses("forward", gray, "-k", word, "-o", tmp_path / "y.tif", code=ExitCode.USAGE, says=says)

@@ -30,8 +30,6 @@ class Own(nn.Module):
         return self.conv(x)
 """
 
-Net = load_fixture("detached").Base
-
 
 @pytest.fixture
 def lenet_class():
@@ -64,12 +62,6 @@ class TestRead:
         report = deconv("check-grad", path, *SHAPED, "--json").report
         assert report["model"]["kind"] == ("PyTorch" if suffix == ".pt" else "safetensors")
         assert report["counts"] == {"OK": 10}
-
-    def test_a_checkpoint(self, deconv, lenet_class, tmp_path):
-        state = {f"module.{name}": tensor for name, tensor in lenet_class().state_dict().items()}
-        torch.save({"epoch": 3, "state_dict": state}, tmp_path / "checkpoint.pt")
-        report = deconv("check-grad", tmp_path / "checkpoint.pt", *SHAPED, "--json").report
-        assert any("'state_dict'" in note for note in report["notes"])
 
 
 def test_each_message_on_a_whole_module_names_the_next_thing_to_type(deconv, refuses, tmp_path, monkeypatch):
@@ -107,13 +99,6 @@ class TestRefused:
         sentence = self.refuse(refuses, tmp_path / "model.pt", says=["mkdir", "save the state_dict() alone"])
         assert "weights_only=False" not in sentence
         assert not (tmp_path / "was_run").exists()
-
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_programs(self, refuses, tmp_path):
-        torch.jit.save(torch.jit.script(Net()), tmp_path / "script.pt")
-        torch.export.save(torch.export.export(Net(), (torch.randn(5, 4),)), tmp_path / "program.pt2")
-        for path, kind in ((tmp_path / "script.pt", "TorchScript"), (tmp_path / "program.pt2", "exported program")):
-            self.refuse(refuses, path, says=[kind, "save its state_dict()"])
 
     def test_a_class_that_is_not_there(self, refuses, whole):
         self.refuse(refuses, whole, says=["__main__.LeNet5", "--model file.py:Class"])

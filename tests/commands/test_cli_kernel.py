@@ -240,6 +240,7 @@ def test_invert_doubts_a_kernel_that_lies_wrongly(deconv, tmp_path):
             "written as .tif, .safetensors, .pt, .npy or .npz",
         ),
         (["invert", str(SAMPLES / "camera.png"), "-k", "estimat"], "perhaps you mean --kernel estimate"),
+        (["forward", str(SAMPLES / "camera.png"), "-k", "estimate"], "works only with deconv invert"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "microscop"], "perhaps you mean --kernel microscope"),
         (["forward", str(SAMPLES / "camera.png"), "-k", "estimat"], "'estimat' does not exist; check the name"),
         (["invert", str(SAMPLES / "camera.png"), "-k", "motion.npy"], "check the name and the folder"),

@@ -113,11 +113,6 @@ class TestRefusals:
         ):
             refuses(*words, "--force", *more, code=ExitCode.USAGE, says=says)
 
-    def test_files_for_one_of_many(self, refuses, blurred, words, samples, tmp_path):
-        (tmp_path / "out").mkdir()
-        many = ["invert", blurred, samples / "camera.png", "-k", samples / "motion.npy", "-o", tmp_path / "out"]
-        refuses(*many, "--trust-mask", tmp_path / "mask.png", code=ExitCode.USAGE, says="one at a time")
-
     def test_an_existing_file_is_kept(self, refuses, words, tmp_path):
         (tmp_path / "mask.png").write_bytes(b"precious")
         refuses(*words, "--trust-mask", tmp_path / "mask.png", code=ExitCode.USAGE, says="--force")

@@ -1,7 +1,6 @@
 """`--light`: the blur acts in linear light or in the samples as they are stored, and what was done is said and kept."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image, ImageCms
 import deconv_cli
 from deconv_cli.commands.exit_codes import ExitCode
 from deconv_cli.io import read_image
-from deconv_cli.workflows.resolve_settings import RecordedConvolution
 
 KERNEL = "gaussian:1.2"
 TRUSTED_OR_NOT = (ExitCode.SUCCESS, ExitCode.UNTRUSTWORTHY)
@@ -170,15 +168,6 @@ def test_a_tiff_file_without_a_profile_is_linear_unless_said_otherwise(invert, f
     assert report["light_reason"].endswith("undone from sRGB (the file names no curve): given by the user")
 
 
-def test_the_table_says_in_what_the_blur_acts_and_the_unit_of_the_residual(deconv, night, tmp_path):
-    words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3")
-    table = deconv(*words, expect=TRUSTED_OR_NOT).stderr
-    assert re.search(r"^light +in linear light, undone from sRGB", table, re.MULTILINE)
-    assert re.search(r"^residual .* of the data", table, re.MULTILINE)
-    plain = deconv(*words, "--light", "stored", "--force", expect=TRUSTED_OR_NOT).stderr
-    assert "of light" not in plain
-
-
 def test_the_page_shows_light_where_it_is_light(deconv, night, tmp_path):
     words = ("invert", night, "-k", KERNEL, "-o", tmp_path / "x.tif", "--lambda", "1e-3", "--report")
     deconv(*words, tmp_path / "page.html", expect=TRUSTED_OR_NOT)
@@ -206,29 +195,6 @@ def test_each_channel_by_itself_has_the_rounding_of_its_own_light():
     assert floors[0] < 0.2 * floors[1]
     assert all(sigma >= 0.999 * floor for sigma, floor in zip(sigmas, floors, strict=True))
     assert sigmas[0] < sigmas[1]
-
-
-def test_what_is_recorded_elsewhere_decides_for_the_library():
-    y = torch.full((1, 9, 9), 100, dtype=torch.uint8)
-    kernel, recorded = torch.ones(1, 1), RecordedConvolution("zero", "same", deconv_cli.vocabulary.Light.LINEAR)
-    result = deconv_cli.invert(y, kernel, recorded=recorded, tone_curve=SRGB, lam=0.0)
-    assert (result.settings.light, result.tone_curve) == ("linear", SRGB)
-    assert result.unit == "light, where 255 is white"
-    assert float(result.image.mean()) == pytest.approx(100, abs=1e-3)
-    light = result.solution.value.mean()
-    assert float(light) == pytest.approx(float(SRGB.to_light(y.float()).mean()), rel=1e-5)
-
-
-def test_the_estimate_is_differentiable_through_the_curve():
-    generator = torch.Generator().manual_seed(0)
-    y = (30 + 180 * torch.rand(1, 5, 6, generator=generator, dtype=torch.float64)).requires_grad_(True)
-    kernel = torch.tensor([[1.0, 2, 1], [2, 8, 2], [1, 2, 1]], dtype=torch.float64) / 20
-
-    def restore(data):
-        settings = {"boundary": "circular", "light": "linear", "tone_curve": SRGB, "lam": 1e-2}
-        return deconv_cli.invert(data, kernel, **settings).image
-
-    assert torch.autograd.gradcheck(restore, y, eps=1e-5, atol=1e-4)
 
 
 def test_channels_that_the_kernel_mixes_need_one_curve(night):

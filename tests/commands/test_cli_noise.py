@@ -72,7 +72,3 @@ def test_the_noise_of_a_jpeg_is_found_and_said(deconv, jpeg, tmp_path):
     white = deconv(*words, "--json", *by_gcv, expect=ExitCode.UNTRUSTWORTHY).report
     assert white["noise_model"][0]["spectrum"] == []
     assert white["lambda"] < 0.1 * found["lambda"]
-
-
-def test_no_such_noise_is_a_sentence(refuses, jpeg):
-    refuses("invert", jpeg, "-k", KERNEL, "--noise", "pink", code=ExitCode.USAGE, says="--noise must be white, auto")

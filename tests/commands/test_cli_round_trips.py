@@ -64,19 +64,6 @@ def test_a_tensor_of_32_channels_comes_back(deconv, samples_folder, save, tmp_pa
     assert distance(values(restored), x) < 2e-10 * condition**2
 
 
-@pytest.mark.parametrize("padding", ["full", "2", "3,2"])
-@pytest.mark.parametrize("boundary", ["zero", "circular", "replicate"])
-def test_other_paddings_come_back(deconv, gray, gentle, tmp_path, values, distance, boundary, padding):
-    blurred, restored = tmp_path / "blurred.tif", tmp_path / "restored.tif"
-    options = ["--padding", padding, "--boundary", boundary]
-    made = deconv("forward", gray, "--kernel", gentle, "-o", blurred, *options, *WIDE, "--json").report
-    sizes = {"full": (36, 39), "2": (32, 37), "3,2": (34, 37)}
-    assert tuple(made["output"]["shape"]) == sizes[padding]
-    report = deconv("invert", blurred, "--kernel", gentle, "-o", restored, *EXACT).report
-    assert (report["padding"], report["boundary"]) == (padding, boundary)
-    assert distance(values(restored), values(gray)) < ACCURACY
-
-
 def test_real_blur_is_undone_to_what_rounding_leaves(deconv, samples_folder, tmp_path, values, distance):
     """The shipped pictures, with the defaults: ill-conditioned kernels, noise, 8 bits; better everywhere."""
     for name, kernel in (("camera", "motion.npy"), ("astronaut", "gaussian_psf.png")):

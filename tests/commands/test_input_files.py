@@ -81,11 +81,11 @@ def test_what_an_earlier_run_wrote_is_no_input(scans):
     assert named == [("day2/a/x_restored.tif", "day2/a/x_restored_restored.tif")]
 
 
-def test_a_named_file_is_not_left_out_for_its_name(scans):
+def test_a_named_file_is_an_input_unless_outputs_go_beside_it(scans):
     names = ["day2/a/x.tif", "day2/a/x_restored.tif"]
     Path(names[1]).touch()
     assert [source for source, _ in jobs(names, "out")] == names
-    assert [source for source, _ in jobs(names, None)] == names
+    assert [source for source, _ in jobs(names, None)] == names[:1]  # as a shell writes a pattern
 
 
 def test_a_file_that_is_found_twice_is_one_input(scans):

@@ -125,7 +125,7 @@ def test_a_running_cluster_is_found_by_its_address_or_by_its_file(cluster, tmp_p
     for given in (address, str(by_file)):
         with DaskCluster.open(WorkSettings(scheduler=given)) as found:
             assert found.address.startswith("http://127.0.0.1:")
-            assert (found.n_workers, found.n_sharing, found.n_threads) == (2, 1, 1)
+            assert (found.n_workers, found.n_sharing) == (2, 1)
             assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 80]
             monkeypatch.setattr(found._client, "scheduler_info", lambda n_workers: {"workers": WORKERS})
             assert [found.memory_of_piece(given, 80) for given in (64, None)] == [64, 15]

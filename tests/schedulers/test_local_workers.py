@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -126,30 +128,51 @@ def test_an_interrupted_run_ends_all_of_its_processes_in_silence(tmp_path):
         assert run.communicate(timeout=300) == ("ended\n", "")
 
 
-def test_as_many_pieces_as_there_are_threads_go_on_at_once():
-    all_here = threading.Barrier(3, timeout=120)
+def test_as_many_pieces_as_there_are_threads_go_on_at_once_with_a_core_each():
+    all_here, n_cores = threading.Barrier(3, timeout=120), torch.get_num_threads()
 
     def meet(number):
         all_here.wait()
-        return number + 1
+        return torch.get_num_threads()
 
-    with start_scheduler(WorkSettings(threads=3)) as scheduler:
-        assert type(scheduler) is ThreadPool
-        assert scheduler.memory_of_piece(64, 80) == 21
-        assert sorted((one.number, one.result) for one in scheduler.run(meet, range(6))) == [
-            (n, n + 1) for n in range(6)
-        ]
+    torch.set_num_threads(2)
+    try:
+        with start_scheduler(WorkSettings(threads=3)) as scheduler:
+            assert type(scheduler) is ThreadPool
+            assert scheduler.memory_of_piece(64, 80) == 21
+            assert sorted((one.number, one.result) for one in scheduler.run(meet, range(6))) == [
+                (n, 1) for n in range(6)
+            ]
+        with ThreadPoolExecutor(1) as pool:  # threads that begin later have all cores
+            assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_cores)
 
 
-def test_few_pieces_are_under_way_and_an_interrupted_run_waits_for_those_alone():
-    given, done = count(), []
-    run = ThreadPool(2).run(done.append, given)
-    next(run)
+def test_an_interrupted_run_begins_nothing_more_and_yields_what_was_finished():
+    """When the first piece is done, the second goes on until it is told to end and the third is nearly done."""
+    given, writes, pool = count(1), threading.Event(), ThreadPool(3)
+
+    def work(number):
+        while number == 2 and not pool.is_ending:
+            time.sleep(0.001)
+        if number == 2:
+            raise KeyboardInterrupt
+        if number == 3:
+            writes.set()
+            while not pool.is_ending:
+                time.sleep(0.001)
+        return number
+
+    run = pool.run(work, given)
+    assert next(run).number == 1
+    assert writes.wait(120)
+    done = [run.throw(KeyboardInterrupt).number]
     with pytest.raises(KeyboardInterrupt):
-        run.throw(KeyboardInterrupt)
-    n_given = next(given)
-    assert n_given <= 5
-    assert len(done) <= n_given
+        done.extend(one.number for one in run)
+    assert {1, 2} & set(done) == set()
+    assert 3 in done
+    assert next(given) <= 8
 
 
 def test_this_process_works_alone_unless_told_otherwise():

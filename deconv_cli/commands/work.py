@@ -1,15 +1,16 @@
-"""The files of a run: inputs to where the arithmetic is, outputs with their records, and the line that repeats it."""
+"""The work of a command on each input file: the job, what was read for it, its result, and the line that repeats it."""
 
 from __future__ import annotations
 
 import shlex
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from deconv_cli.commands.option_groups import FileOptions, OptionValues, option
-from deconv_cli.commands.parallel import Job, Work
 from deconv_cli.commands.settings_options import ERROR
 from deconv_cli.errors import UsageError
 from deconv_cli.vocabulary import DeviceChoice, OutputDType
@@ -18,18 +19,136 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from deconv_cli.blocks.block_problem import BlockProblem
+    from deconv_cli.commands.loaded_kernel import LoadedKernel
+    from deconv_cli.commands.progress import WorkProgress
     from deconv_cli.io import ImageFile, OutputPlan, PreparedOutput
+    from deconv_cli.io.region_arrays import RegionSource
     from deconv_cli.report.run import Environment, InvertRun
     from deconv_cli.settings import ReconstructionSettings
 
+LARGE_FILE_BYTES = 64 * 2**20
+"""Inputs from this size on are restored one by one, so that only one is in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of `n_jobs` inputs, numbered from 1, and its output file, whose folder may have to be made."""
+
+    source: Path
+    target: Path
+    make_folder: bool = False
+    number: int = 1
+    n_jobs: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its number in words; empty for the only job."""
+        return "" if self.n_jobs == 1 else f"file {self.number} of {self.n_jobs}"
+
+
+@dataclass(frozen=True, eq=False)
+class LargeInput:
+    """An input of which only a corner was read, its kernel, and notes on the settings, a sentence each."""
+
+    source: RegionSource
+    corner: ImageFile
+    loaded: LoadedKernel
+    problem: BlockProblem
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedFile:
+    """An input, or the corner of a large one that is restored by parts.
+
+    `started` is the time at which reading began, in the performance counter's time.
+    """
+
+    image: ImageFile
+    large: LargeInput | None = None
+    started: float = 0.0
+
+
+def print_nothing() -> None:
+    """Print nothing: the images of the result are gone."""
+
+
+@dataclass(frozen=True, eq=False)
+class JobResult:
+    """The result of one job.
+
+    Attributes:
+        record: the report.
+        print_summary: prints it as a table for people.
+        doubts: reasons not to trust the result, a sentence each; empty if it is trusted.
+        warnings: other warnings, a sentence each.
+        is_partial: whether other jobs have to complete the output.
+        seconds: time of reading, arithmetic and writing.
+    """
+
+    record: dict[str, Any]
+    print_summary: Callable[[], None] = print_nothing
+    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    is_partial: bool = False
+    seconds: float = 0.0
+
+
+Process: TypeAlias = "Callable[[Job, LoadedFile, WorkProgress], JobResult]"
+"""Does the arithmetic for one input and writes the result, in any thread."""
+
+
+def is_large(path: Path) -> bool:
+    """Return whether an input is large: a file by its size; a folder of chunks counts as large."""
+    try:
+        return path.is_dir() or path.stat().st_size >= LARGE_FILE_BYTES
+    except OSError:
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
-class FileWork(Work):
-    """The work of a command on files: the options on its files, and the device that computes."""
+class Work(ABC):
+    """The work of a command on each of its inputs; small, so that it can be sent to another process."""
 
     command: ClassVar[str]
     files: FileOptions
     device: DeviceChoice
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it changes something that all threads share, such as the standard output."""
+        return False
+
+    @abstractmethod
+    def read(self, path: Path) -> LoadedFile:
+        """Read an input."""
+
+    @abstractmethod
+    def open(self) -> Process:
+        """Prepare what all inputs share, such as the kernel; a file that cannot be read is a `DeconvError`."""
+
+    def memory(self) -> int:
+        """Return the memory in bytes that all inputs in work may take together: half of the free memory."""
+        from deconv_cli.solvers.solver import free_memory
+
+        return free_memory(self.place) // 2
+
+    def for_workers(self, n_sharing: int) -> Self:
+        """Return the same work for workers, `n_sharing` of which share the memory.
+
+        They replace existing outputs, since one of them may repeat a job after another one died.
+        """
+        del n_sharing
+        return replace(self, files=replace(self.files, force=True))
+
+    def refuse_existing(self, job: Job) -> None:
+        """Refuse, by `DeconvError`, a job whose output exists, before it is given to a worker."""
+        from deconv_cli.io.codec import codec_of_suffix
+        from deconv_cli.io.output import check_output_files
+
+        codec = codec_of_suffix(job.target)
+        check_output_files(job.target, codec, job.source, force=self.files.force, make_folder=job.make_folder)
 
     @property
     def place(self) -> torch.device:
@@ -58,7 +177,7 @@ class FileWork(Work):
             image,
             n_channels=n_channels,
             output_dtype=output_dtype or self.files.output_dtype,
-            force=self.files.force or job.replaces,
+            force=self.files.force,
             same_size=same_size,
             make_folder=job.make_folder,
         )
@@ -78,16 +197,10 @@ class FileWork(Work):
             "environment": environment_of(self.place, dtype, started),
         }
 
-    def rerun(
-        self, source: Path | None, options: OptionValues, output: Path | str, output_dtype: str | None = None
-    ) -> str:
+    def rerun(self, source: Path, options: OptionValues, output: Path | str, output_dtype: str | None = None) -> str:
         """Write the command line that gives the same samples again, as a shell would read it.
 
-        Args:
-            source: the input; `None` if the command has none.
-            options: the options of the kernel and of this command.
-            output: where the result is written.
-            output_dtype: sample type of the output.
+        The options are those of the kernel and of this command.
         """
         values: OptionValues = {
             **options,
@@ -104,7 +217,7 @@ class FileWork(Work):
             # One word, because a value may begin with a dash as options do.
             for one in value if isinstance(value, list) else [value]:
                 words.append(name if one is True else f"{name}={one}")
-        return shlex.join(words if source is None else [*words, "--", str(source)])
+        return shlex.join([*words, "--", str(source)])
 
 
 def environment_of(device: torch.device, dtype: torch.dtype, started: float) -> Environment:
