@@ -13,13 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from deconv_cli.errors import DeconvError, UsageError, check_type
 from deconv_cli.gradients.double_precision import DoubleEvidence, gather_double
-from deconv_cli.gradients.evidence import Evidence
+from deconv_cli.gradients.evidence import Evidence, is_same, repeat
 from deconv_cli.gradients.findings import GradientReport, ParameterFinding, Verdict, first_line
 from deconv_cli.gradients.handwritten import WrongInput, check_functions
 from deconv_cli.gradients.losses import projection, user_loss
 from deconv_cli.gradients.nested_tensors import norm_of
 from deconv_cli.gradients.other_data import BatchIndependence, try_batch
-from deconv_cli.gradients.reruns import is_same, repeat
 from deconv_cli.gradients.rules import find_for_parameter, find_in_model
 from deconv_cli.gradients.rules.unused import describe_plain_containers
 from deconv_cli.gradients.subject import Subject

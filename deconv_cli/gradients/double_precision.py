@@ -12,14 +12,12 @@ from torch import nn
 
 from deconv_cli.errors import DeconvError, as_too_large
 from deconv_cli.gradients.findings import first_line
-from deconv_cli.gradients.finite_difference_search import MAX_RESOLUTION, compare_tensors
+from deconv_cli.gradients.finite_difference_search import compare_tensors
 from deconv_cli.gradients.finite_differences import (
     Comparison,
     Direction,
-    Outcome,
     ScalarFunction,
     TensorGradient,
-    compare_along,
 )
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
@@ -96,13 +94,9 @@ def _compare(
         evaluate, value = subject.evaluator(float(forward.loss.detach()))
         function = ScalarFunction(evaluate, epsilon, deadline, value)
         constants, minima, tensors = _sort(subject, names, backward, function)
-    results: dict[str, Comparison | None] = {}
-    if forward.is_detached_on_purpose and forward.hooks:
-        results = _agreeing_by_hooks(tensors, ScalarFunction(subject.value, epsilon, deadline), subject.seed)
-    with holding():
-        results |= compare_tensors(
+        results = compare_tensors(
             function,
-            [moved for moved in tensors if moved.name not in results],
+            tensors,
             seed=subject.seed,
             on_progress=lambda done, of: on_progress(f"finite differences: {done} of {of} parameters"),
         )
@@ -120,18 +114,6 @@ def _compare(
             else ()
         ),
     )
-
-
-def _agreeing_by_hooks(
-    tensors: list[TensorGradient], function: ScalarFunction, seed: int
-) -> dict[str, Comparison | None]:
-    """Find gradients that agree while nothing is held constant, where a hook changes gradients.
-
-    Such a hook may replace the gradient of a detached value, as in models that find a fixed point without a graph.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    compared = {moved.name: compare_along(function, [Direction.random(moved, generator)]) for moved in tensors}
-    return {n: c for n, c in compared.items() if c.outcome is Outcome.AGREES and c.resolution < MAX_RESOLUTION}
 
 
 def _sort(

@@ -70,7 +70,7 @@ class Verdict(StrEnum):
     ACCUMULATED = "ACCUMULATED"
     """Gradients are added to those of the step before, which were not cleared."""
     GRADIENT_LOST = "GRADIENT LOST"
-    """Gradients are cleared, clipped to nothing or skipped between backward and the step."""
+    """Gradients are cleared or clipped to nothing between backward and the step."""
     FAILS = "FAILS"
     """A script ends with an error in its training."""
     NOT_CHECKED = "NOT CHECKED"

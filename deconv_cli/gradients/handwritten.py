@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -52,22 +53,22 @@ class WrongInput:
 
     Attributes:
         location: the line in backward, the first line of backward, or the call of the Function.
-        error: how the gradient is wrong; None where its values are right.
         parameters: those behind this input.
-        mistake: the mistake of backward, if it is known, with a number of samples.
         place: of this input among the tensors of a call.
+        error: how the gradient is wrong; None where its values are right.
+        mistake: the mistake of backward, if it is known, with a number of samples.
         is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
 
     function: str
     name: str
     location: CodeLocation
-    error: GradientError | None
-    is_missing: bool
     parameters: frozenset[str]
+    place: int
+    error: GradientError | None = None
     mistake: Mistake | None = None
     number: int = 0
-    place: int = 0
+    is_missing: bool = False
     is_unchanged: bool = False
 
     @property
@@ -143,25 +144,36 @@ class _CheckedCall:
         errors = {index: error for index, error in compared if error is not None}
         written = _find_write(trial)
         # A write spoils the values that backward reads afterwards, but not the incoming gradient of each call.
-        if written is Mistake.WRITES_TO_SAVED:
-            return [self._of_write(written, errors)]
-        return [*([self._of_write(written, {})] if written is not None else []), *self._of_errors(errors)]
+        is_spoiled = written is Mistake.WRITES_TO_SAVED
+        found = [] if is_spoiled else self._of_errors(errors)
+        if written is None:
+            return found
+        error = next(iter(errors.values()), None) if is_spoiled else None
+        item = self._item(0, self._source.of_write(), error=error, mistake=written)
+        if error is None:
+            behind = (self._item(index, item.location).parameters for index in range(len(self._positions)))
+            item = replace(item, parameters=frozenset().union(*behind))
+        return [item, *found]
 
     def _of_errors(self, errors: dict[int, GradientError]) -> list[WrongInput]:
         """Describe the wrong inputs, each with its line and its mistake."""
-        mistakes = {index: _find_mistake(self._trial, index, error) for index, error in errors.items()}
-        first_line: CodeLocation | None = None
-        meant = {n for n, error in errors.items() if error.surrogate or self._trial.given[n] is None}
-        if errors.keys() - meant:
-            first_line = self._first_mistake(errors, meant)
+        trial = self._trial
+        meant = {n for n, error in errors.items() if error.surrogate or trial.given[n] is None}
+        first = self._first_mistake(errors, meant) if errors.keys() - meant else None
         found = []
         for index, error in errors.items():
-            mistake, number = mistakes[index] or (None, 0)
-            location = None if index in meant else first_line
-            location = location or self._source.of_gradient(self._positions[index])
-            item = self._item(self._positions[index], location, error, mistake, number)
-            is_missing = self._trial.given[index] is None
-            found.append(replace(item, is_missing=is_missing, is_unchanged=self._trial.returns(index)))
+            mistake, number = _find_mistake(trial, index, error) or (None, 0)
+            location = None if index in meant else first
+            item = self._item(
+                index,
+                location or self._source.of_gradient(self._positions[index]),
+                error=error,
+                mistake=mistake,
+                number=number,
+                is_missing=trial.given[index] is None,
+                is_unchanged=trial.returns(index),
+            )
+            found.append(item)
         return found
 
     def _first_mistake(self, errors: dict[int, GradientError], meant: set[int]) -> CodeLocation | None:
@@ -173,39 +185,17 @@ class _CheckedCall:
         wrong = [positions[n] for n in errors if n not in meant]
         return self._source.of_first_mistake(trial.gradients, trial.known_values(), wrong, right)
 
-    def _of_write(self, mistake: Mistake, errors: dict[int, GradientError]) -> WrongInput:
-        """Describe a write in backward."""
-        error = next(iter(errors.values()), None)
-        item = self._item(self._positions[0], self._source.of_write(), error, mistake)
-        if error is None:
-            everything = (_behind(self._call, self._forward, self._place(p)) for p in self._positions)
-            item = replace(item, parameters=frozenset().union(*everything))
-        return item
-
-    def _item(
-        self,
-        position: int,
-        location: CodeLocation,
-        error: GradientError | None,
-        mistake: Mistake | None,
-        number: int = 0,
-    ) -> WrongInput:
-        place = self._place(position)
+    def _item(self, index: int, location: CodeLocation, **known: Any) -> WrongInput:  # noqa: ANN401  fields of WrongInput
+        position = self._positions[index]
+        place = sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
         return WrongInput(
             self._call.function.__name__,
             self._names[position],
             location if location.file else self._call.location,
-            error,
-            is_missing=False,
-            parameters=_behind(self._call, self._forward, place),
-            mistake=mistake,
-            number=number,
-            place=place,
+            _behind(self._call, self._forward, place),
+            place,
+            **known,
         )
-
-    def _place(self, position: int) -> int:
-        """Count the tensors among the arguments before a position."""
-        return sum(isinstance(leaf, torch.Tensor) for leaf in self._trial.leaves[:position])
 
 
 def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list[str]:

@@ -29,7 +29,7 @@ HEALTHY = {
     "transformer": (healthy.Transformer, lambda: torch.randint(0, 13, (4, 6))),
     "batch norm": (healthy.Normalized, lambda: torch.randn(4, 3, 8, 8)),
 }
-SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(3, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -80,9 +80,8 @@ def test_a_sound_network_gives_no_alarm_and_is_left_as_it_was(name):
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("model", [unusual.NarrowConstants, unusual.ComplexWeights])
-def test_a_narrow_type_inside_is_lifted_to_float64(model):
-    found = checked(model(), 5, 4)
+def test_a_narrow_type_inside_is_lifted_to_float64():
+    found = checked(unusual.NarrowConstants(), 5, 4)
     assert (set(verdicts(found).values()), found.dtype, found.notes) == ({"OK"}, "float64", ())
 
 

@@ -8,15 +8,15 @@ smaller then, so the limit is the square.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
-from deconv_cli.gradients.evidence import Evidence, Layer
+from deconv_cli.gradients.evidence import Evidence, Norms, loss_changes_with
 from deconv_cli.gradients.findings import Cause, Finding, Verdict, unique_causes
 from deconv_cli.gradients.nested_tensors import norm_of, tensors_in
-from deconv_cli.gradients.reruns import loss_changes_with
 from deconv_cli.gradients.rules.detached import returning_none
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
@@ -163,51 +163,42 @@ COLLAPSE = 1e-6
 
 def find_vanishing(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has faded, and the layer at which it falls most."""
-    ratio, reference = _ratios(evidence, name)
-    sound_behind = any(layer.ratio >= COLLAPSE * reference for layer in _farther(evidence, name))
-    if ratio >= (COLLAPSE**2 if sound_behind else COLLAPSE) * reference:
-        return None
-    factor, near, far = min(_steps(evidence))
-    why = f"the gradient fades on its way back; the largest drop, by {1 / factor:.2g}, is from '{near}' to '{far}'."
+    why = "the gradient fades on its way back; the largest drop, by {:.2g}, is from '{}' to '{}'."
     suggestion = "use ReLU-like units, residual connections or normalization between the layers"
-    return _finding(Verdict.VANISHING, evidence, name, far, why, suggestion)
+    return _find_extreme(Verdict.VANISHING, evidence, name, why, suggestion)
 
 
 def find_exploding(evidence: Evidence, name: str) -> Finding | None:
     """Find a weight whose gradient has grown out of bounds, and the layer at which it rises most."""
-    ratio, reference = _ratios(evidence, name)
-    sound_behind = any(layer.ratio <= reference / COLLAPSE for layer in _farther(evidence, name))
-    if ratio <= reference / (COLLAPSE**2 if sound_behind else COLLAPSE):
-        return None
-    factor, near, far = max(_steps(evidence))
-    why = f"the gradient grows on its way back; the largest rise, by {factor:.2g}, is from '{near}' to '{far}'."
+    why = "the gradient grows on its way back; the largest rise, by {:.2g}, is from '{}' to '{}'."
     suggestion = "start from smaller (orthogonal) weights, or clip with torch.nn.utils.clip_grad_norm_"
-    return _finding(Verdict.EXPLODING, evidence, name, far, why, suggestion)
+    return _find_extreme(Verdict.EXPLODING, evidence, name, why, suggestion)
 
 
-def _farther(evidence: Evidence, name: str) -> list[Layer]:
-    """List the other layers that are at least as far from the loss as a weight."""
-    distances = {layer.name: layer.distance for layer in evidence.layers}
-    others = (layer for layer in evidence.layers if layer.name != name)
-    return [layer for layer in others if name in distances and layer.distance >= distances[name]]
+def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, suggestion: str) -> Finding | None:
+    """Compare ‖gradient‖ / ‖weight‖ of a weight with the layer nearest to the loss, and find the largest step between.
 
+    `why` has places for the factor of that step and the names of the two layers.
+    """
+    layers = {layer.name: layer for layer in evidence.layers}
+    if name not in layers:
+        return None
+    own, reference = layers[name], evidence.layers[0].ratio
 
-def _ratios(evidence: Evidence, name: str) -> tuple[float, float]:
-    """Return ‖gradient‖ / ‖weight‖ of a weight and of the layer nearest to the loss; 1 and 1 for other parameters."""
-    ratios = {layer.name: layer.ratio for layer in evidence.layers}
-    return (ratios[name], evidence.layers[0].ratio) if name in ratios else (1.0, 1.0)
+    def change(ratio: float, nearer: float) -> float:
+        return nearer / ratio if verdict == Verdict.VANISHING else ratio / nearer
 
-
-def _steps(evidence: Evidence) -> list[tuple[float, str, str]]:
-    """List the factor of the ratio from each layer to the next one away from the loss, and both names."""
-    return [(far.ratio / near.ratio, near.name, far.name) for near, far in pairwise(evidence.layers)]
-
-
-def _finding(verdict: Verdict, evidence: Evidence, name: str, far: str, why: str, suggestion: str) -> Finding:
-    forward, (ratio, reference) = evidence.double.forward, _ratios(evidence, name)
+    others = [layer for layer in evidence.layers if layer.name != name and layer.distance >= own.distance]
+    is_branch = any(change(layer.ratio, reference) <= 1 / COLLAPSE for layer in others)
+    if change(own.ratio, reference) <= (1 / COLLAPSE**2 if is_branch else 1 / COLLAPSE):
+        return None
+    steps = [(change(far.ratio, near.ratio), near.name, far.name) for near, far in pairwise(evidence.layers)]
+    factor, near, far = max(steps)
+    forward = evidence.double.forward
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
-    detail = f"‖gradient‖ / ‖weight‖ is {ratio:.2g}, next to the loss it is {reference:.2g}"
-    return Finding(verdict, (Cause(f"the way back to '{far}'", location, why, suggestion),), detail)
+    cause = Cause(f"the way back to '{far}'", location, why.format(factor, near, far), suggestion)
+    detail = f"‖gradient‖ / ‖weight‖ is {own.ratio:.2g}, next to the loss it is {reference:.2g}"
+    return Finding(verdict, (cause,), detail)
 
 
 _USUAL_START = "nothing: such a start is usual for the last layer of a branch, and does not hinder training"
@@ -216,19 +207,27 @@ _USUAL_START = "nothing: such a start is usual for the last layer of a branch, a
 def find_zero_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is zero at initialization only, as behind a layer that starts at zero."""
     found = find_zero(evidence, name)
-    return found and _at_start(Verdict.ZERO_AT_START, found, evidence.first_steps.steps_until_given(name))
+    return found and _at_start(
+        Verdict.ZERO_AT_START, found, evidence, lambda norms: name in norms and norms[name][0] > 0
+    )
 
 
 def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
     """Find a gradient that is tiny at initialization only, as behind a layer scale."""
     found = find_vanishing(evidence, name)
-    if found is None:
-        return None
-    n_steps = evidence.first_steps.steps_until_above(name, evidence.layers[0].name, COLLAPSE)
-    return _at_start(Verdict.VANISHING_AT_START, found, n_steps)
+
+    def is_there(norms: Norms) -> bool:
+        ratios = [norms[key][0] / norms[key][1] for key in (name, evidence.layers[0].name) if norms.get(key, (0, 0))[1]]
+        return len(ratios) == 2 and ratios[0] >= COLLAPSE * ratios[1]
+
+    return found and _at_start(Verdict.VANISHING_AT_START, found, evidence, is_there)
 
 
-def _at_start(verdict: Verdict, found: Finding, n_steps: int | None) -> Finding | None:
+def _at_start(
+    verdict: Verdict, found: Finding, evidence: Evidence, is_there: Callable[[Norms], bool]
+) -> Finding | None:
+    """Excuse a gradient that is there after the first optimizer steps."""
+    n_steps = next((n for n, norms in enumerate(evidence.first_steps, start=1) if is_there(norms)), None)
     if n_steps is None:
         return None
     after = "an optimizer step" if n_steps == 1 else f"{n_steps} optimizer steps"

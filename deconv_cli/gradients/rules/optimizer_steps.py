@@ -60,7 +60,7 @@ def _idle(first: OptimizerStep, evidence: TrainingEvidence) -> Finding | None:
 def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     """Find weights with a gradient whose optimizer takes no step in two passes, while all others do."""
     events = evidence.events
-    if events.moved_by_hand or events.n_skipped or events.n_backward < _FEW_PASSES or events.is_cut_short:
+    if events.moved_by_hand or events.n_backward < _FEW_PASSES or events.is_cut_short:
         return None
     stepping = {step.optimizer for step in events.steps}
     moved = frozenset().union(*(held for key, held in events.held.items() if key in stepping))
@@ -69,21 +69,16 @@ def _never_stepping(evidence: TrainingEvidence) -> Finding | None:
     if events.failure is not None or not names:
         return None
     why = f"an optimizer holds {name_some(names, 1)}, but made no step in {events.n_backward} backward passes."
-    suggestion = "call optimizer.step() after loss.backward()"
+    suggestion = (
+        "call optimizer.step() after loss.backward(); if a gradient scaler skips every step, look for NaN or "
+        "infinity in the gradients"
+    )
     return _of_optimizer(CodeLocation(), why, suggestion, "no optimizer.step()")
 
 
 def find_gradient_lost(evidence: TrainingEvidence) -> list[Finding]:
-    """Find gradients that are cleared, clipped to nothing or skipped between backward and a step."""
-    events = evidence.events
-    if evidence.events.first_steps:
-        causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
-    elif events.n_skipped > 1:
-        why = f"the gradient scaler skipped all {events.n_skipped} steps, since the scaled gradients overflow."
-        suggestion = "look for NaN or infinity in the gradients; start with a smaller init_scale"
-        causes = [Cause("scaler.step()", CodeLocation(), why, suggestion)]
-    else:
-        causes = []
+    """Find gradients that are cleared or clipped to nothing between backward and a step."""
+    causes = [cause for step in evidence.events.first_steps if (cause := _lost_before(step)) is not None]
     return [Finding(Verdict.GRADIENT_LOST, unique_causes(causes))] if causes else []
 
 

@@ -26,7 +26,7 @@ def find_unused(evidence: Evidence, name: str) -> Finding | None:
     """Find a parameter that no operation of forward reads."""
     if evidence.gradient(name) is not None or evidence.forward.used & evidence.forward.bit(name):
         return None
-    library = library_class_around(evidence.model, evidence.parameters[name])
+    library = library_class_around(evidence.subject.model, evidence.parameters[name])
     if library:
         why = f"{library}, a class of an installed library, owns this parameter and does not read it in this call."
         suggestion = "nothing; DistributedDataParallel needs find_unused_parameters=True for it"

@@ -63,7 +63,6 @@ class TrainingEvents:
     """What happens from the first checked backward pass on; weights and optimizers are keyed by their ids.
 
     Attributes:
-        n_skipped: steps that a gradient scaler skipped.
         reached: weights to which any backward pass gave a gradient.
         moved_by_hand: weights changed without a step of an optimizer.
         accumulated_by_hand: where a backward pass added to gradients that such a change had used already.
@@ -76,7 +75,6 @@ class TrainingEvents:
     steps: list[OptimizerStep] = field(default_factory=list)
     held: dict[int, frozenset[int]] = field(default_factory=dict)
     n_backward: int = 0
-    n_skipped: int = 0
     reached: set[int] = field(default_factory=set)
     moved_by_hand: bool = False
     accumulated_by_hand: CodeLocation | None = None
@@ -238,14 +236,12 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch whether a gradient scaler skips a step, and by what it multiplied the gradients."""
+        """Watch by what a gradient scaler multiplied the gradients."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            n_steps = len(self.events.steps)
             self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
             self._scale = 1.0
-            self.events.n_skipped += bool(self._weights) and len(self.events.steps) == n_steps
             return result
 
         return watched

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import _SingleLevelFunction
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
@@ -21,7 +19,7 @@ from deconv_cli.gradients.checker import check_subject
 from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
-from deconv_cli.gradients.tracing.interception import replaced
+from deconv_cli.gradients.tracing.interception import observing_hidden_calls, replaced
 from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
@@ -103,9 +101,9 @@ class TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
         self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
         self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
-        self._replace(nn.Parameter, "__new__", self._watched_parameter)
-        self._replace(type(torch.autograd.Variable), "__call__", self._watched_variable)
-        self._replace(torch, "from_numpy", self._watched_array)
+        self._replace(
+            torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
+        )
         self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
@@ -114,7 +112,7 @@ class TrainingWatch:
             optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
         ):
             self._stack.callback(handle.remove)
-        self._stack.enter_context(replaced(_SingleLevelFunction, "apply", classmethod(self._recorded_apply)))
+        self._stack.enter_context(observing_hidden_calls(self._record_hidden_call))
         self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         self._stack.enter_context(self._tape)
         return self
@@ -137,43 +135,28 @@ class TrainingWatch:
         if self._tape.modules:
             self._tape.modules.pop()
 
-    def _recorded_apply(self, cls: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  torch's own signature
-        def call(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
-            with self._not_recording():
-                return super(_SingleLevelFunction, cls).apply(*arguments, **keywords)  # type: ignore[misc]
+    def _record_hidden_call(
+        self,
+        cls: Any,  # noqa: ANN401
+        name: str,
+        call: Callable[..., Any],
+        args: Any,  # noqa: ANN401
+        keywords: dict[str, Any],
+    ) -> Any:  # noqa: ANN401  whatever the call gives
+        """Record a hand-written Function, or a constructor of a new leaf."""
+        later: Callable[..., Any] = torch.autograd.Variable if name == "Variable" else nn.Parameter
+        if name.endswith(".apply"):
+            call = self._not_recording()(call)
 
-        if self._tape.suspended:
-            return call(*args, **kwargs)
-        # A later run looks `apply` up again, which the check replaces.
-        return self._tape.record(call, f"{cls.__name__}.apply", args, kwargs, lambda *a, **k: cls.apply(*a, **k))
+            def later(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  whatever the Function takes and gives
+                return cls.apply(*arguments, **named)  # looked up again, since the check replaces it
 
-    def _watched_parameter(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(cls: Any, data: Any = None, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
+        elif name == "nn.Parameter":
+            data = args[0] if args else keywords.get("data")
             is_wrapped = isinstance(data, torch.Tensor) and data.grad_fn is not None
-            is_made_here = is_wrapped and (self._tape.modules or data.numel() == 1)
-            if not is_made_here or self._tape.suspended:
-                return make(cls, data, *args, **keywords)
-            return self._tape.record(
-                functools.partial(make, cls), "nn.Parameter", (data, *args), keywords, nn.Parameter
-            )
-
-        return watched
-
-    def _watched_variable(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(cls: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401  torch's own
-            call = functools.partial(make, cls)
-            if self._tape.suspended:
+            if not is_wrapped or not (self._tape.modules or data.numel() == 1):  # type: ignore[union-attr]
                 return call(*args, **keywords)
-            return self._tape.record(call, "Variable", args, keywords, torch.autograd.Variable)
-
-        return watched
-
-    def _watched_array(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def watched(array: Any) -> torch.Tensor:  # noqa: ANN401  a NumPy array
-            made: torch.Tensor = self._tape.record(make, "from_numpy", (array,), {})
-            return made
-
-        return watched
+        return call(*args, **keywords) if self._tape.suspended else self._tape.record(call, name, args, keywords, later)
 
     @contextlib.contextmanager
     def _not_recording(self) -> Iterator[None]:
