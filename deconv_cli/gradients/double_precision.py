@@ -156,7 +156,6 @@ _CANCELED = 1e-10
 
 
 def _arriving(parameter: torch.Tensor, backward: BackwardTrace) -> float:
-    """Measure the largest gradient at the outputs of the operations that read a parameter."""
     nodes = (node for node, _ in backward.readers_of(parameter) if node in backward.arriving)
     return max((backward.arriving[node].largest or 0.0 for node in nodes), default=0.0)
 

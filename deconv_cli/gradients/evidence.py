@@ -27,15 +27,6 @@ _CHOOSING = (*_BY_DATA, "Cat", "Select", "Slice", "Split", "Stack", "Unbind")
 """Nodes of autograd's graph whose gradient is zero where other values were chosen; the data make the first choices."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A weight with a sound gradient: its distance from the loss, for ordering, and ‖gradient‖ / ‖weight‖."""
-
-    distance: int
-    name: str
-    ratio: float
-
-
 def _reads_nothing(node: Node) -> bool:
     """Return whether an operation reads a tensor without elements, as where a mask chooses nothing."""
     made = [tensor for child, _ in node.next_functions for tensor in getattr(child, "_input_metadata", ())]
@@ -81,18 +72,6 @@ class Evidence:
         """The operations where NaN or infinity arises; an infinite mask does not count, NaN made of two does."""
         trace = trace_forward(self.subject, find_origins=True)
         return trace.origins or trace.nan_origins
-
-    @cached_property
-    def moved_from_outside(self) -> frozenset[str]:
-        """Parameters without a gradient that left torch as plain values, and on which the loss depends."""
-        return find_moved_from_outside(self.subject, self.forward, self.backward)
-
-    @cached_property
-    def overwritten(self) -> dict[str, CodeLocation]:
-        """The parameters that forward resets, which loses any change by an optimizer; each with its line."""
-        trained = [name for name in sorted(self.subject.written) if self.parameters[name].requires_grad]
-        writes = self.forward.parameter_writes
-        return {name: writes[self.forward.bit(name)] for name in trained if loses_writes(self.subject, name)}
 
     @cached_property
     def first_steps(self) -> list[Norms]:
@@ -168,8 +147,8 @@ class Evidence:
         return [item for item in self.wrong_inputs if name in item.parameters]
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
-        """The weights with a sound gradient, the nearest to the loss first."""
+    def layers(self) -> dict[str, float]:
+        """‖gradient‖ / ‖weight‖ of the weights with a sound gradient, the nearest to the loss first."""
         layers = []
         for name, parameter in self.parameters.items():
             readers = self.double.backward.readers_of(parameter)
@@ -177,8 +156,8 @@ class Evidence:
             if parameter.ndim >= 2 and readers and norm and weight_norm and self._is_sound(name):
                 # Autograd numbers its nodes in the order of the forward pass.
                 order = min(reader._sequence_nr() for reader, _ in readers)
-                layers.append(Layer(-order, name, norm / weight_norm))
-        return tuple(sorted(layers, key=lambda layer: (layer.distance, layer.name, layer.ratio)))
+                layers.append((-order, name, norm / weight_norm))
+        return {name: ratio for _, name, ratio in sorted(layers)}
 
     def _is_sound(self, name: str) -> bool:
         return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)
@@ -200,30 +179,6 @@ def repeat(subject: Subject, forward: ForwardTrace) -> tuple[float, float]:
 def is_same(first: float, second: float) -> bool:
     """Return whether two losses are one number, or both NaN."""
     return first == second or (math.isnan(first) and math.isnan(second))
-
-
-def find_moved_from_outside(subject: Subject, forward: ForwardTrace, backward: BackwardTrace) -> frozenset[str]:
-    """Find the parameters without a gradient whose plain values, outside of torch, change the loss.
-
-    A thresholded loss may be constant in one parameter and change with another that leaves torch on the same line.
-    """
-    returned = getattr(subject.model, "returned", None)
-    moved: dict[tuple[str, ...], bool] = {}
-    found = set()
-    for name in subject.trainable:
-        bit = forward.bit(name)
-        uses = uses_outside(forward, bit)
-        if backward.gradients.get(name) is not None or not uses or (forward.flow.sources | forward.reached) & bit:
-            continue
-        lines = tuple(sorted({str(use.location) for use in uses}))
-        if lines not in moved and returned is not None:  # a recorded pass does not compute with plain values again
-            moved[lines] = not returned.isdisjoint(lines)
-        elif lines not in moved:
-            names = [other for other in subject.trainable if any(forward.bit(other) & use.lost for use in uses)]
-            moved[lines] = any(loss_changes_with(subject, other) for other in names)
-        if moved[lines]:
-            found.add(name)
-    return frozenset(found)
 
 
 def uses_outside(forward: ForwardTrace, bit: int) -> list[Detachment]:
@@ -250,7 +205,6 @@ def loss_changes_with(subject: Subject, name: str) -> bool:
 
 
 def _noise_like(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw normal noise of the size of a parameter."""
     return torch.randn(values.shape, generator=generator).to(values) * values.abs().mean().clamp_min(0.1)
 
 
@@ -269,10 +223,12 @@ def loses_writes(subject: Subject, name: str) -> bool:
 
 
 def _after_a_pass(subject: Subject, name: str, start: torch.Tensor) -> torch.Tensor:
-    """Return the values of a parameter after a pass."""
     parameter = subject.parameters[name]
     parameter.data = start.clone()
-    with subject.keeping_writes_to(name), contextlib.suppress(Exception):  # a model may refuse other values
+    with (
+        subject.with_fields(written=subject.written - {name}),
+        contextlib.suppress(Exception),
+    ):  # a model may refuse other values
         subject.run()
     return parameter.data.clone()
 

@@ -39,13 +39,14 @@ class Likelihood:
 
     Attributes:
         name: for the report.
-        negative_log: −log p(target | output), summed over a batch.
+        loss: a loss of torch, which is −log p(target | output) times `factor` if it is summed over a batch.
         draw: draws targets from the model, for the outputs of a batch.
     """
 
     name: str
-    negative_log: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    loss: Callable[..., torch.Tensor]
     draw: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    factor: float = 1.0
 
 
 def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,24 +57,19 @@ def _draw_classes(probabilities: torch.Tensor, generator: torch.Generator) -> to
 
 LIKELIHOODS = {
     "cross-entropy": Likelihood(
-        "categorical",
-        lambda output, target: functional.cross_entropy(output, target, reduction="sum"),
-        lambda output, generator: _draw_classes(output.softmax(1), generator),
+        "categorical", functional.cross_entropy, lambda output, g: _draw_classes(output.softmax(1), g)
     ),
-    "nll": Likelihood(
-        "categorical",
-        lambda output, target: functional.nll_loss(output, target, reduction="sum"),
-        lambda output, generator: _draw_classes(output.exp(), generator),
-    ),
+    "nll": Likelihood("categorical", functional.nll_loss, lambda output, g: _draw_classes(output.exp(), g)),
     "mse": Likelihood(
         "normal with variance 1 (half the sum of squares)",
-        lambda output, target: 0.5 * (output - target).square().sum(),
-        lambda output, generator: output + torch.randn(output.shape, generator=generator, dtype=output.dtype),
+        functional.mse_loss,
+        lambda output, g: output + torch.randn(output.shape, generator=g, dtype=output.dtype),
+        factor=2.0,
     ),
     "bce-with-logits": Likelihood(
         "Bernoulli",
-        lambda output, target: functional.binary_cross_entropy_with_logits(output, target, reduction="sum"),
-        lambda output, generator: torch.bernoulli(output.sigmoid(), generator=generator),
+        functional.binary_cross_entropy_with_logits,
+        lambda output, g: torch.bernoulli(output.sigmoid(), generator=g),
     ),
 }
 """Losses that are the negative logarithm of a likelihood."""
@@ -113,7 +109,7 @@ class SampleLoss:
             return as_scalar(self._function(output, target))
         assert target is not None
         target = target.to(output.dtype) if target.is_floating_point() else target
-        return self.likelihood.negative_log(output, target)
+        return self.likelihood.loss(output, target, reduction="sum") / self.likelihood.factor
 
     def batch_mean(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute the mean loss of a batch; the kinds `sampled` and `exact` draw the targets from the model.
@@ -171,7 +167,6 @@ class SampleLoss:
 
 
 def _rows(output: torch.Tensor, target: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Split outputs and targets into samples."""
     return [(output[i : i + 1], None if target is None else target[i : i + 1]) for i in range(len(output))]
 
 

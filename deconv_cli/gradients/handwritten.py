@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from deconv_cli.gradients.function_trial import FunctionTrial, GradientError, compare_input, differentiate
+from deconv_cli.gradients.finite_differences import Comparison, is_one_factor
+from deconv_cli.gradients.function_trial import FunctionTrial, compare_input, differentiate
 from deconv_cli.gradients.nested_tensors import real
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_lines import BackwardSource
@@ -55,7 +56,8 @@ class WrongInput:
         location: the line in backward, the first line of backward, or the call of the Function.
         parameters: those behind this input.
         place: of this input among the tensors of a call.
-        error: how the gradient is wrong; None where its values are right.
+        comparison: of its gradient with the `reference`; None where its values are right.
+        surrogate: why the gradient may replace a derivative of zero on purpose; empty if forward makes no step.
         mistake: the mistake of backward, if it is known, with a number of samples.
         is_unchanged: forward returns this input unchanged, so the Function exists for its backward.
     """
@@ -65,7 +67,9 @@ class WrongInput:
     location: CodeLocation
     parameters: frozenset[str]
     place: int
-    error: GradientError | None = None
+    comparison: Comparison | None = None
+    reference: str = ""
+    surrogate: str = ""
     mistake: Mistake | None = None
     number: int = 0
     is_missing: bool = False
@@ -74,8 +78,7 @@ class WrongInput:
     @property
     def is_on_purpose(self) -> bool:
         """Whether the code means another gradient: a surrogate, or one that is reversed, scaled or limited."""
-        is_surrogate = self.error is not None and bool(self.error.surrogate)
-        return not self.is_missing and (is_surrogate or self.is_unchanged)
+        return not self.is_missing and (bool(self.surrogate) or self.is_unchanged)
 
 
 def check_functions(subject: Subject, budget: float) -> tuple[list[WrongInput], list[str]]:
@@ -148,26 +151,27 @@ class _CheckedCall:
         found = [] if is_spoiled else self._of_errors(errors)
         if written is None:
             return found
-        error = next(iter(errors.values()), None) if is_spoiled else None
-        item = self._item(0, self._source.of_write(), error=error, mistake=written)
-        if error is None:
+        item = self._item(0, self._source.of_write(), mistake=written)
+        if not is_spoiled or not errors:
             behind = (self._item(index, item.location).parameters for index in range(len(self._positions)))
             item = replace(item, parameters=frozenset().union(*behind))
         return [item, *found]
 
-    def _of_errors(self, errors: dict[int, GradientError]) -> list[WrongInput]:
-        """Describe the wrong inputs, each with its line and its mistake."""
+    def _of_errors(self, errors: dict[int, tuple[Comparison, str]]) -> list[WrongInput]:
         trial = self._trial
-        meant = {n for n, error in errors.items() if error.surrogate or trial.given[n] is None}
+        surrogates = {n: trial.proof_of_surrogate(n) for n in errors}
+        meant = {n for n, surrogate in surrogates.items() if surrogate or trial.given[n] is None}
         first = self._first_mistake(errors, meant) if errors.keys() - meant else None
         found = []
-        for index, error in errors.items():
-            mistake, number = _find_mistake(trial, index, error) or (None, 0)
+        for index, (comparison, reference) in errors.items():
+            mistake, number = _find_mistake(trial, index, comparison) or (None, 0)
             location = None if index in meant else first
             item = self._item(
                 index,
                 location or self._source.of_gradient(self._positions[index]),
-                error=error,
+                comparison=comparison,
+                reference=reference,
+                surrogate=surrogates[index],
                 mistake=mistake,
                 number=number,
                 is_missing=trial.given[index] is None,
@@ -176,7 +180,7 @@ class _CheckedCall:
             found.append(item)
         return found
 
-    def _first_mistake(self, errors: dict[int, GradientError], meant: set[int]) -> CodeLocation | None:
+    def _first_mistake(self, errors: Collection[int], meant: set[int]) -> CodeLocation | None:
         """Find the first line of backward that departs from the chain rule."""
         trial, positions = self._trial, self._positions
         # A gradient of zero, as of the weights of a state that is zero, proves nothing about the lines before.
@@ -207,7 +211,7 @@ def _input_names(function: type[torch.autograd.Function], n_inputs: int) -> list
     return [names[n] if n < len(names) else f"input {n + 1}" for n in range(n_inputs)]
 
 
-def _find_mistake(trial: FunctionTrial, index: int, error: GradientError) -> tuple[Mistake, int] | None:
+def _find_mistake(trial: FunctionTrial, index: int, found: Comparison) -> tuple[Mistake, int] | None:
     """Name the mistake in the gradient of one input, with a number of samples."""
     hand = trial.given[index]
     if hand is None or not bool(hand.any()):
@@ -215,7 +219,7 @@ def _find_mistake(trial: FunctionTrial, index: int, error: GradientError) -> tup
     twice = trial.gradients([2 * weight for weight in trial.weights])[index]
     if twice is not None and not _agree([twice], [2 * hand], 1e-4):
         return Mistake.NOT_LINEAR, 0
-    n_samples = round(1 / error.comparison.ratio) if error.comparison.ratio and error.is_one_factor else 0
+    n_samples = round(1 / found.ratio) if found.ratio and is_one_factor(found.ratio, found.ratio_range) else 0
     sizes = {leaf.shape[0] for leaf in trial.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim}
     return (Mistake.MEAN_FOR_SUM, n_samples) if n_samples > 1 and n_samples in sizes else None
 

@@ -80,17 +80,14 @@ class DetachedConstants(TorchFunctionMode):
         self._is_recorded = False
 
     def __enter__(self) -> DetachedConstants:
-        """Begin a run."""
         self._position = 0
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: object) -> None:
-        """End a run; the first one without an error becomes the record."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._is_recorded = self._is_recorded or error[0] is None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords = kwargs or {}
         name = plain_name(func)
         if name in DETACHING_INSIDE:
@@ -148,7 +145,6 @@ class LiftedCasts(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords, name = kwargs or {}, plain_name(func)
         if name in _CASTS and len(args) == 1 and isinstance(args[0], torch.Tensor) and not args[0].is_complex():
             return args[0].to(torch.float64)

@@ -17,12 +17,11 @@ AT_START = {
     "rezero": (sound.ReZero, (5, 6), "ZERO AT START"),
     "low rank": (sound.LowRank, (5, 6), "ZERO AT START"),
     "zero head": (sound.ZeroHead, (5, 6), "ZERO AT START"),
-    "zero residual": (sound.ZeroResidual, (3, 2, 6, 6), "ZERO AT START"),
     "layer scale": (lambda: sound.ReZero(1e-7), (5, 6), "VANISHING AT START"),
 }
 ON_PURPOSE = ["Siamese", "StraightThrough", "Quantized"]
 LINES_ON_PURPOSE = {"Siamese": "siamese", "StraightThrough": "straight"}
-SOUND = ["Spectral", "Teacher", "HardGumbel", *ON_PURPOSE]
+SOUND = ["HardGumbel", *ON_PURPOSE]
 
 
 def faultless(report) -> bool:
@@ -47,13 +46,14 @@ def test_what_a_step_sets_free_is_no_fault(name):
 def test_what_is_held_constant_on_purpose_makes_no_difference(name):
     model = getattr(sound, name)()
     found = checked(model, 5, 6)
-    assert set(verdicts(found).values()) <= {"OK", "FROZEN"}, found.parameters
+    assert set(verdicts(found).values()) == {"OK"}, found.parameters
     assert {str(finding.verdict) for finding in found.general} == ({"PARTLY DETACHED"} if name in ON_PURPOSE else set())
     assert found.not_checked == () or "leak" in found.not_checked[0]
     if name in LINES_ON_PURPOSE:
         cause = found.general[0].causes[0]
         assert cause.location.line == blamed_line("sound_practice", LINES_ON_PURPOSE[name])
         assert "hold the value here constant" in cause.why
+        assert str(found).count(cause.why) == 1  # for both lines of one network
 
 
 def test_a_wrong_gradient_is_found_behind_a_detachment():

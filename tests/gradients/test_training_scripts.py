@@ -17,21 +17,6 @@ from deconv_cli.gradients.training.script import check_script
 
 PAGE = FIXTURES.parents[1] / "docs" / "howto" / "gradients.md"
 SCRIPTS = FIXTURES / "scripts"
-QUICK = ("by_hand", "policy", "mixed_precision", "adversarial")
-HEALTHY = [
-    pytest.param(path.stem, marks=() if path.stem in QUICK else pytest.mark.exhaustive)
-    for path in sorted(SCRIPTS.glob("*.py"))
-]
-
-
-@pytest.mark.parametrize("name", HEALTHY)
-def test_a_sound_script_is_run_without_an_edit(name, capsys):
-    found = check_script(SCRIPTS / f"{name}.py", budget=20.0)
-    assert set(verdicts(found).values()) <= {"OK", "ZERO BY CONSTRUCTION", "NOT REACHED"}, found
-    assert "OK" in verdicts(found).values()
-    assert [str(finding.verdict) for finding in found.general if finding.is_fault] == []
-    assert str(found).startswith("Training can work")
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -75,19 +60,6 @@ class TestSeveralLosses:
         assert names["generator.0.bias"] == "ZERO BY CONSTRUCTION"
         assert found.general == ()
         assert "the losses of 3 lines were checked" in found.notes[0]
-
-    def test_a_fault_in_the_second_loss_alone(self, tmp_path):
-        """The generator's own loss is cut off, so that no loss trains it."""
-        found = self.changed(tmp_path, ("discriminator(fake).view", "discriminator(fake.detach()).view"))
-        assert verdicts(found)["generator.0.weight"] == "DETACHED"
-        assert verdicts(found)["discriminator.0.weight"] == "OK"
-
-    @pytest.mark.exhaustive
-    def test_one_of_two_optimizers_takes_no_step(self, tmp_path):
-        found = self.changed(tmp_path, ("    of_generator.step()\n", ""))
-        (fault,) = [finding for finding in found.general if finding.is_fault]
-        assert fault.verdict == "OPTIMIZER"
-        assert "holds generator.0.weight and" in fault.causes[0].why
 
     def test_an_error_after_the_first_pass_is_a_fault(self, tmp_path):
         found = self.changed(tmp_path, ("fake.detach()", "fake"))
@@ -148,31 +120,6 @@ REMEDIES = {
 }
 
 
-DETACHED_GENERATOR = """
-import torch
-from torch import nn
-G, D = nn.Linear(8, 16), nn.Linear(16, 1)
-og, od = (torch.optim.Adam(net.parameters(), 1e-3) for net in (G, D))
-bce = nn.BCEWithLogitsLoss()
-for step in range(5):
-    fake = G(torch.randn(32, 8))
-    od.zero_grad()
-    (bce(D(torch.randn(32, 16)), torch.ones(32, 1)) + bce(D({seen}), torch.zeros(32, 1))).backward()
-    od.step()
-    og.zero_grad()
-    bce(D(fake.detach()), torch.ones(32, 1)).backward()
-    og.step()
-"""
-
-
-@pytest.mark.parametrize("seen", ["fake", "fake.detach()", "G(torch.randn(32, 8))"])
-def test_a_generator_that_its_own_loss_does_not_reach(seen, tmp_path):
-    found = run_text(DETACHED_GENERATOR.format(seen=seen), tmp_path)
-    assert verdicts(found) == {"G.weight": "DETACHED", "G.bias": "DETACHED", "D.weight": "OK", "D.bias": "OK"}
-    (line,) = {finding.causes[0].location.line for finding in found.parameters if finding.is_fault}
-    assert line == 13
-
-
 SLOW = ("a part", "clipped", "a sum that runs on", "switched off for good")
 
 
@@ -226,7 +173,6 @@ def test_a_weight_that_is_not_registered(name, tmp_path):
     assert [finding.verdict for finding in faults] == ["UNREGISTERED"] * bool(remedy)
     assert all(remedy in finding.causes[0].suggestion for finding in faults)
     assert all((made if name == "a view" else read) in finding.causes[0].location.source for finding in faults)
-    assert not [note for note in found.notes if "plain" in note and not note.startswith("self.hidden of 'model'")]
 
 
 ADDED_UP = (HEAD + OPTIMIZER + LOOP).replace("range(3)", "range({turns})").replace("for _", "for turn")
@@ -305,7 +251,7 @@ class TestWatching:
             optimizer.step()
         assert set(verdicts(watched.report).values()) == {"OK"}
         assert torch.allclose(model[0].weight, before - 0.1 * gradient)
-        assert "Training can work" in watched._repr_html_()
+        assert "Training can work" in repr(watched)
 
     def test_memory_that_is_written_to(self):
         """A loop fills a tensor that was made before it."""
@@ -360,8 +306,6 @@ PENALTY = """    made = model(x)
     (slopes,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
     loss = nn.functional.mse_loss(made, y) + (slopes.norm(dim=1) - 1).square().mean()
 """
-LAZY = "model = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(2))\nmodel(x)\n"
-ORTHOGONAL = "nn.utils.parametrizations.orthogonal(model.body)\nmodel(x)\n"
 WRAPPED = """class Wrapper(torch.optim.Optimizer):
     def __init__(self, inner):
         self.inner, self.param_groups = inner, inner.param_groups
@@ -380,8 +324,6 @@ SOUND = {
     + "critic = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))\n"
     + OPTIMIZER.replace("model.parameters()", "[*model.parameters(), *critic[0:1].parameters(), critic[2].weight]")
     + LOOP.replace("    loss = nn.functional.mse_loss(model(x), y)\n", PENALTY),
-    "lazy layers": HEAD + LAZY + OPTIMIZER + LOOP,
-    "orthogonal weights": HEAD.replace("6", "4") + ORTHOGONAL + OPTIMIZER + LOOP,
     "an optimizer in another one": HEAD
     + WRAPPED
     + LOOP.replace("range(3)", "range(10)")

@@ -32,15 +32,16 @@ def find_detached(evidence: Evidence, name: str) -> Finding | None:
 
 
 def find_used_outside_torch(evidence: Evidence, name: str) -> Finding | None:
-    """Find a parameter without a gradient that the loss depends on through plain values.
+    """Find a parameter without a gradient that leaves torch as a plain value.
 
-    If autograd reaches no parameter from a loss, the loss is made of plain values, even if it is constant here.
+    A recorded pass knows the lines whose plain values enter its loss again.
     """
     forward, bit = evidence.forward, evidence.forward.bit(name)
     uses = uses_outside(forward, bit)
     if evidence.gradient(name) is not None or not uses:
         return None
-    if forward.reached and name not in evidence.moved_from_outside:
+    returned = getattr(evidence.subject.model, "returned", None)
+    if forward.reached and returned is not None and returned.isdisjoint(str(use.location) for use in uses):
         return None
     cutting = [use for use in uses if use.reached & bit]
     detachments = [forward.detachments[index] for use in uses for index in use.before]
@@ -84,12 +85,11 @@ def returning_none(operation: Operation, evidence: Evidence) -> Cause:
     return Cause(f"{name}.backward", location, why, "return a gradient for every input from backward")
 
 
-_MAX_LINES = 3
 _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
-    """Find draws without a gradient, and `.detach()` and `no_grad` in the user's own code; one finding per line."""
+    """Find draws without a gradient, one finding per line, and `.detach()` and `no_grad` in the user's own code."""
     forward = evidence.forward
     trained = sum(forward.bit(name) for name in evidence.backward.magnitudes)
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in forward.random}
@@ -110,16 +110,16 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
         if found.is_deliberate and not found.by_library and found.location.file:
             plain.setdefault(line, found)
     findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
-    for found in list(plain.values())[:_MAX_LINES]:
+    causes = []
+    for found in plain.values():
         names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
         why = (
             f"{name_some(names, 1)} reach the loss through this line too, but get gradients only by other ways; finite "
             "differences hold the value here constant."
         )
         suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
-        cause = Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion)
-        findings.append(Finding(Verdict.PARTLY_DETACHED, (cause,)))
-    return findings
+        causes.append(Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion))
+    return [*findings, Finding(Verdict.PARTLY_DETACHED, unique_causes(causes))] if causes else findings
 
 
 _WITHOUT_RSAMPLE = (
@@ -144,7 +144,7 @@ def explain_detachment(found: Detachment) -> Cause:
     why = f"gradients enter {label} and do not leave it."
     suggestion = "replace it by an operation that torch can differentiate"
     if name in DETACHING:
-        why = ".detach() cuts the tensor off from its history, so no gradient passes this line."
+        why = ".detach() cuts the tensor off from the operations that made it, so no gradient passes this line."
         suggestion = _without_detachment(found.location.code)
     elif name == "data":
         why = ".data bypasses autograd, so no gradient passes this line."
@@ -184,7 +184,6 @@ def explain_detachment(found: Detachment) -> Cause:
 
 
 def _where(found: Detachment) -> CodeLocation:
-    """Find the line to change: a `with no_grad` around the call, or the line itself."""
     switch = found.switch
     is_outside = switch is not None and switch.code.startswith("with ") and switch.function != found.location.function
     return switch if switch is not None and is_outside else found.location
@@ -200,7 +199,6 @@ def _instead_of_index(name: str, code: str) -> str:
 
 
 def _switching_on(found: Detachment) -> str:
-    """Write how to switch gradients on again."""
     line = found.switch.code if found.switch is not None else ""
     if ".sample(" in found.location.code:
         line = found.location.code.replace(".sample(", ".rsample(")
@@ -224,8 +222,8 @@ def _wrapping(found: Detachment) -> Cause:
     """Explain a tensor made of the values of another one."""
     is_loss = found.n_elements == 1 and not found.location.module
     why = (
-        f"{found.label} makes a new leaf that only has the value of {'the loss' if is_loss else 'the tensor'}: "
-        "backward() ends at it, and every parameter before it gets no gradient."
+        f"{found.label} makes a new tensor that has only the value of {'the loss' if is_loss else 'the old one'}: "
+        "backward() stops there, and no parameter before it gets a gradient."
     )
     return Cause(found.label, found.location, why, line_with_gradient(found.location.code) or "use the tensor itself")
 

@@ -135,7 +135,7 @@ def find_wrong_function_in_model(evidence: Evidence) -> list[Finding]:
 
 
 def _of_input(item: WrongInput) -> Cause:
-    operation, error = f"{item.function}.backward", item.error
+    operation, found = f"{item.function}.backward", item.comparison
     what = f"the gradient for '{item.name}'"
     if item.is_missing:
         why = f"{operation} returns None for '{item.name}', which has a gradient."
@@ -143,13 +143,12 @@ def _of_input(item: WrongInput) -> Cause:
     elif item.mistake is not None:
         names = {"function": operation, "name": f"'{item.name}'", "n": item.number}
         why, suggestion = (text.format(**names) for text in item.mistake.value)
-    elif error is None:
+    elif found is None:
         raise LookupError(f"nothing is wrong with {operation}")
     else:
-        found = error.comparison
         why = (
             f"{found.n_wrong} of {found.n_tried} elements of {what} are wrong; at "
-            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {error.reference} gives "
+            f"{list(found.element or ())} backward gives {found.autograd:.6g}, {item.reference} gives "
             f"{found.numeric:.6g}."
         )
         suggestion = _suggest(found, what)
@@ -176,11 +175,10 @@ def find_substituted(evidence: Evidence, name: str) -> Finding | None:
     causes = []
     for item in evidence.wrong_inputs_before(name):
         operation = f"{item.function}.backward"
+        reason = item.surrogate
         if item.is_unchanged:
-            why = f"forward returns '{item.name}' unchanged, and {operation} changes its gradient on purpose."
-        else:
-            proof = item.error.surrogate if item.error else ""
-            why = f"{operation} gives a surrogate for '{item.name}', since the derivative of a step is zero: {proof}."
+            reason = "forward returns this input unchanged, so its gradient is changed on purpose"
+        why = f"{operation} replaces the gradient for '{item.name}': {reason}."
         if item.is_on_purpose:
             causes.append(Cause(operation, item.location, why, f"{_MEANT}; remove the Function to compare the rest"))
     if not causes or evidence.gradient(name) is None:

@@ -180,24 +180,23 @@ def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, sug
 
     `why` has places for the factor of that step and the names of the two layers.
     """
-    layers = {layer.name: layer for layer in evidence.layers}
-    if name not in layers:
+    ratios, names = evidence.layers, list(evidence.layers)
+    if name not in ratios:
         return None
-    own, reference = layers[name], evidence.layers[0].ratio
+    own, reference = ratios[name], ratios[names[0]]
 
     def change(ratio: float, nearer: float) -> float:
         return nearer / ratio if verdict == Verdict.VANISHING else ratio / nearer
 
-    others = [layer for layer in evidence.layers if layer.name != name and layer.distance >= own.distance]
-    is_branch = any(change(layer.ratio, reference) <= 1 / COLLAPSE for layer in others)
-    if change(own.ratio, reference) <= (1 / COLLAPSE**2 if is_branch else 1 / COLLAPSE):
+    farther = names[names.index(name) + 1 :]
+    is_branch = any(change(ratios[other], reference) <= 1 / COLLAPSE for other in farther)
+    if change(own, reference) <= (1 / COLLAPSE**2 if is_branch else 1 / COLLAPSE):
         return None
-    steps = [(change(far.ratio, near.ratio), near.name, far.name) for near, far in pairwise(evidence.layers)]
-    factor, near, far = max(steps)
+    factor, near, far = max((change(ratios[far], ratios[near]), near, far) for near, far in pairwise(names))
     forward = evidence.double.forward
     location = forward.last_use.get(forward.bit(far)) or CodeLocation()
-    cause = Cause(f"the way back to '{far}'", location, why.format(factor, near, far), suggestion)
-    detail = f"‖gradient‖ / ‖weight‖ is {own.ratio:.2g}, next to the loss it is {reference:.2g}"
+    cause = Cause(f"the gradient of '{far}'", location, why.format(factor, near, far), suggestion)
+    detail = f"‖gradient‖ / ‖weight‖ is {own:.2g}, next to the loss it is {reference:.2g}"
     return Finding(verdict, (cause,), detail)
 
 
@@ -217,7 +216,9 @@ def find_vanishing_at_start(evidence: Evidence, name: str) -> Finding | None:
     found = find_vanishing(evidence, name)
 
     def is_there(norms: Norms) -> bool:
-        ratios = [norms[key][0] / norms[key][1] for key in (name, evidence.layers[0].name) if norms.get(key, (0, 0))[1]]
+        ratios = [
+            norms[key][0] / norms[key][1] for key in (name, next(iter(evidence.layers))) if norms.get(key, (0, 0))[1]
+        ]
         return len(ratios) == 2 and ratios[0] >= COLLAPSE * ratios[1]
 
     return found and _at_start(Verdict.VANISHING_AT_START, found, evidence, is_there)
@@ -236,7 +237,7 @@ def _at_start(
 
 
 _NOTHING_TARGETED = (
-    "make sure that each batch has a target that counts, or divide the sum (reduction='sum') by max(count, 1)"
+    "make sure that each batch has a target that is not ignored, or divide the sum (reduction='sum') by max(count, 1)"
 )
 _EQUAL_VALUES = (
     "keep eigenvalues and singular values distinct, for example by adding a small diagonal of different numbers, or "
@@ -272,7 +273,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if evidence.gradient(name) is None:
         return None
     if not evidence.is_loss_finite:
-        why = "NaN or infinity first arises in {}, from inputs without."
+        why = "{} is the first operation that gives NaN or infinity."
         causes = unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_cause_outside(evidence),), f"the loss is {loss}")

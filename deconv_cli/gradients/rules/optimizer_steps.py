@@ -159,10 +159,10 @@ def _is_explained(failure: Failure, evidence: TrainingEvidence) -> bool:
 
 
 def _of_missing_gradient(failure: Failure, evidence: TrainingEvidence) -> Finding:
-    """Explain why a `.grad` that the script reads is None."""
-    if failure.cleared_at is not None:
+    cleared_at = evidence.events.cleared_at
+    if cleared_at is not None:
         why = "the gradients are cleared here, after backward() and before the script reads them: .grad is None."
-        cause = Cause("zero_grad()", failure.cleared_at, why, "call zero_grad() before backward()")
+        cause = Cause("zero_grad()", cleared_at, why, "call zero_grad() before backward()")
         return Finding(Verdict.GRADIENT_LOST, (cause,))
     frozen = [found.name for found in evidence.report.parameters if found.verdict == Verdict.FROZEN]
     why = "this line reads .grad of a weight that no backward pass reaches, so it is None"

@@ -45,7 +45,6 @@ class _FunctionMode(TorchFunctionMode):
         self._tracker = tracker
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run one function."""
         keywords, tracker = kwargs or {}, self._tracker
         name = plain_name(func)
         if name in RANDOM and not tracker.suspended:

@@ -20,7 +20,7 @@ from deconv_cli.gradients.findings import GradientReport, Verdict, first_line
 from deconv_cli.gradients.subject import Subject, untouched_generators
 from deconv_cli.gradients.tracing.code_location import CodeLocation, location_of_error, running_line
 from deconv_cli.gradients.tracing.interception import observing_hidden_calls, replaced
-from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch, TrainingEvents
+from deconv_cli.gradients.training.optimizer_watch import Failure, OptimizerWatch
 from deconv_cli.gradients.training.recorded_pass import own_frames, subject_of_pass
 from deconv_cli.gradients.training.tape import Tape
 
@@ -82,29 +82,22 @@ class TrainingWatch:
         self._tape = Tape()
         self._stack = contextlib.ExitStack()
         self._called: dict[int, nn.Module] = {}
-        self._optimizers = OptimizerWatch()
+        self.optimizers = OptimizerWatch()
         self._checked_at = 0.0
-
-    @property
-    def events(self) -> TrainingEvents:
-        """The events since the first checked pass."""
-        self._optimizers.events.adds_squares = self._tape.adds_squares
-        return self._optimizers.events
 
     def note_failure(self, error: Exception) -> None:
         """Note the error that ends the script."""
-        location, cleared_at = location_of_error(error) or CodeLocation(), self._optimizers.cleared_at
-        self.events.failure = Failure(location, type(error).__name__, first_line(error), cleared_at)
+        location = location_of_error(error) or CodeLocation()
+        self.optimizers.failure = Failure(location, type(error).__name__, first_line(error))
 
     def __enter__(self) -> TrainingWatch:
-        """Start watching."""
         self._replace(torch.autograd, "backward", self._watched_backward)
-        self._replace(torch.optim.Optimizer, "zero_grad", self._optimizers.watched_clearing)
-        self._replace(nn.Module, "zero_grad", self._optimizers.watched_clearing)
+        self._replace(torch.optim.Optimizer, "zero_grad", self.optimizers.watched_clearing)
+        self._replace(nn.Module, "zero_grad", self.optimizers.watched_clearing)
         self._replace(
             torch, "from_numpy", lambda make: lambda array: self._tape.record(make, "from_numpy", (array,), {})
         )
-        self._replace(torch.amp.GradScaler, "step", self._optimizers.watched_scaler)
+        self._replace(torch.amp.GradScaler, "step", self.optimizers.watched_scaler)
         for handle in (
             module_hooks.register_module_forward_pre_hook(self._enter_module),
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
@@ -120,7 +113,6 @@ class TrainingWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop watching."""
         self._stack.close()
 
     def _replace(self, owner: Any, name: str, watched: Callable[[Any], Any]) -> None:  # noqa: ANN401
@@ -175,14 +167,14 @@ class TrainingWatch:
             with self._not_recording():
                 backward(tensors, grad_tensors, *args, **keywords)
                 if self.passes:
-                    self._optimizers.after_backward()
+                    self.optimizers.after_backward()
 
         return watched
 
     def _before_backward(self, tensors: Any, weights: Any) -> None:  # noqa: ANN401  torch's own signature
         self.n_backward += 1
         location = _calling_line()
-        self._optimizers.last_backward = location
+        self.optimizers.last_backward = location
         line = location.file, location.line
         if self.n_backward == self._step or (self.passes and line not in self._lines):
             self._lines.add(line)
@@ -190,7 +182,7 @@ class TrainingWatch:
                 self._take_over(self._as_loss(tensors, weights), location)
         if self.passes:
             with self._not_recording():
-                self._optimizers.before_backward(running_line())
+                self.optimizers.before_backward(running_line())
             self._end_if_seen()
         self._tape.forget()
 
@@ -210,7 +202,7 @@ class TrainingWatch:
                     raise
                 self.unchecked.append(f"the backward pass at {location}: {str(error).rstrip('.')}")
                 return
-            self._optimizers.watch(list(subject.trainable.values()))
+            self.optimizers.watch(list(subject.trainable.values()))
             self.passes.append(CheckedPass(location, subject, report))
             self._checked_at = time.monotonic()
 
@@ -226,31 +218,31 @@ class TrainingWatch:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
-            self._optimizers.before_step(optimizer)
+            self.optimizers.before_step(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: object, _keywords: object) -> None:
         with self._not_recording():
-            self._optimizers.after_step(optimizer, running_line())
+            self.optimizers.after_step(optimizer, running_line())
         self._end_if_seen()
 
     def _end_if_seen(self) -> None:
         if not self._is_ending or not self.passes:
             return
-        n_awaited = _MAX_BACKWARD if self.events.moved_by_hand else _MAX_WITHOUT_STEP
-        if self.events.steps:
-            n_awaited = max(_MAX_BACKWARD, 2 * self.events.steps[0].n_backward)
-        is_late = self.events.n_backward > n_awaited
+        n_awaited = _MAX_BACKWARD if self.optimizers.moved_by_hand else _MAX_WITHOUT_STEP
+        if self.optimizers.steps:
+            n_awaited = max(_MAX_BACKWARD, 2 * self.optimizers.steps[0].n_backward)
+        is_late = self.optimizers.n_backward > n_awaited
         is_waiting = self._is_waiting_for_gradients() and time.monotonic() - self._checked_at < _MAX_EXTRA_S
-        if is_late or (self._optimizers.has_seen_enough and not is_waiting):
+        if is_late or (self.optimizers.has_seen_enough and not is_waiting):
             raise EnoughSeenError
-        if not self.events.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
-            self.events.is_cut_short = True
+        if not self.optimizers.steps and time.monotonic() - self._checked_at > _MAX_WAIT_S:
+            self.optimizers.is_cut_short = True
             raise EnoughSeenError
 
     def _is_waiting_for_gradients(self) -> bool:
         """Return whether a later pass may still use a weight that the checked pass does not use."""
-        held = frozenset().union(*self.events.held.values())
-        waited_for = held - self.events.reached
+        held = frozenset().union(*self.optimizers.held.values())
+        waited_for = held - self.optimizers.reached
         return any(
             found.verdict in (Verdict.UNUSED, Verdict.NOT_LOSS)
             and id(checked.subject.parameters[found.name]) in waited_for
