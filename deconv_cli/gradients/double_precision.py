@@ -19,13 +19,13 @@ from deconv_cli.gradients.finite_differences import (
     ScalarFunction,
     TensorGradient,
 )
+from deconv_cli.gradients.nested_tensors import NARROW
 from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace, trace_backward
 from deconv_cli.gradients.tracing.forward_trace import ForwardTrace
 from deconv_cli.gradients.tracing.interception import trace_forward
 
 _DOUBLE, _SINGLE = 2.3e-16, 1.2e-7
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def _compare(
     if backward.error is not None:
         return DoubleEvidence(forward, backward)
     casts = forward.casts
-    is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in _NARROW
+    is_narrow = dtype != "float64" or bool(casts) or forward.loss.dtype in NARROW
     epsilon = _SINGLE if is_narrow else _DOUBLE
     holding = subject.holding_detached if forward.is_detached_on_purpose else contextlib.nullcontext
     with holding():

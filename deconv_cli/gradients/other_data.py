@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,8 @@ def try_batch(subject: Subject) -> BatchIndependence:
     sizes = {t.shape[axis] if t.ndim > axis else 0 for t in tensors_in((subject.arguments, subject.keywords))}
     if len(sizes) != 1 or min(sizes) < 2:
         return BatchIndependence(axis, doubt=f"the inputs do not share an axis {axis} of two samples or more")
-    with subject.evaluating(), _without_graph_if_possible(subject) as before:
+    with subject.evaluating():
+        before = subject.output()
         if not any(t.ndim > axis and t.shape[axis] in sizes for t in tensors_in(before)):
             return BatchIndependence(axis, doubt=f"the output has no axis {axis} with as many samples as the inputs")
         is_certain = subject.is_axis_given or _drops_the_next_axis(subject, before)
@@ -80,19 +80,6 @@ def _drops_the_next_axis(subject: Subject, output: Any) -> bool:  # noqa: ANN401
     first, second = inputs[0].shape[:2]
     given = [*tensors_in(output), *tensors_in(subject.target)]
     return 1 < second != first and all(first in t.shape[:1] and second not in t.shape for t in given)
-
-
-@contextlib.contextmanager
-def _without_graph_if_possible(subject: Subject) -> Iterator[Any]:
-    """Run forward and the block without a graph, unless the model itself takes gradients."""
-    try:
-        with torch.no_grad():
-            found = subject.output()
-    except RuntimeError:
-        yield subject.output()
-    else:
-        with torch.no_grad():
-            yield found
 
 
 def _layer_with_time_first(model: nn.Module, axis: int) -> str | None:

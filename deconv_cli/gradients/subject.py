@@ -169,17 +169,12 @@ class Subject:
 
         `value` is the loss of a watched run. Held constants need the graph, which shows what runs under `no_grad`.
         """
-        if self._held is not None:
-            return self.value, None
-
-        def without_graph() -> float:
-            with torch.no_grad():
-                return self.value()
-
-        with contextlib.suppress(Exception):
-            again = without_graph()
-            if again == value or again == self.value():
-                return without_graph, again
+        if self._held is None:
+            without_graph = torch.no_grad()(self.value)
+            with contextlib.suppress(Exception):
+                again = without_graph()
+                if again == value or again == self.value():
+                    return without_graph, again
         return self.value, None
 
     def _own_tensors(self) -> list[torch.Tensor]:

@@ -59,7 +59,7 @@ TOLD = {
     "sampled": ("DETACHED", "", "draw with .rsample()"),
     "branch_not_taken": ("NON-FINITE", "torch.where may not even select", "exp(torch.where(mask, x, 0.5))"),
     "both_factors_zero": ("ZERO", "other factor", "initialize one of the two with random values"),
-    "softmax_of_one": ("ZERO", "only one class", "use sigmoid"),
+    "softmax_of_one": ("ZERO", "has a single class", "use sigmoid"),
     "plain_list": ("UNREGISTERED", "self.layers is a plain Python container", ""),
     "plain_tensor": ("UNREGISTERED", "self.scale is a tensor that requires a gradient but no nn.Parameter", ""),
     "layer_made_in_forward": ("UNREGISTERED", "forward creates in each pass", ""),

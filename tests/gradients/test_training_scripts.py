@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, load_fixture, run_text, verdicts
+from gradient_cases import FIXTURES, HEAD, LOOP, OPTIMIZER, causes, changed, run_text, verdicts
 from torch import nn
 
 import deconv_cli
@@ -24,7 +24,7 @@ SCRIPTS = FIXTURES / "scripts"
     [
         ("", "no operation of forward reads this parameter; "),
         ("extra = self.side(x)", "forward uses this parameter here, but its value does not reach the loss; "),
-        ("x = x + self.side(x).detach()", ""),
+        ("x = x + self.side(x).detach()", ".detach() cuts"),
     ],
 )
 def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradient(tmp_path, more, reason):
@@ -33,8 +33,8 @@ def test_a_layer_that_no_optimizer_holds_keeps_the_reason_why_it_gets_no_gradien
     optimizer = "optimizer = torch.optim.SGD([*model.body.parameters(), *model.head.parameters()], lr=0.1)\n"
     found = run_text(text + optimizer + LOOP, tmp_path)
     why = causes(found, "side.weight")[0].why
-    assert why.startswith(f"{reason}no optimizer holds this weight")
-    assert ("gradients end here" in why) == (not reason)
+    assert why.startswith(reason)
+    assert why.endswith("; no optimizer holds this weight, so it is not trained, as in a target network.")
 
 
 def test_weights_have_the_names_that_the_script_gives_them():
@@ -146,7 +146,6 @@ def test_a_large_scale_of_mixed_precision_is_no_lost_gradient(tmp_path):
 
 MEMBERS = {
     "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
-    "a list of tensors": ("[torch.ones(6, requires_grad=True)]", "self.hidden[0] * h", "nn.ParameterList"),
     "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),
     "a tensor that the optimizer holds": ("torch.ones(6, requires_grad=True)", "self.hidden * h", ""),
     "a tensor to differentiate by": (
@@ -195,19 +194,6 @@ def test_a_step_that_is_not_waited_for(tmp_path, monkeypatch):
     found = run_text(ADDED_UP.format(n=4, turns=12), tmp_path)
     assert not [finding for finding in found.general if finding.is_fault]
     assert "made no step in 1 call of backward" in found.not_checked[-1]
-
-
-def test_a_clamp_of_a_weight_in_forward_is_sound(tmp_path):
-    write = "        self.head.weight.data.clamp_(-9, 9)\n        return self.head"
-    found = run_text((HEAD + OPTIMIZER + LOOP).replace("        return self.head", write), tmp_path)
-    assert not [finding for finding in found.general if finding.is_fault]
-
-
-def test_a_head_that_starts_at_zero(tmp_path):
-    found = run_text(HEAD + "nn.init.zeros_(model.head.weight)\n" + OPTIMIZER + LOOP, tmp_path)
-    names = verdicts(found)
-    assert (names["body.weight"], names["head.weight"]) == ("ZERO AT START", "OK")
-    assert not [finding for finding in found.general if finding.is_fault]
 
 
 def test_the_script_has_its_arguments_and_they_are_put_back(tmp_path):
@@ -264,12 +250,6 @@ class TestWatching:
                 outputs[t] = h
             outputs.square().mean().backward()
         assert set(verdicts(watched.report).values()) == {"OK"}
-
-    def test_a_hand_written_backward_that_is_wrong(self):
-        w = torch.randn(3, requires_grad=True)
-        with deconv_cli.watch_gradients() as watched:
-            load_fixture("wrong").Doubled.apply(torch.randn(5, 3), w).square().mean().backward()
-        assert verdicts(watched.report) == {"w": "WRONG"}
 
     def test_what_was_patched_is_put_back(self):
         before = torch.autograd.backward, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad

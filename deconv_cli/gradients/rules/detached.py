@@ -220,7 +220,7 @@ def _switching_on(found: Detachment) -> str:
 
 def _wrapping(found: Detachment) -> Cause:
     """Explain a tensor made of the values of another one."""
-    is_loss = found.n_elements == 1 and not found.location.module
+    is_loss = "loss" in found.location.code.lower()
     why = (
         f"{found.label} makes a new tensor that has only the value of {'the loss' if is_loss else 'the old one'}: "
         "backward() stops there, and no parameter before it gets a gradient."

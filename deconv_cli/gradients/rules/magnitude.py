@@ -22,7 +22,7 @@ from deconv_cli.gradients.subject import Subject
 from deconv_cli.gradients.tracing.backward_trace import BackwardTrace
 from deconv_cli.gradients.tracing.code_location import CodeLocation
 from deconv_cli.gradients.tracing.forward_trace import Operation
-from deconv_cli.gradients.tracing.operations import STEPS, Misuse, words
+from deconv_cli.gradients.tracing.operations import STEPS, words
 
 _SMOOTH_UNITS = "use smooth units, such as SiLU, tanh or softplus, if the loss contains a derivative"
 _NORMALIZING = ("BatchNorm", "LayerNorm", "GroupNorm", "Softmax", "ScaledDot")
@@ -44,9 +44,14 @@ _REASONS = (
         "widen the limits, or scale the input",
     ),
     (
-        words("softmax log_softmax cross_entropy sigmoid tanh erf"),
+        words("softmax log_softmax cross_entropy"),
+        "{bare} has a single class, or is saturated by large inputs: it no longer changes in this precision.",
+        "for a single class use sigmoid; otherwise scale the inputs of {bare} down, as by 1 / sqrt(width)",
+    ),
+    (
+        words("sigmoid tanh erf"),
         "{bare} is saturated: its inputs are so large that it no longer changes in this precision.",
-        "scale the inputs of {bare} down, as by 1 / sqrt(width), or normalize them",
+        "scale the inputs of {bare} down, or normalize them",
     ),
     (
         words("layer_norm group_norm instance_norm batch_norm"),
@@ -96,13 +101,9 @@ def find_zero(evidence: Evidence, name: str) -> Finding | None:
 def _cause_of_zero(evidence: Evidence, operation: Operation) -> Cause:
     bare, location = operation.bare_name, operation.location
     name = bare.removesuffix(".apply")
-    calls = evidence.forward.loss_calls
-    if str(location) in {str(call.location) for call in calls if call.misuse is Misuse.ONE_CLASS}:
-        why = "there is only one class, so its probability is always 1 and the gradient is zero."
-        suggestion = "use sigmoid, or F.binary_cross_entropy_with_logits for a loss; softmax is for two classes or more"
-    elif any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
+    if any(item.is_missing and item.function == name for item in evidence.wrong_inputs):
         return returning_none(operation, evidence)
-    elif bare in STEPS:
+    if bare in STEPS:
         why = f"{bare} is constant between its steps, so its derivative is zero."
         suggestion = f"for a straight-through gradient: x + (torch.{bare}(x) - x).detach()"
     elif bare != name:
@@ -274,7 +275,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
         return None
     if not evidence.is_loss_finite:
         why = "{} is the first operation that gives NaN or infinity."
-        causes = unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in evidence.origins)
+        causes = unique_causes(_cause_of_non_finite(origin, why) for origin in evidence.origins)
         loss = float(evidence.forward.loss.detach())
         return Finding(Verdict.NON_FINITE, causes or (_cause_outside(evidence),), f"the loss is {loss}")
     if evidence.backward.magnitudes[name].is_finite:
@@ -283,7 +284,7 @@ def find_non_finite(evidence: Evidence, name: str) -> Finding | None:
     if "where" in evidence.forward.made_by:
         return Finding(Verdict.NON_FINITE, unique_causes(_cause_in_branch(origin) for origin in origins))
     why = "a finite gradient enters {} and leaves it as NaN or infinity: its slope is infinite at this input."
-    return Finding(Verdict.NON_FINITE, unique_causes(_cause_of_non_finite(evidence, origin, why) for origin in origins))
+    return Finding(Verdict.NON_FINITE, unique_causes(_cause_of_non_finite(origin, why) for origin in origins))
 
 
 def _cause_outside(evidence: Evidence) -> Cause:
@@ -320,7 +321,7 @@ def _cause_in_branch(operation: Operation) -> Cause:
     return Cause(operation.label, operation.location, why, suggestion)
 
 
-def _cause_of_non_finite(evidence: Evidence, operation: Operation, why: str) -> Cause:
+def _cause_of_non_finite(operation: Operation, why: str) -> Cause:
     """Explain where NaN or infinity arises; `why` has a place for the bare name of the operation."""
     bare = operation.bare_name
     known = bare.strip("_").removeprefix("linalg_")

@@ -181,8 +181,6 @@ def find_loss_input(evidence: Evidence) -> list[Finding]:
     """Find misused losses, one finding for each line."""
     findings = {}
     for call in evidence.forward.loss_calls:
-        if call.name.endswith("softmax"):
-            continue  # a softmax over one class is no loss, and may be meant, as in attention to a single token
         first, second = call.shapes
         why, suggestion = (text.format(name=call.name, first=first, second=second) for text in call.misuse.value)
         cause = Cause(f"{call.name.strip('_')}(...)", call.location, why, suggestion)

@@ -121,11 +121,7 @@ class Magnitude:
 
 
 def _largest(values: torch.Tensor) -> float:
-    """Find the largest magnitude, without a copy of real values."""
-    if values.is_complex():
-        return float(values.abs().max())
-    low, high = map(float, values.aminmax())
-    return math.nan if math.isnan(low) else max(-low, high)
+    return float(torch.linalg.vector_norm(values, math.inf))
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:

@@ -111,18 +111,8 @@ def _code_cells(path: Path) -> list[str]:
     return ["\n".join("" if line.startswith(_MAGIC) else line for line in source.split("\n")) for source in sources]
 
 
-class WatchedTraining:
-    """Holds the `report` after the block; it prints as text."""
-
-    def __init__(self) -> None:
-        self.report: GradientReport | None = None
-
-    def __repr__(self) -> str:
-        return "nothing was checked yet" if self.report is None else str(self.report)
-
-
 @contextmanager
-def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[WatchedTraining]:
+def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterator[TrainingWatch]:
     """Check the gradients and the optimizers of the training inside of the block.
 
     The first call of `loss.backward()` on each line is checked; the code then continues as if nothing had happened::
@@ -140,11 +130,10 @@ def watch_gradients(*, step: int = 1, budget: float = DEFAULT_BUDGET) -> Iterato
     Raises:
         UsageError: the code never reaches that pass, or the pass cannot be run again.
     """
-    watched = WatchedTraining()
     watch = TrainingWatch(step=step, budget=budget)
     with watch:
-        yield watched
-    watched.report = report_training(watch)
+        yield watch
+    watch.report = report_training(watch)
 
 
 _ON_PURPOSE = ("no_grad", ".detach()")
@@ -253,14 +242,9 @@ def _of_no_optimizer(finding: ParameterFinding) -> ParameterFinding:
     is_detached = finding.verdict == Verdict.DETACHED
     if is_detached and not (finding.causes and all(cause.operation in _ON_PURPOSE for cause in finding.causes)):
         return finding
-    why = "no optimizer holds this weight, {}so it is not trained, as in a target network."
+    reason = "no optimizer holds this weight, so it is not trained, as in a target network."
     suggestion = "nothing, if it is intended; requires_grad_(False) makes it explicit"
     causes = tuple(
-        replace(
-            cause,
-            why=why.format("and gradients end here, ") if is_detached else f"{cause.why.rstrip('.')}; {why.format('')}",
-            suggestion=suggestion,
-        )
-        for cause in finding.causes
+        replace(cause, why=f"{cause.why.rstrip('.')}; {reason}", suggestion=suggestion) for cause in finding.causes
     )
     return replace(finding, verdict=Verdict.PARTLY_DETACHED if is_detached else Verdict.NOT_REACHED, causes=causes)

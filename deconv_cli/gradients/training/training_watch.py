@@ -60,7 +60,8 @@ class TrainingWatch:
     It also checks later passes that other lines call, usually for the loss of another network.
 
     With `is_ending` it ends the code by an `EnoughSeenError` once it is complete. The other arguments are those of
-    `check_script`. `unchecked` holds sentences on passes that could not be checked.
+    `check_script`. `unchecked` holds sentences on passes that could not be checked. It prints as its `report`, which
+    `watch_gradients` sets after the block.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TrainingWatch:
         on_progress: Callable[[str], None] = lambda _sentence: None,
         is_ending: bool = False,
     ) -> None:
+        self.report: GradientReport | None = None
         self.passes: list[CheckedPass] = []
         self.unchecked: list[str] = []
         self.n_backward = 0
@@ -89,6 +91,9 @@ class TrainingWatch:
         """Note the error that ends the script."""
         location = location_of_error(error) or CodeLocation()
         self.optimizers.failure = Failure(location, type(error).__name__, first_line(error))
+
+    def __repr__(self) -> str:
+        return "nothing was checked yet" if self.report is None else repr(self.report)
 
     def __enter__(self) -> TrainingWatch:
         self._replace(torch.autograd, "backward", self._watched_backward)
