@@ -127,11 +127,9 @@ def find_left_out_of_derivative(evidence: Evidence, name: str) -> Finding | None
     else:
         verdict, suggestion = (
             Verdict.ZERO_BY_CONSTRUCTION,
-            "nothing, unless the differentiated quantity also belongs in the loss",
+            "nothing, unless the loss should also hold the quantity itself",
         )
-        why = (
-            "the loss contains only a derivative, and this parameter only adds a constant that the derivative removes."
-        )
+        why = "the loss holds only a derivative, and this parameter adds a constant, which the derivative removes."
     return Finding(verdict, (Cause("torch.autograd.grad(...)", location, why, suggestion),))
 
 
