@@ -147,8 +147,8 @@ class Evidence:
         return [item for item in self.wrong_inputs if name in item.parameters]
 
     @cached_property
-    def layers(self) -> dict[str, float]:
-        """‖gradient‖ / ‖weight‖ of the weights with a sound gradient, the nearest to the loss first."""
+    def layers(self) -> dict[str, tuple[int, float]]:
+        """Distance and ‖gradient‖ / ‖weight‖ of the weights with a sound gradient, the nearest to the loss first."""
         layers = []
         for name, parameter in self.parameters.items():
             readers = self.double.backward.readers_of(parameter)
@@ -157,7 +157,7 @@ class Evidence:
                 # Autograd numbers its nodes in the order of the forward pass.
                 order = min(reader._sequence_nr() for reader, _ in readers)
                 layers.append((-order, name, norm / weight_norm))
-        return {name: ratio for _, name, ratio in sorted(layers)}
+        return {name: (distance, ratio) for distance, name, ratio in sorted(layers)}
 
     def _is_sound(self, name: str) -> bool:
         return name in self.double.results and not self.differs(name) and not self.wrong_inputs_before(name)

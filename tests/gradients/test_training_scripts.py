@@ -144,6 +144,14 @@ def test_a_large_scale_of_mixed_precision_is_no_lost_gradient(tmp_path):
     assert not [finding for finding in found.general if finding.is_fault], found
 
 
+@pytest.mark.parametrize(("n_turns", "verdicts_found"), [(8, []), (22, ["OPTIMIZER"])])
+def test_a_scaler_that_skips_its_first_steps_is_usual_and_one_that_skips_all_is_not(n_turns, verdicts_found, tmp_path):
+    text = (SCRIPTS / "mixed_precision.py").read_text(encoding="utf-8").replace("range(8)", f"range({n_turns})")
+    text = text.replace("        scaler.u", "        model[0].weight.grad.fill_(torch.inf)\n        scaler.u", 1)
+    found = run_text(text, tmp_path)
+    assert [finding.verdict for finding in found.general if finding.is_fault] == verdicts_found
+
+
 MEMBERS = {
     "a list": ("[nn.Linear(6, 6)]", "self.hidden[0](h)", "nn.ModuleList"),
     "a tensor": ("torch.randn(6, 6, requires_grad=True)", "h @ self.hidden", "wrap it"),

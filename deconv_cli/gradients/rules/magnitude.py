@@ -179,7 +179,7 @@ def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, sug
 
     `why` has places for the factor of that step and the names of the two layers.
     """
-    ratios, names = evidence.layers, list(evidence.layers)
+    names, ratios = list(evidence.layers), {key: ratio for key, (_, ratio) in evidence.layers.items()}
     if name not in ratios:
         return None
     own, reference = ratios[name], ratios[names[0]]
@@ -187,7 +187,7 @@ def _find_extreme(verdict: Verdict, evidence: Evidence, name: str, why: str, sug
     def change(ratio: float, nearer: float) -> float:
         return nearer / ratio if verdict == Verdict.VANISHING else ratio / nearer
 
-    farther = names[names.index(name) + 1 :]
+    farther = (o for o in names if o != name and evidence.layers[o][0] >= evidence.layers[name][0])
     is_branch = any(change(ratios[other], reference) <= 1 / COLLAPSE for other in farther)
     if change(own, reference) <= (1 / COLLAPSE**2 if is_branch else 1 / COLLAPSE):
         return None

@@ -90,6 +90,7 @@ class OptimizerWatch:
         cleared_at: where gradients were cleared since the last backward pass.
         last_backward: the line of the last backward pass.
         backward_before: for each weight of an optimizer, the line of the last backward pass before its first step.
+        n_scaled: steps of a gradient scaler, which skips them while the scaled gradients overflow.
         is_cut_short: the watch stopped before the first step.
     """
 
@@ -103,6 +104,7 @@ class OptimizerWatch:
     cleared_at: CodeLocation | None = None
     last_backward: CodeLocation = field(default_factory=CodeLocation)
     backward_before: dict[int, CodeLocation] = field(default_factory=dict)
+    n_scaled: int = 0
     is_cut_short: bool = False
     _weights: list[torch.Tensor] = field(default_factory=list)
     _first: list[tuple[float, float]] = field(default_factory=list)
@@ -202,9 +204,10 @@ class OptimizerWatch:
         return watched
 
     def watched_scaler(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Watch by what a gradient scaler multiplied the gradients."""
+        """Count the steps of a gradient scaler, which skips some, and note its factor."""
 
         def watched(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
+            self.n_scaled += bool(self._weights)
             self._scale = float(scaler.get_scale())
             result = step(scaler, optimizer, *args, **keywords)
             self._scale = 1.0
