@@ -298,12 +298,10 @@ def write_report(parameters: Sequence[ParameterFinding], general: Sequence[Findi
     return "\n\n".join(blocks)
 
 
-def _explain(causes: Sequence[Cause]) -> list[str]:
-    """Write the lines at fault; lines with one reason and one suggestion share them."""
+def _explain(causes: Iterable[Cause]) -> list[str]:
     lines = []
-    for cause, following in zip(causes, [*causes[1:], None], strict=True):
+    for cause in causes:
         source = f"    {cause.location.source}" if cause.location.source else ""
-        lines.append(f"  at       {cause.location}  {cause.operation}{source}")
-        if following is None or (following.why, following.suggestion) != (cause.why, cause.suggestion):
-            lines += [f"  why      {cause.why}", f"  instead  {cause.suggestion}"]
+        lines += [f"  at       {cause.location}  {cause.operation}{source}", f"  why      {cause.why}"]
+        lines.append(f"  instead  {cause.suggestion}")
     return lines

@@ -52,7 +52,7 @@ def test_what_is_held_constant_on_purpose_makes_no_difference(name):
     if name in LINES_ON_PURPOSE:
         cause = found.general[0].causes[0]
         assert cause.location.line == blamed_line("sound_practice", LINES_ON_PURPOSE[name])
-        assert "hold the value here constant" in cause.why
+        assert "hold the values there constant" in cause.why
         assert str(found).count(cause.why) == 1  # for both lines of one network
 
 

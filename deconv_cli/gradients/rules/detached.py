@@ -90,8 +90,8 @@ _DISCRETE = ("multinomial", "bernoulli", "poisson")
 
 def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
     """Find draws without a gradient, one finding per line, and `.detach()` and `no_grad` in the user's own code."""
-    forward = evidence.forward
-    trained = sum(forward.bit(name) for name in evidence.backward.magnitudes)
+    forward, magnitudes = evidence.forward, evidence.backward.magnitudes
+    trained = sum(map(forward.bit, magnitudes))
     is_discrete = {str(draw.location): draw.bare_name in _DISCRETE for draw in forward.random}
     draws: dict[str, Cause] = {}
     plain: dict[str, Detachment] = {}
@@ -110,16 +110,18 @@ def find_detached_on_purpose(evidence: Evidence) -> list[Finding]:
         if found.is_deliberate and not found.by_library and found.location.file:
             plain.setdefault(line, found)
     findings = [Finding(Verdict.DETACHED, (cause,)) for cause in draws.values()]
-    causes = []
-    for found in plain.values():
-        names = [name for name in evidence.backward.magnitudes if forward.bit(name) & found.lost]
-        why = (
-            f"{name_some(names, 1)} reach the loss through this line too, but get gradients only by other ways; finite "
-            "differences hold the value here constant."
-        )
-        suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
-        causes.append(Cause("no_grad" if found.by_mode else found.label, found.location, why, suggestion))
-    return [*findings, Finding(Verdict.PARTLY_DETACHED, unique_causes(causes))] if causes else findings
+    if not plain:
+        return findings
+    first, *others = plain.values()
+    names = [name for name in magnitudes if any(forward.bit(name) & found.lost for found in plain.values())]
+    lines = " and ".join(["this line", *(str(found.location) for found in others[:2])])
+    why = (
+        f"{name_some(names, 1)} reach the loss through {lines} too, but get gradients only by other ways; finite "
+        "differences hold the values there constant."
+    )
+    suggestion = "nothing, if it is intended, as for a target or a straight-through gradient; otherwise remove it"
+    cause = Cause("no_grad" if first.by_mode else first.label, first.location, why, suggestion)
+    return [*findings, Finding(Verdict.PARTLY_DETACHED, (cause,))]
 
 
 _WITHOUT_RSAMPLE = (
